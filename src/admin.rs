@@ -1,0 +1,188 @@
+//! The endpoints that the filter answers itself: a request in, a reply or a pending change out.
+
+use crate::config::Config;
+use crate::control::Control;
+use crate::guard;
+use crate::health::Health;
+use crate::identity::{Network, Secret};
+use crate::json::Document;
+use crate::limiter::Request;
+use crate::metrics;
+use crate::reply::seconds;
+use crate::store::{Contended, SharedData};
+
+/// Longest body of a change, in bytes.
+pub const MAX_BODY_BYTES: usize = 1024;
+
+/// Longest admin token that is compared, in bytes. Hashing a longer one would only cost time.
+const MAX_TOKEN_BYTES: usize = 1024;
+
+/// A complete answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u32,
+    /// A header besides `content-type`.
+    pub header: Option<(&'static str, String)>,
+    /// The body: JSON.
+    pub body: String,
+    /// The counter it adds to; `None` for what only reads.
+    pub counter: Option<&'static str>,
+}
+
+/// A change whose token was right and whose body is still to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingChange {
+    /// Who asked, for the log.
+    pub network: Network,
+}
+
+/// What an endpoint does with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// It answers.
+    Now(Reply),
+    /// It waits for the body.
+    AfterBody(PendingChange),
+}
+
+/// The health check: always 200 while the filter serves, because it goes on serving whatever else fails.
+pub fn health(method: &[u8], control: Control) -> Reply {
+    if !is_read(method) {
+        return method_not_allowed("GET, HEAD");
+    }
+    let health = control.health;
+    ok(format!(r#"{{"status":"healthy","redis":"not_configured","health":"{health}"}}"#))
+}
+
+/// Shows health, or starts to change it.
+pub fn system_health(
+    method: &[u8],
+    request: &impl Request,
+    config: &Config,
+    control: Control,
+    data: &impl SharedData,
+    unix_us: u64,
+) -> Answered {
+    if is_read(method) {
+        let (health, timestamp) = (control.health, timestamp(unix_us));
+        return Answered::Now(ok(format!(r#"{{"health":"{health}","timestamp":{timestamp}}}"#)));
+    }
+    if method != b"POST" {
+        return Answered::Now(method_not_allowed("GET, HEAD, POST"));
+    }
+    let network = config.network(&request.source_address().unwrap_or_default());
+    let namespace = &config.settings.namespace;
+    let wait_us = guard::wait_us(data, namespace, network);
+    if wait_us > 0 {
+        return Answered::Now(throttled(wait_us));
+    }
+    let token = request.header("x-admin-token").unwrap_or_default();
+    if is_admin(&token, config.settings.admin.token) {
+        return Answered::AfterBody(PendingChange { network });
+    }
+    Answered::Now(match guard::count(data, namespace, network) {
+        Ok(0) => refusal(403, "Invalid admin token", metrics::ADMIN_FORBIDDEN),
+        Ok(wait_us) => throttled(wait_us),
+        // A guess that cannot be counted is not answered either.
+        Err(Contended) => throttled(1_000_000),
+    })
+}
+
+/// Carries out a change whose body has come.
+pub fn change_health(
+    pending: &PendingChange,
+    body: &[u8],
+    control_key: &str,
+    data: &impl SharedData,
+    unix_us: u64,
+) -> Reply {
+    let health = match requested_health(body) {
+        Ok(health) => health,
+        Err(error) => return refusal(400, &error, metrics::ADMIN_INVALID),
+    };
+    let change = |control| Control { health, ..control };
+    let Ok(previous) = Control::change(data, control_key, change) else {
+        return refusal(500, "Failed to update health", metrics::ADMIN_FAILED);
+    };
+    let previous = previous.health;
+    log::info!("health set to {health} (it was {previous}) by {}", pending.network);
+    let timestamp = timestamp(unix_us);
+    let mut reply = ok(format!(
+        "{{\"message\":\"System health updated successfully\",\"previous_status\":\"{previous}\",\
+         \"new_status\":\"{health}\",\"timestamp\":{timestamp}}}"
+    ));
+    reply.counter = Some(metrics::ADMIN_OK);
+    reply
+}
+
+/// The answer to a body over [`MAX_BODY_BYTES`].
+pub fn body_too_large() -> Reply {
+    refusal(413, "the body is over 1024 bytes", metrics::ADMIN_TOO_LARGE)
+}
+
+/// The answer to a body that does not come.
+pub fn body_timed_out() -> Reply {
+    let detail = "no body came within 10 seconds; if one was sent, this plugin's configuration in Envoy lacks \
+                  allow_on_headers_stop_iteration: true";
+    refusal(408, detail, metrics::ADMIN_INVALID)
+}
+
+/// The answer while too many requests wait for their bodies.
+pub fn too_many_bodies() -> Reply {
+    Reply {
+        header: Some(("retry-after", "1".to_owned())),
+        ..refusal(503, "too many changes are waiting for their bodies", metrics::ADMIN_FAILED)
+    }
+}
+
+fn is_read(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD")
+}
+
+fn is_admin(token: &[u8], expected: Option<Secret>) -> bool {
+    let expected = expected.filter(|_| token.len() <= MAX_TOKEN_BYTES);
+    expected.is_some_and(|expected| Secret::of(token).matches(expected))
+}
+
+fn requested_health(body: &[u8]) -> Result<Health, String> {
+    let document = Document::parse(body)?;
+    let fields = document.root("body").fields(&["status"])?;
+    let status = fields.need("status", WANTED_STATUS)?;
+    let health = status.as_text().and_then(Health::from_name);
+    health.ok_or_else(|| status.wanted(WANTED_STATUS))
+}
+
+const WANTED_STATUS: &str = "\"NORMAL\" or \"DEGRADED\"";
+
+fn ok(body: String) -> Reply {
+    Reply { status: 200, header: None, body, counter: None }
+}
+
+fn refusal(status: u32, detail: &str, counter: &'static str) -> Reply {
+    Reply {
+        status,
+        header: None,
+        body: format!("{{\"detail\":{}}}", serde_json::to_string(detail).unwrap_or_default()),
+        counter: Some(counter),
+    }
+}
+
+fn method_not_allowed(allow: &str) -> Reply {
+    Reply {
+        header: Some(("allow", allow.to_owned())),
+        ..refusal(405, "Method not allowed", metrics::ADMIN_INVALID)
+    }
+}
+
+fn throttled(wait_us: u64) -> Reply {
+    Reply {
+        header: Some(("retry-after", seconds(wait_us).to_string())),
+        ..refusal(429, "Too many invalid admin tokens", metrics::ADMIN_THROTTLED)
+    }
+}
+
+/// Unix seconds with three decimals.
+fn timestamp(unix_us: u64) -> String {
+    format!("{}.{:03}", unix_us / 1_000_000, unix_us / 1_000 % 1_000)
+}

@@ -1,0 +1,96 @@
+//! The token bucket: one function, stored state in, verdict and new state out.
+//!
+//! Exact by its choice of units. Tokens are counted in 10⁻¹² and time in microseconds, so that
+//! `microseconds × millionths of a token per second` is a whole number of units: refilling never rounds, and
+//! asking often gains or loses nothing. Knows nothing of callers, stores or where the time comes from.
+
+use crate::tier::Limit;
+
+/// Units in one token.
+pub const PICO_PER_TOKEN: u64 = 1_000_000_000_000;
+
+/// What a store keeps for one caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Tokens at `refilled_at_us`, in units of 10⁻¹² tokens.
+    pub tokens_pico: u64,
+    /// The store's clock when the tokens were last counted, in microseconds.
+    pub refilled_at_us: u64,
+}
+
+/// Whether the request got its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// One token was taken.
+    Admitted,
+    /// Less than one whole token was there.
+    Refused,
+}
+
+/// The answer to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the request got its token.
+    pub outcome: Outcome,
+    /// Capacity of the limit that was applied, in tokens.
+    pub capacity: u32,
+    /// Whole tokens left after this request.
+    pub remaining: u32,
+    /// Admitted: microseconds until the bucket is full again. Refused: microseconds until a request would be
+    /// admitted. Rounded up, so that coming back then is never too early.
+    pub wait_us: u64,
+}
+
+/// Takes one token at `now_us` from what is stored, or from a full bucket where nothing is.
+///
+/// The second value is what to store instead; `None` where the stored state still says it all. A refusal
+/// changes nothing, which makes refusing cheap and keeps a flood of refusals from touching the store.
+///
+/// A clock behind `refilled_at_us` counts as no time passed, and counting goes on from the earlier reading:
+/// the step mints nothing, and nobody waits for the clock to catch up.
+pub fn take(stored: Option<Bucket>, limit: Limit, now_us: u64) -> (Verdict, Option<Bucket>) {
+    let tokens_pico = available_pico(stored, limit, now_us);
+    let left_pico = tokens_pico.checked_sub(PICO_PER_TOKEN);
+    let (outcome, tokens_pico, target_pico) = match left_pico {
+        Some(left) => (Outcome::Admitted, left, capacity_pico(limit)),
+        None => (Outcome::Refused, tokens_pico, PICO_PER_TOKEN),
+    };
+    let verdict = Verdict {
+        outcome,
+        capacity: limit.capacity(),
+        remaining: u32::try_from(tokens_pico / PICO_PER_TOKEN).unwrap_or(u32::MAX),
+        wait_us: time_to_gain_us(target_pico.saturating_sub(tokens_pico), limit),
+    };
+    let clock_stepped_back = stored.is_some_and(|bucket| now_us < bucket.refilled_at_us);
+    let changed = outcome == Outcome::Admitted || clock_stepped_back;
+    let state = Bucket { tokens_pico, refilled_at_us: now_us };
+    (verdict, changed.then_some(state))
+}
+
+/// Tokens there for a request at `now_us`, in units of 10⁻¹²: stored plus refilled, at most the capacity.
+pub fn available_pico(stored: Option<Bucket>, limit: Limit, now_us: u64) -> u64 {
+    let Some(bucket) = stored else {
+        return capacity_pico(limit);
+    };
+    let elapsed_us = now_us.saturating_sub(bucket.refilled_at_us);
+    // Where the product or the sum does not fit, the bucket is full long since: saturating is exact here.
+    let gained_pico = elapsed_us.saturating_mul(limit.refill_micro_per_sec());
+    bucket.tokens_pico.saturating_add(gained_pico).min(capacity_pico(limit))
+}
+
+/// Microseconds from empty to full, rounded up.
+pub fn time_to_fill_us(limit: Limit) -> u64 {
+    time_to_gain_us(capacity_pico(limit), limit)
+}
+
+fn time_to_gain_us(pico: u64, limit: Limit) -> u64 {
+    // A rate of zero goes with a capacity of zero only, and then no wait is long enough.
+    match limit.refill_micro_per_sec() {
+        0 => u64::MAX,
+        rate => pico.div_ceil(rate),
+    }
+}
+
+fn capacity_pico(limit: Limit) -> u64 {
+    u64::from(limit.capacity()) * PICO_PER_TOKEN
+}

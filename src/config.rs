@@ -1,0 +1,412 @@
+//! Configuration: JSON in, checked values out; every error names its field.
+//!
+//! Two stages. [`Plugin`] is what Envoy delivered, checked by itself. [`Config`] is what the limiter runs on:
+//! the plugin's settings joined with tiers and keys, which come from the plugin configuration or from fetched
+//! documents. A `Config` cannot be wrong: every key has its tier, every limit is in range.
+
+mod keys;
+mod tiers;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::identity::{Network, Secret};
+use crate::json::{Document, Field, Fields};
+use crate::tier::Tier;
+
+pub use keys::{Caller, KeyEntry, parse_api_keys};
+pub use tiers::{built_in_tiers, parse_tiers};
+
+/// Longest name of a tier or namespace, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+/// Most buckets that the address table may hold; at 24 bytes a bucket and some overhead, about 700 MiB.
+const MAX_BUCKETS: u32 = 1 << 24;
+/// Most exempt paths: each is compared on every request.
+const MAX_EXEMPT_PATHS: usize = 64;
+
+/// Variables that Envoy hands in with `vm_config.environment_variables`; they win over the JSON. An empty one
+/// counts as absent.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `ADMIN_TOKEN`: the token itself, not its hash.
+    pub admin_token: Option<Vec<u8>>,
+    /// `DEFAULT_TIER`.
+    pub default_tier: Option<Vec<u8>>,
+    /// `CONFIG_TTL`, in seconds.
+    pub config_ttl: Option<Vec<u8>>,
+}
+
+/// Where tiers and keys are re-read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigSource {
+    /// The Envoy cluster that serves the documents.
+    pub cluster: String,
+    /// Path of the tier document.
+    pub tiers: Option<String>,
+    /// Path of the key document.
+    pub api_keys: Option<String>,
+    /// How often to read them, in seconds: 1 to 86,400.
+    pub ttl_seconds: u32,
+}
+
+/// The endpoints that the filter answers itself.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Hash of the token that changes health; without one, nobody may.
+    pub token: Option<Secret>,
+    /// Path of the health check; `None` disables it.
+    pub health_path: Option<String>,
+    /// Path that shows and changes health; `None` disables it.
+    pub system_health_path: Option<String>,
+}
+
+/// Which groups of response headers are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// `X-RateLimit-*`.
+    pub rate_limit: bool,
+    /// `X-System-Health`.
+    pub system_health: bool,
+    /// `X-Processing-Time`.
+    pub processing_time: bool,
+    /// `RateLimit` and `RateLimit-Policy` of the IETF draft.
+    pub ietf: bool,
+}
+
+/// A path that is not limited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExemptPath {
+    /// This path alone.
+    Exact(String),
+    /// Every path that starts so.
+    Prefix(String),
+}
+
+impl ExemptPath {
+    /// Whether `path`, without its query string, is exempt by this entry.
+    pub fn matches(&self, path: &[u8]) -> bool {
+        match self {
+            ExemptPath::Exact(exact) => path == exact.as_bytes(),
+            ExemptPath::Prefix(prefix) => path.starts_with(prefix.as_bytes()),
+        }
+    }
+}
+
+/// What does not change with the documents.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to re-read tiers and keys from.
+    pub config_source: Option<ConfigSource>,
+    /// The filter's own endpoints.
+    pub admin: Admin,
+    /// Which headers are sent.
+    pub headers: Headers,
+    /// Most buckets kept for callers without a known key.
+    pub max_buckets: u32,
+    /// How many bits of an IPv6 address name a caller: 1 to 128.
+    pub ipv6_prefix: u8,
+    /// Keeps two limiters in one Envoy apart.
+    pub namespace: String,
+    /// Paths that are not limited.
+    pub exempt_paths: Vec<ExemptPath>,
+    /// Whether CORS preflights are not limited.
+    pub exempt_preflight: bool,
+}
+
+/// A checked plugin configuration.
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    /// What does not change with the documents.
+    pub settings: Rc<Settings>,
+    tiers: Option<Vec<Tier>>,
+    api_keys: Vec<KeyEntry>,
+    default_tier: DefaultTier,
+}
+
+/// The name of the default tier, not yet looked up, and the field that it stands in.
+#[derive(Clone, Debug)]
+struct DefaultTier {
+    name: String,
+    field: &'static str,
+}
+
+impl Plugin {
+    /// Reads a plugin configuration; no bytes at all stand for `{}`.
+    pub fn parse(bytes: &[u8], environment: &Environment) -> Result<Self, String> {
+        let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+        let document = Document::parse(bytes)?;
+        let fields = document.root("").fields(&[
+            "tiers",
+            "api_keys",
+            "default_tier",
+            "config_source",
+            "admin",
+            "store",
+            "headers",
+            "ipv6_prefix",
+            "namespace",
+            "exempt_paths",
+            "exempt_preflight",
+        ])?;
+        let plugin = Self {
+            tiers: fields.get("tiers").map(|field| parse_tiers(&field)).transpose()?,
+            api_keys: fields.get("api_keys").map_or(Ok(Vec::new()), |field| parse_api_keys(&field))?,
+            default_tier: default_tier(&fields, environment)?,
+            settings: Rc::new(settings(&fields, environment)?),
+        };
+        Config::new(&plugin, &Documents::default())?;
+        Ok(plugin)
+    }
+
+    /// What of `documents` this configuration asks for: others may have been published for an earlier one.
+    pub fn chosen(&self, documents: Documents) -> Documents {
+        let source = self.settings.config_source.as_ref();
+        Documents {
+            tiers: documents.tiers.filter(|_| source.is_some_and(|source| source.tiers.is_some())),
+            api_keys: documents.api_keys.filter(|_| source.is_some_and(|source| source.api_keys.is_some())),
+        }
+    }
+
+    /// Whether tiers will come from a document, so that names of tiers cannot be checked before it is there.
+    fn awaits_tiers(&self) -> bool {
+        let source = self.settings.config_source.as_ref();
+        source.is_some_and(|source| source.tiers.is_some())
+    }
+}
+
+/// Tiers and keys that were fetched; they replace those of the plugin configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Documents {
+    /// The tier document.
+    pub tiers: Option<Vec<Tier>>,
+    /// The key document.
+    pub api_keys: Option<Vec<KeyEntry>>,
+}
+
+/// What the limiter runs on.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What does not change with the documents.
+    pub settings: Rc<Settings>,
+    /// Every tier, in the document's order.
+    pub tiers: Vec<Rc<Tier>>,
+    /// The tier of callers without a known key.
+    pub default_tier: Rc<Tier>,
+    callers: HashMap<Secret, Rc<Caller>>,
+}
+
+impl Config {
+    /// Joins a plugin configuration with fetched documents.
+    ///
+    /// Fails where a key or `default_tier` names a tier that does not exist. While the tier document is still
+    /// awaited there is nothing to check the names against: an unknown one then means the default tier, and an
+    /// unknown default the first tier.
+    pub fn new(plugin: &Plugin, documents: &Documents) -> Result<Self, String> {
+        let lenient = plugin.awaits_tiers() && documents.tiers.is_none();
+        let fetched = documents.tiers.clone().or_else(|| plugin.tiers.clone());
+        let tiers: Vec<Rc<Tier>> = fetched.unwrap_or_else(built_in_tiers).into_iter().map(Rc::new).collect();
+        let named = |name: &str| tiers.iter().find(|tier| tier.name == name).cloned();
+        let known = || tiers.iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
+
+        let DefaultTier { name, field } = &plugin.default_tier;
+        let default_tier = named(name)
+            .or_else(|| tiers.first().filter(|_| lenient).cloned())
+            .ok_or_else(|| format!("{field}: found {name:?}, wanted one of the tiers {}", known()))?;
+        let entries = documents.api_keys.as_ref().unwrap_or(&plugin.api_keys);
+        let namespace = &plugin.settings.namespace;
+        let callers = entries
+            .iter()
+            .map(|entry| {
+                let tier = named(&entry.tier).or_else(|| lenient.then(|| default_tier.clone()));
+                let tier = tier.ok_or_else(|| entry.unknown_tier(&known()))?;
+                Ok((entry.key, Rc::new(Caller::new(entry, tier, namespace))))
+            })
+            .collect::<Result<_, String>>()?;
+
+        Ok(Self { settings: plugin.settings.clone(), tiers, default_tier, callers })
+    }
+
+    /// The caller whose key this is.
+    pub fn caller(&self, key: Secret) -> Option<Rc<Caller>> {
+        self.callers.get(&key).cloned()
+    }
+
+    /// How many keys are known.
+    pub fn callers(&self) -> usize {
+        self.callers.len()
+    }
+
+    /// The network that a client address is counted as.
+    pub fn network(&self, source_address: &[u8]) -> Network {
+        Network::of_source(source_address, self.settings.ipv6_prefix)
+    }
+}
+
+fn default_tier(fields: &Fields, environment: &Environment) -> Result<DefaultTier, String> {
+    if let Some(name) = &environment.default_tier {
+        let name = std::str::from_utf8(name).map_err(|_| {
+            "DEFAULT_TIER: found bytes that are not UTF-8, wanted the name of a tier".to_owned()
+        })?;
+        return Ok(DefaultTier { name: name.to_owned(), field: "DEFAULT_TIER" });
+    }
+    let name = fields.get("default_tier").map_or(Ok("free"), |field| field.text())?;
+    Ok(DefaultTier { name: name.to_owned(), field: "default_tier" })
+}
+
+fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, String> {
+    Ok(Settings {
+        config_source: fields
+            .get("config_source")
+            .map(|field| config_source(&field, environment))
+            .transpose()?,
+        admin: admin(fields.get("admin"), environment)?,
+        headers: headers(fields.get("headers"))?,
+        max_buckets: max_buckets(fields.get("store"))?,
+        ipv6_prefix: match fields.get("ipv6_prefix") {
+            Some(field) => u8::try_from(field.whole(1, 128)?).unwrap_or(128),
+            None => 64,
+        },
+        namespace: match fields.get("namespace") {
+            Some(field) => name(&field)?.to_owned(),
+            None => "default".to_owned(),
+        },
+        exempt_paths: fields.get("exempt_paths").map_or(Ok(Vec::new()), |field| exempt_paths(&field))?,
+        exempt_preflight: flag(fields, "exempt_preflight", false)?,
+    })
+}
+
+fn config_source(field: &Field, environment: &Environment) -> Result<ConfigSource, String> {
+    let fields = field.fields(&["cluster", "tiers", "api_keys", "ttl_seconds"])?;
+    let cluster = fields.need("cluster", "the name of an Envoy cluster")?;
+    let source = ConfigSource {
+        cluster: non_empty(&cluster, "the name of an Envoy cluster")?.to_owned(),
+        tiers: optional_path(&fields, "tiers", None)?,
+        api_keys: optional_path(&fields, "api_keys", None)?,
+        ttl_seconds: match (&environment.config_ttl, fields.get("ttl_seconds")) {
+            (Some(value), _) => config_ttl(value)?,
+            (None, Some(field)) => field.whole(1, 86_400)?,
+            (None, None) => 20,
+        },
+    };
+    if source.tiers.is_none() && source.api_keys.is_none() {
+        return Err(field.wanted("a path in tiers, in api_keys or in both"));
+    }
+    Ok(source)
+}
+
+fn config_ttl(value: &[u8]) -> Result<u32, String> {
+    let text = String::from_utf8_lossy(value);
+    let seconds = text.trim().parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+    seconds.ok_or_else(|| {
+        format!("CONFIG_TTL: found {text:?}, wanted a whole number of seconds from 1 to 86400")
+    })
+}
+
+fn admin(field: Option<Field>, environment: &Environment) -> Result<Admin, String> {
+    let mut token = None;
+    let mut health_path = Some("/health".to_owned());
+    let mut system_health_path = Some("/system/health".to_owned());
+    if let Some(field) = field {
+        let fields = field.fields(&["token_sha256", "health_path", "system_health_path"])?;
+        if let Some(field) = fields.get("token_sha256").filter(|field| !field.is_null()) {
+            let digits = field.as_text().and_then(Secret::from_hex);
+            token =
+                Some(digits.ok_or_else(|| {
+                    field.wanted_secretly("the SHA-256 of a token in 64 hexadecimal digits")
+                })?);
+        }
+        health_path = optional_path(&fields, "health_path", health_path)?;
+        system_health_path = optional_path(&fields, "system_health_path", system_health_path)?;
+        if health_path.is_some() && health_path == system_health_path {
+            return Err(field.error("one path for both endpoints", "two"));
+        }
+    }
+    if let Some(plain) = &environment.admin_token {
+        token = Some(Secret::of(plain));
+    }
+    Ok(Admin { token, health_path, system_health_path })
+}
+
+fn headers(field: Option<Field>) -> Result<Headers, String> {
+    let mut headers = Headers { rate_limit: true, system_health: true, processing_time: true, ietf: false };
+    if let Some(field) = field {
+        let fields = field.fields(&["rate_limit", "system_health", "processing_time", "ietf"])?;
+        headers = Headers {
+            rate_limit: flag(&fields, "rate_limit", headers.rate_limit)?,
+            system_health: flag(&fields, "system_health", headers.system_health)?,
+            processing_time: flag(&fields, "processing_time", headers.processing_time)?,
+            ietf: flag(&fields, "ietf", headers.ietf)?,
+        };
+    }
+    Ok(headers)
+}
+
+fn max_buckets(field: Option<Field>) -> Result<u32, String> {
+    let default = 65_536;
+    let Some(field) = field else {
+        return Ok(default);
+    };
+    let fields = field.fields(&["kind", "max_buckets"])?;
+    if let Some(kind) = fields.get("kind")
+        && kind.as_text() != Some("shared_data")
+    {
+        return Err(kind.wanted("\"shared_data\""));
+    }
+    fields.get("max_buckets").map_or(Ok(default), |field| field.whole(1, MAX_BUCKETS))
+}
+
+fn exempt_paths(field: &Field) -> Result<Vec<ExemptPath>, String> {
+    let elements = field.elements()?;
+    if elements.len() > MAX_EXEMPT_PATHS {
+        let found = format_args!("{} paths", elements.len());
+        return Err(field.error(found, format_args!("at most {MAX_EXEMPT_PATHS}")));
+    }
+    let exempt_path = |element: &Field| {
+        let path = path(element)?;
+        Ok(match path.strip_suffix('*') {
+            Some(prefix) => ExemptPath::Prefix(prefix.to_owned()),
+            None => ExemptPath::Exact(path.to_owned()),
+        })
+    };
+    elements.iter().map(exempt_path).collect()
+}
+
+fn flag(fields: &Fields, name: &str, default: bool) -> Result<bool, String> {
+    fields.get(name).map_or(Ok(default), |field| field.bool())
+}
+
+/// A path where the member is there, nothing where it is `null`, `default` where it is absent.
+fn optional_path(fields: &Fields, name: &str, default: Option<String>) -> Result<Option<String>, String> {
+    match fields.get(name) {
+        None => Ok(default),
+        Some(field) if field.is_null() => Ok(None),
+        Some(field) => path(&field).map(|path| Some(path.to_owned())),
+    }
+}
+
+fn path<'a>(field: &Field<'a>) -> Result<&'a str, String> {
+    let text = field.text()?;
+    if text.starts_with('/') && !text.contains(['?', '#']) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        Ok(text)
+    } else {
+        Err(field.wanted("a path that starts with / and has no query string"))
+    }
+}
+
+fn non_empty<'a>(field: &Field<'a>, wanted: &str) -> Result<&'a str, String> {
+    field.as_text().filter(|text| !text.is_empty()).ok_or_else(|| field.wanted(wanted))
+}
+
+/// A name that is safe in headers, metrics and shared-data keys alike.
+fn name<'a>(field: &Field<'a>) -> Result<&'a str, String> {
+    let text = field.text()?;
+    if is_name(text) { Ok(text) } else { Err(field.wanted(NAME_WANTED)) }
+}
+
+const NAME_WANTED: &str = "1 to 64 letters, digits, - or _";
+
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(allowed)
+}

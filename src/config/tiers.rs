@@ -1,0 +1,115 @@
+//! The tier document.
+
+use super::{NAME_WANTED, is_name};
+use crate::json::Field;
+use crate::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC, MAX_TTL_SECONDS, Tier};
+
+const MAX_REFILL_PER_SEC: u32 = (MAX_REFILL_MICRO_PER_SEC / 1_000_000) as u32;
+const DEFAULT_TTL_SECONDS: u32 = 60;
+
+/// Reads a tier document: an object of tiers by name, at least one.
+pub fn parse_tiers(document: &Field) -> Result<Vec<Tier>, String> {
+    let members = document.members()?;
+    if members.is_empty() {
+        return Err(document.error("no tier", "at least one"));
+    }
+    members.iter().map(|(name, field)| tier(name, field)).collect()
+}
+
+/// The tiers that hold where the configuration names none.
+pub fn built_in_tiers() -> Vec<Tier> {
+    let limit = |capacity, refill_micro_per_sec| Limit::new(capacity, refill_micro_per_sec);
+    let tier = |name: &str, normal: Option<Limit>, degraded: Option<Limit>, ttl_seconds| {
+        Some(Tier {
+            name: name.to_owned(),
+            normal: normal?,
+            degraded: degraded?,
+            ttl_seconds,
+            unlimited: false,
+        })
+    };
+    [
+        tier("free", limit(10, 1_000_000), limit(2, 500_000), 30),
+        tier("pro", limit(25, 2_000_000), limit(15, 2_000_000), 60),
+        tier("enterprise", limit(50, 5_000_000), limit(30, 5_000_000), 120),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn tier(name: &str, field: &Field) -> Result<Tier, String> {
+    if !is_name(name) {
+        return Err(field.error("this name of a tier", NAME_WANTED));
+    }
+    let fields = field.fields(&["base", "burst", "degraded", "ttl", "unlimited"])?;
+    let unlimited = super::flag(&fields, "unlimited", false)?;
+    let ttl_seconds = match fields.get("ttl") {
+        Some(ttl) => ttl.whole(1, MAX_TTL_SECONDS)?,
+        None => DEFAULT_TTL_SECONDS,
+    };
+    let base = match fields.get("base") {
+        Some(base) => Rate::of_base(&base)?,
+        None if unlimited => Rate { capacity: 0, refill_micro_per_sec: 0 },
+        None => {
+            let wanted = "{\"capacity\": …, \"refill_rate\": …}, or \"unlimited\": true in the tier";
+            return Err(fields.need("base", wanted).err().unwrap_or_default());
+        }
+    };
+    let normal = match fields.get("burst") {
+        Some(burst) => base.with(&burst, &["capacity"])?,
+        None => base,
+    };
+    let degraded = match fields.get("degraded") {
+        Some(degraded) => base.with(&degraded, &["capacity", "refill_rate"])?,
+        None => base,
+    };
+    Ok(Tier {
+        name: name.to_owned(),
+        normal: normal.checked(field, "base")?,
+        degraded: degraded.checked(field, "degraded")?,
+        ttl_seconds,
+        unlimited,
+    })
+}
+
+/// Capacity and refill rate, each in range, not yet checked against each other.
+#[derive(Clone, Copy)]
+struct Rate {
+    capacity: u32,
+    refill_micro_per_sec: u64,
+}
+
+impl Rate {
+    fn of_base(field: &Field) -> Result<Self, String> {
+        let fields = field.fields(&["capacity", "refill_rate"])?;
+        let capacity = fields.need("capacity", "a whole number of tokens")?;
+        let refill_rate = fields.need("refill_rate", "a number of tokens per second")?;
+        Ok(Self {
+            capacity: capacity.whole(0, MAX_CAPACITY)?,
+            refill_micro_per_sec: refill_rate.millionths(MAX_REFILL_PER_SEC)?,
+        })
+    }
+
+    /// This rate with what `field` says instead.
+    fn with(self, field: &Field, known: &[&str]) -> Result<Self, String> {
+        let fields = field.fields(known)?;
+        Ok(Self {
+            capacity: match fields.get("capacity") {
+                Some(capacity) => capacity.whole(0, MAX_CAPACITY)?,
+                None => self.capacity,
+            },
+            refill_micro_per_sec: match fields.get("refill_rate") {
+                Some(refill_rate) => refill_rate.millionths(MAX_REFILL_PER_SEC)?,
+                None => self.refill_micro_per_sec,
+            },
+        })
+    }
+
+    fn checked(self, tier: &Field, part: &str) -> Result<Limit, String> {
+        Limit::new(self.capacity, self.refill_micro_per_sec).ok_or_else(|| {
+            let (path, capacity) = (tier.path(), self.capacity);
+            format!("{path}.{part}.refill_rate: found 0 with a capacity of {capacity}, wanted more than 0")
+        })
+    }
+}

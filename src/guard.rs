@@ -1,0 +1,97 @@
+//! The brute-force guard: at most five bad admin tokens a minute from one address.
+//!
+//! Exact over every sliding minute, shared by all workers, and bounded: a fixed number of records of a few
+//! addresses each. A full record forgets the address whose last attempt is oldest. That gains an attacker
+//! nothing: to push one address out takes bad tokens from several others, each of which could have been used
+//! to guess.
+
+use crate::identity::Network;
+use crate::store::{Contended, SharedData, record_key, update};
+
+/// Bad tokens that one address may send within [`WINDOW_US`].
+pub const MAX_BAD_TOKENS: usize = 5;
+/// The sliding window, in microseconds.
+pub const WINDOW_US: u64 = 60_000_000;
+
+const RECORDS: u64 = 256;
+const WAYS: usize = 4;
+const ENTRY_BYTES: usize = 17 + 8 * MAX_BAD_TOKENS;
+
+/// Microseconds until `network` may try again; zero where it may now.
+pub fn wait_us(data: &impl SharedData, namespace: &str, network: Network) -> u64 {
+    let stored = data.get(&key(namespace, network));
+    let entries = stored.map(|(bytes, _)| decode(&bytes)).unwrap_or_default();
+    let own = entries.iter().find(|entry| entry.network == network.bytes());
+    own.map_or(0, |entry| entry.wait_us(data.now_us()))
+}
+
+/// Counts a bad token from `network`; returns what [`wait_us`] did before.
+///
+/// Where that is not zero, others have used the address up since it was asked, and nothing is counted: however
+/// many bad tokens come at once, no more than [`MAX_BAD_TOKENS`] are told that they are bad.
+pub fn count(data: &impl SharedData, namespace: &str, network: Network) -> Result<u64, Contended> {
+    update(data, &key(namespace, network), |stored, now_us| {
+        let mut entries = decode(stored.unwrap_or_default());
+        let own = entries.iter().position(|entry| entry.network == network.bytes());
+        let mut entry = match own {
+            Some(index) => entries.remove(index),
+            None => Entry { network: network.bytes(), bad_at_us: [0; MAX_BAD_TOKENS] },
+        };
+        let wait_us = entry.wait_us(now_us);
+        if wait_us > 0 {
+            return (wait_us, None);
+        }
+        entry.bad_at_us.rotate_right(1);
+        if let Some(latest) = entry.bad_at_us.first_mut() {
+            // Zero stands for "never", and no clock of a running Envoy reads zero.
+            *latest = now_us.max(1);
+        }
+        entries.insert(0, entry);
+        entries.truncate(WAYS);
+        (0, Some(encode(&entries)))
+    })
+    .map(|updated| updated.value)
+}
+
+/// One address, and when it sent its last bad tokens, latest first.
+struct Entry {
+    network: [u8; 17],
+    bad_at_us: [u64; MAX_BAD_TOKENS],
+}
+
+impl Entry {
+    fn wait_us(&self, now_us: u64) -> u64 {
+        match self.bad_at_us.last() {
+            Some(0) | None => 0,
+            Some(oldest) => oldest.saturating_add(WINDOW_US).saturating_sub(now_us),
+        }
+    }
+}
+
+fn key(namespace: &str, network: Network) -> String {
+    // FNV-1a: spreads addresses well enough; entries are kept apart by the whole address.
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = network.bytes().iter().fold(0xcbf2_9ce4_8422_2325, mix);
+    record_key(namespace, &format!("bad_token/{}", hash % RECORDS))
+}
+
+fn encode(entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES);
+    for entry in entries {
+        bytes.extend(entry.network);
+        bytes.extend(entry.bad_at_us.iter().flat_map(|at_us| at_us.to_le_bytes()));
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Vec<Entry> {
+    let entry = |bytes: &[u8]| {
+        let (network, times) = bytes.split_first_chunk()?;
+        let mut bad_at_us = [0; MAX_BAD_TOKENS];
+        for (at_us, bytes) in bad_at_us.iter_mut().zip(times.chunks_exact(8)) {
+            *at_us = u64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        Some(Entry { network: *network, bad_at_us })
+    };
+    bytes.chunks_exact(ENTRY_BYTES).filter_map(entry).take(WAYS).collect()
+}

@@ -1,0 +1,191 @@
+//! One request: what the limiter decides, said to Envoy.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::{Action, BufferType};
+
+use super::calls::{HeaderBlock, HostData, HostRequest, send_local_reply, set_response_header};
+use super::root::Worker;
+use crate::admin::{self, MAX_BODY_BYTES, PendingChange, Reply};
+use crate::limiter::{Answer, Decision};
+use crate::reply;
+use crate::store::SharedData;
+
+/// How long the body of a change may take, in microseconds.
+const BODY_TIMEOUT_US: u64 = 10_000_000;
+
+/// Most requests of one worker that wait for a body at a time. Each has shown the admin token.
+const MAX_AWAITED_BODIES: usize = 64;
+
+/// A request on its way.
+pub(super) struct HttpRequest {
+    id: u32,
+    worker: Option<Rc<RefCell<Worker>>>,
+    stage: Stage,
+}
+
+/// What is still to be done for it.
+enum Stage {
+    /// Nothing.
+    Done,
+    /// Its response gets the answer's headers.
+    AwaitsResponse(Answer),
+    /// It changes health once its body is there; so much of it is.
+    AwaitsBody(PendingChange, Vec<u8>),
+}
+
+impl HttpRequest {
+    pub(super) fn new(id: u32, worker: Option<Rc<RefCell<Worker>>>) -> Self {
+        Self { id, worker, stage: Stage::Done }
+    }
+
+    /// Carries out the change that was waiting for its body.
+    fn change_health(&mut self) -> Action {
+        let Stage::AwaitsBody(pending, body) = std::mem::replace(&mut self.stage, Stage::Done) else {
+            return Action::Continue;
+        };
+        if let Some(worker) = &self.worker {
+            let mut worker = worker.borrow_mut();
+            worker.bodies.forget(self.id);
+            send_reply(&worker.limiter.change_health(&pending, &body, &HostData));
+        }
+        Action::Pause
+    }
+}
+
+impl Context for HttpRequest {}
+
+impl HttpContext for HttpRequest {
+    fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
+        let Some(worker) = self.worker.clone() else {
+            return Action::Continue;
+        };
+        let mut worker = worker.borrow_mut();
+        match worker.decide(&HostRequest, &HostData) {
+            Decision::Exempt => Action::Continue,
+            Decision::Admitted(answer) => {
+                self.stage = Stage::AwaitsResponse(answer);
+                Action::Continue
+            }
+            Decision::Refused(answer) => {
+                send_refusal(&worker, &answer);
+                Action::Pause
+            }
+            Decision::Replied(reply) => {
+                send_reply(&reply);
+                Action::Pause
+            }
+            Decision::AwaitsBody(pending) => {
+                if !end_of_stream && worker.bodies.expect(self.id, HostData.now_us()) == Err(TooMany) {
+                    send_reply(&admin::too_many_bodies());
+                    return Action::Pause;
+                }
+                drop(worker);
+                self.stage = Stage::AwaitsBody(pending, Vec::new());
+                if end_of_stream { self.change_health() } else { Action::Pause }
+            }
+        }
+    }
+
+    fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        let Stage::AwaitsBody(_, body) = &mut self.stage else {
+            return Action::Continue;
+        };
+        // While we pause, Envoy gathers the body: `size` is that of all that has come. One byte over the bound
+        // is enough to know that it is too long.
+        let bytes = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size.min(MAX_BODY_BYTES + 1));
+        *body = bytes.ok().flatten().unwrap_or_default();
+        if end_of_stream || body.len() > MAX_BODY_BYTES { self.change_health() } else { Action::Pause }
+    }
+
+    /// A body may end with trailers, and then no call says that it was the last of it.
+    fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
+        self.change_health()
+    }
+
+    /// Also called for replies that Envoy or another filter makes itself, which are responses like any other.
+    fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        if let Stage::AwaitsResponse(answer) = std::mem::replace(&mut self.stage, Stage::Done)
+            && let Some(worker) = &self.worker
+        {
+            write_headers(&worker.borrow(), &answer, set_response_header);
+        }
+        Action::Continue
+    }
+}
+
+/// A client that goes away is not waited for.
+impl Drop for HttpRequest {
+    fn drop(&mut self) {
+        if let (Stage::AwaitsBody(..), Some(worker)) = (&self.stage, &self.worker) {
+            worker.borrow_mut().bodies.forget(self.id);
+        }
+    }
+}
+
+/// Requests that wait for their body, and until when.
+///
+/// Without this bound a client could hold a request open for ever; and in an Envoy whose configuration lacks
+/// `allow_on_headers_stop_iteration` no body ever comes, which the answer then says.
+#[derive(Default)]
+pub(super) struct AwaitedBodies {
+    deadlines_us: Vec<(u32, u64)>,
+}
+
+/// As many requests wait as may.
+#[derive(PartialEq)]
+struct TooMany;
+
+impl AwaitedBodies {
+    fn expect(&mut self, id: u32, now_us: u64) -> Result<(), TooMany> {
+        if self.deadlines_us.len() >= MAX_AWAITED_BODIES {
+            return Err(TooMany);
+        }
+        self.deadlines_us.push((id, now_us.saturating_add(BODY_TIMEOUT_US)));
+        Ok(())
+    }
+
+    fn forget(&mut self, id: u32) {
+        self.deadlines_us.retain(|(awaited, _)| *awaited != id);
+    }
+
+    /// Answers those that have waited too long. Called from the root context.
+    pub(super) fn give_up(&mut self, now_us: u64) {
+        let late = self.deadlines_us.extract_if(.., |(_, deadline_us)| *deadline_us <= now_us);
+        for (id, _) in late {
+            // A request that is gone has no context, and needs no answer.
+            if hostcalls::set_effective_context(id).is_ok() {
+                send_reply(&admin::body_timed_out());
+            }
+        }
+    }
+}
+
+fn send_refusal(worker: &Worker, answer: &Answer) {
+    let mut headers = HeaderBlock::default();
+    headers.push("content-type", b"text/plain");
+    write_headers(worker, answer, |name, value| headers.push(name, value));
+    send_local_reply(429, headers, reply::REFUSED_BODY.as_bytes());
+}
+
+fn send_reply(reply: &Reply) {
+    let mut headers = HeaderBlock::default();
+    headers.push("content-type", b"application/json");
+    if let Some((name, value)) = &reply.header {
+        headers.push(name, value.as_bytes());
+    }
+    send_local_reply(reply.status, headers, reply.body.as_bytes());
+}
+
+fn write_headers(worker: &Worker, answer: &Answer, write: impl FnMut(&'static str, &[u8])) {
+    let limiter = &worker.limiter;
+    let headers = limiter.config().settings.headers;
+    let processing_us = match headers.processing_time {
+        true => HostData.now_us().saturating_sub(answer.now_us),
+        false => 0,
+    };
+    reply::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);
+}

@@ -1,0 +1,89 @@
+//! Envoy's stats: each is defined once in a VM, because every definition makes a new one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::MetricType;
+
+use crate::metrics::{COUNTERS, Sample};
+
+thread_local! {
+    static DEFINED: RefCell<HashMap<String, u32>> = RefCell::default();
+    static CHANGES: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Counts the changes that workers announce to each other.
+///
+/// A gauge is the cheapest thing that all workers of an Envoy share: one atomic number, read without a lock, a
+/// copy or an allocation. It only ever says that something changed; what, stands in shared data.
+const CHANGES_GAUGE: &str = "rate_limiter_control_changes";
+
+/// Defines what will be counted.
+///
+/// Envoy forgets a stat when nobody refers to it, and tries a delivered configuration in a VM that it then throws
+/// away: what is counted there stays only if the VMs that go on know of the counter.
+pub(super) fn define() {
+    for name in COUNTERS {
+        id(MetricType::Counter, name);
+    }
+}
+
+/// Hands gathered samples to Envoy.
+pub(super) fn report(samples: Vec<Sample>) {
+    for sample in samples {
+        // A stat that Envoy does not take is lost; no request depends on it.
+        let _ = match sample {
+            Sample::Count(name, amount) => {
+                let offset = i64::try_from(amount).unwrap_or(i64::MAX);
+                id(MetricType::Counter, &name).map(|id| hostcalls::increment_metric(id, offset))
+            }
+            Sample::Level(name, level) => {
+                id(MetricType::Gauge, &name).map(|id| hostcalls::record_metric(id, level))
+            }
+        };
+    }
+}
+
+/// The id of a histogram, to be kept by whoever records into it.
+pub(super) fn histogram(name: &str) -> Option<u32> {
+    id(MetricType::Histogram, name)
+}
+
+/// Adds a value to a histogram.
+pub(super) fn observe(id: u32, value: u64) {
+    let _ = hostcalls::record_metric(id, value);
+}
+
+/// Finds out whether the gauge counts: an Envoy whose `stats_matcher` leaves it out keeps no number behind it.
+pub(super) fn probe_changes() {
+    let gauge = id(MetricType::Gauge, CHANGES_GAUGE);
+    let counts = gauge.filter(|gauge| {
+        let _ = hostcalls::increment_metric(*gauge, 1);
+        hostcalls::get_metric(*gauge).is_ok_and(|changes| changes > 0)
+    });
+    CHANGES.set(counts);
+}
+
+/// How many changes were announced; `None` where that cannot be told.
+pub(super) fn change_count() -> Option<u64> {
+    CHANGES.get().and_then(|gauge| hostcalls::get_metric(gauge).ok())
+}
+
+/// Announces a change.
+pub(super) fn count_change() {
+    if let Some(gauge) = CHANGES.get() {
+        let _ = hostcalls::increment_metric(gauge, 1);
+    }
+}
+
+fn id(kind: MetricType, name: &str) -> Option<u32> {
+    DEFINED.with_borrow_mut(|defined| {
+        if let Some(id) = defined.get(name) {
+            return Some(*id);
+        }
+        let id = hostcalls::define_metric(kind, name).ok()?;
+        defined.insert(name.to_owned(), id);
+        Some(id)
+    })
+}

@@ -1,0 +1,297 @@
+//! JSON from outside, as a tree that remembers where each value stands.
+//!
+//! Configuration and admin bodies are read through [`Field`], so that every error names the field, what was
+//! found and what was wanted. Duplicate members are refused (with most parsers the last one silently wins),
+//! and values are never printed from fields that may hold a secret.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+/// Most characters of a found string that an error shows.
+const SHOWN_CHARS: usize = 40;
+
+/// One JSON value.
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Null,
+    Bool(bool),
+    /// A number written without fraction and sign that fits 64 bits.
+    Whole(u64),
+    /// Any other number.
+    Real(f64),
+    Text(String),
+    List(Vec<Value>),
+    Object(Vec<(String, Value)>),
+}
+
+/// A parsed document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document(Value);
+
+impl Document {
+    /// Parses one JSON document; the error says what is wrong and where, never what a string holds.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(bytes).map(Document).map_err(|error| format!("not valid JSON: {error}"))
+    }
+
+    /// The document's top value, called `name` in errors.
+    pub fn root(&self, name: &str) -> Field<'_> {
+        Field { path: name.to_owned(), value: &self.0 }
+    }
+}
+
+/// A value and the path that leads to it.
+#[derive(Clone, Debug)]
+pub struct Field<'a> {
+    path: String,
+    value: &'a Value,
+}
+
+impl<'a> Field<'a> {
+    /// Where this value stands: `tiers.free.base.capacity`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// An error about this field: what was found, what was wanted.
+    pub fn wanted(&self, wanted: impl fmt::Display) -> String {
+        self.error(self.found(), wanted)
+    }
+
+    /// As [`Field::wanted`], for a field whose text may be a secret.
+    pub fn wanted_secretly(&self, wanted: impl fmt::Display) -> String {
+        match self.value {
+            Value::Text(text) => self.error(format_args!("a string of {} bytes", text.len()), wanted),
+            _ => self.wanted(wanted),
+        }
+    }
+
+    /// An error about this field, for what [`Field::wanted`] has no words for.
+    pub fn error(&self, found: impl fmt::Display, wanted: impl fmt::Display) -> String {
+        let path = if self.path.is_empty() { "configuration" } else { &self.path };
+        format!("{path}: found {found}, wanted {wanted}")
+    }
+
+    /// Whether the value is `null`.
+    pub fn is_null(&self) -> bool {
+        *self.value == Value::Null
+    }
+
+    /// The members of an object, in order, each named by its own name.
+    pub fn members(&self) -> Result<Vec<(&'a str, Field<'a>)>, String> {
+        self.members_called(|_, name| join(&self.path, name))
+    }
+
+    /// The members of an object whose names may be secrets: errors call them by their number, from 1.
+    pub fn secret_members(&self) -> Result<Vec<(&'a str, Field<'a>)>, String> {
+        self.members_called(|number, _| format!("{}[{number}]", self.path))
+    }
+
+    /// An object that has no members but `known`.
+    pub fn fields(&self, known: &[&str]) -> Result<Fields<'a>, String> {
+        let members = self.members()?;
+        match members.iter().find(|(name, _)| !known.contains(name)) {
+            Some((name, _)) => {
+                let wanted = format!("one of {}", known.join(", "));
+                Err(self.error(format_args!("an unknown field {}", quoted(name)), wanted))
+            }
+            None => Ok(Fields { path: self.path.clone(), members }),
+        }
+    }
+
+    /// The elements of a list.
+    pub fn elements(&self) -> Result<Vec<Field<'a>>, String> {
+        let Value::List(values) = self.value else {
+            return Err(self.wanted("a list"));
+        };
+        let element = |(index, value)| Field { path: format!("{}[{index}]", self.path), value };
+        Ok(values.iter().enumerate().map(element).collect())
+    }
+
+    /// `true` or `false`.
+    pub fn bool(&self) -> Result<bool, String> {
+        match self.value {
+            Value::Bool(value) => Ok(*value),
+            _ => Err(self.wanted("true or false")),
+        }
+    }
+
+    /// A string.
+    pub fn text(&self) -> Result<&'a str, String> {
+        self.as_text().ok_or_else(|| self.wanted("a string"))
+    }
+
+    /// A string, where there is one.
+    pub fn as_text(&self) -> Option<&'a str> {
+        match self.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A whole number from `least` to `most`.
+    pub fn whole(&self, least: u32, most: u32) -> Result<u32, String> {
+        match self.value {
+            Value::Whole(value) => u32::try_from(*value).ok(),
+            // A protobuf `Struct` knows no whole numbers, so 5 may arrive as 5.0.
+            Value::Real(value) if value.fract() == 0.0 && *value <= f64::from(u32::MAX) && *value >= 0.0 => {
+                Some(*value as u32)
+            }
+            _ => None,
+        }
+        .filter(|value| (least..=most).contains(value))
+        .ok_or_else(|| self.wanted(format_args!("a whole number from {least} to {most}")))
+    }
+
+    /// A number from 0 to `most`, in millionths, rounded to the nearest.
+    pub fn millionths(&self, most: u32) -> Result<u64, String> {
+        let value = match self.value {
+            Value::Whole(value) => *value as f64,
+            Value::Real(value) => *value,
+            _ => f64::NAN,
+        };
+        // Written so that NaN fails; within the range the cast is exact to the millionth.
+        if !(0.0..=f64::from(most)).contains(&value) || value.is_sign_negative() {
+            return Err(self.wanted(format_args!("a number from 0 to {most}")));
+        }
+        let millionths = (value * 1e6).round() as u64;
+        if millionths == 0 && value > 0.0 {
+            return Err(self.wanted("0.000001 or more (or 0 where capacity is 0)"));
+        }
+        Ok(millionths)
+    }
+
+    fn members_called(
+        &self,
+        path_of: impl Fn(usize, &str) -> String,
+    ) -> Result<Vec<(&'a str, Field<'a>)>, String> {
+        let Value::Object(members) = self.value else {
+            return Err(self.wanted("an object"));
+        };
+        let mut names = HashSet::new();
+        let member = |(index, (name, value)): (usize, &'a (String, Value))| {
+            let field = Field { path: path_of(index + 1, name), value };
+            match names.insert(name) {
+                true => Ok((name.as_str(), field)),
+                false => Err(field.error("the same name a second time", "each name once")),
+            }
+        };
+        members.iter().enumerate().map(member).collect()
+    }
+
+    fn found(&self) -> String {
+        match self.value {
+            Value::Null => "null".to_owned(),
+            Value::Bool(value) => value.to_string(),
+            Value::Whole(value) => value.to_string(),
+            Value::Real(value) if value.fract() == 0.0 && value.abs() < 1e15 => (*value as i64).to_string(),
+            // serde_json writes `1e308` rather than three hundred digits, and is here already.
+            Value::Real(value) => {
+                serde_json::Number::from_f64(*value).map_or_else(String::new, |n| n.to_string())
+            }
+            Value::Text(text) => quoted(text),
+            Value::List(_) => "a list".to_owned(),
+            Value::Object(_) => "an object".to_owned(),
+        }
+    }
+}
+
+/// The members of an object whose names have been checked.
+#[derive(Clone, Debug)]
+pub struct Fields<'a> {
+    path: String,
+    members: Vec<(&'a str, Field<'a>)>,
+}
+
+impl<'a> Fields<'a> {
+    /// The member of that name, where there is one.
+    pub fn get(&self, name: &str) -> Option<Field<'a>> {
+        let (_, field) = self.members.iter().find(|(member, _)| *member == name)?;
+        Some(field.clone())
+    }
+
+    /// The member of that name; its absence is an error.
+    pub fn need(&self, name: &str, wanted: &str) -> Result<Field<'a>, String> {
+        self.get(name).ok_or_else(|| format!("{}: found nothing, wanted {wanted}", join(&self.path, name)))
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    match path {
+        "" => shortened(name),
+        _ => format!("{path}.{}", shortened(name)),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("{:?}", shortened(text))
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Value;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a JSON value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(Value::Bool(value))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(Value::Whole(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(Value::Real(value as f64))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(Value::Real(value))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(Value::Text(value.to_owned()))
+            }
+
+            fn visit_string<E>(self, value: String) -> Result<Value, E> {
+                Ok(Value::Text(value))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(Value::List(values))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Value::Object(members))
+            }
+        }
+
+        deserializer.deserialize_any(AnyValue)
+    }
+}

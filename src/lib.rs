@@ -1,0 +1,45 @@
+//! A load-aware rate limiter that stock Envoy and Istio load as a WebAssembly filter.
+//!
+//! It maps `X-API-Key` to a tier, takes one token a request from the caller's bucket, lets bursts through while
+//! the system is healthy, sheds load by tier while it is degraded, and answers `429` itself.
+//!
+//! Four things always hold:
+//!
+//! - **Safety.** For every bucket and every interval of the store's clock, admitted ≤ capacity + rate × elapsed.
+//! - **Liveness.** A request is refused only where less than one whole token is there.
+//! - **Bounds.** Memory, loops and queues have a bound, whatever clients, operators and upstreams send.
+//! - **No trap.** Nothing from outside makes the filter panic: bytes are never taken for text, nothing is
+//!   indexed or unwrapped unchecked.
+//!
+//! In reading order: [`tier`] and [`bucket`] (the limits and the arithmetic), [`identity`] (who asks),
+//! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`] and
+//! [`documents`] (how changes reach every worker), [`limiter`] (the one place where a request's fate branches),
+//! [`admin`] with [`guard`], [`reply`], [`metrics`], and last `host`, the only code that knows Envoy.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unreachable,
+    clippy::todo,
+    clippy::unimplemented
+)]
+#![warn(missing_docs)]
+
+pub mod admin;
+pub mod bucket;
+pub mod config;
+pub mod control;
+pub mod documents;
+pub mod guard;
+pub mod health;
+#[cfg(target_arch = "wasm32")]
+mod host;
+pub mod identity;
+pub mod json;
+pub mod limiter;
+pub mod metrics;
+pub mod reply;
+pub mod store;
+pub mod tier;

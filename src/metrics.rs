@@ -1,0 +1,163 @@
+//! What operators see, counted in the worker and handed to Envoy once a second.
+//!
+//! Counting costs a request an addition in memory instead of a call into the host. Names carry their labels as
+//! `metric.label.value`, which the shipped bootstrap turns into Prometheus labels. Never a label per caller.
+
+use std::rc::Rc;
+
+use crate::health::Health;
+use crate::tier::Tier;
+
+/// Counter: buckets of the address table that made room for a newcomer before they had expired.
+pub const BUCKET_EVICTIONS: &str = "rate_limiter_bucket_evictions_total";
+/// Counter: compare-and-swap races that were lost and tried again.
+pub const CAS_RETRIES: &str = "rate_limiter_cas_retries_total";
+/// Counter: requests refused because every attempt lost its race.
+pub const STORE_CONTENDED: &str = "rate_limiter_store_failures_total.reason.contended";
+/// Counter: configurations and documents taken into force.
+pub const CONFIG_APPLIED: &str = "rate_limiter_config_reloads_total.result.applied";
+/// Counter: configurations and documents refused.
+pub const CONFIG_REJECTED: &str = "rate_limiter_config_reloads_total.result.rejected";
+/// Counter: changes of health carried out.
+pub const ADMIN_OK: &str = "rate_limiter_admin_requests_total.result.ok";
+/// Counter: admin requests with a wrong token or none.
+pub const ADMIN_FORBIDDEN: &str = "rate_limiter_admin_requests_total.result.forbidden";
+/// Counter: admin requests with a wrong method or body.
+pub const ADMIN_INVALID: &str = "rate_limiter_admin_requests_total.result.invalid";
+/// Counter: admin requests whose body was too large.
+pub const ADMIN_TOO_LARGE: &str = "rate_limiter_admin_requests_total.result.too_large";
+/// Counter: admin requests turned away after too many bad tokens.
+pub const ADMIN_THROTTLED: &str = "rate_limiter_admin_requests_total.result.throttled";
+/// Counter: changes of health that could not be stored.
+pub const ADMIN_FAILED: &str = "rate_limiter_admin_requests_total.result.failed";
+/// Histogram: microseconds from request headers in to decision.
+pub const DECISION_DURATION: &str = "rate_limiter_decision_duration_microseconds";
+
+/// Every counter whose name is known from the start: reported as zero until something happens.
+pub const COUNTERS: [&str; 11] = [
+    BUCKET_EVICTIONS,
+    CAS_RETRIES,
+    STORE_CONTENDED,
+    CONFIG_APPLIED,
+    CONFIG_REJECTED,
+    ADMIN_OK,
+    ADMIN_FORBIDDEN,
+    ADMIN_INVALID,
+    ADMIN_TOO_LARGE,
+    ADMIN_THROTTLED,
+    ADMIN_FAILED,
+];
+
+const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It got its token.
+    Allowed,
+    /// Its bucket was empty.
+    Limited,
+    /// It needed no token.
+    Exempt,
+    /// Its tier's capacity is zero.
+    Blocked,
+}
+
+impl Status {
+    const ALL: [Status; 4] = [Status::Allowed, Status::Limited, Status::Exempt, Status::Blocked];
+
+    fn label(self) -> &'static str {
+        match self {
+            Status::Allowed => "allowed",
+            Status::Limited => "limited",
+            Status::Exempt => "exempt",
+            Status::Blocked => "blocked",
+        }
+    }
+}
+
+/// A value for one of Envoy's stats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sample {
+    /// Adds to a counter.
+    Count(String, u64),
+    /// Sets a gauge.
+    Level(String, u64),
+}
+
+/// What was counted since the last [`Metrics::drain`].
+#[derive(Debug, Default)]
+pub struct Metrics {
+    tiers: Vec<TierCounts>,
+    counts: Vec<(&'static str, u64)>,
+    health: Option<Health>,
+    reported_health: Option<Health>,
+}
+
+#[derive(Debug)]
+struct TierCounts {
+    tier: Rc<Tier>,
+    requests: [u64; 4],
+    tokens_remaining: Option<u32>,
+}
+
+impl Metrics {
+    /// Counts a request; `tokens_remaining` is what its bucket holds now, where it has one.
+    pub fn request(&mut self, tier: &Rc<Tier>, status: Status, tokens_remaining: Option<u32>) {
+        let known = self.tiers.iter().position(|counts| Rc::ptr_eq(&counts.tier, tier));
+        let index = known.unwrap_or_else(|| {
+            self.tiers.push(TierCounts { tier: tier.clone(), requests: [0; 4], tokens_remaining: None });
+            self.tiers.len() - 1
+        });
+        let Some(counts) = self.tiers.get_mut(index) else {
+            return;
+        };
+        if let Some(requests) = counts.requests.get_mut(status as usize) {
+            *requests += 1;
+        }
+        counts.tokens_remaining = tokens_remaining.or(counts.tokens_remaining);
+    }
+
+    /// Adds `amount` to a counter.
+    pub fn count(&mut self, name: &'static str, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        match self.counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, total)) => *total += amount,
+            None => self.counts.push((name, amount)),
+        }
+    }
+
+    /// Notes the health that a request saw.
+    pub fn health(&mut self, health: Health) {
+        self.health = Some(health);
+    }
+
+    /// Takes out what has gathered.
+    pub fn drain(&mut self) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for counts in self.tiers.drain(..) {
+            let tier = &counts.tier.name;
+            for (status, requests) in Status::ALL.into_iter().zip(counts.requests) {
+                if requests > 0 {
+                    let name = format!("rate_limiter_requests_total.tier.{tier}.status.{}", status.label());
+                    samples.push(Sample::Count(name, requests));
+                }
+            }
+            if let Some(tokens) = counts.tokens_remaining {
+                let name = format!("rate_limiter_tokens_remaining.tier.{tier}");
+                samples.push(Sample::Level(name, tokens.into()));
+            }
+        }
+        for (name, amount) in self.counts.drain(..) {
+            samples.push(Sample::Count(name.to_owned(), amount));
+        }
+        if self.health != self.reported_health {
+            let degraded = self.health == Some(Health::Degraded);
+            samples.push(Sample::Level(SYSTEM_DEGRADED.to_owned(), degraded.into()));
+            self.reported_health = self.health;
+        }
+        samples
+    }
+}

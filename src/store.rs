@@ -1,0 +1,101 @@
+//! Where buckets are kept: Envoy's shared data, and what every store needs.
+//!
+//! Shared data is one map for all workers of an Envoy process, with compare-and-swap and nothing else: no
+//! delete, no expiry, no listing. [`update`] is the only place that writes to it, so the rules for doing it
+//! right stand once: read, then look at the clock, decide, and write only if nobody else did.
+
+mod address_table;
+mod keyed;
+
+pub use address_table::AddressTable;
+pub use keyed::{keyed_bucket_key, take_keyed};
+
+use crate::bucket::Verdict;
+
+/// How often a lost race is tried again before the request is refused.
+///
+/// Losing a race means that another worker won it, so with W workers on one key a worker that loses hundreds of
+/// times in a row is not seen in practice; the bound is there so that no loop is without one.
+const MAX_ATTEMPTS: u32 = 256;
+
+/// Somebody else has written since this reader read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict;
+
+/// Every one of `MAX_ATTEMPTS` writes lost its race.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contended;
+
+/// A map shared by all workers, and the clock that its buckets live by.
+pub trait SharedData {
+    /// The value of `key` and its version; `None` where it was never set.
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)>;
+
+    /// Sets `key` if its version is still `version`, or if it was never set and `version` is `None`.
+    fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict>;
+
+    /// How many changes were announced, or any number that differs once one was; `None` where that cannot be
+    /// told. Cheaper than `get`, which it is there to save.
+    fn changes(&self) -> Option<u64>;
+
+    /// Makes [`SharedData::changes`] differ for every worker.
+    fn announce_change(&self);
+
+    /// Microseconds on a clock that all workers share and that should not step back.
+    fn now_us(&self) -> u64;
+}
+
+/// The outcome of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Updated<T> {
+    /// What the deciding function returned when it was last called.
+    pub value: T,
+    /// How many races were lost before.
+    pub retries: u32,
+}
+
+/// Reads `key`, lets `decide` look at the value and the time, and writes what it returns, if anything; again
+/// from the start where somebody else wrote in between.
+///
+/// The clock is read after the value: whoever wrote the value read the clock before, so time never seems to
+/// run backwards from one worker to the next, and no elapsed time is counted twice.
+pub fn update<T, W: AsRef<[u8]>>(
+    data: &impl SharedData,
+    key: &str,
+    mut decide: impl FnMut(Option<&[u8]>, u64) -> (T, Option<W>),
+) -> Result<Updated<T>, Contended> {
+    for retries in 0..MAX_ATTEMPTS {
+        let stored = data.get(key);
+        let (value, version) = match &stored {
+            Some((value, version)) => (Some(value.as_slice()), Some(*version)),
+            None => (None, None),
+        };
+        let (result, replacement) = decide(value, data.now_us());
+        let written = match replacement {
+            Some(bytes) => data.compare_and_set(key, bytes.as_ref(), version),
+            None => Ok(()),
+        };
+        if written.is_ok() {
+            return Ok(Updated { value: result, retries });
+        }
+    }
+    Err(Contended)
+}
+
+/// A store's answer to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// What the bucket said.
+    pub verdict: Verdict,
+    /// The store's clock when it said so, in microseconds.
+    pub now_us: u64,
+    /// Whether another address lost its place in the table.
+    pub evicted: bool,
+}
+
+/// The key of a record in shared data that belongs to `namespace`.
+///
+/// Everything is prefixed, because plugins of one VM share the map, and Istio runs all of them in one.
+pub fn record_key(namespace: &str, record: &str) -> String {
+    format!("rate_limiter/{namespace}/{record}")
+}

@@ -1,0 +1,214 @@
+//! Buckets of callers without a known key, in bounded memory and still exact.
+//!
+//! The table is set-associative: a keyed hash sends an address to one record of shared data, which holds up to
+//! [`WAYS`] buckets. Nobody can aim at a record without knowing the random hash key.
+//!
+//! When a record is full, a newcomer takes over the bucket with the most tokens, and *inherits* its tokens
+//! instead of starting with a full one (the idea of the Space-Saving sketch, Metwally et al. 2005). Callers
+//! without a key share one limit, so an address that was pushed out had no more tokens than any record-mate at
+//! that time, all of them have refilled alike since, and whatever it inherits when it comes back is at most what
+//! it would have had. So a flood of addresses can never mint a token. Where even the fullest bucket holds less
+//! than one token the newcomer is refused and nobody is pushed out: a caller who is being refused stays refused.
+
+use std::fmt::Write as _;
+
+use super::keyed::{BUCKET_BYTES, decode, encode};
+use super::{Contended, SharedData, Taken, Updated, record_key, update};
+use crate::bucket::{self, Bucket, Outcome};
+use crate::identity::Network;
+use crate::tier::Limit;
+
+/// Most buckets in one record.
+pub const WAYS: u32 = 8;
+
+const TAG_BYTES: usize = 8;
+const ENTRY_BYTES: usize = TAG_BYTES + BUCKET_BYTES;
+const RECORD_BYTES: usize = ENTRY_BYTES * WAYS as usize;
+
+/// The table's hash key and size: drawn once per Envoy process, the same for every worker.
+#[derive(Clone, Debug)]
+pub struct AddressTable {
+    shape: Shape,
+    record_prefix: String,
+}
+
+impl AddressTable {
+    /// The table of `namespace`; made with `hash_key` and room for `max_buckets` where it is not there yet.
+    ///
+    /// A table keeps the size it was made with, because another size would send addresses to other records and
+    /// so hand back their tokens: a changed `max_buckets` takes effect when Envoy restarts.
+    pub fn open(
+        data: &impl SharedData,
+        namespace: &str,
+        max_buckets: u32,
+        hash_key: (u64, u64),
+    ) -> Result<Self, Contended> {
+        let ways = max_buckets.clamp(1, WAYS);
+        let shape = Shape { hash_key, ways, records: (max_buckets / ways).max(1) };
+        let key = record_key(namespace, "address_table");
+        let shape = update(data, &key, |stored, _| match stored.and_then(Shape::decode) {
+            Some(existing) => (existing, None),
+            None => (shape, Some(shape.encode())),
+        })?
+        .value;
+        Ok(Self { shape, record_prefix: record_key(namespace, "address/") })
+    }
+
+    /// Most buckets that the table holds.
+    pub fn max_buckets(&self) -> u32 {
+        self.shape.records * self.shape.ways
+    }
+
+    /// Takes one token from the bucket of `network`. A bucket that has been idle for `ttl_us` and is full may be
+    /// forgotten without counting as evicted.
+    pub fn take(
+        &self,
+        data: &impl SharedData,
+        network: Network,
+        limit: Limit,
+        ttl_us: u64,
+    ) -> Result<Updated<Taken>, Contended> {
+        let tag = self.tag(network);
+        let mut key = String::with_capacity(self.record_prefix.len() + 8);
+        key.push_str(&self.record_prefix);
+        // Writing to a string cannot fail.
+        let _ = write!(key, "{:x}", tag % u64::from(self.shape.records));
+        update(data, &key, |stored, now_us| {
+            let room = self.shape.ways as usize * ENTRY_BYTES;
+            let mut record = Record::decode(stored.unwrap_or_default(), room);
+            let (taken, changed) = record.take(tag, limit, ttl_us, now_us);
+            (taken, changed.then_some(record))
+        })
+    }
+
+    /// A 64-bit keyed hash: names the address within its record, and the record within the table.
+    fn tag(&self, network: Network) -> u64 {
+        use std::hash::Hasher;
+        // Deprecated in favour of hashers whose keys cannot be chosen; all workers must share this one's.
+        #[allow(deprecated)]
+        let mut hasher = std::hash::SipHasher::new_with_keys(self.shape.hash_key.0, self.shape.hash_key.1);
+        hasher.write(&network.bytes());
+        hasher.finish()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    hash_key: (u64, u64),
+    ways: u32,
+    records: u32,
+}
+
+impl Shape {
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(24);
+        bytes.extend(self.hash_key.0.to_le_bytes());
+        bytes.extend(self.hash_key.1.to_le_bytes());
+        bytes.extend(self.ways.to_le_bytes());
+        bytes.extend(self.records.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (first, rest) = bytes.split_first_chunk()?;
+        let (second, rest) = rest.split_first_chunk()?;
+        let (ways, rest) = rest.split_first_chunk()?;
+        let ways = u32::from_le_bytes(*ways);
+        let records = u32::from_le_bytes(rest.try_into().ok()?);
+        if !(1..=WAYS).contains(&ways) || records == 0 {
+            return None;
+        }
+        Some(Self { hash_key: (u64::from_le_bytes(*first), u64::from_le_bytes(*second)), ways, records })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    tag: u64,
+    bucket: Bucket,
+}
+
+/// The buckets of one record, as they are stored: entries one after the other, in no order.
+struct Record {
+    bytes: [u8; RECORD_BYTES],
+    used: usize,
+    room: usize,
+}
+
+impl AsRef<[u8]> for Record {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.get(..self.used).unwrap_or_default()
+    }
+}
+
+impl Record {
+    /// Bytes that no record can have are not ours, and count as an empty record.
+    fn decode(stored: &[u8], room: usize) -> Self {
+        let mut record = Record { bytes: [0; RECORD_BYTES], used: 0, room };
+        if let Some(bytes) = record.bytes.get_mut(..stored.len())
+            && stored.len() <= room
+            && stored.len().is_multiple_of(ENTRY_BYTES)
+        {
+            bytes.copy_from_slice(stored);
+            record.used = stored.len();
+        }
+        record
+    }
+
+    /// The answer to `tag`, and whether this record changed.
+    fn take(&mut self, tag: u64, limit: Limit, ttl_us: u64, now_us: u64) -> (Taken, bool) {
+        let (place, start, evicts) = match self.place_of(tag) {
+            Some((place, bucket)) => (place, Some(bucket), false),
+            None if self.used < self.room => (self.used, None, false),
+            None => self.fullest(limit, ttl_us, now_us),
+        };
+        let (verdict, changed) = bucket::take(start, limit, now_us);
+        // A refused newcomer leaves the bucket that it asked to the caller whose bucket it is.
+        let changed = changed.filter(|_| !evicts || verdict.outcome == Outcome::Admitted);
+        if let Some(bucket) = changed {
+            self.put(place, Entry { tag, bucket });
+        }
+        let taken = Taken { verdict, now_us, evicted: evicts && changed.is_some() };
+        (taken, changed.is_some())
+    }
+
+    fn place_of(&self, tag: u64) -> Option<(usize, Bucket)> {
+        let found = |(place, entry): (usize, Entry)| (entry.tag == tag).then_some((place, entry.bucket));
+        self.entries().find_map(found)
+    }
+
+    /// The place to give to a newcomer in a full record, what it starts with, and whether that evicts anybody:
+    /// the bucket with the most tokens, of several the one that was idle longest.
+    fn fullest(&self, limit: Limit, ttl_us: u64, now_us: u64) -> (usize, Option<Bucket>, bool) {
+        let tokens = |bucket| bucket::available_pico(Some(bucket), limit, now_us);
+        let idle_us = |bucket: Bucket| now_us.saturating_sub(bucket.refilled_at_us);
+        let fullest = self.entries().max_by_key(|(_, entry)| (tokens(entry.bucket), idle_us(entry.bucket)));
+        match fullest {
+            Some((place, entry)) => {
+                let expires_us = ttl_us.max(bucket::time_to_fill_us(limit));
+                let evicts = idle_us(entry.bucket) < expires_us;
+                (place, Some(entry.bucket), evicts)
+            }
+            None => (0, None, false),
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (usize, Entry)> + '_ {
+        let entry = |(index, bytes): (usize, &[u8])| {
+            let (tag, bucket) = bytes.split_first_chunk()?;
+            let entry = Entry { tag: u64::from_le_bytes(*tag), bucket: decode(bucket)? };
+            Some((index * ENTRY_BYTES, entry))
+        };
+        self.as_ref().chunks_exact(ENTRY_BYTES).enumerate().filter_map(entry)
+    }
+
+    fn put(&mut self, place: usize, entry: Entry) {
+        let end = place + ENTRY_BYTES;
+        if let Some(bytes) = self.bytes.get_mut(place..end) {
+            let (tag, bucket) = bytes.split_at_mut(TAG_BYTES);
+            tag.copy_from_slice(&entry.tag.to_le_bytes());
+            bucket.copy_from_slice(&encode(entry.bucket));
+            self.used = self.used.max(end);
+        }
+    }
+}

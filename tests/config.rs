@@ -1,0 +1,228 @@
+//! Configuration: what is read, and what each error says. One bad file for each rule is in `tests/config/bad/`.
+
+use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, Plugin};
+use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::identity::Secret;
+use dynamic_rate_limiter::tier::{Allowance, Limit};
+
+fn parse(json: &str) -> Result<Plugin, String> {
+    Plugin::parse(json.as_bytes(), &Environment::default())
+}
+
+fn config(json: &str) -> Config {
+    let plugin = parse(json).expect("a good configuration");
+    Config::new(&plugin, &Documents::default()).expect("a good configuration")
+}
+
+fn limited(capacity: u32, refill_micro_per_sec: u64) -> Allowance {
+    Allowance::Limited(Limit::new(capacity, refill_micro_per_sec).expect("in range"))
+}
+
+fn allowances(config: &Config, tier: &str) -> (Allowance, Allowance) {
+    let tier = config.tiers.iter().find(|known| known.name == tier).expect("a known tier");
+    (tier.allowance(Health::Normal), tier.allowance(Health::Degraded))
+}
+
+#[test]
+fn every_bad_file_is_refused_with_the_field_what_was_found_and_what_was_wanted() {
+    let messages = include_str!("config/bad/messages.txt");
+    let expected: std::collections::BTreeMap<_, _> =
+        messages.lines().map(|line| line.split_once(": ").expect("file: message")).collect();
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config/bad");
+    let mut seen = 0;
+    for file in std::fs::read_dir(directory).expect("the directory of bad files") {
+        let path = file.expect("a file").path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let name = path.file_stem().and_then(|name| name.to_str()).expect("a name");
+            let bytes = std::fs::read(&path).expect("a readable file");
+            let error = Plugin::parse(&bytes, &Environment::default()).err().unwrap_or_default();
+            assert!(!error.contains("secret-canary"), "{name}: the error shows a secret: {error}");
+            assert_eq!(Some(error.as_str()), expected.get(name).copied(), "{name}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, expected.len(), "every message has its file");
+}
+
+#[test]
+fn without_any_configuration_the_built_in_tiers_hold_and_nobody_is_known() {
+    for empty in ["", " \n", "{}"] {
+        let config = config(empty);
+        assert_eq!(config.default_tier.name, "free");
+        assert_eq!(config.callers(), 0);
+        assert!(config.settings.admin.token.is_none() && config.settings.config_source.is_none());
+        assert_eq!(config.settings.max_buckets, 65_536);
+        assert_eq!(allowances(&config, "free"), (limited(10, 1_000_000), limited(2, 500_000)));
+        assert_eq!(allowances(&config, "pro"), (limited(25, 2_000_000), limited(15, 2_000_000)));
+        assert_eq!(allowances(&config, "enterprise"), (limited(50, 5_000_000), limited(30, 5_000_000)));
+    }
+}
+
+#[test]
+fn the_shipped_files_say_what_is_built_in() {
+    let files = format!(
+        r#"{{"tiers": {}, "api_keys": {}}}"#,
+        include_str!("../config/tiers.json"),
+        include_str!("../config/api_keys.json")
+    );
+    let (shipped, built_in) = (config(&files), config(""));
+    assert_eq!(shipped.tiers, built_in.tiers);
+    for key in ["free", "pro", "enterprise"] {
+        let caller = shipped.caller(Secret::of(key.as_bytes())).expect("a known key");
+        assert_eq!((caller.tier.name.as_str(), caller.bucket.as_str()), (key, key));
+    }
+}
+
+#[test]
+fn burst_and_degraded_fall_back_to_base() {
+    let config = config(
+        r#"{"default_tier": "plain", "tiers": {
+            "plain": {"base": {"capacity": 5, "refill_rate": 0.1}},
+            "burst": {"base": {"capacity": 5, "refill_rate": 1}, "burst": {"capacity": 9}},
+            "slower": {"base": {"capacity": 5, "refill_rate": 1}, "degraded": {"refill_rate": 0.25}},
+            "smaller": {"base": {"capacity": 5, "refill_rate": 1}, "degraded": {"capacity": 1}},
+            "shed": {"base": {"capacity": 5.0, "refill_rate": 1}, "degraded": {"capacity": 0, "refill_rate": 0}},
+            "blocked": {"base": {"capacity": 0, "refill_rate": 0}},
+            "open": {"unlimited": true}}}"#,
+    );
+    let cases = [
+        ("plain", limited(5, 100_000), limited(5, 100_000)),
+        ("burst", limited(9, 1_000_000), limited(5, 1_000_000)),
+        ("slower", limited(5, 1_000_000), limited(5, 250_000)),
+        ("smaller", limited(5, 1_000_000), limited(1, 1_000_000)),
+        ("shed", limited(5, 1_000_000), Allowance::Blocked),
+        ("blocked", Allowance::Blocked, Allowance::Blocked),
+        ("open", Allowance::Unlimited, Allowance::Unlimited),
+    ];
+    for (tier, normal, degraded) in cases {
+        assert_eq!(allowances(&config, tier), (normal, degraded), "{tier}");
+    }
+}
+
+#[test]
+fn the_largest_and_smallest_numbers_are_in_range() {
+    let config = config(
+        r#"{"default_tier": "a", "tiers": {
+            "a": {"base": {"capacity": 10000000, "refill_rate": 1e6}, "ttl": 31536000},
+            "b": {"base": {"capacity": 1, "refill_rate": 0.000001}, "ttl": 1},
+            "c": {"base": {"capacity": 1, "refill_rate": 0.000277777}}}}"#,
+    );
+    assert_eq!(allowances(&config, "a").0, limited(10_000_000, 1_000_000_000_000));
+    assert_eq!(allowances(&config, "b").0, limited(1, 1));
+    assert_eq!(allowances(&config, "c").0, limited(1, 278), "rounded to the nearest millionth");
+}
+
+#[test]
+fn keys_are_known_as_themselves_or_by_their_hash_and_name_their_bucket() {
+    let config = config(
+        r#"{"api_keys": {
+            "plain": {"tier": "pro", "id": "acme"},
+            "sha256:BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD": {"tier": "enterprise"},
+            "legacy-key": "free"}}"#,
+    );
+    let caller = |key: &str| {
+        let caller = config.caller(Secret::of(key.as_bytes()))?;
+        Some((caller.tier.name.clone(), caller.bucket.clone()))
+    };
+    let known = |tier: &str, bucket: &str| Some((tier.to_owned(), bucket.to_owned()));
+    assert_eq!(caller("plain"), known("pro", "acme"));
+    assert_eq!(caller("abc"), known("enterprise", "ba7816bf8f01cfea"));
+    assert_eq!(caller("legacy-key"), known("free", &Secret::of(b"legacy-key").short_hex()));
+    assert_eq!(caller("Plain"), None);
+    let shown = format!("{config:?}");
+    for key in ["\"plain\"", "legacy-key", "BA7816", "5dae2223"] {
+        assert!(!shown.contains(key), "{key} is kept");
+    }
+}
+
+#[test]
+fn the_environment_wins_over_the_json() {
+    let json = r#"{"default_tier": "pro", "admin": {"token_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
+        "config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": 7}}"#;
+    let environment = Environment {
+        admin_token: Some(b"from the environment".to_vec()),
+        default_tier: Some(b"enterprise".to_vec()),
+        config_ttl: Some(b"30".to_vec()),
+    };
+    let seen = |environment: &Environment| {
+        let plugin = Plugin::parse(json.as_bytes(), environment).expect("a good configuration");
+        let config = Config::new(&plugin, &Documents::default()).expect("a good configuration");
+        let ttl = config.settings.config_source.as_ref().map(|source| source.ttl_seconds);
+        (config.settings.admin.token, config.default_tier.name.clone(), ttl)
+    };
+    assert_eq!(seen(&Environment::default()), (Some(Secret::of(b"abc")), "pro".to_owned(), Some(7)));
+    let token = Some(Secret::of(b"from the environment"));
+    assert_eq!(seen(&environment), (token, "enterprise".to_owned(), Some(30)));
+}
+
+#[test]
+fn a_bad_environment_variable_is_an_error_that_names_it() {
+    let json = br#"{"config_source": {"cluster": "files", "tiers": "/t"}}"#;
+    let cases = [
+        (None, Some("0"), "CONFIG_TTL: found \"0\", wanted a whole number of seconds from 1 to 86400"),
+        (None, Some("soon"), "CONFIG_TTL: found \"soon\", wanted a whole number of seconds from 1 to 86400"),
+        (Some(&b"\xff"[..]), None, "DEFAULT_TIER: found bytes that are not UTF-8, wanted the name of a tier"),
+    ];
+    for (tier, ttl, message) in cases {
+        let environment = Environment {
+            admin_token: None,
+            default_tier: tier.map(<[u8]>::to_vec),
+            config_ttl: ttl.map(Vec::from),
+        };
+        assert_eq!(Plugin::parse(json, &environment).map(|_| ()), Err(message.to_owned()));
+    }
+    let environment = Environment { default_tier: Some(b"gold".to_vec()), ..Environment::default() };
+    let error = Plugin::parse(b"{}", &environment).map(|_| ());
+    assert_eq!(
+        error,
+        Err("DEFAULT_TIER: found \"gold\", wanted one of the tiers free, pro, enterprise".to_owned())
+    );
+}
+
+#[test]
+fn names_of_tiers_are_not_checked_while_the_tier_document_is_awaited() {
+    let plugin = parse(
+        r#"{"default_tier": "bronze", "api_keys": {"k": "gold"},
+            "config_source": {"cluster": "files", "tiers": "/tiers.json"}}"#,
+    )
+    .expect("the names may be in the document");
+    let before = Config::new(&plugin, &Documents::default()).expect("a start");
+    assert_eq!(before.default_tier.name, "free");
+    assert_eq!(
+        before.caller(Secret::of(b"k")).map(|caller| caller.tier.name.clone()),
+        Some("free".to_owned())
+    );
+    assert!(
+        parse(r#"{"default_tier": "bronze", "config_source": {"cluster": "files", "api_keys": "/k"}}"#)
+            .is_err()
+    );
+}
+
+#[test]
+fn null_disables_an_endpoint() {
+    let config = config(r#"{"admin": {"health_path": null, "system_health_path": "/admin"}}"#);
+    assert_eq!(config.settings.admin.health_path, None);
+    assert_eq!(config.settings.admin.system_health_path.as_deref(), Some("/admin"));
+}
+
+#[test]
+fn an_exempt_path_matches_exactly_or_by_prefix() {
+    let config = config(r#"{"exempt_paths": ["/metrics", "/static/*"]}"#);
+    let exempt = |path: &[u8]| config.settings.exempt_paths.iter().any(|exempt| exempt.matches(path));
+    assert_eq!(
+        config.settings.exempt_paths,
+        [ExemptPath::Exact("/metrics".to_owned()), ExemptPath::Prefix("/static/".to_owned())]
+    );
+    assert!(exempt(b"/metrics") && exempt(b"/static/") && exempt(b"/static/a/b"));
+    assert!(!exempt(b"/metrics/") && !exempt(b"/Metrics") && !exempt(b"/static") && !exempt(b""));
+}
+
+#[test]
+fn every_configuration_in_the_readme_is_a_good_one() {
+    let blocks: Vec<&str> = include_str!("../README.md").split("```json\n").skip(1).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let json = block.split("```").next().expect("an end of the block");
+        assert_eq!(parse(json).err(), None, "{json}");
+    }
+}

@@ -1,0 +1,385 @@
+//! An Envoy that runs: its addresses, its admin endpoint, its log; killed when it is dropped.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::client::{Connection, Request, Response};
+use crate::prometheus::Scrape;
+use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN, string_value};
+use crate::{process, wait};
+
+/// Envoy compiles the filter for each worker before it serves, and other tests run beside.
+const START: Duration = Duration::from_secs(60);
+
+/// What a failing test shows of the log.
+const LOG_TAIL_LINES: usize = 40;
+
+/// What Envoy writes when the filter's VM has trapped. No test expects that.
+const TRAPS: [&str; 3] = ["Function: proxy_on_", "Uncaught RuntimeError", "panicked at"];
+
+/// Envoy's binary, from `ENVOY_BIN`.
+///
+/// # Panics
+///
+/// When the variable is not set: a test that cannot run fails.
+#[track_caller]
+pub fn envoy_bin() -> PathBuf {
+    from_env("ENVOY_BIN")
+}
+
+/// The filter, from `FILTER_WASM`.
+///
+/// # Panics
+///
+/// When the variable is not set: a test that cannot run fails.
+#[track_caller]
+pub fn filter_wasm() -> PathBuf {
+    from_env("FILTER_WASM")
+}
+
+#[track_caller]
+fn from_env(name: &str) -> PathBuf {
+    match std::env::var_os(name) {
+        Some(path) if Path::new(&path).is_file() => path.into(),
+        Some(path) => panic!("{name}={} is no file", path.display()),
+        None => panic!("{name} is not set: run the end-to-end tests with `cargo xtask test`"),
+    }
+}
+
+/// A running Envoy.
+#[derive(Debug)]
+pub struct Envoy {
+    child: Child,
+    dir: TempDir,
+    admin: SocketAddr,
+    listeners: BTreeMap<String, SocketAddr>,
+    deliveries: u64,
+}
+
+impl Envoy {
+    /// Runs `command`, an Envoy with its configuration, and waits until it serves. Its log and its
+    /// admin address go to files in `dir`, which lives as long as the Envoy.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up; the message holds the end of its log.
+    #[track_caller]
+    pub fn start(dir: TempDir, command: Command) -> Self {
+        let mut launched = Launched::new(&dir, command);
+        let admin = wait::until_within(START, "Envoy serves", || {
+            if let Some(status) = launched.exit_status() {
+                panic!("Envoy ended: {status}\n{}", tail(&read_log(&dir)));
+            }
+            let admin = fs::read_to_string(dir.path().join("admin.txt")).ok()?;
+            let admin = admin.trim().parse().ok()?;
+            let ready = get(admin, "/ready").ok()?;
+            (ready.status == 200).then_some(admin)
+        });
+        Self { child: launched.into_child(), dir, admin, listeners: listener_addresses(admin), deliveries: 0 }
+    }
+
+    /// Runs `command`, which must end by itself because its configuration is refused.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    #[track_caller]
+    pub(crate) fn start_refused(dir: TempDir, command: Command) -> String {
+        let mut launched = Launched::new(&dir, command);
+        let status =
+            wait::until_within(START, "Envoy refuses its configuration and ends", || launched.exit_status());
+        let log = read_log(&dir);
+        assert!(!status.success(), "{status}\n{}", tail(&log));
+        log
+    }
+
+    /// The main listener's address, or the only one's where none is called that.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such listener.
+    #[track_caller]
+    pub fn address(&self) -> SocketAddr {
+        match self.listeners.get(MAIN) {
+            Some(address) => *address,
+            None => *self.listeners.values().next().expect("a listener on a TCP port"),
+        }
+    }
+
+    /// The address of the listener with this name.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such listener.
+    #[track_caller]
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        match self.listeners.get(name) {
+            Some(address) => *address,
+            None => panic!("no listener {name} among {:?}", self.listeners),
+        }
+    }
+
+    /// Opens a connection to the main listener.
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.address())
+    }
+
+    /// Sends one request to the main listener on a connection of its own.
+    ///
+    /// # Panics
+    ///
+    /// When there is no complete answer in time.
+    #[track_caller]
+    pub fn send(&self, request: &Request) -> Response {
+        self.connect().send(request)
+    }
+
+    /// Asks Envoy's admin endpoint.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    #[track_caller]
+    pub fn admin(&self, path: &str) -> String {
+        match get(self.admin, path) {
+            Ok(response) => response.text(),
+            Err(error) => panic!("admin {path}: {error}"),
+        }
+    }
+
+    /// Scrapes the metrics as Prometheus would.
+    #[track_caller]
+    pub fn scrape(&self) -> Scrape {
+        Scrape::parse(&self.admin("/stats/prometheus"))
+    }
+
+    /// The value of one metric, `None` where it is not there (yet).
+    #[track_caller]
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        self.scrape().value(name, labels)
+    }
+
+    /// Waits until a metric has this value; workers report once a second.
+    ///
+    /// # Panics
+    ///
+    /// When it does not get there.
+    #[track_caller]
+    pub fn await_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let mut last = None;
+        let reached = wait::poll(wait::SOON, || {
+            last = self.metric(name, labels);
+            (last == Some(value)).then_some(())
+        });
+        assert!(reached.is_some(), "{name} {labels:?} should become {value}, stands at {last:?}");
+    }
+
+    /// One of Envoy's plain statistics, 0 where it is not there (yet).
+    #[track_caller]
+    pub fn stat(&self, name: &str) -> u64 {
+        self.admin(&format!("/stats?filter=^{name}$"))
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// How many connections each worker has accepted on the main listener.
+    #[track_caller]
+    pub fn connections_by_worker(&self) -> Vec<u64> {
+        self.admin("/stats?filter=^listener\\.127.*worker_.*downstream_cx_total$")
+            .lines()
+            .filter_map(|line| line.rsplit_once(": ")?.1.parse().ok())
+            .collect()
+    }
+
+    /// Everything Envoy and the filter have logged so far.
+    pub fn log(&self) -> String {
+        read_log(&self.dir)
+    }
+
+    /// Waits for a line that holds all of `words`; gives it.
+    ///
+    /// # Panics
+    ///
+    /// When there is none in time.
+    #[track_caller]
+    pub fn await_log(&self, words: &[&str]) -> String {
+        wait::until(&format!("a log line with {words:?}"), || self.log_lines(words).into_iter().next())
+    }
+
+    /// The lines that hold all of `words`.
+    pub fn log_lines(&self, words: &[&str]) -> Vec<String> {
+        self.log()
+            .lines()
+            .filter(|line| words.iter().all(|word| line.contains(word)))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Envoy's resident memory in KiB.
+    ///
+    /// # Panics
+    ///
+    /// When Envoy is gone.
+    #[track_caller]
+    pub fn resident_kib(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Envoy is running");
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
+            .expect("a process has a resident size")
+    }
+
+    /// Replaces one of the documents that `config_files` serves as editors do: a new file, renamed
+    /// over the old one.
+    ///
+    /// # Panics
+    ///
+    /// When the file cannot be written.
+    #[track_caller]
+    pub fn save(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(CONFIG_FOLDER).join(name);
+        replace(&path, &path.with_extension("next"), text);
+    }
+
+    /// Overwrites one of the documents that `config_files` serves in place.
+    ///
+    /// # Panics
+    ///
+    /// When the file cannot be written.
+    #[track_caller]
+    pub fn edit_in_place(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(CONFIG_FOLDER).join(name);
+        fs::write(path, text).expect("a document written");
+    }
+
+    /// Delivers the next plugin configuration by ECDS, without waiting for it to take hold.
+    ///
+    /// # Panics
+    ///
+    /// When this Envoy was not set up for ECDS.
+    #[track_caller]
+    pub fn deliver(&mut self, config: &Value) {
+        let path = self.dir.path().join(ECDS_FILE);
+        let current = fs::read_to_string(&path).expect("set up with `by_ecds`");
+        let mut response: Value = serde_json::from_str(&current).expect("written by the harness");
+        self.deliveries += 1;
+        response["version_info"] = json!(self.deliveries.to_string());
+        response["resources"][0]["typed_config"]["config"]["configuration"] =
+            string_value(&config.to_string());
+        // Not beside the old one: Envoy would read that again when the new one is written.
+        replace(&path, &self.dir.path().join("next"), &response.to_string());
+    }
+
+    /// How many configurations have come by ECDS, and how many of those were refused.
+    #[track_caller]
+    pub fn deliveries(&self) -> (u64, u64) {
+        let prefix = "extension_config_discovery.http_filter.rate_limiter";
+        (self.stat(&format!("{prefix}.config_reload")), self.stat(&format!("{prefix}.config_fail")))
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        kill(&mut self.child);
+        let log = read_log(&self.dir);
+        if std::thread::panicking() {
+            eprintln!("{}", tail(&log));
+            return;
+        }
+        let trap = log.lines().find(|line| TRAPS.iter().any(|trap| line.contains(trap)));
+        assert!(trap.is_none(), "the filter trapped: {trap:?}\n{}", tail(&log));
+    }
+}
+
+/// A child that is killed unless somebody takes it over.
+struct Launched(Option<Child>);
+
+impl Launched {
+    #[track_caller]
+    fn new(dir: &TempDir, mut command: Command) -> Self {
+        let log = File::create(dir.path().join("envoy.log")).expect("a log file");
+        command
+            .args(["--disable-hot-restart", "--log-level", "warning"])
+            .args(["--component-log-level", "wasm:debug"])
+            .arg("--admin-address-path")
+            .arg(dir.path().join("admin.txt"))
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone().expect("a file descriptor to spare"))
+            .stderr(log);
+        match process::spawn(command) {
+            Ok(child) => Self(Some(child)),
+            Err(error) => panic!("starting Envoy: {error}"),
+        }
+    }
+
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.0.as_mut()?.try_wait().expect("a child to wait for")
+    }
+
+    fn into_child(mut self) -> Child {
+        self.0.take().expect("taken once")
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            kill(child);
+        }
+    }
+}
+
+fn kill(child: &mut Child) {
+    // Both fail only for a child that is gone already.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn get(admin: SocketAddr, path: &str) -> std::io::Result<Response> {
+    Connection::try_connect(admin, None)?.try_send(&Request::get(path))
+}
+
+#[track_caller]
+fn listener_addresses(admin: SocketAddr) -> BTreeMap<String, SocketAddr> {
+    let answer = get(admin, "/listeners?format=json").expect("an admin endpoint");
+    answer.json()["listener_statuses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|listener| {
+            let socket = &listener["local_address"]["socket_address"];
+            let port = u16::try_from(socket["port_value"].as_u64()?).ok()?;
+            let address = match socket["address"].as_str()? {
+                "0.0.0.0" => "127.0.0.1".parse().ok()?,
+                address => address.parse().ok()?,
+            };
+            Some((listener["name"].as_str()?.to_owned(), SocketAddr::new(address, port)))
+        })
+        .collect()
+}
+
+fn replace(path: &Path, next: &Path, text: &str) {
+    fs::write(next, text).expect("a file written");
+    fs::rename(next, path).expect("a file renamed");
+}
+
+fn read_log(dir: &TempDir) -> String {
+    let bytes = fs::read(dir.path().join("envoy.log")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    let from = lines.len().saturating_sub(LOG_TAIL_LINES);
+    format!("--- the end of Envoy's log ---\n{}", lines[from..].join("\n"))
+}

@@ -1,0 +1,98 @@
+//! What client and upstream share of HTTP/1.1: finding the end of a head, reading a body.
+
+use std::io::{self, BufRead, Read as _};
+
+/// Far above anything a test sends, so that a broken peer fails a test rather than the machine.
+const MAX_HEAD_BYTES: usize = 1 << 20;
+pub(crate) const MAX_HEADERS: usize = 256;
+
+/// Names and values in the order they came.
+pub(crate) type Headers = Vec<(String, Vec<u8>)>;
+
+/// How long a message's body is.
+pub(crate) enum BodyLength {
+    Known(u64),
+    Chunked,
+    UntilClose,
+}
+
+/// The bytes of one head including its empty line; `None` where the peer closed before it.
+pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut head = Vec::new();
+    loop {
+        let line_start = head.len();
+        let read = reader.read_until(b'\n', &mut head)?;
+        if read == 0 {
+            return if head.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        }
+        if head.len() > MAX_HEAD_BYTES {
+            return Err(io::Error::other("a head without end"));
+        }
+        if &head[line_start..] == b"\r\n" {
+            return Ok(Some(head));
+        }
+    }
+}
+
+pub(crate) fn read_body(reader: &mut impl BufRead, length: BodyLength) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    match length {
+        BodyLength::Known(length) => {
+            if reader.take(length).read_to_end(&mut body)? as u64 != length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        BodyLength::UntilClose => {
+            reader.read_to_end(&mut body)?;
+        }
+        BodyLength::Chunked => loop {
+            let size = read_chunk_size(reader)?;
+            if size == 0 {
+                skip_trailers(reader)?;
+                break;
+            }
+            if reader.take(size).read_to_end(&mut body)? as u64 != size {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            read_line(reader)?;
+        },
+    }
+    Ok(body)
+}
+
+/// The length a head announces, or `otherwise` where it announces none.
+pub(crate) fn body_length(headers: &[(String, Vec<u8>)], otherwise: BodyLength) -> BodyLength {
+    let value = |name: &str| {
+        headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| String::from_utf8_lossy(value).trim().to_ascii_lowercase())
+    };
+    if value("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
+        return BodyLength::Chunked;
+    }
+    value("content-length").and_then(|length| length.parse().ok()).map_or(otherwise, BodyLength::Known)
+}
+
+pub(crate) fn owned_headers(headers: &[httparse::Header<'_>]) -> Headers {
+    headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect()
+}
+
+fn read_chunk_size(reader: &mut impl BufRead) -> io::Result<u64> {
+    let line = read_line(reader)?;
+    let digits = line.split(';').next().unwrap_or_default().trim();
+    u64::from_str_radix(digits, 16).map_err(|error| io::Error::other(format!("chunk size {line:?}: {error}")))
+}
+
+fn skip_trailers(reader: &mut impl BufRead) -> io::Result<()> {
+    while !read_line(reader)?.is_empty() {}
+    Ok(())
+}
+
+fn read_line(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut line = Vec::new();
+    if reader.read_until(b'\n', &mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
+}

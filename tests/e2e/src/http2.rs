@@ -1,0 +1,151 @@
+//! HTTP/2 with prior knowledge, and the little of gRPC that a rate limiter meets.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::client::{Body, Request, Response};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The whole exchange; a hang is a failure, not a wait.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Sends all requests as concurrent streams of one connection; answers come in their order.
+/// Trailers are appended to an answer's headers.
+///
+/// # Panics
+///
+/// When the connection or one of the streams breaks.
+#[track_caller]
+pub fn send_all(to: SocketAddr, requests: &[Request]) -> Vec<Response> {
+    let exchange = runtime().block_on(async {
+        tokio::time::timeout(TIMEOUT, exchange(to, requests)).await.map_err(Failure::from)?
+    });
+    match exchange {
+        Ok(responses) => responses,
+        Err(error) => panic!("HTTP/2 to {to}: {error}"),
+    }
+}
+
+/// Sends one request on a connection of its own.
+///
+/// # Panics
+///
+/// When the connection or the stream breaks.
+#[track_caller]
+pub fn send(to: SocketAddr, request: &Request) -> Response {
+    send_all(to, std::slice::from_ref(request)).remove(0)
+}
+
+/// A gRPC call: the path is `/<service>/<method>`, the message is empty.
+pub fn grpc_call(path: &str) -> Request {
+    Request::post(path, [0_u8; 5]).header("content-type", "application/grpc").header("te", "trailers")
+}
+
+/// Starts a gRPC server that answers every call with an empty message and `grpc-status: 0`;
+/// gives its address.
+///
+/// # Panics
+///
+/// When there is no port to listen on.
+pub fn grpc_server() -> SocketAddr {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .expect("a port to listen on");
+    let address = listener.local_addr().expect("a bound listener");
+    thread::spawn(move || {
+        runtime().block_on(async {
+            let listener = TcpListener::from_std(listener).expect("a listener that does not block");
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve_grpc(stream));
+            }
+        });
+    });
+    address
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+async fn exchange(to: SocketAddr, requests: &[Request]) -> Result<Vec<Response>, Failure> {
+    let stream = TcpStream::connect(to).await?;
+    let (mut sender, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    let mut pending = Vec::with_capacity(requests.len());
+    for request in requests {
+        sender = sender.ready().await?;
+        let body = match &request.body {
+            Body::None => Bytes::new(),
+            Body::Sized(body) => Bytes::copy_from_slice(body),
+            Body::Chunked(chunks) => Bytes::from(chunks.concat()),
+        };
+        let (response, mut stream) = sender.send_request(head(request)?, body.is_empty())?;
+        if !body.is_empty() {
+            stream.send_data(body, true)?;
+        }
+        pending.push(response);
+    }
+    let mut responses = Vec::with_capacity(pending.len());
+    for response in pending {
+        responses.push(collect(response.await?).await?);
+    }
+    Ok(responses)
+}
+
+fn head(request: &Request) -> Result<http::Request<()>, Failure> {
+    let uri = if request.method == "CONNECT" {
+        request.target.clone()
+    } else {
+        format!("http://e2e{}", request.target)
+    };
+    let mut head = http::Request::builder()
+        .version(http::Version::HTTP_2)
+        .method(request.method.as_str())
+        .uri(uri)
+        .body(())?;
+    for (name, value) in &request.headers {
+        head.headers_mut()
+            .append(http::HeaderName::from_bytes(name.as_bytes())?, http::HeaderValue::from_bytes(value)?);
+    }
+    Ok(head)
+}
+
+async fn collect(response: http::Response<h2::RecvStream>) -> Result<Response, Failure> {
+    let status = response.status().as_u16();
+    let mut headers = owned(response.headers());
+    let mut stream = response.into_body();
+    let mut body = Vec::new();
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    if let Some(trailers) = stream.trailers().await? {
+        headers.extend(owned(&trailers));
+    }
+    Ok(Response { status, headers, body })
+}
+
+fn owned(headers: &http::HeaderMap) -> Vec<(String, Vec<u8>)> {
+    headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
+}
+
+async fn serve_grpc(stream: TcpStream) -> Result<(), Failure> {
+    let mut connection = h2::server::handshake(stream).await?;
+    while let Some(call) = connection.accept().await {
+        let (_, mut respond) = call?;
+        let head = http::Response::builder().header("content-type", "application/grpc").body(())?;
+        let mut stream = respond.send_response(head, false)?;
+        stream.send_data(Bytes::from_static(&[0; 5]), false)?;
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        stream.send_trailers(trailers)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! The harness of the end-to-end tests: a real Envoy with the filter in it, clients that can
+//! say anything, and an upstream that answers what the test tells it to.
+//!
+//! In reading order: [`setup`] says what an Envoy is to look like, [`envoy`] is one that runs,
+//! [`client`] speaks HTTP/1.1 to it byte by byte, [`http2`] speaks HTTP/2 and gRPC, [`load`]
+//! sends many requests at once, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
+//! [`wait`] holds the only loop that waits for something.
+//!
+//! Nothing here knows what the filter should do; that is in the tests.
+
+pub mod client;
+pub mod envoy;
+pub mod http2;
+pub mod load;
+pub mod prometheus;
+pub mod setup;
+pub mod upstream;
+pub mod wait;
+
+mod http1;
+mod process;
+
+use sha2::Digest as _;
+
+/// SHA-256 of `text` in lower-case hex, as configuration wants it.
+pub fn sha256_hex(text: &str) -> String {
+    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}

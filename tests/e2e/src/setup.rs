@@ -1,0 +1,443 @@
+//! What an Envoy under test looks like: a bootstrap written from the options a test cares about.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use crate::envoy::{Envoy, filter_wasm};
+
+/// The listener that [`Envoy::send`] talks to.
+pub const MAIN: &str = "main";
+
+/// The file that delivers the filter's configuration when it comes by ECDS.
+pub(crate) const ECDS_FILE: &str = "ecds/rate_limiter.json";
+
+/// The folder that the cluster `config_files` serves.
+pub(crate) const CONFIG_FOLDER: &str = "config";
+
+/// How the filter gets its configuration.
+#[derive(Clone, Debug)]
+enum Plugin {
+    NoFilter,
+    /// No `configuration` at all.
+    Bare,
+    /// A `StringValue` with this text, which may be any text.
+    Text(String),
+    /// A `Struct`.
+    Struct(Value),
+}
+
+#[derive(Debug)]
+struct Listener {
+    name: String,
+    address: Value,
+    plugin: Plugin,
+}
+
+/// The options, each with the default that suits most tests: two workers, the client's address
+/// taken from the connection, `200 ok` to everything that the filter lets through.
+#[derive(Debug)]
+pub struct Setup {
+    dir: TempDir,
+    workers: u32,
+    env: Vec<(String, String)>,
+    hcm: Map<String, Value>,
+    routes: Vec<Value>,
+    clusters: Vec<Value>,
+    listeners: Vec<Listener>,
+    ecds: bool,
+    bodies: bool,
+    filter_stats: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Setup {
+    /// The filter without any configuration.
+    ///
+    /// # Panics
+    ///
+    /// When there is no temporary directory to be had.
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+            workers: 2,
+            env: Vec::new(),
+            hcm: Map::new(),
+            routes: vec![json!({
+                "match": {"prefix": "/"},
+                "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
+            })],
+            clusters: Vec::new(),
+            listeners: vec![Listener {
+                name: MAIN.to_owned(),
+                address: tcp("127.0.0.1", 0),
+                plugin: Plugin::Bare,
+            }],
+            ecds: false,
+            bodies: true,
+            filter_stats: true,
+        }
+    }
+
+    /// Envoy alone.
+    pub fn without_filter() -> Self {
+        let mut setup = Self::new();
+        setup.listeners[0].plugin = Plugin::NoFilter;
+        setup
+    }
+
+    /// The plugin configuration.
+    pub fn config(self, config: &Value) -> Self {
+        self.config_text(&config.to_string())
+    }
+
+    /// The plugin configuration as text, JSON or not.
+    pub fn config_text(mut self, text: &str) -> Self {
+        self.listeners[0].plugin = Plugin::Text(text.to_owned());
+        self
+    }
+
+    /// The plugin configuration as a `google.protobuf.Struct`.
+    pub fn config_struct(mut self, config: &Value) -> Self {
+        self.listeners[0].plugin = Plugin::Struct(config.clone());
+        self
+    }
+
+    /// The plugin configuration comes from a file by ECDS; [`Envoy::deliver`] writes the next one.
+    pub fn by_ecds(mut self) -> Self {
+        self.ecds = true;
+        self
+    }
+
+    /// Leaves out `allow_on_headers_stop_iteration`, without which no body reaches a filter that
+    /// waits for one.
+    pub fn without_bodies(mut self) -> Self {
+        self.bodies = false;
+        self
+    }
+
+    /// Envoy keeps none of the stats that the filter defines, as operators who pay by the series do.
+    pub fn without_filter_stats(mut self) -> Self {
+        self.filter_stats = false;
+        self
+    }
+
+    /// One more listener with a filter of its own.
+    pub fn listener(mut self, name: &str, config: &Value) -> Self {
+        self.listeners.push(Listener {
+            name: name.to_owned(),
+            address: tcp("127.0.0.1", 0),
+            plugin: Plugin::Text(config.to_string()),
+        });
+        self
+    }
+
+    /// One more listener, on every address of both families, with the same filter as the main one.
+    pub fn dual_stack_listener(mut self, name: &str) -> Self {
+        let mut address = tcp("::", 0);
+        address["socket_address"]["ipv4_compat"] = json!(true);
+        let plugin = self.listeners[0].plugin.clone();
+        self.listeners.push(Listener { name: name.to_owned(), address, plugin });
+        self
+    }
+
+    /// Adds a variable to the VM's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Envoy's `--concurrency`.
+    pub fn workers(mut self, workers: u32) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Fields of the HTTP connection manager, over the defaults.
+    ///
+    /// # Panics
+    ///
+    /// When `fields` is no object.
+    pub fn hcm(mut self, fields: &Value) -> Self {
+        let fields = fields.as_object().expect("an object of HCM fields");
+        self.hcm.extend(fields.clone());
+        self
+    }
+
+    /// The client's address is the `hops`th from the right in `X-Forwarded-For`.
+    pub fn trusted_hops(self, hops: u32) -> Self {
+        self.hcm(&json!({"use_remote_address": true, "xff_num_trusted_hops": hops}))
+    }
+
+    /// Replaces the route table.
+    pub fn routes(mut self, routes: &Value) -> Self {
+        self.routes = routes.as_array().cloned().unwrap_or_default();
+        self
+    }
+
+    /// Sends everything on to this address, waiting at most two seconds for an answer.
+    pub fn upstream(self, address: SocketAddr) -> Self {
+        self.cluster("upstream", address).routes(&json!([{
+            "match": {"prefix": "/"},
+            "route": {"cluster": "upstream", "timeout": "2s"},
+        }]))
+    }
+
+    /// Sends everything on to this address over HTTP/2.
+    pub fn http2_upstream(self, address: SocketAddr) -> Self {
+        let mut setup = self.upstream(address);
+        if let Some(cluster) = setup.clusters.last_mut() {
+            cluster["typed_extension_protocol_options"] = json!({
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": {"http2_protocol_options": {}},
+                },
+            });
+        }
+        setup
+    }
+
+    /// One more cluster with this one endpoint.
+    pub fn cluster(self, name: &str, address: SocketAddr) -> Self {
+        let endpoint = tcp(&address.ip().to_string(), address.port());
+        self.cluster_at(name, &endpoint)
+    }
+
+    /// The cluster `config_files` is this Envoy itself, serving `tiers.json` and `api_keys.json`
+    /// from a folder that [`Envoy::save`] and [`Envoy::edit_in_place`] write to.
+    ///
+    /// # Panics
+    ///
+    /// When the files cannot be written.
+    pub fn config_files(mut self, tiers: &str, api_keys: &str) -> Self {
+        let folder = self.dir.path().join(CONFIG_FOLDER);
+        std::fs::create_dir_all(&folder).expect("a folder for the documents");
+        for (name, text) in [("tiers.json", tiers), ("api_keys.json", api_keys)] {
+            std::fs::write(folder.join(name), text).expect("a document written");
+        }
+        let pipe = json!({"pipe": {"path": self.dir.path().join("files.sock")}});
+        self.listeners.push(Listener {
+            name: CONFIG_FOLDER.to_owned(),
+            address: pipe.clone(),
+            plugin: Plugin::NoFilter,
+        });
+        self.cluster_at("config_files", &pipe)
+    }
+
+    /// Starts Envoy and waits until it serves.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up; the message holds the end of its log.
+    #[track_caller]
+    pub fn start(self) -> Envoy {
+        let (dir, command) = self.prepare();
+        Envoy::start(dir, command)
+    }
+
+    /// Starts an Envoy that must refuse its configuration; gives its log.
+    ///
+    /// # Panics
+    ///
+    /// When it comes up all the same.
+    #[track_caller]
+    pub fn start_refused(self) -> String {
+        let (dir, command) = self.prepare();
+        Envoy::start_refused(dir, command)
+    }
+
+    fn prepare(self) -> (TempDir, Command) {
+        let bootstrap = self.bootstrap();
+        let path = self.dir.path().join("bootstrap.json");
+        std::fs::write(&path, format!("{bootstrap:#}")).expect("the bootstrap written");
+        if self.ecds {
+            let plugin = &self.listeners[0].plugin;
+            let resource = self.discovery_response(plugin, "initial");
+            let path = self.dir.path().join(ECDS_FILE);
+            std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder for ECDS");
+            std::fs::write(path, resource.to_string()).expect("the ECDS file written");
+        }
+        // `Envoy::deliver` builds the next response from the first one.
+        let mut command = Command::new(crate::envoy::envoy_bin());
+        command
+            .arg("-c")
+            .arg(&path)
+            .arg("--concurrency")
+            .arg(self.workers.to_string())
+            .current_dir(self.dir.path());
+        (self.dir, command)
+    }
+
+    fn bootstrap(&self) -> Value {
+        let listeners: Vec<_> = self.listeners.iter().map(|l| self.listener_json(l)).collect();
+        let mut stats = json!({"stats_tags": stats_tags()});
+        if !self.filter_stats {
+            stats["stats_matcher"] = json!({"exclusion_list": {"patterns": [{"contains": "rate_limiter_"}]}});
+        }
+        json!({
+            "node": {"id": "e2e", "cluster": "e2e"},
+            "admin": {"address": tcp("127.0.0.1", 0)},
+            "stats_flush_interval": "1s",
+            "stats_config": stats,
+            "static_resources": {"listeners": listeners, "clusters": self.clusters},
+        })
+    }
+
+    fn listener_json(&self, listener: &Listener) -> Value {
+        let mut hcm = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": listener.name,
+            "use_remote_address": true,
+            "request_timeout": "30s",
+            "stream_idle_timeout": "30s",
+        });
+        if listener.name == CONFIG_FOLDER {
+            hcm["route_config"] = file_routes(&self.dir.path().join(CONFIG_FOLDER));
+        } else {
+            hcm["route_config"] =
+                json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": self.routes}]});
+            for (field, value) in &self.hcm {
+                hcm[field] = value.clone();
+            }
+        }
+        hcm["http_filters"] = Value::Array(
+            self.limiter(listener)
+                .into_iter()
+                .chain([json!({
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+                })])
+                .collect(),
+        );
+        json!({
+            "name": listener.name,
+            "address": listener.address,
+            "filter_chains": [{"filters": [{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": hcm,
+            }]}],
+        })
+    }
+
+    fn limiter(&self, listener: &Listener) -> Option<Value> {
+        if matches!(listener.plugin, Plugin::NoFilter) {
+            return None;
+        }
+        if self.ecds && listener.name == MAIN {
+            let path = self.dir.path().join(ECDS_FILE);
+            let folder = path.parent().expect("a file in a folder");
+            return Some(json!({
+                "name": "rate_limiter",
+                "config_discovery": {
+                    "type_urls": [WASM_TYPE],
+                    "config_source": {
+                        "resource_api_version": "V3",
+                        "path_config_source": {
+                            "path": path,
+                            "watched_directory": {"path": folder, "watch_modify": true},
+                        },
+                    },
+                },
+            }));
+        }
+        Some(json!({"name": "rate_limiter", "typed_config": self.wasm(&listener.plugin)}))
+    }
+
+    fn wasm(&self, plugin: &Plugin) -> Value {
+        let env: Map<String, Value> =
+            self.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let mut config = json!({
+            "name": "rate_limiter",
+            "root_id": "rate_limiter",
+            "allow_on_headers_stop_iteration": self.bodies,
+            "failure_policy": "FAIL_RELOAD",
+            "vm_config": {
+                "vm_id": "rate_limiter",
+                "runtime": "envoy.wasm.runtime.v8",
+                "code": {"local": {"filename": filter_wasm()}},
+                "environment_variables": {"key_values": env},
+            },
+        });
+        match plugin {
+            Plugin::NoFilter | Plugin::Bare => {}
+            Plugin::Text(text) => config["configuration"] = string_value(text),
+            Plugin::Struct(value) => {
+                config["configuration"] = json!({
+                    "@type": "type.googleapis.com/google.protobuf.Struct",
+                    "value": value,
+                });
+            }
+        }
+        json!({"@type": WASM_TYPE, "config": config})
+    }
+
+    fn discovery_response(&self, plugin: &Plugin, version: &str) -> Value {
+        json!({
+            "version_info": version,
+            "resources": [{
+                "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+                "name": "rate_limiter",
+                "typed_config": self.wasm(plugin),
+            }],
+        })
+    }
+
+    fn cluster_at(mut self, name: &str, endpoint: &Value) -> Self {
+        self.clusters.push(json!({
+            "name": name,
+            "connect_timeout": "1s",
+            "load_assignment": {
+                "cluster_name": name,
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": endpoint}}]}],
+            },
+        }));
+        self
+    }
+}
+
+const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+
+pub(crate) fn string_value(text: &str) -> Value {
+    json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text})
+}
+
+fn tcp(address: &str, port: u16) -> Value {
+    json!({"socket_address": {"address": address, "port_value": port}})
+}
+
+/// The same labels as the shipped bootstrap's; that one is tested by booting it.
+fn stats_tags() -> Value {
+    ["tier", "status", "reason", "policy", "result"]
+        .map(|tag| {
+            json!({
+                "tag_name": tag,
+                "regex": format!(r"^wasmcustom\.rate_limiter_\w+(?:\.\w+\.[^.]+)*?(\.{tag}\.([^.]+))"),
+            })
+        })
+        .to_vec()
+        .into()
+}
+
+fn file_routes(folder: &Path) -> Value {
+    let routes = ["tiers.json", "api_keys.json"].map(|name| {
+        json!({
+            "match": {"path": format!("/{name}")},
+            "direct_response": {"status": 200, "body": {
+                "filename": folder.join(name),
+                "watched_directory": {"path": folder, "watch_modify": true},
+            }},
+        })
+    });
+    json!({
+        "max_direct_response_body_size_bytes": 65_536,
+        "virtual_hosts": [{"name": "files", "domains": ["*"], "routes": routes}],
+    })
+}

@@ -1,0 +1,164 @@
+//! An HTTP/1.1 server in the test's own process: it answers what the test tells it to and
+//! remembers what it was asked.
+
+use std::io::{self, BufReader, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::http1::{self, BodyLength};
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The method.
+    pub method: String,
+    /// The request target, byte for byte.
+    pub target: String,
+    /// The headers in the order they came.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body, chunks joined.
+    pub body: Vec<u8>,
+}
+
+/// What to do about a request.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// A response: status, headers, body.
+    Respond(u16, Vec<(String, String)>, Vec<u8>),
+    /// The same, after this long.
+    Late(Duration, Box<Answer>),
+    /// A TCP reset instead of a response.
+    Reset,
+}
+
+impl Answer {
+    /// `200` with this body.
+    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
+        Self::Respond(200, Vec::new(), body.into())
+    }
+
+    /// This status with these headers and an empty body.
+    pub fn with(status: u16, headers: &[(&str, &str)]) -> Self {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::Respond(status, headers, Vec::new())
+    }
+}
+
+/// A server that listens until the process ends.
+#[derive(Debug)]
+pub struct Upstream {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+impl Upstream {
+    /// Starts a server that asks `script` what to answer.
+    ///
+    /// # Panics
+    ///
+    /// When there is no port to listen on.
+    pub fn start(script: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port to listen on");
+        let address = listener.local_addr().expect("a bound listener");
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let script = Arc::new(script);
+        let log = Arc::clone(&received);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let script = Arc::clone(&script);
+                let log = Arc::clone(&log);
+                // A connection that breaks is the client's business; the test looks at what
+                // arrived and at what the client saw.
+                thread::spawn(move || {
+                    let _ = serve(stream, &*script, &log);
+                });
+            }
+        });
+        Self { address, received }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Everything that has arrived so far.
+    pub fn received(&self) -> Vec<Received> {
+        self.lock().clone()
+    }
+
+    /// The request targets that have arrived so far.
+    pub fn targets(&self) -> Vec<String> {
+        self.lock().iter().map(|r| r.target.clone()).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Received>> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An address that refuses connections.
+///
+/// # Panics
+///
+/// When there is no port to bind.
+pub fn refusing() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port to bind");
+    listener.local_addr().expect("a bound listener")
+}
+
+fn serve(
+    stream: TcpStream,
+    script: &dyn Fn(&Received) -> Answer,
+    log: &Mutex<Vec<Received>>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    while let Some(request) = read_request(&mut reader)? {
+        let answer = script(&request);
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        let (delay, answer) = match answer {
+            Answer::Late(delay, answer) => (delay, *answer),
+            answer => (Duration::ZERO, answer),
+        };
+        thread::sleep(delay);
+        match answer {
+            Answer::Respond(status, headers, body) => {
+                respond(reader.get_mut(), status, &headers, &body)?;
+            }
+            Answer::Reset | Answer::Late(..) => {
+                let socket = socket2::Socket::from(reader.into_inner());
+                return socket.set_linger(Some(Duration::ZERO));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Received>> {
+    let Some(head) = http1::read_head(reader)? else {
+        return Ok(None);
+    };
+    let mut headers = [httparse::EMPTY_HEADER; http1::MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    request.parse(&head).map_err(|error| io::Error::other(format!("no HTTP request: {error}")))?;
+    let method = request.method.unwrap_or_default().to_owned();
+    let target = request.path.unwrap_or_default().to_owned();
+    let headers = http1::owned_headers(request.headers);
+    let length = http1::body_length(&headers, BodyLength::Known(0));
+    let body = http1::read_body(reader, length)?;
+    Ok(Some(Received { method, target, headers, body }))
+}
+
+fn respond(stream: &mut TcpStream, status: u16, headers: &[(String, String)], body: &[u8]) -> io::Result<()> {
+    let mut bytes = format!("HTTP/1.1 {status} Scripted\r\n");
+    for (name, value) in headers {
+        bytes += &format!("{name}: {value}\r\n");
+    }
+    bytes += &format!("content-length: {}\r\n\r\n", body.len());
+    let mut bytes = bytes.into_bytes();
+    bytes.extend_from_slice(body);
+    stream.write_all(&bytes)
+}

@@ -1,0 +1,172 @@
+//! Who is asking, by address: spec section 2, point 3.
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::setup::Setup;
+use serde_json::{Value, json};
+
+use crate::support::two_tiers;
+
+/// What the first caller of every test here may spend.
+const CAPACITY: u64 = 50;
+
+fn config() -> Value {
+    two_tiers(CAPACITY, CAPACITY)
+}
+
+/// Sends one request per entry and checks which share a bucket: entries with the same letter do,
+/// entries with different letters do not.
+#[track_caller]
+fn assert_grouping(envoy: &Envoy, entries: &[(char, &str)]) {
+    let mut spent = std::collections::BTreeMap::new();
+    for (group, forwarded_for) in entries {
+        let spent = spent.entry(*group).or_insert(0);
+        *spent += 1;
+        let reply = envoy.send(&Request::get("/").forwarded_for(forwarded_for));
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.remaining(), CAPACITY - *spent, "{forwarded_for:?} in group {group}");
+    }
+}
+
+#[test]
+fn every_client_address_has_its_own_bucket_whatever_its_port() {
+    let envoy = Setup::new().config(&config()).start();
+    for round in 1..=3 {
+        for last in 1..=5 {
+            let mut connection = Connection::open_from(last, envoy.address());
+            let reply = connection.send(&Request::get("/"));
+            assert_eq!(reply.remaining(), CAPACITY - round, "127.0.0.{last}");
+        }
+    }
+}
+
+#[test]
+fn forwarded_for_counts_for_nothing_where_it_is_not_trusted() {
+    let envoy = Setup::new().config(&config()).start();
+    assert_grouping(
+        &envoy,
+        &[
+            ('a', "203.0.113.1"),
+            ('a', "203.0.113.2"),
+            ('a', "203.0.113.3, 198.51.100.1"),
+            ('a', "2001:db8::1"),
+            ('a', "127.0.0.2"),
+            ('a', "nonsense"),
+        ],
+    );
+}
+
+#[test]
+fn with_one_trusted_hop_the_last_entry_is_the_client() {
+    let envoy = Setup::new().config(&config()).trusted_hops(1).start();
+    assert_grouping(
+        &envoy,
+        &[
+            ('a', "203.0.113.1"),
+            ('b', "203.0.113.2"),
+            ('a', "203.0.113.1"),
+            // What the client writes before the trusted proxy's entry buys nothing.
+            ('a', "198.51.100.1, 203.0.113.1"),
+            ('a', "198.51.100.2, 203.0.113.1"),
+            ('b', "203.0.113.1, 203.0.113.2"),
+        ],
+    );
+}
+
+#[test]
+fn with_two_trusted_hops_the_last_but_one_entry_is_the_client() {
+    let envoy = Setup::new().config(&config()).trusted_hops(2).start();
+    assert_grouping(
+        &envoy,
+        &[
+            ('a', "203.0.113.1, 192.0.2.1"),
+            ('b', "203.0.113.2, 192.0.2.1"),
+            ('a', "203.0.113.1, 192.0.2.2"),
+            ('a', "198.51.100.1, 203.0.113.1, 192.0.2.1"),
+        ],
+    );
+}
+
+#[test]
+fn behind_a_proxy_that_appends_the_setting_of_envoy_decides() {
+    // `use_remote_address: false`: the last entry is the client's, one hop takes the one before.
+    let behind = |hops: u32| {
+        Setup::new()
+            .config(&config())
+            .hcm(&json!({"use_remote_address": false, "xff_num_trusted_hops": hops}))
+            .start()
+    };
+    assert_grouping(
+        &behind(0),
+        &[('a', "203.0.113.1"), ('a', "198.51.100.1, 203.0.113.1"), ('b', "203.0.113.2")],
+    );
+    assert_grouping(
+        &behind(1),
+        &[
+            ('a', "203.0.113.1, 192.0.2.1"),
+            ('a', "198.51.100.1, 203.0.113.1, 192.0.2.2"),
+            ('b', "203.0.113.2, 192.0.2.1"),
+        ],
+    );
+}
+
+#[test]
+fn ipv6_clients_are_grouped_by_64_bits() {
+    let envoy = Setup::new().config(&config()).trusted_hops(1).start();
+    assert_grouping(
+        &envoy,
+        &[
+            ('a', "2001:db8:1:2::1"),
+            ('a', "2001:db8:1:2::2"),
+            ('a', "2001:db8:1:2:ffff:ffff:ffff:ffff"),
+            ('a', "2001:0DB8:0001:0002:0000:0000:0000:0001"),
+            ('b', "2001:db8:1:3::1"),
+            ('c', "2001:db8:2:2::1"),
+        ],
+    );
+}
+
+#[test]
+fn the_ipv6_prefix_is_configurable() {
+    let with_prefix = |bits: u8| {
+        let mut config = config();
+        config["ipv6_prefix"] = json!(bits);
+        Setup::new().config(&config).trusted_hops(1).start()
+    };
+    assert_grouping(
+        &with_prefix(128),
+        &[('a', "2001:db8:1:2::1"), ('b', "2001:db8:1:2::2"), ('a', "2001:db8:1:2::1")],
+    );
+    assert_grouping(
+        &with_prefix(56),
+        &[('a', "2001:db8:1:100::1"), ('a', "2001:db8:1:1ff::1"), ('b', "2001:db8:1:200::1")],
+    );
+}
+
+#[test]
+fn an_ipv4_mapped_address_is_the_ipv4_address() {
+    let envoy = Setup::new().config(&config()).trusted_hops(1).start();
+    assert_grouping(
+        &envoy,
+        &[
+            ('a', "203.0.113.1"),
+            ('a', "::ffff:203.0.113.1"),
+            ('a', "::ffff:cb00:7101"),
+            ('b', "::ffff:203.0.113.2"),
+            ('b', "203.0.113.2"),
+        ],
+    );
+}
+
+#[test]
+fn a_client_is_the_same_on_a_dual_stack_listener() {
+    let envoy = Setup::new().config(&config()).dual_stack_listener("dual").start();
+    let dual = envoy.listener("dual").port();
+    let main = Connection::open(envoy.address()).send(&Request::get("/"));
+    assert_eq!(main.remaining(), CAPACITY - 1);
+    let by_ipv4 = Connection::open(([127, 0, 0, 1], dual).into()).send(&Request::get("/"));
+    assert_eq!(by_ipv4.remaining(), CAPACITY - 2);
+    let loopback: std::net::Ipv6Addr = "::1".parse().expect("an address");
+    let by_ipv6 = Connection::open((loopback, dual).into()).send(&Request::get("/"));
+    assert_eq!(by_ipv6.remaining(), CAPACITY - 1, "another address");
+}

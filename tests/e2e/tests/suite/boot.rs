@@ -1,0 +1,49 @@
+//! Envoy comes up: without the filter, with it and nothing said, with both forms of configuration.
+
+use e2e::client::Request;
+use e2e::setup::Setup;
+
+use crate::support::{assert_headers_complete, two_tiers};
+
+#[test]
+fn envoy_without_the_filter_serves() {
+    let envoy = Setup::without_filter().workers(4).start();
+    let reply = envoy.send(&Request::get("/"));
+    assert_eq!((reply.status, reply.text().as_str()), (200, "ok"));
+    assert!(!reply.has("x-ratelimit-limit"));
+}
+
+#[test]
+fn without_configuration_the_built_in_tiers_hold_and_the_endpoint_refuses() {
+    let envoy = Setup::new().start();
+    let reply = envoy.send(&Request::get("/"));
+    assert_eq!((reply.status, reply.text().as_str()), (200, "ok"));
+    assert_headers_complete(&reply, "free", 10, "NORMAL");
+    assert_eq!(reply.remaining(), 9);
+
+    let keyed = envoy.send(&Request::get("/").key("pro"));
+    assert_eq!(keyed.tier(), "free", "no key is known");
+    assert_eq!(keyed.remaining(), 8, "an unknown key counts on the address");
+
+    for token in ["", "anything"] {
+        let request =
+            Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", token);
+        assert_eq!(envoy.send(&request).status, 403, "token {token:?}");
+    }
+}
+
+/// Envoy hands a `Struct` over as protobuf, whatever its documentation says about JSON. Should that
+/// change, it is worth telling users.
+#[test]
+fn a_struct_is_refused_because_envoy_passes_it_as_protobuf() {
+    let log = Setup::new().config_struct(&two_tiers(3, 7)).start_refused();
+    assert!(log.contains("configuration rejected"), "{log}");
+}
+
+#[test]
+fn the_configuration_may_be_empty() {
+    for text in ["", "{}"] {
+        let envoy = Setup::new().config_text(text).start();
+        assert_headers_complete(&envoy.send(&Request::get("/")), "free", 10, "NORMAL");
+    }
+}

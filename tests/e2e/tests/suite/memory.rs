@@ -1,0 +1,100 @@
+//! A million client addresses do not grow Envoy beyond the table, and do not free the one caller
+//! who is being refused.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use e2e::client::Request;
+use e2e::load::{self, Tally};
+use e2e::setup::Setup;
+use e2e::wait;
+use serde_json::json;
+
+use crate::support::two_tiers;
+
+const ADDRESSES: usize = 1_000_000;
+const ROUNDS: usize = 10;
+/// In each of the load's threads.
+const CONNECTIONS: usize = 16;
+const MAX_BUCKETS: u64 = 65_536;
+const CAPACITY: u64 = 5;
+
+/// The table itself, and what V8 and the allocator take before they settle.
+const MOST_GROWTH_KIB: u64 = 64 * 1_024;
+/// Whatever grows with addresses would still grow in the second half.
+const MOST_LATE_GROWTH_KIB: u64 = 8 * 1_024;
+
+/// A request from the `n`th address; every fourth one has a /64 of its own.
+fn encode(n: usize, bytes: &mut Vec<u8>) {
+    let n = u32::try_from(n).expect("a million");
+    bytes.extend_from_slice(b"GET / HTTP/1.1\r\nhost: e2e\r\nx-forwarded-for: ");
+    let address = if n % 4 == 3 {
+        Ipv6Addr::from((0x2001_0db8_u128 << 96) | (u128::from(n) << 64) | 1).to_string()
+    } else {
+        Ipv4Addr::from(0x0a00_0000 + n).to_string()
+    };
+    bytes.extend_from_slice(address.as_bytes());
+    bytes.extend_from_slice(b"\r\n\r\n");
+}
+
+#[test]
+fn a_million_addresses_neither_grow_envoy_nor_free_a_refused_caller() {
+    let _alone = wait::alone();
+    let mut config = two_tiers(CAPACITY, 100);
+    config["store"] = json!({"kind": "shared_data", "max_buckets": MAX_BUCKETS});
+    let envoy = Setup::new().config(&config).trusted_hops(1).start();
+    let address = envoy.address();
+
+    let refused_caller = Request::get("/").forwarded_for("203.0.113.77");
+    let spent = load::burst(address, 4, 10, &refused_caller);
+    assert_eq!(load::count(&spent, 200), CAPACITY);
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), 99);
+
+    let stop = AtomicBool::new(false);
+    let refusals = AtomicU64::new(0);
+    let begun = Instant::now();
+    let (tally, sizes) = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut connection = envoy.connect();
+            while !stop.load(Ordering::Relaxed) {
+                let reply = connection.send(&refused_caller);
+                assert_eq!(reply.status, 429, "the refused caller got in");
+                refusals.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let mut tally = Tally::new();
+        let mut sizes = vec![envoy.resident_kib()];
+        for round in 0..ROUNDS {
+            let numbers = round * ADDRESSES / ROUNDS..(round + 1) * ADDRESSES / ROUNDS;
+            tally = load::merge(tally, load::flood(address, CONNECTIONS, numbers, encode));
+            sizes.push(envoy.resident_kib());
+            eprintln!(
+                "{:>3} % of a million addresses in {:.1?}, Envoy holds {} MiB",
+                (round + 1) * 100 / ROUNDS,
+                begun.elapsed(),
+                sizes[round + 1] / 1_024
+            );
+        }
+        stop.store(true, Ordering::Relaxed);
+        watch.join().expect("the refused caller stays refused");
+        (tally, sizes)
+    });
+
+    let answered = load::count(&tally, 200) + load::count(&tally, 429);
+    assert_eq!(answered, ADDRESSES as u64, "{tally:?}");
+    assert!(refusals.load(Ordering::Relaxed) > 100);
+    let grown = |from: usize, to: usize| sizes[to].saturating_sub(sizes[from]);
+    assert!(grown(0, ROUNDS) < MOST_GROWTH_KIB, "KiB by round: {sizes:?}");
+    assert!(grown(ROUNDS / 2, ROUNDS) < MOST_LATE_GROWTH_KIB, "KiB by round: {sizes:?}");
+
+    let admitted = load::count(&tally, 200);
+    assert!(admitted >= MAX_BUCKETS, "newcomers are served while there is room: {tally:?}");
+    assert!(admitted <= MAX_BUCKETS * CAPACITY, "and mint no tokens: {tally:?}");
+    let evictions = envoy.metric("rate_limiter_bucket_evictions_total", &[]);
+    assert!(evictions.is_some_and(|n| n > 0.0), "{evictions:?}");
+    assert_eq!(envoy.send(&refused_caller).status, 429);
+    let keyed = envoy.send(&Request::get("/").key("pro"));
+    assert_eq!((keyed.status, keyed.remaining()), (200, 98), "keys have their own bucket");
+}

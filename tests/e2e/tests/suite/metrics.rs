@@ -1,0 +1,124 @@
+//! What Prometheus scrapes is what the clients saw.
+
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::load;
+use e2e::setup::Setup;
+use e2e::wait;
+use serde_json::json;
+
+use crate::support::{TOKEN, statuses, switch, two_tiers};
+
+const REQUESTS: &str = "rate_limiter_requests_total";
+const ADMIN: &str = "rate_limiter_admin_requests_total";
+
+#[track_caller]
+fn await_requests(envoy: &Envoy, tier: &str, status: &str, value: f64) {
+    envoy.await_metric(REQUESTS, &[("tier", tier), ("status", status)], value);
+}
+
+#[test]
+fn requests_are_counted_by_tier_and_status_as_the_clients_saw_them() {
+    let envoy = Setup::new().config(&two_tiers(100, 300)).workers(4).start();
+    let free = load::burst(envoy.address(), 8, 50, &Request::get("/"));
+    let pro = load::burst(envoy.address(), 8, 50, &Request::get("/").key("pro"));
+    for (tier, tally) in [("free", &free), ("pro", &pro)] {
+        await_requests(&envoy, tier, "allowed", load::count(tally, 200) as f64);
+        await_requests(&envoy, tier, "limited", load::count(tally, 429) as f64);
+    }
+    // Every sample has the two labels and no third, and there is none that nobody caused.
+    let scrape = envoy.scrape();
+    for sample in scrape.named(REQUESTS) {
+        let labels: Vec<_> = sample.labels.keys().map(String::as_str).collect();
+        assert_eq!(labels, ["status", "tier"], "{sample:?}");
+    }
+    let total: f64 = scrape.named(REQUESTS).iter().map(|sample| sample.value).sum();
+    assert_eq!(total, 800.0);
+}
+
+#[test]
+fn tokens_remaining_is_the_last_seen() {
+    let envoy = Setup::new().config(&two_tiers(20, 30)).start();
+    let mut connection = envoy.connect();
+    for key in ["pro", "unknown"] {
+        let mut last = 0;
+        for _ in 0..7 {
+            let reply = connection.send(&Request::get("/").key(key));
+            last = reply.remaining();
+        }
+        let tier = if key == "pro" { "pro" } else { "free" };
+        envoy.await_metric("rate_limiter_tokens_remaining", &[("tier", tier)], last as f64);
+    }
+}
+
+#[test]
+fn the_degraded_gauge_follows_the_health() {
+    let envoy = Setup::new().config(&two_tiers(20, 30)).workers(4).start();
+    let gauge = "rate_limiter_system_degraded";
+    envoy.send(&Request::get("/"));
+    envoy.await_metric(gauge, &[], 0.0);
+    for _ in 0..2 {
+        switch(&envoy, "DEGRADED");
+        envoy.await_metric(gauge, &[], 1.0);
+        switch(&envoy, "NORMAL");
+        envoy.await_metric(gauge, &[], 0.0);
+    }
+}
+
+#[test]
+fn decisions_are_timed() {
+    let envoy = Setup::new().config(&two_tiers(100, 300)).start();
+    load::burst(envoy.address(), 4, 200, &Request::get("/"));
+    let name = "rate_limiter_decision_duration_microseconds";
+    let (count, sum) = wait::until("the histogram", || {
+        let scrape = envoy.scrape();
+        let count = scrape.value(&format!("{name}_count"), &[])?;
+        let sum = scrape.value(&format!("{name}_sum"), &[])?;
+        (count >= 1.0).then_some((count, sum))
+    });
+    assert!(count <= 800.0);
+    let mean = sum / count;
+    assert!((0.0..100_000.0).contains(&mean), "{mean} µs on average");
+}
+
+#[test]
+fn admin_requests_are_counted_by_result() {
+    let envoy = Setup::new().config(&two_tiers(20, 30)).start();
+    let with_token = |body: &str| Request::post("/system/health", body).header("X-Admin-Token", TOKEN);
+    for body in [r#"{"status":"DEGRADED"}"#, r#"{"status":"NORMAL"}"#] {
+        assert_eq!(envoy.send(&with_token(body)).status, 200);
+    }
+    assert_eq!(envoy.send(&with_token("nonsense")).status, 400);
+    assert_eq!(envoy.send(&with_token(&"x".repeat(2_000))).status, 413);
+    assert_eq!(envoy.send(&Request::new("PUT", "/system/health")).status, 405);
+    let wrong = Request::post("/system/health", "").header("X-Admin-Token", "wrong");
+    let refused = statuses(&envoy, &wrong, 8);
+    assert_eq!(refused, [403, 403, 403, 403, 403, 429, 429, 429]);
+    for (result, value) in [("forbidden", 5.0), ("throttled", 3.0), ("invalid", 2.0), ("too_large", 1.0)] {
+        envoy.await_metric(ADMIN, &[("result", result)], value);
+    }
+    let ok = envoy.metric(ADMIN, &[("result", "ok")]);
+    assert!(ok.is_some_and(|ok| ok >= 2.0), "{ok:?}");
+}
+
+#[test]
+fn applied_configurations_and_contention_are_counted() {
+    let mut config = two_tiers(10_000, 1);
+    config["config_source"] = json!({
+        "cluster": "config_files", "tiers": "/tiers.json", "ttl_seconds": 1,
+    });
+    let tiers = |free: u64| two_tiers(free, 1)["tiers"].to_string();
+    let envoy = Setup::new().config(&config).config_files(&tiers(10_000), "{}").workers(4).start();
+    let applied =
+        || envoy.metric("rate_limiter_config_reloads_total", &[("result", "applied")]).unwrap_or(0.0);
+    wait::until("the first document applied", || (applied() >= 1.0).then_some(()));
+    let before = applied();
+    envoy.save("tiers.json", &tiers(9_999));
+    wait::until("the second document applied", || (applied() > before).then_some(()));
+
+    // Lost races cannot be had for certain; that they are counted at all can.
+    wait::until("the retry counter", || {
+        load::burst(envoy.address(), 16, 20, &Request::get("/"));
+        envoy.metric("rate_limiter_cas_retries_total", &[])
+    });
+}

@@ -1,0 +1,134 @@
+//! Other spellings of an endpoint's path are not the endpoint, unless Envoy normalises them to it.
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::http2;
+use e2e::setup::Setup;
+use e2e::upstream::{Answer, Upstream};
+use serde_json::{Value, json};
+
+use crate::support::{TOKEN, health, two_tiers};
+
+/// Spellings that a careless match would take for `/system/health`.
+const TRICKS: [&str; 18] = [
+    "//system/health",
+    "/system//health",
+    "/system/health/",
+    "/system/health//",
+    "/system%2fhealth",
+    "/system%2Fhealth",
+    "/%73ystem/health",
+    "/SYSTEM/health",
+    "/System/Health",
+    "/system/health;x",
+    "/system;x/health",
+    "/system/health%20",
+    "/system/health%00",
+    "/system/health%3fx",
+    "/./system/health",
+    "/system/./health",
+    "/x/../system/health",
+    "/system/health/.",
+];
+
+/// What proxies at the edge are told to do with paths.
+fn normalising() -> Value {
+    json!({
+        "normalize_path": true,
+        "merge_slashes": true,
+        "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
+    })
+}
+
+fn start(hcm: &Value) -> (Upstream, Envoy) {
+    let upstream = Upstream::start(|_| Answer::ok("upstream"));
+    let envoy = Setup::new().config(&two_tiers(1_000, 7)).hcm(hcm).upstream(upstream.address()).start();
+    (upstream, envoy)
+}
+
+fn post(path: &str) -> Request {
+    Request::post(path, r#"{"status":"DEGRADED"}"#)
+}
+
+/// Whether this request target would be the endpoint to somebody who reads it literally.
+fn is_endpoint(target: &str) -> bool {
+    target.split('?').next() == Some("/system/health")
+}
+
+#[test]
+fn where_envoy_leaves_paths_alone_another_spelling_is_another_path() {
+    let (upstream, envoy) = start(&json!({}));
+    for trick in TRICKS {
+        let with_token = post(trick).header("X-Admin-Token", TOKEN);
+        for request in [post(trick), with_token, Request::get(trick)] {
+            let reply = envoy.send(&request);
+            assert_eq!((reply.status, reply.text().as_str()), (200, "upstream"), "{trick}");
+            assert!(reply.has("x-ratelimit-remaining"), "{trick} is charged");
+        }
+        assert_eq!(health(&envoy), "NORMAL", "{trick}");
+        assert_eq!(upstream.targets().pop().as_deref(), Some(trick), "forwarded as it came");
+    }
+    assert!(!upstream.targets().iter().any(|target| is_endpoint(target)));
+}
+
+#[test]
+fn where_envoy_normalises_no_spelling_slips_past_the_token() {
+    let (upstream, envoy) = start(&normalising());
+    for (last, trick) in TRICKS.into_iter().enumerate() {
+        // From an address of its own each, so that the guard against guessing stays out of it.
+        let last = u8::try_from(last + 1).expect("few tricks");
+        Connection::open_from(last, envoy.address()).send(&post(trick));
+        assert_eq!(health(&envoy), "NORMAL", "{trick}");
+    }
+    let passed_on = upstream.targets();
+    assert!(!passed_on.iter().any(|target| is_endpoint(target)), "{passed_on:?}");
+    assert!(!passed_on.is_empty(), "what is not the endpoint goes on");
+}
+
+#[test]
+fn the_match_is_on_the_path_as_envoy_normalised_it() {
+    let (upstream, envoy) = start(&normalising());
+    for (spelling, status) in
+        [("//system/health", "DEGRADED"), ("/x/../system/health", "NORMAL"), ("/system%2Fhealth", "DEGRADED")]
+    {
+        let request =
+            Request::post(spelling, json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN);
+        assert_eq!(envoy.send(&request).status, 200, "{spelling}");
+        assert_eq!(health(&envoy), status, "{spelling}");
+    }
+    assert_eq!(upstream.targets(), [""; 0]);
+}
+
+#[test]
+fn the_query_and_the_form_of_the_target_do_not_matter() {
+    let (upstream, envoy) = start(&json!({}));
+    let spellings = [
+        "/system/health?x",
+        "/system/health?",
+        "/system/health?a=b/../c&d=%00",
+        "http://e2e/system/health",
+        "http://elsewhere:1/system/health?x",
+    ];
+    for (last, path) in spellings.into_iter().enumerate() {
+        let last = u8::try_from(last + 1).expect("few spellings");
+        let refused = Connection::open_from(last, envoy.address()).send(&post(path));
+        assert_eq!(refused.status, 403, "{path}");
+        assert_eq!(envoy.send(&Request::get(path)).json()["health"], "NORMAL", "{path}");
+    }
+    assert_eq!(envoy.send(&Request::get("/health?x")).json()["status"], "healthy");
+    let with_token = post("/system/health?x").header("X-Admin-Token", TOKEN);
+    assert_eq!(envoy.send(&with_token).status, 200);
+    assert_eq!(health(&envoy), "DEGRADED");
+    assert_eq!(upstream.targets(), [""; 0]);
+}
+
+#[test]
+fn spellings_are_no_different_over_http2() {
+    let (upstream, envoy) = start(&json!({}));
+    let tricks: Vec<_> = TRICKS.iter().map(|trick| post(trick).header("x-admin-token", TOKEN)).collect();
+    for reply in http2::send_all(envoy.address(), &tricks) {
+        assert_eq!(reply.text(), "upstream");
+    }
+    assert_eq!(health(&envoy), "NORMAL");
+    assert!(!upstream.targets().iter().any(|target| is_endpoint(target)));
+}

@@ -1,0 +1,200 @@
+//! The shipped `envoy.yaml` with the shipped `config/`, as a user starts it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::client::Request;
+use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
+
+/// The token that the demo's configuration holds the hash of.
+const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
+
+fn repository_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Starts the shipped bootstrap in a folder that looks like the repository's root, so that a demo
+/// that runs there is not disturbed and documents may be edited. Ports that nobody needs to know
+/// are left to the system, unless `as_it_is`.
+fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
+    let root = repository_root();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut bootstrap = fs::read_to_string(root.join("envoy.yaml")).expect("envoy.yaml");
+    if !as_it_is {
+        for port in ["8000", "9901"] {
+            let (from, to) = (format!("port_value: {port}}}"), "port_value: 0}");
+            assert_eq!(bootstrap.matches(&from).count(), 1, "{from} in envoy.yaml");
+            bootstrap = bootstrap.replace(&from, to);
+        }
+    }
+    let folder = dir.path().to_owned();
+    fs::write(folder.join("envoy.yaml"), bootstrap).expect("written");
+    for name in ["config", "target"] {
+        fs::create_dir(folder.join(name)).expect("a folder");
+    }
+    for name in ["config/tiers.json", "config/api_keys.json"] {
+        fs::copy(root.join(name), folder.join(name)).expect("copied");
+    }
+    std::os::unix::fs::symlink(filter_wasm(), folder.join("target/dynamic_rate_limiter.wasm"))
+        .expect("a link to the filter");
+    let mut command = Command::new(envoy_bin());
+    command.args(["-c", "envoy.yaml", "--concurrency", "2"]).current_dir(&folder);
+    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL"] {
+        command.env_remove(name);
+    }
+    command.envs(env.iter().copied());
+    let envoy = Envoy::start(dir, command);
+    wait::until("the documents are there", || {
+        (envoy.send(&Request::get("/").key("enterprise")).tier() == "enterprise").then_some(())
+    });
+    (envoy, folder)
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+}
+
+fn document(name: &str) -> Value {
+    let text = fs::read_to_string(repository_root().join("config").join(name)).expect(name);
+    serde_json::from_str(&text).expect(name)
+}
+
+fn switch(status: &str, token: &str) -> Request {
+    Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", token)
+}
+
+#[test]
+fn the_demo_does_what_the_readme_says() {
+    // Where something else has the ports, all but the port numbers is as it is.
+    let (envoy, _) = start(is_free(8000) && is_free(9901), &[]);
+    for (path, message) in [("/", "API is running!"), ("/test", "Request successful!")] {
+        let asked_at = wait::unix_now();
+        let reply = envoy.send(&Request::get(path).key("enterprise"));
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.json()["message"], message);
+        let timestamp = reply.json()["timestamp"].as_f64().expect("a number");
+        assert!((timestamp - asked_at).abs() < 5.0, "{timestamp} is about {asked_at}");
+        assert_headers_complete(&reply, "enterprise", 50, "NORMAL");
+    }
+    assert_headers_complete(&envoy.send(&Request::get("/").key("pro")), "pro", 25, "NORMAL");
+    let nowhere = envoy.send(&Request::get("/nowhere").key("pro"));
+    assert_eq!(nowhere.status, 404);
+    assert_headers_complete(&nowhere, "pro", 25, "NORMAL");
+
+    let in_a_row = statuses(&envoy, &Request::get("/test").key("free"), 20);
+    assert_eq!(in_a_row[..10], [200; 10]);
+    assert!(in_a_row.contains(&429), "{in_a_row:?}");
+
+    assert_eq!(envoy.send(&switch("DEGRADED", "wrong")).status, 403);
+    assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
+    for (key, limit) in [("free", 2), ("pro", 15), ("enterprise", 30)] {
+        assert_headers_complete(&envoy.send(&Request::get("/").key(key)), key, limit, "DEGRADED");
+    }
+    let health = envoy.send(&Request::get("/health")).json();
+    assert_eq!(health, json!({"status": "healthy", "redis": "not_configured", "health": "DEGRADED"}));
+}
+
+#[test]
+fn saving_the_shipped_documents_is_the_reload() {
+    let (envoy, folder) = start(false, &[]);
+    let mut tiers = document("tiers.json");
+    tiers["free"] = tier(777, ONE_PER_HOUR);
+    fs::write(folder.join("config/tiers.json"), tiers.to_string()).expect("written");
+    wait::until("the new limit", || (envoy.send(&Request::get("/")).limit() == 777).then_some(()));
+
+    let mut keys = document("api_keys.json");
+    keys["newcomer"] = json!({"tier": "pro", "id": "newcomer"});
+    let next = folder.join("config/next");
+    fs::write(&next, keys.to_string()).expect("written");
+    fs::rename(next, folder.join("config/api_keys.json")).expect("renamed");
+    wait::until("the new key", || {
+        (envoy.send(&Request::get("/").key("newcomer")).tier() == "pro").then_some(())
+    });
+
+    fs::write(folder.join("config/tiers.json"), "{").expect("written");
+    let rejected = ("rate_limiter_config_reloads_total", [("result", "rejected")]);
+    envoy.await_metric(rejected.0, &rejected.1, 1.0);
+    assert_eq!(envoy.send(&Request::get("/")).limit(), 777);
+}
+
+#[test]
+fn envoys_own_environment_is_handed_in() {
+    let (envoy, _) = start(false, &[("ADMIN_TOKEN", "mine"), ("DEFAULT_TIER", "pro")]);
+    assert_eq!(envoy.send(&Request::get("/")).tier(), "pro");
+    assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 403);
+    assert_eq!(envoy.send(&switch("DEGRADED", "mine")).status, 200);
+}
+
+#[test]
+fn the_shipped_listener_trusts_no_header_and_folds_paths() {
+    let (envoy, _) = start(false, &[]);
+    // Ten tokens, one a second: rotating the header buys no second ten.
+    let admitted = (0..40)
+        .map(|n| Request::get("/").forwarded_for(&format!("203.0.113.{n}")))
+        .filter(|request| envoy.send(request).status == 200)
+        .count();
+    assert!(admitted < 20, "{admitted}");
+
+    for path in ["//system/health", "/./system/health", "/x/../system/health"] {
+        let reply = envoy.send(&Request::post(path, r#"{"status":"DEGRADED"}"#));
+        assert_eq!(reply.status, 403, "{path} is the endpoint");
+    }
+    assert_eq!(envoy.send(&Request::get("/system%2Fhealth")).status, 400);
+    assert_eq!(envoy.send(&Request::get("/system/health")).json()["health"], "NORMAL");
+}
+
+/// The documented metrics with their labels; `le` is Prometheus' own. The last one is how workers
+/// tell each other of a change.
+const METRICS: [(&str, &[&str]); 14] = [
+    ("rate_limiter_requests_total", &["status", "tier"]),
+    ("rate_limiter_tokens_remaining", &["tier"]),
+    ("rate_limiter_decision_duration_microseconds_bucket", &["le"]),
+    ("rate_limiter_decision_duration_microseconds_count", &[]),
+    ("rate_limiter_decision_duration_microseconds_sum", &[]),
+    ("rate_limiter_system_degraded", &[]),
+    ("rate_limiter_redis_connected", &[]),
+    ("rate_limiter_store_failures_total", &["reason"]),
+    ("rate_limiter_fallback_decisions_total", &["policy"]),
+    ("rate_limiter_bucket_evictions_total", &[]),
+    ("rate_limiter_cas_retries_total", &[]),
+    ("rate_limiter_config_reloads_total", &["result"]),
+    ("rate_limiter_admin_requests_total", &["result"]),
+    ("rate_limiter_control_changes", &[]),
+];
+
+#[test]
+fn the_shipped_rules_turn_name_parts_into_labels_and_nothing_else_shows() {
+    let (envoy, _) = start(false, &[]);
+    statuses(&envoy, &Request::get("/"), 12);
+    statuses(&envoy, &Request::get("/").key("pro"), 30);
+    statuses(&envoy, &Request::get("/").key("secret-of-somebody"), 3);
+    assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
+    assert_eq!(envoy.send(&switch("DEGRADED", "wrong")).status, 403);
+    envoy.await_metric("rate_limiter_system_degraded", &[], 1.0);
+    envoy.await_metric("rate_limiter_admin_requests_total", &[("result", "forbidden")], 1.0);
+    wait::until("a refusal counted", || {
+        envoy.metric("rate_limiter_requests_total", &[("tier", "pro"), ("status", "limited")])
+    });
+    // Histograms are merged when Envoy flushes its stats, every five seconds.
+    wait::until("the histogram", || envoy.metric("rate_limiter_decision_duration_microseconds_count", &[]));
+
+    let known = BTreeMap::from(METRICS);
+    let scrape = envoy.scrape();
+    let ours = scrape.starting_with("rate_limiter_");
+    assert!(ours.len() > 10, "{ours:?}");
+    for sample in ours {
+        let labels: Vec<_> = sample.labels.keys().map(String::as_str).collect();
+        assert_eq!(known.get(sample.name.as_str()), Some(&labels.as_slice()), "{sample:?}");
+    }
+    for (tier, status) in [("free", "allowed"), ("free", "limited"), ("pro", "allowed")] {
+        let value = scrape.value("rate_limiter_requests_total", &[("tier", tier), ("status", status)]);
+        assert!(value.is_some_and(|value| value >= 1.0), "{tier} {status}: {value:?}");
+    }
+}

@@ -1,0 +1,487 @@
+//! The limiter: who is limited how, what the answer says, and how changes reach it.
+
+mod common;
+
+use common::{FakeData, FakeRequest, SECOND};
+use dynamic_rate_limiter::bucket::Outcome;
+use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::documents::{Failure, Texts, claim_fetch};
+use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::limiter::{Answer, Decision, Limiter};
+use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::reply::write_headers;
+use dynamic_rate_limiter::store::SharedData;
+
+const TOKEN: &str = "the admin token";
+
+fn limiter(data: &FakeData, json: &str) -> Limiter {
+    let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
+    let plugin = Plugin::parse(json.as_bytes(), &environment).expect("a good configuration");
+    Limiter::new(plugin, data, (1, 2)).expect("a limiter")
+}
+
+fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> Answer {
+    match limiter.decide(request, data) {
+        Decision::Admitted(answer) | Decision::Refused(answer) => answer,
+        other => panic!("not limited: {other:?}"),
+    }
+}
+
+/// Tier, and whole tokens left.
+fn seen(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (String, Option<u32>) {
+    let answer = answer(limiter, data, request);
+    (answer.tier.name.clone(), answer.verdict.map(|verdict| verdict.remaining))
+}
+
+fn headers(limiter: &Limiter, answer: &Answer, processing_us: u64) -> Vec<String> {
+    let mut lines = Vec::new();
+    let groups = limiter.config().settings.headers;
+    write_headers(answer, groups, limiter.unix_offset_us(), processing_us, |name, value| {
+        lines.push(format!("{name}: {}", String::from_utf8_lossy(value)));
+    });
+    lines
+}
+
+fn reply(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (u32, String) {
+    match limiter.decide(request, data) {
+        Decision::Replied(reply) => (reply.status, reply.body),
+        other => panic!("not replied: {other:?}"),
+    }
+}
+
+fn set_health(limiter: &mut Limiter, data: &FakeData, body: &[u8]) -> (u32, String) {
+    let request = FakeRequest::post("/system/health").with("x-admin-token", TOKEN);
+    match limiter.decide(&request, data) {
+        Decision::AwaitsBody(pending) => {
+            let reply = limiter.change_health(&pending, body, data);
+            (reply.status, reply.body)
+        }
+        other => panic!("the token was not accepted: {other:?}"),
+    }
+}
+
+#[test]
+fn a_known_key_has_a_bucket_of_its_own_and_everybody_else_one_for_each_address() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro", "other": "pro", "e": "enterprise"}}"#);
+    let mut seen = |request: FakeRequest| seen(&mut limiter, &data, &request);
+    let get = || FakeRequest::get("/");
+    assert_eq!(seen(get().with("x-api-key", "pro")), ("pro".to_owned(), Some(24)));
+    assert_eq!(seen(get().with("x-api-key", "pro").from("198.51.100.9:1")), ("pro".to_owned(), Some(23)));
+    assert_eq!(seen(get().with("x-api-key", "other")), ("pro".to_owned(), Some(24)));
+    assert_eq!(seen(get().with("x-api-key", "e")), ("enterprise".to_owned(), Some(49)));
+
+    let strange: [&[u8]; 6] = [b"", b"unknown", b"PRO", b"pro ", b"\xff\x00\x80", &[b'k'; 10_000]];
+    assert_eq!(seen(get()), ("free".to_owned(), Some(9)));
+    for (count, key) in (1..).zip(strange) {
+        assert_eq!(seen(get().with("x-api-key", key)), ("free".to_owned(), Some(9 - count)), "{key:?}");
+    }
+    let two = get().with("x-api-key", "unknown").with("x-api-key", "pro");
+    assert_eq!(seen(two), ("free".to_owned(), Some(2)), "the first value counts");
+    assert_eq!(seen(get().from("192.0.2.2:1")), ("free".to_owned(), Some(9)));
+    assert_eq!(seen(get().from("[::ffff:192.0.2.2]:1")), ("free".to_owned(), Some(8)));
+    assert_eq!(seen(get().from("[2001:db8::1]:1")), ("free".to_owned(), Some(9)));
+    assert_eq!(seen(get().from("[2001:db8::2]:1")), ("free".to_owned(), Some(8)));
+    assert_eq!(seen(get().from("[2001:db8:0:1::2]:1")), ("free".to_owned(), Some(9)));
+}
+
+#[test]
+fn no_key_and_no_address_names_a_record() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, r#"{"api_keys": {"canary-key": "pro"}}"#);
+    for key in ["canary-key", "unknown-canary"] {
+        limiter.decide(&FakeRequest::get("/").with("x-api-key", key).from("203.0.113.77:5"), &data);
+    }
+    for key in data.keys() {
+        assert!(key.starts_with("rate_limiter/default/"), "{key}");
+        assert!(!key.contains("canary") && !key.contains("203.0.113"), "{key}");
+    }
+}
+
+#[test]
+fn a_limited_request_costs_a_read_and_a_write_and_a_refusal_no_write() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(
+        &data,
+        r#"{"default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 1}}}}"#,
+    );
+    data.take_calls();
+    limiter.decide(&FakeRequest::get("/"), &data);
+    assert_eq!(data.take_calls(), (1, 1));
+    limiter.decide(&FakeRequest::get("/"), &data);
+    assert_eq!(data.take_calls(), (1, 0));
+    data.lose_announcements();
+    limiter.decide(&FakeRequest::get("/"), &data);
+    assert_eq!(data.take_calls(), (2, 0), "a read more where Envoy keeps no count of changes");
+}
+
+#[test]
+fn headers_tell_the_limit_what_is_left_and_when() {
+    let data = FakeData::at(5_250_000);
+    let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro"}}"#);
+    limiter.set_wall_clock(1_700_000_000_000_000, 5_000_000);
+    let pro = FakeRequest::get("/").with("x-api-key", "pro");
+    let first = answer(&mut limiter, &data, &pro);
+    assert_eq!(
+        headers(&limiter, &first, 23_449),
+        [
+            "x-ratelimit-limit: 25",
+            "x-ratelimit-remaining: 24",
+            // A quarter of a second after the second, and half a second to be full.
+            "x-ratelimit-reset: 1700000001",
+            "x-ratelimit-tier: pro",
+            "x-system-health: NORMAL",
+            "x-processing-time: 0.0234s",
+        ]
+    );
+    for _ in 0..24 {
+        answer(&mut limiter, &data, &pro);
+    }
+    let refused = answer(&mut limiter, &data, &pro);
+    assert_eq!(
+        headers(&limiter, &refused, 12_345_678),
+        [
+            "x-ratelimit-limit: 25",
+            "x-ratelimit-remaining: 0",
+            "x-ratelimit-reset: 1700000001",
+            "retry-after: 1",
+            "x-ratelimit-tier: pro",
+            "x-system-health: NORMAL",
+            "x-processing-time: 12.3457s",
+        ]
+    );
+}
+
+#[test]
+fn header_groups_can_be_turned_off_and_the_ietf_ones_on() {
+    let data = FakeData::at(SECOND);
+    let off = r#"{"headers": {"rate_limit": false, "system_health": false, "processing_time": false},
+        "default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 0.3}}}}"#;
+    let mut quiet = limiter(&data, off);
+    let first = answer(&mut quiet, &data, &FakeRequest::get("/"));
+    assert!(headers(&quiet, &first, 0).is_empty());
+    let refused = answer(&mut quiet, &data, &FakeRequest::get("/"));
+    assert_eq!(headers(&quiet, &refused, 0), ["retry-after: 4"]);
+
+    let data = FakeData::at(SECOND);
+    let ietf = off.replace("\"rate_limit\": false", "\"ietf\": true, \"rate_limit\": false");
+    let mut ietf = limiter(&data, &ietf);
+    let first = answer(&mut ietf, &data, &FakeRequest::get("/"));
+    assert_eq!(headers(&ietf, &first, 0), ["ratelimit-policy: \"t\";q=1;w=4", "ratelimit: \"t\";r=0;t=4"]);
+}
+
+#[test]
+fn an_unlimited_tier_passes_without_a_bucket_and_a_blocked_one_never() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(
+        &data,
+        r#"{"default_tier": "blocked", "api_keys": {"open": "open"},
+            "tiers": {"blocked": {"base": {"capacity": 0, "refill_rate": 0}}, "open": {"unlimited": true}}}"#,
+    );
+    let open = answer(&mut limiter, &data, &FakeRequest::get("/").with("x-api-key", "open"));
+    assert_eq!(open.verdict, None);
+    let lines = headers(&limiter, &open, 0);
+    assert_eq!(lines, ["x-ratelimit-tier: open", "x-system-health: NORMAL", "x-processing-time: 0.0000s"]);
+    let blocked = answer(&mut limiter, &data, &FakeRequest::get("/"));
+    assert_eq!(blocked.verdict.map(|verdict| verdict.outcome), Some(Outcome::Refused));
+    let lines = headers(&limiter, &blocked, 0);
+    assert!(lines.contains(&"x-ratelimit-limit: 0".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"retry-after: 60".to_owned()), "{lines:?}");
+    let samples = limiter.metrics.drain();
+    let count = |name: &str| samples.contains(&Sample::Count(name.to_owned(), 1));
+    assert!(count("rate_limiter_requests_total.tier.open.status.exempt"), "{samples:?}");
+    assert!(count("rate_limiter_requests_total.tier.blocked.status.blocked"), "{samples:?}");
+}
+
+#[test]
+fn exempt_paths_and_preflights_are_left_alone() {
+    let data = FakeData::at(SECOND);
+    let mut limiter =
+        limiter(&data, r#"{"exempt_paths": ["/metrics", "/static/*"], "exempt_preflight": true}"#);
+    let options = || FakeRequest { method: "OPTIONS".into(), ..FakeRequest::get("/test") };
+    let preflight = options().with("origin", "https://a").with("access-control-request-method", "PUT");
+    for request in [FakeRequest::get("/metrics"), FakeRequest::get("/static/x?y"), preflight] {
+        assert!(matches!(limiter.decide(&request, &data), Decision::Exempt));
+    }
+    for request in [FakeRequest::get("/metrics/"), options(), options().with("origin", "https://a")] {
+        assert!(matches!(limiter.decide(&request, &data), Decision::Admitted(_)));
+    }
+}
+
+#[test]
+fn a_change_of_health_is_seen_by_every_worker_at_once_and_keeps_the_tokens() {
+    let data = FakeData::at(SECOND);
+    let (mut first, mut second) = (limiter(&data, "{}"), limiter(&data, "{}"));
+    let get = FakeRequest::get("/");
+    assert_eq!(seen(&mut first, &data, &get).1, Some(9));
+    let (status, body) = set_health(&mut first, &data, br#"{"status": "DEGRADED"}"#);
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains(r#""previous_status":"NORMAL","new_status":"DEGRADED""#), "{body}");
+    let degraded = answer(&mut second, &data, &get);
+    assert_eq!(
+        (degraded.health, degraded.verdict.map(|v| (v.capacity, v.remaining))),
+        (Health::Degraded, Some((2, 1)))
+    );
+    set_health(&mut second, &data, br#"{"status":"NORMAL"}"#);
+    assert_eq!(seen(&mut first, &data, &get).1, Some(0), "one token of two was left, and the rest is gone");
+}
+
+#[test]
+fn a_change_of_health_is_seen_where_announcements_are_lost() {
+    let data = FakeData::at(SECOND);
+    data.lose_announcements();
+    let (mut first, mut second) = (limiter(&data, "{}"), limiter(&data, "{}"));
+    set_health(&mut first, &data, br#"{"status": "DEGRADED"}"#);
+    assert_eq!(answer(&mut second, &data, &FakeRequest::get("/")).health, Health::Degraded);
+}
+
+#[test]
+fn wrong_bodies_change_nothing_and_say_what_was_wrong() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    let wanted = r#"wanted \"NORMAL\" or \"DEGRADED\""#;
+    let cases: [(&[u8], &str); 8] = [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[]", "body: found a list, wanted an object"),
+        (b"{}", "body.status: found nothing, wanted"),
+        (br#"{"status": "degraded"}"#, wanted),
+        (br#"{"status": 1}"#, wanted),
+        (br#"{"status": "DEGRADED", "x": 1}"#, "unknown field"),
+    ];
+    for (body, expected) in cases {
+        let (status, answer) = set_health(&mut limiter, &data, body);
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer.starts_with(r#"{"detail":""#) && answer.contains(expected), "{answer}");
+    }
+    let (status, answer) = set_health(&mut limiter, &data, &[b' '; 1025]);
+    assert_eq!(status, 413, "{answer}");
+    let (status, answer) = reply(&mut limiter, &data, &FakeRequest::get("/system/health"));
+    assert!(status == 200 && answer.contains(r#""health":"NORMAL""#), "{answer}");
+}
+
+#[test]
+fn a_change_that_cannot_be_stored_is_an_error_and_changes_nothing() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    data.refuse_writes();
+    let answer = set_health(&mut limiter, &data, br#"{"status": "DEGRADED"}"#);
+    assert_eq!(answer, (500, r#"{"detail":"Failed to update health"}"#.to_owned()));
+    let (_, health) = reply(&mut limiter, &data, &FakeRequest::get("/health"));
+    assert_eq!(health, r#"{"status":"healthy","redis":"not_configured","health":"NORMAL"}"#);
+}
+
+#[test]
+fn five_bad_tokens_a_minute_and_then_even_the_right_one_must_wait() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    let post = |token: &str| FakeRequest::post("/system/health").with("x-admin-token", token);
+    let forbidden = (403, r#"{"detail":"Invalid admin token"}"#.to_owned());
+    for attempt in 0..5 {
+        data.advance(SECOND);
+        let request = if attempt == 0 { FakeRequest::post("/system/health") } else { post("wrong") };
+        assert_eq!(reply(&mut limiter, &data, &request), forbidden);
+    }
+    assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429);
+    let elsewhere = post(TOKEN).from("198.51.100.1:1");
+    assert!(matches!(limiter.decide(&elsewhere, &data), Decision::AwaitsBody(_)), "others need not wait");
+    // The first bad token was four seconds before the last.
+    data.advance(56 * SECOND - 1);
+    assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429, "a tick early");
+    data.advance(1);
+    assert!(matches!(limiter.decide(&post(TOKEN), &data), Decision::AwaitsBody(_)), "on time");
+    assert_eq!(reply(&mut limiter, &data, &post("wrong")), forbidden);
+    assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429, "the window slides");
+}
+
+#[test]
+fn the_guard_is_bounded_whatever_the_number_of_addresses() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    for number in 0..20_000_u32 {
+        let source = std::net::Ipv4Addr::from_bits(number).to_string();
+        limiter.decide(&FakeRequest::post("/system/health").from(&source), &data);
+    }
+    assert!(data.size() < 256 * 4 * 64, "{} bytes", data.size());
+}
+
+#[test]
+fn a_store_that_gives_no_answer_refuses_and_counts() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    data.refuse_writes();
+    let refused = answer(&mut limiter, &data, &FakeRequest::get("/"));
+    assert_eq!(refused.verdict.map(|v| (v.outcome, v.wait_us)), Some((Outcome::Refused, SECOND)));
+    let failures = Sample::Count("rate_limiter_store_failures_total.reason.contended".to_owned(), 1);
+    assert!(limiter.metrics.drain().contains(&failures));
+}
+
+const SOURCE: &str =
+    r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
+
+fn texts(tiers: &str, api_keys: &str) -> Result<Texts, Failure> {
+    Ok(Texts { tiers: Some(tiers.into()), api_keys: Some(api_keys.into()) })
+}
+
+const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
+
+#[test]
+fn documents_that_one_worker_fetched_hold_for_all_at_their_next_request() {
+    let data = FakeData::at(SECOND);
+    let (mut first, mut second) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
+    let gold = FakeRequest::get("/").with("x-api-key", "canary-key");
+    assert_eq!(seen(&mut second, &data, &gold), ("free".to_owned(), Some(9)));
+    first.publish(texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
+    assert_eq!(seen(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
+    assert_eq!(seen(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
+    let mut third = limiter(&data, SOURCE);
+    assert_eq!(seen(&mut third, &data, &gold), ("gold".to_owned(), Some(98)), "a reload finds them at once");
+    let published = Texts::published(&data, "default").expect("published texts");
+    assert!(!String::from_utf8_lossy(&published.api_keys.unwrap_or_default()).contains("canary-key"));
+}
+
+#[test]
+fn a_configuration_takes_only_the_documents_that_it_asks_for() {
+    let data = FakeData::at(SECOND);
+    limiter(&data, SOURCE).publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
+    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    let tiers_alone = SOURCE.replace(r#", "api_keys": "/api_keys.json""#, "");
+    let mut partly = limiter(&data, &tiers_alone);
+    assert_eq!(seen(&mut partly, &data, &gold), ("free".to_owned(), Some(2)));
+    let mut without = limiter(&data, "{}");
+    assert_eq!(seen(&mut without, &data, &gold), ("free".to_owned(), Some(1)), "two tokens are left");
+    assert_eq!(answer(&mut without, &data, &gold).verdict.map(|verdict| verdict.capacity), Some(10));
+}
+
+#[test]
+fn bad_tokens_that_come_at_once_are_not_counted_short() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    let wrong = FakeRequest::post("/system/health");
+    for _ in 0..4 {
+        assert_eq!(reply(&mut limiter, &data, &wrong).0, 403);
+    }
+    data.before_next_write(|data| {
+        let theirs = FakeRequest::post("/system/health");
+        assert_eq!(reply(&mut self::limiter(data, "{}"), data, &theirs).0, 403, "the fifth is theirs");
+    });
+    assert_eq!(reply(&mut limiter, &data, &wrong).0, 429, "and ours the sixth");
+}
+
+#[test]
+fn bad_documents_change_nothing_and_are_complained_about_once() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    limiter.publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
+    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    let rejected = |limiter: &mut Limiter| {
+        let counted = |sample: &Sample| match sample {
+            Sample::Count(name, count) if name.ends_with("result.rejected") => Some(*count),
+            _ => None,
+        };
+        limiter.metrics.drain().iter().find_map(counted).unwrap_or(0)
+    };
+    let bad = [
+        texts("{", "{}"),
+        texts(r#"{"free": {}}"#, "{}"),
+        texts(TIERS, r#"{"k": "platinum"}"#),
+        texts(r#"{"other": {"unlimited": true}}"#, "{}"),
+    ];
+    for (count, texts) in (1..).zip(bad) {
+        limiter.publish(texts.clone(), &data);
+        assert_eq!(rejected(&mut limiter), 1, "{texts:?}");
+        limiter.publish(texts, &data);
+        assert_eq!(rejected(&mut limiter), 0, "the same again is no news");
+        assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
+    }
+    limiter.publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
+    limiter.publish(texts("{", "{}"), &data);
+    assert_eq!(rejected(&mut limiter), 1, "news again after a good one");
+}
+
+#[test]
+fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at_the_second_time() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    let mut rejections = || {
+        limiter.publish(Err(Failure::Unreachable("tiers: found status 503, wanted 200".to_owned())), &data);
+        limiter.metrics.drain().iter().filter(|sample| matches!(sample, Sample::Count(..))).count()
+    };
+    assert!(claim_fetch(&data, "default", 20));
+    assert_eq!(rejections(), 0);
+    data.advance(SECOND - 1);
+    assert!(!claim_fetch(&data, "default", 20), "a tick early");
+    data.advance(1);
+    assert!(claim_fetch(&data, "default", 20));
+    assert_eq!(rejections(), 1);
+    data.advance(SECOND);
+    assert!(claim_fetch(&data, "default", 20));
+    assert_eq!(rejections(), 0);
+}
+
+#[test]
+fn one_worker_fetches_for_all_once_in_a_period() {
+    let data = FakeData::at(SECOND);
+    assert!(claim_fetch(&data, "default", 20));
+    assert!(!claim_fetch(&data, "default", 20));
+    assert!(claim_fetch(&data, "other", 20));
+    data.advance(20 * SECOND - 1);
+    assert!(!claim_fetch(&data, "default", 20));
+    data.advance(1);
+    assert!(claim_fetch(&data, "default", 20));
+    assert!(claim_fetch(&data, "default", 5), "a shorter period starts at once");
+}
+
+#[test]
+fn samples_are_counted_for_each_tier_and_handed_over_once() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro"}}"#);
+    for _ in 0..12 {
+        limiter.decide(&FakeRequest::get("/"), &data);
+    }
+    limiter.decide(&FakeRequest::get("/").with("x-api-key", "pro"), &data);
+    let count = |name: &str, count| Sample::Count(format!("rate_limiter_requests_total.tier.{name}"), count);
+    let level = |name: &str, level| Sample::Level(format!("rate_limiter_{name}"), level);
+    assert_eq!(
+        limiter.metrics.drain(),
+        [
+            count("free.status.allowed", 10),
+            count("free.status.limited", 2),
+            level("tokens_remaining.tier.free", 0),
+            count("pro.status.allowed", 1),
+            level("tokens_remaining.tier.pro", 24),
+            level("system_degraded", 0),
+        ]
+    );
+    assert_eq!(limiter.metrics.drain(), []);
+    assert!(data.now_us() > 0);
+}
+
+#[test]
+fn endpoints_match_the_exact_path_and_other_methods_are_told_which_to_use() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    let tricks = [
+        "/system/health/",
+        "//system/health",
+        "/SYSTEM/health",
+        "/system%2fhealth",
+        "/system/health;x",
+        "/health/",
+    ];
+    for path in tricks {
+        let request = FakeRequest::post(path).with("x-admin-token", TOKEN);
+        assert!(matches!(limiter.decide(&request, &data), Decision::Admitted(_)), "{path}");
+    }
+    assert_eq!(reply(&mut limiter, &data, &FakeRequest::get("/health?x=/y")).0, 200);
+    for (path, allow) in [("/health", "GET, HEAD"), ("/system/health", "GET, HEAD, POST")] {
+        let delete = FakeRequest { method: "DELETE".into(), ..FakeRequest::get(path) };
+        match limiter.decide(&delete, &data) {
+            Decision::Replied(reply) => {
+                assert_eq!((reply.status, reply.header), (405, Some(("allow", allow.to_owned()))));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

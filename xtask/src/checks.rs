@@ -1,0 +1,94 @@
+//! `cargo xtask test`: everything that CI checks.
+
+use std::ffi::OsString;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::filter::{self, Toolchain};
+use crate::process::{output_of, run_within};
+use crate::{step, tools, workspace};
+
+/// How long the end-to-end tests may take in all. They need a third of it; one that hangs must
+/// not hang CI.
+const E2E_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only this part
+    part: Option<Part>,
+    /// Arguments for the end-to-end test run, such as a test's name
+    #[arg(last = true)]
+    e2e: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Part {
+    /// Format and clippy, the latter for this machine and for wasm
+    Lint,
+    /// Unit tests
+    Unit,
+    /// Build the filter and test it in a real Envoy
+    E2e,
+}
+
+/// Runs the parts in order and stops at the first failure.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let start = Instant::now();
+    let wanted = |part| options.part.is_none_or(|only| only == part);
+    if wanted(Part::Lint) {
+        lint()?;
+    }
+    if wanted(Part::Unit) {
+        let mut tests = workspace::cargo();
+        tests.args(["test", "--workspace", "--exclude", "e2e"]);
+        check("unit tests", &mut tests)?;
+    }
+    if wanted(Part::E2e) {
+        end_to_end(&options.e2e)?;
+    }
+    step(format!("all passed in {} s", start.elapsed().as_secs()));
+    Ok(())
+}
+
+fn lint() -> Result<()> {
+    ensure_component("fmt", "rustfmt")?;
+    check("format", workspace::cargo().args(["fmt", "--all", "--check"]))?;
+
+    ensure_component("clippy", "clippy")?;
+    let mut clippy = workspace::cargo();
+    clippy.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+    check("clippy", &mut clippy)?;
+
+    let mut clippy = Toolchain::find()?.clippy();
+    clippy.args(["--package", "dynamic-rate-limiter", "--package", "empty-filter", "--lib"]);
+    check("clippy for wasm", clippy.args(["--", "--deny", "warnings"]))
+}
+
+fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
+    output_of(workspace::cargo().args([subcommand, "--version"]))
+        .with_context(|| format!("missing: {component}; run\n  rustup component add {component}\n"))?;
+    Ok(())
+}
+
+fn end_to_end(arguments: &[OsString]) -> Result<()> {
+    let envoy = tools::envoy()?;
+    let wasm = filter::build(Toolchain::find()?)?;
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--package", "e2e"]).env("ENVOY_BIN", envoy).env("FILTER_WASM", wasm);
+    check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
+}
+
+fn check(what: &str, command: &mut Command) -> Result<()> {
+    check_within(Duration::MAX, what, command)
+}
+
+fn check_within(limit: Duration, what: &str, command: &mut Command) -> Result<()> {
+    step(what);
+    let start = Instant::now();
+    run_within(command, limit).with_context(|| format!("{what} failed"))?;
+    step(format!("{what}: passed in {:.1} s", start.elapsed().as_secs_f64()));
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! One running Envoy.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::{Running, pause};
+use crate::{http, workspace};
+
+/// How long Envoy may take to start: reading its configuration and compiling the filter.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much of the log an error shows.
+const LOG_TAIL_LINES: usize = 15;
+
+/// An Envoy that ends with its handle.
+#[derive(Debug)]
+pub(crate) struct Envoy {
+    process: Running,
+    log: PathBuf,
+}
+
+impl Envoy {
+    /// Starts Envoy at the repository's root, its output in `log`.
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        if let Some(directory) = log.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        command
+            .current_dir(workspace::root())
+            // Without its shared memory for hot restarts, any number of Envoys can run at once.
+            .arg("--disable-hot-restart")
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        Ok(Self { process: Running::start(command)?, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits until a GET is answered with 200.
+    pub(crate) fn wait_for(&mut self, address: SocketAddr, path: &str) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let answer = http::get(address, path, &[]);
+            if answer.as_ref().is_ok_and(|response| response.status == 200) {
+                return Ok(());
+            }
+            self.check()?;
+            if start.elapsed() > START_LIMIT {
+                let found = match answer {
+                    Ok(response) => format!("it answers {}", response.status),
+                    Err(error) => format!("{error:#}"),
+                };
+                bail!(
+                    "Envoy is not ready: no 200 from http://{address}{path} within {} s; {found}\n{}",
+                    START_LIMIT.as_secs(),
+                    self.log_tail()
+                );
+            }
+            pause(Duration::from_millis(100))?;
+        }
+    }
+
+    /// An error if it has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.process.exited()? {
+            bail!("Envoy ended by itself ({status})\n{}", self.log_tail());
+        }
+        Ok(())
+    }
+
+    /// The end of the log, for an error message.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines.iter().skip(lines.len().saturating_sub(LOG_TAIL_LINES));
+        let mut text = format!("{} ends with", workspace::shown(&self.log));
+        for line in tail {
+            text += "\n  ";
+            text += line;
+        }
+        text
+    }
+}
+
+/// Complains if somebody listens there already. Envoy would not: it shares ports with other
+/// Envoys, and the kernel would hand every other connection to the stranger.
+pub(crate) fn ensure_free(address: SocketAddr) -> Result<()> {
+    let free = std::net::TcpListener::bind(address);
+    ensure!(
+        free.is_ok(),
+        "port {} is taken: another demo? `ss -ltnp 'sport = :{0}'` names the program",
+        address.port()
+    );
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! What the filter shows Envoy.
+//!
+//! The SDK exports a callback for everything that a proxy can report, and Envoy enters the VM for
+//! each one that it finds, on every request, whether or not anything is written behind it. So those
+//! that the filter leaves empty are taken out, and with them the code that only they used.
+
+use anyhow::{Result, ensure};
+use walrus::{Module, passes};
+
+/// Every export that stays, and why.
+const NEEDED: &[(&str, &str)] = &[
+    ("memory", "the proxy reads and writes the filter's memory"),
+    ("_initialize", "runs constructors and sets the root context"),
+    ("proxy_abi_version_0_2_1", "tells which callbacks to expect"),
+    ("proxy_on_memory_allocate", "room for what the proxy hands in"),
+    ("proxy_on_context_create", "a context for each plugin and each request"),
+    ("proxy_on_configure", "the plugin's configuration"),
+    ("proxy_on_tick", "fetches configuration documents"),
+    ("proxy_on_http_call_response", "the documents fetched"),
+    ("proxy_on_request_headers", "the decision"),
+    ("proxy_on_request_body", "the body of an admin request"),
+    ("proxy_on_request_trailers", "the end of an admin request whose body trailers follow"),
+    ("proxy_on_response_headers", "the headers on every answer"),
+    ("proxy_on_delete", "gives a context's memory back"),
+];
+
+/// The module with no export but those in [`NEEDED`], and without the code that only the others used.
+pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
+    let mut module = Module::from_buffer(wasm)?;
+    for (name, why) in NEEDED {
+        let exported = module.exports.iter().any(|export| export.name == *name);
+        ensure!(exported, "it does not export `{name}` ({why})");
+    }
+    let is_needed = |name: &str| NEEDED.iter().any(|(needed, _)| *needed == name);
+    let surplus: Vec<_> =
+        module.exports.iter().filter(|export| !is_needed(&export.name)).map(|export| export.id()).collect();
+    for export in surplus {
+        module.exports.delete(export);
+    }
+    passes::gc::run(&mut module);
+    Ok(module.emit_wasm())
+}

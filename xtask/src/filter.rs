@@ -1,0 +1,171 @@
+//! Building the filter for wasm32-wasip1.
+//!
+//! Two toolchains can: rustup's with its target installed, and Debian's, which has no ready-made
+//! standard library for the target but the matching source, and builds it once. Each keeps a
+//! target directory of its own, so that changing between them rebuilds nothing.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{output_of, run};
+use crate::{exports, step, tools, workspace};
+
+const TARGET: &str = "wasm32-wasip1";
+
+const DEBIAN_PACKAGES: &[&str] =
+    &["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy", "lld-19", "wasi-libc"];
+
+/// Who compiles the filter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Toolchain {
+    /// The toolchain that runs us, with the target added by rustup.
+    Rustup,
+    /// Debian's packages, whatever else is on the machine.
+    Debian,
+}
+
+impl Toolchain {
+    /// The toolchain that `XTASK_WASM_TOOLCHAIN` asks for, else rustup's if it has the target,
+    /// else Debian's, installed if need be.
+    pub(crate) fn find() -> Result<Self> {
+        let toolchain = match env::var("XTASK_WASM_TOOLCHAIN").as_deref() {
+            Ok("rustup") => Self::Rustup,
+            Ok("debian") => Self::Debian,
+            Ok(other) => bail!("XTASK_WASM_TOOLCHAIN is `{other}`; it can be `rustup` or `debian`"),
+            Err(_) if has_target() => Self::Rustup,
+            Err(_) => Self::Debian,
+        };
+        match toolchain {
+            Self::Rustup if !has_target() => {
+                bail!("this toolchain has no {TARGET}; run\n  rustup target add {TARGET}")
+            }
+            Self::Rustup => step(format!("wasm toolchain: the one in use, with {TARGET}")),
+            Self::Debian => {
+                step("wasm toolchain: Debian's");
+                tools::debian_packages(DEBIAN_PACKAGES).with_context(|| {
+                    format!(
+                        "no toolchain for {TARGET}: either run\n  rustup target add {TARGET}\n\
+                         or have Debian's"
+                    )
+                })?;
+            }
+        }
+        Ok(toolchain)
+    }
+
+    /// `cargo build` for the target.
+    fn cargo_build(self) -> Command {
+        let mut command = match self {
+            Self::Rustup => workspace::cargo(),
+            Self::Debian => Command::new("/usr/bin/cargo"),
+        };
+        // With `rlib` among the crate types cargo does without link-time optimisation, for all of
+        // them and in silence. `rustc --crate-type` names the one that is wanted here.
+        command.args(["rustc", "--lib", "--crate-type", "cdylib", "--release"]);
+        self.set_up(command)
+    }
+
+    /// Clippy for the target, on the code that only exists there.
+    pub(crate) fn clippy(self) -> Command {
+        let mut command = match self {
+            Self::Rustup => workspace::cargo(),
+            // Not `/usr/bin/cargo clippy`, which would prefer a rustup's `cargo-clippy` on PATH.
+            Self::Debian => Command::new("/usr/bin/cargo-clippy"),
+        };
+        command.arg("clippy");
+        self.set_up(command)
+    }
+
+    fn target_dir(self) -> &'static str {
+        match self {
+            Self::Rustup => "target/wasm-rustup",
+            Self::Debian => "target/wasm-debian",
+        }
+    }
+
+    fn set_up(self, mut command: Command) -> Command {
+        let mut rustflags = vec![
+            // No path of this machine in panic messages: the same source is the same bytes anywhere.
+            format!("--remap-path-prefix={}=cargo", cargo_home().display()),
+            format!("--remap-path-prefix={}=.", workspace::root().display()),
+        ];
+        command.current_dir(workspace::root()).args(["--target", TARGET, "--target-dir", self.target_dir()]);
+        if self == Self::Debian {
+            rustflags.extend([
+                "-Clink-self-contained=no".into(),
+                "-Lnative=/usr/lib/wasm32-wasi".into(),
+                "-Ctarget-feature=-crt-static".into(),
+            ]);
+            workspace::forget_our_package(&mut command);
+            command
+                .arg("-Zbuild-std=std,panic_abort")
+                // `-Zbuild-std` is for nightly compilers, or for those who say they know.
+                .env("RUSTC_BOOTSTRAP", "1")
+                .env("CARGO", "/usr/bin/cargo")
+                .env("RUSTC", "/usr/bin/rustc")
+                .env("CARGO_TARGET_WASM32_WASIP1_LINKER", "wasm-ld-19")
+                // What rustup and cargo set for the toolchain that runs us.
+                .env_remove("RUSTUP_TOOLCHAIN")
+                .env_remove("LD_LIBRARY_PATH");
+        }
+        // Cargo looks here first, so flags meant for this machine's own processor stay out.
+        command.env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\x1f"));
+        command
+    }
+}
+
+/// Builds the limiter into `target/dynamic_rate_limiter.wasm`, where every configuration looks.
+pub(crate) fn build(toolchain: Toolchain) -> Result<PathBuf> {
+    let artifact = workspace::target().join("dynamic_rate_limiter.wasm");
+    build_package(toolchain, "dynamic-rate-limiter", &artifact)?;
+    Ok(artifact)
+}
+
+/// Builds one package, takes out the exports that are not needed, and puts the result in place.
+pub(crate) fn build_package(toolchain: Toolchain, package: &str, artifact: &Path) -> Result<()> {
+    step(format!("building {package} (the first time takes a minute or two)"));
+    run(toolchain.cargo_build().args(["--package", package]))?;
+    let built = workspace::root()
+        .join(toolchain.target_dir())
+        .join(TARGET)
+        .join("release")
+        .join(package.replace('-', "_"))
+        .with_extension("wasm");
+    let wasm = exports::strip(&fs::read(&built)?)
+        .with_context(|| format!("{} is not the filter we know", built.display()))?;
+    replace(artifact, &wasm)?;
+    step(format!("{}: {} KiB", workspace::shown(artifact), wasm.len().div_ceil(1024)));
+    Ok(())
+}
+
+/// Writes a file at once or not at all: an Envoy may be reading it. An unchanged one is left alone.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let partial = path.with_extension("partial");
+    fs::write(&partial, content)?;
+    fs::rename(&partial, path)?;
+    Ok(())
+}
+
+/// Whether the compiler that cargo uses has a standard library for the target.
+fn has_target() -> bool {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let libraries = output_of(Command::new(rustc).current_dir(workspace::root()).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        TARGET,
+    ]));
+    libraries.is_ok_and(|directory| Path::new(directory.trim()).is_dir())
+}
+
+fn cargo_home() -> PathBuf {
+    let default = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from)
+}

@@ -1,0 +1,62 @@
+//! The project's own commands. Each gets what it needs, says what it does, and on failure says
+//! what is missing and how to get it.
+//!
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `bench` and `dist`
+//! are the verbs; `envoy`, `tools`, `http` and `process` are what they stand on.
+
+mod bench;
+mod checks;
+mod demo;
+mod dist;
+mod envoy;
+mod exports;
+mod filter;
+mod http;
+mod process;
+mod tools;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Runs, checks, measures and packs the rate limiter.
+///
+/// A fresh machine needs Rust, Python 3 and, for what Debian packages, root. Envoy is taken from
+/// ENVOY_BIN, `envoy` on PATH or `func-e`, else installed under target/tools. The filter is built
+/// with rustup's wasm32-wasip1 target if that is installed, else with Debian's compiler;
+/// XTASK_WASM_TOOLCHAIN=rustup or =debian decides.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Verb {
+    /// Build the filter and start an Envoy that runs it on port 8000, until Ctrl-C
+    Demo(demo::Options),
+    /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
+    Test(checks::Options),
+    /// Measure the filter beside Envoy's own limiter, an empty filter and no filter
+    Bench(bench::Options),
+    /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
+    Dist,
+}
+
+fn main() -> ExitCode {
+    let verb = Verb::parse();
+    let done = process::catch_interrupts().and_then(|()| match verb {
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test(options) => checks::run(&options),
+        Verb::Bench(options) => bench::run(&options),
+        Verb::Dist => dist::run(),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what is about to happen.
+pub(crate) fn step(what: impl std::fmt::Display) {
+    eprintln!("==> {what}");
+}

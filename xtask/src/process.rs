@@ -1,0 +1,143 @@
+//! Starting other programs so that none outlives us.
+//!
+//! Each runs in a process group of its own, and the group is ended when its handle is dropped. So
+//! Ctrl-C, SIGTERM and errors all leave by the same door: somebody returns, and what was running
+//! ends with it, children of children included.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a program may take to end before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Turns Ctrl-C, SIGTERM and SIGHUP into [`interrupted`], so that we end what we started.
+pub(crate) fn catch_interrupts() -> Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED))?;
+    }
+    Ok(())
+}
+
+/// Whether we were told to stop.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Sleeps, unless we are told to stop.
+pub(crate) fn pause(duration: Duration) -> Result<()> {
+    let end = Instant::now() + duration;
+    while Instant::now() < end {
+        ensure!(!interrupted(), "interrupted");
+        sleep(POLL.min(duration));
+    }
+    Ok(())
+}
+
+/// A running program.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts a program. It gets no input: a background process group that reads the terminal
+    /// would be stopped.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        Ok(Self { child })
+    }
+
+    /// The program's process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, or `None` while it runs.
+    pub(crate) fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // It fails only when nobody is left in the group, which is what we want.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let end = Instant::now() + GRACE;
+        if matches!(self.exited(), Ok(None)) {
+            self.signal(Signal::TERM);
+            while matches!(self.exited(), Ok(None)) && Instant::now() < end {
+                sleep(POLL);
+            }
+        }
+        // Also when the program itself has ended: it may have left children.
+        self.signal(Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a program to its end, its output among ours; anything but success is an error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    run_within(command, Duration::MAX)
+}
+
+/// Like [`run`], with a limit on how long it may take.
+pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
+    let mut running = Running::start(command)?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = running.exited()? {
+            ensure!(status.success(), "`{}`: {status}", shown(command));
+            return Ok(());
+        }
+        ensure!(!interrupted(), "interrupted");
+        if start.elapsed() > limit {
+            bail!("`{}`: not done after {} s, ended", shown(command), limit.as_secs());
+        }
+        sleep(POLL);
+    }
+}
+
+/// Runs a program to its end and returns what it printed.
+pub(crate) fn output_of(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    ensure!(
+        output.status.success(),
+        "`{}`: {}\n{}",
+        shown(command),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The command as one would type it, without its environment.
+pub(crate) fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}

