@@ -3,7 +3,7 @@
 //! One worker at a time fetches for all, by a lease in shared data. What it fetched is checked together with
 //! the plugin configuration and then published in shared data, keys as hashes; every worker takes it over on
 //! its next request, so no two workers apply different limits. A document that cannot be fetched or is wrong
-//! changes nothing, and is complained about once.
+//! changes nothing, does not hold up the other one, and is complained about once.
 
 use crate::config::{Documents, KeyEntry, parse_api_keys, parse_tiers};
 use crate::json::Document;
@@ -14,6 +14,38 @@ pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 
 /// How soon to try again after a failure, in microseconds, where that is sooner than usual.
 const RETRY_US: u64 = 1_000_000;
+
+/// What came of a fetch: for each document that was asked for, its text or why there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// The tier document.
+    pub tiers: Option<Result<Vec<u8>, String>>,
+    /// The key document.
+    pub api_keys: Option<Result<Vec<u8>, String>>,
+}
+
+impl Fetched {
+    /// What was fetched and is good by itself, with the `last` good text in place of what is not, and what is
+    /// wrong with that.
+    pub fn good_ones(self, last: Texts) -> (Texts, Option<Failure>) {
+        let mut failure = None;
+        let mut choose = |fetched: Option<Result<Vec<u8>, String>>, last, document: fn(Vec<u8>) -> Texts| {
+            let wrong = match fetched? {
+                Ok(text) => match document(text.clone()).parse() {
+                    Ok(_) => return Some(text),
+                    Err(reason) => Failure::wrong(reason, &document(text)),
+                },
+                Err(reason) => Failure::unreachable(reason),
+            };
+            failure = Some(wrong.and(failure.take()));
+            last
+        };
+        let tiers = choose(self.tiers, last.tiers, |text| Texts { tiers: Some(text), api_keys: None });
+        let api_keys =
+            choose(self.api_keys, last.api_keys, |text| Texts { tiers: None, api_keys: Some(text) });
+        (Texts { tiers, api_keys }, failure)
+    }
+}
 
 /// Documents as text: what is published in shared data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,17 +59,12 @@ pub struct Texts {
 impl Texts {
     /// Parses and checks each document by itself.
     pub fn parse(&self) -> Result<Documents, String> {
-        let parse =
-            |text: &[u8], name: &str| Document::parse(text).map_err(|error| format!("{name}: {error}"));
+        let parse = |text: &[u8], name| Document::parse(text).map_err(|error| format!("{name}: {error}"));
+        let tiers = |text: &Vec<u8>| parse_tiers(&parse(text, "tiers")?.root("tiers"));
+        let api_keys = |text: &Vec<u8>| parse_api_keys(&parse(text, "api_keys")?.root("api_keys"));
         Ok(Documents {
-            tiers: match &self.tiers {
-                Some(text) => Some(parse_tiers(&parse(text, "tiers")?.root("tiers"))?),
-                None => None,
-            },
-            api_keys: match &self.api_keys {
-                Some(text) => Some(parse_api_keys(&parse(text, "api_keys")?.root("api_keys"))?),
-                None => None,
-            },
+            tiers: self.tiers.as_ref().map(tiers).transpose()?,
+            api_keys: self.api_keys.as_ref().map(api_keys).transpose()?,
         })
     }
 
@@ -117,40 +144,67 @@ pub fn note_failure(data: &impl SharedData, namespace: &str, failure: &Failure) 
     let noted = update(data, &schedule_key(namespace), |stored, now_us| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         let failures = schedule.failures.saturating_add(1);
-        let (worth_it, soon_us) = match failure {
-            Failure::Unreachable(_) => (failures > 1, now_us.saturating_add(RETRY_US)),
-            Failure::Wrong(_) => (true, u64::MAX),
+        let (worth_it, soon_us) = match failure.kind {
+            FailureKind::Unreachable => (failures > 1, now_us.saturating_add(RETRY_US)),
+            FailureKind::Wrong => (true, u64::MAX),
         };
-        let complaint = if worth_it { failure.fingerprint() } else { schedule.complaint };
+        let complaint = if worth_it { failure.fingerprint } else { schedule.complaint };
         let next = Schedule { due_at_us: schedule.due_at_us.min(soon_us), failures, complaint };
         (complaint != schedule.complaint, Some(next.encode()))
     });
     noted.is_ok_and(|updated| updated.value)
 }
 
-/// Why fetched documents did not come into force.
+/// Why a fetched document did not come into force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// No document: what came instead.
-    Unreachable(String),
-    /// A document that does not parse or does not fit: the field, what was found, what was wanted.
-    Wrong(String),
+pub struct Failure {
+    /// In words: the field, what was found, what was wanted.
+    pub reason: String,
+    kind: FailureKind,
+    /// The same for the same complaint about the same text.
+    fingerprint: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FailureKind {
+    /// There is no document.
+    Unreachable,
+    /// There is one that does not parse or does not fit.
+    Wrong,
 }
 
 impl Failure {
-    /// The reason in words.
-    pub fn reason(&self) -> &str {
-        match self {
-            Failure::Unreachable(reason) | Failure::Wrong(reason) => reason,
-        }
+    /// No document came.
+    pub fn unreachable(reason: String) -> Self {
+        let fingerprint = fingerprint(&[reason.as_bytes()]);
+        Self { reason, kind: FailureKind::Unreachable, fingerprint }
     }
 
-    fn fingerprint(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hasher};
-        let mut hasher = DefaultHasher::new();
-        hasher.write(self.reason().as_bytes());
-        hasher.finish().max(1)
+    /// What came is wrong.
+    pub fn wrong(reason: String, texts: &Texts) -> Self {
+        let text = |text: &Option<Vec<u8>>| text.clone().unwrap_or_default();
+        let fingerprint = fingerprint(&[reason.as_bytes(), &text(&texts.tiers), &text(&texts.api_keys)]);
+        Self { reason, kind: FailureKind::Wrong, fingerprint }
     }
+
+    /// Both failures as one.
+    fn and(self, other: Option<Self>) -> Self {
+        let Some(other) = other else { return self };
+        let wrong = [self.kind, other.kind].contains(&FailureKind::Wrong);
+        Self {
+            reason: format!("{}; {}", other.reason, self.reason),
+            kind: if wrong { FailureKind::Wrong } else { FailureKind::Unreachable },
+            fingerprint: self.fingerprint ^ other.fingerprint.rotate_left(1),
+        }
+    }
+}
+
+/// Never zero, which stands for no complaint.
+fn fingerprint(parts: &[&[u8]]) -> u64 {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    parts.iter().for_each(|part| hasher.write(part));
+    hasher.finish() | 1
 }
 
 impl Schedule {

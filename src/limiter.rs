@@ -10,7 +10,7 @@ use crate::admin::{self, Answered, PendingChange, Reply};
 use crate::bucket::{Outcome, Verdict};
 use crate::config::{Config, Documents, Plugin};
 use crate::control::Control;
-use crate::documents::{self, Failure, Texts};
+use crate::documents::{self, Failure, Fetched, Texts};
 use crate::health::Health;
 use crate::identity::{MAX_KEY_BYTES, Network, Secret};
 use crate::metrics::{self, Metrics, Status};
@@ -145,25 +145,29 @@ impl Limiter {
         reply
     }
 
-    /// Puts fetched documents into force for all workers, or says why not.
-    pub fn publish(&mut self, fetched: Result<Texts, Failure>, data: &impl SharedData) {
+    /// Puts fetched documents into force for all workers, and says what is wrong with those that it leaves out.
+    pub fn publish(&mut self, fetched: Fetched, data: &impl SharedData) {
         let namespace = self.config.settings.namespace.clone();
-        let published = fetched.and_then(|texts| self.check_and_publish(texts, &namespace, data));
-        match published {
-            Ok(changed) => {
-                documents::note_success(data, &namespace);
-                if changed {
-                    self.refresh(data);
-                    log::info!("documents applied: {}", self.summary());
-                    self.metrics.count(metrics::CONFIG_APPLIED, 1);
-                }
+        let (texts, failure) = fetched.good_ones(Texts::published(data, &namespace).unwrap_or_default());
+        match self.check_and_publish(texts, &namespace, data) {
+            Ok(true) => {
+                self.refresh(data);
+                log::info!("documents applied: {}", self.summary());
+                self.metrics.count(metrics::CONFIG_APPLIED, 1);
             }
-            Err(failure) => {
-                if documents::note_failure(data, &namespace, &failure) {
-                    log::warn!("documents rejected, the last good ones stay: {}", failure.reason());
-                    self.metrics.count(metrics::CONFIG_REJECTED, 1);
-                }
-            }
+            Ok(false) => {}
+            Err(misfit) => return self.complain(&failure.unwrap_or(misfit), &namespace, data),
+        }
+        match failure {
+            Some(failure) => self.complain(&failure, &namespace, data),
+            None => documents::note_success(data, &namespace),
+        }
+    }
+
+    fn complain(&mut self, failure: &Failure, namespace: &str, data: &impl SharedData) {
+        if documents::note_failure(data, namespace, failure) {
+            log::warn!("documents rejected, the last good ones stay: {}", failure.reason);
+            self.metrics.count(metrics::CONFIG_REJECTED, 1);
         }
     }
 
@@ -216,15 +220,20 @@ impl Limiter {
         }
     }
 
+    /// Publishes texts that fit each other and the plugin configuration; false where they are published already.
     fn check_and_publish(
         &self,
         texts: Texts,
         namespace: &str,
         data: &impl SharedData,
     ) -> Result<bool, Failure> {
-        let documents = texts.parse().map_err(Failure::Wrong)?;
-        Config::new(&self.plugin, &documents).map_err(Failure::Wrong)?;
-        let contended = |Contended| Failure::Unreachable("shared data is contended".to_owned());
+        if texts == Texts::default() {
+            return Ok(false);
+        }
+        let wrong = |reason| Failure::wrong(reason, &texts);
+        let documents = texts.parse().map_err(wrong)?;
+        Config::new(&self.plugin, &documents).map_err(wrong)?;
+        let contended = |Contended| Failure::unreachable("shared data is contended".to_owned());
         let changed = texts.without_keys(&documents).publish(data, namespace).map_err(contended)?;
         if changed {
             let next =

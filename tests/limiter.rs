@@ -5,7 +5,7 @@ mod common;
 use common::{FakeData, FakeRequest, SECOND};
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, Plugin};
-use dynamic_rate_limiter::documents::{Failure, Texts, claim_fetch};
+use dynamic_rate_limiter::documents::{Fetched, Texts, claim_fetch};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::{Answer, Decision, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
@@ -320,8 +320,8 @@ fn a_store_that_gives_no_answer_refuses_and_counts() {
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
 
-fn texts(tiers: &str, api_keys: &str) -> Result<Texts, Failure> {
-    Ok(Texts { tiers: Some(tiers.into()), api_keys: Some(api_keys.into()) })
+fn texts(tiers: &str, api_keys: &str) -> Fetched {
+    Fetched { tiers: Some(Ok(tiers.into())), api_keys: Some(Ok(api_keys.into())) }
 }
 
 const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
@@ -383,10 +383,10 @@ fn bad_documents_change_nothing_and_are_complained_about_once() {
         limiter.metrics.drain().iter().find_map(counted).unwrap_or(0)
     };
     let bad = [
-        texts("{", "{}"),
-        texts(r#"{"free": {}}"#, "{}"),
+        texts("{", r#"{"k": "gold"}"#),
+        texts(r#"{"free": {}}"#, r#"{"k": "gold"}"#),
         texts(TIERS, r#"{"k": "platinum"}"#),
-        texts(r#"{"other": {"unlimited": true}}"#, "{}"),
+        texts(r#"{"other": {"unlimited": true}}"#, r#"{"k": "gold"}"#),
     ];
     for (count, texts) in (1..).zip(bad) {
         limiter.publish(texts.clone(), &data);
@@ -396,8 +396,27 @@ fn bad_documents_change_nothing_and_are_complained_about_once() {
         assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
     }
     limiter.publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
-    limiter.publish(texts("{", "{}"), &data);
+    limiter.publish(texts("{", r#"{"k": "gold"}"#), &data);
     assert_eq!(rejected(&mut limiter), 1, "news again after a good one");
+    limiter.publish(texts("{ ", r#"{"k": "gold"}"#), &data);
+    assert_eq!(rejected(&mut limiter), 1, "another text is news too");
+}
+
+#[test]
+fn a_bad_document_does_not_hold_up_the_other() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    limiter.publish(texts(TIERS, "{"), &data);
+    assert_eq!(seen(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers hold");
+    limiter.publish(texts("{", r#"{"k": "gold"}"#), &data);
+    assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "and the keys too");
+    let unreachable = Fetched {
+        tiers: Some(Ok(TIERS.replace("100", "50").into())),
+        api_keys: Some(Err("api_keys: found status 503, wanted 200".to_owned())),
+    };
+    limiter.publish(unreachable, &data);
+    assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(49)), "the last good keys stay");
 }
 
 #[test]
@@ -405,7 +424,8 @@ fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     let mut rejections = || {
-        limiter.publish(Err(Failure::Unreachable("tiers: found status 503, wanted 200".to_owned())), &data);
+        let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
+        limiter.publish(Fetched { tiers, api_keys: None }, &data);
         limiter.metrics.drain().iter().filter(|sample| matches!(sample, Sample::Count(..))).count()
     };
     assert!(claim_fetch(&data, "default", 20));

@@ -13,7 +13,7 @@ use super::calls::{HostData, HostRequest, unix_us};
 use super::http::{AwaitedBodies, HttpRequest};
 use super::metrics;
 use crate::config::{ConfigSource, Environment, Plugin};
-use crate::documents::{self, Failure, MAX_DOCUMENT_BYTES, Texts};
+use crate::documents::{self, Fetched, MAX_DOCUMENT_BYTES};
 use crate::limiter::{Decision, Limiter};
 use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
 use crate::store::{SharedData, record_key, update};
@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Before the first tick, so that documents are there as soon as Envoy can serve them.
 const FIRST_TICK: Duration = Duration::from_millis(100);
 
-/// How long a document may take.
+/// How long a document may take at most; no longer than until the next fetch, which another worker may make.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One decision in so many is timed: timing costs three host calls, which a request is better off without.
@@ -91,10 +91,11 @@ impl Root {
     }
 
     fn start_fetch(&mut self, source: &ConfigSource) {
+        let timeout = FETCH_TIMEOUT.min(Duration::from_secs(source.ttl_seconds.into()));
         let call = |path: &String| {
             let headers =
                 vec![(":method", "GET"), (":path", path.as_str()), (":authority", source.cluster.as_str())];
-            let called = hostcalls::dispatch_http_call(&source.cluster, headers, None, vec![], FETCH_TIMEOUT);
+            let called = hostcalls::dispatch_http_call(&source.cluster, headers, None, vec![], timeout);
             called.map_or_else(
                 |_| Call::Answered(Err(format!("there is no cluster {:?}", source.cluster))),
                 Call::Waiting,
@@ -113,7 +114,7 @@ impl Root {
             return;
         };
         if let Some(worker) = &self.worker {
-            worker.borrow_mut().limiter.publish(fetch.into_texts(), &HostData);
+            worker.borrow_mut().limiter.publish(fetch.into_fetched(), &HostData);
         }
     }
 }
@@ -132,13 +133,12 @@ impl Fetch {
         self.calls().into_iter().flatten().all(|call| matches!(call, Call::Answered(_)))
     }
 
-    fn into_texts(self) -> Result<Texts, Failure> {
-        let text = |call: Option<Call>, name| match call {
-            Some(Call::Answered(Ok(text))) => Ok(Some(text)),
-            Some(Call::Answered(Err(reason))) => Err(Failure::Unreachable(format!("{name}: {reason}"))),
-            Some(Call::Waiting(_)) | None => Ok(None),
+    fn into_fetched(self) -> Fetched {
+        let answer = |call: Option<Call>, name| match call? {
+            Call::Answered(answer) => Some(answer.map_err(|reason| format!("{name}: {reason}"))),
+            Call::Waiting(_) => None,
         };
-        Ok(Texts { tiers: text(self.tiers, "tiers")?, api_keys: text(self.api_keys, "api_keys")? })
+        Fetched { tiers: answer(self.tiers, "tiers"), api_keys: answer(self.api_keys, "api_keys") }
     }
 }
 

@@ -310,7 +310,6 @@ impl Launched {
         let log = File::create(dir.path().join("envoy.log")).expect("a log file");
         command
             .args(["--disable-hot-restart", "--log-level", "warning"])
-            .args(["--component-log-level", "wasm:debug"])
             .arg("--admin-address-path")
             .arg(dir.path().join("admin.txt"))
             .stdin(std::process::Stdio::null())

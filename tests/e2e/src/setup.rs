@@ -51,6 +51,7 @@ pub struct Setup {
     ecds: bool,
     bodies: bool,
     filter_stats: bool,
+    filter_log: &'static str,
 }
 
 impl Default for Setup {
@@ -84,6 +85,7 @@ impl Setup {
             ecds: false,
             bodies: true,
             filter_stats: true,
+            filter_log: "debug",
         }
     }
 
@@ -127,6 +129,12 @@ impl Setup {
     /// Envoy keeps none of the stats that the filter defines, as operators who pay by the series do.
     pub fn without_filter_stats(mut self) -> Self {
         self.filter_stats = false;
+        self
+    }
+
+    /// The filter logs no line per request, for a test that sends very many.
+    pub fn quiet(mut self) -> Self {
+        self.filter_log = "info";
         self
     }
 
@@ -265,11 +273,12 @@ impl Setup {
             std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder for ECDS");
             std::fs::write(path, resource.to_string()).expect("the ECDS file written");
         }
-        // `Envoy::deliver` builds the next response from the first one.
         let mut command = Command::new(crate::envoy::envoy_bin());
         command
             .arg("-c")
             .arg(&path)
+            .arg("--component-log-level")
+            .arg(format!("wasm:{}", self.filter_log))
             .arg("--concurrency")
             .arg(self.workers.to_string())
             .current_dir(self.dir.path());

@@ -20,10 +20,20 @@ pub(crate) enum Variant {
     Empty,
     Ours,
     OursRefusing,
+    OursNoHeaders,
+    OursExempt,
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 5] = [Self::None, Self::Native, Self::Empty, Self::Ours, Self::OursRefusing];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::None,
+        Self::Native,
+        Self::Empty,
+        Self::Ours,
+        Self::OursRefusing,
+        Self::OursNoHeaders,
+        Self::OursExempt,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -32,6 +42,8 @@ impl Variant {
             Self::Empty => "empty",
             Self::Ours => "ours",
             Self::OursRefusing => "ours-refusing",
+            Self::OursNoHeaders => "ours-no-headers",
+            Self::OursExempt => "ours-exempt",
         }
     }
 
@@ -42,11 +54,13 @@ impl Variant {
             Self::Empty => "an empty wasm filter",
             Self::Ours => "ours, shared data, all headers",
             Self::OursRefusing => "ours, refusing (429)",
+            Self::OursNoHeaders => "ours, no headers: less six header calls and a clock",
+            Self::OursExempt => "ours, an exempt path: also less the key, the bucket and a clock",
         }
     }
 
-    /// Whether it takes tokens and says so in headers.
-    pub(crate) fn limits(self) -> bool {
+    /// Whether it says in headers what it took.
+    pub(crate) fn has_limit_headers(self) -> bool {
         matches!(self, Self::Native | Self::Ours | Self::OursRefusing)
     }
 
@@ -105,8 +119,26 @@ impl Variant {
             Self::None => None,
             Self::Native => Some(native()),
             Self::Empty => Some(wasm("target/empty_filter.wasm", &json!({}))),
-            Self::Ours | Self::OursRefusing => Some(wasm("target/dynamic_rate_limiter.wasm", &limiter())),
+            _ => Some(wasm("target/dynamic_rate_limiter.wasm", &self.limiter())),
         }
+    }
+
+    /// Our configuration: one tier that refuses nobody and one that refuses nearly all.
+    fn limiter(self) -> Value {
+        let known = keys().map(|key| (key.clone(), json!({"tier": "endless", "id": key})));
+        let refused = ("refused".to_owned(), json!({"tier": "closed", "id": "refused"}));
+        let headers = self != Self::OursNoHeaders;
+        let exempt_paths: &[&str] = if self == Self::OursExempt { &["/"] } else { &[] };
+        json!({
+            "tiers": {
+                "endless": {"base": {"capacity": 10_000_000, "refill_rate": 1_000_000}, "ttl": 60},
+                "closed": {"base": {"capacity": 1, "refill_rate": 0.0003}, "ttl": 60},
+            },
+            "default_tier": "endless",
+            "api_keys": known.chain([refused]).collect::<Map<_, _>>(),
+            "headers": {"rate_limit": headers, "system_health": headers, "processing_time": headers},
+            "exempt_paths": exempt_paths,
+        })
     }
 }
 
@@ -130,20 +162,6 @@ fn native() -> Value {
             "descriptors": descriptors,
             "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
         },
-    })
-}
-
-/// Our configuration: all headers, one tier that refuses nobody and one that refuses nearly all.
-fn limiter() -> Value {
-    let known = keys().map(|key| (key.clone(), json!({"tier": "endless", "id": key})));
-    let refused = ("refused".to_owned(), json!({"tier": "closed", "id": "refused"}));
-    json!({
-        "tiers": {
-            "endless": {"base": {"capacity": 10_000_000, "refill_rate": 1_000_000}, "ttl": 60},
-            "closed": {"base": {"capacity": 1, "refill_rate": 0.0003}, "ttl": 60},
-        },
-        "default_tier": "endless",
-        "api_keys": known.chain([refused]).collect::<Map<_, _>>(),
     })
 }
 

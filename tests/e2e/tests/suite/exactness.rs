@@ -37,7 +37,7 @@ fn one_key_admits_exactly_capacity_across_four_workers() {
         (0..ROUNDS).map(|n| (format!("key-{n}"), json!({"tier": "pro", "id": format!("id-{n}")}))).collect();
     let mut config = two_tiers(1, CAPACITY);
     config["api_keys"] = Value::Object(api_keys);
-    let envoy = Setup::new().config(&config).workers(4).start();
+    let envoy = Setup::new().config(&config).workers(4).quiet().start();
     for round in 0..ROUNDS {
         let request = Request::get("/").key(format!("key-{round}"));
         assert_exact(&envoy, &request, round);
@@ -48,7 +48,7 @@ fn one_key_admits_exactly_capacity_across_four_workers() {
 #[test]
 fn one_address_admits_exactly_capacity_across_four_workers() {
     let _alone = wait::alone();
-    let envoy = Setup::new().config(&two_tiers(CAPACITY, 1)).trusted_hops(1).workers(4).start();
+    let envoy = Setup::new().config(&two_tiers(CAPACITY, 1)).trusted_hops(1).workers(4).quiet().start();
     for round in 0..ROUNDS {
         let address =
             if round % 2 == 0 { format!("203.0.113.{round}") } else { format!("2001:db8:0:{round:x}::1") };
@@ -61,8 +61,11 @@ fn one_address_admits_exactly_capacity_across_four_workers() {
 fn a_refilling_bucket_admits_at_most_capacity_and_what_refilled() {
     let _alone = wait::alone();
     let (capacity, refill_rate) = (50, 100.0);
-    let envoy =
-        Setup::new().config(&json!({"tiers": {"free": tier(capacity, refill_rate)}})).workers(4).start();
+    let envoy = Setup::new()
+        .config(&json!({"tiers": {"free": tier(capacity, refill_rate)}}))
+        .workers(4)
+        .quiet()
+        .start();
     let started = std::time::Instant::now();
     let mut admitted = 0;
     let mut refused = 0;
@@ -87,7 +90,7 @@ fn health_switches_in_mid_burst_mint_nothing() {
         "degraded": {"capacity": 2_000, "refill_rate": ONE_PER_HOUR * 2.0},
         "ttl": 3600,
     });
-    let envoy = Setup::new().config(&config).workers(4).start();
+    let envoy = Setup::new().config(&config).workers(4).quiet().start();
     let request = Request::get("/").key("pro");
     let pause = std::time::Duration::from_millis(1);
     let ((), during) = load::during(envoy.address(), 16, pause, &request, || {

@@ -45,7 +45,7 @@ fn requests_are_logged_at_debug_at_most() {
         let lines = envoy.log_lines(&["[wasm]"]);
         lines.into_iter().filter(|line| !line.contains("[debug]")).collect::<Vec<_>>()
     };
-    envoy.send(&Request::get("/"));
+    envoy.await_log(&["[info][wasm]", "applied"]);
     let before = above_debug();
     let tally = load::burst(envoy.address(), 4, 50, &Request::get("/"));
     assert!(load::count(&tally, 429) > 0);

@@ -43,7 +43,7 @@ fn a_million_addresses_neither_grow_envoy_nor_free_a_refused_caller() {
     let _alone = wait::alone();
     let mut config = two_tiers(CAPACITY, 100);
     config["store"] = json!({"kind": "shared_data", "max_buckets": MAX_BUCKETS});
-    let envoy = Setup::new().config(&config).trusted_hops(1).start();
+    let envoy = Setup::new().config(&config).trusted_hops(1).quiet().start();
     let address = envoy.address();
 
     let refused_caller = Request::get("/").forwarded_for("203.0.113.77");

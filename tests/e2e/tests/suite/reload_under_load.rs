@@ -46,7 +46,7 @@ fn nth_config(n: u64) -> Value {
 
 #[test]
 fn a_hundred_deliveries_good_and_bad_lose_no_request_and_no_token() {
-    let mut envoy = Setup::new().config(&nth_config(0)).by_ecds().workers(4).start();
+    let mut envoy = Setup::new().config(&nth_config(0)).by_ecds().workers(4).quiet().start();
     let address = envoy.address();
     let pause = Duration::from_millis(20);
     let ((), during) = load::during(address, CONNECTIONS, pause, &request(), || {
@@ -93,7 +93,8 @@ fn a_hundred_fetched_documents_good_and_bad_lose_no_request_and_no_token() {
         "api_keys": "/api_keys.json",
         "ttl_seconds": 1,
     });
-    let envoy = Setup::new().config(&config).cluster("config_files", source.address()).workers(4).start();
+    let envoy =
+        Setup::new().config(&config).cluster("config_files", source.address()).workers(4).quiet().start();
     let reloads =
         |result| envoy.metric("rate_limiter_config_reloads_total", &[("result", result)]).unwrap_or(0.0);
     let pause = Duration::from_millis(200);

@@ -45,7 +45,9 @@ fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
     std::os::unix::fs::symlink(filter_wasm(), folder.join("target/dynamic_rate_limiter.wasm"))
         .expect("a link to the filter");
     let mut command = Command::new(envoy_bin());
-    command.args(["-c", "envoy.yaml", "--concurrency", "2"]).current_dir(&folder);
+    command
+        .args(["-c", "envoy.yaml", "--concurrency", "2", "--component-log-level", "wasm:info"])
+        .current_dir(&folder);
     for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL"] {
         command.env_remove(name);
     }
