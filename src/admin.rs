@@ -6,9 +6,9 @@ use crate::guard;
 use crate::health::Health;
 use crate::identity::{Network, Secret};
 use crate::json::Document;
-use crate::limiter::Request;
 use crate::metrics;
 use crate::reply::seconds;
+use crate::request::Request;
 use crate::store::{Contended, SharedData};
 
 /// Longest body of a change, in bytes.
@@ -132,7 +132,7 @@ pub fn body_timed_out() -> Reply {
 pub fn too_many_bodies() -> Reply {
     Reply {
         header: Some(("retry-after", "1".to_owned())),
-        ..refusal(503, "too many changes are waiting for their bodies", metrics::ADMIN_FAILED)
+        ..refusal(429, "too many changes are waiting for their bodies", metrics::ADMIN_THROTTLED)
     }
 }
 
@@ -141,7 +141,7 @@ fn is_read(method: &[u8]) -> bool {
 }
 
 fn is_admin(token: &[u8], expected: Option<Secret>) -> bool {
-    let expected = expected.filter(|_| token.len() <= MAX_TOKEN_BYTES);
+    let expected = expected.filter(|_| (1..=MAX_TOKEN_BYTES).contains(&token.len()));
     expected.is_some_and(|expected| Secret::of(token).matches(expected))
 }
 

@@ -158,15 +158,6 @@ impl Plugin {
         Ok(plugin)
     }
 
-    /// What of `documents` this configuration asks for: others may have been published for an earlier one.
-    pub fn chosen(&self, documents: Documents) -> Documents {
-        let source = self.settings.config_source.as_ref();
-        Documents {
-            tiers: documents.tiers.filter(|_| source.is_some_and(|source| source.tiers.is_some())),
-            api_keys: documents.api_keys.filter(|_| source.is_some_and(|source| source.api_keys.is_some())),
-        }
-    }
-
     /// Whether tiers will come from a document, so that names of tiers cannot be checked before it is there.
     fn awaits_tiers(&self) -> bool {
         let source = self.settings.config_source.as_ref();
@@ -259,7 +250,7 @@ fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, Stri
             .get("config_source")
             .map(|field| config_source(&field, environment))
             .transpose()?,
-        admin: admin(fields.get("admin"), environment)?,
+        admin: admin(fields.get("admin").map(Field::secret), environment)?,
         headers: headers(fields.get("headers"))?,
         max_buckets: max_buckets(fields.get("store"))?,
         ipv6_prefix: match fields.get("ipv6_prefix") {
@@ -311,9 +302,7 @@ fn admin(field: Option<Field>, environment: &Environment) -> Result<Admin, Strin
         if let Some(field) = fields.get("token_sha256").filter(|field| !field.is_null()) {
             let digits = field.as_text().and_then(Secret::from_hex);
             token =
-                Some(digits.ok_or_else(|| {
-                    field.wanted_secretly("the SHA-256 of a token in 64 hexadecimal digits")
-                })?);
+                Some(digits.ok_or_else(|| field.wanted("the SHA-256 of a token in 64 hexadecimal digits"))?);
         }
         health_path = optional_path(&fields, "health_path", health_path)?;
         system_health_path = optional_path(&fields, "system_health_path", system_health_path)?;

@@ -5,7 +5,7 @@
 //! its next request, so no two workers apply different limits. A document that cannot be fetched or is wrong
 //! changes nothing, does not hold up the other one, and is complained about once.
 
-use crate::config::{Documents, KeyEntry, parse_api_keys, parse_tiers};
+use crate::config::{ConfigSource, Documents, KeyEntry, parse_api_keys, parse_tiers};
 use crate::json::Document;
 use crate::store::{Contended, SharedData, record_key, update};
 
@@ -74,8 +74,8 @@ impl Texts {
     }
 
     /// The published texts of `namespace`.
-    pub fn published(data: &impl SharedData, namespace: &str) -> Option<Self> {
-        let (bytes, _) = data.get(&texts_key(namespace))?;
+    pub fn published(data: &impl SharedData, namespace: &str, source: &ConfigSource) -> Option<Self> {
+        let (bytes, _) = data.get(&source_key(namespace, source, "texts"))?;
         let (flags_and_length, rest) = bytes.split_first_chunk::<5>()?;
         let [flags, length @ ..] = *flags_and_length;
         let (tiers, api_keys) = rest.split_at_checked(u32::from_le_bytes(length) as usize)?;
@@ -86,9 +86,14 @@ impl Texts {
     }
 
     /// Publishes these texts; false where they are published already.
-    pub fn publish(&self, data: &impl SharedData, namespace: &str) -> Result<bool, Contended> {
+    pub fn publish(
+        &self,
+        data: &impl SharedData,
+        namespace: &str,
+        source: &ConfigSource,
+    ) -> Result<bool, Contended> {
         let bytes = self.encode();
-        update(data, &texts_key(namespace), |stored, _| {
+        update(data, &source_key(namespace, source, "texts"), |stored, _| {
             let differs = stored != Some(bytes.as_slice());
             (differs, differs.then_some(&bytes))
         })
@@ -114,22 +119,23 @@ struct Schedule {
     complaint: u64,
 }
 
-/// Claims the next fetch for this worker, if one is due; no other worker gets it for `ttl_seconds`.
-pub fn claim_fetch(data: &impl SharedData, namespace: &str, ttl_seconds: u32) -> bool {
-    let claimed = update(data, &schedule_key(namespace), |stored, now_us| {
+/// Claims the next fetch for this worker, if one is due; no other worker gets it for the source's `ttl_seconds`.
+pub fn claim_fetch(data: &impl SharedData, namespace: &str, source: &ConfigSource) -> bool {
+    let ttl_us = u64::from(source.ttl_seconds) * 1_000_000;
+    let claimed = update(data, &source_key(namespace, source, "schedule"), |stored, now_us| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         // A due time further off than the period was set when the period was longer.
-        let due = now_us >= schedule.due_at_us || schedule.due_at_us > now_us + seconds_to_us(ttl_seconds);
-        let next = Schedule { due_at_us: now_us.saturating_add(seconds_to_us(ttl_seconds)), ..schedule };
+        let due = now_us >= schedule.due_at_us || schedule.due_at_us > now_us + ttl_us;
+        let next = Schedule { due_at_us: now_us.saturating_add(ttl_us), ..schedule };
         (due, due.then(|| next.encode()))
     });
     claimed.is_ok_and(|updated| updated.value)
 }
 
 /// Notes that what was fetched is in force: the next complaint is news again.
-pub fn note_success(data: &impl SharedData, namespace: &str) {
+pub fn note_success(data: &impl SharedData, namespace: &str, source: &ConfigSource) {
     // Where even this write loses every race, a complaint is left out or made twice.
-    let _ = update(data, &schedule_key(namespace), |stored, _| {
+    let _ = update(data, &source_key(namespace, source, "schedule"), |stored, _| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         let next = Schedule { failures: 0, complaint: 0, ..schedule };
         ((), (next != schedule).then(|| next.encode()))
@@ -140,8 +146,13 @@ pub fn note_success(data: &impl SharedData, namespace: &str) {
 ///
 /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in
 /// silence: while Envoy starts, the first fetch may well come before the listener that answers it.
-pub fn note_failure(data: &impl SharedData, namespace: &str, failure: &Failure) -> bool {
-    let noted = update(data, &schedule_key(namespace), |stored, now_us| {
+pub fn note_failure(
+    data: &impl SharedData,
+    namespace: &str,
+    source: &ConfigSource,
+    failure: &Failure,
+) -> bool {
+    let noted = update(data, &source_key(namespace, source, "schedule"), |stored, now_us| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         let failures = schedule.failures.saturating_add(1);
         let (worth_it, soon_us) = match failure.kind {
@@ -237,14 +248,11 @@ fn hashed_keys(entries: &[KeyEntry]) -> Vec<u8> {
     format!("{{{}}}", members.join(",")).into_bytes()
 }
 
-fn texts_key(namespace: &str) -> String {
-    record_key(namespace, "documents")
-}
-
-fn schedule_key(namespace: &str) -> String {
-    record_key(namespace, "documents_schedule")
-}
-
-fn seconds_to_us(seconds: u32) -> u64 {
-    u64::from(seconds) * 1_000_000
+/// The key of a record that belongs to a source: where a delivery changed it, requests that began under the old
+/// configuration keep that one alive for a while, and its documents must not be taken for the new one's.
+fn source_key(namespace: &str, source: &ConfigSource, record: &str) -> String {
+    let part = |path: &Option<String>| path.clone().unwrap_or_default();
+    let [tiers, api_keys] = [part(&source.tiers), part(&source.api_keys)];
+    let id = fingerprint(&[source.cluster.as_bytes(), b"\0", tiers.as_bytes(), b"\0", api_keys.as_bytes()]);
+    record_key(namespace, &format!("documents/{id:x}/{record}"))
 }

@@ -1,9 +1,9 @@
 //! The brute-force guard: at most five bad admin tokens a minute from one address.
 //!
 //! Exact over every sliding minute, shared by all workers, and bounded: a fixed number of records of a few
-//! addresses each. A full record forgets the address whose last attempt is oldest. That gains an attacker
-//! nothing: to push one address out takes bad tokens from several others, each of which could have been used
-//! to guess.
+//! addresses each. A record whose addresses have all sent bad tokens within the last minute takes no other: one
+//! that is new to it must wait until one of them has been quiet for a minute. So nobody is forgotten too early,
+//! and whoever has the right token is not kept waiting, because only bad tokens are counted.
 
 use crate::identity::Network;
 use crate::store::{Contended, SharedData, record_key, update};
@@ -37,7 +37,11 @@ pub fn count(data: &impl SharedData, namespace: &str, network: Network) -> Resul
             Some(index) => entries.remove(index),
             None => Entry { network: network.bytes(), bad_at_us: [0; MAX_BAD_TOKENS] },
         };
-        let wait_us = entry.wait_us(now_us);
+        let crowded = match entries.get(WAYS - 1) {
+            Some(quietest) if own.is_none() => quietest.expires_in_us(now_us),
+            _ => 0,
+        };
+        let wait_us = entry.wait_us(now_us).max(crowded);
         if wait_us > 0 {
             return (wait_us, None);
         }
@@ -60,6 +64,12 @@ struct Entry {
 }
 
 impl Entry {
+    /// Until its latest bad token no longer counts.
+    fn expires_in_us(&self, now_us: u64) -> u64 {
+        let latest = self.bad_at_us.first().copied().unwrap_or_default();
+        latest.saturating_add(WINDOW_US).saturating_sub(now_us)
+    }
+
     fn wait_us(&self, now_us: u64) -> u64 {
         match self.bad_at_us.last() {
             Some(0) | None => 0,

@@ -38,7 +38,7 @@ impl Document {
 
     /// The document's top value, called `name` in errors.
     pub fn root(&self, name: &str) -> Field<'_> {
-        Field { path: name.to_owned(), value: &self.0 }
+        Field { path: name.to_owned(), value: &self.0, secret: false }
     }
 }
 
@@ -47,6 +47,8 @@ impl Document {
 pub struct Field<'a> {
     path: String,
     value: &'a Value,
+    /// Its value, and those within it, are not shown in errors.
+    secret: bool,
 }
 
 impl<'a> Field<'a> {
@@ -60,12 +62,10 @@ impl<'a> Field<'a> {
         self.error(self.found(), wanted)
     }
 
-    /// As [`Field::wanted`], for a field whose text may be a secret.
-    pub fn wanted_secretly(&self, wanted: impl fmt::Display) -> String {
-        match self.value {
-            Value::Text(text) => self.error(format_args!("a string of {} bytes", text.len()), wanted),
-            _ => self.wanted(wanted),
-        }
+    /// The same field, whose value may be a secret and is not shown in errors.
+    pub fn secret(mut self) -> Self {
+        self.secret = true;
+        self
     }
 
     /// An error about this field, for what [`Field::wanted`] has no words for.
@@ -106,7 +106,8 @@ impl<'a> Field<'a> {
         let Value::List(values) = self.value else {
             return Err(self.wanted("a list"));
         };
-        let element = |(index, value)| Field { path: format!("{}[{index}]", self.path), value };
+        let element =
+            |(index, value)| Field { path: format!("{}[{index}]", self.path), value, secret: self.secret };
         Ok(values.iter().enumerate().map(element).collect())
     }
 
@@ -172,7 +173,7 @@ impl<'a> Field<'a> {
         };
         let mut names = HashSet::new();
         let member = |(index, (name, value)): (usize, &'a (String, Value))| {
-            let field = Field { path: path_of(index + 1, name), value };
+            let field = Field { path: path_of(index + 1, name), value, secret: self.secret };
             match names.insert(name) {
                 true => Ok((name.as_str(), field)),
                 false => Err(field.error("the same name a second time", "each name once")),
@@ -183,6 +184,8 @@ impl<'a> Field<'a> {
 
     fn found(&self) -> String {
         match self.value {
+            Value::Text(text) if self.secret => format!("a string of {} bytes", text.len()),
+            Value::Whole(_) | Value::Real(_) if self.secret => "a number".to_owned(),
             Value::Null => "null".to_owned(),
             Value::Bool(value) => value.to_string(),
             Value::Whole(value) => value.to_string(),

@@ -41,5 +41,6 @@ pub mod json;
 pub mod limiter;
 pub mod metrics;
 pub mod reply;
+pub mod request;
 pub mod store;
 pub mod tier;

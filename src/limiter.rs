@@ -8,12 +8,14 @@ use std::rc::Rc;
 
 use crate::admin::{self, Answered, PendingChange, Reply};
 use crate::bucket::{Outcome, Verdict};
-use crate::config::{Config, Documents, Plugin};
+use crate::config::{Config, ConfigSource, Documents, Plugin};
 use crate::control::Control;
 use crate::documents::{self, Failure, Fetched, Texts};
 use crate::health::Health;
 use crate::identity::{MAX_KEY_BYTES, Network, Secret};
 use crate::metrics::{self, Metrics, Status};
+use crate::reply::Answer;
+use crate::request::Request;
 use crate::store::{self, AddressTable, Contended, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
 
@@ -22,14 +24,6 @@ const BLOCKED_WAIT_US: u64 = 60_000_000;
 
 /// What a caller is told to wait when the store gave no answer, in microseconds.
 const CONTENDED_WAIT_US: u64 = 1_000_000;
-
-/// A request, as far as the limiter looks at one. Every call costs a call into the host.
-pub trait Request {
-    /// The first value of a header; `:path` and `:method` are headers too.
-    fn header(&self, name: &str) -> Option<Vec<u8>>;
-    /// The client address that Envoy trusts.
-    fn source_address(&self) -> Option<Vec<u8>>;
-}
 
 /// What happens to a request.
 #[derive(Debug)]
@@ -44,19 +38,6 @@ pub enum Decision {
     Replied(Reply),
     /// The filter answers it once its body is there: pass it to [`Limiter::change_health`].
     AwaitsBody(PendingChange),
-}
-
-/// What the response headers tell.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// The caller's tier.
-    pub tier: Rc<Tier>,
-    /// The health that the limit was chosen by.
-    pub health: Health,
-    /// What the bucket said; `None` for an unlimited tier.
-    pub verdict: Option<Verdict>,
-    /// The store's clock at the decision, in microseconds.
-    pub now_us: u64,
 }
 
 /// The limiter of one worker.
@@ -145,27 +126,26 @@ impl Limiter {
         reply
     }
 
-    /// Puts fetched documents into force for all workers, and says what is wrong with those that it leaves out.
-    pub fn publish(&mut self, fetched: Fetched, data: &impl SharedData) {
-        let namespace = self.config.settings.namespace.clone();
-        let (texts, failure) = fetched.good_ones(Texts::published(data, &namespace).unwrap_or_default());
-        match self.check_and_publish(texts, &namespace, data) {
+    /// Puts documents fetched from `source` into force for all workers, and says what is wrong with those that it
+    /// leaves out.
+    pub fn publish(&mut self, source: &ConfigSource, fetched: Fetched, data: &impl SharedData) {
+        let settings = self.config.settings.clone();
+        let namespace = &settings.namespace;
+        let last = Texts::published(data, namespace, source).unwrap_or_default();
+        let (texts, mut failure) = fetched.good_ones(last);
+        match self.check_and_publish(texts, namespace, source, data) {
             Ok(true) => {
                 self.refresh(data);
                 log::info!("documents applied: {}", self.summary());
                 self.metrics.count(metrics::CONFIG_APPLIED, 1);
             }
             Ok(false) => {}
-            Err(misfit) => return self.complain(&failure.unwrap_or(misfit), &namespace, data),
+            Err(misfit) => failure = failure.or(Some(misfit)),
         }
-        match failure {
-            Some(failure) => self.complain(&failure, &namespace, data),
-            None => documents::note_success(data, &namespace),
-        }
-    }
-
-    fn complain(&mut self, failure: &Failure, namespace: &str, data: &impl SharedData) {
-        if documents::note_failure(data, namespace, failure) {
+        let Some(failure) = failure else {
+            return documents::note_success(data, namespace, source);
+        };
+        if documents::note_failure(data, namespace, source, &failure) {
             log::warn!("documents rejected, the last good ones stay: {}", failure.reason);
             self.metrics.count(metrics::CONFIG_REJECTED, 1);
         }
@@ -208,14 +188,15 @@ impl Limiter {
     }
 
     fn adopt_documents(&mut self, data: &impl SharedData) {
-        let Some(texts) = Texts::published(data, &self.config.settings.namespace) else {
-            return;
-        };
-        match texts.parse().and_then(|documents| Config::new(&self.plugin, &self.plugin.chosen(documents))) {
+        let settings = &self.config.settings;
+        let source = settings.config_source.as_ref();
+        let published = source.and_then(|source| Texts::published(data, &settings.namespace, source));
+        let Some(texts) = published else { return };
+        match texts.parse().and_then(|documents| Config::new(&self.plugin, &documents)) {
             Ok(config) => self.config = Rc::new(config),
             // They fitted the plugin configuration they were fetched with, and do not fit this newer one.
             Err(error) => {
-                log::warn!("documents do not fit the plugin configuration, which goes on alone: {error}")
+                log::warn!("published documents do not fit this configuration and are left out: {error}")
             }
         }
     }
@@ -225,6 +206,7 @@ impl Limiter {
         &self,
         texts: Texts,
         namespace: &str,
+        source: &ConfigSource,
         data: &impl SharedData,
     ) -> Result<bool, Failure> {
         if texts == Texts::default() {
@@ -234,7 +216,7 @@ impl Limiter {
         let documents = texts.parse().map_err(wrong)?;
         Config::new(&self.plugin, &documents).map_err(wrong)?;
         let contended = |Contended| Failure::unreachable("shared data is contended".to_owned());
-        let changed = texts.without_keys(&documents).publish(data, namespace).map_err(contended)?;
+        let changed = texts.without_keys(&documents).publish(data, namespace, source).map_err(contended)?;
         if changed {
             let next =
                 |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };

@@ -2,19 +2,34 @@
 //!
 //! Headers are written one by one through a function, from buffers on the stack: nothing is allocated.
 
-use crate::bucket::{self, Outcome};
+use std::rc::Rc;
+
+use crate::bucket::{self, Outcome, Verdict};
 use crate::config::Headers;
-use crate::limiter::Answer;
-use crate::tier::Allowance;
+use crate::health::Health;
+use crate::tier::{Allowance, Tier};
 
 /// Body of a refusal.
 pub const REFUSED_BODY: &str = "Too Many Requests";
 
 const US_PER_SEC: u64 = 1_000_000;
 
+/// What the response headers tell.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The caller's tier.
+    pub tier: Rc<Tier>,
+    /// The health that the limit was chosen by.
+    pub health: Health,
+    /// What the bucket said; `None` for an unlimited tier.
+    pub verdict: Option<Verdict>,
+    /// The store's clock at the decision, in microseconds.
+    pub now_us: u64,
+}
+
 /// Writes the headers of `answer`.
 ///
-/// `unix_offset_us` turns the store's clock into Unix time; `processing_us` is the time since the request's
+/// `unix_offset_us` added to the store's clock gives Unix time (wrapping: it may stand for a negative number); `processing_us` is the time since the request's
 /// headers came in.
 pub fn write_headers(
     answer: &Answer,
@@ -25,7 +40,7 @@ pub fn write_headers(
 ) {
     let tier = answer.tier.name.as_bytes();
     if let Some(verdict) = answer.verdict {
-        let reset_us = answer.now_us.saturating_add(unix_offset_us).saturating_add(verdict.wait_us);
+        let reset_us = answer.now_us.wrapping_add(unix_offset_us).saturating_add(verdict.wait_us);
         if headers.rate_limit {
             write("x-ratelimit-limit", Text::new().number(verdict.capacity).bytes());
             write("x-ratelimit-remaining", Text::new().number(verdict.remaining).bytes());

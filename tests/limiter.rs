@@ -4,12 +4,12 @@ mod common;
 
 use common::{FakeData, FakeRequest, SECOND};
 use dynamic_rate_limiter::bucket::Outcome;
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{ConfigSource, Environment, Plugin};
 use dynamic_rate_limiter::documents::{Fetched, Texts, claim_fetch};
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::limiter::{Answer, Decision, Limiter};
+use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
-use dynamic_rate_limiter::reply::write_headers;
+use dynamic_rate_limiter::reply::{Answer, write_headers};
 use dynamic_rate_limiter::store::SharedData;
 
 const TOKEN: &str = "the admin token";
@@ -324,6 +324,12 @@ fn texts(tiers: &str, api_keys: &str) -> Fetched {
     Fetched { tiers: Some(Ok(tiers.into())), api_keys: Some(Ok(api_keys.into())) }
 }
 
+fn source(ttl_seconds: u32) -> ConfigSource {
+    let path = |path: &str| Some(path.to_owned());
+    let [tiers, api_keys] = [path("/tiers.json"), path("/api_keys.json")];
+    ConfigSource { cluster: "files".to_owned(), tiers, api_keys, ttl_seconds }
+}
+
 const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
 
 #[test]
@@ -332,26 +338,60 @@ fn documents_that_one_worker_fetched_hold_for_all_at_their_next_request() {
     let (mut first, mut second) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
     let gold = FakeRequest::get("/").with("x-api-key", "canary-key");
     assert_eq!(seen(&mut second, &data, &gold), ("free".to_owned(), Some(9)));
-    first.publish(texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
+    first.publish(&source(20), texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
     assert_eq!(seen(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
     assert_eq!(seen(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
     let mut third = limiter(&data, SOURCE);
     assert_eq!(seen(&mut third, &data, &gold), ("gold".to_owned(), Some(98)), "a reload finds them at once");
-    let published = Texts::published(&data, "default").expect("published texts");
+    let published = Texts::published(&data, "default", &source(20)).expect("published texts");
     assert!(!String::from_utf8_lossy(&published.api_keys.unwrap_or_default()).contains("canary-key"));
 }
 
 #[test]
-fn a_configuration_takes_only_the_documents_that_it_asks_for() {
+fn documents_hold_for_configurations_with_the_same_source_alone() {
     let data = FakeData::at(SECOND);
-    limiter(&data, SOURCE).publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
+    limiter(&data, SOURCE).publish(&source(20), texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
-    let tiers_alone = SOURCE.replace(r#", "api_keys": "/api_keys.json""#, "");
-    let mut partly = limiter(&data, &tiers_alone);
-    assert_eq!(seen(&mut partly, &data, &gold), ("free".to_owned(), Some(2)));
-    let mut without = limiter(&data, "{}");
-    assert_eq!(seen(&mut without, &data, &gold), ("free".to_owned(), Some(1)), "two tokens are left");
-    assert_eq!(answer(&mut without, &data, &gold).verdict.map(|verdict| verdict.capacity), Some(10));
+    assert_eq!(seen(&mut limiter(&data, SOURCE), &data, &gold).0, "gold");
+    let slower = SOURCE.replace("\"cluster\"", "\"ttl_seconds\": 60, \"cluster\"");
+    assert_eq!(
+        seen(&mut limiter(&data, &slower), &data, &gold).0,
+        "gold",
+        "how often it is read does not matter"
+    );
+    for other in [SOURCE.replace("files", "others"), SOURCE.replace("/tiers", "/t"), "{}".to_owned()] {
+        assert_eq!(seen(&mut limiter(&data, &other), &data, &gold).0, "free", "{other}");
+    }
+}
+
+#[test]
+fn addresses_that_share_a_record_of_the_guard_cannot_make_it_forget_one_of_them() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, "{}");
+    // The /64s of one /48: 256 of them to a record.
+    let sources =
+        (0..64_u32).map(|number| format!("[2001:db8:0:{:x}::1]:9", number * 256)).collect::<Vec<_>>();
+    let forbidden = (0..100).flat_map(|_| &sources).filter(|source| {
+        data.advance(1_000);
+        reply(&mut limiter, &data, &FakeRequest::post("/system/health").from(source)).0 == 403
+    });
+    assert!(forbidden.count() <= sources.len() * 5, "five for each address within the seven seconds");
+}
+
+#[test]
+fn no_token_is_not_the_token_whose_hash_an_empty_variable_gave() {
+    let data = FakeData::at(SECOND);
+    let hash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let plugin = Plugin::parse(
+        format!(r#"{{"admin": {{"token_sha256": "{hash}"}}}}"#).as_bytes(),
+        &Environment::default(),
+    );
+    let mut limiter = Limiter::new(plugin.expect("a configuration"), &data, (1, 2)).expect("a limiter");
+    for request in
+        [FakeRequest::post("/system/health"), FakeRequest::post("/system/health").with("x-admin-token", "")]
+    {
+        assert_eq!(reply(&mut limiter, &data, &request).0, 403);
+    }
 }
 
 #[test]
@@ -373,7 +413,7 @@ fn bad_tokens_that_come_at_once_are_not_counted_short() {
 fn bad_documents_change_nothing_and_are_complained_about_once() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
-    limiter.publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
+    limiter.publish(&source(20), texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
     let rejected = |limiter: &mut Limiter| {
         let counted = |sample: &Sample| match sample {
@@ -389,16 +429,16 @@ fn bad_documents_change_nothing_and_are_complained_about_once() {
         texts(r#"{"other": {"unlimited": true}}"#, r#"{"k": "gold"}"#),
     ];
     for (count, texts) in (1..).zip(bad) {
-        limiter.publish(texts.clone(), &data);
+        limiter.publish(&source(20), texts.clone(), &data);
         assert_eq!(rejected(&mut limiter), 1, "{texts:?}");
-        limiter.publish(texts, &data);
+        limiter.publish(&source(20), texts, &data);
         assert_eq!(rejected(&mut limiter), 0, "the same again is no news");
         assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
     }
-    limiter.publish(texts(TIERS, r#"{"k": "gold"}"#), &data);
-    limiter.publish(texts("{", r#"{"k": "gold"}"#), &data);
+    limiter.publish(&source(20), texts(TIERS, r#"{"k": "gold"}"#), &data);
+    limiter.publish(&source(20), texts("{", r#"{"k": "gold"}"#), &data);
     assert_eq!(rejected(&mut limiter), 1, "news again after a good one");
-    limiter.publish(texts("{ ", r#"{"k": "gold"}"#), &data);
+    limiter.publish(&source(20), texts("{ ", r#"{"k": "gold"}"#), &data);
     assert_eq!(rejected(&mut limiter), 1, "another text is news too");
 }
 
@@ -407,15 +447,15 @@ fn a_bad_document_does_not_hold_up_the_other() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
-    limiter.publish(texts(TIERS, "{"), &data);
+    limiter.publish(&source(20), texts(TIERS, "{"), &data);
     assert_eq!(seen(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers hold");
-    limiter.publish(texts("{", r#"{"k": "gold"}"#), &data);
+    limiter.publish(&source(20), texts("{", r#"{"k": "gold"}"#), &data);
     assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "and the keys too");
     let unreachable = Fetched {
         tiers: Some(Ok(TIERS.replace("100", "50").into())),
         api_keys: Some(Err("api_keys: found status 503, wanted 200".to_owned())),
     };
-    limiter.publish(unreachable, &data);
+    limiter.publish(&source(20), unreachable, &data);
     assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(49)), "the last good keys stay");
 }
 
@@ -425,32 +465,32 @@ fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at
     let mut limiter = limiter(&data, SOURCE);
     let mut rejections = || {
         let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
-        limiter.publish(Fetched { tiers, api_keys: None }, &data);
+        limiter.publish(&source(20), Fetched { tiers, api_keys: None }, &data);
         limiter.metrics.drain().iter().filter(|sample| matches!(sample, Sample::Count(..))).count()
     };
-    assert!(claim_fetch(&data, "default", 20));
+    assert!(claim_fetch(&data, "default", &source(20)));
     assert_eq!(rejections(), 0);
     data.advance(SECOND - 1);
-    assert!(!claim_fetch(&data, "default", 20), "a tick early");
+    assert!(!claim_fetch(&data, "default", &source(20)), "a tick early");
     data.advance(1);
-    assert!(claim_fetch(&data, "default", 20));
+    assert!(claim_fetch(&data, "default", &source(20)));
     assert_eq!(rejections(), 1);
     data.advance(SECOND);
-    assert!(claim_fetch(&data, "default", 20));
+    assert!(claim_fetch(&data, "default", &source(20)));
     assert_eq!(rejections(), 0);
 }
 
 #[test]
 fn one_worker_fetches_for_all_once_in_a_period() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, "default", 20));
-    assert!(!claim_fetch(&data, "default", 20));
-    assert!(claim_fetch(&data, "other", 20));
+    assert!(claim_fetch(&data, "default", &source(20)));
+    assert!(!claim_fetch(&data, "default", &source(20)));
+    assert!(claim_fetch(&data, "other", &source(20)));
     data.advance(20 * SECOND - 1);
-    assert!(!claim_fetch(&data, "default", 20));
+    assert!(!claim_fetch(&data, "default", &source(20)));
     data.advance(1);
-    assert!(claim_fetch(&data, "default", 20));
-    assert!(claim_fetch(&data, "default", 5), "a shorter period starts at once");
+    assert!(claim_fetch(&data, "default", &source(20)));
+    assert!(claim_fetch(&data, "default", &source(5)), "a shorter period starts at once");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use super::{NAME_WANTED, is_name};
 use crate::identity::{MAX_KEY_BYTES, Secret, reads_as_address};
 use crate::json::Field;
 use crate::store::keyed_bucket_key;
@@ -25,7 +26,9 @@ pub struct KeyEntry {
 impl KeyEntry {
     /// The error for a tier that is not among `known`.
     pub(super) fn unknown_tier(&self, known: &str) -> String {
-        format!("{}.tier: found {:?}, wanted one of the tiers {known}", self.path, self.tier)
+        // The name is not shown: where key and tier have been swapped, it is the key.
+        let length = self.tier.len();
+        format!("{}: found the name of no tier ({length} bytes), wanted one of the tiers {known}", self.path)
     }
 }
 
@@ -53,6 +56,7 @@ impl Caller {
 /// Reads a key document: an object with a member for each key, written as the key itself or as
 /// `sha256:<64 hexadecimal digits>` of it.
 pub fn parse_api_keys(document: &Field) -> Result<Vec<KeyEntry>, String> {
+    let document = document.clone().secret();
     let members = document.secret_members()?;
     let entries = members.iter().map(|(key, field)| entry(key, field)).collect::<Result<Vec<_>, String>>()?;
     let mut keys = HashSet::new();
@@ -81,6 +85,9 @@ fn entry(key: &str, field: &Field) -> Result<KeyEntry, String> {
             (tier, fields.get("id").map(|id| self::id(&id)).transpose()?)
         }
     };
+    if !is_name(tier) {
+        return Err(field.error("no name of a tier", NAME_WANTED));
+    }
     Ok(KeyEntry {
         key,
         tier: tier.to_owned(),

@@ -4,7 +4,7 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::types::{MapType, Status};
 
 use super::metrics;
-use crate::limiter::Request;
+use crate::request::Request;
 use crate::store::{Conflict, SharedData};
 
 /// gRPC's RESOURCE_EXHAUSTED. Envoy uses it for gRPC requests alone, which it tells apart by itself.

@@ -10,8 +10,8 @@ use proxy_wasm::types::{Action, BufferType};
 use super::calls::{HeaderBlock, HostData, HostRequest, send_local_reply, set_response_header};
 use super::root::Worker;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange, Reply};
-use crate::limiter::{Answer, Decision};
-use crate::reply;
+use crate::limiter::Decision;
+use crate::reply::{self, Answer};
 use crate::store::SharedData;
 
 /// How long the body of a change may take, in microseconds.
@@ -31,8 +31,8 @@ pub(super) struct HttpRequest {
 enum Stage {
     /// Nothing.
     Done,
-    /// Its response gets the answer's headers.
-    AwaitsResponse(Answer),
+    /// Its response gets the answer's headers. Its own headers came in at that time.
+    AwaitsResponse(Answer, u64),
     /// It changes health once its body is there; so much of it is.
     AwaitsBody(PendingChange, Vec<u8>),
 }
@@ -64,14 +64,15 @@ impl HttpContext for HttpRequest {
             return Action::Continue;
         };
         let mut worker = worker.borrow_mut();
-        match worker.decide(&HostRequest, &HostData) {
+        let started_us = HostData.now_us();
+        match worker.decide(&HostRequest, &HostData, started_us) {
             Decision::Exempt => Action::Continue,
             Decision::Admitted(answer) => {
-                self.stage = Stage::AwaitsResponse(answer);
+                self.stage = Stage::AwaitsResponse(answer, started_us);
                 Action::Continue
             }
             Decision::Refused(answer) => {
-                send_refusal(&worker, &answer);
+                send_refusal(&worker, &answer, started_us);
                 Action::Pause
             }
             Decision::Replied(reply) => {
@@ -108,10 +109,10 @@ impl HttpContext for HttpRequest {
 
     /// Also called for replies that Envoy or another filter makes itself, which are responses like any other.
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
-        if let Stage::AwaitsResponse(answer) = std::mem::replace(&mut self.stage, Stage::Done)
+        if let Stage::AwaitsResponse(answer, started_us) = std::mem::replace(&mut self.stage, Stage::Done)
             && let Some(worker) = &self.worker
         {
-            write_headers(&worker.borrow(), &answer, set_response_header);
+            write_headers(&worker.borrow(), &answer, started_us, set_response_header);
         }
         Action::Continue
     }
@@ -164,10 +165,10 @@ impl AwaitedBodies {
     }
 }
 
-fn send_refusal(worker: &Worker, answer: &Answer) {
+fn send_refusal(worker: &Worker, answer: &Answer, started_us: u64) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"text/plain");
-    write_headers(worker, answer, |name, value| headers.push(name, value));
+    write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
     send_local_reply(429, headers, reply::REFUSED_BODY.as_bytes());
 }
 
@@ -180,11 +181,11 @@ fn send_reply(reply: &Reply) {
     send_local_reply(reply.status, headers, reply.body.as_bytes());
 }
 
-fn write_headers(worker: &Worker, answer: &Answer, write: impl FnMut(&'static str, &[u8])) {
+fn write_headers(worker: &Worker, answer: &Answer, started_us: u64, write: impl FnMut(&'static str, &[u8])) {
     let limiter = &worker.limiter;
     let headers = limiter.config().settings.headers;
     let processing_us = match headers.processing_time {
-        true => HostData.now_us().saturating_sub(answer.now_us),
+        true => HostData.now_us().saturating_sub(started_us),
         false => 0,
     };
     reply::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);

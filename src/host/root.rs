@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType};
+use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType, Status};
 
 use super::calls::{HostData, HostRequest, unix_us};
 use super::http::{AwaitedBodies, HttpRequest};
@@ -27,7 +27,7 @@ const FIRST_TICK: Duration = Duration::from_millis(100);
 /// How long a document may take at most; no longer than until the next fetch, which another worker may make.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One decision in so many is timed: timing costs three host calls, which a request is better off without.
+/// One decision in so many is timed: timing costs two host calls, which a request is better off without.
 const TIMED_ONE_IN: u32 = 16;
 
 /// What the requests of one worker share.
@@ -39,13 +39,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Decides about the request whose headers have just come in.
-    pub(super) fn decide(&mut self, request: &HostRequest, data: &HostData) -> Decision {
+    /// Decides about the request whose headers came in at `started_us`.
+    pub(super) fn decide(&mut self, request: &HostRequest, data: &HostData, started_us: u64) -> Decision {
+        let decision = self.limiter.decide(request, data);
         let timed = self.duration_histogram.filter(|_| self.decisions.is_multiple_of(TIMED_ONE_IN));
         self.decisions = self.decisions.wrapping_add(1);
-        let started = timed.map(|histogram| (histogram, data.now_us()));
-        let decision = self.limiter.decide(request, data);
-        if let Some((histogram, started_us)) = started {
+        if let Some(histogram) = timed {
             metrics::observe(histogram, data.now_us().saturating_sub(started_us));
         }
         decision
@@ -96,10 +95,13 @@ impl Root {
             let headers =
                 vec![(":method", "GET"), (":path", path.as_str()), (":authority", source.cluster.as_str())];
             let called = hostcalls::dispatch_http_call(&source.cluster, headers, None, vec![], timeout);
-            called.map_or_else(
-                |_| Call::Answered(Err(format!("there is no cluster {:?}", source.cluster))),
-                Call::Waiting,
-            )
+            match called {
+                Ok(token) => Call::Waiting(token),
+                Err(Status::BadArgument) => {
+                    Call::Answered(Err(format!("there is no cluster {:?} in Envoy", source.cluster)))
+                }
+                Err(_) => Call::Answered(Err("the request could not be sent".to_owned())),
+            }
         };
         self.fetch = Some(Fetch {
             tiers: source.tiers.as_ref().map(call),
@@ -113,8 +115,11 @@ impl Root {
         let Some(fetch) = self.fetch.take_if(|fetch| fetch.is_answered()) else {
             return;
         };
-        if let Some(worker) = &self.worker {
-            worker.borrow_mut().limiter.publish(fetch.into_fetched(), &HostData);
+        let Some(worker) = &self.worker else { return };
+        let limiter = &mut worker.borrow_mut().limiter;
+        let settings = limiter.config().settings.clone();
+        if let Some(source) = &settings.config_source {
+            limiter.publish(source, fetch.into_fetched(), &HostData);
         }
     }
 }
@@ -143,10 +148,10 @@ impl Fetch {
 }
 
 impl Context for Root {
-    fn on_http_call_response(&mut self, token: u32, _headers: usize, body_size: usize, _trailers: usize) {
+    fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let waiting = self.fetch.as_mut().and_then(|fetch| fetch.waiting(token));
         if let Some(call) = waiting {
-            *call = Call::Answered(fetched(body_size));
+            *call = Call::Answered(fetched(headers, body_size));
             self.finish_fetch();
         }
     }
@@ -186,7 +191,7 @@ impl RootContext for Root {
         drop(worker);
         if let Some(source) = &settings.config_source
             && self.fetch.is_none()
-            && documents::claim_fetch(&HostData, &settings.namespace, source.ttl_seconds)
+            && documents::claim_fetch(&HostData, &settings.namespace, source)
         {
             self.start_fetch(source);
         }
@@ -211,7 +216,11 @@ impl Drop for Root {
 }
 
 /// The document in the response that has just come, or what is wrong with it.
-fn fetched(body_size: usize) -> Result<Vec<u8>, String> {
+fn fetched(headers: usize, body_size: usize) -> Result<Vec<u8>, String> {
+    // A response that broke off half way has no headers any more, and asking for one would trap.
+    if headers == 0 {
+        return Err("found a response that broke off, wanted a whole one".to_owned());
+    }
     let status = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, ":status").ok().flatten();
     match status.as_deref() {
         Some(b"200") if body_size > MAX_DOCUMENT_BYTES => {

@@ -5,7 +5,7 @@
 //!
 //! When a record is full, a newcomer takes over the bucket with the most tokens, and *inherits* its tokens
 //! instead of starting with a full one (the idea of the Space-Saving sketch, Metwally et al. 2005). Callers
-//! without a key share one limit, so an address that was pushed out had no more tokens than any record-mate at
+//! without a key share one limit, so an address that was pushed out had no fewer tokens than any record-mate at
 //! that time, all of them have refilled alike since, and whatever it inherits when it comes back is at most what
 //! it would have had. So a flood of addresses can never mint a token. Where even the fullest bucket holds less
 //! than one token the newcomer is refused and nobody is pushed out: a caller who is being refused stays refused.

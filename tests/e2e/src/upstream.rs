@@ -31,6 +31,8 @@ pub enum Answer {
     Late(Duration, Box<Answer>),
     /// A TCP reset instead of a response.
     Reset,
+    /// A TCP reset in the middle of a `200` response's body.
+    BreakOff,
 }
 
 impl Answer {
@@ -128,7 +130,12 @@ fn serve(
             Answer::Respond(status, headers, body) => {
                 respond(reader.get_mut(), status, &headers, &body)?;
             }
-            Answer::Reset | Answer::Late(..) => {
+            Answer::Reset | Answer::BreakOff | Answer::Late(..) => {
+                if matches!(answer, Answer::BreakOff) {
+                    reader.get_mut().write_all(b"HTTP/1.1 200 Scripted\r\ncontent-length: 100\r\n\r\n{")?;
+                    // Long enough for Envoy to have seen the headers before the reset.
+                    thread::sleep(Duration::from_millis(200));
+                }
                 let socket = socket2::Socket::from(reader.into_inner());
                 return socket.set_linger(Some(Duration::ZERO));
             }

@@ -46,8 +46,12 @@ fn a_wrong_number_is_refused_with_its_place() {
 
 #[test]
 fn a_name_that_leads_nowhere_is_refused() {
-    assert_refused(&with("/api_keys/k", json!("platinum")), &["platinum"]);
+    // Where key and tier have been swapped, what should name a tier is a key: it is not shown.
+    assert_refused(&with("/api_keys/k", json!("platinum")), &["api_keys[1]", "no tier"]);
     assert_refused(&with("/default_tier", json!("platinum")), &["default_tier", "platinum"]);
-    assert_refused(&with("/api_keys/k", json!({"tier": "free", "id": "127.0.0.1"})), &["127.0.0.1"]);
+    assert_refused(
+        &with("/api_keys/k", json!({"tier": "free", "id": "127.0.0.1"})),
+        &["api_keys[1].id", "address"],
+    );
     assert_refused(&with("/api_keys/k", json!({"tier": "free", "id": "pro"})), &["pro"]);
 }

@@ -200,6 +200,16 @@ fn a_source_that_never_answers_holds_up_nobody() {
 }
 
 #[test]
+fn a_response_that_breaks_off_is_a_document_that_did_not_come() {
+    let source = Source::start(Answer::BreakOff);
+    let envoy = Setup::new().config(&config()).cluster("config_files", source.server.address()).start();
+    envoy.await_log(&["[warning]", "broke off"]);
+    assert_eq!(envoy.send(&Request::get("/")).limit(), 5);
+    source.serve(Answer::ok(tiers(1_000, 50)));
+    await_limit(&envoy, 1_000);
+}
+
+#[test]
 fn without_a_source_the_plugin_configuration_holds() {
     let refused = Setup::new().config(&config()).cluster("config_files", refusing()).start();
     let unknown = Setup::new().config(&config()).start();
