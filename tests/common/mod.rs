@@ -5,6 +5,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
+use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::reply::Answer;
 use dynamic_rate_limiter::request::Request;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;
@@ -208,4 +211,26 @@ impl IntervalOracle {
     pub fn admit(&mut self) {
         self.admitted_at_us.push(self.elapsed_us);
     }
+}
+
+/// The token that [`limiter`] knows.
+pub const TOKEN: &str = "the admin token";
+
+pub fn limiter(data: &FakeData, json: &str) -> Limiter {
+    let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
+    let plugin = Plugin::parse(json.as_bytes(), &environment).expect("a good configuration");
+    Limiter::new(plugin, data, (1, 2)).expect("a limiter")
+}
+
+pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> Answer {
+    match limiter.decide(request, data) {
+        Decision::Admitted(answer) | Decision::Refused(answer) => answer,
+        other => panic!("not limited: {other:?}"),
+    }
+}
+
+/// Tier, and whole tokens left.
+pub fn seen(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (String, Option<u32>) {
+    let answer = answer(limiter, data, request);
+    (answer.tier.name.clone(), answer.verdict.map(|verdict| verdict.remaining))
 }
