@@ -9,7 +9,7 @@ use crate::json::Document;
 use crate::metrics;
 use crate::reply::seconds;
 use crate::request::Request;
-use crate::store::{Contended, SharedData};
+use crate::store::{AddressTable, Contended, SharedData};
 
 /// Longest body of a change, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024;
@@ -60,6 +60,7 @@ pub fn system_health(
     method: &[u8],
     request: &impl Request,
     config: &Config,
+    table: &AddressTable,
     control: Control,
     data: &impl SharedData,
     unix_us: u64,
@@ -73,7 +74,7 @@ pub fn system_health(
     }
     let network = config.network(&request.source_address().unwrap_or_default());
     let namespace = &config.settings.namespace;
-    let wait_us = guard::wait_us(data, namespace, network);
+    let wait_us = guard::wait_us(data, namespace, table, network);
     if wait_us > 0 {
         return Answered::Now(throttled(wait_us));
     }
@@ -81,7 +82,7 @@ pub fn system_health(
     if is_admin(&token, config.settings.admin.token) {
         return Answered::AfterBody(PendingChange { network });
     }
-    Answered::Now(match guard::count(data, namespace, network) {
+    Answered::Now(match guard::count(data, namespace, table, network) {
         Ok(0) => refusal(403, "Invalid admin token", metrics::ADMIN_FORBIDDEN),
         Ok(wait_us) => throttled(wait_us),
         // A guess that cannot be counted is not answered either.

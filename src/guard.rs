@@ -1,12 +1,14 @@
 //! The brute-force guard: at most five bad admin tokens a minute from one address.
 //!
 //! Exact over every sliding minute, shared by all workers, and bounded: a fixed number of records of a few
-//! addresses each. A record whose addresses have all sent bad tokens within the last minute takes no other: one
-//! that is new to it must wait until one of them has been quiet for a minute. So nobody is forgotten too early,
-//! and whoever has the right token is not kept waiting, because only bad tokens are counted.
+//! addresses each, found by the keyed hash of the address table, so that nobody can choose addresses that share
+//! one. A record whose addresses have all sent bad tokens within the last minute takes no other, so nobody is
+//! forgotten too early: a bad token from an address that is new to it is turned away uncounted, and the right one
+//! is not kept waiting. To fill the records takes thousands of networks at once, and whoever has those may guess
+//! five times a minute from each of them anyway.
 
 use crate::identity::Network;
-use crate::store::{Contended, SharedData, record_key, update};
+use crate::store::{AddressTable, Contended, SharedData, record_key, update};
 
 /// Bad tokens that one address may send within [`WINDOW_US`].
 pub const MAX_BAD_TOKENS: usize = 5;
@@ -14,12 +16,12 @@ pub const MAX_BAD_TOKENS: usize = 5;
 pub const WINDOW_US: u64 = 60_000_000;
 
 const RECORDS: u64 = 256;
-const WAYS: usize = 4;
+const WAYS: usize = 16;
 const ENTRY_BYTES: usize = 17 + 8 * MAX_BAD_TOKENS;
 
 /// Microseconds until `network` may try again; zero where it may now.
-pub fn wait_us(data: &impl SharedData, namespace: &str, network: Network) -> u64 {
-    let stored = data.get(&key(namespace, network));
+pub fn wait_us(data: &impl SharedData, namespace: &str, table: &AddressTable, network: Network) -> u64 {
+    let stored = data.get(&key(namespace, table, network));
     let entries = stored.map(|(bytes, _)| decode(&bytes)).unwrap_or_default();
     let own = entries.iter().find(|entry| entry.network == network.bytes());
     own.map_or(0, |entry| entry.wait_us(data.now_us()))
@@ -29,8 +31,13 @@ pub fn wait_us(data: &impl SharedData, namespace: &str, network: Network) -> u64
 ///
 /// Where that is not zero, others have used the address up since it was asked, and nothing is counted: however
 /// many bad tokens come at once, no more than [`MAX_BAD_TOKENS`] are told that they are bad.
-pub fn count(data: &impl SharedData, namespace: &str, network: Network) -> Result<u64, Contended> {
-    update(data, &key(namespace, network), |stored, now_us| {
+pub fn count(
+    data: &impl SharedData,
+    namespace: &str,
+    table: &AddressTable,
+    network: Network,
+) -> Result<u64, Contended> {
+    update(data, &key(namespace, table, network), |stored, now_us| {
         let mut entries = decode(stored.unwrap_or_default());
         let own = entries.iter().position(|entry| entry.network == network.bytes());
         let mut entry = match own {
@@ -78,11 +85,8 @@ impl Entry {
     }
 }
 
-fn key(namespace: &str, network: Network) -> String {
-    // FNV-1a: spreads addresses well enough; entries are kept apart by the whole address.
-    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = network.bytes().iter().fold(0xcbf2_9ce4_8422_2325, mix);
-    record_key(namespace, &format!("bad_token/{}", hash % RECORDS))
+fn key(namespace: &str, table: &AddressTable, network: Network) -> String {
+    record_key(namespace, &format!("bad_token/{}", table.hash(network) % RECORDS))
 }
 
 fn encode(entries: &[Entry]) -> Vec<u8> {

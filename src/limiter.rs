@@ -240,7 +240,7 @@ impl Limiter {
             Answered::Now(admin::health(&method(request), control))
         } else if is(&paths.system_health_path) {
             let unix_us = self.unix_us(data.now_us());
-            admin::system_health(&method(request), request, config, control, data, unix_us)
+            admin::system_health(&method(request), request, config, &self.table, control, data, unix_us)
         } else {
             return None;
         };

@@ -68,7 +68,7 @@ impl AddressTable {
         limit: Limit,
         ttl_us: u64,
     ) -> Result<Updated<Taken>, Contended> {
-        let tag = self.tag(network);
+        let tag = self.hash(network);
         let mut key = String::with_capacity(self.record_prefix.len() + 8);
         key.push_str(&self.record_prefix);
         // Writing to a string cannot fail.
@@ -82,7 +82,7 @@ impl AddressTable {
     }
 
     /// A 64-bit keyed hash: names the address within its record, and the record within the table.
-    fn tag(&self, network: Network) -> u64 {
+    pub fn hash(&self, network: Network) -> u64 {
         use std::hash::Hasher;
         // Deprecated in favour of hashers whose keys cannot be chosen; all workers must share this one's.
         #[allow(deprecated)]
