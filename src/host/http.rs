@@ -80,7 +80,7 @@ impl HttpContext for HttpRequest {
                 Action::Pause
             }
             Decision::AwaitsBody(pending) => {
-                if !end_of_stream && worker.bodies.expect(self.id, HostData.now_us()) == Err(TooMany) {
+                if !end_of_stream && worker.bodies.wait_for(self.id, HostData.now_us()) == Err(TooMany) {
                     send_reply(&admin::too_many_bodies());
                     return Action::Pause;
                 }
@@ -141,7 +141,7 @@ pub(super) struct AwaitedBodies {
 struct TooMany;
 
 impl AwaitedBodies {
-    fn expect(&mut self, id: u32, now_us: u64) -> Result<(), TooMany> {
+    fn wait_for(&mut self, id: u32, now_us: u64) -> Result<(), TooMany> {
         if self.deadlines_us.len() >= MAX_AWAITED_BODIES {
             return Err(TooMany);
         }
