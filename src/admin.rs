@@ -1,7 +1,7 @@
 //! The endpoints that the filter answers itself: a request in, a reply or a pending change out.
 
 use crate::config::Config;
-use crate::control::Control;
+use crate::control::{Control, Redis};
 use crate::guard;
 use crate::health::Health;
 use crate::identity::{Network, Secret};
@@ -47,12 +47,17 @@ pub enum Answered {
 }
 
 /// The health check: always 200 while the filter serves, because it goes on serving whatever else fails.
-pub fn health(method: &[u8], control: Control) -> Reply {
+pub fn health(method: &[u8], config: &Config, control: Control) -> Reply {
     if !is_read(method) {
         return method_not_allowed("GET, HEAD");
     }
+    let (status, redis) = match (&config.settings.redis, control.redis) {
+        (None, _) => ("healthy", "not_configured"),
+        (Some(_), Redis::Connected) => ("healthy", "connected"),
+        (Some(_), Redis::Unknown | Redis::Disconnected) => ("degraded", "disconnected"),
+    };
     let health = control.health;
-    ok(format!(r#"{{"status":"healthy","redis":"not_configured","health":"{health}"}}"#))
+    ok(format!(r#"{{"status":"{status}","redis":"{redis}","health":"{health}"}}"#))
 }
 
 /// Shows health, or starts to change it.
@@ -90,24 +95,27 @@ pub fn system_health(
     })
 }
 
-/// Carries out a change whose body has come.
+/// The health that a change's body asks for, or the answer to a body that does not.
+pub fn requested_health(body: &[u8]) -> Result<Health, Reply> {
+    if body.len() > MAX_BODY_BYTES {
+        return Err(refusal(413, "the body is over 1024 bytes", metrics::ADMIN_TOO_LARGE));
+    }
+    parse_status(body).map_err(|error| refusal(400, &error, metrics::ADMIN_INVALID))
+}
+
+/// Puts a health into force for this Envoy, as `network` asked.
 pub fn change_health(
-    pending: &PendingChange,
-    body: &[u8],
+    network: Network,
+    health: Health,
     control_key: &str,
     data: &impl SharedData,
     unix_us: u64,
 ) -> Reply {
-    let health = match requested_health(body) {
-        Ok(health) => health,
-        Err(error) => return refusal(400, &error, metrics::ADMIN_INVALID),
-    };
-    let change = |control| Control { health, ..control };
-    let Ok(previous) = Control::change(data, control_key, change) else {
-        return refusal(500, "Failed to update health", metrics::ADMIN_FAILED);
+    let Ok(previous) = Control::change(data, control_key, |control| control.with_health(health)) else {
+        return not_stored();
     };
     let previous = previous.health;
-    log::info!("health set to {health} (it was {previous}) by {}", pending.network);
+    log::info!("health set to {health} (it was {previous}) by {network}");
     let timestamp = timestamp(unix_us);
     let mut reply = ok(format!(
         "{{\"message\":\"System health updated successfully\",\"previous_status\":\"{previous}\",\
@@ -117,9 +125,9 @@ pub fn change_health(
     reply
 }
 
-/// The answer to a body over [`MAX_BODY_BYTES`].
-pub fn body_too_large() -> Reply {
-    refusal(413, "the body is over 1024 bytes", metrics::ADMIN_TOO_LARGE)
+/// The answer to a change that could not be stored.
+pub fn not_stored() -> Reply {
+    refusal(500, "Failed to update health", metrics::ADMIN_FAILED)
 }
 
 /// The answer to a body that does not come.
@@ -146,7 +154,7 @@ fn is_admin(token: &[u8], expected: Option<Secret>) -> bool {
     expected.is_some_and(|expected| Secret::of(token).matches(expected))
 }
 
-fn requested_health(body: &[u8]) -> Result<Health, String> {
+fn parse_status(body: &[u8]) -> Result<Health, String> {
     let document = Document::parse(body)?;
     let fields = document.root("body").fields(&["status"])?;
     let status = fields.need("status", WANTED_STATUS)?;

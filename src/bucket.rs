@@ -49,22 +49,31 @@ pub struct Verdict {
 /// A clock behind `refilled_at_us` counts as no time passed, and counting goes on from the earlier reading:
 /// the step mints nothing, and nobody waits for the clock to catch up.
 pub fn take(stored: Option<Bucket>, limit: Limit, now_us: u64) -> (Verdict, Option<Bucket>) {
-    let tokens_pico = available_pico(stored, limit, now_us);
-    let left_pico = tokens_pico.checked_sub(PICO_PER_TOKEN);
-    let (outcome, tokens_pico, target_pico) = match left_pico {
-        Some(left) => (Outcome::Admitted, left, capacity_pico(limit)),
-        None => (Outcome::Refused, tokens_pico, PICO_PER_TOKEN),
-    };
-    let verdict = Verdict {
-        outcome,
-        capacity: limit.capacity(),
-        remaining: u32::try_from(tokens_pico / PICO_PER_TOKEN).unwrap_or(u32::MAX),
-        wait_us: time_to_gain_us(target_pico.saturating_sub(tokens_pico), limit),
+    let available_pico = available_pico(stored, limit, now_us);
+    let (outcome, tokens_pico) = match available_pico.checked_sub(PICO_PER_TOKEN) {
+        Some(left_pico) => (Outcome::Admitted, left_pico),
+        None => (Outcome::Refused, available_pico),
     };
     let clock_stepped_back = stored.is_some_and(|bucket| now_us < bucket.refilled_at_us);
     let changed = outcome == Outcome::Admitted || clock_stepped_back;
     let state = Bucket { tokens_pico, refilled_at_us: now_us };
-    (verdict, changed.then_some(state))
+    (Verdict::new(outcome, tokens_pico, limit), changed.then_some(state))
+}
+
+impl Verdict {
+    /// What follows from the outcome where `tokens_pico` are left.
+    pub fn new(outcome: Outcome, tokens_pico: u64, limit: Limit) -> Self {
+        let target_pico = match outcome {
+            Outcome::Admitted => capacity_pico(limit),
+            Outcome::Refused => PICO_PER_TOKEN,
+        };
+        Verdict {
+            outcome,
+            capacity: limit.capacity(),
+            remaining: u32::try_from(tokens_pico / PICO_PER_TOKEN).unwrap_or(u32::MAX),
+            wait_us: time_to_gain_us(target_pico.saturating_sub(tokens_pico), limit),
+        }
+    }
 }
 
 /// Tokens there for a request at `now_us`, in units of 10⁻¹²: stored plus refilled, at most the capacity.

@@ -5,6 +5,7 @@
 //! documents. A `Config` cannot be wrong: every key has its tier, every limit is in range.
 
 mod keys;
+mod store;
 mod tiers;
 
 use std::collections::HashMap;
@@ -12,9 +13,11 @@ use std::rc::Rc;
 
 use crate::identity::{Network, Secret};
 use crate::json::{Document, Field, Fields};
+use crate::store::redis::session::Credentials;
 use crate::tier::Tier;
 
 pub use keys::{Caller, KeyEntry, parse_api_keys};
+pub use store::{OnFailure, RedisSettings};
 pub use tiers::{built_in_tiers, parse_tiers};
 
 /// Longest name of a tier or namespace, in bytes.
@@ -34,6 +37,8 @@ pub struct Environment {
     pub default_tier: Option<Vec<u8>>,
     /// `CONFIG_TTL`, in seconds.
     pub config_ttl: Option<Vec<u8>>,
+    /// `REDIS_USERNAME` and `REDIS_PASSWORD`.
+    pub redis: Credentials,
 }
 
 /// Where tiers and keys are re-read from.
@@ -103,6 +108,8 @@ pub struct Settings {
     pub headers: Headers,
     /// Most buckets kept for callers without a known key.
     pub max_buckets: u32,
+    /// The Redis that keeps the buckets; without one, they are in shared data.
+    pub redis: Option<RedisSettings>,
     /// How many bits of an IPv6 address name a caller: 1 to 128.
     pub ipv6_prefix: u8,
     /// Keeps two limiters in one Envoy apart.
@@ -245,6 +252,7 @@ fn default_tier(fields: &Fields, environment: &Environment) -> Result<DefaultTie
 }
 
 fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, String> {
+    let store = store::parse_store(fields.get("store"), environment.redis.clone())?;
     Ok(Settings {
         config_source: fields
             .get("config_source")
@@ -252,7 +260,8 @@ fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, Stri
             .transpose()?,
         admin: admin(fields.get("admin").map(Field::secret), environment)?,
         headers: headers(fields.get("headers"))?,
-        max_buckets: max_buckets(fields.get("store"))?,
+        max_buckets: store.max_buckets,
+        redis: store.redis,
         ipv6_prefix: match fields.get("ipv6_prefix") {
             Some(field) => u8::try_from(field.whole(1, 128)?).unwrap_or(128),
             None => 64,
@@ -328,20 +337,6 @@ fn headers(field: Option<Field>) -> Result<Headers, String> {
         };
     }
     Ok(headers)
-}
-
-fn max_buckets(field: Option<Field>) -> Result<u32, String> {
-    let default = 65_536;
-    let Some(field) = field else {
-        return Ok(default);
-    };
-    let fields = field.fields(&["kind", "max_buckets"])?;
-    if let Some(kind) = fields.get("kind")
-        && kind.as_text() != Some("shared_data")
-    {
-        return Err(kind.wanted("\"shared_data\""));
-    }
-    fields.get("max_buckets").map_or(Ok(default), |field| field.whole(1, MAX_BUCKETS))
 }
 
 fn exempt_paths(field: &Field) -> Result<Vec<ExemptPath>, String> {

@@ -14,6 +14,22 @@ pub struct Control {
     pub health: Health,
     /// Counts the documents that were published; 0 while there are none.
     pub documents: u32,
+    /// Counts the changes of health, so that what was read in Redis before one cannot undo it.
+    pub health_changes: u32,
+    /// What the worker that last had news of Redis had to tell.
+    pub redis: Redis,
+}
+
+/// Whether decisions are Redis'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redis {
+    /// Nobody has heard of it yet.
+    #[default]
+    Unknown,
+    /// It answers.
+    Connected,
+    /// It does not.
+    Disconnected,
 }
 
 impl Control {
@@ -43,16 +59,34 @@ impl Control {
         record_key(namespace, "control")
     }
 
-    fn encode(self) -> [u8; 5] {
-        let [a, b, c, d] = self.documents.to_le_bytes();
-        [(self.health == Health::Degraded).into(), a, b, c, d]
+    /// The same with another health.
+    pub fn with_health(self, health: Health) -> Self {
+        Self { health, health_changes: self.health_changes.wrapping_add(1), ..self }
+    }
+
+    fn encode(self) -> [u8; 10] {
+        let mut bytes = [0; 10];
+        let (flags, counts) = bytes.split_at_mut(2);
+        flags.copy_from_slice(&[self.health as u8, self.redis as u8]);
+        let (documents, health_changes) = counts.split_at_mut(4);
+        documents.copy_from_slice(&self.documents.to_le_bytes());
+        health_changes.copy_from_slice(&self.health_changes.to_le_bytes());
+        bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (health, documents) = bytes.split_first()?;
+        let (flags, counts) = bytes.split_at_checked(2)?;
+        let (documents, health_changes) = counts.split_at_checked(4)?;
+        let [health, redis] = flags else { return None };
         Some(Self {
             health: if *health == 0 { Health::Normal } else { Health::Degraded },
+            redis: match redis {
+                0 => Redis::Unknown,
+                1 => Redis::Connected,
+                _ => Redis::Disconnected,
+            },
             documents: u32::from_le_bytes(documents.try_into().ok()?),
+            health_changes: u32::from_le_bytes(health_changes.try_into().ok()?),
         })
     }
 }

@@ -13,7 +13,7 @@
 //!
 //! In reading order: [`tier`] and [`bucket`] (the limits and the arithmetic), [`identity`] (who asks),
 //! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`] and
-//! [`documents`] (how changes reach every worker), [`limiter`] (the one place where a request's fate branches),
+//! [`documents`] (how changes reach every worker), [`charge`] and [`fleet`] (what many Envoys share), [`limiter`] (the one place where a request's fate branches),
 //! [`admin`] with [`guard`], [`reply`], [`metrics`], and last `host`, the only code that knows Envoy.
 
 #![deny(
@@ -29,9 +29,11 @@
 
 pub mod admin;
 pub mod bucket;
+pub mod charge;
 pub mod config;
 pub mod control;
 pub mod documents;
+pub mod fleet;
 pub mod guard;
 pub mod health;
 #[cfg(target_arch = "wasm32")]

@@ -1,23 +1,25 @@
 //! The one place where a request's fate branches.
 //!
 //! Reads what it needs of a request, once and as bytes, through [`Request`]; keeps buckets through
-//! [`SharedData`]; knows nothing of Envoy. Everything here belongs to one worker: what workers share is in
-//! shared data alone.
+//! [`SharedData`] or [`Fleet`]; knows nothing of Envoy. Everything here belongs to one worker: what workers share
+//! is in shared data, what Envoys share is in Redis.
 
 use std::rc::Rc;
 
-use crate::admin::{self, Answered, PendingChange, Reply};
+use crate::admin::{self, PendingChange, Reply};
 use crate::bucket::{Outcome, Verdict};
-use crate::config::{Config, ConfigSource, Documents, Plugin};
-use crate::control::Control;
+use crate::charge::{Charge, Payer};
+use crate::config::{Config, ConfigSource, Documents, OnFailure, Plugin};
+use crate::control::{Control, Redis};
 use crate::documents::{self, Failure, Fetched, Texts};
+use crate::fleet::{Answered, Charged, Fleet, NotAsked};
 use crate::health::Health;
 use crate::identity::{MAX_KEY_BYTES, Network, Secret};
 use crate::metrics::{self, Metrics, Status};
 use crate::reply::Answer;
-use crate::request::Request;
+use crate::request::{Arrival, Request, Ticket};
 use crate::store::{self, AddressTable, Contended, SharedData, Taken, Updated};
-use crate::tier::{Allowance, Limit, Tier};
+use crate::tier::{Allowance, Limit};
 
 /// What a caller whose tier is blocked is told to wait, in microseconds: nothing will change by itself.
 const BLOCKED_WAIT_US: u64 = 60_000_000;
@@ -36,8 +38,12 @@ pub enum Decision {
     Refused(Answer),
     /// The filter answers it.
     Replied(Reply),
+    /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
+    Unavailable(Answer),
     /// The filter answers it once its body is there: pass it to [`Limiter::change_health`].
     AwaitsBody(PendingChange),
+    /// Redis is asked first; [`Limiter::next_decision`] has the rest.
+    AwaitsRedis,
 }
 
 /// The limiter of one worker.
@@ -47,8 +53,12 @@ pub struct Limiter {
     config: Rc<Config>,
     table: AddressTable,
     control_key: String,
-    /// What all workers agreed on when that many changes were announced.
-    control: Option<(u64, Control)>,
+    /// What all workers agreed on when it was last read.
+    control: Control,
+    /// How many changes were announced then; `None` where it has to be read again.
+    changes: Option<u64>,
+    /// Other Envoys' part in it all, where there is a Redis.
+    fleet: Option<Fleet>,
     /// The documents that `config` was made with.
     documents: u32,
     /// Turns the store's clock into Unix time.
@@ -65,12 +75,16 @@ impl Limiter {
         let table = AddressTable::open(data, &settings.namespace, settings.max_buckets, hash_key).map_err(
             |Contended| "the address table could not be opened: shared data is contended".to_owned(),
         )?;
+        let redis = settings.redis.as_ref();
+        let fleet = redis.map(|redis| Fleet::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
         let mut limiter = Self {
             plugin,
             config: Rc::new(config),
             table,
             control_key: Control::key(&settings.namespace),
-            control: None,
+            control: Control::default(),
+            changes: None,
+            fleet,
             documents: 0,
             unix_offset_us: 0,
             metrics: Metrics::default(),
@@ -95,7 +109,7 @@ impl Limiter {
     }
 
     /// Decides about a request.
-    pub fn decide(&mut self, request: &impl Request, data: &impl SharedData) -> Decision {
+    pub fn decide(&mut self, request: &impl Request, data: &impl SharedData, arrival: Arrival) -> Decision {
         let control = self.control(data);
         let config = self.config.clone();
         // CONNECT has no path, and then no endpoint or exemption to match.
@@ -111,19 +125,53 @@ impl Limiter {
             self.metrics.request(&config.default_tier, Status::Exempt, None);
             return Decision::Exempt;
         }
-        self.limit(request, &config, control.health, data)
+        self.limit(request, &config, control.health, data, arrival)
     }
 
     /// Carries out a change of health whose body has come.
-    pub fn change_health(&mut self, pending: &PendingChange, body: &[u8], data: &impl SharedData) -> Reply {
-        let unix_us = self.unix_us(data.now_us());
-        let reply = if body.len() > admin::MAX_BODY_BYTES {
-            admin::body_too_large()
-        } else {
-            admin::change_health(pending, body, &self.control_key, data, unix_us)
+    pub fn change_health(
+        &mut self,
+        pending: &PendingChange,
+        body: &[u8],
+        data: &impl SharedData,
+        arrival: Arrival,
+    ) -> Decision {
+        let network = pending.network;
+        let reply = match (admin::requested_health(body), &mut self.fleet) {
+            (Err(reply), _) => reply,
+            (Ok(health), None) => self.change_own_health(network, health, data),
+            (Ok(health), Some(fleet)) => match fleet.set_health(arrival, network, health) {
+                Ok(()) => return Decision::AwaitsRedis,
+                Err(NotAsked) => admin::not_stored(),
+            },
         };
         self.count_admin(&reply);
-        reply
+        Decision::Replied(reply)
+    }
+
+    /// What became of the next request that waited for Redis.
+    pub fn next_decision(&mut self, now_us: u64, data: &impl SharedData) -> Option<(Ticket, Decision)> {
+        let (ticket, answered) = self.fleet.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
+        let decision = match answered {
+            Answered::Charge(charge, Some((verdict, unix_us))) => {
+                self.decided(&charge, verdict, unix_us.wrapping_sub(self.unix_offset_us))
+            }
+            Answered::Charge(charge, None) => self.fall_back(&charge, data),
+            Answered::Health(network, health, is_stored) => {
+                let reply = match is_stored {
+                    true => self.change_own_health(network, health, data),
+                    false => admin::not_stored(),
+                };
+                self.count_admin(&reply);
+                Decision::Replied(reply)
+            }
+        };
+        Some((ticket, decision))
+    }
+
+    /// This worker's part in the fleet, where there is a Redis.
+    pub fn fleet(&mut self) -> Option<&mut Fleet> {
+        self.fleet.as_mut()
     }
 
     /// Puts documents fetched from `source` into force for all workers, and says what is wrong with those that it
@@ -164,27 +212,35 @@ impl Limiter {
 
     /// Looks at what all workers agreed on, announced or not.
     pub fn refresh(&mut self, data: &impl SharedData) {
-        self.control = None;
-        self.control(data);
+        let changes = data.changes();
+        self.read_control(data, changes);
     }
 
     /// What all workers agreed on; takes over documents that this worker has not seen yet.
     fn control(&mut self, data: &impl SharedData) -> Control {
         // Counted before the record is read: a change in between is announced later, and read again.
         let changes = data.changes();
-        if let (Some(changes), Some((seen, control))) = (changes, self.control)
-            && changes == seen
-        {
-            return control;
+        if changes.is_none() || changes != self.changes {
+            self.read_control(data, changes);
         }
+        self.control
+    }
+
+    fn read_control(&mut self, data: &impl SharedData, changes: Option<u64>) {
         let control = Control::read(data, &self.control_key);
-        self.control = changes.map(|changes| (changes, control));
+        let previous = std::mem::replace(&mut self.control, control);
+        self.changes = changes;
         if control.documents != self.documents {
             self.documents = control.documents;
             self.adopt_documents(data);
         }
         self.metrics.health(control.health);
-        control
+        if let Some(fleet) = &mut self.fleet {
+            self.metrics.redis_connected(control.redis == Redis::Connected);
+            if (previous.health_changes, previous.documents) != (control.health_changes, control.documents) {
+                fleet.forget_denied();
+            }
+        }
     }
 
     fn adopt_documents(&mut self, data: &impl SharedData) {
@@ -237,7 +293,7 @@ impl Limiter {
         let is =
             |endpoint: &Option<String>| endpoint.as_ref().is_some_and(|endpoint| path == endpoint.as_bytes());
         let answered = if is(&paths.health_path) {
-            Answered::Now(admin::health(&method(request), control))
+            admin::Answered::Now(admin::health(&method(request), config, control))
         } else if is(&paths.system_health_path) {
             let unix_us = self.unix_us(data.now_us());
             admin::system_health(&method(request), request, config, &self.table, control, data, unix_us)
@@ -245,11 +301,11 @@ impl Limiter {
             return None;
         };
         Some(match answered {
-            Answered::Now(reply) => {
+            admin::Answered::Now(reply) => {
                 self.count_admin(&reply);
                 Decision::Replied(reply)
             }
-            Answered::AfterBody(pending) => Decision::AwaitsBody(pending),
+            admin::Answered::AfterBody(pending) => Decision::AwaitsBody(pending),
         })
     }
 
@@ -259,57 +315,91 @@ impl Limiter {
         config: &Config,
         health: Health,
         data: &impl SharedData,
+        arrival: Arrival,
     ) -> Decision {
         let key = request.header("x-api-key");
         let known = key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
         let caller = known.and_then(|key| config.caller(Secret::of(&key)));
-        let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier);
-        let answer = |verdict, now_us| Answer { tier: tier.clone(), health, verdict, now_us };
+        let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
         let limit = match tier.allowance(health) {
             Allowance::Limited(limit) => limit,
             Allowance::Unlimited => {
-                self.metrics.request(tier, Status::Exempt, None);
-                return Decision::Admitted(answer(None, data.now_us()));
+                self.metrics.request(&tier, Status::Exempt, None);
+                return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
             }
             Allowance::Blocked => {
-                self.metrics.request(tier, Status::Blocked, Some(0));
-                return Decision::Refused(answer(Some(refusal(0, BLOCKED_WAIT_US)), data.now_us()));
+                self.metrics.request(&tier, Status::Blocked, Some(0));
+                let verdict = Some(refusal(0, BLOCKED_WAIT_US));
+                return Decision::Refused(Answer { tier, health, verdict, now_us: data.now_us() });
             }
         };
-        let network = || config.network(&request.source_address().unwrap_or_default());
-        let taken = match &caller {
-            Some(caller) => store::take_keyed(data, &caller.shared_data_key, limit),
-            None => self.take_by_address(network(), tier, limit, data),
+        let payer = match caller {
+            Some(caller) => Payer::Key(caller),
+            None => Payer::Address(config.network(&request.source_address().unwrap_or_default())),
         };
-        let Taken { verdict, now_us, .. } = self.counted(taken, limit, data);
-        if log::log_enabled!(log::Level::Debug) {
-            let bucket =
-                caller.as_ref().map_or_else(|| network().to_string(), |caller| caller.bucket.clone());
-            let (outcome, left) = (verdict.outcome, verdict.remaining);
-            log::debug!("{bucket} (tier {}, {health}): {outcome:?}, {left} tokens left", tier.name);
+        let charge = Charge { payer, tier, health, limit };
+        let Some(fleet) = &mut self.fleet else {
+            return self.charge_here(&charge, data);
+        };
+        match fleet.charge(arrival, charge, &mut self.metrics) {
+            Charged::Waits => Decision::AwaitsRedis,
+            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, arrival.at_us),
+            Charged::Declined(charge) => self.fall_back(&charge, data),
         }
-        let remaining = Some(verdict.remaining);
-        match verdict.outcome {
-            Outcome::Admitted => {
-                self.metrics.request(tier, Status::Allowed, remaining);
-                Decision::Admitted(answer(Some(verdict), now_us))
+    }
+
+    /// Takes the token from this Envoy's own bucket.
+    fn charge_here(&mut self, charge: &Charge, data: &impl SharedData) -> Decision {
+        let taken = match &charge.payer {
+            Payer::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
+            Payer::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
+        };
+        let Taken { verdict, now_us, .. } = self.counted(taken, charge.limit, data);
+        self.decided(charge, verdict, now_us)
+    }
+
+    /// Decides without Redis, as `on_failure` says.
+    fn fall_back(&mut self, charge: &Charge, data: &impl SharedData) -> Decision {
+        let policy = self.fleet.as_ref().map_or(OnFailure::Local, Fleet::on_failure);
+        let Charge { tier, health, .. } = charge;
+        let answer = |now_us| Answer { tier: tier.clone(), health: *health, verdict: None, now_us };
+        match policy {
+            OnFailure::Local => {
+                self.metrics.count(metrics::FALLBACK_LOCAL, 1);
+                self.charge_here(charge, data)
             }
-            Outcome::Refused => {
-                self.metrics.request(tier, Status::Limited, remaining);
-                Decision::Refused(answer(Some(verdict), now_us))
+            OnFailure::Allow => {
+                self.metrics.count(metrics::FALLBACK_ALLOW, 1);
+                self.metrics.request(tier, Status::Allowed, None);
+                Decision::Admitted(answer(data.now_us()))
+            }
+            OnFailure::Deny => {
+                self.metrics.count(metrics::FALLBACK_DENY, 1);
+                self.metrics.request(tier, Status::Blocked, None);
+                Decision::Unavailable(answer(data.now_us()))
             }
         }
     }
 
-    fn take_by_address(
-        &self,
-        network: Network,
-        tier: &Tier,
-        limit: Limit,
-        data: &impl SharedData,
-    ) -> Result<Updated<Taken>, Contended> {
-        let ttl_us = u64::from(tier.ttl_seconds) * 1_000_000;
-        self.table.take(data, network, limit, ttl_us)
+    /// The answer that follows from a verdict, which was spoken at `now_us`.
+    fn decided(&mut self, charge: &Charge, verdict: Verdict, now_us: u64) -> Decision {
+        let Charge { payer, tier, health, .. } = charge;
+        if log::log_enabled!(log::Level::Debug) {
+            let (bucket, outcome, left) = (payer.bucket(), verdict.outcome, verdict.remaining);
+            log::debug!("{bucket} (tier {}, {health}): {outcome:?}, {left} tokens left", tier.name);
+        }
+        let answer = Answer { tier: tier.clone(), health: *health, verdict: Some(verdict), now_us };
+        let remaining = Some(verdict.remaining);
+        match verdict.outcome {
+            Outcome::Admitted => {
+                self.metrics.request(tier, Status::Allowed, remaining);
+                Decision::Admitted(answer)
+            }
+            Outcome::Refused => {
+                self.metrics.request(tier, Status::Limited, remaining);
+                Decision::Refused(answer)
+            }
+        }
     }
 
     /// What the store answered; where it gave no answer, a refusal, because nothing may be given out unpaid.
@@ -334,6 +424,10 @@ impl Limiter {
                 }
             }
         }
+    }
+
+    fn change_own_health(&self, network: Network, health: Health, data: &impl SharedData) -> Reply {
+        admin::change_health(network, health, &self.control_key, data, self.unix_us(data.now_us()))
     }
 
     fn count_admin(&mut self, reply: &Reply) {

@@ -14,6 +14,32 @@ pub const BUCKET_EVICTIONS: &str = "rate_limiter_bucket_evictions_total";
 pub const CAS_RETRIES: &str = "rate_limiter_cas_retries_total";
 /// Counter: requests refused because every attempt lost its race.
 pub const STORE_CONTENDED: &str = "rate_limiter_store_failures_total.reason.contended";
+/// Counter: questions to Redis without a reply in time.
+pub const STORE_TIMEOUT: &str = "rate_limiter_store_failures_total.reason.timeout";
+/// Counter: questions to Redis whose connection was refused or lost.
+pub const STORE_DISCONNECTED: &str = "rate_limiter_store_failures_total.reason.disconnected";
+/// Counter: questions to Redis on a stream that was no stream of replies to them.
+pub const STORE_PROTOCOL: &str = "rate_limiter_store_failures_total.reason.protocol";
+/// Counter: questions to Redis that were not sent because too many were on their way.
+pub const STORE_QUEUE_FULL: &str = "rate_limiter_store_failures_total.reason.queue_full";
+/// Counter: questions to a Redis that was still loading its data.
+pub const STORE_LOADING: &str = "rate_limiter_store_failures_total.reason.loading";
+/// Counter: questions to a Redis that is a replica.
+pub const STORE_READONLY: &str = "rate_limiter_store_failures_total.reason.readonly";
+/// Counter: questions to a Redis that has reached `maxmemory`.
+pub const STORE_OOM: &str = "rate_limiter_store_failures_total.reason.oom";
+/// Counter: questions to Redis with credentials that are missing, wrong or not enough.
+pub const STORE_AUTH: &str = "rate_limiter_store_failures_total.reason.auth";
+/// Counter: questions to a node of a cluster that does not keep the key.
+pub const STORE_MOVED: &str = "rate_limiter_store_failures_total.reason.moved";
+/// Counter: questions to Redis that it answered with any other error.
+pub const STORE_ERROR: &str = "rate_limiter_store_failures_total.reason.error";
+/// Counter: requests decided by this Envoy's own bucket, for want of Redis.
+pub const FALLBACK_LOCAL: &str = "rate_limiter_fallback_decisions_total.policy.local";
+/// Counter: requests let through, for want of Redis.
+pub const FALLBACK_ALLOW: &str = "rate_limiter_fallback_decisions_total.policy.allow";
+/// Counter: requests turned away with 503, for want of Redis.
+pub const FALLBACK_DENY: &str = "rate_limiter_fallback_decisions_total.policy.deny";
 /// Counter: configurations and documents taken into force.
 pub const CONFIG_APPLIED: &str = "rate_limiter_config_reloads_total.result.applied";
 /// Counter: configurations and documents refused.
@@ -48,6 +74,24 @@ pub const COUNTERS: [&str; 11] = [
     ADMIN_FAILED,
 ];
 
+/// The same for those that only Redis adds to.
+pub const REDIS_COUNTERS: [&str; 13] = [
+    STORE_TIMEOUT,
+    STORE_DISCONNECTED,
+    STORE_PROTOCOL,
+    STORE_QUEUE_FULL,
+    STORE_LOADING,
+    STORE_READONLY,
+    STORE_OOM,
+    STORE_AUTH,
+    STORE_MOVED,
+    STORE_ERROR,
+    FALLBACK_LOCAL,
+    FALLBACK_ALLOW,
+    FALLBACK_DENY,
+];
+
+const REDIS_CONNECTED: &str = "rate_limiter_redis_connected";
 const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
 
 /// What became of a request.
@@ -59,7 +103,7 @@ pub enum Status {
     Limited,
     /// It needed no token.
     Exempt,
-    /// Its tier's capacity is zero.
+    /// Its tier's capacity is zero, or `on_failure` is `deny` and Redis did not answer.
     Blocked,
 }
 
@@ -90,8 +134,24 @@ pub enum Sample {
 pub struct Metrics {
     tiers: Vec<TierCounts>,
     counts: Vec<(&'static str, u64)>,
-    health: Option<Health>,
-    reported_health: Option<Health>,
+    degraded: Level,
+    redis_connected: Level,
+}
+
+/// A gauge, set when it has changed.
+#[derive(Debug, Default)]
+struct Level {
+    current: Option<bool>,
+    reported: Option<bool>,
+}
+
+impl Level {
+    fn drain(&mut self, name: &str, samples: &mut Vec<Sample>) {
+        if self.current != self.reported {
+            samples.push(Sample::Level(name.to_owned(), (self.current == Some(true)).into()));
+            self.reported = self.current;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -131,7 +191,12 @@ impl Metrics {
 
     /// Notes the health that a request saw.
     pub fn health(&mut self, health: Health) {
-        self.health = Some(health);
+        self.degraded.current = Some(health == Health::Degraded);
+    }
+
+    /// Notes whether Redis answers.
+    pub fn redis_connected(&mut self, connected: bool) {
+        self.redis_connected.current = Some(connected);
     }
 
     /// Takes out what has gathered.
@@ -153,11 +218,8 @@ impl Metrics {
         for (name, amount) in self.counts.drain(..) {
             samples.push(Sample::Count(name.to_owned(), amount));
         }
-        if self.health != self.reported_health {
-            let degraded = self.health == Some(Health::Degraded);
-            samples.push(Sample::Level(SYSTEM_DEGRADED.to_owned(), degraded.into()));
-            self.reported_health = self.health;
-        }
+        self.degraded.drain(SYSTEM_DEGRADED, &mut samples);
+        self.redis_connected.drain(REDIS_CONNECTED, &mut samples);
         samples
     }
 }

@@ -12,6 +12,9 @@ use crate::tier::{Allowance, Tier};
 /// Body of a refusal.
 pub const REFUSED_BODY: &str = "Too Many Requests";
 
+/// Body of the answer to a request that nobody could decide about.
+pub const UNAVAILABLE_BODY: &str = "Service Unavailable";
+
 const US_PER_SEC: u64 = 1_000_000;
 
 /// What the response headers tell.

@@ -1,4 +1,4 @@
-//! Where buckets are kept: Envoy's shared data, and what every store needs.
+//! Where buckets are kept: Envoy's shared data, or [`redis`].
 //!
 //! Shared data is one map for all workers of an Envoy process, with compare-and-swap and nothing else: no
 //! delete, no expiry, no listing. [`update`] is the only place that writes to it, so the rules for doing it
@@ -6,6 +6,7 @@
 
 mod address_table;
 mod keyed;
+pub mod redis;
 
 pub use address_table::AddressTable;
 pub use keyed::{keyed_bucket_key, take_keyed};

@@ -21,6 +21,9 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// The limit of the bucket that asks whether a store works: full again before anybody looks.
+    pub const PROBE: Limit = Limit { capacity: 10, refill_micro_per_sec: MAX_REFILL_MICRO_PER_SEC };
+
     /// A limit of `capacity` tokens that refills at `refill_micro_per_sec` millionths of a token per second.
     ///
     /// `None` where capacity is over [`MAX_CAPACITY`], the rate is over [`MAX_REFILL_MICRO_PER_SEC`], or the

@@ -7,8 +7,10 @@ use super::metrics;
 use crate::request::Request;
 use crate::store::{Conflict, SharedData};
 
-/// gRPC's RESOURCE_EXHAUSTED. Envoy uses it for gRPC requests alone, which it tells apart by itself.
+/// gRPC's names for a refusal and for a missing store. Envoy uses them for gRPC requests alone, which it tells apart
+/// by itself.
 const GRPC_RESOURCE_EXHAUSTED: i32 = 8;
+const GRPC_UNAVAILABLE: i32 = 14;
 
 /// WASI's number for the clock that does not step.
 const CLOCK_MONOTONIC: u32 = 1;
@@ -123,11 +125,15 @@ impl HeaderBlock {
     }
 }
 
-/// Answers the request instead of its upstream. A gRPC request gets RESOURCE_EXHAUSTED where `status` is an
-/// error, in the form that gRPC clients read; Envoy sees to that.
+/// Answers the request instead of its upstream. A gRPC request gets a gRPC status where `status` is an error, in the
+/// form that gRPC clients read; Envoy sees to that.
 pub(super) fn send_local_reply(status: u32, headers: HeaderBlock, body: &[u8]) {
     let headers = headers.into_bytes();
-    let grpc_status = if status == 200 { -1 } else { GRPC_RESOURCE_EXHAUSTED };
+    let grpc_status = match status {
+        200 => -1,
+        503 => GRPC_UNAVAILABLE,
+        _ => GRPC_RESOURCE_EXHAUSTED,
+    };
     // SAFETY: the host copies both buffers before the call returns. The SDK's own functions are not used, as
     // they send either the HTTP status or the gRPC status, and would need to know which of them is wanted.
     unsafe {

@@ -8,10 +8,11 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType};
 
 use super::calls::{HeaderBlock, HostData, HostRequest, send_local_reply, set_response_header};
-use super::root::Worker;
+use super::worker::Worker;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange, Reply};
 use crate::limiter::Decision;
 use crate::reply::{self, Answer};
+use crate::request::Arrival;
 use crate::store::SharedData;
 
 /// How long the body of a change may take, in microseconds.
@@ -35,6 +36,8 @@ enum Stage {
     AwaitsResponse(Answer, u64),
     /// It changes health once its body is there; so much of it is.
     AwaitsBody(PendingChange, Vec<u8>),
+    /// It waits until Redis has decided. Its headers came in at that time.
+    AwaitsRedis(u64),
 }
 
 impl HttpRequest {
@@ -47,12 +50,28 @@ impl HttpRequest {
         let Stage::AwaitsBody(pending, body) = std::mem::replace(&mut self.stage, Stage::Done) else {
             return Action::Continue;
         };
-        if let Some(worker) = &self.worker {
-            let mut worker = worker.borrow_mut();
-            worker.bodies.forget(self.id);
-            send_reply(&worker.limiter.change_health(&pending, &body, &HostData));
+        let Some(worker) = &self.worker else {
+            return Action::Continue;
+        };
+        let decision = worker.borrow_mut().change_health(&pending, &body, self.id);
+        match decision {
+            Decision::Replied(reply) => send_reply(&reply),
+            _ => self.stage = Stage::AwaitsRedis(HostData.now_us()),
         }
         Action::Pause
+    }
+
+    /// Whether it still waits for Redis. The root context, which lets it go on, cannot tell it.
+    fn awaits_redis(&mut self) -> bool {
+        let Stage::AwaitsRedis(started_us) = self.stage else {
+            return false;
+        };
+        let admitted = self.worker.as_ref().and_then(|worker| worker.borrow_mut().take_admitted(self.id));
+        match admitted {
+            Some(answer) => self.stage = Stage::AwaitsResponse(answer, started_us),
+            None => return true,
+        }
+        false
     }
 }
 
@@ -65,7 +84,7 @@ impl HttpContext for HttpRequest {
         };
         let mut worker = worker.borrow_mut();
         let started_us = HostData.now_us();
-        match worker.decide(&HostRequest, &HostData, started_us) {
+        match worker.decide(&HostRequest, Arrival { ticket: self.id, at_us: started_us }) {
             Decision::Exempt => Action::Continue,
             Decision::Admitted(answer) => {
                 self.stage = Stage::AwaitsResponse(answer, started_us);
@@ -75,8 +94,16 @@ impl HttpContext for HttpRequest {
                 send_refusal(&worker, &answer, started_us);
                 Action::Pause
             }
+            Decision::Unavailable(answer) => {
+                send_unavailable(&worker, &answer, started_us);
+                Action::Pause
+            }
             Decision::Replied(reply) => {
                 send_reply(&reply);
+                Action::Pause
+            }
+            Decision::AwaitsRedis => {
+                self.stage = Stage::AwaitsRedis(started_us);
                 Action::Pause
             }
             Decision::AwaitsBody(pending) => {
@@ -92,6 +119,9 @@ impl HttpContext for HttpRequest {
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        if self.awaits_redis() {
+            return Action::Pause;
+        }
         let Stage::AwaitsBody(_, body) = &mut self.stage else {
             return Action::Continue;
         };
@@ -104,11 +134,12 @@ impl HttpContext for HttpRequest {
 
     /// A body may end with trailers, and then no call says that it was the last of it.
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
-        self.change_health()
+        if self.awaits_redis() { Action::Pause } else { self.change_health() }
     }
 
     /// Also called for replies that Envoy or another filter makes itself, which are responses like any other.
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        self.awaits_redis();
         if let Stage::AwaitsResponse(answer, started_us) = std::mem::replace(&mut self.stage, Stage::Done)
             && let Some(worker) = &self.worker
         {
@@ -121,8 +152,11 @@ impl HttpContext for HttpRequest {
 /// A client that goes away is not waited for.
 impl Drop for HttpRequest {
     fn drop(&mut self) {
-        if let (Stage::AwaitsBody(..), Some(worker)) = (&self.stage, &self.worker) {
-            worker.borrow_mut().bodies.forget(self.id);
+        let Some(worker) = &self.worker else { return };
+        match self.stage {
+            Stage::AwaitsBody(..) => worker.borrow_mut().bodies.forget(self.id),
+            Stage::AwaitsRedis(_) => worker.borrow_mut().forget(self.id),
+            Stage::Done | Stage::AwaitsResponse(..) => {}
         }
     }
 }
@@ -149,7 +183,7 @@ impl AwaitedBodies {
         Ok(())
     }
 
-    fn forget(&mut self, id: u32) {
+    pub(super) fn forget(&mut self, id: u32) {
         self.deadlines_us.retain(|(awaited, _)| *awaited != id);
     }
 
@@ -165,14 +199,22 @@ impl AwaitedBodies {
     }
 }
 
-fn send_refusal(worker: &Worker, answer: &Answer, started_us: u64) {
+pub(super) fn send_refusal(worker: &Worker, answer: &Answer, started_us: u64) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"text/plain");
     write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
     send_local_reply(429, headers, reply::REFUSED_BODY.as_bytes());
 }
 
-fn send_reply(reply: &Reply) {
+pub(super) fn send_unavailable(worker: &Worker, answer: &Answer, started_us: u64) {
+    let mut headers = HeaderBlock::default();
+    headers.push("content-type", b"text/plain");
+    headers.push("retry-after", b"1");
+    write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
+    send_local_reply(503, headers, reply::UNAVAILABLE_BODY.as_bytes());
+}
+
+pub(super) fn send_reply(reply: &Reply) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"application/json");
     if let Some((name, value)) = &reply.header {

@@ -1,16 +1,37 @@
 //! The door to Envoy: the only code that knows the proxy-wasm ABI, compiled for wasm alone.
 //!
-//! [`root`] is the plugin (configuration, ticks, fetched documents), [`http`] one request, and the rest are the
-//! host calls that the limiter asks for through its traits.
+//! [`root`] is the plugin (configuration, ticks, fetched documents), [`http`] one request, [`worker`] what the
+//! requests of a worker share, [`pipe`] its stream to Redis, [`bridge`] that stream's other end, and the rest are
+//! the host calls that the limiter asks for through its traits.
 
+mod bridge;
 mod calls;
 mod http;
 mod metrics;
+mod pipe;
 mod root;
+mod worker;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::traits::RootContext;
 use proxy_wasm::types::LogLevel;
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(root::Root::default()));
+    proxy_wasm::set_root_context(root_context);
 }}
+
+/// The plugin that `root_id` names.
+fn root_context(id: u32) -> Box<dyn RootContext> {
+    match hostcalls::get_property(vec!["plugin_root_id"]).ok().flatten().as_deref() {
+        Some(b"redis_bridge") => Box::new(bridge::BridgeRoot),
+        _ => Box::new(root::Root::new(id)),
+    }
+}
+
+/// A number that differs from VM to VM and from call to call.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,7 +1,7 @@
 //! The plugin in one worker: configuration, the once-a-second tick, fetched documents.
 
 use std::cell::RefCell;
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::hash::{DefaultHasher, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,17 +9,22 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType, Status};
 
-use super::calls::{HostData, HostRequest, unix_us};
-use super::http::{AwaitedBodies, HttpRequest};
-use super::metrics;
+use super::calls::{HostData, unix_us};
+use super::http::HttpRequest;
+use super::worker::Worker;
+use super::{metrics, random};
 use crate::config::{ConfigSource, Environment, Plugin};
 use crate::documents::{self, Fetched, MAX_DOCUMENT_BYTES};
-use crate::limiter::{Decision, Limiter};
+use crate::limiter::Limiter;
 use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
+use crate::store::redis::session::Credentials;
 use crate::store::{SharedData, record_key, update};
 
-/// Between ticks: metrics are at most so old, and so is the wall clock.
+/// Between ticks without a Redis, which needs more: metrics are at most so old, and so is the wall clock.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What is done once a second is due again so soon, in microseconds: a tick may come a little early.
+const SECOND_US: u64 = 990_000;
 
 /// Before the first tick, so that documents are there as soon as Envoy can serve them.
 const FIRST_TICK: Duration = Duration::from_millis(100);
@@ -27,37 +32,15 @@ const FIRST_TICK: Duration = Duration::from_millis(100);
 /// How long a document may take at most; no longer than until the next fetch, which another worker may make.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One decision in so many is timed: timing costs two host calls, which a request is better off without.
-const TIMED_ONE_IN: u32 = 16;
-
-/// What the requests of one worker share.
-pub(super) struct Worker {
-    pub(super) limiter: Limiter,
-    pub(super) bodies: AwaitedBodies,
-    decisions: u32,
-    duration_histogram: Option<u32>,
-}
-
-impl Worker {
-    /// Decides about the request whose headers came in at `started_us`.
-    pub(super) fn decide(&mut self, request: &HostRequest, data: &HostData, started_us: u64) -> Decision {
-        let decision = self.limiter.decide(request, data);
-        let timed = self.duration_histogram.filter(|_| self.decisions.is_multiple_of(TIMED_ONE_IN));
-        self.decisions = self.decisions.wrapping_add(1);
-        if let Some(histogram) = timed {
-            metrics::observe(histogram, data.now_us().saturating_sub(started_us));
-        }
-        decision
-    }
-}
-
 /// The plugin's root context.
-#[derive(Default)]
 pub(super) struct Root {
+    id: u32,
     worker: Option<Rc<RefCell<Worker>>>,
     fetch: Option<Fetch>,
     /// Fingerprint of the configuration that was applied, until the first tick.
     unannounced: Option<[u8; 8]>,
+    /// When to do next what is done once a second.
+    next_second_us: u64,
 }
 
 /// Documents on their way: a call each, and what has come.
@@ -72,20 +55,19 @@ enum Call {
 }
 
 impl Root {
+    pub(super) fn new(id: u32) -> Self {
+        Self { id, worker: None, fetch: None, unannounced: None, next_second_us: 0 }
+    }
+
     fn apply(&mut self, configuration: &[u8]) -> Result<(), String> {
         let plugin = Plugin::parse(configuration, &environment())?;
-        let random = || RandomState::new().build_hasher().finish();
-        metrics::define();
+        metrics::define(plugin.settings.redis.is_some());
         metrics::probe_changes();
         let mut limiter = Limiter::new(plugin, &HostData, (random(), random()))?;
         limiter.set_wall_clock(unix_us(), HostData.now_us());
         self.unannounced = Some(fingerprint(configuration));
-        self.worker = Some(Rc::new(RefCell::new(Worker {
-            limiter,
-            bodies: AwaitedBodies::default(),
-            decisions: 0,
-            duration_histogram: metrics::histogram(DECISION_DURATION),
-        })));
+        let histogram = metrics::histogram(DECISION_DURATION);
+        self.worker = Some(Rc::new(RefCell::new(Worker::new(self.id, limiter, histogram))));
         Ok(())
     }
 
@@ -155,6 +137,19 @@ impl Context for Root {
             self.finish_fetch();
         }
     }
+
+    fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
+        let bytes = hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size).ok().flatten();
+        if let (Some(worker), Some(bytes)) = (&self.worker, bytes) {
+            worker.borrow_mut().received(stream, &bytes);
+        }
+    }
+
+    fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().closed(stream, status);
+        }
+    }
 }
 
 impl RootContext for Root {
@@ -175,25 +170,38 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        follow_log_level();
         let Some(worker) = self.worker.clone() else { return };
         let mut worker = worker.borrow_mut();
+        if self.unannounced.is_some() {
+            let _ = hostcalls::set_tick_period(TICK);
+        }
+        worker.tick();
+        let now_us = HostData.now_us();
+        if now_us < self.next_second_us {
+            return;
+        }
+        self.next_second_us = now_us.saturating_add(SECOND_US);
+        follow_log_level();
         let limiter = &mut worker.limiter;
         if let Some(fingerprint) = self.unannounced.take() {
-            let _ = hostcalls::set_tick_period(TICK);
             announce(limiter, fingerprint);
         }
-        limiter.set_wall_clock(unix_us(), HostData.now_us());
+        limiter.set_wall_clock(unix_us(), now_us);
         limiter.refresh(&HostData);
         metrics::report(limiter.metrics.drain());
         let settings = limiter.config().settings.clone();
-        worker.bodies.give_up(HostData.now_us());
         drop(worker);
         if let Some(source) = &settings.config_source
             && self.fetch.is_none()
             && documents::claim_fetch(&HostData, &settings.namespace, source)
         {
             self.start_fetch(source);
+        }
+    }
+
+    fn on_queue_ready(&mut self, queue: u32) {
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().take_turn(queue);
         }
     }
 
@@ -269,6 +277,7 @@ fn environment() -> Environment {
         admin_token: variable("ADMIN_TOKEN"),
         default_tier: variable("DEFAULT_TIER"),
         config_ttl: variable("CONFIG_TTL"),
+        redis: Credentials { username: variable("REDIS_USERNAME"), password: variable("REDIS_PASSWORD") },
     }
 }
 

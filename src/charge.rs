@@ -1,0 +1,57 @@
+//! What a limited request owes: a token, from whose bucket, under which limit.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use crate::bucket::time_to_fill_us;
+use crate::config::Caller;
+use crate::health::Health;
+use crate::identity::Network;
+use crate::tier::{Limit, Tier};
+
+/// Whose bucket it is.
+#[derive(Clone, Debug)]
+pub enum Payer {
+    /// A caller with a known key.
+    Key(Rc<Caller>),
+    /// Everybody else, by address.
+    Address(Network),
+}
+
+impl Payer {
+    /// The bucket's name.
+    pub fn bucket(&self) -> Cow<'_, str> {
+        match self {
+            Payer::Key(caller) => Cow::Borrowed(&caller.bucket),
+            Payer::Address(network) => Cow::Owned(network.to_string()),
+        }
+    }
+}
+
+/// One token, to be paid by somebody.
+#[derive(Clone, Debug)]
+pub struct Charge {
+    /// Whose bucket it is.
+    pub payer: Payer,
+    /// The payer's tier.
+    pub tier: Rc<Tier>,
+    /// The health that the limit was chosen by.
+    pub health: Health,
+    /// The limit that holds.
+    pub limit: Limit,
+}
+
+impl Charge {
+    /// How long a store has to keep the bucket if nobody asks again, in microseconds: until it is full again,
+    /// whichever health holds until then.
+    pub fn keep_us(&self) -> u64 {
+        let fill_us = |limit: Limit| if limit.capacity() > 0 { time_to_fill_us(limit) } else { 0 };
+        let full_us = fill_us(self.tier.normal).max(fill_us(self.tier.degraded));
+        self.ttl_us().max(full_us)
+    }
+
+    /// How long an idle bucket of this tier is kept at least, in microseconds.
+    pub fn ttl_us(&self) -> u64 {
+        u64::from(self.tier.ttl_seconds) * 1_000_000
+    }
+}

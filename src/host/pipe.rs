@@ -1,0 +1,141 @@
+//! The stream to Redis: one for each worker, through an Envoy cluster.
+//!
+//! What requests ask is gathered and goes out together, in the next turn of the worker's event loop: a message on a
+//! shared queue that only this worker reads brings that turn about. One message for many requests is what makes Redis
+//! cheap.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use proxy_wasm::hostcalls;
+
+use super::calls::HostData;
+use crate::fleet::{Fleet, POLL_US};
+use crate::store::SharedData;
+use crate::store::redis::session::Effects;
+
+/// Between ticks while somebody waits: a quarter of the time that a request may wait, within these bounds.
+const FAST_TICKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+
+/// Between ticks otherwise.
+const SLOW_TICK: Duration = Duration::from_micros(POLL_US);
+
+thread_local! {
+    /// Queues that no root context of this VM uses any more. Envoy never forgets a queue, so they are used again.
+    static FREE_QUEUES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The stream, and how to be called when there is something to send.
+pub(super) struct Pipe {
+    cluster: String,
+    stream: Option<u32>,
+    queue: Option<Queue>,
+    /// Whether a turn is on its way.
+    is_awake: bool,
+    tick: Duration,
+}
+
+struct Queue {
+    name: String,
+    id: u32,
+}
+
+impl Pipe {
+    pub(super) fn new(cluster: String) -> Self {
+        Self { cluster, stream: None, queue: None, is_awake: false, tick: Duration::ZERO }
+    }
+
+    /// Sees to it that what `fleet` has to send is sent soon, and its deadlines looked after.
+    pub(super) fn wake(&mut self, fleet: &Fleet) {
+        if fleet.has_effects() && !self.is_awake {
+            let queue = self.queue.get_or_insert_with(Queue::open);
+            // Where this fails, the next tick sends.
+            self.is_awake = hostcalls::enqueue_shared_queue(queue.id, Some(b"!")).is_ok();
+        }
+        if fleet.is_waiting() {
+            let (shortest, longest) = FAST_TICKS;
+            let quarter = Duration::from_micros(fleet.timeout_us() / 4);
+            self.set_tick(quarter.clamp(shortest, longest));
+        }
+    }
+
+    /// Ticks slowly again once nobody waits.
+    pub(super) fn rest(&mut self, fleet: &Fleet) {
+        if !fleet.is_waiting() {
+            self.set_tick(SLOW_TICK);
+        }
+    }
+
+    /// The turn has come.
+    pub(super) fn take_turn(&mut self, queue_id: u32) {
+        self.is_awake = false;
+        let _ = hostcalls::dequeue_shared_queue(queue_id);
+    }
+
+    /// Whether this is the stream that is open now. What comes on another is late.
+    pub(super) fn is_current(&self, stream: u32) -> bool {
+        self.stream == Some(stream)
+    }
+
+    /// Notes that the stream is closed.
+    pub(super) fn forget_stream(&mut self) {
+        self.stream = None;
+    }
+
+    /// Does what `fleet` has to do on the stream.
+    pub(super) fn flush(&mut self, fleet: &mut Fleet) {
+        let Effects { close, open, send } = fleet.take_effects();
+        if close {
+            self.close();
+        }
+        if open {
+            self.close();
+            match hostcalls::open_grpc_stream(&self.cluster, "redis", "pipe", Vec::new()) {
+                Ok(stream) => self.stream = Some(stream),
+                Err(_) => {
+                    let detail =
+                        format!("there is no cluster {:?} in Envoy, or no endpoint in it", self.cluster);
+                    return fleet.closed(&detail, HostData.now_us());
+                }
+            }
+        }
+        if let (false, Some(stream)) = (send.is_empty(), self.stream)
+            && hostcalls::send_grpc_stream_message(stream, Some(&send), false).is_err()
+        {
+            self.stream = None;
+            fleet.closed("the stream is gone", HostData.now_us());
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            let _ = hostcalls::cancel_grpc_stream(stream);
+        }
+    }
+
+    fn set_tick(&mut self, tick: Duration) {
+        if self.tick != tick {
+            self.tick = tick;
+            let _ = hostcalls::set_tick_period(tick);
+        }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.close();
+        if let Some(queue) = self.queue.take() {
+            FREE_QUEUES.with_borrow_mut(|free| free.push(queue.name));
+        }
+    }
+}
+
+impl Queue {
+    /// A queue that calls the root context that runs now.
+    fn open() -> Self {
+        let free = FREE_QUEUES.with_borrow_mut(Vec::pop);
+        let name = free.unwrap_or_else(|| format!("rate_limiter/{:016x}", super::random()));
+        let id = hostcalls::register_shared_queue(&name).unwrap_or_default();
+        Self { name, id }
+    }
+}

@@ -1,0 +1,189 @@
+//! What the requests of one worker share: the limiter, the pipe to Redis, and those that wait.
+
+use std::collections::HashMap;
+
+use proxy_wasm::hostcalls;
+
+use super::calls::{HostData, HostRequest};
+use super::http::{AwaitedBodies, send_refusal, send_reply, send_unavailable};
+use super::metrics;
+use super::pipe::Pipe;
+use crate::admin::PendingChange;
+use crate::fleet::Fleet;
+use crate::limiter::{Decision, Limiter};
+use crate::reply::Answer;
+use crate::request::{Arrival, Ticket};
+use crate::store::SharedData;
+
+/// One decision in so many is timed: timing costs two host calls, which a request is better off without.
+const TIMED_ONE_IN: u32 = 16;
+
+/// One worker of Envoy.
+pub(super) struct Worker {
+    pub(super) limiter: Limiter,
+    pub(super) bodies: AwaitedBodies,
+    /// The root context, on whose behalf the pipe is used.
+    root: u32,
+    pipe: Option<Pipe>,
+    asked: HashMap<Ticket, Asked>,
+    decisions: u32,
+    duration_histogram: Option<u32>,
+}
+
+/// How far a request is that asked Redis.
+enum Asked {
+    /// It waits since its headers came in, in microseconds.
+    Waits { started_us: u64 },
+    /// It goes on, and its response gets the answer's headers.
+    Admitted(Answer),
+}
+
+impl Worker {
+    pub(super) fn new(root: u32, limiter: Limiter, duration_histogram: Option<u32>) -> Self {
+        let redis = limiter.config().settings.redis.as_ref();
+        let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone()));
+        Self {
+            limiter,
+            bodies: AwaitedBodies::default(),
+            root,
+            pipe,
+            asked: HashMap::new(),
+            decisions: 0,
+            duration_histogram,
+        }
+    }
+
+    /// Decides about a request whose headers came in.
+    pub(super) fn decide(&mut self, request: &HostRequest, arrival: Arrival) -> Decision {
+        let decision = self.limiter.decide(request, &HostData, arrival);
+        self.note(&decision, arrival);
+        if !matches!(decision, Decision::AwaitsRedis) {
+            self.time(arrival.at_us);
+        }
+        decision
+    }
+
+    /// Carries out a change of health whose body has come.
+    pub(super) fn change_health(&mut self, pending: &PendingChange, body: &[u8], ticket: Ticket) -> Decision {
+        self.bodies.forget(ticket);
+        let arrival = Arrival { ticket, at_us: HostData.now_us() };
+        let decision = self.limiter.change_health(pending, body, &HostData, arrival);
+        self.note(&decision, arrival);
+        decision
+    }
+
+    /// The answer for a request that has been let go on since it asked Redis.
+    pub(super) fn take_admitted(&mut self, ticket: Ticket) -> Option<Answer> {
+        match self.asked.get(&ticket)? {
+            Asked::Waits { .. } => None,
+            Asked::Admitted(_) => match self.asked.remove(&ticket)? {
+                Asked::Admitted(answer) => Some(answer),
+                Asked::Waits { .. } => None,
+            },
+        }
+    }
+
+    /// Forgets a request that is gone.
+    pub(super) fn forget(&mut self, ticket: Ticket) {
+        self.asked.remove(&ticket);
+    }
+
+    /// Takes in what Redis sent.
+    pub(super) fn received(&mut self, stream: u32, bytes: &[u8]) {
+        self.at_pipe(|pipe, fleet, now_us| {
+            if pipe.is_current(stream) {
+                fleet.received(bytes, now_us);
+            }
+        });
+    }
+
+    /// Notes that a stream is closed.
+    pub(super) fn closed(&mut self, stream: u32, status: u32) {
+        self.at_pipe(|pipe, fleet, now_us| {
+            if pipe.is_current(stream) {
+                pipe.forget_stream();
+                fleet.closed(&format!("the connection was refused or lost (gRPC status {status})"), now_us);
+            }
+        });
+    }
+
+    /// Sends what requests have asked.
+    pub(super) fn take_turn(&mut self, queue: u32) {
+        self.at_pipe(|pipe, fleet, _| {
+            pipe.take_turn(queue);
+            pipe.flush(fleet);
+        });
+    }
+
+    /// Sees to deadlines.
+    pub(super) fn tick(&mut self) {
+        self.at_pipe(|pipe, fleet, now_us| {
+            fleet.tick(now_us, &HostData);
+            pipe.flush(fleet);
+            pipe.rest(fleet);
+        });
+        self.bodies.give_up(HostData.now_us());
+    }
+
+    /// Does something with the pipe, and then whatever follows from it.
+    fn at_pipe(&mut self, act: impl FnOnce(&mut Pipe, &mut Fleet, u64)) {
+        let now_us = HostData.now_us();
+        if let (Some(pipe), Some(fleet)) = (&mut self.pipe, self.limiter.fleet()) {
+            act(pipe, fleet, now_us);
+            self.answer(now_us);
+            self.wake();
+        }
+    }
+
+    /// Answers those for whom Redis, or its absence, has decided.
+    fn answer(&mut self, now_us: u64) {
+        let mut is_away = false;
+        while let Some((ticket, decision)) = self.limiter.next_decision(now_us, &HostData) {
+            let Some(Asked::Waits { started_us }) = self.asked.remove(&ticket) else {
+                continue;
+            };
+            self.time(started_us);
+            if hostcalls::set_effective_context(ticket).is_err() {
+                continue;
+            }
+            is_away = true;
+            match decision {
+                Decision::Admitted(answer) => {
+                    self.asked.insert(ticket, Asked::Admitted(answer));
+                    let _ = hostcalls::resume_http_request();
+                }
+                Decision::Refused(answer) => send_refusal(self, &answer, started_us),
+                Decision::Unavailable(answer) => send_unavailable(self, &answer, started_us),
+                Decision::Replied(reply) => send_reply(&reply),
+                Decision::Exempt | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {
+                    let _ = hostcalls::resume_http_request();
+                }
+            }
+        }
+        if is_away {
+            let _ = hostcalls::set_effective_context(self.root);
+        }
+    }
+
+    /// Remembers a request that waits for Redis, and sees to it that Redis is asked.
+    fn note(&mut self, decision: &Decision, arrival: Arrival) {
+        if matches!(decision, Decision::AwaitsRedis) {
+            self.asked.insert(arrival.ticket, Asked::Waits { started_us: arrival.at_us });
+        }
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let (Some(pipe), Some(fleet)) = (&mut self.pipe, self.limiter.fleet()) {
+            pipe.wake(fleet);
+        }
+    }
+
+    fn time(&mut self, started_us: u64) {
+        let timed = self.duration_histogram.filter(|_| self.decisions.is_multiple_of(TIMED_ONE_IN));
+        self.decisions = self.decisions.wrapping_add(1);
+        if let Some(histogram) = timed {
+            metrics::observe(histogram, HostData.now_us().saturating_sub(started_us));
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Buckets in Redis, shared by any number of Envoys.
+//!
+//! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`session`] (the
+//! pipe, deadlines, the breaker), [`denied`] (who need not be asked about), [`frame`] (what the bridge does).
+//! Nobody here knows Envoy, tiers or headers.
+
+pub mod denied;
+pub mod failure;
+pub mod frame;
+pub mod resp;
+pub mod script;
+pub mod session;
+
+/// The key of the health that an operator has set for all Envoys of `namespace`.
+pub fn health_key(namespace: &str) -> String {
+    match namespace {
+        "default" => "system:health:status".to_owned(),
+        other => format!("system:health:{other}:status"),
+    }
+}
+
+/// What the names of buckets of `namespace` begin with.
+///
+/// A `/` closes the namespace: no id holds one, and no namespace a `:`, so buckets of two namespaces never meet.
+pub fn bucket_prefix(key_prefix: &str, namespace: &str) -> String {
+    match namespace {
+        "default" => key_prefix.to_owned(),
+        other => format!("{key_prefix}{other}/"),
+    }
+}
+
+/// The name of the bucket that probes take from. No id holds a `#`.
+pub const PROBE_BUCKET: &str = "#probe";

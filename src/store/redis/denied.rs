@@ -1,0 +1,73 @@
+//! Who is known to be empty: such callers are refused here, and Redis is not asked again until they are due.
+//!
+//! Keeps a fixed number of records, each in the place that its hash gives; a newcomer takes the place over, which
+//! costs the other caller nothing but a question to Redis.
+
+use std::hash::{BuildHasher, RandomState};
+
+/// Records kept; a power of two. 24 bytes each.
+const PLACES: usize = 4096;
+
+/// Longest time that a caller is refused without asking, in microseconds.
+///
+/// An operator who deletes a bucket in Redis frees its caller so much later at most, however long the caller
+/// would have had to wait.
+const ASK_AGAIN_US: u64 = 1_000_000;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    /// Hash of the bucket's name; 0 for no record.
+    name: u64,
+    /// When the next token is due, on this Envoy's clock.
+    due_us: u64,
+    /// When to ask Redis again: then, or earlier.
+    ask_at_us: u64,
+}
+
+/// The records of one worker.
+#[derive(Debug)]
+pub struct Denied {
+    hasher: RandomState,
+    records: Vec<Record>,
+}
+
+impl Default for Denied {
+    fn default() -> Self {
+        Self { hasher: RandomState::new(), records: vec![Record::default(); PLACES] }
+    }
+}
+
+impl Denied {
+    /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
+    pub fn wait_us(&self, bucket: &str, now_us: u64) -> Option<u64> {
+        let name = self.hash(bucket);
+        let record = self.records.get(place(name))?;
+        (record.name == name && now_us < record.ask_at_us).then(|| record.due_us.saturating_sub(now_us))
+    }
+
+    /// Notes that Redis, asked at `asked_us`, had no token for `wait_us` to come.
+    ///
+    /// Redis looked at its clock after `asked_us`, so the token is due no earlier than noted here plus what the
+    /// question travelled: a caller may be asked about too early, never refused too long.
+    pub fn note(&mut self, bucket: &str, asked_us: u64, wait_us: u64) {
+        let name = self.hash(bucket);
+        if let Some(record) = self.records.get_mut(place(name)) {
+            let due_us = asked_us.saturating_add(wait_us);
+            *record = Record { name, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
+        }
+    }
+
+    /// Forgets everybody: after a change of limits nothing is known.
+    pub fn forget_all(&mut self) {
+        self.records.fill(Record::default());
+    }
+
+    fn hash(&self, bucket: &str) -> u64 {
+        self.hasher.hash_one(bucket).max(1)
+    }
+}
+
+fn place(name: u64) -> usize {
+    // The remainder is below `PLACES`.
+    (name % PLACES as u64) as usize
+}

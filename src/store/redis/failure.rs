@@ -1,0 +1,63 @@
+//! Why Redis gave no answer, in the few kinds that operators can act on.
+
+use crate::metrics;
+
+/// A kind of failure; each has a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No reply in time.
+    Timeout,
+    /// The connection was refused or lost.
+    Disconnected,
+    /// What came was no reply to what was asked.
+    Protocol,
+    /// As many questions are on their way as may be.
+    QueueFull,
+    /// Redis is still loading its data.
+    Loading,
+    /// A replica was asked.
+    ReadOnly,
+    /// `maxmemory` is reached.
+    OutOfMemory,
+    /// The credentials are missing, wrong, or may not do this.
+    Auth,
+    /// Another node of a cluster keeps the key, or none does.
+    Moved,
+    /// Any other error reply.
+    Error,
+}
+
+impl Reason {
+    /// The kind of an error reply, by its first word.
+    pub fn of_error(reply: &[u8]) -> Self {
+        match reply.split(|byte| *byte == b' ').next().unwrap_or_default() {
+            b"LOADING" => Reason::Loading,
+            b"READONLY" => Reason::ReadOnly,
+            b"OOM" => Reason::OutOfMemory,
+            b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => Reason::Auth,
+            b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CROSSSLOT" | b"CLUSTERDOWN" => Reason::Moved,
+            _ => Reason::Error,
+        }
+    }
+
+    /// The counter that it adds to.
+    pub fn counter(self) -> &'static str {
+        match self {
+            Reason::Timeout => metrics::STORE_TIMEOUT,
+            Reason::Disconnected => metrics::STORE_DISCONNECTED,
+            Reason::Protocol => metrics::STORE_PROTOCOL,
+            Reason::QueueFull => metrics::STORE_QUEUE_FULL,
+            Reason::Loading => metrics::STORE_LOADING,
+            Reason::ReadOnly => metrics::STORE_READONLY,
+            Reason::OutOfMemory => metrics::STORE_OOM,
+            Reason::Auth => metrics::STORE_AUTH,
+            Reason::Moved => metrics::STORE_MOVED,
+            Reason::Error => metrics::STORE_ERROR,
+        }
+    }
+}
+
+/// Whether an error reply is about the one key that was asked for, and says nothing about Redis.
+pub fn is_about_one_key(reply: &[u8]) -> bool {
+    reply.starts_with(b"WRONGTYPE")
+}

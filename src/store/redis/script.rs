@@ -1,0 +1,108 @@
+//! The script that takes a token, and what it answers.
+
+use super::resp::push_command;
+use crate::bucket::PICO_PER_TOKEN;
+use crate::tier::Limit;
+
+/// Takes one token; the twin of [`crate::bucket::take`], and tested against it.
+pub const TAKE: &str = include_str!("take.lua");
+
+/// SHA-1 of [`TAKE`], by which a Redis that has seen the script before knows it.
+pub const TAKE_SHA1: &str = "d1a813648c36e73266c5ff61b3840ca588aae565";
+
+const MICRO: u64 = 1_000_000;
+
+/// What the script is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Take {
+    /// The bucket's key in Redis.
+    pub key: String,
+    /// The limit that holds.
+    pub limit: Limit,
+    /// How long to keep the bucket if nobody asks again, in milliseconds.
+    pub keep_ms: u64,
+}
+
+impl Take {
+    /// Appends the command to `out`: by the script's hash, or with its text for a Redis that does not know it.
+    pub fn push(&self, out: &mut Vec<u8>, sequence: u32, script: Script) {
+        let (command, script) = match script {
+            Script::Hash => ("EVALSHA", TAKE_SHA1),
+            Script::Text => ("EVAL", TAKE),
+        };
+        let rate = self.limit.refill_micro_per_sec();
+        let [mut capacity, mut whole, mut micro] = [(); 3].map(|()| itoa::Buffer::new());
+        let [mut keep, mut number] = [(); 2].map(|()| itoa::Buffer::new());
+        push_command(
+            out,
+            &[
+                command.as_bytes(),
+                script.as_bytes(),
+                b"1",
+                self.key.as_bytes(),
+                capacity.format(self.limit.capacity()).as_bytes(),
+                whole.format(rate / MICRO).as_bytes(),
+                micro.format(rate % MICRO).as_bytes(),
+                keep.format(self.keep_ms).as_bytes(),
+                number.format(sequence).as_bytes(),
+            ],
+        );
+    }
+}
+
+/// How to name the script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    /// By its hash: short, and enough once Redis has seen it.
+    Hash,
+    /// By its text.
+    Text,
+}
+
+/// What the script answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The number that the question carried.
+    pub sequence: u32,
+    /// Whether a token was taken.
+    pub admitted: bool,
+    /// Tokens there now, in units of 10⁻¹².
+    pub tokens_pico: u64,
+    /// Redis' clock, in Unix microseconds.
+    pub now_us: u64,
+}
+
+impl Taken {
+    /// Reads `7 1 9.000000000000 1699564800.123456`.
+    pub fn parse(reply: &[u8]) -> Option<Self> {
+        let mut words = reply.split(|byte| *byte == b' ');
+        let taken = Self {
+            sequence: u32::try_from(whole(words.next()?)?).ok()?,
+            admitted: match words.next()? {
+                b"1" => true,
+                b"0" => false,
+                _ => return None,
+            },
+            tokens_pico: decimal(words.next()?, PICO_PER_TOKEN, 12)?,
+            now_us: decimal(words.next()?, MICRO, 6)?,
+        };
+        words.next().is_none().then_some(taken)
+    }
+}
+
+/// A number with exactly `digits` decimals, in units of one in `units`.
+fn decimal(text: &[u8], units: u64, digits: usize) -> Option<u64> {
+    let (integer, fraction) = text.split_at_checked(text.len().checked_sub(digits + 1)?)?;
+    let fraction = fraction.strip_prefix(b".")?;
+    whole(integer)?.checked_mul(units)?.checked_add(whole(fraction)?)
+}
+
+fn whole(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || text.len() > 19 {
+        return None;
+    }
+    text.iter().try_fold(0_u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
+}

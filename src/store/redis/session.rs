@@ -1,0 +1,558 @@
+//! One worker's conversation with Redis: questions out, replies in, and what holds while there is nobody to ask.
+//!
+//! Sans-IO: whoever owns the stream calls in with what happened and the time, and carries out [`Effects`]. Replies
+//! come in the order of the questions, so a queue says whose each one is; a question keeps its place there when
+//! its deadline has passed, and its late reply is thrown away. What cannot be trusted to be in step any more is
+//! closed: nothing is ever matched by hope.
+//!
+//! The breaker opens after [`MAX_FAILURES`] failures in a row and then nobody waits: a probe of the session's own,
+//! which really takes a token from a bucket that nobody else uses, finds out when Redis is well again.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::failure::{Reason, is_about_one_key};
+use super::resp::{Decoder, Malformed, Reply, push_command};
+use super::script::{Script, Take, Taken};
+use crate::tier::Limit;
+
+/// Most questions on their way: more than a worker asks in a deadline, and few enough to bound its memory.
+pub const MAX_QUESTIONS: usize = 2048;
+
+/// Failures in a row that open the breaker.
+pub const MAX_FAILURES: u32 = 3;
+
+/// The first pause of an open breaker, in microseconds; each following one is twice as long, up to the last.
+const FIRST_PAUSE_US: u64 = 100_000;
+const LAST_PAUSE_US: u64 = 2_000_000;
+
+/// How long a probe may take that has to connect first, in microseconds. Nobody waits for it.
+const CONNECT_TIMEOUT_US: u64 = 1_000_000;
+
+/// Longest part of an error reply that is shown.
+const MAX_SHOWN_BYTES: usize = 120;
+
+/// How to talk to this Redis.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// The user; without one, the password is the default user's.
+    pub username: Option<Vec<u8>>,
+    /// The password; without one, `AUTH` is not sent.
+    pub password: Option<Vec<u8>>,
+}
+
+/// Shows nothing of them.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Credentials(…)")
+    }
+}
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Take a token.
+    Take(Take),
+    /// Read a string.
+    Get(Rc<str>),
+    /// Write a string, or only if there is none.
+    Set(Rc<str>, &'static str, Overwrite),
+}
+
+/// Whether to write over what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// In any case.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// An answer of the kind that the question asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Question::Take`].
+    Taken(Taken),
+    /// To [`Question::Get`].
+    Text(Option<Vec<u8>>),
+    /// To [`Question::Set`].
+    Done,
+}
+
+/// Redis has not answered, or not as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The kind.
+    pub reason: Reason,
+    /// For the log.
+    pub detail: String,
+}
+
+/// Why a question was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// The breaker is open.
+    BreakerOpen,
+    /// There are [`MAX_QUESTIONS`] already.
+    QueueFull,
+}
+
+/// What has become of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It answers.
+    Connected,
+    /// It is not asked any more, for this reason.
+    Lost(Failure),
+}
+
+/// What the owner of the stream has to do, in this order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Close the stream.
+    pub close: bool,
+    /// Open a new one.
+    pub open: bool,
+    /// Send this on it; nothing where empty.
+    pub send: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is no stream; the next question opens one.
+    Idle,
+    /// Questions go out.
+    Open,
+    /// Nothing goes out until then.
+    Broken { until_us: u64 },
+    /// Only the probe goes out: the first may have to connect, the second has to be as quick as any question.
+    Probing(Probe),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Connecting,
+    Timed,
+}
+
+#[derive(Debug)]
+struct Sent<T> {
+    asker: Asker<T>,
+    /// What was asked; the text is kept for `Take` alone, which may have to be sent again.
+    question: Expected,
+    sequence: u32,
+    deadline_us: u64,
+}
+
+#[derive(Debug)]
+enum Asker<T> {
+    /// Somebody waits for it.
+    Waiting(T),
+    /// Somebody did.
+    Gone,
+    /// The session itself.
+    Session,
+}
+
+#[derive(Debug)]
+enum Expected {
+    Take(Take, Script),
+    Get,
+    Set,
+    Auth,
+}
+
+/// The session. `T` is what the owner wants back with an answer.
+#[derive(Debug)]
+pub struct Session<T> {
+    credentials: Credentials,
+    probe: Take,
+    timeout_us: u64,
+    state: State,
+    /// Failures since the last success.
+    failures: u32,
+    /// Pauses since the breaker was last closed.
+    pauses: u32,
+    connected: Option<bool>,
+    sequence: u32,
+    random: u64,
+    sent: VecDeque<Sent<T>>,
+    decoder: Decoder,
+    effects: Effects,
+    answers: VecDeque<(T, Result<Answer, Failure>)>,
+    event: Option<Event>,
+}
+
+impl<T> Session<T> {
+    /// A session without a stream. `probe_key` names a bucket that is nobody's; a question has `timeout_us` for its
+    /// answer; `seed` spreads the pauses of different workers.
+    pub fn new(credentials: Credentials, probe_key: String, timeout_us: u64, seed: u64) -> Self {
+        Self {
+            credentials,
+            probe: Take { key: probe_key, limit: Limit::PROBE, keep_ms: 1000 },
+            timeout_us,
+            state: State::Idle,
+            failures: 0,
+            pauses: 0,
+            connected: None,
+            sequence: 0,
+            random: seed | 1,
+            sent: VecDeque::new(),
+            decoder: Decoder::default(),
+            effects: Effects::default(),
+            answers: VecDeque::new(),
+            event: None,
+        }
+    }
+
+    /// Whether questions are taken.
+    pub fn is_asked(&self) -> bool {
+        matches!(self.state, State::Idle | State::Open)
+    }
+
+    /// Whether somebody waits, so that [`Session::tick`] should be called often.
+    pub fn is_waiting(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// How long a question may take, in microseconds.
+    pub fn timeout_us(&self) -> u64 {
+        self.timeout_us
+    }
+
+    /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick.
+    pub fn ask(
+        &mut self,
+        asker: T,
+        question: Question,
+        timeout_us: u64,
+        now_us: u64,
+    ) -> Result<(), (T, Declined)> {
+        if !self.is_asked() {
+            return Err((asker, Declined::BreakerOpen));
+        }
+        if self.sent.len() >= MAX_QUESTIONS {
+            return Err((asker, Declined::QueueFull));
+        }
+        self.connect(now_us);
+        let deadline_us = now_us.saturating_add(timeout_us);
+        let out = &mut self.effects.send;
+        let expected = match question {
+            Question::Take(take) => {
+                self.send_take(Asker::Waiting(asker), take, Script::Hash, deadline_us);
+                return Ok(());
+            }
+            Question::Get(key) => {
+                push_command(out, &[b"GET", key.as_bytes()]);
+                Expected::Get
+            }
+            Question::Set(key, value, Overwrite::Always) => {
+                push_command(out, &[b"SET", key.as_bytes(), value.as_bytes()]);
+                Expected::Set
+            }
+            Question::Set(key, value, Overwrite::Never) => {
+                push_command(out, &[b"SET", key.as_bytes(), value.as_bytes(), b"NX"]);
+                Expected::Set
+            }
+        };
+        self.sent.push_back(Sent {
+            asker: Asker::Waiting(asker),
+            question: expected,
+            sequence: 0,
+            deadline_us,
+        });
+        Ok(())
+    }
+
+    /// Takes in what came on the stream.
+    pub fn received(&mut self, bytes: &[u8], now_us: u64) {
+        if !self.is_on_stream() {
+            return;
+        }
+        self.decoder.push(bytes);
+        loop {
+            let outcome = match self.decoder.next_reply() {
+                Ok(None) => return,
+                Err(Malformed) => Err(protocol("what came is no reply of Redis")),
+                Ok(Some(reply)) => match self.sent.pop_front() {
+                    None => Err(protocol("a reply came that nobody had asked for")),
+                    Some(sent) => read(&sent.question, sent.sequence, reply).map(|read| (sent, read)),
+                },
+            };
+            match outcome {
+                Ok((sent, read)) => self.settle(sent, read, now_us),
+                Err(failure) => self.break_off(failure, now_us),
+            }
+            if !self.is_on_stream() {
+                return;
+            }
+        }
+    }
+
+    /// Notes that the stream is closed, or could not be opened.
+    pub fn closed(&mut self, detail: &str, now_us: u64) {
+        if !self.is_on_stream() {
+            self.effects.close = false;
+            return;
+        }
+        let failure = Failure { reason: Reason::Disconnected, detail: detail.to_owned() };
+        if self.sent.is_empty() && self.state == State::Open {
+            // Redis may close what has been idle. The next question finds out more.
+            self.drop_stream();
+            self.effects.close = false;
+            self.state = State::Idle;
+            return;
+        }
+        self.break_off(failure, now_us);
+        self.effects.close = false;
+    }
+
+    /// Gives up on questions whose time is over, and probes when it is time to.
+    pub fn tick(&mut self, now_us: u64) {
+        if let State::Broken { until_us } = self.state {
+            if now_us >= until_us {
+                self.state = State::Probing(Probe::Connecting);
+                self.open_stream(now_us);
+                self.send_probe(now_us.saturating_add(CONNECT_TIMEOUT_US));
+            }
+            return;
+        }
+        let mut late = 0_usize;
+        for sent in &mut self.sent {
+            if sent.deadline_us > now_us {
+                continue;
+            }
+            match std::mem::replace(&mut sent.asker, Asker::Gone) {
+                Asker::Waiting(asker) => self.answers.push_back((asker, Err(timeout()))),
+                Asker::Session => {}
+                Asker::Gone => continue,
+            }
+            late += 1;
+        }
+        if late == 0 {
+            return;
+        }
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
+            self.trip(timeout(), now_us);
+        }
+    }
+
+    /// What the owner of the stream has to do since it was last asked.
+    pub fn take_effects(&mut self) -> Effects {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether there is anything to be done.
+    pub fn has_effects(&self) -> bool {
+        self.effects.close || self.effects.open || !self.effects.send.is_empty()
+    }
+
+    /// The next answer, and who asked.
+    pub fn next_answer(&mut self) -> Option<(T, Result<Answer, Failure>)> {
+        self.answers.pop_front()
+    }
+
+    /// What has become of Redis, if that changed.
+    pub fn take_event(&mut self) -> Option<Event> {
+        self.event.take()
+    }
+
+    /// Whether what comes belongs to the stream that questions go out on, and not to one that is to be closed.
+    fn is_on_stream(&self) -> bool {
+        matches!(self.state, State::Open | State::Probing(_)) && !self.effects.open
+    }
+
+    fn connect(&mut self, now_us: u64) {
+        if self.state == State::Idle {
+            self.state = State::Open;
+            self.open_stream(now_us);
+        }
+    }
+
+    fn open_stream(&mut self, now_us: u64) {
+        self.decoder = Decoder::default();
+        self.effects.open = true;
+        let Credentials { username, password } = &self.credentials;
+        let Some(password) = password else { return };
+        match username {
+            Some(username) => push_command(&mut self.effects.send, &[b"AUTH", username, password]),
+            None => push_command(&mut self.effects.send, &[b"AUTH", password]),
+        }
+        let deadline_us = now_us.saturating_add(CONNECT_TIMEOUT_US);
+        self.sent.push_back(Sent {
+            asker: Asker::Session,
+            question: Expected::Auth,
+            sequence: 0,
+            deadline_us,
+        });
+    }
+
+    fn send_probe(&mut self, deadline_us: u64) {
+        self.send_take(Asker::Session, self.probe.clone(), Script::Hash, deadline_us);
+    }
+
+    fn send_take(&mut self, asker: Asker<T>, take: Take, script: Script, deadline_us: u64) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        take.push(&mut self.effects.send, sequence, script);
+        self.sent.push_back(Sent { asker, question: Expected::Take(take, script), sequence, deadline_us });
+    }
+
+    /// Gives the reply to whoever asked.
+    fn settle(&mut self, sent: Sent<T>, read: Read, now_us: u64) {
+        match read {
+            Read::Answer(answer) => match sent.asker {
+                Asker::Waiting(asker) => {
+                    self.succeeded();
+                    self.answers.push_back((asker, Ok(answer)));
+                }
+                Asker::Session => self.probe_succeeded(now_us),
+                Asker::Gone => {}
+            },
+            Read::Authenticated => {}
+            Read::UnknownScript(take) => match sent.asker {
+                Asker::Gone => {}
+                asker => self.send_take(asker, take, Script::Text, sent.deadline_us),
+            },
+            Read::Refused(failure, about_one_key) => {
+                let is_waiting = matches!(sent.asker, Asker::Waiting(_));
+                if let Asker::Waiting(asker) = sent.asker {
+                    self.answers.push_back((asker, Err(failure.clone())));
+                }
+                if is_waiting && !about_one_key {
+                    self.failures += 1;
+                }
+                let is_probe = matches!(self.state, State::Probing(_));
+                let is_auth = matches!(sent.question, Expected::Auth);
+                if self.failures >= MAX_FAILURES || is_probe || is_auth {
+                    self.trip(failure, now_us);
+                }
+            }
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        self.pauses = 0;
+        if self.connected != Some(true) {
+            self.connected = Some(true);
+            self.event = Some(Event::Connected);
+        }
+    }
+
+    fn probe_succeeded(&mut self, now_us: u64) {
+        match self.state {
+            State::Probing(Probe::Connecting) => {
+                self.state = State::Probing(Probe::Timed);
+                self.send_probe(now_us.saturating_add(self.timeout_us));
+            }
+            State::Probing(Probe::Timed) => {
+                self.state = State::Open;
+                self.succeeded();
+            }
+            State::Idle | State::Open | State::Broken { .. } => {}
+        }
+    }
+
+    /// Closes the stream and fails everybody who waits.
+    fn break_off(&mut self, failure: Failure, now_us: u64) {
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
+            return self.trip(failure, now_us);
+        }
+        self.fail_all(&failure);
+        self.drop_stream();
+        self.state = State::Idle;
+    }
+
+    /// Opens the breaker.
+    fn trip(&mut self, failure: Failure, now_us: u64) {
+        self.fail_all(&failure);
+        self.drop_stream();
+        let pause_us = FIRST_PAUSE_US.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE_US);
+        self.pauses = self.pauses.saturating_add(1);
+        let jittered_us = pause_us * 3 / 4 + self.next_random() % (pause_us / 4);
+        self.state = State::Broken { until_us: now_us.saturating_add(jittered_us) };
+        if self.connected != Some(false) {
+            self.connected = Some(false);
+            self.event = Some(Event::Lost(failure));
+        }
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
+        for sent in self.sent.drain(..) {
+            if let Asker::Waiting(asker) = sent.asker {
+                self.answers.push_back((asker, Err(failure.clone())));
+            }
+        }
+    }
+
+    /// The stream is closed before another is opened, and nothing that was to go out on it goes out.
+    fn drop_stream(&mut self) {
+        // A stream that was not even opened needs no closing.
+        let was_opened = !self.effects.open;
+        self.effects = Effects { close: self.effects.close || was_opened, ..Effects::default() };
+        self.decoder = Decoder::default();
+    }
+
+    /// Xorshift: spreads pauses, no more.
+    fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+/// What a reply says.
+enum Read {
+    Answer(Answer),
+    Authenticated,
+    /// This Redis does not know the script yet.
+    UnknownScript(Take),
+    /// An error reply; whether it is about one key alone.
+    Refused(Failure, bool),
+}
+
+/// Reads the reply to a question. One that the question cannot have means that replies and questions are out of
+/// step.
+fn read(question: &Expected, sequence: u32, reply: Reply<'_>) -> Result<Read, Failure> {
+    match (question, reply) {
+        (Expected::Take(take, Script::Hash), Reply::Error(error)) if error.starts_with(b"NOSCRIPT") => {
+            Ok(Read::UnknownScript(take.clone()))
+        }
+        (Expected::Auth, Reply::Error(error)) => {
+            let failure = Failure { reason: Reason::Auth, detail: shown(error) };
+            Ok(Read::Refused(failure, false))
+        }
+        (_, Reply::Error(error)) => {
+            let failure = Failure { reason: Reason::of_error(error), detail: shown(error) };
+            Ok(Read::Refused(failure, is_about_one_key(error)))
+        }
+        (Expected::Take(..), Reply::Bulk(text)) => match Taken::parse(text) {
+            Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
+            Some(_) => Err(protocol("the reply to another question came")),
+            None => Err(protocol("what came is no answer of our script")),
+        },
+        (Expected::Get, Reply::Bulk(text)) => Ok(Read::Answer(Answer::Text(Some(text.to_vec())))),
+        (Expected::Get, Reply::Null) => Ok(Read::Answer(Answer::Text(None))),
+        (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Answer(Answer::Done)),
+        (Expected::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
+        _ => Err(protocol("a reply of another kind came than was asked for")),
+    }
+}
+
+fn protocol(detail: &str) -> Failure {
+    Failure { reason: Reason::Protocol, detail: detail.to_owned() }
+}
+
+fn timeout() -> Failure {
+    Failure { reason: Reason::Timeout, detail: "no reply in time".to_owned() }
+}
+
+/// The start of an error reply, without what could spoil a log.
+fn shown(error: &[u8]) -> String {
+    let printable = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '.' };
+    error.iter().take(MAX_SHOWN_BYTES).map(printable).collect()
+}
