@@ -143,6 +143,7 @@ fn the_environment_wins_over_the_json() {
         admin_token: Some(b"from the environment".to_vec()),
         default_tier: Some(b"enterprise".to_vec()),
         config_ttl: Some(b"30".to_vec()),
+        ..Environment::default()
     };
     let seen = |environment: &Environment| {
         let plugin = Plugin::parse(json.as_bytes(), environment).expect("a good configuration");
@@ -165,9 +166,9 @@ fn a_bad_environment_variable_is_an_error_that_names_it() {
     ];
     for (tier, ttl, message) in cases {
         let environment = Environment {
-            admin_token: None,
             default_tier: tier.map(<[u8]>::to_vec),
             config_ttl: ttl.map(Vec::from),
+            ..Environment::default()
         };
         assert_eq!(Plugin::parse(json, &environment).map(|_| ()), Err(message.to_owned()));
     }

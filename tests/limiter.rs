@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, seen};
+use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, seen};
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::health::Health;
@@ -21,7 +21,7 @@ fn headers(limiter: &Limiter, answer: &Answer, processing_us: u64) -> Vec<String
 }
 
 fn reply(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (u32, String) {
-    match limiter.decide(request, data) {
+    match limiter.decide(request, data, ARRIVAL) {
         Decision::Replied(reply) => (reply.status, reply.body),
         other => panic!("not replied: {other:?}"),
     }
@@ -29,9 +29,11 @@ fn reply(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (u32,
 
 fn set_health(limiter: &mut Limiter, data: &FakeData, body: &[u8]) -> (u32, String) {
     let request = FakeRequest::post("/system/health").with("x-admin-token", TOKEN);
-    match limiter.decide(&request, data) {
+    match limiter.decide(&request, data, ARRIVAL) {
         Decision::AwaitsBody(pending) => {
-            let reply = limiter.change_health(&pending, body, data);
+            let Decision::Replied(reply) = limiter.change_health(&pending, body, data, ARRIVAL) else {
+                panic!("it waits for a Redis that it does not have");
+            };
             (reply.status, reply.body)
         }
         other => panic!("the token was not accepted: {other:?}"),
@@ -68,7 +70,7 @@ fn no_key_and_no_address_names_a_record() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, r#"{"api_keys": {"canary-key": "pro"}}"#);
     for key in ["canary-key", "unknown-canary"] {
-        limiter.decide(&FakeRequest::get("/").with("x-api-key", key).from("203.0.113.77:5"), &data);
+        limiter.decide(&FakeRequest::get("/").with("x-api-key", key).from("203.0.113.77:5"), &data, ARRIVAL);
     }
     for key in data.keys() {
         assert!(key.starts_with("rate_limiter/default/"), "{key}");
@@ -84,12 +86,12 @@ fn a_limited_request_costs_a_read_and_a_write_and_a_refusal_no_write() {
         r#"{"default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 1}}}}"#,
     );
     data.take_calls();
-    limiter.decide(&FakeRequest::get("/"), &data);
+    limiter.decide(&FakeRequest::get("/"), &data, ARRIVAL);
     assert_eq!(data.take_calls(), (1, 1));
-    limiter.decide(&FakeRequest::get("/"), &data);
+    limiter.decide(&FakeRequest::get("/"), &data, ARRIVAL);
     assert_eq!(data.take_calls(), (1, 0));
     data.lose_announcements();
-    limiter.decide(&FakeRequest::get("/"), &data);
+    limiter.decide(&FakeRequest::get("/"), &data, ARRIVAL);
     assert_eq!(data.take_calls(), (2, 0), "a read more where Envoy keeps no count of changes");
 }
 
@@ -179,10 +181,10 @@ fn exempt_paths_and_preflights_are_left_alone() {
     let options = || FakeRequest { method: "OPTIONS".into(), ..FakeRequest::get("/test") };
     let preflight = options().with("origin", "https://a").with("access-control-request-method", "PUT");
     for request in [FakeRequest::get("/metrics"), FakeRequest::get("/static/x?y"), preflight] {
-        assert!(matches!(limiter.decide(&request, &data), Decision::Exempt));
+        assert!(matches!(limiter.decide(&request, &data, ARRIVAL), Decision::Exempt));
     }
     for request in [FakeRequest::get("/metrics/"), options(), options().with("origin", "https://a")] {
-        assert!(matches!(limiter.decide(&request, &data), Decision::Admitted(_)));
+        assert!(matches!(limiter.decide(&request, &data, ARRIVAL), Decision::Admitted(_)));
     }
 }
 
@@ -263,12 +265,15 @@ fn five_bad_tokens_a_minute_and_then_even_the_right_one_must_wait() {
     }
     assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429);
     let elsewhere = post(TOKEN).from("198.51.100.1:1");
-    assert!(matches!(limiter.decide(&elsewhere, &data), Decision::AwaitsBody(_)), "others need not wait");
+    assert!(
+        matches!(limiter.decide(&elsewhere, &data, ARRIVAL), Decision::AwaitsBody(_)),
+        "others need not wait"
+    );
     // The first bad token was four seconds before the last.
     data.advance(56 * SECOND - 1);
     assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429, "a tick early");
     data.advance(1);
-    assert!(matches!(limiter.decide(&post(TOKEN), &data), Decision::AwaitsBody(_)), "on time");
+    assert!(matches!(limiter.decide(&post(TOKEN), &data, ARRIVAL), Decision::AwaitsBody(_)), "on time");
     assert_eq!(reply(&mut limiter, &data, &post("wrong")), forbidden);
     assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429, "the window slides");
 }
@@ -279,7 +284,7 @@ fn the_guard_is_bounded_whatever_the_number_of_addresses() {
     let mut limiter = limiter(&data, "{}");
     for number in 0..20_000_u32 {
         let source = std::net::Ipv4Addr::from_bits(number).to_string();
-        limiter.decide(&FakeRequest::post("/system/health").from(&source), &data);
+        limiter.decide(&FakeRequest::post("/system/health").from(&source), &data, ARRIVAL);
     }
     assert!(data.size() < 256 * 16 * 64, "{} bytes", data.size());
 }
@@ -311,7 +316,10 @@ fn addresses_that_share_a_record_of_the_guard_cannot_make_it_forget_one_of_them(
     assert_eq!(told.iter().max(), Some(&5), "nobody is told more often than five times that a token is bad");
     assert!(told.iter().filter(|told| **told == 5).count() > 4_000, "and half of them fit the table");
     let newcomer = FakeRequest::post("/system/health").with("x-admin-token", TOKEN).from("192.0.2.99:1");
-    assert!(matches!(limiter.decide(&newcomer, &data), Decision::AwaitsBody(_)), "the right token is let in");
+    assert!(
+        matches!(limiter.decide(&newcomer, &data, ARRIVAL), Decision::AwaitsBody(_)),
+        "the right token is let in"
+    );
 }
 
 #[test]
@@ -350,9 +358,9 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro"}}"#);
     for _ in 0..12 {
-        limiter.decide(&FakeRequest::get("/"), &data);
+        limiter.decide(&FakeRequest::get("/"), &data, ARRIVAL);
     }
-    limiter.decide(&FakeRequest::get("/").with("x-api-key", "pro"), &data);
+    limiter.decide(&FakeRequest::get("/").with("x-api-key", "pro"), &data, ARRIVAL);
     let count = |name: &str, count| Sample::Count(format!("rate_limiter_requests_total.tier.{name}"), count);
     let level = |name: &str, level| Sample::Level(format!("rate_limiter_{name}"), level);
     assert_eq!(
@@ -384,12 +392,12 @@ fn endpoints_match_the_exact_path_and_other_methods_are_told_which_to_use() {
     ];
     for path in tricks {
         let request = FakeRequest::post(path).with("x-admin-token", TOKEN);
-        assert!(matches!(limiter.decide(&request, &data), Decision::Admitted(_)), "{path}");
+        assert!(matches!(limiter.decide(&request, &data, ARRIVAL), Decision::Admitted(_)), "{path}");
     }
     assert_eq!(reply(&mut limiter, &data, &FakeRequest::get("/health?x=/y")).0, 200);
     for (path, allow) in [("/health", "GET, HEAD"), ("/system/health", "GET, HEAD, POST")] {
         let delete = FakeRequest { method: "DELETE".into(), ..FakeRequest::get(path) };
-        match limiter.decide(&delete, &data) {
+        match limiter.decide(&delete, &data, ARRIVAL) {
             Decision::Replied(reply) => {
                 assert_eq!((reply.status, reply.header), (405, Some(("allow", allow.to_owned()))));
             }

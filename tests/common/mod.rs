@@ -8,12 +8,15 @@ use std::collections::HashMap;
 use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::reply::Answer;
-use dynamic_rate_limiter::request::Request;
+use dynamic_rate_limiter::request::{Arrival, Request};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;
 
 /// Microseconds in a second.
 pub const SECOND: u64 = 1_000_000;
+
+/// A request that came in at the start of time; only what waits for Redis is asked when it came.
+pub const ARRIVAL: Arrival = Arrival { ticket: 1, at_us: 0 };
 
 type Act = Box<dyn FnOnce(&FakeData)>;
 
@@ -223,7 +226,7 @@ pub fn limiter(data: &FakeData, json: &str) -> Limiter {
 }
 
 pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> Answer {
-    match limiter.decide(request, data) {
+    match limiter.decide(request, data, ARRIVAL) {
         Decision::Admitted(answer) | Decision::Refused(answer) => answer,
         other => panic!("not limited: {other:?}"),
     }
