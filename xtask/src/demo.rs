@@ -2,60 +2,141 @@
 
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
 use crate::process::{interrupted, pause};
+use crate::redis::Redis;
 use crate::{step, tools, workspace};
 
-/// Where `envoy.yaml` listens: any address, and the loopback.
+/// Where the configurations listen: any address, and the loopback.
 const SERVICE_PORT: u16 = 8000;
 const ADMIN_PORT: u16 = 9901;
 
-/// The token whose hash is in `envoy.yaml`.
+/// Where `deploy/redis/envoy.yaml` looks for Redis, on the loopback.
+const REDIS_PORT: u16 = 6379;
+
+/// The token whose hash is in the configurations.
 const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Where buckets are kept
+    #[arg(long, value_enum, default_value_t)]
+    store: Store,
     /// How much Envoy writes to target/demo/envoy.log: trace, debug, info, warning or error;
     /// `debug` shows each request's decision
     #[arg(long, default_value = "info")]
     log_level: String,
 }
 
+#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
+enum Store {
+    /// In Envoy itself
+    #[default]
+    #[value(alias = "shared_data")]
+    SharedData,
+    /// In a Redis, started too
+    Redis,
+}
+
+impl Store {
+    fn bootstrap(self) -> &'static str {
+        match self {
+            Self::SharedData => "envoy.yaml",
+            Self::Redis => "deploy/redis/envoy.yaml",
+        }
+    }
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure_free((Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into())?;
     ensure_free((Ipv4Addr::LOCALHOST, ADMIN_PORT).into())?;
+    if options.store == Store::Redis {
+        ensure_redis_port_free()?;
+    }
     let binary = tools::envoy()?;
+    let redis_server = match options.store {
+        Store::SharedData => None,
+        Store::Redis => Some(tools::redis_server()?),
+    };
     filter::build(Toolchain::find()?)?;
 
-    let log = workspace::target().join("demo/envoy.log");
-    step(format!("starting Envoy with envoy.yaml; its log: {}", workspace::shown(&log)));
-    let mut command = Command::new(binary);
-    command.args(["--config-path", "envoy.yaml", "--concurrency", "2"]);
-    command.args(["--log-level", &options.log_level]);
-    let mut envoy = Envoy::start(&mut command, &log)?;
-    // The filter answers this itself, so that then the filter runs too.
-    envoy.wait_for(SocketAddr::from((Ipv4Addr::LOCALHOST, SERVICE_PORT)), "/health")?;
+    let mut redis = redis_server.as_deref().map(start_redis).transpose()?;
+    let mut envoy = start_envoy(options, &binary)?;
 
     print_what_to_try();
+    if let Some(redis) = &redis {
+        print_what_to_try_with_redis(redis);
+    }
+    println!("\nCtrl-C ends it.\n");
     while !interrupted() {
         envoy.check()?;
+        if let Some(redis) = &mut redis {
+            tell_if_ended(redis)?;
+        }
         if pause(Duration::from_millis(200)).is_err() {
             break;
         }
     }
     drop(envoy);
+    drop(redis);
     step("stopped");
     Ok(())
 }
 
+fn ensure_redis_port_free() -> Result<()> {
+    ensure_free((Ipv4Addr::LOCALHOST, REDIS_PORT).into()).with_context(|| {
+        format!(
+            "the demo starts a Redis of its own on port {REDIS_PORT}, so another must not be there \
+             (a Debian service ends with `sudo systemctl stop redis-server`)"
+        )
+    })
+}
+
+fn start_redis(binary: &Path) -> Result<Redis> {
+    // Again: a package that was just installed may have started its service.
+    ensure_redis_port_free()?;
+    let log = workspace::target().join("demo/redis.log");
+    step(format!("starting Redis on port {REDIS_PORT}; its log: {}", workspace::shown(&log)));
+    Redis::start(binary, REDIS_PORT, &log)
+}
+
+fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
+    let log = workspace::target().join("demo/envoy.log");
+    let bootstrap = options.store.bootstrap();
+    step(format!("starting Envoy with {bootstrap}; its log: {}", workspace::shown(&log)));
+    let mut command = Command::new(binary);
+    command.args(["--config-path", bootstrap, "--concurrency", "2"]);
+    command.args(["--log-level", &options.log_level]);
+    // Credentials in our environment are for another Redis than the demo's, which asks for none.
+    command.env_remove("REDIS_USERNAME").env_remove("REDIS_PASSWORD");
+    let mut envoy = Envoy::start(&mut command, &log)?;
+    // The filter answers this itself, so that then the filter runs too.
+    envoy.wait_for(SocketAddr::from((Ipv4Addr::LOCALHOST, SERVICE_PORT)), "/health")?;
+    Ok(envoy)
+}
+
+/// Ending Redis is one of the things to try, so it does not end the demo.
+fn tell_if_ended(redis: &mut Redis) -> Result<()> {
+    if let Some(status) = redis.just_ended()? {
+        step(format!(
+            "Redis has ended ({status}). Requests go on: this Envoy decides by itself, with the same \
+             limits.\n    Start Redis again, and within five seconds the limiter is back on it:\n\n      {}\n",
+            redis.command_line()
+        ));
+    }
+    Ok(())
+}
+
 fn print_what_to_try() {
-    // An operator's own token wins over the one in envoy.yaml, and is not ours to print.
+    // An operator's own token wins over the one in the configuration, and is not ours to print.
     let token = if env::var_os("ADMIN_TOKEN").is_some() { "$ADMIN_TOKEN" } else { DEMO_TOKEN };
     println!(
         r#"
@@ -67,8 +148,19 @@ The limiter is running. Try, in another terminal:
   curl http://localhost:{SERVICE_PORT}/system/health -H "X-Admin-Token: {token}" -d '{{"status":"DEGRADED"}}'
 
 Save config/tiers.json with other numbers: they hold within two seconds.
-Metrics: http://localhost:{ADMIN_PORT}/stats/prometheus?filter=rate_limiter
-Ctrl-C ends it.
-"#
+Metrics: http://localhost:{ADMIN_PORT}/stats/prometheus?filter=rate_limiter"#
+    );
+}
+
+fn print_what_to_try_with_redis(redis: &Redis) {
+    let client = redis.client();
+    println!(
+        r#"
+Buckets and health are in Redis:
+
+  {client} HGETALL rate_limit:pro           a caller's bucket, once there was a request
+  {client} DEL rate_limit:127.0.0.1         a full bucket for that address; if it is being refused, within seconds
+  {client} GET system:health:status         NORMAL or DEGRADED, once it was set
+  {client} SHUTDOWN NOSAVE                  stop Redis: requests go on"#
     );
 }

@@ -1,21 +1,17 @@
 //! One running Envoy.
 
-use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-use crate::process::{Running, pause};
+use crate::process::{Running, log_tail, pause};
 use crate::{http, workspace};
 
 /// How long Envoy may take to start: reading its configuration and compiling the filter.
 const START_LIMIT: Duration = Duration::from_secs(60);
-
-/// How much of the log an error shows.
-const LOG_TAIL_LINES: usize = 15;
 
 /// An Envoy that ends with its handle.
 #[derive(Debug)]
@@ -27,17 +23,9 @@ pub(crate) struct Envoy {
 impl Envoy {
     /// Starts Envoy at the repository's root, its output in `log`.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        if let Some(directory) = log.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        command
-            .current_dir(workspace::root())
-            // Without its shared memory for hot restarts, any number of Envoys can run at once.
-            .arg("--disable-hot-restart")
-            .stdout(output.try_clone()?)
-            .stderr(output);
-        Ok(Self { process: Running::start(command)?, log: log.to_owned() })
+        // Without its shared memory for hot restarts, any number of Envoys can run at once.
+        command.current_dir(workspace::root()).arg("--disable-hot-restart");
+        Ok(Self { process: Running::start_logged(command, log)?, log: log.to_owned() })
     }
 
     /// Its process id.
@@ -62,7 +50,7 @@ impl Envoy {
                 bail!(
                     "Envoy is not ready: no 200 from http://{address}{path} within {} s; {found}\n{}",
                     START_LIMIT.as_secs(),
-                    self.log_tail()
+                    log_tail(&self.log)
                 );
             }
             pause(Duration::from_millis(100))?;
@@ -72,22 +60,9 @@ impl Envoy {
     /// An error if it has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         if let Some(status) = self.process.exited()? {
-            bail!("Envoy ended by itself ({status})\n{}", self.log_tail());
+            bail!("Envoy ended by itself ({status})\n{}", log_tail(&self.log));
         }
         Ok(())
-    }
-
-    /// The end of the log, for an error message.
-    pub(crate) fn log_tail(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let tail = lines.iter().skip(lines.len().saturating_sub(LOG_TAIL_LINES));
-        let mut text = format!("{} ends with", workspace::shown(&self.log));
-        for line in tail {
-            text += "\n  ";
-            text += line;
-        }
-        text
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the filter shows Envoy.
+//! What the filter shows Envoy: its exports, and names for traps.
 //!
 //! The SDK exports a callback for everything that a proxy can report, and Envoy enters the VM for
 //! each one that it finds, on every request, whether or not anything is written behind it. So those
@@ -17,12 +17,22 @@ const NEEDED: &[(&str, &str)] = &[
     ("proxy_on_configure", "the plugin's configuration"),
     ("proxy_on_tick", "fetches configuration documents"),
     ("proxy_on_http_call_response", "the documents fetched"),
+    ("proxy_on_queue_ready", "sends Redis in one batch what requests have asked it"),
+    ("proxy_on_grpc_receive", "the replies of Redis"),
+    ("proxy_on_grpc_close", "the pipe to Redis is lost"),
     ("proxy_on_request_headers", "the decision"),
-    ("proxy_on_request_body", "the body of an admin request"),
+    (
+        "proxy_on_request_body",
+        "the body of an admin request; the bridge: commands to Redis lose their gRPC frame",
+    ),
     ("proxy_on_request_trailers", "the end of an admin request whose body trailers follow"),
     ("proxy_on_response_headers", "the headers on every answer"),
+    ("proxy_on_response_body", "the bridge: reply bytes from Redis get their gRPC frame"),
     ("proxy_on_delete", "gives a context's memory back"),
 ];
+
+/// Longest name of a function that stays.
+const MAX_NAME: usize = 64;
 
 /// The module with no export but those in [`NEEDED`], and without the code that only the others used.
 pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
@@ -38,5 +48,14 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
         module.exports.delete(export);
     }
     passes::gc::run(&mut module);
+    for function in module.funcs.iter_mut() {
+        function.name = function.name.take().map(|name| readable(&name));
+    }
     Ok(module.emit_wasm())
+}
+
+/// A function's name as a trap shows it. The compiler's own take a fifth of the file.
+fn readable(mangled: &str) -> String {
+    let name = format!("{:#}", rustc_demangle::demangle(mangled)).replace("dynamic_rate_limiter::", "");
+    name.chars().take(MAX_NAME).collect()
 }

@@ -2,7 +2,7 @@
 //! what is missing and how to get it.
 //!
 //! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `bench` and `dist`
-//! are the verbs; `envoy`, `tools`, `http` and `process` are what they stand on.
+//! are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
 
 mod bench;
 mod checks;
@@ -13,6 +13,7 @@ mod exports;
 mod filter;
 mod http;
 mod process;
+mod redis;
 mod tools;
 mod workspace;
 
@@ -25,11 +26,12 @@ use clap::Parser;
 /// A fresh machine needs Rust, Python 3 and, for what Debian packages, root. Envoy is taken from
 /// ENVOY_BIN, `envoy` on PATH or `func-e`, else installed under target/tools. The filter is built
 /// with rustup's wasm32-wasip1 target if that is installed, else with Debian's compiler;
-/// XTASK_WASM_TOOLCHAIN=rustup or =debian decides.
+/// XTASK_WASM_TOOLCHAIN=rustup or =debian decides. Redis is taken from REDIS_SERVER, or is
+/// `redis-server` or `valkey-server` on PATH, else Debian's.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Verb {
-    /// Build the filter and start an Envoy that runs it on port 8000, until Ctrl-C
+    /// Build the filter and start an Envoy that runs it on port 8000, on request with a Redis, until Ctrl-C
     Demo(demo::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
     Test(checks::Options),

@@ -4,8 +4,10 @@
 //! Ctrl-C, SIGTERM and errors all leave by the same door: somebody returns, and what was running
 //! ends with it, children of children included.
 
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -16,11 +18,16 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::workspace;
+
 /// How often a wait looks again.
 const POLL: Duration = Duration::from_millis(20);
 
 /// How long a program may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How much of a log an error shows.
+const LOG_TAIL_LINES: usize = 15;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
@@ -65,6 +72,15 @@ impl Running {
         Ok(Self { child })
     }
 
+    /// Like [`Running::start`], with what the program prints in `log`.
+    pub(crate) fn start_logged(command: &mut Command, log: &Path) -> Result<Self> {
+        if let Some(directory) = log.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        Self::start(command.stdout(output.try_clone()?).stderr(output))
+    }
+
     /// The program's process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
@@ -96,6 +112,19 @@ impl Drop for Running {
         self.signal(Signal::KILL);
         let _ = self.child.wait();
     }
+}
+
+/// The end of a log, for an error message.
+pub(crate) fn log_tail(log: &Path) -> String {
+    let content = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = content.lines().collect();
+    let tail = lines.iter().skip(lines.len().saturating_sub(LOG_TAIL_LINES));
+    let mut text = format!("{} ends with", workspace::shown(log));
+    for line in tail {
+        text += "\n  ";
+        text += line;
+    }
+    text
 }
 
 /// Runs a program to its end, its output among ours; anything but success is an error.

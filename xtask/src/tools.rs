@@ -1,8 +1,9 @@
 //! Finding the programs we need, and installing those that are missing.
 
 use std::env;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -88,6 +89,33 @@ pub(crate) fn wrk() -> Result<PathBuf> {
     on_path("wrk").context("no `wrk` on PATH, though its package is installed")
 }
 
+/// Redis, or Valkey, which speaks the same: the user's own if there is one, else Debian's.
+pub(crate) fn redis_server() -> Result<PathBuf> {
+    let (binary, found) = find_redis_server()?;
+    let binary = std::path::absolute(binary)?;
+    let is_none = || format!("{} (from {found}) is no Redis", binary.display());
+    let printed = output_of(Command::new(&binary).arg("--version")).with_context(is_none)?;
+    // `Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=…`
+    let (name, rest) = printed.split_once(" server v=").with_context(is_none)?;
+    let version = rest.split(' ').next().unwrap_or_default();
+    step(format!("{name} {version}, from {found}: {}", workspace::shown(&binary)));
+    Ok(binary)
+}
+
+fn find_redis_server() -> Result<(PathBuf, &'static str)> {
+    if let Some(binary) = env::var_os("REDIS_SERVER") {
+        return Ok((binary.into(), "REDIS_SERVER"));
+    }
+    if let Some(binary) = on_path("redis-server").or_else(|| on_path("valkey-server")) {
+        return Ok((binary, "PATH"));
+    }
+    debian_packages(&["redis-server"])
+        .context("no Redis: set REDIS_SERVER to a redis-server or valkey-server, or have Debian's")?;
+    let binary =
+        on_path("redis-server").context("no `redis-server` on PATH, though its package is installed")?;
+    Ok((binary, "Debian"))
+}
+
 /// Sees to it that Debian packages are installed. Without root it only says what to run.
 pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
     if packages.iter().all(|package| is_installed(package)) {
@@ -101,6 +129,7 @@ pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
     );
 
     step(format!("installing {names}"));
+    let _no_services = NoServices::new();
     let apt_get = |arguments: &[&str]| {
         run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
     };
@@ -112,6 +141,33 @@ pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
         apt_get(&install)?;
     }
     Ok(())
+}
+
+/// While it lives, packages that bring a service do not start it: we want the program, not a
+/// Redis on port 6379 that nobody asked for.
+struct NoServices {
+    is_ours: bool,
+}
+
+impl NoServices {
+    /// What Debian's package scripts ask before they start anything; 101 means no.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn new() -> Self {
+        // Where there is one, as in most containers, it is the machine's own and stays. Where none
+        // can be written, a service may start, and whoever needs its port says so.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(Self::POLICY);
+        let is_ours = file.is_ok_and(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n").is_ok());
+        Self { is_ours }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.is_ours {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
 }
 
 fn is_installed(package: &str) -> bool {

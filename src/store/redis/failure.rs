@@ -30,6 +30,10 @@ pub enum Reason {
 impl Reason {
     /// The kind of an error reply, by its first word.
     pub fn of_error(reply: &[u8]) -> Self {
+        // What Envoy's `redis_proxy` says when it finds nobody to pass a command on to.
+        if reply == b"upstream failure" || reply == b"no upstream host" {
+            return Reason::Disconnected;
+        }
         match reply.split(|byte| *byte == b' ').next().unwrap_or_default() {
             b"LOADING" => Reason::Loading,
             b"READONLY" => Reason::ReadOnly,
@@ -57,7 +61,24 @@ impl Reason {
     }
 }
 
-/// Whether an error reply is about the one key that was asked for, and says nothing about Redis.
-pub fn is_about_one_key(reply: &[u8]) -> bool {
-    reply.starts_with(b"WRONGTYPE")
+/// How much of Redis an error reply speaks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The key that was asked for.
+    Key,
+    /// The part of a cluster that keeps the key.
+    Shard,
+    /// All of it.
+    Whole,
+}
+
+impl Scope {
+    /// The scope of an error reply.
+    pub fn of_error(reply: &[u8]) -> Self {
+        match Reason::of_error(reply) {
+            _ if reply.starts_with(b"WRONGTYPE") => Scope::Key,
+            Reason::Moved | Reason::Disconnected => Scope::Shard,
+            _ => Scope::Whole,
+        }
+    }
 }

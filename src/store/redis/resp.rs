@@ -4,7 +4,7 @@
 //! that end anywhere. Everything has a bound, and the only replies known are those that our commands can have: an
 //! array, or anything else, means that somebody who is not our Redis is talking.
 
-/// Longest reply that is read, in bytes; ours have at most a hundred, errors some hundreds.
+/// Longest line or text that is read, in bytes; ours have at most a hundred, errors some hundreds.
 pub const MAX_REPLY_BYTES: usize = 4096;
 
 /// Appends a command to `out`.
@@ -62,7 +62,7 @@ impl Decoder {
     pub fn next_reply(&mut self) -> Result<Option<Reply<'_>>, Malformed> {
         let unread = self.buffer.get(self.read..).unwrap_or_default();
         let Some((reply, length)) = parse(unread)? else {
-            return if unread.len() > MAX_REPLY_BYTES { Err(Malformed) } else { Ok(None) };
+            return Ok(None);
         };
         self.read += length;
         Ok(Some(reply))

@@ -90,15 +90,23 @@ impl Taken {
     }
 }
 
-/// A number with exactly `digits` decimals, in units of one in `units`.
-fn decimal(text: &[u8], units: u64, digits: usize) -> Option<u64> {
-    let (integer, fraction) = text.split_at_checked(text.len().checked_sub(digits + 1)?)?;
+/// A number with exactly `decimals` decimals, in units of one in `units`.
+fn decimal(text: &[u8], units: u64, decimals: usize) -> Option<u64> {
+    let (integer, fraction) = text.split_at_checked(text.len().checked_sub(decimals + 1)?)?;
     let fraction = fraction.strip_prefix(b".")?;
-    whole(integer)?.checked_mul(units)?.checked_add(whole(fraction)?)
+    whole(integer)?.checked_mul(units)?.checked_add(digits(fraction)?)
 }
 
+/// A number as the script writes it: no sign, and no zero in front of it.
 fn whole(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || text.len() > 19 {
+    match text {
+        [b'0', _, ..] => None,
+        _ => digits(text),
+    }
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
         return None;
     }
     text.iter().try_fold(0_u64, |number, byte| {

@@ -6,12 +6,13 @@
 //! closed: nothing is ever matched by hope.
 //!
 //! The breaker opens after [`MAX_FAILURES`] failures in a row and then nobody waits: a probe of the session's own,
-//! which really takes a token from a bucket that nobody else uses, finds out when Redis is well again.
+//! which really takes a token from a bucket that nobody else uses, finds out when Redis is well again. Where one
+//! shard of a cluster is ill, its callers are told so at once and the others go on, so it takes more to give up.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::failure::{Reason, is_about_one_key};
+use super::failure::{Reason, Scope};
 use super::resp::{Decoder, Malformed, Reply, push_command};
 use super::script::{Script, Take, Taken};
 use crate::tier::Limit;
@@ -21,6 +22,12 @@ pub const MAX_QUESTIONS: usize = 2048;
 
 /// Failures in a row that open the breaker.
 pub const MAX_FAILURES: u32 = 3;
+
+/// Error replies of one shard in a row, with no token given in between, that open it too.
+pub const MAX_SHARD_REFUSALS: u32 = 32;
+
+/// After so long without trouble, pauses are short again, in microseconds.
+const QUIET_US: u64 = 10_000_000;
 
 /// The first pause of an open breaker, in microseconds; each following one is twice as long, up to the last.
 const FIRST_PAUSE_US: u64 = 100_000;
@@ -169,10 +176,15 @@ pub struct Session<T> {
     probe: Take,
     timeout_us: u64,
     state: State,
-    /// Failures since the last success.
-    failures: u32,
-    /// Pauses since the breaker was last closed.
+    /// Lost connections and missed deadlines since the last answer.
+    silences: u32,
+    /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
+    refusals: u32,
+    shard_refusals: u32,
+    /// Pauses since there was trouble first.
     pauses: u32,
+    /// When the breaker was last closed.
+    closed_at_us: u64,
     connected: Option<bool>,
     sequence: u32,
     random: u64,
@@ -192,8 +204,11 @@ impl<T> Session<T> {
             probe: Take { key: probe_key, limit: Limit::PROBE, keep_ms: 1000 },
             timeout_us,
             state: State::Idle,
-            failures: 0,
+            silences: 0,
+            refusals: 0,
+            shard_refusals: 0,
             pauses: 0,
+            closed_at_us: 0,
             connected: None,
             sequence: 0,
             random: seed | 1,
@@ -276,7 +291,14 @@ impl<T> Session<T> {
                 Err(Malformed) => Err(protocol("what came is no reply of Redis")),
                 Ok(Some(reply)) => match self.sent.pop_front() {
                     None => Err(protocol("a reply came that nobody had asked for")),
-                    Some(sent) => read(&sent.question, sent.sequence, reply).map(|read| (sent, read)),
+                    Some(sent) => match read(&sent.question, sent.sequence, reply) {
+                        Ok(read) => Ok((sent, read)),
+                        Err(failure) => {
+                            // Whoever asked is still to be answered, with everybody else.
+                            self.sent.push_front(sent);
+                            Err(failure)
+                        }
+                    },
                 },
             };
             match outcome {
@@ -332,8 +354,8 @@ impl<T> Session<T> {
         if late == 0 {
             return;
         }
-        self.failures += 1;
-        if self.failures >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
+        self.silences += 1;
+        if self.silences >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
             self.trip(timeout(), now_us);
         }
     }
@@ -404,7 +426,7 @@ impl<T> Session<T> {
         match read {
             Read::Answer(answer) => match sent.asker {
                 Asker::Waiting(asker) => {
-                    self.succeeded();
+                    self.succeeded(&answer);
                     self.answers.push_back((asker, Ok(answer)));
                 }
                 Asker::Session => self.probe_succeeded(now_us),
@@ -415,26 +437,35 @@ impl<T> Session<T> {
                 Asker::Gone => {}
                 asker => self.send_take(asker, take, Script::Text, sent.deadline_us),
             },
-            Read::Refused(failure, about_one_key) => {
-                let is_waiting = matches!(sent.asker, Asker::Waiting(_));
+            Read::Refused(failure, scope) => {
+                let is_auth = matches!(sent.question, Expected::Auth);
                 if let Asker::Waiting(asker) = sent.asker {
                     self.answers.push_back((asker, Err(failure.clone())));
+                    self.refusals += u32::from(scope == Scope::Whole);
+                    self.shard_refusals += u32::from(scope == Scope::Shard);
                 }
-                if is_waiting && !about_one_key {
-                    self.failures += 1;
-                }
-                let is_probe = matches!(self.state, State::Probing(_));
-                let is_auth = matches!(sent.question, Expected::Auth);
-                if self.failures >= MAX_FAILURES || is_probe || is_auth {
+                let too_many = self.refusals >= MAX_FAILURES || self.shard_refusals >= MAX_SHARD_REFUSALS;
+                if too_many || is_auth || matches!(self.state, State::Probing(_)) {
                     self.trip(failure, now_us);
                 }
             }
         }
     }
 
-    fn succeeded(&mut self) {
-        self.failures = 0;
-        self.pauses = 0;
+    /// A replica, or a Redis that is full, can still be read: only an answer about a token shows that all is well.
+    fn succeeded(&mut self, answer: &Answer) {
+        let is_about_a_token = matches!(answer, Answer::Taken(_));
+        self.silences = 0;
+        if is_about_a_token {
+            self.refusals = 0;
+            self.shard_refusals = 0;
+        }
+        if is_about_a_token || self.connected.is_none() {
+            self.is_connected();
+        }
+    }
+
+    fn is_connected(&mut self) {
         if self.connected != Some(true) {
             self.connected = Some(true);
             self.event = Some(Event::Connected);
@@ -449,7 +480,11 @@ impl<T> Session<T> {
             }
             State::Probing(Probe::Timed) => {
                 self.state = State::Open;
-                self.succeeded();
+                self.silences = 0;
+                self.refusals = 0;
+                self.shard_refusals = 0;
+                self.closed_at_us = now_us;
+                self.is_connected();
             }
             State::Idle | State::Open | State::Broken { .. } => {}
         }
@@ -457,8 +492,8 @@ impl<T> Session<T> {
 
     /// Closes the stream and fails everybody who waits.
     fn break_off(&mut self, failure: Failure, now_us: u64) {
-        self.failures += 1;
-        if self.failures >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
+        self.silences += 1;
+        if self.silences >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
             return self.trip(failure, now_us);
         }
         self.fail_all(&failure);
@@ -470,6 +505,9 @@ impl<T> Session<T> {
     fn trip(&mut self, failure: Failure, now_us: u64) {
         self.fail_all(&failure);
         self.drop_stream();
+        if !matches!(self.state, State::Probing(_)) && now_us.saturating_sub(self.closed_at_us) > QUIET_US {
+            self.pauses = 0;
+        }
         let pause_us = FIRST_PAUSE_US.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE_US);
         self.pauses = self.pauses.saturating_add(1);
         let jittered_us = pause_us * 3 / 4 + self.next_random() % (pause_us / 4);
@@ -511,8 +549,8 @@ enum Read {
     Authenticated,
     /// This Redis does not know the script yet.
     UnknownScript(Take),
-    /// An error reply; whether it is about one key alone.
-    Refused(Failure, bool),
+    /// An error reply.
+    Refused(Failure, Scope),
 }
 
 /// Reads the reply to a question. One that the question cannot have means that replies and questions are out of
@@ -524,11 +562,11 @@ fn read(question: &Expected, sequence: u32, reply: Reply<'_>) -> Result<Read, Fa
         }
         (Expected::Auth, Reply::Error(error)) => {
             let failure = Failure { reason: Reason::Auth, detail: shown(error) };
-            Ok(Read::Refused(failure, false))
+            Ok(Read::Refused(failure, Scope::Whole))
         }
         (_, Reply::Error(error)) => {
             let failure = Failure { reason: Reason::of_error(error), detail: shown(error) };
-            Ok(Read::Refused(failure, is_about_one_key(error)))
+            Ok(Read::Refused(failure, Scope::of_error(error)))
         }
         (Expected::Take(..), Reply::Bulk(text)) => match Taken::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
