@@ -1,6 +1,6 @@
 //! One request: what the limiter decides, said to Envoy.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use proxy_wasm::hostcalls;
@@ -20,6 +20,29 @@ const BODY_TIMEOUT_US: u64 = 10_000_000;
 
 /// Most requests of one worker that wait for a body at a time. Each has shown the admin token.
 const MAX_AWAITED_BODIES: usize = 64;
+
+/// Envoy's `StopAllIterationAndWatermark`: the request waits with its body, which its client may not send on.
+const PAUSE_WITH_BODY: u32 = 4;
+
+thread_local! {
+    /// Whether the request whose headers are being looked at is to wait with its body.
+    static HOLD_BODY: Cell<bool> = const { Cell::new(false) };
+}
+
+unsafe extern "C" {
+    fn proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32;
+}
+
+/// What Envoy calls as `proxy_on_request_headers`: `xtask` puts it there.
+///
+/// The SDK knows one way to pause, in which the body still comes and is gathered. That is what a change of health
+/// needs; but while a request waits for Redis, an upload would outgrow Envoy's buffer and be answered with 413.
+#[unsafe(no_mangle)]
+extern "C" fn replaces_proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32 {
+    // SAFETY: the SDK's own callback, with the arguments that Envoy meant for it.
+    let action = unsafe { proxy_on_request_headers(context, headers, end_of_stream) };
+    if HOLD_BODY.take() { PAUSE_WITH_BODY } else { action }
+}
 
 /// A request on its way.
 pub(super) struct HttpRequest {
@@ -104,6 +127,7 @@ impl HttpContext for HttpRequest {
             }
             Decision::AwaitsRedis => {
                 self.stage = Stage::AwaitsRedis(started_us);
+                HOLD_BODY.set(true);
                 Action::Pause
             }
             Decision::AwaitsBody(pending) => {

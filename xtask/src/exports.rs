@@ -4,7 +4,7 @@
 //! each one that it finds, on every request, whether or not anything is written behind it. So those
 //! that the filter leaves empty are taken out, and with them the code that only they used.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use walrus::{Module, passes};
 
 /// Every export that stays, and why.
@@ -31,6 +31,10 @@ const NEEDED: &[(&str, &str)] = &[
     ("proxy_on_delete", "gives a context's memory back"),
 ];
 
+/// What the name of an export starts with that takes the place of another: the SDK leaves no other way to have
+/// a callback of one's own.
+const REPLACES: &str = "replaces_";
+
 /// Longest name of a function that stays.
 const MAX_NAME: usize = 64;
 
@@ -40,6 +44,11 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
     for (name, why) in NEEDED {
         let exported = module.exports.iter().any(|export| export.name == *name);
         ensure!(exported, "it does not export `{name}` ({why})");
+    }
+    for name in replaced(&module) {
+        module.exports.remove(&name)?;
+        let ours = module.exports.iter_mut().find(|export| export.name == [REPLACES, &name].concat());
+        ours.context("an export is gone that was there")?.name = name;
     }
     let is_needed = |name: &str| NEEDED.iter().any(|(needed, _)| *needed == name);
     let surplus: Vec<_> =
@@ -52,6 +61,11 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
         function.name = function.name.take().map(|name| readable(&name));
     }
     Ok(module.emit_wasm())
+}
+
+/// The callbacks of the SDK that the filter has its own for.
+fn replaced(module: &Module) -> Vec<String> {
+    module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()
 }
 
 /// A function's name as a trap shows it. The compiler's own take a fifth of the file.
