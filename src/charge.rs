@@ -1,6 +1,7 @@
 //! What a limited request owes: a token, from whose bucket, under which limit.
 
 use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 use crate::bucket::time_to_fill_us;
@@ -24,6 +25,16 @@ impl Payer {
         match self {
             Payer::Key(caller) => Cow::Borrowed(&caller.bucket),
             Payer::Address(network) => Cow::Owned(network.to_string()),
+        }
+    }
+}
+
+/// Two payers are one if they pay from one bucket; its name need not be made for that.
+impl Hash for Payer {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        match self {
+            Payer::Key(caller) => caller.bucket.hash(hasher),
+            Payer::Address(network) => network.bytes().hash(hasher),
         }
     }
 }

@@ -126,15 +126,12 @@ impl Fleet {
     /// Charges, unless it is known that there is nothing to take.
     pub fn charge(&mut self, arrival: Arrival, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
-        let bucket = charge.payer.bucket();
-        if let Some(wait_us) = self.denied.wait_us(&bucket, arrival.at_us) {
-            drop(bucket);
+        if let Some(wait_us) = self.denied.wait_us(&charge.payer, arrival.at_us) {
             let capacity = charge.limit.capacity();
             let verdict = Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us };
             return Charged::Denied(charge, verdict);
         }
-        let key = [&self.bucket_prefix, bucket.as_ref()].concat();
-        drop(bucket);
+        let key = [&self.bucket_prefix, charge.payer.bucket().as_ref()].concat();
         let keep_ms = charge.keep_us().div_ceil(1_000);
         let question = Question::Take(Take { key, limit: charge.limit, keep_ms });
         let asker = Asker::Charge { arrival, charge, limits: self.limits };
@@ -258,7 +255,7 @@ impl Fleet {
         let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Refused };
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
         if outcome == Outcome::Refused && is_current {
-            self.denied.note(&charge.payer.bucket(), asked_us, verdict.wait_us);
+            self.denied.note(&charge.payer, asked_us, verdict.wait_us);
         }
         Answered::Charge(charge, Some((verdict, taken.now_us)))
     }

@@ -159,7 +159,7 @@ fn print_what_to_try_with_redis(redis: &Redis) {
 Buckets and health are in Redis:
 
   {client} HGETALL rate_limit:pro           a caller's bucket, once there was a request
-  {client} DEL rate_limit:127.0.0.1         a full bucket for that address; if it is being refused, within seconds
+  {client} DEL rate_limit:127.0.0.1         a full bucket for that address; if it is being refused, within a second
   {client} GET system:health:status         NORMAL or DEGRADED, once it was set
   {client} SHUTDOWN NOSAVE                  stop Redis: requests go on"#
     );

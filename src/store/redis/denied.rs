@@ -3,7 +3,7 @@
 //! Keeps a fixed number of records, each in the place that its hash gives; a newcomer takes the place over, which
 //! costs the other caller nothing but a question to Redis.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 
 /// Records kept; a power of two. 24 bytes each.
 const PLACES: usize = 4096;
@@ -16,8 +16,8 @@ const ASK_AGAIN_US: u64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
-    /// Hash of the bucket's name; 0 for no record.
-    name: u64,
+    /// Hash of whoever pays; 0 for no record.
+    payer: u64,
     /// When the next token is due, on this Envoy's clock.
     due_us: u64,
     /// When to ask Redis again: then, or earlier.
@@ -39,21 +39,22 @@ impl Default for Denied {
 
 impl Denied {
     /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
-    pub fn wait_us(&self, bucket: &str, now_us: u64) -> Option<u64> {
-        let name = self.hash(bucket);
-        let record = self.records.get(place(name))?;
-        (record.name == name && now_us < record.ask_at_us).then(|| record.due_us.saturating_sub(now_us))
+    pub fn wait_us(&self, payer: &impl Hash, now_us: u64) -> Option<u64> {
+        let hash = self.hash(payer);
+        let record = self.records.get(place(hash))?;
+        (record.payer == hash && now_us < record.ask_at_us).then(|| record.due_us.saturating_sub(now_us))
     }
 
     /// Notes that Redis, asked at `asked_us`, had no token for `wait_us` to come.
     ///
     /// Redis looked at its clock after `asked_us`, so the token is due no earlier than noted here plus what the
     /// question travelled: a caller may be asked about too early, never refused too long.
-    pub fn note(&mut self, bucket: &str, asked_us: u64, wait_us: u64) {
-        let name = self.hash(bucket);
-        if let Some(record) = self.records.get_mut(place(name)) {
+    pub fn note(&mut self, payer: &impl Hash, asked_us: u64, wait_us: u64) {
+        let hash = self.hash(payer);
+        if let Some(record) = self.records.get_mut(place(hash)) {
             let due_us = asked_us.saturating_add(wait_us);
-            *record = Record { name, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
+            *record =
+                Record { payer: hash, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
         }
     }
 
@@ -62,12 +63,12 @@ impl Denied {
         self.records.fill(Record::default());
     }
 
-    fn hash(&self, bucket: &str) -> u64 {
-        self.hasher.hash_one(bucket).max(1)
+    fn hash(&self, payer: &impl Hash) -> u64 {
+        self.hasher.hash_one(payer).max(1)
     }
 }
 
-fn place(name: u64) -> usize {
+fn place(hash: u64) -> usize {
     // The remainder is below `PLACES`.
-    (name % PLACES as u64) as usize
+    (hash % PLACES as u64) as usize
 }
