@@ -141,6 +141,7 @@ impl Fleet {
                 if declined == Declined::QueueFull {
                     metrics.count(Reason::QueueFull.counter(), 1);
                 }
+                self.denied.forget(&charge.payer);
                 Charged::Declined(charge)
             }
             // The session hands back what it was given.
@@ -250,12 +251,15 @@ impl Fleet {
         answer: Result<Answer, Failure>,
     ) -> Answered {
         let Ok(Answer::Taken(taken)) = answer else {
+            self.denied.forget(&charge.payer);
             return Answered::Charge(charge, None);
         };
         let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Refused };
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
-        if outcome == Outcome::Refused && is_current {
-            self.denied.note(&charge.payer, asked_us, verdict.wait_us);
+        match outcome {
+            Outcome::Admitted => self.denied.forget(&charge.payer),
+            Outcome::Refused if is_current => self.denied.note(&charge.payer, asked_us, verdict.wait_us),
+            Outcome::Refused => {}
         }
         Answered::Charge(charge, Some((verdict, taken.now_us)))
     }

@@ -39,10 +39,17 @@ impl Default for Denied {
 
 impl Denied {
     /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
-    pub fn wait_us(&self, payer: &impl Hash, now_us: u64) -> Option<u64> {
+    ///
+    /// Where that is to make sure, it is said once: everybody else is refused until the answer has come.
+    pub fn wait_us(&mut self, payer: &impl Hash, now_us: u64) -> Option<u64> {
         let hash = self.hash(payer);
-        let record = self.records.get(place(hash))?;
-        (record.payer == hash && now_us < record.ask_at_us).then(|| record.due_us.saturating_sub(now_us))
+        let record = self.records.get_mut(place(hash)).filter(|record| record.payer == hash)?;
+        let wait_us = record.due_us.checked_sub(now_us).filter(|wait_us| *wait_us > 0)?;
+        if now_us < record.ask_at_us {
+            return Some(wait_us);
+        }
+        record.ask_at_us = now_us.saturating_add(ASK_AGAIN_US);
+        None
     }
 
     /// Notes that Redis, asked at `asked_us`, had no token for `wait_us` to come.
@@ -55,6 +62,14 @@ impl Denied {
             let due_us = asked_us.saturating_add(wait_us);
             *record =
                 Record { payer: hash, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
+        }
+    }
+
+    /// Forgets a caller: it has been admitted, or Redis has not answered.
+    pub fn forget(&mut self, payer: &impl Hash) {
+        let hash = self.hash(payer);
+        if let Some(record) = self.records.get_mut(place(hash)).filter(|record| record.payer == hash) {
+            *record = Record::default();
         }
     }
 
