@@ -200,9 +200,9 @@ impl Fleet {
         self.session.timeout_us()
     }
 
-    /// Whether the owner of the stream has anything to do.
-    pub fn has_effects(&self) -> bool {
-        self.session.has_effects()
+    /// Whether there is anything to send or to answer.
+    pub fn has_work(&self) -> bool {
+        self.session.has_effects() || self.session.has_answers()
     }
 
     /// What the owner of the stream has to do since it was last asked.

@@ -45,9 +45,9 @@ impl Pipe {
         Self { cluster, stream: None, queue: None, is_awake: false, tick: Duration::ZERO }
     }
 
-    /// Sees to it that what `fleet` has to send is sent soon, and its deadlines looked after.
+    /// Sees to it that what `fleet` has to send and to answer is seen to soon, and its deadlines looked after.
     pub(super) fn wake(&mut self, fleet: &Fleet) {
-        if fleet.has_effects() && !self.is_awake {
+        if fleet.has_work() && !self.is_awake {
             let queue = self.queue.get_or_insert_with(Queue::open);
             // Where this fails, the next tick sends.
             self.is_awake = hostcalls::enqueue_shared_queue(queue.id, Some(b"!")).is_ok();

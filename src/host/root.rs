@@ -172,7 +172,7 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         let Some(worker) = self.worker.clone() else { return };
         let mut worker = worker.borrow_mut();
-        if self.unannounced.is_some() {
+        if self.unannounced.is_some() && !worker.has_pipe() {
             let _ = hostcalls::set_tick_period(TICK);
         }
         worker.tick();

@@ -18,6 +18,12 @@ use crate::store::SharedData;
 /// One decision in so many is timed: timing costs two host calls, which a request is better off without.
 const TIMED_ONE_IN: u32 = 16;
 
+/// Most requests that are answered in one turn of the event loop.
+///
+/// Envoy does what the filter asks for when the callback has returned, and each of these things inside the one before
+/// it: some hundreds of them are more than its stack holds.
+const MAX_ANSWERS: usize = 32;
+
 /// One worker of Envoy.
 pub(super) struct Worker {
     pub(super) limiter: Limiter,
@@ -115,6 +121,11 @@ impl Worker {
         });
     }
 
+    /// Whether the pipe says how often to tick.
+    pub(super) fn has_pipe(&self) -> bool {
+        self.pipe.is_some()
+    }
+
     /// Sees to deadlines.
     pub(super) fn tick(&mut self) {
         self.at_pipe(|pipe, fleet, now_us| {
@@ -135,10 +146,13 @@ impl Worker {
         }
     }
 
-    /// Answers those for whom Redis, or its absence, has decided.
+    /// Answers those for whom Redis, or its absence, has decided: some now, the others next turn.
     fn answer(&mut self, now_us: u64) {
         let mut is_away = false;
-        while let Some((ticket, decision)) = self.limiter.next_decision(now_us, &HostData) {
+        for _ in 0..MAX_ANSWERS {
+            let Some((ticket, decision)) = self.limiter.next_decision(now_us, &HostData) else {
+                break;
+            };
             let Some(Asked::Waits { started_us }) = self.asked.remove(&ticket) else {
                 continue;
             };

@@ -370,6 +370,11 @@ impl<T> Session<T> {
         self.effects.close || self.effects.open || !self.effects.send.is_empty()
     }
 
+    /// Whether there are answers to be taken.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
     /// The next answer, and who asked.
     pub fn next_answer(&mut self) -> Option<(T, Result<Answer, Failure>)> {
         self.answers.pop_front()
