@@ -17,7 +17,8 @@ use super::resp::{Decoder, Malformed, Reply, push_command};
 use super::script::{Script, Take, Taken};
 use crate::tier::Limit;
 
-/// Most questions on their way: more than a worker asks in a deadline, and few enough to bound its memory.
+/// Most questions on their way, and answers not yet taken: more than a worker asks in a deadline, and few enough to
+/// bound its memory.
 pub const MAX_QUESTIONS: usize = 2048;
 
 /// Failures in a row that open the breaker.
@@ -246,7 +247,7 @@ impl<T> Session<T> {
         if !self.is_asked() {
             return Err((asker, Declined::BreakerOpen));
         }
-        if self.sent.len() >= MAX_QUESTIONS {
+        if self.sent.len() + self.answers.len() >= MAX_QUESTIONS {
             return Err((asker, Declined::QueueFull));
         }
         self.connect(now_us);
