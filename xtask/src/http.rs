@@ -8,12 +8,14 @@ use anyhow::{Context, Result};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What came back, but for the body.
+/// What came back.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     /// Names in lower case.
     headers: Vec<String>,
+    /// As it came: where Envoy sends chunks, with their lengths.
+    pub(crate) body: String,
 }
 
 impl Response {
@@ -39,9 +41,9 @@ pub(crate) fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> 
 }
 
 fn parse(reply: &str) -> Option<Response> {
-    let (head, _body) = reply.split_once("\r\n\r\n")?;
+    let (head, body) = reply.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
     let headers = lines.filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase()));
-    Some(Response { status, headers: headers.collect() })
+    Some(Response { status, headers: headers.collect(), body: body.to_owned() })
 }

@@ -35,7 +35,7 @@ enum Verb {
     Demo(demo::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
     Test(checks::Options),
-    /// Measure the filter beside Envoy's own limiter, an empty filter and no filter
+    /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
     Bench(bench::Options),
     /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
     Dist,

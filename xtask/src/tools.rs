@@ -89,6 +89,15 @@ pub(crate) fn wrk() -> Result<PathBuf> {
     on_path("wrk").context("no `wrk` on PATH, though its package is installed")
 }
 
+/// Redis' HTTP gateway, for the bench.
+pub(crate) fn webdis() -> Result<PathBuf> {
+    if let Some(webdis) = on_path("webdis") {
+        return Ok(webdis);
+    }
+    debian_packages(&["webdis"])?;
+    on_path("webdis").context("no `webdis` on PATH, though its package is installed")
+}
+
 /// Redis, or Valkey, which speaks the same: the user's own if there is one, else Debian's.
 pub(crate) fn redis_server() -> Result<PathBuf> {
     let (binary, found) = find_redis_server()?;

@@ -3,78 +3,91 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::process::output_of;
+use super::directory;
+use crate::process::{Running, log_tail, pause};
 
 /// The unit of CPU times in `/proc`: `USER_HZ`, which is 100 on every Linux architecture we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+const WRK_SCRIPT: &str = include_str!("callers.lua");
+
 /// What wrk is to send.
 #[derive(Debug)]
-pub(crate) struct Load {
-    pub(crate) address: SocketAddr,
-    pub(crate) header: (&'static str, &'static str),
-    pub(crate) connections: u32,
+pub(super) struct Load {
+    pub(super) address: SocketAddr,
+    pub(super) callers: Callers,
+    pub(super) connections: u32,
 }
 
-/// One run of wrk against one Envoy.
-#[derive(Debug)]
-pub(crate) struct Measurement {
-    /// Envoy's CPU time, all threads, user and system, for each request.
-    pub(crate) cpu_us: f64,
-    pub(crate) requests_per_second: f64,
-    pub(crate) p50_ms: f64,
-    pub(crate) p99_ms: f64,
-    pub(crate) rss_mib: f64,
-    /// How many of the answers were neither 2xx nor 3xx, from 0 to 1.
-    pub(crate) refused_share: f64,
+/// Whose API keys the requests carry.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Callers {
+    /// This one.
+    One(&'static str),
+    /// `key-0` and so many after it, in turn.
+    InTurn(usize),
+}
+
+/// What wrk says of a run.
+#[derive(Debug, PartialEq)]
+pub(super) struct Report {
+    pub(super) requests: f64,
+    /// How many of the answers were neither 2xx nor 3xx.
+    refused: f64,
+    pub(super) requests_per_second: f64,
+    pub(super) p50_ms: f64,
+    pub(super) p99_ms: f64,
 }
 
 impl Load {
-    /// Runs the load from one thread, and reads what the process `envoy` spent on it.
-    pub(crate) fn run(&self, mut wrk: Command, seconds: u32, envoy: u32) -> Result<Measurement> {
-        let (name, value) = self.header;
+    /// Runs the load from one thread.
+    pub(super) fn run(&self, mut wrk: Command, seconds: u32) -> Result<Report> {
+        let directory = directory()?;
         wrk.args(["--threads", "1", "--latency"])
             .args(["--connections", &self.connections.to_string()])
-            .args(["--duration", &format!("{seconds}s")])
-            .args(["--header", &format!("{name}: {value}")])
-            .arg(format!("http://{}/", self.address));
-        let before = cpu_seconds(envoy)?;
-        let printed = output_of(&mut wrk)?;
-        let cpu_us = (cpu_seconds(envoy)? - before) * 1e6;
-        let report =
-            Report::parse(&printed).with_context(|| format!("cannot read what wrk printed:\n{printed}"))?;
-        Ok(Measurement {
-            cpu_us: cpu_us / report.requests,
-            requests_per_second: report.requests_per_second,
-            p50_ms: report.p50_ms,
-            p99_ms: report.p99_ms,
-            rss_mib: rss_mib(envoy)?,
-            refused_share: report.refused / report.requests,
-        })
+            .args(["--duration", &format!("{seconds}s")]);
+        let url = format!("http://{}/", self.address);
+        match self.callers {
+            Callers::One(key) => wrk.args(["--header", &format!("x-api-key: {key}")]).arg(url),
+            Callers::InTurn(count) => {
+                let script = directory.join("callers.lua");
+                fs::write(&script, WRK_SCRIPT)?;
+                wrk.arg("--script").arg(script).arg(url).arg("--").arg(count.to_string())
+            }
+        };
+        let printed = directory.join("wrk.log");
+        let mut running = Running::start_logged(&mut wrk, &printed)?;
+        let status = loop {
+            if let Some(status) = running.exited()? {
+                break status;
+            }
+            pause(Duration::from_millis(20))?;
+        };
+        ensure!(status.success(), "wrk: {status}\n{}", log_tail(&printed));
+        Report::parse(&fs::read_to_string(&printed)?)
+            .with_context(|| format!("cannot read what wrk printed\n{}", log_tail(&printed)))
     }
 }
 
-#[derive(Debug, PartialEq)]
-struct Report {
-    requests: f64,
-    refused: f64,
-    requests_per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-}
-
 impl Report {
+    /// From 0 to 1.
+    pub(super) fn refused_share(&self) -> f64 {
+        self.refused / self.requests
+    }
+
     fn parse(printed: &str) -> Option<Self> {
         let after = |label: &str| {
             let rest = printed.lines().find_map(|line| line.trim().strip_prefix(label))?;
             rest.split_whitespace().next()
         };
         let summary = printed.lines().find(|line| line.contains(" requests in "))?;
+        let requests = summary.split_whitespace().next()?.parse().ok().filter(|&requests| requests > 0.0)?;
         Some(Self {
-            requests: summary.split_whitespace().next()?.parse().ok()?,
+            requests,
             refused: after("Non-2xx or 3xx responses:").map_or(Some(0.0), |n| n.parse().ok())?,
             requests_per_second: after("Requests/sec:")?.parse().ok()?,
             p50_ms: milliseconds(after("50%")?)?,
@@ -90,8 +103,12 @@ fn milliseconds(time: &str) -> Option<f64> {
     Some(number.parse::<f64>().ok()? * unit)
 }
 
-/// User and system time of all threads of a process.
-fn cpu_seconds(process: u32) -> Result<f64> {
+/// User and system time of all threads of these processes, in microseconds.
+pub(super) fn cpu_us(processes: &[u32]) -> Result<f64> {
+    processes.iter().map(|&process| Ok(cpu_ticks(process)? / TICKS_PER_SECOND * 1e6)).sum()
+}
+
+fn cpu_ticks(process: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     let ticks = |field: usize| -> Option<f64> {
         // The second field is the program's name in parentheses, and may hold anything.
@@ -99,10 +116,10 @@ fn cpu_seconds(process: u32) -> Result<f64> {
         fields.split(' ').nth(field - 3)?.parse().ok()
     };
     let total = ticks(14).zip(ticks(15)).map(|(user, system)| user + system);
-    Ok(total.context("/proc/<pid>/stat is not as documented")? / TICKS_PER_SECOND)
+    total.context("/proc/<pid>/stat is not as documented")
 }
 
-fn rss_mib(process: u32) -> Result<f64> {
+pub(super) fn rss_mib(process: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
     Ok(kib.context("/proc/<pid>/status has no VmRSS")?.parse::<f64>()? / 1024.0)

@@ -1,0 +1,139 @@
+//! An Envoy that answers by itself: the limiter beside Envoy's own, an empty filter and no filter.
+
+mod variant;
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+
+use super::load::{Callers, Load, cpu_us, rss_mib};
+use super::{Machine, Timing, WARM_UP_SECONDS, ensure_answer, ensure_answers, loopback, median};
+use crate::envoy::ensure_free;
+use crate::filter::{self, Toolchain};
+use crate::{http, step, workspace};
+use variant::Variant;
+
+/// Not the demo's, and below those that the kernel gives to connections.
+const SERVICE_PORT: u16 = 18000;
+const ADMIN_PORT: u16 = 18001;
+
+#[derive(clap::Args)]
+// A group's name is its type's, and the options around these are a group too.
+#[group(id = "alone")]
+pub(super) struct Options {
+    #[command(flatten)]
+    timing: Timing,
+    /// How many connections wrk keeps busy
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Only this variant, or these if given more than once
+    #[arg(long)]
+    only: Vec<Variant>,
+}
+
+/// One run of wrk against one Envoy.
+#[derive(Debug)]
+struct Measurement {
+    /// Envoy's CPU time, all threads, user and system, for each request.
+    cpu_us: f64,
+    requests_per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    rss_mib: f64,
+}
+
+pub(super) fn run(options: &Options) -> Result<()> {
+    let machine = Machine::find()?;
+    let toolchain = Toolchain::find()?;
+    filter::build(toolchain)?;
+    filter::build_package(toolchain, "empty-filter", &workspace::target().join("empty_filter.wasm"))?;
+
+    let wanted = |variant: &&Variant| options.only.is_empty() || options.only.contains(variant);
+    let variants: Vec<Variant> = Variant::ALL.iter().filter(wanted).copied().collect();
+    let mut results: Vec<(Variant, Vec<Measurement>)> =
+        variants.into_iter().map(|variant| (variant, Vec::new())).collect();
+    let rounds = options.timing.rounds;
+    for round in 1..=rounds {
+        for (variant, measurements) in &mut results {
+            let measured = measure(&machine, *variant, options).with_context(|| variant.name())?;
+            step(format!(
+                "round {round} of {rounds}: {:15} {:6.1} µs CPU a request, {:6.0} requests/s",
+                variant.name(),
+                measured.cpu_us,
+                measured.requests_per_second
+            ));
+            measurements.push(measured);
+        }
+    }
+    print_table(&results, options, machine.is_pinned());
+    step("`cargo xtask bench redis` measures with Redis and an upstream");
+    Ok(())
+}
+
+fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Measurement> {
+    let [service, admin] = [SERVICE_PORT, ADMIN_PORT].map(loopback);
+    ensure_free(service)?;
+    ensure_free(admin)?;
+    let mut envoy = machine.measured_envoy(variant.name(), &variant.bootstrap(service, admin), admin)?;
+    verify(variant, service)?;
+
+    let load =
+        Load { address: service, callers: Callers::One(variant.api_key()), connections: options.connections };
+    load.run(machine.wrk(), WARM_UP_SECONDS)?;
+    let before = cpu_us(&[envoy.id()])?;
+    let report = load.run(machine.wrk(), options.timing.seconds)?;
+    let spent = cpu_us(&[envoy.id()])? - before;
+    envoy.check()?;
+    ensure_answers(&report, variant.refuses())?;
+    Ok(Measurement {
+        cpu_us: spent / report.requests,
+        requests_per_second: report.requests_per_second,
+        p50_ms: report.p50_ms,
+        p99_ms: report.p99_ms,
+        rss_mib: rss_mib(envoy.id())?,
+    })
+}
+
+/// Sees to it that a variant does what its name says: one that was set up wrongly would look fast.
+fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
+    // The first request takes the only token of the variant that refuses.
+    http::get(service, "/", &[("x-api-key", variant.api_key())])?;
+    ensure_answer(service, variant.api_key(), variant.refuses(), variant.has_limit_headers())
+}
+
+fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinned: bool) {
+    let of = |wanted| results.iter().find(|(variant, _)| *variant == wanted).map(|(_, found)| found);
+    let (native, none) = (of(Variant::Native), of(Variant::None));
+    println!(
+        "\n{} rounds of {} s, {} connections, one Envoy worker{}; medians\n",
+        options.timing.rounds,
+        options.timing.seconds,
+        options.connections,
+        if pinned { ", Envoy on a CPU of its own" } else { "" }
+    );
+    println!(
+        "| variant | CPU µs/request | × native | × no filter | requests/s | p50 ms | p99 ms | RSS MiB |"
+    );
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|");
+    for (variant, measured) in results {
+        println!(
+            "| {} | {:.1} | {} | {} | {:.0} | {:.2} | {:.2} | {:.0} |",
+            variant.description(),
+            median(measured.iter().map(|m| m.cpu_us)),
+            cpu_ratio(measured, native),
+            cpu_ratio(measured, none),
+            median(measured.iter().map(|m| m.requests_per_second)),
+            median(measured.iter().map(|m| m.p50_ms)),
+            median(measured.iter().map(|m| m.p99_ms)),
+            median(measured.iter().map(|m| m.rss_mib)),
+        );
+    }
+}
+
+/// The median of the ratios that two variants had in each round.
+fn cpu_ratio(measured: &[Measurement], base: Option<&Vec<Measurement>>) -> String {
+    base.map_or_else(
+        || "–".into(),
+        |base| format!("{:.2}", median(measured.iter().zip(base).map(|(m, b)| m.cpu_us / b.cpu_us))),
+    )
+}

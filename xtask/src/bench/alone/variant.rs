@@ -1,0 +1,129 @@
+//! What is measured, as Envoy bootstraps.
+
+use std::net::SocketAddr;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::super::config::{REFUSED_KEY, answer, callers, keys, limiter, listener, socket, wasm};
+
+/// One way to run Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum Variant {
+    None,
+    Native,
+    Empty,
+    Ours,
+    OursRefusing,
+    OursNoHeaders,
+    OursExempt,
+}
+
+impl Variant {
+    pub(super) const ALL: [Self; 7] = [
+        Self::None,
+        Self::Native,
+        Self::Empty,
+        Self::Ours,
+        Self::OursRefusing,
+        Self::OursNoHeaders,
+        Self::OursExempt,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Native => "native",
+            Self::Empty => "empty",
+            Self::Ours => "ours",
+            Self::OursRefusing => "ours-refusing",
+            Self::OursNoHeaders => "ours-no-headers",
+            Self::OursExempt => "ours-exempt",
+        }
+    }
+
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::None => "no filter",
+            Self::Native => "Envoy's `local_ratelimit`, a descriptor per key, headers",
+            Self::Empty => "an empty wasm filter",
+            Self::Ours => "ours, shared data, all headers",
+            Self::OursRefusing => "ours, refusing (429)",
+            Self::OursNoHeaders => "ours, no headers: less six header calls and a clock",
+            Self::OursExempt => "ours, an exempt path: also less the key, the bucket and a clock",
+        }
+    }
+
+    /// Whether it says in headers what it took.
+    pub(super) fn has_limit_headers(self) -> bool {
+        matches!(self, Self::Native | Self::Ours | Self::OursRefusing)
+    }
+
+    /// Whether it refuses nearly every request rather than none.
+    pub(super) fn refuses(self) -> bool {
+        self == Self::OursRefusing
+    }
+
+    /// The key to send: one of those that the variant knows.
+    pub(super) fn api_key(self) -> &'static str {
+        if self.refuses() { REFUSED_KEY } else { "key-50" }
+    }
+
+    /// An Envoy that answers by itself, with this variant's filter.
+    pub(super) fn bootstrap(self, service: SocketAddr, admin: SocketAddr) -> Value {
+        let host = json!({
+            "name": "bench",
+            "domains": ["*"],
+            "rate_limits": [{"actions": [{"request_headers": {
+                "header_name": "x-api-key", "descriptor_key": "api_key",
+            }}]}],
+            "routes": [answer()],
+        });
+        json!({
+            "admin": {"address": socket(admin)},
+            "static_resources": {"listeners": [listener(service, self.filter(), &host)]},
+        })
+    }
+
+    fn filter(self) -> Option<Value> {
+        match self {
+            Self::None => None,
+            Self::Native => Some(native()),
+            Self::Empty => Some(wasm("rate_limiter", "target/empty_filter.wasm", &json!({}))),
+            _ => Some(limiter(&self.limiter())),
+        }
+    }
+
+    fn limiter(self) -> Value {
+        let headers = self != Self::OursNoHeaders;
+        let exempt_paths: &[&str] = if self == Self::OursExempt { &["/"] } else { &[] };
+        let mut settings = callers();
+        settings["headers"] =
+            json!({"rate_limit": headers, "system_health": headers, "processing_time": headers});
+        settings["exempt_paths"] = json!(exempt_paths);
+        settings
+    }
+}
+
+/// Envoy's own limiter. It takes from the caller's bucket only, as ours does.
+fn native() -> Value {
+    let endless =
+        json!({"max_tokens": 1_000_000_000, "tokens_per_fill": 1_000_000_000, "fill_interval": "1s"});
+    let always = json!({"default_value": {"numerator": 100, "denominator": "HUNDRED"}});
+    let descriptors: Vec<Value> = keys()
+        .map(|key| json!({"entries": [{"key": "api_key", "value": key}], "token_bucket": endless}))
+        .collect();
+    json!({
+        "name": "envoy.filters.http.local_ratelimit",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "bench",
+            "token_bucket": endless,
+            "always_consume_default_token_bucket": false,
+            "filter_enabled": always,
+            "filter_enforced": always,
+            "descriptors": descriptors,
+            "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
+        },
+    })
+}
