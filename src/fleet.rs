@@ -70,8 +70,8 @@ enum Asker {
     Poll {
         health_changes: u32,
     },
-    /// This worker, giving its health to a Redis that has none.
-    Restore,
+    /// This worker, which needs no answer.
+    Nobody,
 }
 
 /// One worker's part in the fleet.
@@ -182,11 +182,19 @@ impl Fleet {
         }
         self.next_poll_us = now_us.saturating_add(POLL_US);
         if self.session.is_asked() && self.holds_lease(data) {
-            let health_changes = Control::read(data, &self.control_key).health_changes;
-            let question = Question::Get(self.health_key.clone());
-            let asker = Asker::Poll { health_changes };
-            // Where the queue is full, the next poll is soon enough.
-            let _ = self.session.ask(asker, question, self.session.timeout_us(), now_us);
+            self.poll(now_us, data);
+        }
+    }
+
+    /// Looks for a changed health, and whether Redis is well where that is not known.
+    fn poll(&mut self, now_us: u64, data: &impl SharedData) {
+        let control = Control::read(data, &self.control_key);
+        let timeout_us = self.session.timeout_us();
+        let asker = Asker::Poll { health_changes: control.health_changes };
+        // Where the queue is full, the next poll is soon enough.
+        let _ = self.session.ask(asker, Question::Get(self.health_key.clone()), timeout_us, now_us);
+        if control.redis != Redis::Connected {
+            let _ = self.session.ask(Asker::Nobody, self.session.probe(), timeout_us, now_us);
         }
     }
 
@@ -237,7 +245,7 @@ impl Fleet {
                         self.found_health(text.as_deref(), health_changes, now_us, data);
                     }
                 }
-                Asker::Restore => {}
+                Asker::Nobody => {}
             }
         }
         None
@@ -278,7 +286,7 @@ impl Fleet {
         let Some(text) = text else {
             if known.health != Health::default() {
                 let question = Question::Set(self.health_key.clone(), known.health.name(), Overwrite::Never);
-                let _ = self.session.ask(Asker::Restore, question, SET_HEALTH_TIMEOUT_US, now_us);
+                let _ = self.session.ask(Asker::Nobody, question, SET_HEALTH_TIMEOUT_US, now_us);
             }
             return;
         };

@@ -231,6 +231,11 @@ impl<T> Session<T> {
         !self.sent.is_empty()
     }
 
+    /// The question that finds out whether Redis is well. Its answer matters to nobody but the session.
+    pub fn probe(&self) -> Question {
+        Question::Take(self.probe.clone())
+    }
+
     /// How long a question may take, in microseconds.
     pub fn timeout_us(&self) -> u64 {
         self.timeout_us
@@ -460,13 +465,10 @@ impl<T> Session<T> {
 
     /// A replica, or a Redis that is full, can still be read: only an answer about a token shows that all is well.
     fn succeeded(&mut self, answer: &Answer) {
-        let is_about_a_token = matches!(answer, Answer::Taken(_));
         self.silences = 0;
-        if is_about_a_token {
+        if matches!(answer, Answer::Taken(_)) {
             self.refusals = 0;
             self.shard_refusals = 0;
-        }
-        if is_about_a_token || self.connected.is_none() {
             self.is_connected();
         }
     }
