@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
+pub mod random;
+pub mod redis;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 

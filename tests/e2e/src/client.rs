@@ -1,6 +1,7 @@
 //! An HTTP/1.1 client that says exactly what it is told to: odd case, bytes that are not UTF-8,
 //! the same header twice, half a body. It keeps every header of an answer as it came.
 
+use std::fmt;
 use std::io::{self, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -12,6 +13,9 @@ use crate::http1::{self, BodyLength, Headers};
 
 /// Long enough for anything Envoy does here; a hang is a failure, not a wait.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a failing test shows of a body.
+const SHOWN_BYTES: usize = 200;
 
 /// One request. The `host` header is added; every other header is the test's.
 #[derive(Clone, Debug)]
@@ -106,7 +110,7 @@ impl Request {
 }
 
 /// One answer, trailers included among the headers where HTTP/2 brought some.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Response {
     /// The status code.
     pub status: u16,
@@ -114,6 +118,21 @@ pub struct Response {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body, chunks joined.
     pub body: Vec<u8>,
+}
+
+/// As text, for the messages of failing tests.
+impl fmt::Debug for Response {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let headers: Vec<_> =
+            self.headers.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
+        formatter
+            .debug_struct("Response")
+            .field("status", &self.status)
+            .field("headers", &headers)
+            .field("body", &text(&self.body[..self.body.len().min(SHOWN_BYTES)]))
+            .finish()
+    }
 }
 
 impl Response {

@@ -4,20 +4,28 @@
 //! In reading order: [`setup`] says what an Envoy is to look like, [`envoy`] is one that runs,
 //! [`client`] speaks HTTP/1.1 to it byte by byte, [`http2`] speaks HTTP/2 and gRPC, [`load`]
 //! sends many requests at once, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
+//! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
+//! connection to one in every way there is, [`certificates`] are for TLS.
 //! [`wait`] holds the only loop that waits for something.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
+pub mod certificates;
 pub mod client;
 pub mod envoy;
 pub mod http2;
 pub mod load;
 pub mod prometheus;
+pub mod redis;
+pub mod redis_cluster;
+pub mod resp;
 pub mod setup;
 pub mod upstream;
 pub mod wait;
+pub mod wire;
 
 mod http1;
+mod port;
 mod process;
 
 use sha2::Digest as _;

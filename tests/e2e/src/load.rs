@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::client::{Connection, Request};
+use crate::client::{Connection, Request, Response};
+use crate::wait::Stalls;
 
 /// How many answers there were of each status. A connection that broke counts as status 0.
 pub type Tally = BTreeMap<u16, u64>;
@@ -22,10 +23,16 @@ const DEPTH: usize = 2;
 /// All connections are open before the first request of any of them goes out; then they all start
 /// in the same instant. That is the hardest case for a bucket that does not exist yet.
 pub fn burst(to: SocketAddr, connections: usize, requests: usize, request: &Request) -> Tally {
+    burst_on_each(&[to], connections, requests, request)
+}
+
+/// [`burst`] on all of these addresses at once, with as many connections to each.
+pub fn burst_on_each(to: &[SocketAddr], connections: usize, requests: usize, request: &Request) -> Tally {
     let one = request.encode();
+    let connections = connections * to.len();
     let start = Barrier::new(connections);
-    in_threads(connections, |_| {
-        let mut connection = Connection::open(to);
+    in_threads(connections, |index| {
+        let mut connection = Connection::open(to[index % to.len()]);
         start.wait();
         let mut tally = Tally::new();
         let mut left = requests;
@@ -83,45 +90,104 @@ pub fn during<T>(
     request: &Request,
     work: impl FnOnce() -> T,
 ) -> (T, Tally) {
+    let (result, exchanges) = observe(&[to], connections, pause, |_, _| request.clone(), work);
+    (result, tally(&exchanges))
+}
+
+/// A request and what became of it.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Which of the connections, counted from zero.
+    pub connection: usize,
+    /// When it was sent.
+    pub sent: Instant,
+    /// How long the answer took.
+    pub took: Duration,
+    /// How much of that this machine gave to none of us.
+    pub stalled: Duration,
+    /// The answer.
+    pub answer: io::Result<Response>,
+}
+
+impl Exchange {
+    /// How long the answer took of the time that there was.
+    pub fn delay(&self) -> Duration {
+        self.took.saturating_sub(self.stalled)
+    }
+
+    /// The answer's status; 0 where the connection broke.
+    pub fn status(&self) -> u16 {
+        self.answer.as_ref().map_or(0, |response| response.status)
+    }
+}
+
+/// [`during`] with every answer kept, and a request for each: `request` is told which connection it is for, counted
+/// from zero, and what has come on that so far. The connections go to the addresses in turn. Gives what came by
+/// connection and in its order.
+pub fn observe<T>(
+    to: &[SocketAddr],
+    connections: usize,
+    pause: Duration,
+    request: impl Fn(usize, &[Exchange]) -> Request + Sync,
+    work: impl FnOnce() -> T,
+) -> (T, Vec<Exchange>) {
     let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
+    let stalls = Stalls::watch();
+    let (stop, request) = (&stop, &request);
+    let (result, mut exchanges) = thread::scope(|scope| {
         let threads: Vec<_> = (0..connections)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut connection = Connection::open(to);
-                    let mut tally = Tally::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        let status = match connection.try_send(request) {
-                            Ok(response) => {
-                                if response.all("connection").iter().any(|c| c.eq_ignore_ascii_case("close"))
-                                {
-                                    connection = Connection::open(to);
-                                }
-                                response.status
-                            }
-                            Err(_) => {
-                                connection = Connection::open(to);
-                                0
-                            }
-                        };
-                        *tally.entry(status).or_default() += 1;
-                        thread::sleep(pause);
-                    }
-                    tally
-                })
-            })
+            .map(|index| scope.spawn(move || keep_asking(to[index % to.len()], index, pause, request, stop)))
             .collect();
         // A panic in `work` must not leave the threads running: the scope would wait for them.
         let result = {
-            let _stop = StopOnDrop(&stop);
+            let _stop = StopOnDrop(stop);
             work()
         };
-        let tally = threads
-            .into_iter()
-            .map(|thread| thread.join().expect("no panic in a load thread"))
-            .fold(Tally::new(), merge);
-        (result, tally)
-    })
+        let join = |thread: thread::ScopedJoinHandle<'_, Vec<Exchange>>| {
+            thread.join().expect("no panic in a load thread")
+        };
+        (result, threads.into_iter().flat_map(join).collect::<Vec<_>>())
+    });
+    let stalls = stalls.end();
+    for exchange in &mut exchanges {
+        exchange.stalled = stalls.within(exchange.sent, exchange.took);
+    }
+    (result, exchanges)
+}
+
+fn keep_asking(
+    to: SocketAddr,
+    index: usize,
+    pause: Duration,
+    request: &impl Fn(usize, &[Exchange]) -> Request,
+    stop: &AtomicBool,
+) -> Vec<Exchange> {
+    let mut connection = Connection::open(to);
+    let mut exchanges = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let request = request(index, &exchanges);
+        let sent = Instant::now();
+        let answer = connection.try_send(&request);
+        let took = sent.elapsed();
+        let is_over = answer.as_ref().map_or(true, |response| {
+            response.all("connection").iter().any(|value| value.eq_ignore_ascii_case("close"))
+        });
+        if is_over {
+            connection = Connection::open(to);
+        }
+        exchanges.push(Exchange { connection: index, sent, took, stalled: Duration::ZERO, answer });
+        thread::sleep(pause);
+    }
+    exchanges
+}
+
+/// Counts answers by status.
+pub fn tally<'a>(exchanges: impl IntoIterator<Item = &'a Exchange>) -> Tally {
+    let mut tally = Tally::new();
+    for exchange in exchanges {
+        *tally.entry(exchange.status()).or_default() += 1;
+    }
+    tally
 }
 
 /// Adds two tallies.

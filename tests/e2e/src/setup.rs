@@ -9,6 +9,10 @@ use tempfile::TempDir;
 
 use crate::envoy::{Envoy, filter_wasm};
 
+mod redis;
+
+pub use redis::REDIS_CLUSTER;
+
 /// The listener that [`Envoy::send`] talks to.
 pub const MAIN: &str = "main";
 
@@ -44,10 +48,13 @@ pub struct Setup {
     dir: TempDir,
     workers: u32,
     env: Vec<(String, String)>,
+    host_env: Vec<(String, String)>,
     hcm: Map<String, Value>,
     routes: Vec<Value>,
     clusters: Vec<Value>,
     listeners: Vec<Listener>,
+    /// Listeners that only this Envoy itself can reach, in full.
+    internal_listeners: Vec<Value>,
     ecds: bool,
     bodies: bool,
     filter_stats: bool,
@@ -71,6 +78,7 @@ impl Setup {
             dir: tempfile::tempdir().expect("a temporary directory"),
             workers: 2,
             env: Vec::new(),
+            host_env: Vec::new(),
             hcm: Map::new(),
             routes: vec![json!({
                 "match": {"prefix": "/"},
@@ -82,6 +90,7 @@ impl Setup {
                 address: tcp("127.0.0.1", 0),
                 plugin: Plugin::Bare,
             }],
+            internal_listeners: Vec::new(),
             ecds: false,
             bodies: true,
             filter_stats: true,
@@ -160,6 +169,13 @@ impl Setup {
     /// Adds a variable to the VM's environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets a variable in Envoy's own environment and hands it on to the VM, so that no configuration holds its
+    /// value.
+    pub fn host_env(mut self, name: &str, value: &str) -> Self {
+        self.host_env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -281,12 +297,14 @@ impl Setup {
             .arg(format!("wasm:{}", self.filter_log))
             .arg("--concurrency")
             .arg(self.workers.to_string())
+            .envs(self.host_env.iter().cloned())
             .current_dir(self.dir.path());
         (self.dir, command)
     }
 
     fn bootstrap(&self) -> Value {
-        let listeners: Vec<_> = self.listeners.iter().map(|l| self.listener_json(l)).collect();
+        let mut listeners: Vec<_> = self.listeners.iter().map(|l| self.listener_json(l)).collect();
+        listeners.extend(self.internal_listeners.clone());
         let mut stats = json!({"stats_tags": stats_tags()});
         if !self.filter_stats {
             stats["stats_matcher"] = json!({"exclusion_list": {"patterns": [{"contains": "rate_limiter_"}]}});
@@ -296,6 +314,10 @@ impl Setup {
             "admin": {"address": tcp("127.0.0.1", 0)},
             "stats_flush_interval": "1s",
             "stats_config": stats,
+            "bootstrap_extensions": [{
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
+            }],
             "static_resources": {"listeners": listeners, "clusters": self.clusters},
         })
     }
@@ -363,6 +385,7 @@ impl Setup {
     fn wasm(&self, plugin: &Plugin) -> Value {
         let env: Map<String, Value> =
             self.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let host_env: Vec<_> = self.host_env.iter().map(|(name, _)| name).collect();
         let mut config = json!({
             "name": "rate_limiter",
             "root_id": "rate_limiter",
@@ -372,7 +395,7 @@ impl Setup {
                 "vm_id": "rate_limiter",
                 "runtime": "envoy.wasm.runtime.v8",
                 "code": {"local": {"filename": filter_wasm()}},
-                "environment_variables": {"key_values": env},
+                "environment_variables": {"key_values": env, "host_env_keys": host_env},
             },
         });
         match plugin {
@@ -405,7 +428,7 @@ impl Setup {
             "connect_timeout": "1s",
             "load_assignment": {
                 "cluster_name": name,
-                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": endpoint}}]}],
+                "endpoints": endpoints(std::slice::from_ref(endpoint)),
             },
         }));
         self
@@ -420,6 +443,12 @@ pub(crate) fn string_value(text: &str) -> Value {
 
 fn tcp(address: &str, port: u16) -> Value {
     json!({"socket_address": {"address": address, "port_value": port}})
+}
+
+fn endpoints(addresses: &[Value]) -> Value {
+    let endpoints: Vec<_> =
+        addresses.iter().map(|address| json!({"endpoint": {"address": address}})).collect();
+    json!([{"lb_endpoints": endpoints}])
 }
 
 /// The same labels as the shipped bootstrap's; that one is tested by booting it.

@@ -1,6 +1,7 @@
 //! Waiting for something to become true, with a deadline and a word on what was waited for.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a change inside Envoy may take to show, on a machine that is busy with other tests.
@@ -59,4 +60,62 @@ pub fn unix_now() -> f64 {
 pub fn alone() -> MutexGuard<'static, ()> {
     static HEAVY: Mutex<()> = Mutex::new(());
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Times at which this machine ran somebody else: a thread that wants to sleep for a millisecond was not woken
+/// for several. Whatever a test times in such a moment says nothing about Envoy.
+#[derive(Debug)]
+pub struct Stalls {
+    /// The watcher has the other one, and ends when it is the last.
+    wanted: Arc<()>,
+    watcher: JoinHandle<Vec<(Instant, Instant)>>,
+}
+
+/// How long the watcher sleeps, and how much longer than that counts as a stall.
+const NAP: Duration = Duration::from_millis(1);
+const STALL: Duration = Duration::from_millis(4);
+
+impl Stalls {
+    /// Begins to watch.
+    pub fn watch() -> Self {
+        let wanted = Arc::new(());
+        let still_wanted = Arc::clone(&wanted);
+        let watcher = std::thread::spawn(move || {
+            let mut stalls = Vec::new();
+            while Arc::strong_count(&still_wanted) > 1 {
+                let began = Instant::now();
+                std::thread::sleep(NAP);
+                if began.elapsed() > NAP + STALL {
+                    stalls.push((began + NAP, Instant::now()));
+                }
+            }
+            stalls
+        });
+        Self { wanted, watcher }
+    }
+
+    /// Ends; gives what was seen.
+    ///
+    /// # Panics
+    ///
+    /// When the watching thread did.
+    pub fn end(self) -> Stalled {
+        drop(self.wanted);
+        Stalled(self.watcher.join().expect("the watcher only sleeps"))
+    }
+}
+
+/// The stalls that [`Stalls`] has seen.
+#[derive(Debug)]
+pub struct Stalled(Vec<(Instant, Instant)>);
+
+impl Stalled {
+    /// How much of the time `took` from `from` on was stalled.
+    pub fn within(&self, from: Instant, took: Duration) -> Duration {
+        let to = from + took;
+        let overlap = |(began, ended): &(Instant, Instant)| {
+            (*ended).min(to).saturating_duration_since((*began).max(from))
+        };
+        self.0.iter().map(overlap).sum()
+    }
 }

@@ -20,6 +20,7 @@ mod memory;
 mod metrics;
 mod paths;
 mod protocols;
+mod redis;
 mod reload_under_load;
 mod secrets;
 mod shipped;

@@ -20,19 +20,21 @@ fn repository_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Starts the shipped bootstrap in a folder that looks like the repository's root, so that a demo
-/// that runs there is not disturbed and documents may be edited. Ports that nobody needs to know
-/// are left to the system, unless `as_it_is`.
-fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
+/// Starts a shipped bootstrap in a folder that looks like the repository's root, so that a demo that runs there is not
+/// disturbed and documents may be edited. Each of `changes` is made in its one place. What Envoy's environment may
+/// hold for the filter is what `env` says.
+pub(crate) fn boot(
+    file: &str,
+    changes: &[(&str, &str)],
+    env: &[(&str, &str)],
+    prepare: impl FnOnce(&Path),
+) -> (Envoy, PathBuf) {
     let root = repository_root();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let mut bootstrap = fs::read_to_string(root.join("envoy.yaml")).expect("envoy.yaml");
-    if !as_it_is {
-        for port in ["8000", "9901"] {
-            let (from, to) = (format!("port_value: {port}}}"), "port_value: 0}");
-            assert_eq!(bootstrap.matches(&from).count(), 1, "{from} in envoy.yaml");
-            bootstrap = bootstrap.replace(&from, to);
-        }
+    let mut bootstrap = fs::read_to_string(root.join(file)).expect(file);
+    for (from, to) in changes {
+        assert_eq!(bootstrap.matches(from).count(), 1, "{from} in {file}");
+        bootstrap = bootstrap.replace(from, to);
     }
     let folder = dir.path().to_owned();
     fs::write(folder.join("envoy.yaml"), bootstrap).expect("written");
@@ -44,15 +46,26 @@ fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
     }
     std::os::unix::fs::symlink(filter_wasm(), folder.join("target/dynamic_rate_limiter.wasm"))
         .expect("a link to the filter");
+    prepare(&folder);
     let mut command = Command::new(envoy_bin());
     command
         .args(["-c", "envoy.yaml", "--concurrency", "2", "--component-log-level", "wasm:info"])
         .current_dir(&folder);
-    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL"] {
+    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_USERNAME", "REDIS_PASSWORD"] {
         command.env_remove(name);
     }
     command.envs(env.iter().copied());
-    let envoy = Envoy::start(dir, command);
+    (Envoy::start(dir, command), folder)
+}
+
+/// What leaves the ports that nobody needs to know to the system.
+pub(crate) const ANY_PORTS: [(&str, &str); 2] =
+    [("port_value: 8000}", "port_value: 0}"), ("port_value: 9901}", "port_value: 0}")];
+
+/// Starts the demo; its ports are left to the system, unless `as_it_is`.
+fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
+    let changes = if as_it_is { &[][..] } else { &ANY_PORTS[..] };
+    let (envoy, folder) = boot("envoy.yaml", changes, env, |_| ());
     wait::until("the documents are there", || {
         (envoy.send(&Request::get("/").key("enterprise")).tier() == "enterprise").then_some(())
     });

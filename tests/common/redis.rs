@@ -1,0 +1,182 @@
+//! A model of Redis in memory: as much of it as the limiter speaks to, on a clock that tests move.
+
+use std::collections::{HashMap, HashSet};
+
+use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, take};
+use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1};
+
+use super::{SECOND, limit};
+
+/// The words of a command.
+pub type Command = Vec<Vec<u8>>;
+
+/// A command as text, for messages and comparisons. The script is shown as its name.
+pub fn shown(command: &Command) -> String {
+    let words = command.iter().map(|word| match word.as_slice() {
+        script if script == TAKE.as_bytes() => "<take>".to_owned(),
+        script if script == TAKE_SHA1.as_bytes() => "<sha1>".to_owned(),
+        word => String::from_utf8_lossy(word).into_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Reads a command as Redis does, and with none of the limiter's code: the command and its length, or nothing
+/// while it is not whole.
+pub fn parse_command(bytes: &[u8]) -> Option<(Command, usize)> {
+    let mut at = 0;
+    let number = |kind: u8, at: &mut usize| {
+        let line = bytes[*at..].windows(2).position(|pair| pair == b"\r\n")?;
+        let text = &bytes[*at..*at + line];
+        assert_eq!(text.first(), Some(&kind), "{:?}", String::from_utf8_lossy(bytes));
+        *at += line + 2;
+        std::str::from_utf8(&text[1..]).ok()?.parse::<usize>().ok()
+    };
+    let words = number(b'*', &mut at)?;
+    let mut command = Vec::new();
+    for _ in 0..words {
+        let length = number(b'$', &mut at)?;
+        let word = bytes.get(at..at + length)?.to_vec();
+        assert_eq!(bytes.get(at + length..at + length + 2)?, b"\r\n");
+        at += length + 2;
+        command.push(word);
+    }
+    Some((command, at))
+}
+
+/// Reads all commands in `bytes`, which has to end with one.
+pub fn parse_commands(mut bytes: &[u8]) -> Vec<Command> {
+    let mut commands = Vec::new();
+    while !bytes.is_empty() {
+        let (command, length) = parse_command(bytes).expect("a whole command");
+        commands.push(command);
+        bytes = &bytes[length..];
+    }
+    commands
+}
+
+/// The answer of the script.
+pub fn taken_reply(sequence: &str, admitted: bool, tokens_pico: u64, now_us: u64) -> Vec<u8> {
+    let (tokens, pico) = (tokens_pico / PICO_PER_TOKEN, tokens_pico % PICO_PER_TOKEN);
+    let (seconds, us) = (now_us / SECOND, now_us % SECOND);
+    let admitted = u8::from(admitted);
+    bulk(format!("{sequence} {admitted} {tokens}.{pico:012} {seconds}.{us:06}").as_bytes())
+}
+
+pub fn bulk(text: &[u8]) -> Vec<u8> {
+    [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
+}
+
+/// One connection: what of a command has come, and whether it may ask.
+#[derive(Default)]
+pub struct Connection {
+    input: Vec<u8>,
+    is_authenticated: bool,
+}
+
+/// The server.
+#[derive(Default)]
+pub struct ModelRedis {
+    pub now_us: u64,
+    pub buckets: HashMap<String, Bucket>,
+    pub strings: HashMap<String, Vec<u8>>,
+    /// Whether the script is known by its hash.
+    pub knows_script: bool,
+    /// What every command is answered with, if not the truth; without the dash.
+    pub error: Option<&'static str>,
+    /// Keys that hold something else than a bucket.
+    pub of_another_type: HashSet<String>,
+    /// What `AUTH` has to say: the user, if not the default one, and the password.
+    pub password: Option<(Option<&'static str>, &'static str)>,
+    /// Everything that was ever asked.
+    pub commands: Vec<Command>,
+}
+
+impl ModelRedis {
+    pub fn at(now_us: u64) -> Self {
+        Self { now_us, ..Self::default() }
+    }
+
+    /// Takes in bytes and gives the reply to each command that is whole now.
+    pub fn receive(&mut self, connection: &mut Connection, bytes: &[u8]) -> Vec<Vec<u8>> {
+        connection.input.extend_from_slice(bytes);
+        let mut replies = Vec::new();
+        while let Some((command, length)) = parse_command(&connection.input) {
+            connection.input.drain(..length);
+            replies.push(self.execute(connection, &command));
+            self.commands.push(command);
+        }
+        replies
+    }
+
+    /// The commands since this was last called, as text.
+    pub fn take_commands(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.commands).iter().map(shown).collect()
+    }
+
+    fn execute(&mut self, connection: &mut Connection, command: &Command) -> Vec<u8> {
+        let texts: Vec<&str> = command.iter().map(|word| std::str::from_utf8(word).expect("text")).collect();
+        if let Some(error) = self.error {
+            return format!("-{error}\r\n").into_bytes();
+        }
+        if let ["AUTH", credentials @ ..] = texts.as_slice() {
+            let is_right = match (self.password, credentials) {
+                (Some((None, password)), [found]) => *found == password,
+                (Some((Some(user), password)), [found_user, found]) => {
+                    (*found_user, *found) == (user, password)
+                }
+                _ => false,
+            };
+            connection.is_authenticated |= is_right;
+            let refusal = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+            return if is_right { b"+OK\r\n".to_vec() } else { refusal.to_vec() };
+        }
+        if self.password.is_some() && !connection.is_authenticated {
+            return b"-NOAUTH Authentication required.\r\n".to_vec();
+        }
+        match texts.as_slice() {
+            ["EVALSHA", script, "1", key, arguments @ ..] => {
+                assert_eq!(*script, TAKE_SHA1);
+                match self.knows_script {
+                    true => self.take(key, arguments),
+                    false => b"-NOSCRIPT No matching script. Please use EVAL.\r\n".to_vec(),
+                }
+            }
+            ["EVAL", script, "1", key, arguments @ ..] => {
+                assert_eq!(*script, TAKE);
+                self.knows_script = true;
+                self.take(key, arguments)
+            }
+            ["GET", key] => match self.strings.get(*key) {
+                Some(value) => bulk(value),
+                None => b"$-1\r\n".to_vec(),
+            },
+            ["SET", key, value, flags @ ..] => match flags {
+                ["NX"] if self.strings.contains_key(*key) => b"$-1\r\n".to_vec(),
+                [] | ["NX"] => {
+                    self.strings.insert((*key).to_owned(), (*value).into());
+                    b"+OK\r\n".to_vec()
+                }
+                _ => panic!("SET has no flags {flags:?} here"),
+            },
+            _ => panic!("nobody asks Redis this: {texts:?}"),
+        }
+    }
+
+    fn take(&mut self, key: &str, arguments: &[&str]) -> Vec<u8> {
+        let [capacity, whole, micro, keep_ms, sequence] = arguments else {
+            panic!("the script has five arguments: {arguments:?}");
+        };
+        if self.of_another_type.contains(key) {
+            return b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n".to_vec();
+        }
+        let number = |text: &str| text.parse::<u64>().expect("a number");
+        assert!(number(keep_ms) > 0, "the key would be gone at once");
+        let limit = limit(number(capacity) as u32, number(whole) * SECOND + number(micro));
+        let stored = self.buckets.get(key).copied();
+        let (verdict, changed) = take(stored, limit, self.now_us);
+        let state = changed.or(stored).expect("a new bucket has a token");
+        self.buckets.insert(key.to_owned(), state);
+        let left = dynamic_rate_limiter::bucket::available_pico(Some(state), limit, self.now_us);
+        taken_reply(sequence, verdict.outcome == Outcome::Admitted, left, self.now_us)
+    }
+}

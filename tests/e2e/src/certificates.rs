@@ -1,0 +1,53 @@
+//! Certificates for a Redis that speaks TLS.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+/// The files that a server with a certificate needs, and its clients.
+#[derive(Debug)]
+pub struct Certificate {
+    /// Of the authority that signed it.
+    pub authority: PathBuf,
+    /// The certificate itself.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Certificate {
+    /// Writes a certificate for `name`, signed by an authority made for it alone, into a folder.
+    ///
+    /// # Panics
+    ///
+    /// When the files cannot be written, or `name` is no DNS name.
+    pub fn write(folder: &Path, name: &str) -> Self {
+        let file = |suffix: &str| folder.join(format!("{name}.{suffix}.pem"));
+        let (authority_key, server_key) = (new_key(), new_key());
+        let mut params = CertificateParams::new([]).expect("no names are no wrong names");
+        // Its own name, or it would seem to have signed itself.
+        params.distinguished_name.push(DnType::CommonName, format!("authority of {name}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let authority = params.self_signed(&authority_key).expect("a certificate");
+        let issuer = Issuer::new(params, authority_key);
+        let certificate = CertificateParams::new([name.to_owned()])
+            .and_then(|params| params.signed_by(&server_key, &issuer))
+            .expect("a certificate for a DNS name");
+        let written =
+            Self { authority: file("authority"), certificate: file("certificate"), key: file("key") };
+        for (path, text) in [
+            (&written.authority, authority.pem()),
+            (&written.certificate, certificate.pem()),
+            (&written.key, server_key.serialize_pem()),
+        ] {
+            fs::write(path, text).expect("a file written");
+        }
+        written
+    }
+}
+
+fn new_key() -> KeyPair {
+    KeyPair::generate().expect("a key")
+}

@@ -1,0 +1,328 @@
+//! A real Redis that a test starts, stops, freezes, kills and asks.
+//!
+//! The test talks to it through a socket file and as a user of its own, so that it gets an answer
+//! whatever the passwords are, and so that everything on the TCP port is Envoy's.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::certificates::Certificate;
+use crate::resp::{Connection, Reply};
+use crate::{port, process, wait};
+
+const START: Duration = Duration::from_secs(30);
+
+/// What a failing test shows of the log.
+const LOG_TAIL_LINES: usize = 20;
+
+/// The test's own user.
+const USER: &str = "e2e-harness";
+
+/// A `redis-server`, running or not.
+#[derive(Debug)]
+pub struct Redis {
+    dir: TempDir,
+    address: SocketAddr,
+    /// For the other nodes of a cluster, and for clients that want TLS.
+    second_port: u16,
+    child: Option<Child>,
+}
+
+impl Redis {
+    /// Starts one that keeps nothing on disk, on a port of its own.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts one with these lines in its configuration file; `{second}` in them is another port of its own.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up; the message holds the end of its log.
+    #[track_caller]
+    pub fn start_with(lines: &[&str]) -> Self {
+        let mut redis = Self::not_started(lines);
+        redis.restart();
+        redis
+    }
+
+    /// Starts one that is a node of a cluster.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start_node() -> Self {
+        Self::start_with(&["cluster-enabled yes", "cluster-node-timeout 2000", "cluster-port {second}"])
+    }
+
+    /// Starts one that also speaks TLS, on [`Redis::tls_address`].
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start_tls(certificate: &Certificate, lines: &[&str]) -> Self {
+        let tls = [
+            "tls-port {second}".to_owned(),
+            "tls-auth-clients no".to_owned(),
+            format!("tls-ca-cert-file {}", certificate.authority.display()),
+            format!("tls-cert-file {}", certificate.certificate.display()),
+            format!("tls-key-file {}", certificate.key.display()),
+        ];
+        let lines: Vec<_> = tls.iter().map(String::as_str).chain(lines.iter().copied()).collect();
+        Self::start_with(&lines)
+    }
+
+    /// One that has an address, where nothing listens until [`Redis::restart`].
+    ///
+    /// # Panics
+    ///
+    /// When there is no temporary directory to be had.
+    #[track_caller]
+    pub fn not_started(lines: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let address = port::reserve();
+        let second_port = port::reserve().port();
+        let mut config = format!(
+            "bind {}\nport {}\nunixsocket {}\ndir {}\nlogfile redis.log\n\
+             save \"\"\nappendonly no\nuser {USER} on nopass +@all ~* &*\n",
+            address.ip(),
+            address.port(),
+            socket(&dir).display(),
+            dir.path().display(),
+        );
+        for line in lines {
+            config += &line.replace("{second}", &second_port.to_string());
+            config.push('\n');
+        }
+        fs::write(dir.path().join("redis.conf"), config).expect("a configuration written");
+        Self { dir, address, second_port, child: None }
+    }
+
+    /// Where Envoy finds it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it speaks TLS.
+    pub fn tls_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), self.second_port)
+    }
+
+    /// Where the other nodes of its cluster find it.
+    pub(crate) fn bus_port(&self) -> u16 {
+        self.second_port
+    }
+
+    /// Starts it where nothing runs, on the same port, and waits until it answers.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up; the message holds the end of its log.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.launch();
+        wait::until_within(START, "Redis answers", || {
+            self.assert_runs();
+            matches!(self.try_command(&["PING"]), Ok(Reply::Status(_))).then_some(())
+        });
+    }
+
+    /// [`Redis::restart`] without waiting for it to have its data; until then it answers `LOADING`.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up; the message holds the end of its log.
+    #[track_caller]
+    pub fn restart_loading(&mut self) {
+        self.launch();
+        wait::until_within(START, "Redis listens", || {
+            self.assert_runs();
+            self.try_command(&["PING"]).ok()
+        });
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only for a child that is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Freezes it: connections stay open, and the kernel still accepts new ones, but nothing is answered.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Ends a [`Redis::freeze`].
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    #[track_caller]
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Runs one command.
+    ///
+    /// # Panics
+    ///
+    /// When Redis does not answer, or with an error.
+    #[track_caller]
+    pub fn command(&self, words: &[&str]) -> Reply {
+        match self.try_command(words) {
+            Ok(Reply::Error(error)) => panic!("{words:?}: {error}"),
+            Ok(reply) => reply,
+            Err(error) => panic!("{words:?}: {error}\n{}", self.log_tail()),
+        }
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    ///
+    /// When Redis does not answer.
+    pub fn try_command(&self, words: &[&str]) -> io::Result<Reply> {
+        self.connect()?.command(words)
+    }
+
+    /// Begins a command without waiting for its end.
+    ///
+    /// # Panics
+    ///
+    /// When Redis does not take it.
+    #[track_caller]
+    pub fn begin(&self, words: &[&str]) {
+        self.connect().and_then(|mut connection| connection.send(words)).expect("a command sent");
+    }
+
+    /// Every command has a connection of its own.
+    fn connect(&self) -> io::Result<Connection> {
+        let mut connection = Connection::open(&socket(&self.dir))?;
+        connection.command(&["AUTH", USER, "any"])?;
+        Ok(connection)
+    }
+
+    /// A bucket's fields, `(tokens, last_refill)`; `None` where there is no such key.
+    ///
+    /// # Panics
+    ///
+    /// When it has other fields.
+    #[track_caller]
+    pub fn bucket(&self, key: &str) -> Option<(String, String)> {
+        let mut fields = self.command(&["HGETALL", key]).texts();
+        if fields.is_empty() {
+            return None;
+        }
+        let mut take = |name: &str| {
+            let at = fields.iter().step_by(2).position(|field| field == name);
+            let at = at.unwrap_or_else(|| panic!("no {name} in {fields:?}")) * 2;
+            fields.drain(at..at + 2).next_back().expect("a field has a value")
+        };
+        let bucket = (take("tokens"), take("last_refill"));
+        assert_eq!(fields, [""; 0], "further fields in {key}");
+        Some(bucket)
+    }
+
+    /// Every key there is but the one that probes take from, which comes and goes; in order.
+    #[track_caller]
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys = self.command(&["KEYS", "*"]).texts();
+        keys.retain(|key| !key.ends_with("#probe"));
+        keys.sort();
+        keys
+    }
+
+    /// How many times this command has run since the last `CONFIG RESETSTAT`.
+    #[track_caller]
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats = self.command(&["INFO", "commandstats"]);
+        let prefix = format!("cmdstat_{command}:calls=");
+        stats
+            .text()
+            .lines()
+            .find_map(|line| line.strip_prefix(&prefix)?.split(',').next()?.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.dir.path().join("redis.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[track_caller]
+    fn launch(&mut self) {
+        assert!(self.child.is_none(), "one that runs is not started");
+        let output = File::create(self.dir.path().join("output.log")).expect("a log file");
+        let mut command = Command::new(redis_server());
+        command
+            .arg(self.dir.path().join("redis.conf"))
+            .stdin(std::process::Stdio::null())
+            .stdout(output.try_clone().expect("a file descriptor to spare"))
+            .stderr(output);
+        match process::spawn(command) {
+            Ok(child) => self.child = Some(child),
+            Err(error) => panic!("starting redis-server (REDIS_SERVER, or on PATH): {error}"),
+        }
+    }
+
+    #[track_caller]
+    fn assert_runs(&mut self) {
+        let child = self.child.as_mut().expect("launched");
+        if let Some(status) = child.try_wait().expect("a child to wait for") {
+            panic!("Redis ended: {status}\n{}", self.log_tail());
+        }
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: libc::c_int) {
+        let child = self.child.as_ref().expect("Redis runs");
+        let pid = libc::pid_t::try_from(child.id()).expect("a process id");
+        // SAFETY: kill takes two integers; the process is our child and not waited for, so its id is its own.
+        let result = unsafe { libc::kill(pid, signal) };
+        assert_eq!(result, 0, "signal {signal}: {}", io::Error::last_os_error());
+    }
+
+    fn log_tail(&self) -> String {
+        let output = fs::read_to_string(self.dir.path().join("output.log")).unwrap_or_default();
+        let log = self.log() + &output;
+        let lines: Vec<_> = log.lines().collect();
+        let from = lines.len().saturating_sub(LOG_TAIL_LINES);
+        format!("--- the end of Redis' log ---\n{}", lines[from..].join("\n"))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn redis_server() -> PathBuf {
+    std::env::var_os("REDIS_SERVER").map_or_else(|| "redis-server".into(), PathBuf::from)
+}
+
+fn socket(dir: &TempDir) -> PathBuf {
+    dir.path().join("redis.sock")
+}

@@ -1,0 +1,174 @@
+//! A Redis Cluster on the loopback: three masters that share the slots, and a replica of the first.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::redis::Redis;
+use crate::resp::Reply;
+use crate::wait;
+
+const SLOTS: u32 = 16_384;
+const MASTERS: u32 = 3;
+
+/// Nodes meet and vote by gossip, some of it once a second.
+const FORMATION: Duration = Duration::from_secs(60);
+
+/// The cluster.
+#[derive(Debug)]
+pub struct RedisCluster {
+    masters: Vec<Redis>,
+    /// Of the first master.
+    replica: Redis,
+}
+
+impl RedisCluster {
+    /// Starts it and waits until every node has every slot's owner.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start() -> Self {
+        let masters: Vec<_> = (0..MASTERS).map(|_| Redis::start_node()).collect();
+        let replica = Redis::start_node();
+        for (index, master) in (0..).zip(&masters) {
+            let first = SLOTS * index / MASTERS;
+            let last = SLOTS * (index + 1) / MASTERS - 1;
+            master.command(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
+            master.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
+        }
+        let cluster = Self { masters, replica };
+        let seed = &cluster.masters[0];
+        for node in cluster.nodes().skip(1) {
+            let (port, bus) = (node.address().port().to_string(), node.bus_port().to_string());
+            seed.command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        }
+        cluster.until("every node knows every other", |node| {
+            node.command(&["CLUSTER", "NODES"]).text().lines().count() == cluster.nodes().count()
+        });
+        let master = id(seed);
+        wait::until_within(FORMATION, "a replica of the first master", || {
+            matches!(cluster.replica.try_command(&["CLUSTER", "REPLICATE", &master]), Ok(Reply::Status(_)))
+                .then_some(())
+        });
+        cluster.until("every slot is served", |node| {
+            node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok")
+        });
+        wait::until_within(FORMATION, "the replica is in step", || {
+            cluster
+                .replica
+                .command(&["INFO", "replication"])
+                .text()
+                .contains("master_link_status:up")
+                .then_some(())
+        });
+        cluster
+    }
+
+    /// Where its masters are.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.masters.iter().map(Redis::address).collect()
+    }
+
+    /// One of the masters as it was started, counted from zero.
+    pub fn master(&self, index: usize) -> &Redis {
+        &self.masters[index]
+    }
+
+    /// The replica of the first master.
+    pub fn replica(&self) -> &Redis {
+        &self.replica
+    }
+
+    /// Which of the masters has this key's slot by the order they were started with.
+    ///
+    /// # Panics
+    ///
+    /// When Redis does not say.
+    #[track_caller]
+    pub fn master_of(&self, key: &str) -> usize {
+        let slot = self.slot_of(key);
+        (0..MASTERS).position(|index| slot < SLOTS * (index + 1) / MASTERS).expect("a slot below 16384")
+    }
+
+    /// Moves a key's slot with all that is in it to another master, as `redis-cli --cluster reshard` does.
+    ///
+    /// # Panics
+    ///
+    /// When a node refuses.
+    #[track_caller]
+    pub fn migrate_slot_of(&self, key: &str, to: usize) {
+        let from = &self.masters[self.master_of(key)];
+        let to = &self.masters[to];
+        let slot = self.slot_of(key).to_string();
+        let (from_id, to_id) = (id(from), id(to));
+        to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
+        from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
+        // Requests meet the slot in between for a while.
+        std::thread::sleep(Duration::from_millis(300));
+        loop {
+            let keys = from.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]).texts();
+            if keys.is_empty() {
+                break;
+            }
+            let port = to.address().port().to_string();
+            for key in keys {
+                from.command(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        to.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+        for node in &self.masters {
+            node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+        }
+    }
+
+    /// Makes the replica take the first master's place, in agreement with it, so that nothing is lost.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn fail_over(&self) {
+        self.replica.command(&["CLUSTER", "FAILOVER"]);
+        self.await_promotion();
+    }
+
+    /// Kills the first master; the others promote its replica.
+    ///
+    /// # Panics
+    ///
+    /// When they do not.
+    #[track_caller]
+    pub fn kill_first_master(&mut self) {
+        self.masters[0].kill();
+        self.await_promotion();
+    }
+
+    #[track_caller]
+    fn await_promotion(&self) {
+        wait::until_within(FORMATION, "the replica is a master", || {
+            self.replica.command(&["INFO", "replication"]).text().contains("role:master").then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn slot_of(&self, key: &str) -> u32 {
+        let slot = self.replica.command(&["CLUSTER", "KEYSLOT", key]).integer();
+        u32::try_from(slot).expect("a slot")
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Redis> {
+        self.masters.iter().chain([&self.replica])
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, holds: impl Fn(&Redis) -> bool) {
+        wait::until_within(FORMATION, what, || self.nodes().all(&holds).then_some(()));
+    }
+}
+
+#[track_caller]
+fn id(node: &Redis) -> String {
+    node.command(&["CLUSTER", "MYID"]).text().to_owned()
+}

@@ -1,0 +1,112 @@
+//! Buckets in Redis: a real one, which is killed, frozen, filled up, locked and lied about.
+
+use std::time::Duration;
+
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
+use e2e::setup::{REDIS_CLUSTER, Setup};
+use e2e::wait;
+use serde_json::{Map, Value, json};
+
+use crate::support::{ONE_PER_HOUR, tier};
+
+mod auth;
+mod basics;
+mod cluster;
+mod deny_record;
+mod faults;
+mod fleet;
+mod health;
+mod outages;
+mod shipped;
+mod uploads;
+
+/// So long that no reply of a Redis that works comes late, however busy this machine is.
+const PATIENT_MS: u64 = 5_000;
+
+/// How soon the limiter is back at Redis once that works again.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+/// How soon a change of health is everywhere.
+const HEALTH_TRAVELS: Duration = Duration::from_secs(1);
+
+/// How soon a caller is asked about again, whatever Redis last said.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
+
+/// `config` with its buckets in Redis.
+fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
+    config["store"] = json!({
+        "kind": "redis",
+        "cluster": REDIS_CLUSTER,
+        "timeout_ms": timeout_ms,
+        "on_failure": on_failure,
+    });
+    config
+}
+
+/// An Envoy that waits for Redis as long as it takes.
+fn patient(config: Value, redis: &Redis) -> Setup {
+    Setup::new().config(&in_redis(config, PATIENT_MS, "local")).redis(redis.address()).quiet()
+}
+
+/// `clients` callers with a key, a tier and a capacity of their own, far apart from each other; nothing refills.
+fn clients(clients: usize) -> Value {
+    let names = || (0..clients).map(|n| (format!("client-{n}"), n));
+    let tiers: Map<String, Value> =
+        names().map(|(name, n)| (name, tier(client_capacity(n), ONE_PER_HOUR))).collect();
+    let keys: Map<String, Value> =
+        names().map(|(name, _)| (name.clone(), json!({"tier": name, "id": name}))).collect();
+    json!({"tiers": tiers, "api_keys": keys, "default_tier": "client-0"})
+}
+
+fn client_capacity(client: usize) -> u64 {
+    (client as u64 + 1) * 100_000
+}
+
+/// What `GET /health` tells.
+#[track_caller]
+fn health_report(envoy: &Envoy) -> Value {
+    let reply = envoy.send(&Request::get("/health"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+#[track_caller]
+fn await_redis(envoy: &Envoy, state: &str) {
+    wait::until_within(RECOVERY, &format!("redis {state}"), || {
+        (health_report(envoy)["redis"] == state).then_some(())
+    });
+}
+
+/// The sum of a counter over its labels.
+#[track_caller]
+fn total(envoy: &Envoy, name: &str) -> f64 {
+    envoy.scrape().named(name).iter().map(|sample| sample.value).sum()
+}
+
+const REQUESTS: &str = "rate_limiter_requests_total";
+const FAILURES: &str = "rate_limiter_store_failures_total";
+const FALLBACKS: &str = "rate_limiter_fallback_decisions_total";
+const CONNECTED: &str = "rate_limiter_redis_connected";
+
+/// Waits until so many requests have been counted, and so everything that was counted before has been, too.
+#[track_caller]
+fn await_counted(envoy: &Envoy, requests: usize) {
+    let mut last = 0.0;
+    let counted = wait::poll(wait::SOON, || {
+        last = total(envoy, REQUESTS);
+        (last == requests as f64).then_some(())
+    });
+    assert!(counted.is_some(), "{requests} requests were sent, {last} are counted");
+}
+
+/// Checks that Redis has decided everything so far.
+#[track_caller]
+fn assert_no_failures(envoy: &Envoy) {
+    let scrape = envoy.scrape();
+    for name in [FAILURES, FALLBACKS] {
+        let counted: Vec<_> = scrape.named(name).into_iter().filter(|sample| sample.value > 0.0).collect();
+        assert!(counted.is_empty(), "{counted:?}");
+    }
+}

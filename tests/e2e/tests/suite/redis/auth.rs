@@ -1,0 +1,192 @@
+//! Passwords and TLS: what is right connects, what is wrong is decided by policy, and nothing secret is written down.
+
+use e2e::certificates::Certificate;
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
+use e2e::setup::Setup;
+use e2e::wait;
+use serde_json::{Value, json};
+
+use super::{
+    FAILURES, FALLBACKS, PATIENT_MS, RECOVERY, assert_no_failures, await_counted, await_redis, health_report,
+    in_redis,
+};
+use crate::support::{switch, two_tiers};
+
+const USER: &str = "canary-user";
+const PASSWORD: &str = "canary-password";
+const WRONG: &str = "canary-wrong-password";
+const NAME: &str = "redis.test";
+
+/// All that the limiter's user needs.
+const RULES: &str =
+    "~rate_limit:* ~system:health:status +evalsha +eval +time +hmget +hset +pexpire +get +set";
+
+fn config(timeout_ms: u64, policy: &str) -> Value {
+    in_redis(two_tiers(5, 10), timeout_ms, policy)
+}
+
+/// Checks that Redis decides, from the first request on.
+#[track_caller]
+fn assert_served(envoy: &Envoy, redis: &Redis) {
+    for remaining in [9, 8, 7] {
+        assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), remaining);
+    }
+    assert!(redis.bucket("rate_limit:pro").is_some_and(|(tokens, _)| tokens.starts_with("7.")));
+    await_redis(envoy, "connected");
+    switch(envoy, "DEGRADED");
+    await_counted(envoy, 3);
+    assert_no_failures(envoy);
+}
+
+/// Checks that nothing secret stands anywhere that an operator may show to others.
+#[track_caller]
+fn assert_says_nothing(envoy: &Envoy, redis: &Redis) {
+    let places = [
+        ("Envoy's log", envoy.log()),
+        ("its stats", envoy.admin("/stats")),
+        ("its metrics", envoy.admin("/stats/prometheus")),
+        ("its configuration", envoy.admin("/config_dump?include_eds")),
+        ("its clusters", envoy.admin("/clusters")),
+        ("Redis' log", redis.log()),
+        ("Redis' keys", format!("{:?}", redis.keys())),
+    ];
+    for (place, text) in places {
+        assert!(!text.is_empty(), "nothing in {place}");
+        for secret in [USER, PASSWORD, WRONG] {
+            assert!(!text.contains(secret), "{secret} in {place}");
+        }
+    }
+    assert!(envoy.admin("/config_dump").contains("REDIS_PASSWORD"), "the name alone is no secret");
+}
+
+#[test]
+fn credentials_are_sent_and_stay_secret() {
+    let acl = format!("user {USER} on >{PASSWORD} {RULES}");
+    let cases: [(&str, &[&str], Option<&str>); 3] = [
+        ("a password", &[&format!("requirepass {PASSWORD}")], None),
+        ("a user, and nobody else", &[&acl, "user default off"], Some(USER)),
+        (
+            "a user beside a default one without a password",
+            &[&acl, "user default on nopass -@all"],
+            Some(USER),
+        ),
+    ];
+    for (name, lines, user) in cases {
+        eprintln!("{name}");
+        let redis = Redis::start_with(lines);
+        let mut setup = Setup::new()
+            .config(&config(PATIENT_MS, "local"))
+            .redis(redis.address())
+            .host_env("REDIS_PASSWORD", PASSWORD);
+        if let Some(user) = user {
+            setup = setup.host_env("REDIS_USERNAME", user);
+        }
+        let envoy = setup.start();
+        assert_served(&envoy, &redis);
+        assert_says_nothing(&envoy, &redis);
+    }
+}
+
+#[test]
+fn wrong_credentials_are_decided_by_policy_until_they_are_right() {
+    let locked = format!("requirepass {PASSWORD}");
+    let cases: [(&str, Option<&str>, &str, u16); 4] = [
+        ("no password", None, "local", 200),
+        ("a wrong password", Some(WRONG), "local", 200),
+        ("a wrong password", Some(WRONG), "allow", 200),
+        ("a wrong password", Some(WRONG), "deny", 503),
+    ];
+    for (name, password, policy, status) in cases {
+        let redis = Redis::start_with(&[&locked]);
+        let mut setup = Setup::new().config(&config(500, policy)).redis(redis.address());
+        match password {
+            Some(password) => setup = setup.host_env("REDIS_PASSWORD", password),
+            None => setup = setup.host_env("REDIS_PASSWORD", ""),
+        }
+        let envoy = setup.start();
+        let request = Request::get("/").key("pro");
+        for _ in 0..6 {
+            assert_eq!(envoy.send(&request).status, status, "{name}, {policy}");
+        }
+        assert_eq!(health_report(&envoy)["redis"], "disconnected", "{name}, {policy}");
+        envoy.await_metric(FALLBACKS, &[("policy", policy)], 6.0);
+        assert!(envoy.metric(FAILURES, &[("reason", "auth")]).is_some_and(|n| n > 0.0), "{name}, {policy}");
+        assert!(redis.keys().is_empty(), "{:?}", redis.keys());
+        let line = envoy.await_log(&["[warning][wasm]", "Redis lost"]);
+        let why = if password.is_some() { "WRONGPASS" } else { "NOAUTH" };
+        assert!(line.contains(why), "{name}, {policy}: {line}");
+        assert_says_nothing(&envoy, &redis);
+
+        redis.command(&["CONFIG", "SET", "requirepass", password.unwrap_or_default()]);
+        wait::until_within(RECOVERY, &format!("Redis decides, {name}, {policy}"), || {
+            envoy.send(&request);
+            redis.bucket("rate_limit:pro")
+        });
+        await_redis(&envoy, "connected");
+        assert_says_nothing(&envoy, &redis);
+    }
+}
+
+#[test]
+fn a_password_where_redis_wants_none_does_no_harm_to_requests() {
+    // Redis answers AUTH with an error then, which is worth a word to the operator: one of the two is mistaken.
+    let redis = Redis::start();
+    let envoy = Setup::new()
+        .config(&config(500, "local"))
+        .redis(redis.address())
+        .host_env("REDIS_PASSWORD", PASSWORD)
+        .start();
+    for remaining in (4..10).rev() {
+        let reply = envoy.send(&Request::get("/").key("pro"));
+        assert_eq!((reply.status, reply.remaining()), (200, remaining));
+    }
+    envoy.await_log(&["[warning][wasm]", "Redis lost", "AUTH"]);
+    assert_says_nothing(&envoy, &redis);
+}
+
+#[test]
+fn redis_may_be_reached_over_tls() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let certificate = Certificate::write(folder.path(), NAME);
+    let redis = Redis::start_tls(&certificate, &[&format!("requirepass {PASSWORD}")]);
+    let envoy = Setup::new()
+        .config(&config(PATIENT_MS, "local"))
+        .redis_tls(redis.tls_address(), &certificate.authority)
+        .host_env("REDIS_PASSWORD", PASSWORD)
+        .start();
+    assert_served(&envoy, &redis);
+    assert_says_nothing(&envoy, &redis);
+}
+
+#[test]
+fn a_redis_that_cannot_show_who_it_is_gets_no_password() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let trusted = Certificate::write(folder.path(), NAME);
+    let strange = Certificate::write(folder.path(), "elsewhere.test");
+    let (tls, plain) = (Redis::start_tls(&strange, &[]), Redis::start());
+    let cases = [
+        ("an unknown authority", tls.tls_address(), &trusted.authority, "ssl.fail_verify_error"),
+        ("another name", tls.tls_address(), &strange.authority, "ssl.fail_verify_san"),
+        ("no TLS", plain.address(), &trusted.authority, "upstream_cx_connect_fail"),
+    ];
+    for (name, address, authority, stat) in cases {
+        let envoy = Setup::new()
+            .config(&config(500, "deny"))
+            .redis_tls(address, authority)
+            .host_env("REDIS_PASSWORD", PASSWORD)
+            .start();
+        // However often it tries again.
+        wait::until("some attempts", || {
+            assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 503, "{name}");
+            (envoy.stat(&format!("cluster.redis.{stat}")) >= 4).then_some(())
+        });
+        assert_eq!(envoy.stat("cluster.redis.ssl.handshake"), 0, "{name}: nothing is said before that");
+        let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
+        assert_eq!(health_report(&envoy), report, "{name}");
+    }
+    for redis in [tls, plain] {
+        assert_eq!(redis.calls("evalsha") + redis.calls("eval") + redis.calls("get"), 0);
+    }
+}

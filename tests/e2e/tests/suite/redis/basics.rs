@@ -1,0 +1,304 @@
+//! What is in Redis, and what an operator can do there.
+
+use std::time::Duration;
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
+use e2e::wait::{self, unix_now};
+use e2e::{http2, load};
+use serde_json::{Value, json};
+
+use super::{
+    ASKED_AGAIN, PATIENT_MS, assert_no_failures, await_counted, await_redis, clients, health_report,
+    in_redis, patient,
+};
+use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier, two_tiers};
+
+/// Later than asked for by the slowest machine.
+const SLACK_SECONDS: f64 = 5.0;
+
+fn start(config: Value) -> (Redis, Envoy) {
+    let redis = Redis::start();
+    let envoy = patient(config, &redis).start();
+    (redis, envoy)
+}
+
+#[track_caller]
+fn assert_shape(text: &str, decimals: usize) -> f64 {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    assert!(!whole.is_empty() && digits(whole) && digits(fraction), "{text:?} is a decimal");
+    assert_eq!(fraction.len(), decimals, "decimals of {text:?}");
+    text.parse().expect("a decimal")
+}
+
+#[test]
+fn hgetall_shows_the_bucket_of_a_key() {
+    let (redis, envoy) = start(two_tiers(5, 10));
+    for remaining in [9, 8, 7] {
+        let before = unix_now();
+        let reply = envoy.send(&Request::get("/").key("pro"));
+        assert_eq!((reply.status, reply.remaining()), (200, remaining));
+        let (tokens, last_refill) = redis.bucket("rate_limit:pro").expect("the bucket");
+        let tokens = assert_shape(&tokens, 12);
+        assert!((remaining as f64..remaining as f64 + 0.1).contains(&tokens), "{tokens} of {remaining}");
+        let last_refill = assert_shape(&last_refill, 6);
+        assert!((before - 0.001..=unix_now() + 0.001).contains(&last_refill), "{last_refill} is now");
+    }
+    assert_eq!(redis.bucket("rate_limit:pro").expect("the bucket").0.len(), "7.000000000000".len());
+}
+
+#[test]
+fn every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented() {
+    let redis = Redis::start();
+    let envoy = patient(two_tiers(5, 10), &redis).trusted_hops(1).start();
+    for (request, bucket) in [
+        (Request::get("/").key("pro"), "rate_limit:pro"),
+        (Request::get("/").forwarded_for("203.0.113.9"), "rate_limit:203.0.113.9"),
+        (Request::get("/").forwarded_for("2001:db8::17"), "rate_limit:2001:db8::/64"),
+        (Request::get("/").key("unknown").forwarded_for("198.51.100.1"), "rate_limit:198.51.100.1"),
+    ] {
+        assert_eq!(envoy.send(&request).status, 200);
+        assert!(redis.bucket(bucket).is_some(), "{bucket} among {:?}", redis.keys());
+    }
+}
+
+#[test]
+fn key_prefix_is_what_every_bucket_begins_with() {
+    let redis = Redis::start();
+    let mut config = in_redis(two_tiers(5, 10), PATIENT_MS, "local");
+    config["store"]["key_prefix"] = json!("other:");
+    let envoy = e2e::setup::Setup::new().config(&config).redis(redis.address()).start();
+    envoy.send(&Request::get("/").key("pro"));
+    assert_eq!(redis.keys(), ["other:pro"]);
+}
+
+#[test]
+fn namespaces_have_buckets_of_their_own() {
+    let redis = Redis::start();
+    let mut other = two_tiers(5, 10);
+    other["namespace"] = json!("second");
+    let other = in_redis(other, PATIENT_MS, "local");
+    let envoy = patient(two_tiers(5, 10), &redis).listener("other", &other).start();
+    let ask = |listener: &str| {
+        Connection::open(envoy.listener(listener)).send(&Request::get("/").key("pro")).remaining()
+    };
+    assert_eq!([ask("main"), ask("main"), ask("other"), ask("main"), ask("other")], [9, 8, 9, 7, 8]);
+}
+
+#[test]
+fn every_bucket_expires_but_not_before_it_is_full_again() {
+    let limited = |capacity: u64, refill_rate: f64, ttl: u64| json!({"base": {"capacity": capacity, "refill_rate": refill_rate}, "ttl": ttl});
+    // Capacity, rate and ttl, and the seconds that a bucket may be kept after its first request.
+    let cases = [
+        ("kept-for-ttl", limited(5, 1.0, 30), 30.0),
+        ("kept-until-full", limited(100, 1.0, 10), 100.0),
+        ("slow", limited(10, 0.01, 1), 1_000.0),
+        ("fast", limited(1_000, 1_000.0, 60), 60.0),
+    ];
+    let mut config = json!({"tiers": {"free": tier(10, 1.0)}, "api_keys": {}});
+    for (name, tier, _) in &cases {
+        config["tiers"][name] = tier.clone();
+        config["api_keys"][name] = json!({"tier": name, "id": name});
+    }
+    let (redis, envoy) = start(config);
+    for (name, tier, longest) in &cases {
+        for request in 1..=2 {
+            envoy.send(&Request::get("/").key(name));
+            let left = redis.command(&["PTTL", &format!("rate_limit:{name}")]).integer() as f64 / 1_000.0;
+            let rate = tier["base"]["refill_rate"].as_f64().expect("a rate");
+            let full_in = f64::from(request) / rate - SLACK_SECONDS;
+            let kept = tier["ttl"].as_f64().expect("a ttl") - SLACK_SECONDS;
+            assert!(left >= full_in.max(kept), "{name}: {left} s, full in {full_in} s");
+            assert!(left <= longest + 1.0, "{name}: {left} s, {longest} s at most");
+        }
+    }
+    envoy.send(&Request::get("/"));
+    for key in redis.keys() {
+        assert!(redis.command(&["PTTL", &key]).integer() > 0, "{key} expires");
+    }
+}
+
+#[test]
+fn deleting_a_bucket_frees_its_caller_within_a_second() {
+    let (redis, envoy) = start(two_tiers(3, 10));
+    let request = Request::get("/");
+    assert_eq!(statuses(&envoy, &request, 5), [200, 200, 200, 429, 429]);
+    // Every worker has learnt that the caller is empty.
+    let mut connections: Vec<_> = (0..12).map(|_| envoy.connect()).collect();
+    for connection in &mut connections {
+        assert_eq!(connection.send(&request).status, 429);
+    }
+    assert_eq!(redis.command(&["DEL", "rate_limit:127.0.0.1"]).integer(), 1);
+    let began = std::time::Instant::now();
+    let first = wait::until("a token", || {
+        let reply = envoy.send(&request);
+        (reply.status == 200).then_some(reply)
+    });
+    assert!(began.elapsed() < ASKED_AGAIN + Duration::from_millis(500), "after {:?}", began.elapsed());
+    assert_eq!(first.remaining(), 2, "the bucket is full");
+}
+
+#[test]
+fn what_an_operator_writes_into_a_bucket_holds() {
+    let (redis, envoy) = start(two_tiers(3, 10));
+    let request = Request::get("/").key("pro");
+    assert_eq!(envoy.send(&request).remaining(), 9);
+    for (tokens, remaining) in [("4", 3), ("2.5", 1), ("8.000000000000", 7)] {
+        redis.command(&["HSET", "rate_limit:pro", "tokens", tokens]);
+        assert_eq!(envoy.send(&request).remaining(), remaining, "{tokens} tokens");
+    }
+    redis.command(&["HSET", "rate_limit:pro", "tokens", "0"]);
+    assert_eq!(envoy.send(&request).status, 429);
+}
+
+#[test]
+fn what_is_no_bucket_harms_only_its_own_caller() {
+    let (redis, envoy) = start(two_tiers(100, 10));
+    let mut connection = envoy.connect();
+    let keyed = Request::get("/").key("pro");
+    // Fields that say nothing are a full bucket.
+    for (tokens, last_refill) in [("many", "0"), ("", ""), ("-5", "1e9"), ("1e300", "nan"), ("7", "x")] {
+        redis.command(&["DEL", "rate_limit:pro"]);
+        redis.command(&["HSET", "rate_limit:pro", "tokens", tokens, "last_refill", last_refill]);
+        let reply = connection.send(&keyed);
+        assert_eq!((reply.status, reply.remaining()), (200, 9), "{tokens:?} {last_refill:?}");
+    }
+    // Another type is an error of that key alone: its caller is decided here, the breaker stays closed.
+    redis.command(&["SET", "rate_limit:pro", "no hash"]);
+    for remaining in (0..10).rev() {
+        let reply = connection.send(&keyed);
+        assert_eq!((reply.status, reply.remaining()), (200, remaining));
+    }
+    assert_eq!(connection.send(&keyed).status, 429, "its bucket here has the same limit");
+    assert_eq!(health_report(&envoy)["redis"], "connected");
+    assert_eq!(connection.send(&Request::get("/")).remaining(), 99);
+    assert!(redis.bucket("rate_limit:127.0.0.1").is_some(), "everybody else is decided by Redis");
+    redis.command(&["DEL", "rate_limit:pro"]);
+    wait::until("the caller back in Redis", || {
+        connection.send(&keyed);
+        redis.bucket("rate_limit:pro")
+    });
+}
+
+#[test]
+fn headers_are_complete_over_http1_http2_and_grpc() {
+    let redis = Redis::start();
+    let envoy = patient(two_tiers(2, 10), &redis).http2_upstream(http2::grpc_server()).start();
+    let call = http2::grpc_call("/demo.Greeter/Hello");
+    for remaining in [1, 0] {
+        let reply = http2::send(envoy.address(), &call);
+        assert_eq!((reply.status, reply.one("grpc-status").as_str()), (200, "0"));
+        assert_headers_complete(&reply, "free", 2, "NORMAL");
+        assert_eq!(reply.remaining(), remaining);
+    }
+    // The first is refused by Redis, the second by what this worker knows.
+    for _ in 0..2 {
+        let refused = http2::send(envoy.address(), &call);
+        assert_eq!((refused.status, refused.one("grpc-status").as_str()), (200, "8"));
+        assert_eq!((refused.limit(), refused.remaining()), (2, 0));
+        assert!(refused.number("retry-after") >= 1);
+        for reply in [envoy.send(&Request::get("/")), http2::send(envoy.address(), &Request::get("/"))] {
+            assert_eq!(reply.status, 429);
+            assert_headers_complete(&reply, "free", 2, "NORMAL");
+            assert_eq!(reply.text(), "Too Many Requests");
+            assert_eq!(reply.one("content-type"), "text/plain");
+        }
+    }
+    let admitted = envoy.send(&Request::post("/", "x").key("pro").header("content-type", "application/grpc"));
+    assert_headers_complete(&admitted, "pro", 10, "NORMAL");
+}
+
+#[test]
+fn tiers_without_a_bucket_do_not_ask_redis() {
+    let mut config = two_tiers(5, 10);
+    config["tiers"]["open"] = json!({"unlimited": true});
+    config["tiers"]["closed"] = tier(0, ONE_PER_HOUR);
+    config["api_keys"]["o"] = json!("open");
+    config["api_keys"]["c"] = json!("closed");
+    let (redis, envoy) = start(config);
+    envoy.send(&Request::get("/").key("pro"));
+    await_redis(&envoy, "connected");
+    let scripts = || redis.calls("evalsha") + redis.calls("eval");
+    let before = scripts();
+    assert_eq!(statuses(&envoy, &Request::get("/").key("o"), 20), [200; 20]);
+    assert_eq!(statuses(&envoy, &Request::get("/").key("c"), 20), [429; 20]);
+    assert_eq!(scripts(), before);
+    assert_eq!(redis.keys(), ["rate_limit:pro"]);
+}
+
+#[test]
+fn many_streams_of_one_http2_connection_are_each_given_their_own_answer() {
+    let (redis, envoy) = start(clients(8));
+    let requests: Vec<_> = (0..80).map(|n| Request::get("/").key(format!("client-{}", n % 8))).collect();
+    for round in 1..=5 {
+        let replies = http2::send_all(envoy.address(), &requests);
+        for client in 0..8 {
+            let mine: Vec<_> = replies.iter().skip(client).step_by(8).collect();
+            let capacity = super::client_capacity(client);
+            let mut remaining: Vec<_> = mine.iter().map(|reply| reply.remaining()).collect();
+            remaining.sort_unstable();
+            let last = capacity - round * 10;
+            assert_eq!(remaining, (last..last + 10).collect::<Vec<_>>(), "client {client}, round {round}");
+            for reply in mine {
+                assert_headers_complete(reply, &format!("client-{client}"), capacity, "NORMAL");
+            }
+        }
+    }
+    assert_eq!(redis.bucket("rate_limit:client-3").expect("a bucket").0.split('.').next(), Some("399950"));
+}
+
+#[test]
+fn clients_that_go_away_while_they_wait_affect_nobody() {
+    let redis = Redis::start();
+    let envoy = patient(clients(4), &redis).start();
+    let request = |client: usize| Request::get("/").key(format!("client-{client}"));
+    let first = load::burst(envoy.address(), 6, 4, &request(0));
+    assert_eq!(load::count(&first, 200), 24);
+    redis.freeze();
+    let mut staying: Vec<_> = (0..6).map(|_| envoy.connect()).collect();
+    for round in 0..3 {
+        let mut leaving: Vec<_> = (0..10).map(|_| envoy.connect()).collect();
+        for connection in &mut leaving {
+            connection.write(&request(1).encode()).expect("written");
+        }
+        for connection in staying.iter_mut().skip(round * 2).take(2) {
+            connection.write(&request(2).encode()).expect("written");
+        }
+        for (n, connection) in leaving.into_iter().enumerate() {
+            if n % 2 == 0 { connection.reset() } else { drop(connection) }
+        }
+    }
+    redis.thaw();
+    let mut remaining: Vec<_> = staying
+        .iter_mut()
+        .map(|connection| {
+            let reply = connection.read("GET").expect("an answer");
+            assert_eq!((reply.status, reply.tier().as_str()), (200, "client-2"));
+            reply.remaining()
+        })
+        .collect();
+    remaining.sort_unstable();
+    let capacity = super::client_capacity(2);
+    assert_eq!(remaining, (capacity - 6..capacity).collect::<Vec<_>>(), "each got a token of its own");
+    for connection in &mut staying {
+        assert_eq!(connection.send(&request(3)).tier(), "client-3");
+    }
+    let left = redis.bucket("rate_limit:client-3").expect("a bucket").0;
+    assert_eq!(left.split('.').next(), Some("399994"));
+    wait::until("counted", || (super::total(&envoy, super::REQUESTS) >= 36.0).then_some(()));
+    assert_no_failures(&envoy);
+}
+
+#[test]
+fn a_worker_is_counted_and_logged_as_connected_once_it_is() {
+    let (_redis, envoy) = start(two_tiers(5, 10));
+    await_redis(&envoy, "connected");
+    assert_eq!(health_report(&envoy), json!({"status": "healthy", "redis": "connected", "health": "NORMAL"}));
+    envoy.send(&Request::get("/").key("pro"));
+    envoy.await_metric(super::CONNECTED, &[], 1.0);
+    envoy.await_log(&["[info][wasm]", "Redis connected"]);
+    await_counted(&envoy, 1);
+    assert_no_failures(&envoy);
+}

@@ -1,0 +1,138 @@
+//! A Redis Cluster behind Envoy's own `redis_proxy`: the same filter, the same exactness, while slots move too.
+
+use std::time::Duration;
+
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::load;
+use e2e::redis_cluster::RedisCluster;
+use e2e::setup::Setup;
+use e2e::wait;
+use serde_json::{Map, Value, json};
+
+use super::{FALLBACKS, PATIENT_MS, RECOVERY, await_counted, await_redis, in_redis, total};
+use crate::support::{switch, two_tiers};
+
+const CAPACITY: u64 = 137;
+/// For a key that is asked about while the cluster changes.
+const LARGE: u64 = 4_000;
+
+fn start(cluster: &RedisCluster, config: &Value, timeout_ms: u64, policy: &str) -> Envoy {
+    let config = in_redis(config.clone(), timeout_ms, policy);
+    Setup::new().config(&config).redis_nodes(&cluster.addresses()).quiet().start()
+}
+
+/// Two tiers, and keys `key-0` and so on in the smaller one.
+fn config(keys: usize) -> Value {
+    let api_keys: Map<String, Value> =
+        (0..keys).map(|n| (format!("key-{n}"), json!({"tier": "pro", "id": format!("id-{n}")}))).collect();
+    let mut config = two_tiers(LARGE, CAPACITY);
+    config["api_keys"] = Value::Object(api_keys);
+    config["api_keys"]["large"] = json!({"tier": "free", "id": "large"});
+    config
+}
+
+#[test]
+fn every_key_is_exact_wherever_its_slot_is() {
+    let _alone = wait::alone();
+    let cluster = RedisCluster::start();
+    let rounds = 9;
+    let config = config(rounds);
+    let envoys =
+        [start(&cluster, &config, PATIENT_MS, "local"), start(&cluster, &config, PATIENT_MS, "local")];
+    let addresses = envoys.each_ref().map(Envoy::address);
+    for envoy in &envoys {
+        // `redis_proxy` has to find the nodes first.
+        await_redis(envoy, "connected");
+    }
+    let mut by_master = [0; 3];
+    for round in 0..rounds {
+        let request = Request::get("/").key(format!("key-{round}"));
+        let tally = load::burst_on_each(&addresses, 8, 16, &request);
+        assert_eq!(load::count(&tally, 200), CAPACITY, "round {round}: {tally:?}");
+        assert_eq!(load::count(&tally, 429), 256 - CAPACITY, "round {round}: {tally:?}");
+        let bucket = format!("rate_limit:id-{round}");
+        let owner = cluster.master_of(&bucket);
+        by_master[owner] += 1;
+        assert!(cluster.master(owner).bucket(&bucket).is_some(), "{bucket} is where its slot is");
+    }
+    assert!(by_master.iter().all(|keys| *keys > 0), "every master has some: {by_master:?}");
+    for envoy in &envoys {
+        await_counted(envoy, rounds * 128);
+        assert_eq!(total(envoy, FALLBACKS), 0.0, "Redis has decided everything");
+    }
+    switch(&envoys[0], "DEGRADED");
+    wait::until_within(Duration::from_millis(1_500), "a change of health travels", || {
+        (envoys[1].send(&Request::get("/")).one("x-system-health") == "DEGRADED").then_some(())
+    });
+}
+
+/// Keeps asking for one key while `change` happens to the cluster, then spends what is left.
+#[track_caller]
+fn assert_exact_during(cluster: &RedisCluster, change: impl FnOnce()) {
+    let envoy = start(cluster, &config(1), PATIENT_MS, "deny");
+    let request = Request::get("/").key("large");
+    assert_eq!(envoy.send(&request).status, 200);
+    let pause = Duration::from_millis(5);
+    let ((), during) = load::during(envoy.address(), 4, pause, &request, || {
+        std::thread::sleep(Duration::from_millis(300));
+        change();
+        std::thread::sleep(Duration::from_millis(1_500));
+    });
+    assert!(load::count(&during, 200) > 200, "{during:?}");
+    assert_eq!(during.len(), 1, "not one is decided without Redis: {during:?}");
+    let after = load::burst(envoy.address(), 8, 550, &request);
+    let admitted = 1 + load::count(&during, 200) + load::count(&after, 200);
+    assert_eq!(admitted, LARGE, "{during:?} then {after:?}");
+}
+
+#[test]
+fn a_slot_that_moves_under_load_stays_exact() {
+    let _alone = wait::alone();
+    let cluster = RedisCluster::start();
+    let bucket = "rate_limit:large";
+    let target = (cluster.master_of(bucket) + 1) % 3;
+    assert_exact_during(&cluster, || cluster.migrate_slot_of(bucket, target));
+    assert!(cluster.master(target).bucket(bucket).is_some(), "the bucket has moved");
+}
+
+#[test]
+fn a_master_that_hands_over_to_its_replica_under_load_stays_exact() {
+    let _alone = wait::alone();
+    let cluster = RedisCluster::start();
+    // Health is asked for all the time, wherever it is; the bucket is to be the first master's.
+    let bucket = "rate_limit:large";
+    if cluster.master_of(bucket) != 0 {
+        cluster.migrate_slot_of(bucket, 0);
+    }
+    assert_exact_during(&cluster, || cluster.fail_over());
+    assert!(cluster.replica().bucket(bucket).is_some(), "the replica has taken over");
+}
+
+#[test]
+fn a_master_that_dies_is_decided_by_policy_until_its_replica_has_taken_over() {
+    let _alone = wait::alone();
+    let mut cluster = RedisCluster::start();
+    let config = config(64);
+    let envoy = start(&cluster, &config, 100, "deny");
+    await_redis(&envoy, "connected");
+    let on_first: Vec<_> =
+        (0..64).filter(|n| cluster.master_of(&format!("rate_limit:id-{n}")) == 0).take(4).collect();
+    assert!(!on_first.is_empty());
+    let request = |client: usize, _: &[load::Exchange]| {
+        Request::get("/").key(format!("key-{}", on_first[client % on_first.len()]))
+    };
+    let pause = Duration::from_millis(20);
+    let ((), exchanges) = load::observe(&[envoy.address()], 4, pause, request, || {
+        std::thread::sleep(Duration::from_millis(300));
+        cluster.kill_first_master();
+        wait::until_within(RECOVERY, "the replica decides", || {
+            let replies = on_first.iter().map(|n| envoy.send(&Request::get("/").key(format!("key-{n}"))));
+            replies.map(|reply| reply.status).all(|status| status != 503).then_some(())
+        });
+    });
+    let strange: Vec<_> =
+        exchanges.iter().filter(|e| ![200, 429, 503].contains(&e.status())).take(3).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    assert!(exchanges.iter().any(|exchange| exchange.status() == 503), "for a while nobody decides");
+}

@@ -1,0 +1,186 @@
+//! A caller that Redis has refused is refused by the worker itself until its next token is due, and asked about again
+//! each second.
+
+use std::time::{Duration, Instant};
+
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::load;
+use e2e::redis::Redis;
+use e2e::wait::{self, unix_now};
+use serde_json::{Value, json};
+
+use super::{HEALTH_TRAVELS, patient};
+use crate::support::{ONE_PER_HOUR, assert_headers_complete, switch, tier, two_tiers};
+
+fn request() -> Request {
+    Request::get("/").key("pro")
+}
+
+/// Asks on so many connections that every worker has learnt that the caller is empty.
+#[track_caller]
+fn empty_on_every_worker(envoy: &Envoy) {
+    while envoy.send(&request()).status == 200 {}
+    let refused = load::burst(envoy.address(), 12, 4, &request());
+    assert_eq!(load::count(&refused, 429), 48, "{refused:?}");
+}
+
+/// Checks that the caller is admitted on every one of some fresh connections.
+#[track_caller]
+fn assert_admitted_on_every_worker(envoy: &Envoy, why: &str) {
+    let admitted = load::burst(envoy.address(), 12, 2, &request());
+    assert_eq!(load::count(&admitted, 200), 24, "{why}: {admitted:?}");
+}
+
+#[test]
+fn a_flood_of_an_empty_caller_asks_redis_once_a_second_and_worker() {
+    let _alone = wait::alone();
+    let (redis, workers) = (Redis::start(), 2);
+    let envoy = patient(two_tiers(5, 1), &redis).workers(workers).start();
+    assert_eq!(envoy.send(&request()).status, 200);
+    empty_on_every_worker(&envoy);
+    let scripts = || redis.calls("evalsha") + redis.calls("eval");
+    let (before, began) = (scripts(), Instant::now());
+    let ((), tally) = load::during(envoy.address(), 8, Duration::ZERO, &request(), || {
+        std::thread::sleep(Duration::from_secs(4));
+    });
+    // Part of a second at either end may hold one question more.
+    let most = (began.elapsed().as_secs() + 2) * u64::from(workers);
+    let asked = scripts() - before;
+    let refused = load::count(&tally, 429);
+    assert_eq!(tally.len(), 1, "all are refused: {tally:?}");
+    assert!(refused > 1_000, "{tally:?}");
+    assert!(asked <= most, "{asked} questions for {refused} refusals, {most} at most");
+    assert!(asked >= 3, "{asked} questions: it is asked about again each second");
+}
+
+#[test]
+fn retry_after_is_right_all_the_while() {
+    let redis = Redis::start();
+    let rate = 0.2;
+    let config = json!({"tiers": {"free": tier(1, 1.0), "pro": tier(1, rate)}, "api_keys": {"pro": {"tier": "pro", "id": "pro"}}});
+    let envoy = patient(config, &redis).start();
+    assert_eq!(envoy.send(&request()).status, 200);
+    let (_, taken_at) = redis.bucket("rate_limit:pro").expect("a bucket");
+    let due = taken_at.parse::<f64>().expect("a time") + 1.0 / rate;
+    let mut connections: Vec<_> = (0..6).map(|_| envoy.connect()).collect();
+    let mut told = Vec::new();
+    loop {
+        for connection in &mut connections {
+            let before = unix_now();
+            let reply = connection.send(&request());
+            let after = unix_now();
+            if reply.status == 200 {
+                assert!(after >= due - 0.01, "admitted {} s early", due - after);
+                assert!(before <= due + 2.0, "admitted {} s late", before - due);
+                let mut seen = told.clone();
+                seen.dedup();
+                assert!(seen.len() >= 4 && seen.is_sorted_by(|a, b| a > b), "Retry-After fell: {told:?}");
+                return;
+            }
+            assert_headers_complete(&reply, "pro", 1, "NORMAL");
+            let retry_after = reply.number("retry-after");
+            let wait = (due - after - 0.02, due - before + 0.02);
+            let fits = (wait.0.ceil().max(1.0), wait.1.ceil().max(1.0));
+            assert!(
+                (fits.0..=fits.1).contains(&(retry_after as f64)),
+                "told {retry_after} s, {:.3} s were left",
+                wait.1
+            );
+            let reset = reply.number("x-ratelimit-reset") as f64;
+            assert!((due - 0.02..=due + 1.02).contains(&reset), "reset {reset}, due {due}");
+            told.push(retry_after);
+        }
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+#[test]
+fn waiting_retry_after_is_enough() {
+    let redis = Redis::start();
+    let config = json!({"tiers": {"free": tier(3, 0.7)}});
+    let envoy = patient(config, &redis).start();
+    let mut connection = envoy.connect();
+    for _ in 0..3 {
+        let refused = loop {
+            let reply = connection.send(&Request::get("/"));
+            if reply.status == 429 {
+                break reply;
+            }
+        };
+        std::thread::sleep(Duration::from_secs(refused.number("retry-after")));
+        assert_eq!(connection.send(&Request::get("/")).status, 200);
+    }
+}
+
+#[test]
+fn a_change_of_health_ends_it_at_once_here_and_within_a_second_elsewhere() {
+    let redis = Redis::start();
+    let mut config = two_tiers(5, 1);
+    config["tiers"]["pro"]["degraded"] = json!({"capacity": 1_000, "refill_rate": 100_000.0});
+    let envoys = [patient(config.clone(), &redis).start(), patient(config, &redis).start()];
+    envoys.iter().for_each(empty_on_every_worker);
+    switch(&envoys[0], "DEGRADED");
+    assert_admitted_on_every_worker(&envoys[0], "at once");
+    std::thread::sleep(HEALTH_TRAVELS + Duration::from_millis(300));
+    assert_admitted_on_every_worker(&envoys[1], "a second later");
+}
+
+/// `pro` has one token an hour, or as many as it likes.
+fn generous(config: &mut Value) {
+    config["tiers"]["pro"] = tier(1_000, 100_000.0);
+}
+
+#[test]
+fn a_delivered_configuration_ends_it() {
+    let redis = Redis::start();
+    let config = two_tiers(1_000, 1);
+    let mut next = super::in_redis(two_tiers(1_001, 1), super::PATIENT_MS, "local");
+    generous(&mut next);
+    let mut envoy = patient(config, &redis).by_ecds().start();
+    empty_on_every_worker(&envoy);
+    envoy.deliver(&next);
+    wait::until("the new configuration on every worker", || {
+        (0..12).all(|_| envoy.send(&Request::get("/")).limit() == 1_001).then_some(())
+    });
+    assert_admitted_on_every_worker(&envoy, "delivered");
+}
+
+#[test]
+fn a_reloaded_document_ends_it_at_once() {
+    let redis = Redis::start();
+    let mut config = two_tiers(1_000, 1);
+    config["config_source"] = json!({"cluster": "config_files", "tiers": "/tiers.json", "ttl_seconds": 1});
+    let documents = config["tiers"].to_string();
+    let envoy = patient(config, &redis).config_files(&documents, "{}").start();
+    envoy.await_metric("rate_limiter_config_reloads_total", &[("result", "applied")], 2.0);
+    empty_on_every_worker(&envoy);
+    let mut next = json!({"free": tier(1_001, ONE_PER_HOUR), "pro": null});
+    next["pro"] = tier(1_000, 100_000.0);
+    envoy.save("tiers.json", &next.to_string());
+    wait::until("the new document", || {
+        let reply = envoy.send(&Request::get("/"));
+        (reply.limit() == 1_001).then_some(())
+    });
+    assert_admitted_on_every_worker(&envoy, "at once");
+}
+
+#[test]
+fn it_is_the_caller_alone_who_is_refused() {
+    let redis = Redis::start();
+    let mut config = two_tiers(1_000, 1);
+    let keys: Value = (0..200)
+        .map(|n| (format!("other-{n}"), json!({"tier": "free", "id": format!("o-{n}")})))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    config["api_keys"] = keys;
+    config["api_keys"]["pro"] = json!({"tier": "pro", "id": "pro"});
+    let envoy = patient(config, &redis).start();
+    empty_on_every_worker(&envoy);
+    let mut connection = envoy.connect();
+    for n in 0..200 {
+        let reply = connection.send(&Request::get("/").key(format!("other-{n}")));
+        assert_eq!((reply.status, reply.remaining()), (200, 999), "other-{n}");
+        assert_eq!(connection.send(&request()).status, 429, "after other-{n}");
+    }
+}

@@ -1,0 +1,451 @@
+//! Everything that can go wrong with Redis, really going wrong under load: three Envoys with a policy each, on one
+//! Redis, over a wire that the test can break.
+//!
+//! Redis holds half of every bucket that it keeps here, so an answer tells who has decided it: up to half a
+//! capacity is left where it was Redis, more where it was the Envoy's own bucket.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use e2e::client::{Request, Response};
+use e2e::envoy::Envoy;
+use e2e::load::{self, Exchange};
+use e2e::redis::Redis;
+use e2e::setup::Setup;
+use e2e::wait;
+use e2e::wire::Wire;
+use serde_json::json;
+
+use super::{
+    CONNECTED, FAILURES, FALLBACKS, RECOVERY, REQUESTS, await_redis, client_capacity, clients, health_report,
+    in_redis, total,
+};
+
+mod cases;
+
+const POLICIES: [&str; 3] = ["local", "allow", "deny"];
+
+/// In each Envoy; each is a client of its own, so that only one asks for a bucket.
+const CONNECTIONS: usize = 4;
+const CLIENTS: usize = CONNECTIONS * POLICIES.len();
+const PAUSE: Duration = Duration::from_millis(8);
+
+const TIMEOUT: Duration = Duration::from_millis(100);
+
+const TICK: Duration = Duration::from_millis(10);
+
+/// What two cores, shared with other machines and with a debug build of this test, may add to 99 of 100 answers.
+const USUAL_DELAY: Duration = Duration::from_millis(50);
+/// And to a single one.
+const WORST_DELAY: Duration = Duration::from_millis(250);
+
+/// After this long, three failures in a row have opened the breaker of every worker that is asked anything.
+const OPENING: Duration = Duration::from_millis(1_200);
+
+/// How many answers may have come as late as a timeout although nobody waited: this machine's doing.
+const STRAY: usize = 3;
+
+/// What is injected, and taken back.
+struct Case {
+    name: &'static str,
+    inject: fn(&mut World),
+    heal: fn(&mut World),
+    /// What the failures are counted as; one of them.
+    reasons: &'static [&'static str],
+    /// Whether nobody waits after a while. Not where good answers keep coming in between.
+    opens: bool,
+}
+
+struct World {
+    redis: Redis,
+    wire: Wire,
+    envoys: Vec<Envoy>,
+    /// Requests sent so far, to each Envoy.
+    sent: [usize; POLICIES.len()],
+    /// When each client sent its last request, if Redis decided that.
+    by_redis: Arc<Mutex<Vec<Option<Instant>>>>,
+}
+
+/// When a case began and ended.
+struct Marks {
+    injected: Instant,
+    healed: Instant,
+    recovered: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decided {
+    Redis { remaining: u64 },
+    ByPolicy,
+}
+
+#[test]
+fn faults_of_the_connection() {
+    assert_survives(Redis::start(), cases::CONNECTION);
+}
+
+#[test]
+fn faults_of_time() {
+    assert_survives(Redis::start(), cases::TIME);
+}
+
+#[test]
+fn faults_of_what_is_said() {
+    assert_survives(Redis::start(), cases::SPEECH);
+}
+
+#[test]
+fn refusals_of_redis() {
+    assert_survives(Redis::start(), cases::REFUSALS);
+}
+
+#[test]
+fn refusals_of_a_cluster() {
+    let node = Redis::start_node();
+    node.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    wait::until("a cluster of one", || {
+        node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok").then_some(())
+    });
+    assert_survives(node, cases::CLUSTER);
+}
+
+/// Every fault is answered by policy and in time, told and counted, and forgotten when it is over.
+#[track_caller]
+fn assert_survives(redis: Redis, cases: &[Case]) {
+    let _alone = wait::alone();
+    let mut world = World::start(redis);
+    let mut all = Vec::new();
+    for case in cases {
+        let began = Instant::now();
+        let complaints = world.run(case);
+        eprintln!("{}: {:.1?}, {complaints:#?}", case.name, began.elapsed());
+        all.extend(complaints.into_iter().map(|complaint| format!("{}: {complaint}", case.name)));
+    }
+    assert!(all.is_empty(), "{} complaints\n{}", all.len(), all.join("\n"));
+}
+
+impl World {
+    fn start(redis: Redis) -> Self {
+        let wire = Wire::start(redis.address());
+        let setup = |policy| {
+            let config = in_redis(clients(CLIENTS), millis(TIMEOUT), policy);
+            Setup::new().config(&config).redis(wire.address()).quiet()
+        };
+        let envoys: Vec<_> = POLICIES.iter().map(|policy| setup(policy).start()).collect();
+        let by_redis = Arc::new(Mutex::new(vec![None; CLIENTS]));
+        let mut world = Self { redis, wire, envoys, sent: [0; POLICIES.len()], by_redis };
+        for client in 0..CLIENTS {
+            let half = format!("{}.0", client_capacity(client) / 2);
+            let bucket = format!("rate_limit:client-{client}");
+            let now = format!("{:.6}", wait::unix_now());
+            world.redis.command(&["HSET", &bucket, "tokens", &half, "last_refill", &now]);
+        }
+        // Asked from their first moment on, as Envoys are that start in the midst of traffic.
+        let ((), exchanges) = world.observe(|_| std::thread::sleep(Duration::from_millis(500)));
+        assert!(exchanges.iter().any(|exchange| matches!(decided(exchange), Ok(Decided::Redis { .. }))));
+        for envoy in &world.envoys {
+            await_redis(envoy, "connected");
+        }
+        world
+    }
+
+    /// Keeps every client asking while `work` runs.
+    fn observe<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> (T, Vec<Exchange>) {
+        let addresses: Vec<_> = self.envoys.iter().map(Envoy::address).collect();
+        let by_redis = Arc::clone(&self.by_redis);
+        let request = |client: usize, before: &[Exchange]| {
+            let last = before.last().filter(|last| matches!(decided(last), Ok(Decided::Redis { .. })));
+            by_redis.lock().expect("no panic with the lock")[client] = last.map(|last| last.sent);
+            Request::get("/").key(format!("client-{client}"))
+        };
+        let (result, exchanges) = load::observe(&addresses, CLIENTS, PAUSE, request, || work(&mut *self));
+        for exchange in &exchanges {
+            self.sent[exchange.connection % POLICIES.len()] += 1;
+        }
+        (result, exchanges)
+    }
+
+    /// Gives what was not as it should be.
+    fn run(&mut self, case: &Case) -> Vec<String> {
+        let before: Vec<_> = self.envoys.iter().map(Counts::read).collect();
+        let ((), calm) = self.observe(|_| std::thread::sleep(Duration::from_millis(250)));
+        let mut complaints = Vec::new();
+        let (marks, exchanges) = self.observe(|world| {
+            let injected = Instant::now();
+            (case.inject)(world);
+            if case.opens {
+                std::thread::sleep(OPENING.saturating_sub(injected.elapsed()));
+                complaints.extend(world.told("disconnected"));
+                std::thread::sleep(Duration::from_millis(400));
+            }
+            (case.heal)(world);
+            let healed = Instant::now();
+            complaints.extend(world.await_recovery(healed));
+            let recovered = Instant::now();
+            std::thread::sleep(Duration::from_millis(300));
+            Marks { injected, healed, recovered }
+        });
+        for (index, policy) in POLICIES.iter().enumerate() {
+            let mine = |exchange: &&Exchange| exchange.connection % POLICIES.len() == index;
+            let calm: Vec<_> = calm.iter().filter(mine).collect();
+            let during: Vec<_> = exchanges.iter().filter(mine).collect();
+            let mut found = Vec::new();
+            found.extend(check_answers(policy, &calm, &during));
+            found.extend(check_times(case, &marks, &calm, &during));
+            found.extend(check_recovery(&marks, &during));
+            found.extend(self.check_counts(case, index, &before[index], &calm, &during));
+            complaints.extend(found.into_iter().map(|complaint| format!("{policy}: {complaint}")));
+        }
+        complaints
+    }
+
+    /// What `/health` and the gauge say, once the gauge has had the time to.
+    fn told(&self, state: &str) -> Vec<String> {
+        let status = if state == "connected" { "healthy" } else { "degraded" };
+        let wanted = json!({"status": status, "redis": state, "health": "NORMAL"});
+        let gauge = if state == "connected" { 1.0 } else { 0.0 };
+        let mut complaints = Vec::new();
+        for (envoy, policy) in self.envoys.iter().zip(POLICIES) {
+            let report = health_report(envoy);
+            if report != wanted {
+                complaints.push(format!("{policy}: /health tells {report} instead of {wanted}"));
+            }
+            let shown = wait::poll(Duration::from_secs(3), || {
+                (envoy.metric(CONNECTED, &[]) == Some(gauge)).then_some(())
+            });
+            if shown.is_none() {
+                complaints.push(format!("{policy}: {CONNECTED} is {:?}", envoy.metric(CONNECTED, &[])));
+            }
+        }
+        complaints
+    }
+
+    /// Until Redis has decided the last request of every client, and so on every worker.
+    fn await_recovery(&self, healed: Instant) -> Vec<String> {
+        let is_new = |last: &Option<Instant>| last.is_some_and(|sent| sent > healed);
+        let recovered = wait::poll(RECOVERY, || {
+            self.by_redis.lock().expect("no panic with the lock").iter().all(is_new).then_some(())
+        });
+        match recovered {
+            Some(()) => self.told("connected"),
+            None => {
+                vec![format!("Redis does not decide everything {:.1?} after it was over", healed.elapsed())]
+            }
+        }
+    }
+
+    fn check_counts(
+        &self,
+        case: &Case,
+        index: usize,
+        before: &Counts,
+        calm: &[&Exchange],
+        during: &[&Exchange],
+    ) -> Vec<String> {
+        let (envoy, policy) = (&self.envoys[index], POLICIES[index]);
+        let counted =
+            wait::poll(wait::SOON, || (total(envoy, REQUESTS) == self.sent[index] as f64).then_some(()));
+        if counted.is_none() {
+            return vec![format!("{} requests counted, {} sent", total(envoy, REQUESTS), self.sent[index])];
+        }
+        let after = Counts::read(envoy);
+        let by_policy = calm
+            .iter()
+            .chain(during)
+            .filter(|exchange| matches!(decided(exchange), Ok(Decided::ByPolicy)))
+            .count();
+        let mut complaints = Vec::new();
+        let mut expect = |what: &str, found: f64, wanted: usize| {
+            if found != wanted as f64 {
+                complaints.push(format!("{what} grew by {found}, answers say {wanted}"));
+            }
+        };
+        for (other, name) in POLICIES.iter().enumerate() {
+            let wanted = if *name == policy { by_policy } else { 0 };
+            expect(&format!("fallbacks {name}"), after.fallbacks[other] - before.fallbacks[other], wanted);
+        }
+        let blocked = if policy == "deny" { by_policy } else { 0 };
+        expect("blocked", after.blocked - before.blocked, blocked);
+        let grown = after.grown_since(before);
+        if case.reasons.is_empty() {
+            if by_policy > STRAY {
+                complaints.push(format!("{by_policy} answers by policy, although Redis was well; {grown:?}"));
+            }
+        } else if !case.reasons.iter().any(|reason| grown.contains(reason)) {
+            complaints.push(format!("failures are counted as {grown:?}, not {:?}", case.reasons));
+        }
+        complaints
+    }
+}
+
+struct Counts {
+    fallbacks: Vec<f64>,
+    blocked: f64,
+    failures: Vec<(String, f64)>,
+}
+
+impl Counts {
+    fn read(envoy: &Envoy) -> Self {
+        let scrape = envoy.scrape();
+        let fallback = |policy: &&str| scrape.value(FALLBACKS, &[("policy", policy)]).unwrap_or(0.0);
+        let is_blocked = |labels: &std::collections::BTreeMap<String, String>| labels["status"] == "blocked";
+        Self {
+            fallbacks: POLICIES.iter().map(fallback).collect(),
+            blocked: scrape
+                .named(REQUESTS)
+                .iter()
+                .filter(|sample| is_blocked(&sample.labels))
+                .map(|sample| sample.value)
+                .sum(),
+            failures: scrape
+                .named(FAILURES)
+                .iter()
+                .map(|sample| (sample.labels["reason"].clone(), sample.value))
+                .collect(),
+        }
+    }
+
+    fn grown_since(&self, before: &Self) -> Vec<&str> {
+        let then = |reason: &str| before.failures.iter().find(|(r, _)| r == reason).map_or(0.0, |(_, n)| *n);
+        self.failures
+            .iter()
+            .filter(|(reason, count)| *count > then(reason))
+            .map(|(reason, _)| reason.as_str())
+            .collect()
+    }
+}
+
+/// Who has decided an answer, or what is wrong with it.
+fn decided(exchange: &Exchange) -> Result<Decided, String> {
+    let client = exchange.connection;
+    let response = exchange.answer.as_ref().map_err(|error| format!("client {client}: {error}"))?;
+    let value = |name: &str| response.all(name).concat();
+    if value("x-ratelimit-tier") != format!("client-{client}") || value("x-system-health") != "NORMAL" {
+        return Err(format!("client {client} was told {response:?}"));
+    }
+    match response.status {
+        503 => check_denial(response).map(|()| Decided::ByPolicy),
+        200 if !response.has("x-ratelimit-limit") && !response.has("x-ratelimit-remaining") => {
+            Ok(Decided::ByPolicy)
+        }
+        200 => {
+            let capacity = client_capacity(client);
+            let remaining = value("x-ratelimit-remaining").parse().unwrap_or(u64::MAX);
+            let is_own = value("x-ratelimit-limit") == capacity.to_string();
+            // Nobody asks often enough to come near the next lower client's range.
+            if is_own && (capacity / 2 - 50_000..=capacity / 2).contains(&remaining) {
+                Ok(Decided::Redis { remaining })
+            } else if is_own && (capacity - 50_000 + 1..capacity).contains(&remaining) {
+                Ok(Decided::ByPolicy)
+            } else {
+                Err(format!("client {client} was told {response:?}"))
+            }
+        }
+        _ => Err(format!("client {client} was told {response:?}")),
+    }
+}
+
+fn check_denial(response: &Response) -> Result<(), String> {
+    let text = |name: &str| response.all(name).concat();
+    if text("content-type") == "text/plain"
+        && text("retry-after") == "1"
+        && !response.has("x-ratelimit-limit")
+        && !response.has("x-ratelimit-remaining")
+    {
+        Ok(())
+    } else {
+        Err(format!("a denial is {response:?}"))
+    }
+}
+
+/// Every answer is one that the policy allows, and Redis' answers are each to the request that asked: what is left
+/// falls by exactly one for a request, or by as much more as questions have been given up in between.
+fn check_answers(policy: &str, calm: &[&Exchange], during: &[&Exchange]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for client in 0..CLIENTS {
+        let mine = calm.iter().chain(during).filter(|exchange| exchange.connection == client);
+        let (mut last, mut given_up) = (None, 0);
+        for exchange in mine {
+            match decided(exchange) {
+                Err(complaint) => complaints.push(complaint),
+                Ok(Decided::ByPolicy) => {
+                    let fits = match policy {
+                        "deny" => exchange.status() == 503,
+                        "allow" => {
+                            exchange.answer.as_ref().is_ok_and(|answer| !answer.has("x-ratelimit-limit"))
+                        }
+                        _ => exchange.answer.as_ref().is_ok_and(|answer| answer.has("x-ratelimit-limit")),
+                    };
+                    if !fits {
+                        complaints.push(format!("not this policy: {:?}", exchange.answer));
+                    }
+                    given_up += 1;
+                }
+                Ok(Decided::Redis { remaining }) => {
+                    if let Some(last) = last
+                        && !(remaining + 1..=remaining + 1 + given_up).contains(&last)
+                    {
+                        complaints.push(format!(
+                            "client {client}: {last} left, then {remaining}, with {given_up} given up in between"
+                        ));
+                    }
+                    (last, given_up) = (Some(remaining), 0);
+                }
+            }
+        }
+    }
+    complaints.truncate(5);
+    complaints
+}
+
+fn check_times(case: &Case, marks: &Marks, calm: &[&Exchange], during: &[&Exchange]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let most = |quantile: f64, exchanges: &[&Exchange]| -> Duration {
+        let mut delays: Vec<_> = exchanges.iter().map(|exchange| exchange.delay()).collect();
+        delays.sort_unstable();
+        let at = (delays.len() as f64 * quantile) as usize;
+        delays.get(at.min(delays.len().saturating_sub(1))).copied().unwrap_or_default()
+    };
+    let usual = most(0.99, calm);
+    let (p99, worst) = (most(0.99, during), most(1.0, during));
+    if p99 > TIMEOUT + TICK + usual + USUAL_DELAY {
+        complaints.push(format!("99 of 100 answers took up to {p99:?}, {usual:?} when all was well"));
+    }
+    if worst > TIMEOUT + TICK + usual + WORST_DELAY {
+        complaints.push(format!("an answer took {worst:?}, {usual:?} when all was well"));
+    }
+    if case.opens {
+        let from = marks.injected + OPENING;
+        let open: Vec<_> =
+            during.iter().filter(|e| e.sent > from && e.sent + e.took < marks.healed).copied().collect();
+        let waited = open.iter().filter(|exchange| exchange.delay() >= TIMEOUT).count();
+        if open.len() < 20 {
+            complaints.push(format!("only {} answers while the breaker was open", open.len()));
+        }
+        if waited > STRAY {
+            complaints.push(format!("{waited} of {} waited while the breaker was open", open.len()));
+        }
+        let asked = |e: &&&Exchange| matches!(decided(e), Ok(Decided::Redis { .. }));
+        if open.iter().filter(asked).count() > 0 {
+            complaints.push("Redis has decided while it could not".to_owned());
+        }
+    }
+    complaints
+}
+
+/// Once it decides again, Redis goes on to, but for what this machine made late.
+fn check_recovery(marks: &Marks, during: &[&Exchange]) -> Vec<String> {
+    let after: Vec<_> = during.iter().filter(|exchange| exchange.sent > marks.recovered).collect();
+    let by_policy = after.iter().filter(|e| matches!(decided(e), Ok(Decided::ByPolicy))).count();
+    if after.len() < 20 {
+        return vec![format!("only {} answers after it was over", after.len())];
+    }
+    if by_policy > STRAY {
+        return vec![format!("{by_policy} of {} decided by policy after it was over", after.len())];
+    }
+    Vec::new()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("a short time")
+}

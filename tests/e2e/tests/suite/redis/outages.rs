@@ -1,0 +1,451 @@
+//! Redis comes late, goes, comes back, forgets, and is not there at all.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::load::{self, Exchange};
+use e2e::redis::Redis;
+use e2e::setup::{REDIS_CLUSTER, Setup};
+use e2e::wait;
+use e2e::{http2, upstream};
+use serde_json::json;
+
+use super::{
+    CONNECTED, FAILURES, FALLBACKS, PATIENT_MS, RECOVERY, REQUESTS, assert_no_failures, await_counted,
+    await_redis, client_capacity, clients, health_report, in_redis, patient, total,
+};
+use crate::support::{ONE_PER_HOUR, assert_headers_complete, tier, two_tiers};
+
+const TIMEOUT_MS: u64 = 100;
+
+fn impatient(redis: &Redis, policy: &str) -> Setup {
+    let config = in_redis(two_tiers(5, 10), TIMEOUT_MS, policy);
+    Setup::new().config(&config).redis(redis.address())
+}
+
+#[track_caller]
+fn assert_all_answered(exchanges: &[Exchange]) {
+    let strange: Vec<_> = exchanges.iter().filter(|e| e.status() != 200).take(3).collect();
+    assert!(strange.is_empty(), "{:?}: {strange:?}", load::tally(exchanges));
+}
+
+#[test]
+fn redis_may_come_later_than_envoy() {
+    let mut redis = Redis::not_started(&[]);
+    let envoys = [impatient(&redis, "local").start(), impatient(&redis, "deny").start()];
+    for (envoy, status) in envoys.iter().zip([200, 503]) {
+        for _ in 0..5 {
+            assert_eq!(envoy.send(&Request::get("/").key("pro")).status, status);
+        }
+        assert_eq!(health_report(envoy)["redis"], "disconnected");
+        envoy.await_metric(CONNECTED, &[], 0.0);
+    }
+    redis.restart();
+    for envoy in &envoys {
+        await_redis(envoy, "connected");
+        wait::until_within(RECOVERY, "Redis decides on every connection", || {
+            let replies = (0..8).map(|_| envoy.send(&Request::get("/")));
+            let all = replies.filter(|reply| reply.status != 503).count() == 8;
+            (all && redis.bucket("rate_limit:127.0.0.1").is_some()).then_some(())
+        });
+        envoy.await_metric(CONNECTED, &[], 1.0);
+        envoy.await_log(&["[info][wasm]", "Redis connected"]);
+    }
+}
+
+#[test]
+fn killed_and_restarted_twenty_times_under_load() {
+    let _alone = wait::alone();
+    let mut redis = Redis::start();
+    let config = in_redis(clients(8), TIMEOUT_MS, "local");
+    let envoy = Setup::new().config(&config).redis(redis.address()).quiet().start();
+    let request = |client: usize, _: &[Exchange]| Request::get("/").key(format!("client-{client}"));
+    let pause = Duration::from_millis(5);
+    let ((), exchanges) = load::observe(&[envoy.address()], 8, pause, request, || {
+        for round in 0..20 {
+            redis.kill();
+            sleep(Duration::from_millis(20 * (round % 5)));
+            redis.restart();
+            sleep(Duration::from_millis(50 * (round % 7)));
+        }
+        await_redis(&envoy, "connected");
+    });
+    assert_all_answered(&exchanges);
+    for exchange in &exchanges {
+        let reply = exchange.answer.as_ref().expect("checked above");
+        let capacity = client_capacity(exchange.connection);
+        assert_headers_complete(reply, &format!("client-{}", exchange.connection), capacity, "NORMAL");
+        assert!((capacity - 50_000..capacity).contains(&reply.remaining()), "{reply:?}");
+    }
+    let mut delays: Vec<_> = exchanges.iter().map(Exchange::delay).collect();
+    delays.sort_unstable();
+    let (most, worst) = (delays[delays.len() * 99 / 100], delays[delays.len() - 1]);
+    let timeout = Duration::from_millis(TIMEOUT_MS);
+    assert!(most < timeout + Duration::from_millis(60), "99 of 100 within {most:?}");
+    assert!(worst < timeout + Duration::from_millis(260), "all within {worst:?}");
+    await_counted(&envoy, exchanges.len());
+    assert!(total(&envoy, FALLBACKS) > 0.0, "some were decided locally");
+    // In the end Redis decides everything again.
+    wait::until_within(RECOVERY, "Redis decides for every client on every worker", || {
+        let tokens = |n: usize| {
+            redis.bucket(&format!("rate_limit:client-{n}")).map(|(tokens, _)| tokens.parse::<f64>().ok())
+        };
+        let before: Vec<_> = (0..8).map(tokens).collect();
+        for n in 0..8 {
+            envoy.send(&Request::get("/").key(format!("client-{n}")));
+        }
+        (0..8).all(|n| tokens(n).is_some() && tokens(n) < before[n].or(Some(Some(f64::MAX)))).then_some(())
+    });
+}
+
+#[test]
+fn forgetting_the_script_again_and_again_goes_unnoticed() {
+    let _alone = wait::alone();
+    let redis = Redis::start();
+    let envoy = patient(clients(4), &redis).start();
+    let request = |client: usize, _: &[Exchange]| Request::get("/").key(format!("client-{client}"));
+    let pause = Duration::from_millis(1);
+    let (flushes, exchanges) = load::observe(&[envoy.address()], 4, pause, request, || {
+        let (began, mut flushes) = (Instant::now(), 0);
+        while began.elapsed() < Duration::from_secs(3) {
+            redis.command(&["SCRIPT", "FLUSH"]);
+            flushes += 1;
+        }
+        flushes
+    });
+    assert!(flushes > 100, "{flushes} flushes");
+    assert_all_answered(&exchanges);
+    for client in 0..4 {
+        let mine = exchanges.iter().filter(|exchange| exchange.connection == client);
+        for (nth, exchange) in (1..).zip(mine) {
+            let reply = exchange.answer.as_ref().expect("checked above");
+            assert_eq!(reply.remaining(), client_capacity(client) - nth, "request {nth} of client {client}");
+        }
+    }
+    assert!(redis.calls("eval") > 20, "the script was sent again {} times", redis.calls("eval"));
+    await_counted(&envoy, exchanges.len());
+    assert_no_failures(&envoy);
+}
+
+#[test]
+fn a_redis_that_loads_its_data_is_waited_for_by_policy() {
+    let mut redis = Redis::start_with(&["key-load-delay 1000", "loading-process-events-interval-bytes 1024"]);
+    let envoy = impatient(&redis, "deny").start();
+    let request = Request::get("/").key("pro");
+    assert_eq!(envoy.send(&request).status, 200);
+    // About three seconds' worth.
+    let fill = "for n = 1, 3000 do redis.call('SET', 'other:' .. n, n) end";
+    redis.command(&["EVAL", fill, "0"]);
+    redis.command(&["SAVE"]);
+    redis.kill();
+    redis.restart_loading();
+    let loading = wait::until("LOADING noticed", || {
+        let reply = envoy.send(&request);
+        (reply.status == 503 && envoy.metric(FAILURES, &[("reason", "loading")]).is_some_and(|n| n > 0.0))
+            .then_some(reply)
+    });
+    assert_eq!(loading.one("retry-after"), "1");
+    let is_loading = redis.command(&["INFO", "persistence"]).text().contains("loading:1");
+    assert!(is_loading, "it still loads, or this has shown nothing");
+    wait::until("loaded", || {
+        redis.command(&["INFO", "persistence"]).text().contains("loading:0").then_some(())
+    });
+    let loaded = Instant::now();
+    await_redis(&envoy, "connected");
+    wait::until_within(RECOVERY, "Redis decides", || (envoy.send(&request).status == 200).then_some(()));
+    assert!(loaded.elapsed() < RECOVERY);
+    assert_eq!(redis.bucket("rate_limit:pro").expect("kept").0.split('.').next(), Some("8"));
+}
+
+#[test]
+fn while_redis_is_away_local_keeps_the_same_limits_exactly() {
+    let _alone = wait::alone();
+    let redis = Redis::start();
+    let capacity = 50;
+    let config = in_redis(two_tiers(5, capacity), TIMEOUT_MS, "local");
+    let envoy = Setup::new().config(&config).redis(redis.address()).workers(4).quiet().start();
+    await_redis(&envoy, "connected");
+    redis.freeze();
+    let request = Request::get("/").key("pro");
+    let tally = load::burst(envoy.address(), 16, 20, &request);
+    assert_eq!(load::count(&tally, 200), capacity, "{tally:?}");
+    assert_eq!(load::count(&tally, 429), 320 - capacity, "{tally:?}");
+    assert_headers_complete(&envoy.send(&request), "pro", capacity, "NORMAL");
+    assert_headers_complete(&envoy.send(&Request::get("/")), "free", 5, "NORMAL");
+    await_counted(&envoy, 322);
+    assert_eq!(total(&envoy, FALLBACKS), 322.0);
+    redis.thaw();
+}
+
+#[test]
+fn what_the_policies_answer() {
+    let mut config = in_redis(two_tiers(2, 10), TIMEOUT_MS, "local");
+    config["tiers"]["open"] = json!({"unlimited": true});
+    config["tiers"]["closed"] = tier(0, ONE_PER_HOUR);
+    config["api_keys"]["o"] = json!("open");
+    config["api_keys"]["c"] = json!("closed");
+    config["exempt_paths"] = json!(["/exempt"]);
+    for policy in ["local", "allow", "deny"] {
+        config["store"]["on_failure"] = json!(policy);
+        let envoy = Setup::new()
+            .config(&config)
+            .redis(upstream::refusing())
+            .http2_upstream(http2::grpc_server())
+            .start();
+        // Some while the breaker closes, some after it has.
+        for round in 0..8 {
+            let request = if round % 2 == 0 { Request::get("/") } else { Request::post("/", "body") };
+            let reply = http2::send(envoy.address(), &request);
+            let grpc = http2::send(envoy.address(), &http2::grpc_call("/demo.Greeter/Hello"));
+            for reply in [&reply, &grpc] {
+                assert_eq!(
+                    (reply.tier(), reply.one("x-system-health")),
+                    ("free".to_owned(), "NORMAL".to_owned())
+                );
+            }
+            match policy {
+                "local" if round == 0 => {
+                    assert_headers_complete(&reply, "free", 2, "NORMAL");
+                    assert_eq!((reply.remaining(), grpc.remaining()), (1, 0));
+                }
+                "local" => {
+                    assert_eq!((reply.status, grpc.one("grpc-status").as_str()), (429, "8"));
+                    assert!(reply.number("retry-after") >= 1);
+                }
+                "allow" => {
+                    assert_eq!((reply.status, grpc.one("grpc-status").as_str()), (200, "0"));
+                    for name in ["x-ratelimit-limit", "x-ratelimit-remaining", "retry-after"] {
+                        assert!(!reply.has(name) && !grpc.has(name), "{name}");
+                    }
+                }
+                _ => {
+                    assert_eq!(
+                        (reply.status, grpc.status, grpc.one("grpc-status").as_str()),
+                        (503, 200, "14")
+                    );
+                    assert_eq!(reply.one("content-type"), "text/plain");
+                    assert!(!reply.body.is_empty());
+                    for reply in [&reply, &grpc] {
+                        assert_eq!(reply.one("retry-after"), "1");
+                        assert!(!reply.has("x-ratelimit-limit") && !reply.has("x-ratelimit-remaining"));
+                    }
+                }
+            }
+        }
+        // Whoever needs no bucket does not notice.
+        assert_eq!(http2::send(envoy.address(), &Request::get("/").header("x-api-key", "o")).status, 200);
+        assert_eq!(http2::send(envoy.address(), &Request::get("/").header("x-api-key", "c")).status, 429);
+        assert_eq!(http2::send(envoy.address(), &Request::get("/exempt")).status, 200);
+        assert_eq!(health_report(&envoy)["redis"], "disconnected");
+        envoy.await_metric(FALLBACKS, &[("policy", policy)], 16.0);
+        if policy == "deny" {
+            envoy.await_metric(REQUESTS, &[("tier", "free"), ("status", "blocked")], 16.0);
+        }
+    }
+}
+
+#[test]
+fn with_the_default_timeout_a_request_waits_for_twenty_milliseconds() {
+    let _alone = wait::alone();
+    let redis = Redis::start();
+    let mut config = in_redis(two_tiers(5, 1_000), TIMEOUT_MS, "deny");
+    config["store"].as_object_mut().expect("an object").remove("timeout_ms");
+    let envoy = Setup::new().config(&config).redis(redis.address()).workers(1).quiet().start();
+    let mut connection = envoy.connect();
+    let request = Request::get("/").key("pro");
+    let mut delays = Vec::new();
+    for _ in 0..9 {
+        wait::until_within(RECOVERY, "Redis decides", || {
+            (connection.send(&request).status == 200).then_some(())
+        });
+        redis.freeze();
+        let began = Instant::now();
+        let reply = connection.send(&request);
+        delays.push(began.elapsed());
+        redis.thaw();
+        assert_eq!(reply.status, 503);
+    }
+    delays.sort_unstable();
+    let median = delays[delays.len() / 2];
+    // A tick of five milliseconds, and what this machine takes to notice.
+    let bounds = Duration::from_millis(20)..Duration::from_millis(20 + 5 + 10);
+    assert!(bounds.contains(&median), "{delays:?}");
+}
+
+#[test]
+fn a_thousand_requests_that_wait_are_all_answered_when_time_is_over_or_redis_is_back() {
+    let _alone = wait::alone();
+    for (policy, timeout_ms, status) in
+        [("local", 1_500, 200), ("allow", 1_500, 200), ("deny", 1_500, 503), ("deny", PATIENT_MS, 200)]
+    {
+        let redis = Redis::start();
+        let config = in_redis(two_tiers(5, 10_000), timeout_ms, policy);
+        let envoy = Setup::new().config(&config).redis(redis.address()).workers(1).quiet().start();
+        let request = Request::get("/").key("pro");
+        assert_eq!(envoy.send(&request).status, 200);
+        let mut waiting: Vec<_> = (0..1_000).map(|_| envoy.connect()).collect();
+        redis.freeze();
+        for connection in &mut waiting {
+            connection.write(&request.encode()).expect("written");
+        }
+        if timeout_ms == PATIENT_MS {
+            wait::until("all of them at Envoy", || {
+                (envoy.stat("http.main.downstream_rq_active") >= 1_000).then_some(())
+            });
+            redis.thaw();
+        }
+        for (nth, connection) in waiting.iter_mut().enumerate() {
+            let reply = match connection.read("GET") {
+                Ok(reply) => reply,
+                Err(error) => panic!("{policy} after {timeout_ms} ms, request {nth}: {error}"),
+            };
+            assert_eq!(
+                (reply.status, reply.tier().as_str()),
+                (status, "pro"),
+                "{policy} after {timeout_ms} ms"
+            );
+        }
+        await_counted(&envoy, 1_001);
+    }
+}
+
+#[test]
+fn more_requests_than_can_wait_are_decided_by_policy_at_once() {
+    let _alone = wait::alone();
+    let redis = Redis::start();
+    let config = in_redis(two_tiers(5, 10_000), PATIENT_MS, "deny");
+    let envoy = Setup::new().config(&config).redis(redis.address()).workers(1).quiet().start();
+    let request = Request::get("/").header("x-api-key", "pro");
+    assert_eq!(envoy.send(&request).status, 200);
+    redis.freeze();
+    let (connections, streams) = (30, 80);
+    let replies: Vec<_> = std::thread::scope(|scope| {
+        let send = || http2::send_all(envoy.address(), &vec![request.clone(); streams]);
+        let running: Vec<_> = (0..connections).map(|_| scope.spawn(send)).collect();
+        wait::until("some turned away", || {
+            envoy.metric(FAILURES, &[("reason", "queue_full")]).filter(|count| *count > 0.0)
+        });
+        redis.thaw();
+        running.into_iter().flat_map(|thread| thread.join().expect("answers")).collect()
+    });
+    let with = |status| replies.iter().filter(|reply| reply.status == status).count();
+    assert_eq!(with(200) + with(503), connections * streams);
+    // So many questions may be on their way, and the health is one of them.
+    assert!((2_000..=2_048).contains(&with(200)), "{} of {} waited", with(200), replies.len());
+    envoy.await_metric(FALLBACKS, &[("policy", "deny")], with(503) as f64);
+    let (tokens, _) = redis.bucket("rate_limit:pro").expect("a bucket");
+    let left = 10_000 - 1 - with(200);
+    assert_eq!(tokens.split('.').next(), Some(left.to_string().as_str()), "each of them took its own token");
+    assert_eq!(envoy.send(&request).status, 200);
+}
+
+#[test]
+fn health_is_not_told_by_a_worker_that_only_looks() {
+    let redis = Redis::start();
+    // With one connection each, one worker has the requests and the other may have to look for a changed health, which
+    // a full Redis still answers. Which of them looked first is chance, so there are several Envoys.
+    let envoys: Vec<_> = (0..5).map(|_| impatient(&redis, "deny").workers(2).start()).collect();
+    let mut connections: Vec<_> = envoys.iter().map(Envoy::connect).collect();
+    for (envoy, connection) in envoys.iter().zip(&mut connections) {
+        assert_eq!(connection.send(&Request::get("/").key("pro")).status, 200);
+        await_redis(envoy, "connected");
+    }
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        for (nth, connection) in connections.iter_mut().enumerate() {
+            assert_eq!(connection.send(&Request::get("/").key("pro")).status, 503);
+            if began.elapsed() > Duration::from_secs(1) {
+                let report = connection.send(&Request::get("/health")).json();
+                assert_eq!(report["redis"], "disconnected", "Envoy {nth} after {:?}", began.elapsed());
+            }
+        }
+        sleep(Duration::from_millis(50));
+    }
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    envoys.iter().for_each(|envoy| await_redis(envoy, "connected"));
+}
+
+#[test]
+fn a_cluster_that_does_not_exist_is_decided_by_policy_and_logged() {
+    let envoy = Setup::new().config(&in_redis(two_tiers(5, 10), TIMEOUT_MS, "local")).start();
+    for remaining in (0..10).rev() {
+        let reply = envoy.send(&Request::get("/").key("pro"));
+        assert_eq!((reply.status, reply.remaining()), (200, remaining));
+    }
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 429);
+    assert_eq!(health_report(&envoy)["redis"], "disconnected");
+    envoy.await_log(&["[warning][wasm]", "Redis lost", REDIS_CLUSTER]);
+}
+
+#[test]
+fn an_address_where_nobody_answers_is_given_up_in_time() {
+    // A documentation address: packets to it go nowhere, or the machine says at once that there is no way.
+    let config = in_redis(two_tiers(50, 10), TIMEOUT_MS, "deny");
+    let nowhere = "192.0.2.1:6379".parse().expect("an address");
+    let envoy = Setup::new().config(&config).redis(nowhere).start();
+    let mut connection = envoy.connect();
+    for attempt in 0..10 {
+        let began = Instant::now();
+        assert_eq!(connection.send(&Request::get("/")).status, 503);
+        assert!(began.elapsed() < Duration::from_millis(TIMEOUT_MS + 500), "attempt {attempt}");
+    }
+    assert_eq!(health_report(&envoy)["redis"], "disconnected");
+}
+
+#[test]
+fn a_delivery_in_mid_flight_loses_no_request() {
+    let redis = Redis::start();
+    let config = |free| in_redis(two_tiers(free, 3_000), PATIENT_MS, "local");
+    let mut envoy = Setup::new().config(&config(10)).redis(redis.address()).by_ecds().quiet().start();
+    let address = envoy.address();
+    let request = Request::get("/").key("pro");
+    let pause = Duration::from_millis(5);
+    let ((), during) = load::during(address, 6, pause, &request, || {
+        for n in 1..=20 {
+            let (came, _) = envoy.deliveries();
+            envoy.deliver(&config(10 + n));
+            wait::until("the delivery dealt with", || (envoy.deliveries().0 > came).then_some(()));
+        }
+    });
+    let after = load::burst(address, 8, 400, &request);
+    for tally in [&during, &after] {
+        assert!(tally.keys().all(|status| *status == 200 || *status == 429), "{tally:?}");
+    }
+    let admitted = load::count(&during, 200) + load::count(&after, 200);
+    assert_eq!(admitted, 3_000, "{during:?} then {after:?}");
+}
+
+#[test]
+fn a_delivery_while_requests_wait_for_a_frozen_redis_loses_none_of_them() {
+    let redis = Redis::start();
+    let config = |free| in_redis(two_tiers(free, 100), 2_000, "local");
+    let mut envoy = Setup::new().config(&config(10)).redis(redis.address()).by_ecds().start();
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
+    redis.freeze();
+    let mut waiting: Vec<_> = (0..12).map(|_| envoy.connect()).collect();
+    for connection in &mut waiting {
+        connection.write(&Request::get("/").key("pro").encode()).expect("written");
+    }
+    let (came, _) = envoy.deliveries();
+    envoy.deliver(&config(11));
+    wait::until("the delivery dealt with", || (envoy.deliveries().0 > came).then_some(()));
+    sleep(Duration::from_millis(200));
+    redis.thaw();
+    for connection in &mut waiting {
+        connection.read_timeout(Duration::from_secs(5));
+        let reply = connection.read("GET").expect("an answer");
+        assert_eq!((reply.status, reply.tier().as_str(), reply.limit()), (200, "pro", 100));
+    }
+    assert_serves(&envoy);
+}
+
+#[track_caller]
+fn assert_serves(envoy: &Envoy) {
+    wait::until_within(RECOVERY, "Redis decides", || {
+        (health_report(envoy)["redis"] == "connected").then_some(())
+    });
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
+}

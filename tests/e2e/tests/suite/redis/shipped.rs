@@ -1,0 +1,115 @@
+//! The shipped configurations with Redis, as a user starts them, but for ports and names.
+
+use e2e::certificates::Certificate;
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
+use e2e::redis_cluster::RedisCluster;
+use e2e::upstream::{Answer, Upstream};
+use e2e::wait;
+use serde_json::json;
+
+use super::{HEALTH_TRAVELS, await_redis, health_report};
+use crate::shipped::{ANY_PORTS, boot};
+use crate::support::assert_headers_complete;
+
+const TOKEN: &str = "mine";
+const BUCKET: &str = "rate_limit:127.0.0.1";
+
+fn port_value(port: u16) -> String {
+    format!("port_value: {port}}}")
+}
+
+/// Two Envoys of one kind have one bucket for one caller, and one health.
+///
+/// The shipped timeout is 20 ms, which this machine may miss; then the same is tried again.
+#[track_caller]
+fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
+    for envoy in envoys {
+        await_redis(envoy, "connected");
+    }
+    let mut connections = envoys.map(Envoy::connect);
+    wait::until("one bucket for both", || {
+        owner.command(&["DEL", BUCKET]);
+        let replies = connections.each_mut().map(|connection| connection.send(&Request::get("/")));
+        for reply in &replies {
+            assert_eq!(reply.status, 200);
+            assert_headers_complete(reply, "free", 10, "NORMAL");
+        }
+        let (tokens, _) = owner.bucket(BUCKET)?;
+        let is_one = replies.map(|reply| reply.remaining()) == [9, 8];
+        (is_one && tokens.starts_with("8.")).then_some(())
+    });
+    let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", TOKEN);
+    assert_eq!(connections[0].send(&change).status, 200);
+    wait::until_within(HEALTH_TRAVELS * 2, "one health for both", || {
+        let reply = connections[1].send(&Request::get("/"));
+        (reply.one("x-system-health") == "DEGRADED").then_some(())
+    });
+    let report = json!({"status": "healthy", "redis": "connected", "health": "DEGRADED"});
+    assert_eq!(health_report(envoys[1]), report);
+}
+
+#[test]
+fn with_one_redis() {
+    let redis = Redis::start_with(&["requirepass shipped-password"]);
+    let port = port_value(redis.address().port());
+    let changes = [&ANY_PORTS[..], &[("port_value: 6379}", port.as_str())]].concat();
+    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "shipped-password")];
+    let start = || boot("deploy/redis/envoy.yaml", &changes, &env, |_| ()).0;
+    let envoys = [start(), start()];
+    assert_share(envoys.each_ref(), &redis);
+    wait::until("the demo's documents and upstream", || {
+        let reply = envoys[0].send(&Request::get("/test").key("enterprise"));
+        (reply.tier() == "enterprise").then(|| assert_eq!(reply.json()["message"], "Request successful!"))
+    });
+    wait::until("a bucket by the key's id", || {
+        envoys[0].send(&Request::get("/").key("enterprise"));
+        redis.bucket("rate_limit:enterprise")
+    });
+}
+
+#[test]
+fn with_one_redis_over_tls() {
+    let upstream = Upstream::start(|_| Answer::ok("upstream"));
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let certificate = Certificate::write(folder.path(), "redis.example.com");
+    let redis = Redis::start_tls(&certificate, &["requirepass shipped-password"]);
+    let upstream_port = port_value(upstream.address().port());
+    let redis_port = port_value(redis.tls_address().port());
+    let changes = [
+        &ANY_PORTS[..],
+        &[("port_value: 8080}", upstream_port.as_str()), ("port_value: 6379}", redis_port.as_str())],
+    ]
+    .concat();
+    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "shipped-password")];
+    let start = || {
+        let (envoy, _) = boot("deploy/redis-tls/envoy.yaml", &changes, &env, |folder| {
+            let place = folder.join("deploy/redis-tls");
+            std::fs::create_dir_all(&place).expect("a folder");
+            std::fs::copy(&certificate.authority, place.join("ca.pem")).expect("copied");
+        });
+        envoy
+    };
+    assert_share([&start(), &start()], &redis);
+}
+
+#[test]
+fn with_a_redis_cluster() {
+    let upstream = Upstream::start(|_| Answer::ok("upstream"));
+    let cluster = RedisCluster::start();
+    let upstream_port = port_value(upstream.address().port());
+    let nodes: Vec<_> = cluster.addresses().iter().map(|address| port_value(address.port())).collect();
+    let changes = [
+        &ANY_PORTS[..],
+        &[
+            ("port_value: 8080}", upstream_port.as_str()),
+            ("port_value: 7000}", nodes[0].as_str()),
+            ("port_value: 7001}", nodes[1].as_str()),
+            ("port_value: 7002}", nodes[2].as_str()),
+        ],
+    ]
+    .concat();
+    let start = || boot("deploy/redis-cluster/envoy.yaml", &changes, &[("ADMIN_TOKEN", TOKEN)], |_| ()).0;
+    assert_share([&start(), &start()], cluster.master(cluster.master_of(BUCKET)));
+}

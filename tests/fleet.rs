@@ -1,0 +1,1053 @@
+//! Many Envoys on one Redis: exactness, who need not be asked, how health travels, and what holds without Redis.
+//!
+//! Each Envoy has shared data and a clock of its own; Redis is in memory. All bytes between them are the real ones.
+//! The random run is longer with `FLEET_RUNS=10_000`; a failure says the seed that brings it back in `FLEET_SEED`.
+
+mod common;
+
+use std::collections::VecDeque;
+
+use common::random::{Random, number_from_env, seed_from_env};
+use common::redis::{Connection, ModelRedis};
+use common::{FakeData, FakeRequest, IntervalOracle, SECOND, TOKEN, limit};
+use dynamic_rate_limiter::bucket::{Outcome, Verdict};
+use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::documents::Fetched;
+use dynamic_rate_limiter::fleet::POLL_US;
+use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::reply::{Answer, write_headers};
+use dynamic_rate_limiter::request::{Arrival, Ticket};
+use dynamic_rate_limiter::store::SharedData;
+
+const MS: u64 = 1_000;
+
+/// How long a request waits for Redis where the configuration says nothing else.
+const TIMEOUT: u64 = 20 * MS;
+
+const STORE: &str = r#""store": {"kind": "redis", "cluster": "redis"}"#;
+
+/// A tier of one token, and ten seconds until the next.
+const SLOW: &str =
+    r#""default_tier": "slow", "tiers": {"slow": {"base": {"capacity": 1, "refill_rate": 0.1}}}"#;
+
+fn config(rest: &str) -> String {
+    let comma = if rest.is_empty() { "" } else { ", " };
+    format!("{{{STORE}{comma}{rest}}}")
+}
+
+/// A worker, and its stream to Redis.
+struct Worker {
+    limiter: Limiter,
+    connection: Option<Connection>,
+    replies: VecDeque<Vec<u8>>,
+    commands: usize,
+}
+
+struct Envoy {
+    data: FakeData,
+    workers: Vec<Worker>,
+}
+
+/// Envoys around a Redis. A worker is named by its Envoy's number and its own.
+struct World {
+    redis: ModelRedis,
+    envoys: Vec<Envoy>,
+    last_ticket: Ticket,
+    /// Whether connections are refused.
+    is_down: bool,
+    /// Whether replies are held back.
+    is_frozen: bool,
+}
+
+type Name = (usize, usize);
+
+impl World {
+    /// So many Envoys with so many workers each.
+    fn new(envoys: usize, workers: usize, json: &str) -> Self {
+        let mut world = Self {
+            redis: ModelRedis::at(1_700_000_000 * SECOND),
+            envoys: Vec::new(),
+            last_ticket: 0,
+            is_down: false,
+            is_frozen: false,
+        };
+        for envoy in 0..envoys {
+            let data = FakeData::at((1 + 1_000 * envoy as u64) * SECOND);
+            let workers = (0..workers).map(|worker| Worker::new(&data, json, worker as u64 + 1)).collect();
+            world.envoys.push(Envoy { data, workers });
+        }
+        world
+    }
+
+    fn worker(&mut self, (envoy, worker): Name) -> (&mut Worker, &FakeData, &mut ModelRedis) {
+        let envoy = &mut self.envoys[envoy];
+        (&mut envoy.workers[worker], &envoy.data, &mut self.redis)
+    }
+
+    fn names(&self) -> Vec<Name> {
+        let workers = |envoy: usize| (0..self.envoys[envoy].workers.len()).map(move |worker| (envoy, worker));
+        (0..self.envoys.len()).flat_map(workers).collect()
+    }
+
+    fn advance(&mut self, us: u64) {
+        self.redis.now_us += us;
+        self.envoys.iter().for_each(|envoy| envoy.data.advance(us));
+    }
+
+    /// Time goes by, with a tick of every worker now and then.
+    fn run(&mut self, us: u64) -> Vec<(Ticket, Decision)> {
+        let mut decisions = Vec::new();
+        let mut left_us = us;
+        while left_us > 0 {
+            let step_us = left_us.min(5 * MS);
+            left_us -= step_us;
+            self.advance(step_us);
+            for name in self.names() {
+                decisions.extend(self.tick(name));
+            }
+        }
+        decisions
+    }
+
+    fn tick(&mut self, name: Name) -> Vec<(Ticket, Decision)> {
+        let (worker, data, _) = self.worker(name);
+        worker.fleet().tick(data.now_us(), data);
+        self.exchange(name)
+    }
+
+    /// The worker's stream carries what there is, until there is no more; returns what was decided by that.
+    fn exchange(&mut self, name: Name) -> Vec<(Ticket, Decision)> {
+        let (is_down, is_frozen) = (self.is_down, self.is_frozen);
+        let (worker, data, redis) = self.worker(name);
+        let now_us = data.now_us();
+        let mut decisions = Vec::new();
+        loop {
+            decisions.extend(std::iter::from_fn(|| worker.limiter.next_decision(now_us, data)));
+            if worker.fleet().has_work() {
+                worker.flush(redis, is_down, now_us);
+            } else if !is_frozen && !worker.replies.is_empty() {
+                worker.deliver(now_us);
+            } else {
+                return decisions;
+            }
+        }
+    }
+
+    /// What a request is told at once.
+    fn decide(&mut self, name: Name, request: &FakeRequest) -> (Ticket, Decision) {
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let (worker, data, _) = self.worker(name);
+        let arrival = Arrival { ticket, at_us: data.now_us() };
+        (ticket, worker.limiter.decide(request, data, arrival))
+    }
+
+    /// What a request is told, by Redis if need be.
+    fn ask(&mut self, name: Name, request: &FakeRequest) -> Decision {
+        match self.decide(name, request) {
+            (ticket, Decision::AwaitsRedis) => only(self.exchange(name), ticket),
+            (_, decision) => decision,
+        }
+    }
+
+    /// Whole tokens left; nothing for a refusal.
+    fn remaining(&mut self, name: Name, request: &FakeRequest) -> Option<u32> {
+        match self.ask(name, request) {
+            Decision::Admitted(answer) => Some(verdict(&answer).remaining),
+            Decision::Refused(_) => None,
+            other => panic!("neither admitted nor refused: {other:?}"),
+        }
+    }
+
+    /// Sends a change of health as far as it gets by itself.
+    fn start_post(&mut self, name: Name, body: &str) -> (Ticket, Decision) {
+        let request = FakeRequest::post("/system/health").with("x-admin-token", TOKEN);
+        let (ticket, decision) = self.decide(name, &request);
+        let Decision::AwaitsBody(pending) = decision else { panic!("the token is good: {decision:?}") };
+        let (worker, data, _) = self.worker(name);
+        let arrival = Arrival { ticket, at_us: data.now_us() };
+        (ticket, worker.limiter.change_health(&pending, body.as_bytes(), data, arrival))
+    }
+
+    fn post(&mut self, name: Name, health: &str) -> (u32, String) {
+        match self.start_post(name, &format!(r#"{{"status": "{health}"}}"#)) {
+            (ticket, Decision::AwaitsRedis) => replied(only(self.exchange(name), ticket)),
+            (_, decision) => replied(decision),
+        }
+    }
+
+    fn get(&mut self, name: Name, path: &str) -> String {
+        replied(self.ask(name, &FakeRequest::get(path))).1
+    }
+
+    /// The health that a worker's next request sees.
+    fn health(&mut self, name: Name) -> Health {
+        let body = self.get(name, "/system/health");
+        let found =
+            [Health::Normal, Health::Degraded].into_iter().find(|health| body.contains(health.name()));
+        found.unwrap_or_else(|| panic!("no health: {body}"))
+    }
+
+    /// The connection of every worker is lost and no new one accepted.
+    fn go_down(&mut self) {
+        self.is_down = true;
+        for name in self.names() {
+            let (worker, data, _) = self.worker(name);
+            worker.hang_up(data.now_us());
+        }
+    }
+
+    /// Adds up a counter over the samples since it was last asked for.
+    fn counted(&mut self, name: Name, counter: &str) -> u64 {
+        let samples = self.worker(name).0.limiter.metrics.drain();
+        let count = |sample: Sample| match sample {
+            Sample::Count(name, count) if name.ends_with(counter) => Some(count),
+            _ => None,
+        };
+        samples.into_iter().filter_map(count).sum()
+    }
+}
+
+impl Worker {
+    fn new(data: &FakeData, json: &str, random: u64) -> Self {
+        let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
+        let plugin = Plugin::parse(json.as_bytes(), &environment).expect("a good configuration");
+        let mut limiter = Limiter::new(plugin, data, (random << 32, 0x5eed)).expect("a limiter");
+        limiter.set_wall_clock(1_700_000_000 * SECOND, data.now_us());
+        Self { limiter, connection: None, replies: VecDeque::new(), commands: 0 }
+    }
+
+    fn fleet(&mut self) -> &mut dynamic_rate_limiter::fleet::Fleet {
+        self.limiter.fleet().expect("a Redis in the configuration")
+    }
+
+    fn flush(&mut self, redis: &mut ModelRedis, is_down: bool, now_us: u64) {
+        let effects = self.fleet().take_effects();
+        if effects.close || effects.open {
+            self.connection = None;
+            self.replies.clear();
+        }
+        if effects.open && is_down {
+            return self.fleet().closed("refused", now_us);
+        }
+        if effects.open {
+            self.connection = Some(Connection::default());
+        }
+        if let Some(connection) = &mut self.connection {
+            let replies = redis.receive(connection, &effects.send);
+            self.commands += replies.len();
+            self.replies.extend(replies);
+        }
+    }
+
+    fn deliver(&mut self, now_us: u64) {
+        let bytes: Vec<u8> = self.replies.drain(..).flatten().collect();
+        self.fleet().received(&bytes, now_us);
+    }
+
+    fn hang_up(&mut self, now_us: u64) {
+        self.replies.clear();
+        if self.connection.take().is_some() {
+            self.fleet().closed("reset by peer", now_us);
+        }
+    }
+}
+
+fn only(mut decisions: Vec<(Ticket, Decision)>, ticket: Ticket) -> Decision {
+    let found = decisions.iter().position(|(decided, _)| *decided == ticket);
+    decisions.swap_remove(found.expect("it is decided about")).1
+}
+
+fn verdict(answer: &Answer) -> Verdict {
+    answer.verdict.expect("a bucket was asked")
+}
+
+fn replied(decision: Decision) -> (u32, String) {
+    match decision {
+        Decision::Replied(reply) => (reply.status, reply.body),
+        other => panic!("not replied: {other:?}"),
+    }
+}
+
+fn keyed(key: &str) -> FakeRequest {
+    FakeRequest::get("/").with("x-api-key", key)
+}
+
+/// The value of a response header.
+fn header(world: &mut World, name: Name, decision: &Decision, wanted: &str) -> Option<String> {
+    let (Decision::Admitted(answer) | Decision::Refused(answer) | Decision::Unavailable(answer)) = decision
+    else {
+        panic!("no headers: {decision:?}");
+    };
+    let limiter = &world.worker(name).0.limiter;
+    let mut found = None;
+    write_headers(answer, limiter.config().settings.headers, limiter.unix_offset_us(), 0, |name, value| {
+        if name == wanted {
+            found = Some(String::from_utf8_lossy(value).into_owned());
+        }
+    });
+    found
+}
+
+#[test]
+fn all_workers_of_all_envoys_share_one_bucket_to_the_token() {
+    let mut world = World::new(3, 2, &config(r#""api_keys": {"k": {"tier": "pro", "id": "pro"}}"#));
+    let names = world.names();
+    let told: Vec<_> =
+        names.iter().cycle().take(30).map(|name| world.remaining(*name, &keyed("k"))).collect();
+    let wanted: Vec<_> = (0..25).rev().map(Some).chain([None; 5]).collect();
+    assert_eq!(told, wanted);
+    world.advance(SECOND / 2);
+    let told: Vec<_> = names.iter().map(|name| world.remaining(*name, &keyed("k"))).collect();
+    assert_eq!(told, [Some(0), None, None, None, None, None], "one token in half a second for all of them");
+    assert_eq!(world.redis.buckets.keys().collect::<Vec<_>>(), ["rate_limit:pro"]);
+}
+
+#[test]
+fn admits_exactly_what_the_definition_allows_whichever_envoy_is_asked() {
+    let seed = seed_from_env("FLEET_SEED");
+    let runs = number_from_env("FLEET_RUNS", 150);
+    let (mut admitted, mut refused_here, mut refused_there) = (0, 0, 0);
+    for run in 0..runs {
+        let seed = seed.wrapping_add(run);
+        let mut random = Random::new(seed);
+        let (capacity, rate) = (1 + random.below(6) as u32, random.choose(&[500_000, 1_000_000, 7_000_000]));
+        let json = format!(
+            r#""default_tier": "t", "tiers": {{"t": {{"base": {{"capacity": {capacity}, "refill_rate": {}}}}}}}"#,
+            rate as f64 / 1e6
+        );
+        let mut world = World::new(3, 2, &config(&json));
+        let mut oracle = IntervalOracle::new(limit(capacity, rate));
+        let token_us = 1_000_000_000_000_u64.div_ceil(rate);
+        let names = world.names();
+        for step in 0..300 {
+            let what = format!("FLEET_SEED={seed}, step {step}");
+            let name = random.choose(&names);
+            match random.below(10) {
+                0..6 => match world.decide(name, &FakeRequest::get("/")).1 {
+                    Decision::AwaitsRedis => {}
+                    Decision::Refused(answer) => {
+                        refused_here += 1;
+                        assert!(!oracle.may_admit(world.redis.now_us), "{what}: refused with a token there");
+                        assert!((1..=token_us).contains(&verdict(&answer).wait_us), "{what}");
+                    }
+                    other => panic!("{what}: {other:?}"),
+                },
+                6..8 => {
+                    for (_, decision) in world.exchange(name) {
+                        let is_allowed = oracle.may_admit(world.redis.now_us);
+                        match decision {
+                            Decision::Admitted(_) => oracle.admit(),
+                            Decision::Refused(_) => refused_there += 1,
+                            other => panic!("{what}: {other:?}"),
+                        }
+                        admitted += u64::from(is_allowed);
+                        assert_eq!(matches!(decision, Decision::Admitted(_)), is_allowed, "{what}");
+                    }
+                }
+                8 => world.advance(random.below(3)),
+                _ => {
+                    let us = [token_us / 20, token_us / 3, token_us - 1, token_us, token_us + 1];
+                    world.advance(random.choose(&us));
+                }
+            }
+        }
+    }
+    println!("{admitted} admitted, {refused_there} refused by Redis, {refused_here} without it");
+    assert!(admitted > runs && refused_there > runs && refused_here > runs);
+}
+
+#[test]
+fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
+    let json = r#""api_keys": {"plain": "pro", "named": {"tier": "late", "id": "acme"}}, "default_tier": "free",
+        "tiers": {"free": {"base": {"capacity": 5, "refill_rate": 0.25}, "ttl": 1},
+                  "pro": {"base": {"capacity": 15, "refill_rate": 2}, "burst": {"capacity": 25},
+                          "degraded": {"capacity": 3, "refill_rate": 0.01}, "ttl": 60},
+                  "late": {"base": {"capacity": 10, "refill_rate": 1.000001}, "ttl": 120}}"#;
+    let mut world = World::new(1, 1, &config(json));
+    world.redis.knows_script = true;
+    let mut asked = |request: &FakeRequest| {
+        world.ask((0, 0), request);
+        world.redis.take_commands().join(", ")
+    };
+    let from = |source: &str| FakeRequest::get("/").from(source);
+    // Kept for the ttl, and until it is full whichever health holds.
+    let cases = [
+        (keyed("named"), "rate_limit:acme 10 1 1 120000"),
+        (keyed("plain"), "rate_limit:a116c9ed46d62077 25 2 0 300000"),
+        (from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 0 250000 20000"),
+        (from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 0 250000 20000"),
+        (from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 0 250000 20000"),
+        (from("@"), "rate_limit:unknown 5 0 250000 20000"),
+    ];
+    for (sequence, (request, wanted)) in (1..).zip(cases) {
+        assert_eq!(asked(&request), format!("EVALSHA <sha1> 1 {wanted} {sequence}"));
+    }
+}
+
+#[test]
+fn namespace_and_prefix_keep_limiters_on_one_redis_apart() {
+    // (configuration, what buckets begin with, the key of the health)
+    let cases = [
+        ("", "rate_limit:", "system:health:status"),
+        (r#", "namespace": "default""#, "rate_limit:", "system:health:status"),
+        (r#", "namespace": "other""#, "rate_limit:other/", "system:health:other:status"),
+        (r#", "namespace": "default", "#, "rl/", "system:health:status"),
+        (r#", "namespace": "a-b_C", "#, "rl/a-b_C/", "system:health:a-b_C:status"),
+    ];
+    for (rest, prefix, health_key) in cases {
+        let store = match rest.strip_suffix(", ") {
+            Some(rest) => format!(
+                r#"{{"store": {{"kind": "redis", "cluster": "redis", "key_prefix": "rl/"}}, "api_keys": {{"k": {{"tier": "pro", "id": "pro"}}}}{rest}}}"#
+            ),
+            None => config(&format!(r#""api_keys": {{"k": {{"tier": "pro", "id": "pro"}}}}{rest}"#)),
+        };
+        let mut world = World::new(1, 1, &store);
+        world.redis.knows_script = true;
+        world.ask((0, 0), &keyed("k"));
+        world.post((0, 0), "DEGRADED");
+        world.run(POLL_US);
+        let key = format!("{prefix}pro");
+        assert_eq!(world.redis.buckets.keys().collect::<Vec<_>>(), [&key]);
+        assert_eq!(world.redis.strings.get(health_key).map(Vec::as_slice), Some(&b"DEGRADED"[..]), "{rest}");
+        let commands = world.redis.take_commands();
+        assert!(commands.contains(&format!("GET {health_key}")), "{commands:?}");
+        // What probes take from is nobody's.
+        world.go_down();
+        world.run(2 * SECOND);
+        world.is_down = false;
+        world.run(3 * SECOND);
+        let mut keys: Vec<_> = world.redis.buckets.keys().cloned().collect();
+        keys.sort();
+        assert_eq!(keys, [format!("{prefix}#probe"), key]);
+    }
+}
+
+#[test]
+fn no_byte_of_a_key_or_token_is_ever_sent() {
+    let json = r#""api_keys": {"canary-plain": "pro", "canary-named": {"tier": "pro", "id": "acme"}}"#;
+    let mut world = World::new(2, 2, &config(json));
+    let keys = ["canary-plain", "canary-named", "canary-unknown", "canary canary\r\n$6\r\ncanary", "canary"];
+    for name in world.names() {
+        for key in keys {
+            for _ in 0..30 {
+                world.ask(name, &keyed(key));
+                world.ask(name, &FakeRequest::get("/canary?canary=canary").with("x-api-key", key));
+            }
+        }
+        world.post(name, "DEGRADED");
+        let guess = FakeRequest::post("/system/health").with("x-admin-token", "canary");
+        assert_eq!(replied(world.ask(name, &guess)).0, 403);
+        world.start_post(name, r#"{"status": "canary"}"#);
+        world.run(SECOND);
+    }
+    world.go_down();
+    world.run(5 * SECOND);
+    world.is_down = false;
+    world.run(5 * SECOND);
+    assert!(world.redis.commands.len() > 100, "{}", world.redis.commands.len());
+    for word in world.redis.commands.iter().flatten() {
+        let text = String::from_utf8_lossy(word);
+        assert!(!text.contains("canary") && !text.contains(TOKEN), "{text}");
+    }
+    for envoy in &world.envoys {
+        for key in envoy.data.keys() {
+            let (value, _) = envoy.data.get(&key).expect("a value");
+            let text = format!("{key}={}", String::from_utf8_lossy(&value));
+            assert!(!text.contains("canary") && !text.contains(TOKEN), "{text}");
+        }
+    }
+}
+
+#[test]
+fn unlimited_and_blocked_tiers_and_exempt_paths_never_ask() {
+    let json = r#""default_tier": "blocked", "api_keys": {"open": "open"}, "exempt_paths": ["/metrics"],
+        "tiers": {"blocked": {"base": {"capacity": 0, "refill_rate": 0}}, "open": {"unlimited": true}}"#;
+    let mut world = World::new(1, 1, &config(json));
+    for _ in 0..10 {
+        assert!(
+            matches!(world.decide((0, 0), &keyed("open")).1, Decision::Admitted(answer) if answer.verdict.is_none())
+        );
+        assert!(matches!(world.decide((0, 0), &keyed("other")).1, Decision::Refused(_)));
+        assert!(matches!(world.decide((0, 0), &FakeRequest::get("/metrics")).1, Decision::Exempt));
+        assert!(matches!(world.decide((0, 0), &FakeRequest::get("/health")).1, Decision::Replied(_)));
+        world.exchange((0, 0));
+    }
+    assert_eq!(world.redis.take_commands(), [""; 0]);
+}
+
+#[test]
+fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
+    let mut world = World::new(1, 2, &config(SLOW));
+    let (name, get) = ((0, 0), FakeRequest::get("/"));
+    assert_eq!(world.remaining(name, &get), Some(0));
+    assert_eq!(world.remaining(name, &get), None);
+    let asked = world.redis.commands.len();
+    for (later_us, wait_us, retry_after) in
+        [(0, 10 * SECOND, "10"), (1, 9_999_999, "10"), (999_998, 9_000_001, "10")]
+    {
+        world.advance(later_us);
+        let (_, decision) = world.decide(name, &get);
+        let Decision::Refused(answer) = &decision else { panic!("{decision:?}") };
+        let wanted = Verdict { outcome: Outcome::Refused, capacity: 1, remaining: 0, wait_us };
+        assert_eq!(verdict(answer), wanted);
+        assert_eq!(header(&mut world, name, &decision, "retry-after").as_deref(), Some(retry_after));
+        assert_eq!(header(&mut world, name, &decision, "x-ratelimit-remaining").as_deref(), Some("0"));
+        assert_eq!(header(&mut world, name, &decision, "x-ratelimit-reset").as_deref(), Some("1700000010"));
+    }
+    assert_eq!(world.redis.commands.len(), asked, "nothing was sent, not even later");
+    assert_eq!(world.counted(name, "requests_total.tier.slow.status.limited"), 4);
+
+    world.advance(1);
+    let (ticket, decision) = world.decide(name, &get);
+    assert!(matches!(decision, Decision::AwaitsRedis), "after a second one asks: {decision:?}");
+    for _ in 0..5 {
+        let (_, decision) = world.decide(name, &get);
+        assert!(matches!(decision, Decision::Refused(_)), "and the others need not: {decision:?}");
+    }
+    world.advance(MS);
+    let decision = only(world.exchange(name), ticket);
+    let Decision::Refused(answer) = &decision else { panic!("{decision:?}") };
+    assert_eq!(verdict(answer).wait_us, 8_999_000);
+    assert_eq!(header(&mut world, name, &decision, "retry-after").as_deref(), Some("9"));
+    assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)));
+    assert_eq!(world.redis.commands.len(), asked + 1);
+
+    let other = FakeRequest::get("/").from("192.0.2.99:1");
+    assert_eq!(world.remaining(name, &other), Some(0), "another caller is asked about");
+    assert!(matches!(world.decide((0, 1), &get).1, Decision::AwaitsRedis), "and so is another worker");
+}
+
+#[test]
+fn a_caller_is_asked_about_at_the_very_microsecond_its_token_is_due() {
+    let tier = r#""default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 3}}}"#;
+    let mut world = World::new(1, 1, &config(tier));
+    let (name, get) = ((0, 0), FakeRequest::get("/"));
+    assert_eq!(world.remaining(name, &get), Some(0));
+    assert_eq!(world.remaining(name, &get), None);
+    world.advance(333_333);
+    assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "a tick early");
+    world.advance(1);
+    let (first, second) = (world.decide(name, &get), world.decide(name, &get));
+    assert!(
+        matches!((first.1, second.1), (Decision::AwaitsRedis, Decision::AwaitsRedis)),
+        "all may ask again"
+    );
+    let decisions = world.exchange(name);
+    assert!(matches!(decisions[0].1, Decision::Admitted(_)), "{decisions:?}");
+    assert!(matches!(decisions[1].1, Decision::Refused(_)), "{decisions:?}");
+}
+
+#[test]
+fn a_bucket_that_an_operator_deletes_frees_its_caller_within_a_second() {
+    let mut world = World::new(1, 1, &config(SLOW));
+    let (name, get) = ((0, 0), FakeRequest::get("/"));
+    world.remaining(name, &get);
+    assert_eq!(world.remaining(name, &get), None);
+    world.redis.buckets.clear();
+    world.advance(SECOND - 1);
+    assert_eq!(world.remaining(name, &get), None);
+    world.advance(1);
+    assert_eq!(world.remaining(name, &get), Some(0));
+}
+
+#[test]
+fn a_caller_whose_answer_does_not_come_is_known_about_no_more() {
+    let mut world = World::new(1, 1, &config(SLOW));
+    let (name, get) = ((0, 0), FakeRequest::get("/"));
+    world.remaining(name, &get);
+    assert_eq!(world.remaining(name, &get), None);
+    world.advance(SECOND);
+    let (ticket, _) = world.decide(name, &get);
+    assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)));
+    world.is_frozen = true;
+    let decisions = world.run(TIMEOUT + 5 * MS);
+    assert!(matches!(only(decisions, ticket), Decision::Admitted(_)), "by this Envoy's own bucket");
+    assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis), "and the next asks");
+}
+
+#[test]
+fn a_change_of_health_or_documents_forgets_who_is_empty() {
+    const TIERS: &str = r#"{"slow": {"base": {"capacity": 1, "refill_rate": 0.1}}}"#;
+    let json = format!(r#"{SLOW}, "config_source": {{"cluster": "files", "tiers": "/tiers.json"}}"#);
+    type Change = fn(&mut World);
+    let cases: [(&str, Change); 4] = [
+        ("set through this worker", |world| drop(world.post((0, 0), "DEGRADED"))),
+        ("set through another worker", |world| drop(world.post((0, 1), "DEGRADED"))),
+        ("set through another Envoy", |world| {
+            world.post((1, 0), "DEGRADED");
+            world.run(2 * POLL_US);
+        }),
+        ("documents", |world| {
+            let (worker, data, _) = world.worker((0, 1));
+            let settings = worker.limiter.config().settings.clone();
+            let source = settings.config_source.as_ref().expect("a source");
+            let fetched = Fetched { tiers: Some(Ok(TIERS.into())), api_keys: None };
+            worker.limiter.publish(source, fetched, data);
+        }),
+    ];
+    for (what, change) in cases {
+        let mut world = World::new(2, 2, &config(&json));
+        let (name, get) = ((0, 0), FakeRequest::get("/"));
+        world.remaining(name, &get);
+        assert_eq!(world.remaining(name, &get), None);
+        assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: known to be empty");
+        change(&mut world);
+        let (ticket, decision) = world.decide(name, &get);
+        assert!(matches!(decision, Decision::AwaitsRedis), "{what}: not known any more: {decision:?}");
+        let told = only(world.exchange(name), ticket);
+        assert!(matches!(told, Decision::Refused(_)), "{what}: and empty all the same: {told:?}");
+        assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: which is known again");
+    }
+}
+
+#[test]
+fn an_answer_that_was_asked_for_before_a_change_is_not_noted_after_it() {
+    let mut world = World::new(1, 2, &config(SLOW));
+    let (name, get) = ((0, 0), FakeRequest::get("/"));
+    world.remaining(name, &get);
+    world.is_frozen = true;
+    let (ticket, decision) = world.decide(name, &get);
+    assert!(matches!(decision, Decision::AwaitsRedis));
+    world.exchange(name);
+    world.is_frozen = false;
+    world.post((0, 1), "DEGRADED");
+    // Its next request sees the change.
+    assert_eq!(world.health(name), Health::Degraded);
+    assert!(matches!(only(world.exchange(name), ticket), Decision::Refused(_)));
+    assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis), "what held before says nothing now");
+}
+
+#[test]
+fn a_new_health_reaches_every_worker_of_every_envoy_within_a_second() {
+    let mut world = World::new(3, 3, &config(""));
+    world.run(SECOND);
+    for health in [Health::Degraded, Health::Normal, Health::Degraded] {
+        let (status, body) = world.post((1, 2), health.name());
+        assert_eq!(status, 200, "{body}");
+        for worker in 0..3 {
+            assert_eq!(world.health((1, worker)), health, "at once in the Envoy that was asked");
+        }
+        let mut took_us = 0;
+        while world.names().into_iter().any(|name| world.health(name) != health) {
+            world.run(5 * MS);
+            took_us += 5 * MS;
+            assert!(took_us <= SECOND, "{took_us} µs for {health}");
+        }
+        world.run(SECOND);
+    }
+    let limits = |decision| match decision {
+        Decision::Admitted(answer) => (answer.health, verdict(&answer).capacity),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        limits(world.ask((2, 0), &FakeRequest::get("/"))),
+        (Health::Degraded, 2),
+        "and its limits hold"
+    );
+}
+
+#[test]
+fn a_health_that_an_operator_sets_in_redis_is_followed_and_nonsense_is_not() {
+    let mut world = World::new(2, 1, &config(""));
+    let cases: [(&[u8], Health); 9] = [
+        (b"DEGRADED", Health::Degraded),
+        (b"degraded", Health::Degraded),
+        (b"", Health::Degraded),
+        (b"NORMAL\n", Health::Degraded),
+        (b"\xff\xfe", Health::Degraded),
+        (b"NORMAL", Health::Normal),
+        (b"OFFLINE", Health::Normal),
+        (&[b'x'; 4_000], Health::Normal),
+        (b"DEGRADED", Health::Degraded),
+    ];
+    for (text, health) in cases {
+        world.redis.strings.insert("system:health:status".to_owned(), text.to_vec());
+        world.run(SECOND);
+        for name in world.names() {
+            assert_eq!(world.health(name), health, "{:?}", String::from_utf8_lossy(text));
+        }
+    }
+}
+
+#[test]
+fn one_worker_of_each_envoy_looks_for_a_new_health_and_another_takes_over_from_it() {
+    let mut world = World::new(2, 3, &config(""));
+    world.run(10 * SECOND);
+    let looks = |world: &World| -> Vec<Vec<usize>> {
+        let workers = |envoy: &Envoy| envoy.workers.iter().map(|worker| worker.commands).collect();
+        world.envoys.iter().map(workers).collect()
+    };
+    for mut envoy in looks(&world) {
+        envoy.sort_unstable();
+        assert_eq!(&envoy[..2], [0, 0], "one looks, the others are never heard of");
+        // Besides, until Redis is known to be well, it probes.
+        assert!((38..=44).contains(&envoy[2]), "four times a second: {envoy:?}");
+    }
+    // That worker of the first Envoy is gone.
+    let gone = looks(&world)[0].iter().position(|looks| *looks > 0).expect("one looks");
+    let left: Vec<Name> = world.names().into_iter().filter(|name| *name != (0, gone)).collect();
+    let pass = |world: &mut World, us: u64| {
+        for _ in 0..us / (5 * MS) {
+            world.advance(5 * MS);
+            left.iter().for_each(|name| drop(world.tick(*name)));
+        }
+    };
+    world.redis.strings.insert("system:health:status".to_owned(), b"DEGRADED".to_vec());
+    pass(&mut world, SECOND);
+    assert_eq!(world.health((0, (gone + 1) % 3)), Health::Degraded, "another has taken over within a second");
+    pass(&mut world, 10 * SECOND);
+    let polling = looks(&world)[0].iter().filter(|looks| **looks > 0).count();
+    assert_eq!(polling, 2, "one besides the one that is gone: {:?}", looks(&world));
+}
+
+#[test]
+fn a_change_holds_once_redis_has_it_and_not_before() {
+    let mut world = World::new(1, 2, &config(""));
+    world.is_frozen = true;
+    let (ticket, decision) = world.start_post((0, 0), r#"{"status":"DEGRADED"}"#);
+    assert!(matches!(decision, Decision::AwaitsRedis), "{decision:?}");
+    world.exchange((0, 0));
+    assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
+    world.advance(999 * MS);
+    world.tick((0, 0));
+    assert_eq!(world.health((0, 1)), Health::Normal, "an operator would rather wait than be told wrong");
+    world.is_frozen = false;
+    let (status, body) = replied(only(world.exchange((0, 0)), ticket));
+    assert_eq!(status, 200);
+    assert!(body.contains(r#""previous_status":"NORMAL","new_status":"DEGRADED""#), "{body}");
+    assert_eq!(world.health((0, 1)), Health::Degraded);
+    assert_eq!(world.counted((0, 0), "admin_requests_total.result.ok"), 1);
+}
+
+#[test]
+fn a_change_that_redis_does_not_take_is_an_error_and_changes_nothing() {
+    type Fail = fn(&mut World) -> (Ticket, Vec<(Ticket, Decision)>);
+    const DEGRADED: &str = r#"{"status":"DEGRADED"}"#;
+    let cases: [(&str, Fail); 5] = [
+        ("refused by Redis", |world| {
+            world.redis.error = Some("READONLY You can't write against a read only replica.");
+            let (ticket, _) = world.start_post((0, 0), DEGRADED);
+            (ticket, world.exchange((0, 0)))
+        }),
+        ("no connection", |world| {
+            world.is_down = true;
+            let (ticket, _) = world.start_post((0, 0), DEGRADED);
+            (ticket, world.exchange((0, 0)))
+        }),
+        ("connection lost", |world| {
+            world.is_frozen = true;
+            let (ticket, _) = world.start_post((0, 0), DEGRADED);
+            world.exchange((0, 0));
+            world.go_down();
+            (ticket, world.exchange((0, 0)))
+        }),
+        ("no answer", |world| {
+            world.is_frozen = true;
+            let (ticket, _) = world.start_post((0, 0), DEGRADED);
+            world.exchange((0, 0));
+            world.advance(SECOND);
+            (ticket, world.tick((0, 0)))
+        }),
+        ("known to be lost", |world| {
+            world.is_down = true;
+            for _ in 0..3 {
+                world.ask((0, 0), &FakeRequest::get("/"));
+            }
+            let (ticket, decision) = world.start_post((0, 0), DEGRADED);
+            (ticket, vec![(ticket, decision)])
+        }),
+    ];
+    for (what, fail) in cases {
+        let mut world = World::new(1, 2, &config(""));
+        let (ticket, decisions) = fail(&mut world);
+        let answer = replied(only(decisions, ticket));
+        assert_eq!(answer, (500, r#"{"detail":"Failed to update health"}"#.to_owned()), "{what}");
+        for name in world.names() {
+            assert_eq!(world.health(name), Health::Normal, "{what}");
+        }
+        assert_eq!(world.counted((0, 0), "admin_requests_total.result.failed"), 1, "{what}");
+    }
+    let mut world = World::new(1, 1, &config(""));
+    assert_eq!(replied(world.start_post((0, 0), "{}").1).0, 400);
+    world.exchange((0, 0));
+    assert_eq!(world.redis.take_commands(), [""; 0], "what is wrong is not even sent");
+}
+
+#[test]
+fn a_redis_that_has_lost_the_health_is_given_it_back() {
+    let mut world = World::new(2, 2, &config(""));
+    world.run(SECOND);
+    world.post((0, 0), "DEGRADED");
+    world.run(SECOND);
+    world.redis.strings.clear();
+    world.redis.take_commands();
+    world.run(SECOND);
+    for name in world.names() {
+        assert_eq!(world.health(name), Health::Degraded, "what is known goes on");
+    }
+    assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
+    let written = world.redis.take_commands().into_iter().filter(|command| command.starts_with("SET"));
+    let written: Vec<String> = written.collect();
+    assert!(!written.is_empty());
+    assert!(written.iter().all(|command| command == "SET system:health:status DEGRADED NX"), "{written:?}");
+
+    // An Envoy that comes anew knows of none, and brings none back.
+    let mut world = World::new(1, 1, &config(""));
+    world.run(SECOND);
+    assert!(!world.redis.take_commands().iter().any(|command| command.starts_with("SET")));
+    assert!(world.redis.strings.is_empty());
+}
+
+#[test]
+fn what_was_found_missing_does_not_write_over_a_newer_health() {
+    let mut world = World::new(2, 1, &config(""));
+    world.post((0, 0), "DEGRADED");
+    world.run(SECOND);
+    world.redis.strings.clear();
+    // The first Envoy finds that there is none; before it gives its own back, another sets a new one.
+    world.is_frozen = true;
+    world.advance(POLL_US);
+    world.tick((0, 0));
+    world.is_frozen = false;
+    world.post((1, 0), "NORMAL");
+    world.run(SECOND);
+    assert_eq!(world.redis.strings["system:health:status"], b"NORMAL");
+    for name in world.names() {
+        assert_eq!(world.health(name), Health::Normal);
+    }
+}
+
+#[test]
+fn what_was_read_before_a_change_does_not_undo_it() {
+    let mut world = World::new(1, 2, &config(""));
+    world.redis.strings.insert("system:health:status".to_owned(), b"NORMAL".to_vec());
+    world.run(SECOND);
+    let looks = world.envoys[0].workers.iter().position(|worker| worker.commands > 0).expect("one looks");
+    // It has read the old health, and the answer is on its way while the other sets a new one.
+    world.is_frozen = true;
+    world.advance(POLL_US);
+    world.tick((0, looks));
+    assert_eq!(world.envoys[0].workers[looks].replies.len(), 1);
+    world.is_frozen = false;
+    assert_eq!(world.post((0, 1 - looks), "DEGRADED").0, 200);
+    world.exchange((0, looks));
+    for name in world.names() {
+        assert_eq!(world.health(name), Health::Degraded);
+    }
+    world.run(SECOND);
+    assert_eq!(world.health((0, 0)), Health::Degraded);
+    assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
+}
+
+#[test]
+fn two_changes_at_once_end_in_one_health_everywhere() {
+    let seed = seed_from_env("FLEET_SEED");
+    for run in 0..100 {
+        let seed = seed.wrapping_add(run);
+        let mut random = Random::new(seed);
+        let mut world = World::new(3, 2, &config(""));
+        let names = world.names();
+        let mut waiting = 0;
+        for _ in 0..60 {
+            let name = random.choose(&names);
+            match random.below(4) {
+                0 => {
+                    let health = random.choose(&["NORMAL", "DEGRADED"]);
+                    world.start_post(name, &format!(r#"{{"status":"{health}"}}"#));
+                    waiting += 1;
+                }
+                1 => {
+                    world.is_frozen = random.one_in(2);
+                    waiting -= world.exchange(name).len();
+                    world.is_frozen = false;
+                }
+                2 => waiting -= world.tick(name).len(),
+                _ => world.advance(random.below(100) * MS),
+            }
+        }
+        waiting -= world.run(2 * SECOND).len();
+        assert_eq!(waiting, 0, "FLEET_SEED={seed}: everybody is answered");
+        let stored =
+            world.redis.strings.get("system:health:status").map(|text| String::from_utf8_lossy(text));
+        let health = stored.map_or(Health::Normal, |text| Health::from_name(&text).expect("a health"));
+        for name in names {
+            assert_eq!(world.health(name), health, "FLEET_SEED={seed}: worker {name:?}");
+        }
+    }
+}
+
+#[test]
+fn without_redis_the_policy_decides_and_is_counted() {
+    let tier = r#""default_tier": "t", "tiers": {"t": {"base": {"capacity": 2, "refill_rate": 1}}}"#;
+    for policy in ["local", "allow", "deny"] {
+        let store = format!(r#"{{"kind": "redis", "cluster": "redis", "on_failure": "{policy}"}}"#);
+        let mut world = World::new(2, 2, &format!(r#"{{"store": {store}, {tier}}}"#));
+        let get = FakeRequest::get("/");
+        assert_eq!(world.remaining((0, 0), &get), Some(1));
+        world.counted((0, 0), "");
+        world.is_frozen = true;
+        let tickets = [0; 4].map(|_| world.decide((0, 0), &get).0);
+        world.exchange((0, 0));
+        world.advance(TIMEOUT - 1);
+        assert!(world.tick((0, 0)).is_empty(), "{policy}: they wait for as long as they may");
+        world.advance(1);
+        let decisions = world.tick((0, 0));
+        assert_eq!(decisions.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), tickets, "{policy}");
+        // The bucket of this Envoy alone is full and shared by its workers.
+        let told = |decision: &Decision| match decision {
+            Decision::Admitted(Answer { verdict, .. }) => {
+                ("admitted", verdict.map(|verdict| verdict.remaining))
+            }
+            Decision::Refused(Answer { verdict, .. }) => {
+                ("refused", verdict.map(|verdict| verdict.remaining))
+            }
+            Decision::Unavailable(Answer { verdict, .. }) => {
+                ("unavailable", verdict.map(|verdict| verdict.remaining))
+            }
+            other => panic!("{policy}: {other:?}"),
+        };
+        let wanted = match policy {
+            "local" => {
+                [("admitted", Some(1)), ("admitted", Some(0)), ("refused", Some(0)), ("refused", Some(0))]
+            }
+            "allow" => [("admitted", None); 4],
+            _ => [("unavailable", None); 4],
+        };
+        assert_eq!(
+            decisions.iter().map(|(_, decision)| told(decision)).collect::<Vec<_>>(),
+            wanted,
+            "{policy}"
+        );
+        let samples = world.worker((0, 0)).0.limiter.metrics.drain();
+        let count = |name: &str, count: u64| Sample::Count(format!("rate_limiter_{name}"), count);
+        assert!(
+            samples.contains(&count(&format!("fallback_decisions_total.policy.{policy}"), 4)),
+            "{samples:?}"
+        );
+        assert!(samples.contains(&count("store_failures_total.reason.timeout", 4)), "{samples:?}");
+        let statuses: &[(&str, u64)] = match policy {
+            "local" => &[("allowed", 2), ("limited", 2)],
+            "allow" => &[("allowed", 4)],
+            _ => &[("blocked", 4)],
+        };
+        for (status, requests) in statuses {
+            let name = format!("requests_total.tier.t.status.{status}");
+            assert!(samples.contains(&count(&name, *requests)), "{policy}: {samples:?}");
+        }
+        let (_, decision) = &decisions[0];
+        let limit = header(&mut world, (0, 0), decision, "x-ratelimit-limit");
+        assert_eq!(
+            limit.as_deref(),
+            (policy == "local").then_some("2"),
+            "{policy}: what nobody knows is not said"
+        );
+        assert_eq!(
+            header(&mut world, (0, 0), decision, "x-ratelimit-tier").as_deref(),
+            Some("t"),
+            "{policy}"
+        );
+
+        // Once the breaker is open nobody waits, and the other worker has the same bucket.
+        world.is_frozen = false;
+        world.go_down();
+        for name in world.names() {
+            (0..3).for_each(|_| drop(world.ask(name, &get)));
+            let (_, decision) = world.decide(name, &get);
+            let wanted = match policy {
+                "local" => "refused",
+                "allow" => "admitted",
+                _ => "unavailable",
+            };
+            assert_eq!(told(&decision).0, wanted, "{policy}: at once");
+        }
+        world.is_down = false;
+        world.run(5 * SECOND);
+        assert_eq!(world.remaining((0, 1), &get), Some(1), "{policy}: Redis decides again");
+        assert_eq!(world.remaining((1, 0), &get), Some(0), "{policy}: for all");
+        assert_eq!(world.remaining((1, 1), &get), None, "{policy}");
+    }
+}
+
+#[test]
+fn the_health_check_tells_what_has_become_of_redis() {
+    let mut world = World::new(1, 2, &config(""));
+    let told = |world: &mut World| {
+        let [first, second] = [0, 1].map(|worker| world.get((0, worker), "/health"));
+        assert_eq!(first, second, "workers tell the same");
+        first
+    };
+    let connected = r#"{"status":"healthy","redis":"connected","health":"NORMAL"}"#;
+    let disconnected = r#"{"status":"degraded","redis":"disconnected","health":"NORMAL"}"#;
+    assert_eq!(told(&mut world), disconnected, "nobody has heard of it yet");
+    world.run(POLL_US + 5 * MS);
+    assert_eq!(told(&mut world), connected, "found without a request");
+    let level = |level| Sample::Level("rate_limiter_redis_connected".to_owned(), level);
+    assert!(world.worker((0, 0)).0.limiter.metrics.drain().contains(&level(1)));
+    for worker in 0..2 {
+        world.ask((0, worker), &FakeRequest::get("/"));
+    }
+    world.go_down();
+    assert_eq!(told(&mut world), connected, "a stream that closes is no news");
+    for worker in 0..2 {
+        (0..3).for_each(|_| drop(world.ask((0, worker), &FakeRequest::get("/"))));
+    }
+    assert_eq!(told(&mut world), disconnected);
+    assert!(world.worker((0, 0)).0.limiter.metrics.drain().contains(&level(0)));
+    world.is_down = false;
+    world.run(3 * SECOND);
+    assert_eq!(told(&mut world), connected, "by itself");
+    world.post((0, 0), "DEGRADED");
+    assert_eq!(told(&mut world), connected.replace("NORMAL", "DEGRADED"));
+    let head = FakeRequest { method: "HEAD".into(), ..FakeRequest::get("/health") };
+    assert_eq!(replied(world.ask((0, 0), &head)).0, 200);
+}
+
+#[test]
+fn redis_is_found_lost_without_a_request_by_an_envoy_that_has_seen_one() {
+    let mut world = World::new(1, 2, &config(""));
+    world.run(SECOND);
+    for worker in 0..2 {
+        world.ask((0, worker), &FakeRequest::get("/"));
+    }
+    world.go_down();
+    world.run(2 * SECOND);
+    assert!(world.get((0, 0), "/health").contains(r#""redis":"disconnected""#));
+}
+
+#[test]
+fn a_lost_redis_is_found_again_by_all_within_five_seconds() {
+    let mut world = World::new(2, 3, &config(""));
+    let get = FakeRequest::get("/");
+    for name in world.names() {
+        world.ask(name, &get);
+    }
+    world.go_down();
+    for _ in 0..10 {
+        for name in world.names() {
+            world.ask(name, &get);
+        }
+        world.run(SECOND);
+    }
+    world.redis.take_commands();
+    world.is_down = false;
+    world.redis.knows_script = false;
+    world.run(5 * SECOND);
+    for name in world.names() {
+        let (_, decision) = world.decide(name, &get);
+        assert!(matches!(decision, Decision::AwaitsRedis), "{name:?} does not ask again: {decision:?}");
+    }
+}
+
+#[test]
+fn tokens_are_kept_when_health_and_documents_change() {
+    let mut world = World::new(2, 1, &config(r#""api_keys": {"k": {"tier": "pro", "id": "pro"}}"#));
+    assert_eq!(world.remaining((0, 0), &keyed("k")), Some(24));
+    world.post((0, 0), "DEGRADED");
+    assert_eq!(world.remaining((0, 0), &keyed("k")), Some(14), "fifteen at most, and one is taken");
+    world.post((0, 0), "NORMAL");
+    assert_eq!(world.remaining((0, 0), &keyed("k")), Some(13), "what was above is gone");
+    assert_eq!(world.remaining((1, 0), &keyed("k")), Some(12));
+}

@@ -1,0 +1,1182 @@
+//! A worker's conversation with Redis, under a virtual clock and with a Redis in memory.
+//!
+//! The random run at the end is longer with `SESSION_RUNS=20_000`; a failure says the seed that brings it back in
+//! `SESSION_SEED`.
+
+mod common;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use common::random::{Random, number_from_env, seed_from_env};
+use common::redis::{Connection, ModelRedis, parse_commands, shown};
+use common::{SECOND, limit};
+use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use dynamic_rate_limiter::store::redis::failure::Reason;
+use dynamic_rate_limiter::store::redis::script::Take;
+use dynamic_rate_limiter::store::redis::session::{
+    Answer, Credentials, Declined, Effects, Event, Failure, MAX_FAILURES, MAX_QUESTIONS, MAX_SHARD_REFUSALS,
+    Overwrite, Question, Session,
+};
+
+const MS: u64 = 1_000;
+
+/// How long a question has for its answer here.
+const TIMEOUT: u64 = 20 * MS;
+
+/// How long a probe has that has to connect first.
+const CONNECT_TIMEOUT: u64 = SECOND;
+
+/// A bucket that nobody else asks for, and whose size says whose answer it is: `id` is left, of one more.
+fn take(id: u32) -> Question {
+    Question::Take(Take { key: format!("bucket:{id}"), limit: limit(id + 1, 1), keep_ms: 1_000 })
+}
+
+fn get(id: u32) -> Question {
+    Question::Get(format!("text:{id}").into())
+}
+
+fn set(id: u32) -> Question {
+    Question::Set(format!("set:{id}").into(), "DEGRADED", Overwrite::Always)
+}
+
+/// An answer, or why there is none.
+type Told = (u32, Result<Answer, Reason>);
+
+/// Whether it is the answer that Redis gave to `id`, and no other.
+fn is_of(id: u32, answer: &Answer) -> bool {
+    match answer {
+        Answer::Taken(taken) => taken.admitted && taken.tokens_pico == u64::from(id) * PICO_PER_TOKEN,
+        Answer::Text(text) => text.as_deref() == Some(id.to_string().as_bytes()),
+        Answer::Done => true,
+    }
+}
+
+/// A session, the Redis that it talks to, and all that is between them.
+struct Talk {
+    session: Session<u32>,
+    redis: ModelRedis,
+    connection: Option<Connection>,
+    now_us: u64,
+    /// Replies on their way.
+    replies: VecDeque<Vec<u8>>,
+}
+
+impl Talk {
+    fn new() -> Self {
+        Self::with(Credentials::default())
+    }
+
+    fn with(credentials: Credentials) -> Self {
+        let mut redis = ModelRedis::at(1_700_000_000 * SECOND);
+        redis.knows_script = true;
+        Self {
+            session: Session::new(credentials, "#probe".to_owned(), TIMEOUT, 7),
+            redis,
+            connection: None,
+            now_us: SECOND,
+            replies: VecDeque::new(),
+        }
+    }
+
+    fn ask(&mut self, id: u32, question: Question) {
+        self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
+        assert_eq!(self.session.ask(id, question, TIMEOUT, self.now_us), Ok(()), "question {id}");
+    }
+
+    /// Does what the session wants done; its commands reach Redis, and the replies set out.
+    fn flush(&mut self) -> Effects {
+        let effects = self.session.take_effects();
+        if effects.close || effects.open {
+            self.connection = None;
+            self.replies.clear();
+        }
+        if effects.open {
+            self.connection = Some(Connection::default());
+        }
+        if let Some(connection) = &mut self.connection {
+            self.replies.extend(self.redis.receive(connection, &effects.send));
+        } else {
+            assert!(effects.send.is_empty(), "there is no stream to send on");
+        }
+        effects
+    }
+
+    /// The replies arrive.
+    fn deliver(&mut self) {
+        let replies: Vec<u8> = self.replies.drain(..).flatten().collect();
+        self.session.received(&replies, self.now_us);
+    }
+
+    /// Commands and replies go back and forth until there are no more.
+    fn exchange(&mut self) {
+        while self.session.has_effects() || !self.replies.is_empty() {
+            self.flush();
+            self.deliver();
+        }
+    }
+
+    fn pass(&mut self, us: u64) {
+        self.now_us += us;
+        self.session.tick(self.now_us);
+    }
+
+    fn answers(&mut self) -> Vec<Told> {
+        let mut told = Vec::new();
+        while let Some((id, answer)) = self.session.next_answer() {
+            if let Ok(answer) = &answer {
+                assert!(is_of(id, answer), "{answer:?} is not the answer to {id}");
+            }
+            told.push((id, answer.map_err(|failure: Failure| failure.reason)));
+        }
+        told
+    }
+
+    /// Who was answered, and how it went.
+    fn outcomes(&mut self) -> Vec<(u32, Result<(), Reason>)> {
+        self.answers().into_iter().map(|(id, answer)| (id, answer.map(|_| ()))).collect()
+    }
+
+    /// The stream is closed at the other end.
+    fn hang_up(&mut self) {
+        self.connection = None;
+        self.replies.clear();
+        self.session.closed("reset by peer", self.now_us);
+    }
+
+    /// Opens the breaker by losing the connection.
+    fn break_the_connection(&mut self) {
+        for id in 0..MAX_FAILURES {
+            self.ask(id, take(id));
+            self.flush();
+            self.hang_up();
+            assert_eq!(self.outcomes(), [(id, Err(Reason::Disconnected))]);
+        }
+        assert!(!self.session.is_asked());
+    }
+
+    /// Waits for the next probe and returns how long that took, in milliseconds.
+    fn wait_for_probe(&mut self) -> u64 {
+        for ms in 1..=10_000 {
+            self.pass(MS);
+            if self.session.has_effects() {
+                let effects = self.flush();
+                assert!(effects.open && !effects.send.is_empty(), "a probe needs a stream");
+                return ms;
+            }
+        }
+        panic!("no probe within ten seconds");
+    }
+
+    fn declined(&mut self) -> Option<Declined> {
+        self.session.ask(99, take(99), TIMEOUT, self.now_us).err().map(|(id, declined)| {
+            assert_eq!(id, 99, "who asked is handed back");
+            declined
+        })
+    }
+}
+
+fn words(effects: &Effects) -> Vec<String> {
+    parse_commands(&effects.send).iter().map(shown).collect()
+}
+
+#[test]
+fn answers_come_in_the_order_of_the_questions_each_to_whoever_asked() {
+    let mut talk = Talk::new();
+    for id in 0..30 {
+        talk.ask(id, [take, get, set][id as usize % 3](id));
+    }
+    let effects = talk.flush();
+    assert!(effects.open && !effects.close);
+    assert_eq!(words(&effects).len(), 30, "one message for all of them");
+    // Byte by byte, as a network may have it.
+    let replies: Vec<u8> = talk.replies.drain(..).flatten().collect();
+    for byte in replies {
+        talk.session.received(&[byte], talk.now_us);
+    }
+    let answers = talk.answers();
+    assert_eq!(answers.iter().map(|(id, _)| *id).collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
+    assert!(answers.iter().all(|(_, answer)| answer.is_ok()), "{answers:?}");
+    assert_eq!(talk.session.take_event(), Some(Event::Connected));
+    assert_eq!(talk.session.take_event(), None);
+    assert!(!talk.session.is_waiting() && !talk.session.has_effects());
+}
+
+#[test]
+fn what_is_not_there_and_what_is_not_written_over_are_answers_too() {
+    let mut talk = Talk::new();
+    talk.session.ask(1, Question::Get("nothing".into()), TIMEOUT, 0).expect("asked");
+    talk.session.ask(2, Question::Set("s".into(), "NORMAL", Overwrite::Never), TIMEOUT, 0).expect("asked");
+    talk.session.ask(3, Question::Set("s".into(), "DEGRADED", Overwrite::Never), TIMEOUT, 0).expect("asked");
+    let effects = talk.flush();
+    assert_eq!(words(&effects), ["GET nothing", "SET s NORMAL NX", "SET s DEGRADED NX"]);
+    talk.deliver();
+    let answers: Vec<_> = std::iter::from_fn(|| talk.session.next_answer()).collect();
+    assert_eq!(answers, [(1, Ok(Answer::Text(None))), (2, Ok(Answer::Done)), (3, Ok(Answer::Done))]);
+    assert_eq!(talk.redis.strings["s"], b"NORMAL");
+}
+
+#[test]
+fn gives_up_at_the_very_microsecond_of_the_deadline() {
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.pass(5 * MS);
+    talk.ask(2, take(2));
+    talk.flush();
+    talk.pass(15 * MS - 1);
+    assert_eq!(talk.outcomes(), [], "a tick early");
+    talk.pass(1);
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "on time");
+    talk.pass(5 * MS);
+    assert_eq!(talk.outcomes(), [(2, Err(Reason::Timeout))]);
+    talk.pass(TIMEOUT);
+    assert_eq!(talk.outcomes(), [], "nobody is told twice");
+    assert!(talk.session.is_asked(), "what is answered once is one failure, however long it takes");
+}
+
+#[test]
+fn a_late_reply_is_thrown_away_and_never_given_to_another() {
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.ask(2, get(2));
+    talk.flush();
+    talk.pass(TIMEOUT);
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout)), (2, Err(Reason::Timeout))]);
+    talk.ask(3, get(3));
+    talk.ask(4, take(4));
+    talk.flush();
+    assert!(talk.session.is_waiting());
+    talk.deliver();
+    assert_eq!(talk.outcomes(), [(3, Ok(())), (4, Ok(()))]);
+    assert!(!talk.session.is_waiting() && !talk.session.has_effects(), "the stream is in step, and stays");
+}
+
+#[test]
+fn a_redis_that_does_not_know_the_script_is_given_it_within_the_same_request() {
+    let mut talk = Talk::new();
+    talk.redis.knows_script = false;
+    talk.ask(1, take(1));
+    talk.ask(2, get(2));
+    talk.ask(3, take(3));
+    assert_eq!(
+        words(&talk.flush()),
+        ["EVALSHA <sha1> 1 bucket:1 2 0 1 1000 1", "GET text:2", "EVALSHA <sha1> 1 bucket:3 4 0 1 1000 2"]
+    );
+    talk.deliver();
+    assert_eq!(talk.outcomes(), [(2, Ok(()))]);
+    let again = talk.flush();
+    assert_eq!(
+        words(&again),
+        ["EVAL <take> 1 bucket:1 2 0 1 1000 3", "EVAL <take> 1 bucket:3 4 0 1 1000 4"],
+        "with numbers of their own"
+    );
+    assert!(!again.open && !again.close);
+    talk.deliver();
+    assert_eq!(talk.outcomes(), [(1, Ok(())), (3, Ok(()))]);
+    talk.ask(5, take(5));
+    assert_eq!(words(&talk.flush()), ["EVALSHA <sha1> 1 bucket:5 6 0 1 1000 5"], "known from now on");
+}
+
+#[test]
+fn the_script_is_given_once_and_within_the_deadline_that_there_was() {
+    let noscript = b"-NOSCRIPT No matching script. Please use EVAL.\r\n";
+    let mut talk = Talk::new();
+    talk.redis.knows_script = false;
+    talk.ask(1, take(1));
+    talk.flush();
+    talk.pass(15 * MS);
+    talk.deliver();
+    talk.flush();
+    talk.replies.clear();
+    talk.pass(5 * MS - 1);
+    assert_eq!(talk.outcomes(), [], "a tick early");
+    talk.pass(1);
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "the second question has no time of its own");
+
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.flush();
+    talk.session.received(noscript, talk.now_us);
+    assert_eq!(words(&talk.session.take_effects()).len(), 1);
+    talk.session.received(noscript, talk.now_us);
+    assert_eq!(
+        talk.outcomes(),
+        [(1, Err(Reason::Error))],
+        "who does not know what he is told is not told again"
+    );
+    assert!(!talk.session.has_effects());
+
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.flush();
+    talk.pass(TIMEOUT);
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    talk.session.received(noscript, talk.now_us);
+    assert!(!talk.session.has_effects(), "nobody takes a token for somebody who has gone");
+}
+
+#[test]
+fn the_breaker_opens_after_three_failures_in_a_row() {
+    type Fail = fn(&mut Talk, u32);
+    fn refuse(talk: &mut Talk, id: u32, error: &'static str) {
+        talk.redis.error = Some(error);
+        talk.ask(id, take(id));
+        talk.exchange();
+        talk.redis.error = None;
+    }
+    let cases: [(&str, Reason, Fail); 9] = [
+        ("no reply", Reason::Timeout, |talk, id| {
+            talk.ask(id, take(id));
+            talk.flush();
+            talk.pass(TIMEOUT);
+        }),
+        ("connection lost", Reason::Disconnected, |talk, id| {
+            talk.ask(id, take(id));
+            talk.flush();
+            talk.hang_up();
+        }),
+        ("garbage", Reason::Protocol, |talk, id| {
+            talk.ask(id, take(id));
+            talk.flush();
+            talk.session.received(b"HTTP/1.1 200 OK\r\n\r\n", talk.now_us);
+        }),
+        ("LOADING", Reason::Loading, |talk, id| {
+            refuse(talk, id, "LOADING Redis is loading the dataset in memory")
+        }),
+        ("READONLY", Reason::ReadOnly, |talk, id| {
+            refuse(talk, id, "READONLY You can't write against a read only replica.")
+        }),
+        ("OOM", Reason::OutOfMemory, |talk, id| {
+            refuse(talk, id, "OOM command not allowed when used memory > 'maxmemory'.")
+        }),
+        ("NOAUTH", Reason::Auth, |talk, id| refuse(talk, id, "NOAUTH Authentication required.")),
+        ("NOPERM", Reason::Auth, |talk, id| refuse(talk, id, "NOPERM this user has no permissions")),
+        ("ERR", Reason::Error, |talk, id| refuse(talk, id, "ERR unknown command 'EVALSHA'")),
+    ];
+    for (what, reason, fail) in cases {
+        let mut talk = Talk::new();
+        let fail = |talk: &mut Talk, id: u32, is_asked: bool| {
+            fail(talk, id);
+            assert_eq!(talk.outcomes(), [(id, Err(reason))], "{what}");
+            assert_eq!(talk.session.is_asked(), is_asked, "{what}, failure {id}");
+        };
+        fail(&mut talk, 1, true);
+        fail(&mut talk, 2, true);
+        talk.ask(50, take(50));
+        talk.exchange();
+        assert_eq!(talk.outcomes(), [(50, Ok(()))], "{what}: counting begins anew");
+        assert_eq!(talk.session.take_event(), Some(Event::Connected), "{what}");
+        fail(&mut talk, 3, true);
+        fail(&mut talk, 4, true);
+        fail(&mut talk, 5, false);
+        talk.flush();
+        assert!(talk.connection.is_none(), "{what}: nothing more comes from there");
+        assert!(
+            matches!(talk.session.take_event(), Some(Event::Lost(failure)) if failure.reason == reason),
+            "{what}"
+        );
+        assert_eq!(talk.declined(), Some(Declined::BreakerOpen), "{what}");
+        assert!(!talk.session.has_effects() && !talk.session.is_waiting(), "{what}: it is not asked");
+    }
+}
+
+#[test]
+fn when_the_breaker_opens_everybody_who_waits_is_told_at_once() {
+    let mut talk = Talk::new();
+    for id in 1..=3 {
+        talk.ask(id, take(id));
+        talk.pass(5 * MS);
+    }
+    talk.flush();
+    talk.pass(5 * MS);
+    talk.ask(4, get(4));
+    talk.ask(5, set(5));
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    talk.pass(5 * MS);
+    talk.pass(5 * MS);
+    let timed_out = [2, 3, 4, 5].map(|id| (id, Err(Reason::Timeout)));
+    assert_eq!(talk.outcomes(), timed_out, "the last two had time left, and nobody to wait for");
+    assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
+    let effects = talk.session.take_effects();
+    assert_eq!(effects, Effects { close: true, ..Effects::default() }, "what was to go out does not");
+}
+
+#[test]
+fn an_error_about_one_key_is_nobody_elses_trouble() {
+    let mut talk = Talk::new();
+    talk.redis.of_another_type.insert("bucket:1".to_owned());
+    for _ in 0..50 {
+        talk.ask(1, take(1));
+        talk.exchange();
+        assert_eq!(talk.outcomes(), [(1, Err(Reason::Error))]);
+        assert!(talk.session.is_asked());
+    }
+    talk.ask(2, take(2));
+    talk.exchange();
+    assert_eq!(talk.outcomes(), [(2, Ok(()))]);
+}
+
+#[test]
+fn a_shard_that_is_ill_is_the_trouble_of_its_callers_until_nobody_else_is_served() {
+    let errors = [
+        ("MOVED 1234 10.0.0.1:6379", Reason::Moved),
+        ("CLUSTERDOWN Hash slot not served", Reason::Moved),
+        ("upstream failure", Reason::Disconnected),
+        ("no upstream host", Reason::Disconnected),
+    ];
+    for (error, reason) in errors {
+        let mut talk = Talk::new();
+        let refused = |talk: &mut Talk| {
+            talk.redis.error = Some(error);
+            talk.ask(1, take(1));
+            talk.exchange();
+            talk.redis.error = None;
+            assert_eq!(talk.outcomes(), [(1, Err(reason))]);
+        };
+        for _ in 0..10 * MAX_SHARD_REFUSALS {
+            refused(&mut talk);
+            talk.ask(2, take(0));
+            talk.exchange();
+            assert_eq!(talk.session.next_answer().map(|(id, _)| id), Some(2));
+            assert!(talk.session.is_asked(), "{error}: others are served");
+        }
+        for count in 1..=MAX_SHARD_REFUSALS {
+            refused(&mut talk);
+            assert_eq!(talk.session.is_asked(), count < MAX_SHARD_REFUSALS, "{error}: {count} in a row");
+        }
+    }
+}
+
+#[test]
+fn a_replica_that_can_be_read_does_not_look_well_for_that() {
+    let mut talk = Talk::new();
+    for id in 1..=MAX_FAILURES {
+        talk.ask(id, get(id));
+        talk.exchange();
+        talk.redis.error = Some("READONLY You can't write against a read only replica.");
+        talk.ask(id, take(id));
+        talk.exchange();
+        talk.redis.error = None;
+        assert_eq!(talk.outcomes(), [(id, Ok(())), (id, Err(Reason::ReadOnly))]);
+    }
+    assert!(!talk.session.is_asked(), "what is read in between does not count");
+}
+
+#[test]
+fn an_open_breaker_probes_again_and_again_with_jittered_pauses_of_at_most_two_seconds() {
+    let mut first_pauses = Vec::new();
+    for seed in 0..50 {
+        let mut talk = Talk::new();
+        talk.session = Session::new(Credentials::default(), "#probe".to_owned(), TIMEOUT, seed);
+        talk.break_the_connection();
+        for attempt in 0..8_u32 {
+            let longest_ms = (100 << attempt).min(2_000);
+            let pause_ms = talk.wait_for_probe();
+            assert!(
+                (longest_ms * 3 / 4..=longest_ms).contains(&pause_ms),
+                "pause {attempt}: {pause_ms} ms of {longest_ms} ms"
+            );
+            if attempt == 0 {
+                first_pauses.push(pause_ms);
+            }
+            assert_eq!(talk.declined(), Some(Declined::BreakerOpen), "nobody waits for a probe");
+            talk.hang_up();
+            assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
+        }
+        assert_eq!(talk.outcomes(), []);
+        assert_eq!(talk.session.take_event().map(|event| matches!(event, Event::Lost(_))), Some(true));
+        assert_eq!(talk.session.take_event(), None, "that it is still lost is no news");
+    }
+    first_pauses.sort_unstable();
+    first_pauses.dedup();
+    assert!(first_pauses.len() > 10, "workers do not probe all at once: {first_pauses:?}");
+}
+
+#[test]
+fn a_probe_may_connect_first_and_has_to_be_quick_after_that() {
+    // (how long the first and the second answer take, whether that is good enough)
+    let cases = [
+        (0, 0, true),
+        (CONNECT_TIMEOUT - 1, TIMEOUT - 1, true),
+        (CONNECT_TIMEOUT, 0, false),
+        (0, TIMEOUT, false),
+        (CONNECT_TIMEOUT - 1, TIMEOUT, false),
+    ];
+    for (connect_us, answer_us, is_well) in cases {
+        let what = format!("{connect_us} and {answer_us} µs");
+        let mut talk = Talk::new();
+        talk.break_the_connection();
+        talk.session.take_event();
+        talk.wait_for_probe();
+        talk.pass(connect_us);
+        talk.deliver();
+        if !talk.flush().close {
+            assert!(!talk.session.is_asked(), "{what}: one answer is not enough");
+            talk.pass(answer_us);
+            talk.deliver();
+        }
+        assert_eq!(talk.session.is_asked(), is_well, "{what}");
+        assert_eq!(talk.session.take_event(), is_well.then_some(Event::Connected), "{what}");
+        assert_eq!(talk.outcomes(), [], "{what}: nobody asked");
+        if is_well {
+            talk.ask(50, take(50));
+            let effects = talk.flush();
+            assert!(!effects.open && !effects.close, "{what}: the probe's stream is a good one");
+            talk.deliver();
+            assert_eq!(talk.outcomes(), [(50, Ok(()))], "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_probe_takes_a_token_from_a_bucket_of_its_own_and_teaches_the_script() {
+    let mut talk = Talk::new();
+    talk.break_the_connection();
+    talk.redis.take_commands();
+    talk.redis.knows_script = false;
+    talk.wait_for_probe();
+    talk.exchange();
+    assert!(talk.session.is_asked());
+    let commands = talk.redis.take_commands();
+    let probe = "1 #probe 10 1000000 0 1000";
+    assert_eq!(
+        commands
+            .iter()
+            .map(|command| command.rsplit_once(' ').map(|(most, _)| most.to_owned()))
+            .collect::<Vec<_>>(),
+        ["EVALSHA <sha1>", "EVAL <take>", "EVALSHA <sha1>"].map(|start| Some(format!("{start} {probe}")))
+    );
+}
+
+#[test]
+fn a_probe_that_is_refused_finds_out_that_redis_is_not_well() {
+    for error in ["READONLY replica", "LOADING", "OOM", "MOVED 1 a:1", "WRONGTYPE bucket", "ERR"] {
+        let mut talk = Talk::new();
+        talk.break_the_connection();
+        talk.redis.error = Some(error);
+        talk.wait_for_probe();
+        talk.exchange();
+        assert!(!talk.session.is_asked(), "{error}");
+        talk.redis.error = None;
+        talk.wait_for_probe();
+        talk.exchange();
+        assert!(talk.session.is_asked(), "{error}: and then that it is");
+    }
+}
+
+#[test]
+fn pauses_are_short_again_after_ten_quiet_seconds_and_not_before() {
+    for (quiet_us, is_short) in [(SECOND, false), (10 * SECOND, false), (10 * SECOND + 1, true)] {
+        let mut talk = Talk::new();
+        talk.break_the_connection();
+        for _ in 0..5 {
+            talk.wait_for_probe();
+            talk.hang_up();
+        }
+        talk.wait_for_probe();
+        talk.exchange();
+        assert!(talk.session.is_asked());
+        talk.pass(quiet_us);
+        talk.break_the_connection();
+        assert_eq!(talk.wait_for_probe() <= 100, is_short, "after {quiet_us} µs");
+    }
+}
+
+#[test]
+fn the_password_is_the_first_thing_said_on_each_new_stream() {
+    let text = |text: &str| Some(text.as_bytes().to_vec());
+    let cases = [(None, "AUTH canary-password"), (Some("limiter"), "AUTH limiter canary-password")];
+    for (user, wanted) in cases {
+        let credentials = Credentials { username: user.and_then(text), password: text("canary-password") };
+        assert!(!format!("{credentials:?}").contains("canary"), "{credentials:?}");
+        let mut talk = Talk::with(credentials);
+        talk.redis.password = Some((user, "canary-password"));
+        for id in 0..3 {
+            talk.ask(id, take(id));
+            let effects = talk.flush();
+            assert!(effects.open);
+            assert_eq!(words(&effects)[0], wanted);
+            assert_eq!(words(&effects).len(), 2);
+            talk.deliver();
+            talk.ask(10 + id, get(10 + id));
+            assert_eq!(words(&talk.flush()), [format!("GET text:{}", 10 + id)], "and said once");
+            talk.deliver();
+            assert_eq!(talk.outcomes(), [(id, Ok(())), (10 + id, Ok(()))]);
+            talk.hang_up();
+        }
+        talk.break_the_connection();
+        talk.redis.take_commands();
+        talk.wait_for_probe();
+        talk.exchange();
+        assert_eq!(talk.redis.take_commands()[0], wanted, "on a probe's stream too");
+        assert!(talk.session.is_asked());
+    }
+    let mut talk = Talk::with(Credentials { username: text("alone"), password: None });
+    talk.ask(1, take(1));
+    assert_eq!(words(&talk.flush()).len(), 1, "a user without a password is nobody");
+}
+
+#[test]
+fn a_wrong_password_opens_the_breaker_at_once() {
+    let credentials = Credentials { username: None, password: Some(b"wrong".to_vec()) };
+    let mut talk = Talk::with(credentials);
+    talk.redis.password = Some((None, "right"));
+    for id in 1..=5 {
+        talk.ask(id, take(id));
+    }
+    talk.flush();
+    talk.deliver();
+    assert_eq!(talk.outcomes(), [1, 2, 3, 4, 5].map(|id| (id, Err(Reason::Auth))));
+    assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
+    let Some(Event::Lost(failure)) = talk.session.take_event() else { panic!("no news of it") };
+    assert!(failure.detail.starts_with("WRONGPASS"), "{failure:?}");
+    assert!(talk.session.take_effects().close);
+    talk.redis.password = Some((None, "wrong"));
+    talk.wait_for_probe();
+    talk.exchange();
+    assert!(talk.session.is_asked(), "until it is right");
+}
+
+#[test]
+fn a_stream_out_of_step_is_closed_and_everybody_who_waits_is_answered_once() {
+    let taken = |sequence: u32, tokens: &str| {
+        let text = format!("{sequence} 1 {tokens}.000000000000 1700000000.000000");
+        common::redis::bulk(text.as_bytes())
+    };
+    let first = taken(1, "1");
+    // (what comes instead of the first answer, the questions that are waiting)
+    let cases: [(&str, Vec<u8>); 15] = [
+        ("a number", b":1\r\n".to_vec()),
+        ("OK", b"+OK\r\n".to_vec()),
+        ("nothing there", b"$-1\r\n".to_vec()),
+        ("the answer to the next question", taken(2, "2")),
+        ("an answer to nobody's question", taken(77, "1")),
+        ("another text", b"$5\r\nhello\r\n".to_vec()),
+        ("an empty text", b"$0\r\n\r\n".to_vec()),
+        ("half an answer as a whole one", b"$4\r\n1 1 \r\n".to_vec()),
+        ("an array", b"*1\r\n+OK\r\n".to_vec()),
+        ("RESP3", b"_\r\n".to_vec()),
+        ("a push", b">2\r\n+invalidate\r\n*0\r\n".to_vec()),
+        ("HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("a text beyond bounds", b"$999999999\r\n".to_vec()),
+        ("a line without end", vec![b'+'; 5_000]),
+        ("a zero byte", b"\0".to_vec()),
+    ];
+    for (what, bytes) in cases {
+        let mut talk = Talk::new();
+        for id in 1..=3 {
+            talk.ask(id, take(id));
+        }
+        talk.ask(4, get(4));
+        talk.ask(5, set(5));
+        talk.flush();
+        let rest: Vec<u8> = talk.replies.drain(..).flatten().collect();
+        talk.session.received(&[bytes.as_slice(), &rest].concat(), talk.now_us);
+        let all = [1, 2, 3, 4, 5].map(|id| (id, Err(Reason::Protocol)));
+        assert_eq!(talk.outcomes(), all, "{what}");
+        assert_eq!(
+            talk.session.take_effects(),
+            Effects { close: true, ..Effects::default() },
+            "{what}: the stream is closed"
+        );
+        talk.session.received(&first, talk.now_us);
+        talk.session.closed("late", talk.now_us);
+        assert_eq!(talk.outcomes(), [], "{what}: and nothing that comes after is taken in");
+        assert!(!talk.session.has_effects(), "{what}");
+        talk.ask(6, take(6));
+        let effects = talk.flush();
+        assert!(effects.open && words(&effects).len() == 1, "{what}: the next question opens another");
+        talk.deliver();
+        assert_eq!(talk.outcomes(), [(6, Ok(()))], "{what}");
+    }
+}
+
+#[test]
+fn each_kind_of_question_has_its_own_kind_of_answer() {
+    let taken = common::redis::bulk(b"1 1 1.000000000000 1700000000.000000");
+    let kinds: [&[u8]; 5] = [&taken, b"$1\r\n1\r\n", b"$-1\r\n", b"+OK\r\n", b":1\r\n"];
+    // Which of the kinds above answers the question.
+    let cases: [(&str, Question, [bool; 5]); 3] = [
+        ("take", take(1), [true, false, false, false, false]),
+        ("get", get(1), [true, true, true, false, false]),
+        ("set", set(1), [false, false, true, true, false]),
+    ];
+    for (what, question, fits) in cases {
+        for (kind, fits) in kinds.into_iter().zip(fits) {
+            let mut talk = Talk::new();
+            talk.ask(1, question.clone());
+            talk.flush();
+            talk.session.received(kind, talk.now_us);
+            let (id, answer) = talk.session.next_answer().expect("an answer");
+            let failure = answer.err().map(|failure| failure.reason);
+            let kind = String::from_utf8_lossy(kind);
+            assert_eq!((id, failure), (1, (!fits).then_some(Reason::Protocol)), "{what}: {kind:?}");
+            assert_eq!(talk.session.take_effects().close, !fits, "{what}: {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reply_that_nobody_asked_for_closes_the_stream() {
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.exchange();
+    assert_eq!(talk.outcomes(), [(1, Ok(()))]);
+    talk.session.received(b"+OK\r\n", talk.now_us);
+    assert!(talk.session.take_effects().close);
+    // A reply doubled: the first is good, and what follows it is not to be trusted.
+    talk.ask(2, get(2));
+    talk.flush();
+    let reply = talk.replies.pop_front().expect("a reply");
+    talk.session.received(&[reply.as_slice(), &reply].concat(), talk.now_us);
+    assert_eq!(talk.outcomes(), [(2, Ok(()))]);
+    assert!(talk.session.take_effects().close);
+}
+
+#[test]
+fn nothing_is_taken_in_from_a_stream_that_is_to_be_closed() {
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.ask(2, get(2));
+    talk.flush();
+    let replies: Vec<u8> = talk.replies.drain(..).flatten().collect();
+    talk.session.received(b"*0\r\n", talk.now_us);
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Protocol)), (2, Err(Reason::Protocol))]);
+    // The owner of the stream has not closed it yet, and a question is asked for the next one.
+    talk.ask(3, take(3));
+    talk.ask(4, get(4));
+    talk.session.received(&replies, talk.now_us);
+    talk.session.received(b"*0\r\n", talk.now_us);
+    talk.session.closed("the old one", talk.now_us);
+    assert_eq!(talk.outcomes(), [], "what was said there is not for those who ask now");
+    let effects = talk.flush();
+    assert!(effects.open);
+    assert_eq!(words(&effects).len(), 2);
+    talk.deliver();
+    assert_eq!(talk.outcomes(), [(3, Ok(())), (4, Ok(()))]);
+    // A reply that broke off half way belongs to the stream that it came on.
+    talk.ask(5, take(5));
+    talk.flush();
+    talk.session.received(b"$40\r\nhalf", talk.now_us);
+    talk.hang_up();
+    assert_eq!(talk.outcomes(), [(5, Err(Reason::Disconnected))]);
+    talk.ask(6, take(6));
+    talk.exchange();
+    assert_eq!(talk.outcomes(), [(6, Ok(()))]);
+}
+
+#[test]
+fn a_stream_that_closes_while_nobody_waits_is_no_failure() {
+    let mut talk = Talk::new();
+    for id in 0..10 * MAX_FAILURES {
+        talk.ask(id, take(id));
+        assert!(talk.flush().open, "the question opens another");
+        talk.deliver();
+        assert_eq!(talk.outcomes(), [(id, Ok(()))]);
+        talk.hang_up();
+        talk.pass(SECOND);
+        assert!(talk.session.is_asked() && !talk.session.has_effects());
+    }
+    assert_eq!(talk.session.take_event(), Some(Event::Connected));
+    assert_eq!(talk.session.take_event(), None);
+    talk.session.closed("twice", talk.now_us);
+    talk.session.received(b"*0\r\n", talk.now_us);
+    assert!(talk.session.is_asked() && !talk.session.has_effects(), "there is none to close");
+}
+
+#[test]
+fn a_stream_that_cannot_be_opened_fails_those_who_wait_for_it() {
+    let mut talk = Talk::new();
+    for id in 1..=3 {
+        talk.ask(id, take(id));
+        talk.ask(10 + id, get(10 + id));
+        assert!(talk.session.take_effects().open);
+        talk.session.closed("there is no cluster", talk.now_us);
+        assert_eq!(talk.outcomes(), [id, 10 + id].map(|id| (id, Err(Reason::Disconnected))));
+        assert!(!talk.session.has_effects(), "there is none to close");
+    }
+    let Some(Event::Lost(failure)) = talk.session.take_event() else { panic!("no news of it") };
+    assert_eq!(failure.detail, "there is no cluster");
+}
+
+#[test]
+fn no_more_questions_are_taken_than_may_be_on_their_way() {
+    let mut talk = Talk::with(Credentials { username: None, password: Some(b"secret".to_vec()) });
+    talk.redis.password = Some((None, "secret"));
+    let asked = (0..).map_while(|id| talk.session.ask(id, take(id), SECOND, talk.now_us).ok()).count();
+    assert!((MAX_QUESTIONS - 1..=MAX_QUESTIONS).contains(&asked), "{asked} questions, and AUTH");
+    assert_eq!(talk.declined(), Some(Declined::QueueFull));
+    talk.exchange();
+    assert!(talk.session.is_asked(), "that is no failure");
+    let answers = talk.outcomes();
+    assert!(answers.iter().all(|(_, outcome)| outcome.is_ok()));
+    assert_eq!(answers.len(), asked);
+    talk.ask(1, take(1));
+
+    // Those who have gone keep their place, for the late reply is still to come.
+    let mut talk = Talk::new();
+    (0..MAX_QUESTIONS as u32).for_each(|id| talk.ask(id, take(id)));
+    talk.flush();
+    talk.pass(TIMEOUT);
+    assert_eq!(talk.outcomes().len(), MAX_QUESTIONS);
+    assert_eq!(talk.declined(), Some(Declined::QueueFull));
+    talk.deliver();
+    assert_eq!(talk.declined(), None);
+
+    // And so do answers that nobody has taken.
+    let mut talk = Talk::new();
+    (0..MAX_QUESTIONS as u32).for_each(|id| talk.ask(id, take(id)));
+    talk.exchange();
+    assert!(!talk.session.is_waiting() && talk.session.has_answers());
+    assert_eq!(talk.declined(), Some(Declined::QueueFull));
+    assert_eq!(talk.outcomes().len(), MAX_QUESTIONS);
+    assert_eq!(talk.declined(), None);
+}
+
+#[test]
+fn what_is_shown_of_an_error_is_short_and_printable() {
+    let mut talk = Talk::new();
+    talk.ask(1, take(1));
+    talk.flush();
+    let error = [b"-ERR \x1b[2J\xff\n", "é".repeat(1_000).as_bytes(), b"\r\n"].concat();
+    talk.session.received(&error, talk.now_us);
+    let Some((1, Err(failure))) = talk.session.next_answer() else { panic!("no failure") };
+    assert!(failure.detail.starts_with("ERR .[2J..."), "{}", failure.detail);
+    assert!(failure.detail.len() <= 120 && failure.detail.is_ascii());
+}
+
+#[test]
+fn a_session_that_is_left_alone_does_nothing() {
+    let mut talk = Talk::new();
+    for _ in 0..100 {
+        talk.pass(SECOND);
+    }
+    assert!(!talk.session.has_effects() && !talk.session.is_waiting());
+    assert_eq!(talk.session.take_event(), None);
+}
+
+/// The random run: a session, its stream, and a network and a Redis with faults.
+struct World {
+    seed: u64,
+    random: Random,
+    session: Session<u32>,
+    redis: ModelRedis,
+    stream: Option<Stream>,
+    now_us: u64,
+    next_tick_us: u64,
+    next_id: u32,
+    /// Deadlines of those who have not been answered.
+    waiting: BTreeMap<u32, u64>,
+    /// How many questions about tokens, texts and changes were answered.
+    answered: [u64; 3],
+    /// How long bytes travel in one direction, in microseconds.
+    delay_us: u64,
+    /// Until when nothing arrives.
+    frozen_until_us: u64,
+    /// Until when no connection is accepted.
+    refused_until_us: u64,
+    /// Whether replies may be lost, doubled or made up: only answers about tokens say whose they are, so there is
+    /// nothing else then, and no error.
+    is_takes_only: bool,
+    log: VecDeque<String>,
+}
+
+/// A connection and what travels on it. One that is dead loses all bytes and never says so.
+struct Stream {
+    connection: Connection,
+    replies: VecDeque<(u64, Vec<u8>)>,
+    asked: usize,
+    delivered: usize,
+    is_dead: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let password = random.one_in(3).then_some("secret");
+        let credentials = Credentials { username: None, password: password.map(|text| text.into()) };
+        let mut redis = ModelRedis::at(1_700_000_000 * SECOND);
+        redis.password = password.map(|password| (None, password));
+        let is_takes_only = random.one_in(2);
+        redis.knows_script = is_takes_only;
+        Self {
+            seed,
+            session: Session::new(credentials, "#probe".to_owned(), TIMEOUT, random.next()),
+            random,
+            redis,
+            stream: None,
+            now_us: SECOND,
+            next_tick_us: 0,
+            next_id: 0,
+            waiting: BTreeMap::new(),
+            answered: [0; 3],
+            delay_us: 100,
+            frozen_until_us: 0,
+            refused_until_us: 0,
+            is_takes_only,
+            log: VecDeque::new(),
+        }
+    }
+
+    fn note(&mut self, what: impl Into<String>) {
+        if self.log.len() == 60 {
+            self.log.pop_front();
+        }
+        self.log.push_back(format!("{} µs: {}", self.now_us, what.into()));
+    }
+
+    fn check(&self, holds: bool, what: impl FnOnce() -> String) {
+        let seed = self.seed;
+        assert!(
+            holds,
+            "SESSION_SEED={seed} SESSION_RUNS=1: {}; before that:\n{}",
+            what(),
+            Vec::from(self.log.clone()).join("\n")
+        );
+    }
+
+    fn ask(&mut self) {
+        let id = self.next_id % 1_000_000;
+        self.next_id += 1;
+        let (question, timeout_us) = match self.random.below(if self.is_takes_only { 1 } else { 4 }) {
+            0 | 1 => (take(id), TIMEOUT),
+            2 => (get(id), TIMEOUT),
+            _ => (set(id), SECOND),
+        };
+        if matches!(question, Question::Get(_)) {
+            self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
+        }
+        match self.session.ask(id, question, timeout_us, self.now_us) {
+            Ok(()) => {
+                self.note(format!("asked {id}"));
+                self.waiting.insert(id, self.now_us + timeout_us);
+            }
+            Err((handed_back, declined)) => {
+                self.check(handed_back == id, || format!("{handed_back} was handed back for {id}"));
+                self.check(declined == Declined::BreakerOpen || self.waiting.len() > 1_000, || {
+                    format!("{declined:?} with {} waiting", self.waiting.len())
+                });
+            }
+        }
+        // As the owner does: whoever waits is looked after soon.
+        self.next_tick_us = self.next_tick_us.min(self.now_us + self.tick_us());
+        self.settle();
+    }
+
+    fn tick_us(&self) -> u64 {
+        if self.session.is_waiting() { 5 * MS } else { 250 * MS }
+    }
+
+    fn flush(&mut self) {
+        let effects = self.session.take_effects();
+        if effects.close {
+            self.note("closes the stream");
+            self.stream = None;
+        }
+        if effects.open {
+            self.stream = None;
+            if self.now_us < self.refused_until_us {
+                self.note("is refused a stream");
+                self.session.closed("refused", self.now_us);
+                return self.settle();
+            }
+            self.note("opens a stream");
+            self.stream = Some(Stream {
+                connection: Connection::default(),
+                replies: VecDeque::new(),
+                asked: 0,
+                delivered: 0,
+                is_dead: false,
+            });
+        }
+        let Some(stream) = &mut self.stream else {
+            let lost = effects.send.len();
+            return self.check(lost == 0, || format!("{lost} bytes are sent on no stream"));
+        };
+        if !effects.send.is_empty() {
+            let arrival_us = self.now_us.max(self.frozen_until_us) + self.delay_us;
+            let replies = self.redis.receive(&mut stream.connection, &effects.send);
+            stream.asked += replies.len();
+            stream.replies.extend(replies.into_iter().map(|reply| (arrival_us, reply)));
+            let on_their_way = stream.asked - stream.delivered;
+            self.check(on_their_way <= MAX_QUESTIONS + 2, || {
+                format!("{on_their_way} questions on their way")
+            });
+        }
+    }
+
+    /// What has arrived is handed on, in pieces of any size.
+    fn deliver(&mut self) {
+        while let Some(stream) = &mut self.stream
+            && !stream.is_dead
+            && stream.replies.front().is_some_and(|(arrival_us, _)| *arrival_us <= self.now_us)
+            && let Some((arrival_us, mut reply)) = stream.replies.pop_front()
+        {
+            let size = match self.random.one_in(4) {
+                true => 1 + self.random.below(reply.len() as u64) as usize,
+                false => reply.len(),
+            };
+            let rest = reply.split_off(size);
+            match rest.is_empty() {
+                true => stream.delivered += 1,
+                false => stream.replies.push_front((arrival_us, rest)),
+            }
+            self.session.received(&reply, self.now_us);
+            self.settle();
+            if self.random.one_in(10) {
+                return;
+            }
+        }
+    }
+
+    /// Takes out answers: each to somebody who waits, and the right one.
+    fn settle(&mut self) {
+        while let Some((id, answer)) = self.session.next_answer() {
+            self.note(format!("{id} is answered {answer:?}"));
+            let was_waiting = self.waiting.remove(&id).is_some();
+            self.check(was_waiting, || format!("{id} was answered twice"));
+            let Ok(answer) = answer else { continue };
+            self.check(is_of(id, &answer), || format!("{id} was given the answer to another: {answer:?}"));
+            let is_done = answer != Answer::Done || self.redis.strings.contains_key(&format!("set:{id}"));
+            self.check(is_done, || format!("{id} was told that it is done"));
+            let kind = match answer {
+                Answer::Taken(_) => 0,
+                Answer::Text(_) => 1,
+                Answer::Done => 2,
+            };
+            self.answered[kind] += 1;
+        }
+    }
+
+    fn pass(&mut self, us: u64) {
+        let until_us = self.now_us + us;
+        while self.next_tick_us <= until_us {
+            self.now_us = self.now_us.max(self.next_tick_us);
+            self.session.tick(self.now_us);
+            self.settle();
+            let late = self.waiting.values().copied().min().filter(|deadline_us| *deadline_us <= self.now_us);
+            self.check(late.is_none(), || format!("somebody waits beyond {late:?}"));
+            self.flush();
+            self.next_tick_us = self.now_us + self.tick_us();
+        }
+        self.now_us = until_us;
+        self.redis.now_us += us;
+    }
+
+    fn fault(&mut self) {
+        let (now_us, fault) = (self.now_us, self.random.below(if self.is_takes_only { 12 } else { 9 }));
+        self.note(format!("fault {fault}"));
+        match fault {
+            0 => self.frozen_until_us = now_us + self.random.of_any_size(3 * SECOND),
+            1 => self.delay_us = self.random.of_any_size(60 * MS),
+            2 | 3 if self.is_takes_only => {}
+            2 => self.redis.knows_script = false,
+            3 => {
+                self.redis.error =
+                    Some(self.random.choose(&["LOADING x", "READONLY x", "MOVED 1 a:1", "ERR x", "OOM x"]))
+            }
+            4 => self.redis.error = None,
+            5 => self.refused_until_us = now_us + self.random.of_any_size(3 * SECOND),
+            6 => {
+                if self.stream.take().is_some() {
+                    self.session.closed("reset", now_us);
+                }
+            }
+            _ => {
+                let (random, Some(stream)) = (&mut self.random, &mut self.stream) else { return };
+                match fault {
+                    7 => stream.is_dead = true,
+                    8 => {
+                        // Between two replies; within one, a change of bytes is TCP's to find.
+                        let garbage =
+                            random.choose(&[&b"*1\r\n"[..], b"\0", b"$5000\r\n", b"HTTP/1.1 200\r\n"]);
+                        stream.replies.push_back((now_us, garbage.to_vec()));
+                    }
+                    9 => drop(stream.replies.pop_back()),
+                    10 => {
+                        let again = stream.replies.front().cloned();
+                        stream.replies.extend(again);
+                    }
+                    _ => {
+                        let stray = [&b"+OK\r\n"[..], b"$-1\r\n", b":7\r\n", b"$0\r\n\r\n"];
+                        stream.replies.push_back((now_us, random.choose(&stray).to_vec()));
+                    }
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn step(&mut self, with_faults: bool) {
+        match self.random.below(100) {
+            0..40 => self.ask(),
+            40..60 => self.flush(),
+            60..80 => self.deliver(),
+            80..97 => {
+                let us = self.random.of_any_size(20 * MS);
+                self.pass(us);
+            }
+            97..98 => {
+                let us = self.random.of_any_size(SECOND);
+                self.pass(us);
+            }
+            _ if with_faults => self.fault(),
+            _ => {}
+        }
+    }
+
+    fn heal(&mut self) {
+        self.redis.error = None;
+        (self.frozen_until_us, self.refused_until_us, self.delay_us) = (0, 0, 100);
+    }
+}
+
+#[test]
+fn whatever_happens_everybody_is_answered_once_in_time_and_with_their_own_answer() {
+    let seed = seed_from_env("SESSION_SEED");
+    let runs = number_from_env("SESSION_RUNS", 400);
+    let mut answered = [0; 3];
+    let (mut asked, mut breakers, mut slowest_us) = (0, 0, 0);
+    for run in 0..runs {
+        let mut world = World::new(seed.wrapping_add(run));
+        for _ in 0..1_000 {
+            world.step(true);
+            breakers += u64::from(matches!(world.session.take_event(), Some(Event::Lost(_))));
+        }
+        // From now on all is well, and somebody asks several times a second, as the look for a new health does.
+        world.heal();
+        world.note("healed");
+        let healed_us = world.now_us;
+        let mut well_since_us = None;
+        while world.now_us < healed_us + 8 * SECOND {
+            let before = world.answered.iter().sum::<u64>();
+            world.ask();
+            for _ in 0..250 {
+                world.flush();
+                world.deliver();
+                world.pass(MS);
+            }
+            match world.answered.iter().sum::<u64>() > before {
+                true => well_since_us = well_since_us.or(Some(world.now_us - 250 * MS)),
+                false => well_since_us = None,
+            }
+        }
+        let recovered = well_since_us.map(|since_us| since_us - healed_us);
+        world.check(recovered.is_some_and(|after_us| after_us <= 5 * SECOND), || {
+            format!("run {run}: recovered after {recovered:?} µs")
+        });
+        slowest_us = slowest_us.max(recovered.unwrap_or_default());
+        let waiting = world.waiting.len();
+        world.check(waiting == 0, || format!("run {run}: {waiting} wait for ever"));
+        world.check(!world.session.is_waiting(), || format!("run {run}: a question is left over"));
+        asked += u64::from(world.next_id);
+        answered = [0, 1, 2].map(|kind| answered[kind] + world.answered[kind]);
+    }
+    println!(
+        "{asked} asked, {answered:?} answered, the breaker opened {breakers} times, recovered after {slowest_us} µs \
+         at most"
+    );
+    assert!(
+        answered.iter().all(|answered| *answered > asked / 1_000),
+        "every kind was answered: {answered:?}"
+    );
+}
