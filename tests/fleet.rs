@@ -1006,6 +1006,26 @@ fn the_health_check_tells_what_has_become_of_redis() {
 }
 
 #[test]
+fn a_redis_that_can_only_be_read_is_not_told_to_be_connected() {
+    let mut world = World::new(1, 3, &config(""));
+    world.redis.is_replica = true;
+    let ask_all = |world: &mut World| {
+        for name in world.names() {
+            world.ask(name, &FakeRequest::get("/"));
+        }
+    };
+    (0..5).for_each(|_| ask_all(&mut world));
+    for _ in 0..20 {
+        world.run(POLL_US);
+        let told = world.get((0, 0), "/health");
+        assert!(told.contains(r#""redis":"disconnected""#), "by a worker that only looks: {told}");
+    }
+    world.redis.is_replica = false;
+    world.run(5 * SECOND);
+    assert!(world.get((0, 0), "/health").contains(r#""redis":"connected""#));
+}
+
+#[test]
 fn redis_is_found_lost_without_a_request_by_an_envoy_that_has_seen_one() {
     let mut world = World::new(1, 2, &config(""));
     world.run(SECOND);

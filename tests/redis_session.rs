@@ -398,6 +398,16 @@ fn when_the_breaker_opens_everybody_who_waits_is_told_at_once() {
     assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
     let effects = talk.session.take_effects();
     assert_eq!(effects, Effects { close: true, ..Effects::default() }, "what was to go out does not");
+
+    // A stream that has not even been opened needs no closing.
+    let mut talk = Talk::new();
+    for id in 1..=MAX_FAILURES {
+        talk.ask(id, take(id));
+        talk.pass(TIMEOUT);
+        assert_eq!(talk.outcomes(), [(id, Err(Reason::Timeout))]);
+    }
+    assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
+    assert!(!talk.session.has_effects());
 }
 
 #[test]
@@ -778,6 +788,13 @@ fn a_stream_that_closes_while_nobody_waits_is_no_failure() {
     }
     assert_eq!(talk.session.take_event(), Some(Event::Connected));
     assert_eq!(talk.session.take_event(), None);
+    for id in 1..MAX_FAILURES {
+        talk.ask(100 + id, take(100 + id));
+        talk.flush();
+        talk.hang_up();
+        assert_eq!(talk.outcomes(), [(100 + id, Err(Reason::Disconnected))]);
+        assert!(talk.session.is_asked(), "failure {id} is no more than that");
+    }
     talk.session.closed("twice", talk.now_us);
     talk.session.received(b"*0\r\n", talk.now_us);
     assert!(talk.session.is_asked() && !talk.session.has_effects(), "there is none to close");

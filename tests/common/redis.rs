@@ -83,6 +83,8 @@ pub struct ModelRedis {
     pub knows_script: bool,
     /// What every command is answered with, if not the truth; without the dash.
     pub error: Option<&'static str>,
+    /// Whether it can only be read.
+    pub is_replica: bool,
     /// Keys that hold something else than a bucket.
     pub of_another_type: HashSet<String>,
     /// What `AUTH` has to say: the user, if not the default one, and the password.
@@ -134,6 +136,9 @@ impl ModelRedis {
             return b"-NOAUTH Authentication required.\r\n".to_vec();
         }
         match texts.as_slice() {
+            ["EVAL" | "EVALSHA" | "SET", ..] if self.is_replica => {
+                b"-READONLY You can't write against a read only replica.\r\n".to_vec()
+            }
             ["EVALSHA", script, "1", key, arguments @ ..] => {
                 assert_eq!(*script, TAKE_SHA1);
                 match self.knows_script {
