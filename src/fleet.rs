@@ -94,6 +94,9 @@ pub struct Fleet {
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
     /// has nothing to tell.
     is_used: bool,
+    was_connected: bool,
+    /// Whether it has been said that the health in Redis cannot be read.
+    has_complained: bool,
 }
 
 impl Fleet {
@@ -115,6 +118,8 @@ impl Fleet {
             next_poll_us: 0,
             news: None,
             is_used: false,
+            was_connected: false,
+            has_complained: false,
         }
     }
 
@@ -240,11 +245,18 @@ impl Fleet {
                 Asker::Health { ticket, network, health } => {
                     return Some((ticket, Answered::Health(network, health, answer.is_ok())));
                 }
-                Asker::Poll { health_changes } => {
-                    if let Ok(Answer::Text(text)) = answer {
+                Asker::Poll { health_changes } => match answer {
+                    Ok(Answer::Text(text)) => {
                         self.found_health(text.as_deref(), health_changes, now_us, data);
                     }
-                }
+                    Err(Failure { reason: Reason::Auth | Reason::Error, detail })
+                        if self.session.is_asked() && !self.has_complained =>
+                    {
+                        self.has_complained = true;
+                        log::warn!("the health in Redis ({}) cannot be read: {detail}", self.health_key);
+                    }
+                    _ => {}
+                },
                 Asker::Nobody => {}
             }
         }
@@ -305,12 +317,15 @@ impl Fleet {
     /// Tells the other workers, and the log, what has become of Redis.
     fn tell_news(&mut self, data: &impl SharedData) {
         self.news = self.session.take_event().or(self.news.take());
-        let is_ours_to_tell = self.is_used || self.news == Some(Event::Connected);
+        let is_ours_to_tell = self.is_used || self.was_connected || self.news == Some(Event::Connected);
         let Some(event) = self.news.take_if(|_| is_ours_to_tell) else {
             return;
         };
         let redis = match event {
-            Event::Connected => Redis::Connected,
+            Event::Connected => {
+                self.was_connected = true;
+                Redis::Connected
+            }
             Event::Lost(_) => Redis::Disconnected,
         };
         let changed = Control::change(data, &self.control_key, |control| Control { redis, ..control });

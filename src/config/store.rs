@@ -8,6 +8,8 @@ const DEFAULT_MAX_BUCKETS: u32 = 65_536;
 const DEFAULT_TIMEOUT_MS: u32 = 20;
 const MAX_TIMEOUT_MS: u32 = 10_000;
 const MAX_PREFIX_BYTES: usize = 64;
+/// So that its length takes one byte in the message that names it to Envoy.
+const MAX_CLUSTER_BYTES: usize = 120;
 
 /// Where buckets are kept.
 #[derive(Clone, Debug)]
@@ -95,9 +97,14 @@ fn max_buckets(fields: &Fields) -> Result<u32, String> {
 }
 
 fn redis(fields: &Fields, credentials: Credentials) -> Result<RedisSettings, String> {
-    let cluster = fields.need("cluster", "the name of an Envoy cluster")?;
+    let wanted = "the name of an Envoy cluster in at most 120 bytes";
+    let field = fields.need("cluster", wanted)?;
+    let cluster = non_empty(&field, wanted)?;
+    if cluster.len() > MAX_CLUSTER_BYTES {
+        return Err(field.wanted(wanted));
+    }
     Ok(RedisSettings {
-        cluster: non_empty(&cluster, "the name of an Envoy cluster")?.to_owned(),
+        cluster: cluster.to_owned(),
         timeout_ms: match fields.get("timeout_ms") {
             Some(field) => field.whole(1, MAX_TIMEOUT_MS)?,
             None => DEFAULT_TIMEOUT_MS,

@@ -70,13 +70,11 @@ impl HttpRequest {
 
     /// Carries out the change that was waiting for its body.
     fn change_health(&mut self) -> Action {
-        let Stage::AwaitsBody(pending, body) = std::mem::replace(&mut self.stage, Stage::Done) else {
+        let (Stage::AwaitsBody(pending, body), Some(worker)) = (&self.stage, &self.worker) else {
             return Action::Continue;
         };
-        let Some(worker) = &self.worker else {
-            return Action::Continue;
-        };
-        let decision = worker.borrow_mut().change_health(&pending, &body, self.id);
+        let decision = worker.borrow_mut().change_health(pending, body, self.id);
+        self.stage = Stage::Done;
         match decision {
             Decision::Replied(reply) => send_reply(&reply),
             _ => self.stage = Stage::AwaitsRedis(HostData.now_us()),
@@ -163,7 +161,10 @@ impl HttpContext for HttpRequest {
 
     /// Also called for replies that Envoy or another filter makes itself, which are responses like any other.
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
-        self.awaits_redis();
+        if let (true, Some(worker)) = (self.awaits_redis(), &self.worker) {
+            // Somebody else has answered it meanwhile.
+            worker.borrow_mut().forget(self.id);
+        }
         if let Stage::AwaitsResponse(answer, started_us) = std::mem::replace(&mut self.stage, Stage::Done)
             && let Some(worker) = &self.worker
         {

@@ -77,9 +77,9 @@ impl Pipe {
         self.stream == Some(stream)
     }
 
-    /// Notes that the stream is closed.
+    /// Lets go of a stream that was closed from the other side: Envoy keeps it in mind until it is told.
     pub(super) fn forget_stream(&mut self) {
-        self.stream = None;
+        self.close();
     }
 
     /// Does what `fleet` has to do on the stream.
@@ -90,7 +90,7 @@ impl Pipe {
         }
         if open {
             self.close();
-            match hostcalls::open_grpc_stream(&self.cluster, "redis", "pipe", Vec::new()) {
+            match hostcalls::open_grpc_stream(&grpc_service(&self.cluster), "redis", "pipe", Vec::new()) {
                 Ok(stream) => self.stream = Some(stream),
                 Err(_) => {
                     let detail =
@@ -119,6 +119,16 @@ impl Pipe {
             let _ = hostcalls::set_tick_period(tick);
         }
     }
+}
+
+/// Envoy's `GrpcService` message that names a cluster: `{envoy_grpc: {cluster_name: …}}`.
+///
+/// Envoy takes a bare name too, but first tries to read it as this message; and a name whose bytes happen to be one,
+/// with nothing in it that Envoy knows, makes Envoy abort. `app-redis` is such a name.
+fn grpc_service(cluster: &str) -> String {
+    // The configuration sees to it that the lengths are single ASCII characters.
+    let length = |bytes: usize| char::from(u8::try_from(bytes).unwrap_or(0).min(127));
+    format!("\n{}\n{}{cluster}", length(cluster.len() + 2), length(cluster.len()))
 }
 
 impl Drop for Pipe {

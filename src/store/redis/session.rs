@@ -452,8 +452,10 @@ impl<T> Session<T> {
                 let is_auth = matches!(sent.question, Expected::Auth);
                 if let Asker::Waiting(asker) = sent.asker {
                     self.answers.push_back((asker, Err(failure.clone())));
-                    self.refusals += u32::from(scope == Scope::Whole);
-                    self.shard_refusals += u32::from(scope == Scope::Shard);
+                    // What is wrong with other questions, such as a right to read health, is no reason to stop.
+                    let is_about_a_token = matches!(sent.question, Expected::Take(..));
+                    self.refusals += u32::from(is_about_a_token && scope == Scope::Whole);
+                    self.shard_refusals += u32::from(is_about_a_token && scope == Scope::Shard);
                 }
                 let too_many = self.refusals >= MAX_FAILURES || self.shard_refusals >= MAX_SHARD_REFUSALS;
                 if too_many || is_auth || matches!(self.state, State::Probing(_)) {
@@ -569,7 +571,11 @@ fn read(question: &Expected, sequence: u32, reply: Reply<'_>) -> Result<Read, Fa
             Ok(Read::UnknownScript(take.clone()))
         }
         (Expected::Auth, Reply::Error(error)) => {
-            let failure = Failure { reason: Reason::Auth, detail: shown(error) };
+            // A server that does not know the command repeats its arguments: nothing of what it says is shown.
+            let code = error.split(|byte| *byte == b' ').next().filter(|word| word.len() <= 16);
+            let detail =
+                format!("AUTH with our credentials is refused ({})", shown(code.unwrap_or_default()));
+            let failure = Failure { reason: Reason::Auth, detail };
             Ok(Read::Refused(failure, Scope::Whole))
         }
         (_, Reply::Error(error)) => {

@@ -10,7 +10,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait::unix_now;
 use serde_json::{Value, json};
 
-use crate::support::{TOKEN, health, statuses, switch, switch_request, two_tiers};
+use crate::support::{TOKEN, assert_headers_complete, health, statuses, switch, switch_request, two_tiers};
 
 fn start() -> Envoy {
     Setup::new().config(&two_tiers(5, 7)).start()
@@ -323,6 +323,20 @@ fn a_body_may_end_with_trailers() {
     let reply = connection.read("POST").expect("an answer");
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(health(&envoy), "DEGRADED");
+}
+
+#[test]
+fn a_request_that_ends_with_trailers_is_answered_with_every_header() {
+    let envoy = Setup::new()
+        .config(&two_tiers(5, 7))
+        .hcm(&json!({"http_protocol_options": {"enable_trailers": true}}))
+        .start();
+    let request = "POST / HTTP/1.1\r\nhost: e2e\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
+                   2\r\nhi\r\n0\r\nx-sum: 1\r\n\r\n";
+    let mut connection = envoy.connect();
+    connection.write(request.as_bytes()).expect("written");
+    let reply = connection.read("POST").expect("an answer");
+    assert_headers_complete(&reply, "free", 5, "NORMAL");
 }
 
 #[test]

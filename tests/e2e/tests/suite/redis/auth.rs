@@ -130,6 +130,19 @@ fn wrong_credentials_are_decided_by_policy_until_they_are_right() {
 }
 
 #[test]
+fn a_server_that_repeats_what_it_does_not_understand_repeats_no_password_to_the_log() {
+    let redis = Redis::start_with(&["rename-command AUTH NO-AUTH"]);
+    let envoy = Setup::new()
+        .config(&config(500, "local"))
+        .redis(redis.address())
+        .host_env("REDIS_PASSWORD", PASSWORD)
+        .start();
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
+    envoy.await_log(&["[warning][wasm]", "Redis lost", "AUTH"]);
+    assert_says_nothing(&envoy, &redis);
+}
+
+#[test]
 fn a_password_where_redis_wants_none_does_no_harm_to_requests() {
     // Redis answers AUTH with an error then, which is worth a word to the operator: one of the two is mistaken.
     let redis = Redis::start();

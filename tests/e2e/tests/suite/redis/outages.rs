@@ -381,6 +381,16 @@ fn a_cluster_that_does_not_exist_is_decided_by_policy_and_logged() {
 }
 
 #[test]
+fn a_cluster_may_have_a_name_that_envoy_could_take_for_a_message() {
+    let mut config = in_redis(two_tiers(5, 10), TIMEOUT_MS, "local");
+    config["store"]["cluster"] = json!("app-redis");
+    let envoy = Setup::new().config(&config).start();
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
+    envoy.await_log(&["[warning][wasm]", "Redis lost", "app-redis"]);
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
+}
+
+#[test]
 fn an_address_where_nobody_answers_is_given_up_in_time() {
     // A documentation address: packets to it go nowhere, or the machine says at once that there is no way.
     let config = in_redis(two_tiers(50, 10), TIMEOUT_MS, "deny");

@@ -18,9 +18,10 @@ pub(super) const CONNECTION: &[Case] = &[
     Case {
         name: "connections are cut again and again",
         inject: |world| {
-            for _ in 0..10 {
+            // Often enough that some cut meets a question on its way.
+            for _ in 0..60 {
                 world.wire.cut();
-                std::thread::sleep(Duration::from_millis(30));
+                std::thread::sleep(Duration::from_millis(20));
             }
         },
         heal: |_| {},
