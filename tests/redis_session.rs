@@ -11,11 +11,11 @@ use common::random::{Random, number_from_env, seed_from_env};
 use common::redis::{Connection, ModelRedis, parse_commands, shown};
 use common::{SECOND, limit};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_REFUSALS};
 use dynamic_rate_limiter::store::redis::failure::Reason;
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{
-    Answer, Credentials, Declined, Effects, Event, Failure, MAX_FAILURES, MAX_QUESTIONS, MAX_SHARD_REFUSALS,
-    Overwrite, Question, Session,
+    Answer, Credentials, Declined, Effects, Event, Failure, MAX_QUESTIONS, Overwrite, Question, Session,
 };
 
 const MS: u64 = 1_000;

@@ -74,11 +74,13 @@ impl HttpRequest {
             return Action::Continue;
         };
         let decision = worker.borrow_mut().change_health(pending, body, self.id);
-        self.stage = Stage::Done;
-        match decision {
-            Decision::Replied(reply) => send_reply(&reply),
-            _ => self.stage = Stage::AwaitsRedis(HostData.now_us()),
-        }
+        self.stage = match decision {
+            Decision::Replied(reply) => {
+                send_reply(&reply);
+                Stage::Done
+            }
+            _ => Stage::AwaitsRedis(HostData.now_us()),
+        };
         Action::Pause
     }
 
@@ -111,16 +113,8 @@ impl HttpContext for HttpRequest {
                 self.stage = Stage::AwaitsResponse(answer, started_us);
                 Action::Continue
             }
-            Decision::Refused(answer) => {
-                send_refusal(&worker, &answer, started_us);
-                Action::Pause
-            }
-            Decision::Unavailable(answer) => {
-                send_unavailable(&worker, &answer, started_us);
-                Action::Pause
-            }
-            Decision::Replied(reply) => {
-                send_reply(&reply);
+            answer @ (Decision::Refused(_) | Decision::Unavailable(_) | Decision::Replied(_)) => {
+                send_local(&worker, &answer, started_us);
                 Action::Pause
             }
             Decision::AwaitsRedis => {
@@ -224,22 +218,28 @@ impl AwaitedBodies {
     }
 }
 
-pub(super) fn send_refusal(worker: &Worker, answer: &Answer, started_us: u64) {
-    let mut headers = HeaderBlock::default();
-    headers.push("content-type", b"text/plain");
-    write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
-    send_local_reply(429, headers, reply::REFUSED_BODY.as_bytes());
+/// Answers the request in effect, if the decision is an answer.
+pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) {
+    match decision {
+        Decision::Refused(answer) => send_text(worker, answer, started_us, 429, reply::REFUSED_BODY),
+        Decision::Unavailable(answer) => send_text(worker, answer, started_us, 503, reply::UNAVAILABLE_BODY),
+        Decision::Replied(reply) => send_reply(reply),
+        Decision::Exempt | Decision::Admitted(_) | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {}
+    }
 }
 
-pub(super) fn send_unavailable(worker: &Worker, answer: &Answer, started_us: u64) {
+fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, body: &str) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"text/plain");
-    headers.push("retry-after", b"1");
+    if answer.verdict.is_none() {
+        // No bucket says when to come back.
+        headers.push("retry-after", b"1");
+    }
     write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
-    send_local_reply(503, headers, reply::UNAVAILABLE_BODY.as_bytes());
+    send_local_reply(status, headers, body.as_bytes());
 }
 
-pub(super) fn send_reply(reply: &Reply) {
+fn send_reply(reply: &Reply) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"application/json");
     if let Some((name, value)) = &reply.header {

@@ -77,19 +77,13 @@ impl Pipe {
         self.stream == Some(stream)
     }
 
-    /// Lets go of a stream that was closed from the other side: Envoy keeps it in mind until it is told.
-    pub(super) fn forget_stream(&mut self) {
-        self.close();
-    }
-
     /// Does what `fleet` has to do on the stream.
     pub(super) fn flush(&mut self, fleet: &mut Fleet) {
         let Effects { close, open, send } = fleet.take_effects();
-        if close {
+        if close || open {
             self.close();
         }
         if open {
-            self.close();
             match hostcalls::open_grpc_stream(&grpc_service(&self.cluster), "redis", "pipe", Vec::new()) {
                 Ok(stream) => self.stream = Some(stream),
                 Err(_) => {
@@ -102,12 +96,13 @@ impl Pipe {
         if let (false, Some(stream)) = (send.is_empty(), self.stream)
             && hostcalls::send_grpc_stream_message(stream, Some(&send), false).is_err()
         {
-            self.stream = None;
+            self.close();
             fleet.closed("the stream is gone", HostData.now_us());
         }
     }
 
-    fn close(&mut self) {
+    /// Lets go of the stream, closed from the other side or not: Envoy keeps it in mind until it is told.
+    pub(super) fn close(&mut self) {
         if let Some(stream) = self.stream.take() {
             let _ = hostcalls::cancel_grpc_stream(stream);
         }

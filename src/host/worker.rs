@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proxy_wasm::hostcalls;
 
 use super::calls::{HostData, HostRequest};
-use super::http::{AwaitedBodies, send_refusal, send_reply, send_unavailable};
+use super::http::{AwaitedBodies, send_local};
 use super::metrics;
 use super::pipe::Pipe;
 use crate::admin::PendingChange;
@@ -31,17 +31,12 @@ pub(super) struct Worker {
     /// The root context, on whose behalf the pipe is used.
     root: u32,
     pipe: Option<Pipe>,
-    asked: HashMap<Ticket, Asked>,
+    /// Requests that wait for Redis, and when their headers came in, in microseconds.
+    waiting: HashMap<Ticket, u64>,
+    /// Requests that have been let go on since, and what their responses are to say.
+    admitted: HashMap<Ticket, Answer>,
     decisions: u32,
     duration_histogram: Option<u32>,
-}
-
-/// How far a request is that asked Redis.
-enum Asked {
-    /// It waits since its headers came in, in microseconds.
-    Waits { started_us: u64 },
-    /// It goes on, and its response gets the answer's headers.
-    Admitted(Answer),
 }
 
 impl Worker {
@@ -53,7 +48,8 @@ impl Worker {
             bodies: AwaitedBodies::default(),
             root,
             pipe,
-            asked: HashMap::new(),
+            waiting: HashMap::new(),
+            admitted: HashMap::new(),
             decisions: 0,
             duration_histogram,
         }
@@ -80,18 +76,13 @@ impl Worker {
 
     /// The answer for a request that has been let go on since it asked Redis.
     pub(super) fn take_admitted(&mut self, ticket: Ticket) -> Option<Answer> {
-        match self.asked.get(&ticket)? {
-            Asked::Waits { .. } => None,
-            Asked::Admitted(_) => match self.asked.remove(&ticket)? {
-                Asked::Admitted(answer) => Some(answer),
-                Asked::Waits { .. } => None,
-            },
-        }
+        self.admitted.remove(&ticket)
     }
 
     /// Forgets a request that is gone.
     pub(super) fn forget(&mut self, ticket: Ticket) {
-        self.asked.remove(&ticket);
+        self.waiting.remove(&ticket);
+        self.admitted.remove(&ticket);
     }
 
     /// Takes in what Redis sent.
@@ -107,7 +98,7 @@ impl Worker {
     pub(super) fn closed(&mut self, stream: u32, status: u32) {
         self.at_pipe(|pipe, fleet, now_us| {
             if pipe.is_current(stream) {
-                pipe.forget_stream();
+                pipe.close();
                 fleet.closed(&format!("the connection was refused or lost (gRPC status {status})"), now_us);
             }
         });
@@ -134,6 +125,7 @@ impl Worker {
             pipe.rest(fleet);
         });
         self.bodies.give_up(HostData.now_us());
+        self.return_to_root();
     }
 
     /// Does something with the pipe, and then whatever follows from it.
@@ -153,7 +145,7 @@ impl Worker {
             let Some((ticket, decision)) = self.limiter.next_decision(now_us, &HostData) else {
                 break;
             };
-            let Some(Asked::Waits { started_us }) = self.asked.remove(&ticket) else {
+            let Some(started_us) = self.waiting.remove(&ticket) else {
                 continue;
             };
             self.time(started_us);
@@ -163,26 +155,31 @@ impl Worker {
             is_away = true;
             match decision {
                 Decision::Admitted(answer) => {
-                    self.asked.insert(ticket, Asked::Admitted(answer));
+                    self.admitted.insert(ticket, answer);
                     let _ = hostcalls::resume_http_request();
                 }
-                Decision::Refused(answer) => send_refusal(self, &answer, started_us),
-                Decision::Unavailable(answer) => send_unavailable(self, &answer, started_us),
-                Decision::Replied(reply) => send_reply(&reply),
+                Decision::Refused(_) | Decision::Unavailable(_) | Decision::Replied(_) => {
+                    send_local(self, &decision, started_us);
+                }
                 Decision::Exempt | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {
                     let _ = hostcalls::resume_http_request();
                 }
             }
         }
         if is_away {
-            let _ = hostcalls::set_effective_context(self.root);
+            self.return_to_root();
         }
+    }
+
+    /// After requests have been answered: what follows is the root context's own again, and does not end with theirs.
+    fn return_to_root(&self) {
+        let _ = hostcalls::set_effective_context(self.root);
     }
 
     /// Remembers a request that waits for Redis, and sees to it that Redis is asked.
     fn note(&mut self, decision: &Decision, arrival: Arrival) {
         if matches!(decision, Decision::AwaitsRedis) {
-            self.asked.insert(arrival.ticket, Asked::Waits { started_us: arrival.at_us });
+            self.waiting.insert(arrival.ticket, arrival.at_us);
         }
         self.wake();
     }

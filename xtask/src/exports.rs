@@ -18,7 +18,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("proxy_on_memory_allocate", "room for what the proxy hands in"),
     ("proxy_on_context_create", "a context for each plugin and each request"),
     ("proxy_on_configure", "the plugin's configuration"),
-    ("proxy_on_tick", "fetches configuration documents"),
+    ("proxy_on_tick", "deadlines of Redis, changed health, configuration documents, metrics"),
     ("proxy_on_http_call_response", "the documents fetched"),
     ("proxy_on_queue_ready", "sends Redis in one batch what requests have asked it"),
     ("proxy_on_grpc_receive", "the replies of Redis"),

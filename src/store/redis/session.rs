@@ -5,13 +5,14 @@
 //! its deadline has passed, and its late reply is thrown away. What cannot be trusted to be in step any more is
 //! closed: nothing is ever matched by hope.
 //!
-//! The breaker opens after [`MAX_FAILURES`] failures in a row and then nobody waits: a probe of the session's own,
+//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row and then nobody waits: a probe of the session's own,
 //! which really takes a token from a bucket that nobody else uses, finds out when Redis is well again. Where one
 //! shard of a cluster is ill, its callers are told so at once and the others go on, so it takes more to give up.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::breaker::Breaker;
 use super::failure::{Reason, Scope};
 use super::resp::{Decoder, Malformed, Reply, push_command};
 use super::script::{Script, Take, Taken};
@@ -20,19 +21,6 @@ use crate::tier::Limit;
 /// Most questions on their way, and answers not yet taken: more than a worker asks in a deadline, and few enough to
 /// bound its memory.
 pub const MAX_QUESTIONS: usize = 2048;
-
-/// Failures in a row that open the breaker.
-pub const MAX_FAILURES: u32 = 3;
-
-/// Error replies of one shard in a row, with no token given in between, that open it too.
-pub const MAX_SHARD_REFUSALS: u32 = 32;
-
-/// After so long without trouble, pauses are short again, in microseconds.
-const QUIET_US: u64 = 10_000_000;
-
-/// The first pause of an open breaker, in microseconds; each following one is twice as long, up to the last.
-const FIRST_PAUSE_US: u64 = 100_000;
-const LAST_PAUSE_US: u64 = 2_000_000;
 
 /// How long a probe may take that has to connect first, in microseconds. Nobody waits for it.
 const CONNECT_TIMEOUT_US: u64 = 1_000_000;
@@ -177,18 +165,9 @@ pub struct Session<T> {
     probe: Take,
     timeout_us: u64,
     state: State,
-    /// Lost connections and missed deadlines since the last answer.
-    silences: u32,
-    /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
-    refusals: u32,
-    shard_refusals: u32,
-    /// Pauses since there was trouble first.
-    pauses: u32,
-    /// When the breaker was last closed.
-    closed_at_us: u64,
+    breaker: Breaker,
     connected: Option<bool>,
     sequence: u32,
-    random: u64,
     sent: VecDeque<Sent<T>>,
     decoder: Decoder,
     effects: Effects,
@@ -205,14 +184,9 @@ impl<T> Session<T> {
             probe: Take { key: probe_key, limit: Limit::PROBE, keep_ms: 1000 },
             timeout_us,
             state: State::Idle,
-            silences: 0,
-            refusals: 0,
-            shard_refusals: 0,
-            pauses: 0,
-            closed_at_us: 0,
+            breaker: Breaker::new(seed),
             connected: None,
             sequence: 0,
-            random: seed | 1,
             sent: VecDeque::new(),
             decoder: Decoder::default(),
             effects: Effects::default(),
@@ -257,31 +231,21 @@ impl<T> Session<T> {
         }
         self.connect(now_us);
         let deadline_us = now_us.saturating_add(timeout_us);
+        let asker = Asker::Waiting(asker);
         let out = &mut self.effects.send;
-        let expected = match question {
-            Question::Take(take) => {
-                self.send_take(Asker::Waiting(asker), take, Script::Hash, deadline_us);
-                return Ok(());
-            }
+        match question {
+            Question::Take(take) => self.send_take(asker, take, Script::Hash, deadline_us),
             Question::Get(key) => {
                 push_command(out, &[b"GET", key.as_bytes()]);
-                Expected::Get
+                self.expect(asker, Expected::Get, deadline_us);
             }
-            Question::Set(key, value, Overwrite::Always) => {
-                push_command(out, &[b"SET", key.as_bytes(), value.as_bytes()]);
-                Expected::Set
+            Question::Set(key, value, overwrite) => {
+                let set: [&[u8]; 4] = [b"SET", key.as_bytes(), value.as_bytes(), b"NX"];
+                let length = if overwrite == Overwrite::Never { 4 } else { 3 };
+                push_command(out, set.get(..length).unwrap_or(&set));
+                self.expect(asker, Expected::Set, deadline_us);
             }
-            Question::Set(key, value, Overwrite::Never) => {
-                push_command(out, &[b"SET", key.as_bytes(), value.as_bytes(), b"NX"]);
-                Expected::Set
-            }
-        };
-        self.sent.push_back(Sent {
-            asker: Asker::Waiting(asker),
-            question: expected,
-            sequence: 0,
-            deadline_us,
-        });
+        }
         Ok(())
     }
 
@@ -319,19 +283,16 @@ impl<T> Session<T> {
 
     /// Notes that the stream is closed, or could not be opened.
     pub fn closed(&mut self, detail: &str, now_us: u64) {
-        if !self.is_on_stream() {
-            self.effects.close = false;
-            return;
+        if self.is_on_stream() {
+            if self.sent.is_empty() && self.state == State::Open {
+                // Redis may close what has been idle. The next question finds out more.
+                self.drop_stream();
+                self.state = State::Idle;
+            } else {
+                let failure = Failure { reason: Reason::Disconnected, detail: detail.to_owned() };
+                self.break_off(failure, now_us);
+            }
         }
-        let failure = Failure { reason: Reason::Disconnected, detail: detail.to_owned() };
-        if self.sent.is_empty() && self.state == State::Open {
-            // Redis may close what has been idle. The next question finds out more.
-            self.drop_stream();
-            self.effects.close = false;
-            self.state = State::Idle;
-            return;
-        }
-        self.break_off(failure, now_us);
         self.effects.close = false;
     }
 
@@ -360,8 +321,8 @@ impl<T> Session<T> {
         if late == 0 {
             return;
         }
-        self.silences += 1;
-        if self.silences >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
+        self.breaker.note_silence();
+        if self.has_failed() {
             self.trip(timeout(), now_us);
         }
     }
@@ -404,7 +365,6 @@ impl<T> Session<T> {
     }
 
     fn open_stream(&mut self, now_us: u64) {
-        self.decoder = Decoder::default();
         self.effects.open = true;
         let Credentials { username, password } = &self.credentials;
         let Some(password) = password else { return };
@@ -413,12 +373,7 @@ impl<T> Session<T> {
             None => push_command(&mut self.effects.send, &[b"AUTH", password]),
         }
         let deadline_us = now_us.saturating_add(CONNECT_TIMEOUT_US);
-        self.sent.push_back(Sent {
-            asker: Asker::Session,
-            question: Expected::Auth,
-            sequence: 0,
-            deadline_us,
-        });
+        self.expect(Asker::Session, Expected::Auth, deadline_us);
     }
 
     fn send_probe(&mut self, deadline_us: u64) {
@@ -427,9 +382,18 @@ impl<T> Session<T> {
 
     fn send_take(&mut self, asker: Asker<T>, take: Take, script: Script, deadline_us: u64) {
         self.sequence = self.sequence.wrapping_add(1);
-        let sequence = self.sequence;
-        take.push(&mut self.effects.send, sequence, script);
-        self.sent.push_back(Sent { asker, question: Expected::Take(take, script), sequence, deadline_us });
+        take.push(&mut self.effects.send, self.sequence, script);
+        self.expect(asker, Expected::Take(take, script), deadline_us);
+    }
+
+    /// Notes what has just been sent: its reply is the next after those that are expected already.
+    fn expect(&mut self, asker: Asker<T>, question: Expected, deadline_us: u64) {
+        self.sent.push_back(Sent { asker, question, sequence: self.sequence, deadline_us });
+    }
+
+    /// Whether the breaker has to open; a probe has one try.
+    fn has_failed(&self) -> bool {
+        self.breaker.is_spent() || matches!(self.state, State::Probing(_))
     }
 
     /// Gives the reply to whoever asked.
@@ -437,7 +401,13 @@ impl<T> Session<T> {
         match read {
             Read::Answer(answer) => match sent.asker {
                 Asker::Waiting(asker) => {
-                    self.succeeded(&answer);
+                    match answer {
+                        Answer::Taken(_) => {
+                            self.breaker.note_token();
+                            self.is_connected();
+                        }
+                        Answer::Text(_) | Answer::Done => self.breaker.note_answer(),
+                    }
                     self.answers.push_back((asker, Ok(answer)));
                 }
                 Asker::Session => self.probe_succeeded(now_us),
@@ -449,29 +419,17 @@ impl<T> Session<T> {
                 asker => self.send_take(asker, take, Script::Text, sent.deadline_us),
             },
             Read::Refused(failure, scope) => {
-                let is_auth = matches!(sent.question, Expected::Auth);
                 if let Asker::Waiting(asker) = sent.asker {
                     self.answers.push_back((asker, Err(failure.clone())));
                     // What is wrong with other questions, such as a right to read health, is no reason to stop.
-                    let is_about_a_token = matches!(sent.question, Expected::Take(..));
-                    self.refusals += u32::from(is_about_a_token && scope == Scope::Whole);
-                    self.shard_refusals += u32::from(is_about_a_token && scope == Scope::Shard);
+                    if matches!(sent.question, Expected::Take(..)) {
+                        self.breaker.note_refusal(scope);
+                    }
                 }
-                let too_many = self.refusals >= MAX_FAILURES || self.shard_refusals >= MAX_SHARD_REFUSALS;
-                if too_many || is_auth || matches!(self.state, State::Probing(_)) {
+                if self.has_failed() || matches!(sent.question, Expected::Auth) {
                     self.trip(failure, now_us);
                 }
             }
-        }
-    }
-
-    /// A replica, or a Redis that is full, can still be read: only an answer about a token shows that all is well.
-    fn succeeded(&mut self, answer: &Answer) {
-        self.silences = 0;
-        if matches!(answer, Answer::Taken(_)) {
-            self.refusals = 0;
-            self.shard_refusals = 0;
-            self.is_connected();
         }
     }
 
@@ -490,10 +448,7 @@ impl<T> Session<T> {
             }
             State::Probing(Probe::Timed) => {
                 self.state = State::Open;
-                self.silences = 0;
-                self.refusals = 0;
-                self.shard_refusals = 0;
-                self.closed_at_us = now_us;
+                self.breaker.close(now_us);
                 self.is_connected();
             }
             State::Idle | State::Open | State::Broken { .. } => {}
@@ -502,8 +457,8 @@ impl<T> Session<T> {
 
     /// Closes the stream and fails everybody who waits.
     fn break_off(&mut self, failure: Failure, now_us: u64) {
-        self.silences += 1;
-        if self.silences >= MAX_FAILURES || matches!(self.state, State::Probing(_)) {
+        self.breaker.note_silence();
+        if self.has_failed() {
             return self.trip(failure, now_us);
         }
         self.fail_all(&failure);
@@ -515,13 +470,8 @@ impl<T> Session<T> {
     fn trip(&mut self, failure: Failure, now_us: u64) {
         self.fail_all(&failure);
         self.drop_stream();
-        if !matches!(self.state, State::Probing(_)) && now_us.saturating_sub(self.closed_at_us) > QUIET_US {
-            self.pauses = 0;
-        }
-        let pause_us = FIRST_PAUSE_US.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE_US);
-        self.pauses = self.pauses.saturating_add(1);
-        let jittered_us = pause_us * 3 / 4 + self.next_random() % (pause_us / 4);
-        self.state = State::Broken { until_us: now_us.saturating_add(jittered_us) };
+        let pause_us = self.breaker.open(matches!(self.state, State::Probing(_)), now_us);
+        self.state = State::Broken { until_us: now_us.saturating_add(pause_us) };
         if self.connected != Some(false) {
             self.connected = Some(false);
             self.event = Some(Event::Lost(failure));
@@ -542,14 +492,6 @@ impl<T> Session<T> {
         let was_opened = !self.effects.open;
         self.effects = Effects { close: self.effects.close || was_opened, ..Effects::default() };
         self.decoder = Decoder::default();
-    }
-
-    /// Xorshift: spreads pauses, no more.
-    fn next_random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
     }
 }
 

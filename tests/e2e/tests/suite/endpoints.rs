@@ -307,12 +307,14 @@ fn a_slow_or_broken_admin_body_holds_up_nobody() {
     assert_eq!(health(&envoy), "DEGRADED");
 }
 
+fn start_with_trailers() -> Envoy {
+    let trailers = json!({"http_protocol_options": {"enable_trailers": true}});
+    Setup::new().config(&two_tiers(5, 7)).hcm(&trailers).start()
+}
+
 #[test]
 fn a_body_may_end_with_trailers() {
-    let envoy = Setup::new()
-        .config(&two_tiers(5, 7))
-        .hcm(&json!({"http_protocol_options": {"enable_trailers": true}}))
-        .start();
+    let envoy = start_with_trailers();
     let request = format!(
         "POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\n\
          transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
@@ -327,10 +329,7 @@ fn a_body_may_end_with_trailers() {
 
 #[test]
 fn a_request_that_ends_with_trailers_is_answered_with_every_header() {
-    let envoy = Setup::new()
-        .config(&two_tiers(5, 7))
-        .hcm(&json!({"http_protocol_options": {"enable_trailers": true}}))
-        .start();
+    let envoy = start_with_trailers();
     let request = "POST / HTTP/1.1\r\nhost: e2e\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
                    2\r\nhi\r\n0\r\nx-sum: 1\r\n\r\n";
     let mut connection = envoy.connect();

@@ -1,0 +1,94 @@
+//! When to stop asking Redis, and for how long: what went wrong since it last went well.
+
+use super::failure::Scope;
+
+/// Failures in a row that open the breaker.
+pub const MAX_FAILURES: u32 = 3;
+
+/// Error replies of one shard in a row, with no token given in between, that open it too.
+pub const MAX_SHARD_REFUSALS: u32 = 32;
+
+/// After so long without trouble, pauses are short again, in microseconds.
+const QUIET_US: u64 = 10_000_000;
+
+/// The first pause of an open breaker, in microseconds; each following one is twice as long, up to the last.
+const FIRST_PAUSE_US: u64 = 100_000;
+const LAST_PAUSE_US: u64 = 2_000_000;
+
+/// The counts of one session.
+#[derive(Debug)]
+pub struct Breaker {
+    /// Lost connections and missed deadlines since the last answer.
+    silences: u32,
+    /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
+    refusals: u32,
+    shard_refusals: u32,
+    /// Pauses since there was trouble first.
+    pauses: u32,
+    closed_at_us: u64,
+    random: u64,
+}
+
+impl Breaker {
+    /// A closed one. `seed` spreads the pauses of different workers.
+    pub fn new(seed: u64) -> Self {
+        Self { silences: 0, refusals: 0, shard_refusals: 0, pauses: 0, closed_at_us: 0, random: seed | 1 }
+    }
+
+    /// Counts a lost connection or a missed deadline.
+    pub fn note_silence(&mut self) {
+        self.silences += 1;
+    }
+
+    /// Counts an error reply to a question about a token.
+    pub fn note_refusal(&mut self, scope: Scope) {
+        match scope {
+            Scope::Whole => self.refusals += 1,
+            Scope::Shard => self.shard_refusals += 1,
+            Scope::Key => {}
+        }
+    }
+
+    /// Redis has answered in time. A replica, or a Redis that is full, can still be read: that is no more.
+    pub fn note_answer(&mut self) {
+        self.silences = 0;
+    }
+
+    /// Redis has answered about a token, which shows that all is well.
+    pub fn note_token(&mut self) {
+        self.silences = 0;
+        self.refusals = 0;
+        self.shard_refusals = 0;
+    }
+
+    /// Whether enough has gone wrong.
+    pub fn is_spent(&self) -> bool {
+        self.silences >= MAX_FAILURES
+            || self.refusals >= MAX_FAILURES
+            || self.shard_refusals >= MAX_SHARD_REFUSALS
+    }
+
+    /// How long to ask nothing, in microseconds: from now on, or for longer yet after a probe that failed.
+    pub fn open(&mut self, has_probed: bool, now_us: u64) -> u64 {
+        if !has_probed && now_us.saturating_sub(self.closed_at_us) > QUIET_US {
+            self.pauses = 0;
+        }
+        let pause_us = FIRST_PAUSE_US.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE_US);
+        self.pauses = self.pauses.saturating_add(1);
+        pause_us * 3 / 4 + self.next_random() % (pause_us / 4)
+    }
+
+    /// Redis is well again.
+    pub fn close(&mut self, now_us: u64) {
+        self.note_token();
+        self.closed_at_us = now_us;
+    }
+
+    /// Xorshift: spreads pauses, no more.
+    fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
