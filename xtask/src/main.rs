@@ -1,8 +1,8 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `bench` and `dist`
-//! are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `bench`
+//! and `dist` are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
 
 mod bench;
 mod checks;
@@ -12,8 +12,10 @@ mod envoy;
 mod exports;
 mod filter;
 mod http;
+mod mutants;
 mod process;
 mod redis;
+mod soak;
 mod tools;
 mod workspace;
 
@@ -35,6 +37,10 @@ enum Verb {
     Demo(demo::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
     Test(checks::Options),
+    /// Search for counter-examples: the same searches as in `test`, for as long as one likes
+    Soak(soak::Options),
+    /// Break the limiter on purpose, one defect at a time, and see that the simulation finds each
+    Mutants(mutants::Options),
     /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
     Bench(bench::Options),
     /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
     let done = process::catch_interrupts().and_then(|()| match verb {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => checks::run(&options),
+        Verb::Soak(options) => soak::run_parts(&options),
+        Verb::Mutants(options) => mutants::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Dist => dist::run(),
     });
