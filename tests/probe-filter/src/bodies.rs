@@ -43,11 +43,13 @@ pub(crate) fn on_request_body(id: u32, size: usize, end_of_stream: bool) -> bool
         "bodies/trailers" => state::note(id, end),
         "bodies/read" => {}
         "bodies/replaced" => {
-            abi::set_buffer(Buffer::RequestBody, 0, size, b"x");
+            if size > 0 {
+                abi::set_buffer(Buffer::RequestBody, 0, size, b"x");
+            }
             return true;
         }
         "bodies/prepended" => {
-            if state::add_body(id, size) == size {
+            if size > 0 && state::add_body(id, size) == size {
                 abi::set_buffer(Buffer::RequestBody, 0, 0, b">");
             }
             return true;
