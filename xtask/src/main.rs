@@ -1,11 +1,12 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `bench` and `dist`
-//! are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `bench`, `conformance`
+//! and `dist` are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
 
 mod bench;
 mod checks;
+mod conformance;
 mod demo;
 mod dist;
 mod envoy;
@@ -37,6 +38,8 @@ enum Verb {
     Test(checks::Options),
     /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
     Bench(bench::Options),
+    /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
+    Conformance(conformance::Options),
     /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
     Dist,
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => checks::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Conformance(options) => conformance::run(&options),
         Verb::Dist => dist::run(),
     });
     match done {
