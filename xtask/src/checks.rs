@@ -63,7 +63,8 @@ fn lint() -> Result<()> {
     check("clippy", &mut clippy)?;
 
     let mut clippy = Toolchain::find()?.clippy();
-    clippy.args(["--package", "dynamic-rate-limiter", "--package", "empty-filter", "--lib"]);
+    clippy.args(["--package", "dynamic-rate-limiter", "--package", "empty-filter"]);
+    clippy.args(["--package", "probe-filter", "--lib"]);
     check("clippy for wasm", clippy.args(["--", "--deny", "warnings"]))
 }
 
@@ -76,10 +77,12 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let envoy = tools::envoy()?;
     let redis_server = tools::redis_server()?;
-    let wasm = filter::build(Toolchain::find()?)?;
+    let toolchain = Toolchain::find()?;
+    let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();
     tests.args(["test", "--package", "e2e"]);
     tests.env("ENVOY_BIN", envoy).env("REDIS_SERVER", redis_server).env("FILTER_WASM", wasm);
+    tests.env("PROBE_WASM", probe);
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 

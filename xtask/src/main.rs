@@ -1,11 +1,12 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `bench`
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `bench`, `conformance`
 //! and `dist` are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
 
 mod bench;
 mod checks;
+mod conformance;
 mod demo;
 mod dist;
 mod envoy;
@@ -43,6 +44,8 @@ enum Verb {
     Mutants(mutants::Options),
     /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
     Bench(bench::Options),
+    /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
+    Conformance(conformance::Options),
     /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
     Dist,
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Soak(options) => soak::run_parts(&options),
         Verb::Mutants(options) => mutants::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Conformance(options) => conformance::run(&options),
         Verb::Dist => dist::run(),
     });
     match done {

@@ -45,7 +45,7 @@ pub fn filter_wasm() -> PathBuf {
 }
 
 #[track_caller]
-fn from_env(name: &str) -> PathBuf {
+pub(crate) fn from_env(name: &str) -> PathBuf {
     match std::env::var_os(name) {
         Some(path) if Path::new(&path).is_file() => path.into(),
         Some(path) => panic!("{name}={} is no file", path.display()),

@@ -6,7 +6,7 @@
 //! sends many requests at once, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
-//! [`wait`] holds the only loop that waits for something.
+//! [`probe`] is the filter that asks Envoy about itself. [`wait`] holds the only loop that waits for something.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
@@ -15,6 +15,7 @@ pub mod client;
 pub mod envoy;
 pub mod http2;
 pub mod load;
+pub mod probe;
 pub mod prometheus;
 pub mod redis;
 pub mod redis_cluster;

@@ -13,6 +13,7 @@ mod exactness;
 mod exemptions;
 mod grpc;
 mod health_switch;
+mod host_facts;
 mod hostile_clients;
 mod identity;
 mod logs;
