@@ -1,0 +1,6 @@
+//! The compiled filter in a hostile host, one file a subject. One binary, because the filter is compiled once for all.
+
+mod answers;
+mod costs;
+mod redis;
+mod support;
