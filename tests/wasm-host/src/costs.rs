@@ -54,11 +54,13 @@ pub fn measure() -> Vec<(String, Cost)> {
     table
 }
 
-fn configuration(more: &str) -> String {
-    format!(
+/// At the log level that Envoy has by default.
+fn setup(more: &str) -> Setup {
+    let configuration = format!(
         r#"{{{CONFIGURATION}, "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}},
             "canary-small": "small", "canary-open": "open"}}{more}}}"#
-    )
+    );
+    Setup { log_level: 2, ..Setup::new(configuration) }
 }
 
 fn alone(table: &mut Vec<(String, Cost)>) {
@@ -75,7 +77,7 @@ fn alone(table: &mut Vec<(String, Cost)>) {
         ("POST /system/health, wrong token", wrong_token()),
     ];
     for (name, request) in kinds {
-        let mut world = World::start(Setup::new(configuration("")));
+        let mut world = World::start(setup(""));
         world.get(0, &request);
         let request = request.upstream_waits();
         let mut id = 0;
@@ -86,7 +88,7 @@ fn alone(table: &mut Vec<(String, Cost)>) {
             table.push((format!("{name}: response"), cost));
         }
     }
-    let mut world = World::start(Setup::new(configuration("")));
+    let mut world = World::start(setup(""));
     world.advance_ms(2_050);
     table.push(("tick, nothing to report".to_owned(), world.cost(0, |world| world.advance_ms(1_000))));
 }
@@ -98,7 +100,7 @@ fn wrong_token() -> Request {
 
 fn with_redis(table: &mut Vec<(String, Cost)>) {
     let store = r#", "store": {"kind": "redis", "cluster": "redis", "timeout_ms": 20}"#;
-    let mut world = World::start(Setup::new(configuration(store)));
+    let mut world = World::start(setup(store));
     let keyed = Request::get("/test").key(API_KEY);
     let small = Request::get("/test").key("canary-small");
     world.get(0, &keyed);
@@ -109,10 +111,14 @@ fn with_redis(table: &mut Vec<(String, Cost)>) {
     table.push(("Redis, known key: request".to_owned(), asked));
     table.push(("Redis, known key: question and reply".to_owned(), world.cost(0, World::settle)));
     table.push(("Redis, known key: response".to_owned(), world.cost(0, |world| world.upstream_answers(id))));
-    let bridge = world.cost(1, |world| drop(world.send(0, &keyed)));
+    let bridge = world.cost(1, |world| {
+        world.send(0, &keyed);
+    });
     table.push(("Redis, known key: bridge".to_owned(), bridge));
     world.get(0, &small);
-    let refused = world.cost(0, |world| drop(world.begin(0, &small, true)));
+    let refused = world.cost(0, |world| {
+        world.begin(0, &small, true);
+    });
     table.push(("Redis, known to be empty: request".to_owned(), refused));
     let many = world.cost(0, |world| {
         for _ in 0..32 {
@@ -137,7 +143,10 @@ pub fn shown(table: &[(String, Cost)]) -> String {
          # src/costs.rs gives. Who records anew says in the commit why it became dearer.\n",
     );
     for (name, Cost { fuel, calls }) in table {
-        let calls: Vec<String> = calls.iter().map(|(call, count)| format!("{call} {count}")).collect();
+        let mut calls: Vec<String> = calls.iter().map(|(call, count)| format!("{call} {count}")).collect();
+        if calls.is_empty() {
+            calls.push("none".to_owned());
+        }
         let _ = writeln!(text, "{name:<42} {fuel:>8}  {}", calls.join(", "));
     }
     text

@@ -22,6 +22,48 @@ pub mod status {
     pub const FAILURES: std::ops::RangeInclusive<u32> = NOT_FOUND..=UNIMPLEMENTED;
 }
 
+/// What Envoy 1.40 can answer to each host call of the filter but success, by its source (`exports.cc` of
+/// proxy-wasm-cpp-host, `context.cc` of Envoy). None of these may ever trap the filter.
+///
+/// Left out: `InvalidMemoryAccess`, which says that the filter itself has named memory that is not its own; and a
+/// header map that is out of reach, as the filter reads and writes headers in their own callbacks alone.
+pub const ENVOY_ANSWERS: &[(&str, &[u32])] = &[
+    ("proxy_log", &[]),
+    ("proxy_get_log_level", &[]),
+    ("proxy_get_current_time_nanoseconds", &[]),
+    ("proxy_set_tick_period_milliseconds", &[]),
+    // `BadArgument` for a request that is gone, which the host says by itself. The root context is always there.
+    ("proxy_set_effective_context", &[]),
+    ("proxy_continue_stream", &[]),
+    ("proxy_send_local_response", &[]),
+    ("proxy_get_property", &[status::NOT_FOUND, status::SERIALIZATION_FAILURE, status::INTERNAL_FAILURE]),
+    ("proxy_get_header_map_value", &[status::NOT_FOUND]),
+    ("proxy_replace_header_map_value", &[]),
+    ("proxy_get_buffer_bytes", &[status::NOT_FOUND]),
+    ("proxy_get_shared_data", &[status::NOT_FOUND]),
+    ("proxy_set_shared_data", &[status::CAS_MISMATCH]),
+    ("proxy_register_shared_queue", &[]),
+    ("proxy_enqueue_shared_queue", &[status::NOT_FOUND]),
+    ("proxy_dequeue_shared_queue", &[status::NOT_FOUND, status::EMPTY]),
+    ("proxy_define_metric", &[]),
+    ("proxy_increment_metric", &[status::NOT_FOUND, status::BAD_ARGUMENT]),
+    ("proxy_record_metric", &[status::NOT_FOUND]),
+    ("proxy_get_metric", &[status::NOT_FOUND, status::BAD_ARGUMENT]),
+    ("proxy_http_call", &[status::BAD_ARGUMENT, status::INTERNAL_FAILURE]),
+    ("proxy_grpc_stream", &[status::PARSE_FAILURE, status::INTERNAL_FAILURE]),
+    ("proxy_grpc_send", &[status::BAD_ARGUMENT, status::NOT_FOUND]),
+    ("proxy_grpc_cancel", &[status::NOT_FOUND]),
+];
+
+/// Host calls that hand bytes over, which may be fewer or others than expected.
+pub const HAND_OVER: &[&str] = &[
+    "proxy_get_property",
+    "proxy_get_header_map_value",
+    "proxy_get_buffer_bytes",
+    "proxy_get_shared_data",
+    "proxy_dequeue_shared_queue",
+];
+
 /// What a host call does instead of its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {

@@ -13,7 +13,7 @@ use crate::guest::{
     Host, bail, hand_over, read, read_headers, read_text, write, write_headers, write_u32, write_u64,
 };
 use crate::process::StatKind;
-use crate::state::{After, HttpCall, LocalReply, Out, Timer, VmState};
+use crate::state::{After, Event, HttpCall, LocalReply, Out, Timer, VmState};
 
 /// Defines one import: its failures are scripted by its name.
 macro_rules! import {
@@ -43,7 +43,7 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
     import!(linker, "env", "proxy_log", |host, level: u32, text: u32, size: u32| {
         let line = read_text(&host, text, size)?;
         let state = host.data_mut();
-        state.note(format!("    log {level}: {line}"));
+        state.note(Event::Logged(level, line.clone()));
         state.process.log.borrow_mut().push((level, line));
         Ok(status::OK)
     });
@@ -516,7 +516,7 @@ fn wasi(linker: &mut Linker<VmState>) -> Result<()> {
             }
             write_u32(&mut host, to, text.len() as u32)?;
             let line = String::from_utf8_lossy(&text).into_owned();
-            host.data_mut().note(format!("    written: {line}"));
+            host.data_mut().note(Event::Logged(4, line.clone()));
             host.data().process.log.borrow_mut().push((4, line));
             Ok(0)
         }

@@ -1,6 +1,7 @@
 //! What the host knows of one VM: its contexts, what is to be done when a callback returns, and what it has called.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::rc::Rc;
 
 use wasmtime::{Memory, StoreLimits, StoreLimitsBuilder, TypedFunc};
@@ -114,8 +115,7 @@ pub(crate) struct VmState {
     pub(crate) failures: Vec<Failure>,
     pub(crate) spoils_bytes: Option<Act>,
     pub(crate) has_failed_a_call: bool,
-    pub(crate) history: VecDeque<String>,
-    pub(crate) shows_host_calls: bool,
+    pub(crate) history: VecDeque<Event>,
     pub(crate) limits: StoreLimits,
     pub(crate) guest: Option<Guest>,
     pub(crate) another_worker: Option<Box<dyn FnOnce(&Process)>>,
@@ -126,6 +126,26 @@ pub(crate) struct VmState {
 pub(crate) struct Guest {
     pub(crate) memory: Memory,
     pub(crate) allocate: TypedFunc<u32, u32>,
+}
+
+/// A line of a VM's history, made into text only if a test fails.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Callback(&'static str, [u32; 5]),
+    Called(&'static str),
+    Failed(&'static str, Act),
+    Logged(u32, String),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Callback(name, arguments) => write!(formatter, "{name}{arguments:?}"),
+            Event::Called(call) => write!(formatter, "    {call}"),
+            Event::Failed(call, act) => write!(formatter, "    {call} goes wrong: {act:?}"),
+            Event::Logged(level, line) => write!(formatter, "    log {level}: {line}"),
+        }
+    }
 }
 
 /// A root context's timer.
@@ -163,7 +183,6 @@ impl VmState {
             spoils_bytes: None,
             has_failed_a_call: false,
             history: VecDeque::new(),
-            shows_host_calls: true,
             limits,
             guest: None,
             another_worker: None,
@@ -174,9 +193,9 @@ impl VmState {
     pub(crate) fn enter(&mut self, call: &'static str) -> Option<u32> {
         *self.calls.entry(call).or_default() += 1;
         let act = self.failures.iter_mut().find_map(|failure| failure.strikes(call));
-        if self.shows_host_calls || act.is_some() {
-            let wrong = act.map(|act| format!(" goes wrong: {act:?}")).unwrap_or_default();
-            self.note(format!("    {call}{wrong}"));
+        match act {
+            Some(act) => self.note(Event::Failed(call, act)),
+            None => self.note(Event::Called(call)),
         }
         self.has_failed_a_call |= act.is_some();
         self.spoils_bytes = None;
@@ -189,11 +208,11 @@ impl VmState {
         }
     }
 
-    pub(crate) fn note(&mut self, line: String) {
+    pub(crate) fn note(&mut self, event: Event) {
         if self.history.len() == HISTORY_LINES {
             self.history.pop_front();
         }
-        self.history.push_back(line);
+        self.history.push_back(event);
     }
 
     /// The context that a host call is about.

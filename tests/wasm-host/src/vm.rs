@@ -1,14 +1,14 @@
 //! One VM: callbacks in, with a bound on what each may cost, and every trap a failure that shows how it came about.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::rc::Rc;
 
 use wasmtime::{InstancePre, Store, TypedFunc, WasmParams, WasmResults};
 
 use crate::failures::Failure;
 use crate::process::Process;
-use crate::state::{Guest, MAX_MEMORY_BYTES, VmState};
+use crate::state::{Event, Guest, MAX_MEMORY_BYTES, VmState};
 
 /// Most that one callback may cost. The dearest in earnest is a configuration with thousands of keys, some tens of
 /// millions; what goes over hangs.
@@ -22,6 +22,8 @@ pub struct Vm {
     pub total_fuel: u64,
     /// What the dearest callback has cost so far.
     pub most_fuel: u64,
+    /// Whether a failure unwinds without a word.
+    pub(crate) is_quiet: bool,
     /// How many callbacks there were.
     pub callbacks: u64,
 }
@@ -45,7 +47,7 @@ impl Vm {
             .get_typed_func(&mut store, "proxy_on_memory_allocate")
             .expect("an allocator for what the host hands over");
         store.data_mut().guest = Some(Guest { memory, allocate });
-        let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, callbacks: 0 };
+        let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, is_quiet: false, callbacks: 0 };
         vm.call::<(), ()>("_initialize", 0, ());
         vm
     }
@@ -80,9 +82,9 @@ impl Vm {
     }
 
     /// Calls an export on behalf of a context. Panics if it traps, runs out of fuel or takes too much memory.
-    pub(crate) fn call<P, R>(&mut self, name: &str, context: u32, arguments: P) -> R
+    pub(crate) fn call<P, R>(&mut self, name: &'static str, context: u32, arguments: P) -> R
     where
-        P: WasmParams + fmt::Debug,
+        P: WasmParams + Arguments,
         R: WasmResults,
     {
         let function: TypedFunc<P, R> = self
@@ -90,7 +92,7 @@ impl Vm {
             .get_typed_func(&mut self.store, name)
             .unwrap_or_else(|error| panic!("{name}: {error:#}"));
         let state = self.store.data_mut();
-        state.note(format!("{name}{arguments:?}"));
+        state.note(Event::Callback(name, arguments.shown()));
         let outer = (state.current, state.effective);
         (state.current, state.effective) = (context, 0);
         self.callbacks += 1;
@@ -117,6 +119,33 @@ impl Vm {
         for line in &state.history {
             let _ = writeln!(text, "  {line}");
         }
+        if self.is_quiet {
+            std::panic::resume_unwind(Box::new(text));
+        }
         panic!("{text}");
     }
+}
+
+/// The arguments of a callback, for the history; missing ones are zero.
+pub(crate) trait Arguments {
+    fn shown(&self) -> [u32; 5];
+}
+
+macro_rules! arguments {
+    ($($kind:ty: $this:ident => $shown:expr;)*) => {
+        $(impl Arguments for $kind {
+            fn shown(&self) -> [u32; 5] {
+                let $this = self;
+                $shown
+            }
+        })*
+    };
+}
+
+arguments! {
+    (): _this => [0; 5];
+    u32: this => [*this, 0, 0, 0, 0];
+    (u32, u32): this => [this.0, this.1, 0, 0, 0];
+    (u32, u32, u32): this => [this.0, this.1, this.2, 0, 0];
+    (u32, u32, u32, u32, u32): this => [this.0, this.1, this.2, this.3, this.4];
 }

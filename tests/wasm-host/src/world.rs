@@ -8,7 +8,7 @@ use crate::module;
 use crate::process::{Clock, Process};
 use crate::redis::{Link, Redis};
 use crate::state::{After, CallResponse, Headers, HttpCall, Out};
-use crate::vm::Vm;
+use crate::vm::{Arguments, Vm};
 
 /// The `vm_id` of the limiter.
 pub const LIMITER: &str = "rate_limiter";
@@ -33,8 +33,10 @@ pub struct Setup {
     pub allows_stop: bool,
     /// Clusters that each Envoy has.
     pub clusters: Vec<&'static str>,
-    /// Whether the history shows host calls too.
-    pub shows_host_calls: bool,
+    /// The log level of each Envoy: 0 is trace, 2 info.
+    pub log_level: u32,
+    /// Whether a trap unwinds without a word, for whoever catches it.
+    pub is_quiet: bool,
 }
 
 impl Setup {
@@ -48,7 +50,8 @@ impl Setup {
             seed: 1,
             allows_stop: true,
             clusters: vec!["redis", "config_files"],
-            shows_host_calls: true,
+            log_level: 0,
+            is_quiet: false,
         }
     }
 
@@ -147,6 +150,7 @@ impl World {
         };
         for _ in 0..setup.envoys {
             let process = Rc::new(Process::new(clock.clone(), &setup.clusters, &setup.environment));
+            process.log_level.set(setup.log_level);
             world.processes.push(process.clone());
             for _ in 0..setup.workers {
                 let vm = world.new_vm(process.clone(), (LIMITER, LIMITER));
@@ -160,7 +164,7 @@ impl World {
         let index = self.vms.len();
         let seed = (self.setup.seed + index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut vm = Vm::new(module::linked(), process, index, names, seed);
-        vm.state_mut().shows_host_calls = self.setup.shows_host_calls;
+        vm.is_quiet = self.setup.is_quiet;
         self.vms.push(vm);
         index
     }
@@ -206,9 +210,9 @@ impl World {
     }
 
     /// Calls the filter, and does what it asked for when it has returned.
-    pub(crate) fn call<P, R>(&mut self, vm: usize, name: &str, context: u32, arguments: P) -> R
+    pub(crate) fn call<P, R>(&mut self, vm: usize, name: &'static str, context: u32, arguments: P) -> R
     where
-        P: wasmtime::WasmParams + std::fmt::Debug,
+        P: wasmtime::WasmParams + Arguments,
         R: wasmtime::WasmResults,
     {
         let result = self.vms[vm].call(name, context, arguments);
@@ -251,10 +255,21 @@ impl World {
     /// Runs the event loops until nothing is left to do at this instant.
     pub fn settle(&mut self) {
         for _ in 0..MAX_TURNS {
-            let Some(turn) = self.turns.pop_front() else { return };
-            self.take_turn(turn);
+            if !self.take_one_turn() {
+                return;
+            }
         }
         panic!("{MAX_TURNS} turns at one instant: a loop that feeds itself");
+    }
+
+    /// Runs one turn; false where there is none.
+    pub(crate) fn take_one_turn(&mut self) -> bool {
+        let turn = self.turns.pop_front();
+        let is_there = turn.is_some();
+        if let Some(turn) = turn {
+            self.take_turn(turn);
+        }
+        is_there
     }
 
     fn take_turn(&mut self, turn: Turn) {

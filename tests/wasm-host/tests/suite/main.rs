@@ -2,5 +2,6 @@
 
 mod answers;
 mod costs;
+mod host_failures;
 mod redis;
 mod support;
