@@ -14,6 +14,7 @@ pub mod common;
 pub mod costs;
 mod exchange;
 pub mod failures;
+pub mod fuzz;
 mod guest;
 mod imports;
 mod module;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod costs;
+mod fuzz;
 mod host_failures;
 mod redis;
 mod support;
