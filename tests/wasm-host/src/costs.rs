@@ -1,0 +1,183 @@
+//! What each kind of request costs: guest fuel (WebAssembly instructions, as wasmtime counts them) and host calls.
+//!
+//! Both are counted, not measured, so the same filter costs the same on every machine. The recorded table is
+//! `costs.txt`; a test compares it with the filter at hand.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::secrets::{ADMIN_TOKEN, API_KEY};
+use crate::{Request, Setup, World};
+
+/// How far fuel may be from what is recorded, in percent.
+///
+/// The filter is built with rustup's compiler or with Debian's, and their standard libraries and optimisers differ by
+/// some percent of a request. Host calls do not depend on the compiler, and are compared exactly.
+pub const FUEL_TOLERANCE_PERCENT: u64 = 10;
+
+const CONFIGURATION: &str = r#""tiers": {
+    "free": {"base": {"capacity": 2, "refill_rate": 1}},
+    "pro": {"base": {"capacity": 1000, "refill_rate": 1}},
+    "small": {"base": {"capacity": 1, "refill_rate": 0.001}},
+    "open": {"unlimited": true}},
+  "exempt_paths": ["/metrics"]"#;
+
+/// What one kind of request costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// WebAssembly instructions.
+    pub fuel: u64,
+    /// Host calls, by name.
+    pub calls: BTreeMap<String, u64>,
+}
+
+impl World {
+    /// What the filter does for a worker, bridge included if asked for, while `act` runs.
+    fn cost(&mut self, vm: usize, act: impl FnOnce(&mut Self)) -> Cost {
+        let before = (self.vms[vm].total_fuel, self.vms[vm].host_calls().clone());
+        act(self);
+        let grown = |(name, count): (&&'static str, &u64)| {
+            let more = count - before.1.get(name).copied().unwrap_or_default();
+            (more > 0).then(|| (name.trim_start_matches("proxy_").to_owned(), more))
+        };
+        let calls = self.vms[vm].host_calls().iter().filter_map(grown).collect();
+        Cost { fuel: self.vms[vm].total_fuel - before.0, calls }
+    }
+}
+
+/// The table, in reading order.
+pub fn measure() -> Vec<(String, Cost)> {
+    let mut table = Vec::new();
+    alone(&mut table);
+    with_redis(&mut table);
+    table
+}
+
+/// At the log level that Envoy has by default.
+fn setup(more: &str) -> Setup {
+    let configuration = format!(
+        r#"{{{CONFIGURATION}, "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}},
+            "canary-small": "small", "canary-open": "open"}}{more}}}"#
+    );
+    Setup { log_level: 2, ..Setup::new(configuration) }
+}
+
+fn alone(table: &mut Vec<(String, Cost)>) {
+    let keyed = Request::get("/test").key(API_KEY);
+    let small = Request::get("/test").key("canary-small");
+    let kinds = [
+        ("admitted, known key", keyed),
+        ("admitted, address", Request::get("/test")),
+        ("admitted, unknown key", Request::get("/test").key("canary-nobody")),
+        ("refused, known key", small),
+        ("unlimited tier", Request::get("/test").key("canary-open")),
+        ("exempt path", Request::get("/metrics")),
+        ("GET /health", Request::get("/health")),
+        ("POST /system/health, wrong token", wrong_token()),
+    ];
+    for (name, request) in kinds {
+        let mut world = World::start(setup(""));
+        world.get(0, &request);
+        let request = request.upstream_waits();
+        let mut id = 0;
+        let cost = world.cost(0, |world| id = world.begin(0, &request, true));
+        table.push((format!("{name}: request"), cost));
+        if world.response(id).is_none() {
+            let cost = world.cost(0, |world| world.upstream_answers(id));
+            table.push((format!("{name}: response"), cost));
+        }
+    }
+    let mut world = World::start(setup(""));
+    world.advance_ms(2_050);
+    table.push(("tick, nothing to report".to_owned(), world.cost(0, |world| world.advance_ms(1_000))));
+}
+
+fn wrong_token() -> Request {
+    let token: String = ADMIN_TOKEN.chars().rev().collect();
+    Request::post("/system/health", "").with("x-admin-token", token)
+}
+
+fn with_redis(table: &mut Vec<(String, Cost)>) {
+    let store = r#", "store": {"kind": "redis", "cluster": "redis", "timeout_ms": 20}"#;
+    let mut world = World::start(setup(store));
+    let keyed = Request::get("/test").key(API_KEY);
+    let small = Request::get("/test").key("canary-small");
+    world.get(0, &keyed);
+    world.get(0, &small);
+    let mut id = 0;
+    let waiting = keyed.clone().upstream_waits();
+    let asked = world.cost(0, |world| id = world.begin(0, &waiting, true));
+    table.push(("Redis, known key: request".to_owned(), asked));
+    table.push(("Redis, known key: question and reply".to_owned(), world.cost(0, World::settle)));
+    table.push(("Redis, known key: response".to_owned(), world.cost(0, |world| world.upstream_answers(id))));
+    let bridge = world.cost(1, |world| {
+        world.send(0, &keyed);
+    });
+    table.push(("Redis, known key: bridge".to_owned(), bridge));
+    world.get(0, &small);
+    let refused = world.cost(0, |world| {
+        world.begin(0, &small, true);
+    });
+    table.push(("Redis, known to be empty: request".to_owned(), refused));
+    let many = world.cost(0, |world| {
+        for _ in 0..32 {
+            world.begin(0, &waiting, true);
+        }
+        world.settle();
+    });
+    table.push(("Redis, known key: 32 at once".to_owned(), many));
+}
+
+/// The recorded table.
+pub fn recorded_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("costs.txt")
+}
+
+/// The table as text.
+pub fn shown(table: &[(String, Cost)]) -> String {
+    let mut text = String::from(
+        "# Guest fuel and host calls of each kind of request, one request each. Recorded by\n\
+         #   cargo run -p wasm-host -- costs --record\n\
+         # and compared by `cargo test -p wasm-host costs`: host calls exactly, fuel within the tolerance that\n\
+         # src/costs.rs gives. Who records anew says in the commit why it became dearer.\n",
+    );
+    for (name, Cost { fuel, calls }) in table {
+        let mut calls: Vec<String> = calls.iter().map(|(call, count)| format!("{call} {count}")).collect();
+        if calls.is_empty() {
+            calls.push("none".to_owned());
+        }
+        let _ = writeln!(text, "{name:<42} {fuel:>8}  {}", calls.join(", "));
+    }
+    text
+}
+
+/// What differs from the recorded table, a line each.
+pub fn differences(table: &[(String, Cost)], recorded: &str) -> Vec<String> {
+    let is_row = |line: &&str| !line.starts_with('#') && !line.is_empty();
+    let rows: Vec<&str> = recorded.lines().filter(is_row).collect();
+    let now = shown(table);
+    let rows_now: Vec<&str> = now.lines().filter(is_row).collect();
+    let mut found = Vec::new();
+    if rows.len() != rows_now.len() {
+        found.push(format!("{} kinds are recorded, and there are {}", rows.len(), rows_now.len()));
+    }
+    for (old, new) in rows.into_iter().zip(rows_now) {
+        let (Some(old_row), Some(new_row)) = (split(old), split(new)) else {
+            found.push(format!("no row: {old}"));
+            continue;
+        };
+        let is_near = old_row.1.abs_diff(new_row.1) * 100 <= old_row.1 * FUEL_TOLERANCE_PERCENT;
+        if old_row.0 != new_row.0 || old_row.2 != new_row.2 || !is_near {
+            found.push(format!("recorded  {old}\n     now  {new}"));
+        }
+    }
+    found
+}
+
+/// Name, fuel and host calls of a row.
+fn split(row: &str) -> Option<(&str, u64, &str)> {
+    let (name, rest) = row.split_at_checked(42)?;
+    let (fuel, calls) = rest.trim_start().split_once("  ")?;
+    Some((name, fuel.parse().ok()?, calls))
+}

@@ -1,0 +1,301 @@
+//! One HTTP request through the filter, as Envoy's filter manager drives it: what is held back, what goes on, and
+//! what answers.
+
+use std::collections::VecDeque;
+
+use crate::request::{Forwarded, Request, Response};
+use crate::state::{Headers, LocalReply, Stream, header};
+use crate::world::{Turn, World};
+
+const CONTINUE: u32 = 0;
+const STOP_ITERATION: u32 = 1;
+
+/// Names a request of a world.
+pub type Id = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// The filter lets it through.
+    Open,
+    /// The filter holds the headers and looks at the body.
+    HoldsHeaders,
+    /// The filter is called with nothing more.
+    HoldsAll,
+}
+
+#[derive(Clone, Debug)]
+enum Piece {
+    Body(Vec<u8>, bool),
+    Trailers,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) vm: usize,
+    pub(crate) context: u32,
+    request: Request,
+    flow: Flow,
+    /// What the client has sent and the filter has not been shown.
+    held: VecDeque<Piece>,
+    /// What the filter was shown and holds back.
+    buffered: Vec<u8>,
+    is_buffering: bool,
+    forwarded: Forwarded,
+    has_ended: bool,
+    is_gone: bool,
+    pub(crate) response: Option<Response>,
+}
+
+impl World {
+    /// Sends a request whole, and lets everything happen that follows at once.
+    pub fn send(&mut self, worker: usize, request: &Request) -> Id {
+        let id = self.begin(worker, request, request.body.is_empty());
+        if !request.body.is_empty() {
+            self.body(id, &request.body, true);
+        }
+        self.settle();
+        id
+    }
+
+    /// The same where an answer is expected at once.
+    pub fn get(&mut self, worker: usize, request: &Request) -> Response {
+        let id = self.send(worker, request);
+        let response = self.response(id).cloned();
+        response.unwrap_or_else(|| panic!("no answer to {request:?}"))
+    }
+
+    /// Sends headers.
+    pub fn begin(&mut self, worker: usize, request: &Request, is_whole: bool) -> Id {
+        self.last_context += 1;
+        let (vm, root, context) = (self.workers[worker].vm, self.workers[worker].root, self.last_context);
+        let state = self.vms[vm].state_mut();
+        state.parents.insert(context, root);
+        let stream = Stream {
+            request_headers: Some(request.headers.clone()),
+            source_address: request.source.clone(),
+            ..Stream::default()
+        };
+        state.streams.insert(context, stream);
+        let id = self.exchanges.len();
+        self.exchanges.push(Exchange {
+            vm,
+            context,
+            request: request.clone(),
+            flow: Flow::HoldsHeaders,
+            held: VecDeque::new(),
+            buffered: Vec::new(),
+            is_buffering: false,
+            forwarded: Forwarded::default(),
+            has_ended: is_whole,
+            is_gone: false,
+            response: None,
+        });
+        self.by_context.insert((vm, context), id);
+        self.call::<_, ()>(vm, "proxy_on_context_create", context, (context, root));
+        let count = request.headers.len() as u32;
+        let action: u32 =
+            self.call(vm, "proxy_on_request_headers", context, (context, count, u32::from(is_whole)));
+        self.exchanges[id].flow = match action {
+            CONTINUE => Flow::Open,
+            STOP_ITERATION if self.setup.allows_stop => Flow::HoldsHeaders,
+            _ => Flow::HoldsAll,
+        };
+        if action == CONTINUE {
+            self.hide_request(id);
+            self.forward_if_whole(id);
+        }
+        id
+    }
+
+    /// Sends a piece of the body.
+    pub fn body(&mut self, id: Id, bytes: &[u8], is_last: bool) {
+        self.take_piece(id, Piece::Body(bytes.to_vec(), is_last));
+    }
+
+    /// Ends a request with trailers.
+    pub fn trailers(&mut self, id: Id) {
+        self.take_piece(id, Piece::Trailers);
+    }
+
+    fn take_piece(&mut self, id: Id, piece: Piece) {
+        let exchange = &mut self.exchanges[id];
+        if exchange.response.is_some() || exchange.is_gone {
+            return;
+        }
+        if exchange.flow == Flow::HoldsAll {
+            exchange.held.push_back(piece);
+            return;
+        }
+        let (vm, context) = (exchange.vm, exchange.context);
+        let action: u32 = match piece {
+            Piece::Body(bytes, is_last) => {
+                exchange.has_ended |= is_last;
+                exchange.buffered.extend(bytes);
+                let shown = exchange.buffered.clone();
+                let size = shown.len() as u32;
+                self.stream(vm, context).request_body = Some(shown);
+                let arguments = (context, size, u32::from(is_last));
+                let action = self.call(vm, "proxy_on_request_body", context, arguments);
+                if let Some(stream) = self.vms[vm].state_mut().streams.get_mut(&context)
+                    && let Some(body) = stream.request_body.take()
+                {
+                    self.exchanges[id].buffered = body;
+                }
+                action
+            }
+            Piece::Trailers => {
+                exchange.has_ended = true;
+                exchange.forwarded.has_trailers = true;
+                self.stream(vm, context).request_trailers = Some(Headers::new());
+                self.call(vm, "proxy_on_request_trailers", context, (context, 0_u32))
+            }
+        };
+        let exchange = &mut self.exchanges[id];
+        exchange.is_buffering = action != CONTINUE;
+        if action == CONTINUE && exchange.response.is_none() {
+            exchange.flow = Flow::Open;
+            self.forward_if_whole(id);
+        }
+    }
+
+    fn stream(&mut self, vm: usize, context: u32) -> &mut Stream {
+        self.vms[vm].state_mut().streams.get_mut(&context).expect("a stream that is not deleted")
+    }
+
+    fn hide_request(&mut self, id: Id) {
+        let (vm, context) = (self.exchanges[id].vm, self.exchanges[id].context);
+        self.stream(vm, context).request_headers = None;
+    }
+
+    /// Passes on what the filter has let through; once all of it is there, the upstream answers.
+    fn forward_if_whole(&mut self, id: Id) {
+        let exchange = &mut self.exchanges[id];
+        if exchange.is_buffering || exchange.flow != Flow::Open {
+            return;
+        }
+        exchange.forwarded.body.append(&mut exchange.buffered);
+        if exchange.has_ended && !exchange.request.upstream_waits {
+            self.turns.push_back(Turn::Upstream(id));
+        }
+    }
+
+    /// The filter lets a request go on that it had held.
+    pub(crate) fn continue_request(&mut self, vm: usize, context: u32) {
+        let Some(&id) = self.by_context.get(&(vm, context)) else { return };
+        let exchange = &mut self.exchanges[id];
+        assert!(exchange.response.is_none(), "request {id} goes on after it was answered");
+        assert!(exchange.flow != Flow::Open || exchange.is_buffering, "request {id} goes on twice");
+        exchange.flow = Flow::Open;
+        exchange.is_buffering = false;
+        for piece in std::mem::take(&mut exchange.held) {
+            self.take_piece(id, piece);
+        }
+        self.forward_if_whole(id);
+    }
+
+    /// The filter answers a request itself: Envoy makes a gRPC response of it where the request is gRPC.
+    pub(crate) fn reply_locally(&mut self, vm: usize, context: u32, reply: LocalReply) {
+        let Some(&id) = self.by_context.get(&(vm, context)) else { return };
+        let exchange = &mut self.exchanges[id];
+        assert!(exchange.response.is_none(), "request {id} is answered twice: {reply:?}");
+        assert!(exchange.flow != Flow::Open, "request {id} is answered after it went on: {reply:?}");
+        let LocalReply { status, mut headers, mut body, grpc_status } = reply;
+        let mut shown = status;
+        if exchange.request.is_grpc() {
+            shown = 200;
+            headers.retain(|(name, _)| name != "content-type");
+            headers.push(("content-type".to_owned(), b"application/grpc".to_vec()));
+            headers.push(("grpc-status".to_owned(), grpc_status.to_string().into_bytes()));
+            headers.push(("grpc-message".to_owned(), std::mem::take(&mut body)));
+        } else if header(&exchange.request.headers, ":method") == Some(b"HEAD") {
+            body.clear();
+        }
+        self.answer(id, shown, headers, body, None);
+    }
+
+    pub(crate) fn answer_from_upstream(&mut self, id: Id) {
+        let exchange = &mut self.exchanges[id];
+        if exchange.response.is_some() || exchange.is_gone {
+            return;
+        }
+        let (status, headers, body) = exchange.request.upstream.clone();
+        let got = exchange.forwarded.clone();
+        self.answer(id, status, headers, body, Some(got));
+    }
+
+    /// The upstream of a request answers now, whatever it got; or Envoy does, for want of one.
+    pub fn upstream_answers(&mut self, id: Id) {
+        self.answer_from_upstream(id);
+        self.settle();
+    }
+
+    fn answer(&mut self, id: Id, status: u32, headers: Headers, body: Vec<u8>, got: Option<Forwarded>) {
+        let (vm, context) = (self.exchanges[id].vm, self.exchanges[id].context);
+        self.exchanges[id].response =
+            Some(Response { status, headers: Headers::new(), body: body.clone(), upstream_got: got });
+        let mut all = vec![(":status".to_owned(), status.to_string().into_bytes())];
+        all.extend(headers);
+        let count = all.len() as u32;
+        self.stream(vm, context).response_headers = Some(all);
+        let arguments = (context, count, u32::from(body.is_empty()));
+        let action: u32 = self.call(vm, "proxy_on_response_headers", context, arguments);
+        assert_eq!(action, CONTINUE, "a response is held back");
+        let mut shown = self.stream(vm, context).response_headers.take().unwrap_or_default();
+        shown.retain(|(name, _)| name != ":status");
+        if !body.is_empty() {
+            let size = body.len() as u32;
+            self.stream(vm, context).response_body = Some(body);
+            let action: u32 = self.call(vm, "proxy_on_response_body", context, (context, size, 1_u32));
+            assert_eq!(action, CONTINUE, "a response is held back");
+        }
+        if let Some(response) = &mut self.exchanges[id].response {
+            response.headers = shown;
+        }
+        self.turns.push_back(Turn::Delete(vm, context));
+    }
+
+    /// A client goes away.
+    pub fn leave(&mut self, id: Id) {
+        let exchange = &mut self.exchanges[id];
+        if !exchange.is_gone {
+            exchange.is_gone = true;
+            let (vm, context) = (exchange.vm, exchange.context);
+            self.delete_stream(vm, context);
+        }
+    }
+
+    pub(crate) fn reset(&mut self, vm: usize, context: u32) {
+        let Some(&id) = self.by_context.get(&(vm, context)) else { return };
+        self.exchanges[id].response =
+            Some(Response { status: 0, headers: Headers::new(), body: Vec::new(), upstream_got: None });
+        self.turns.push_back(Turn::Delete(vm, context));
+    }
+
+    pub(crate) fn delete_stream(&mut self, vm: usize, context: u32) {
+        if !self.vms[vm].state().streams.contains_key(&context) {
+            return;
+        }
+        self.call::<_, ()>(vm, "proxy_on_delete", context, context);
+        let state = self.vms[vm].state_mut();
+        state.streams.remove(&context);
+        let root = state.parents.remove(&context).unwrap_or_default();
+        if let Some(id) = self.by_context.remove(&(vm, context)) {
+            self.exchanges[id].is_gone = true;
+            self.delete_idle_root(vm, root);
+        }
+    }
+
+    /// What came of a request; nothing while it waits.
+    pub fn response(&self, id: Id) -> Option<&Response> {
+        self.exchanges[id].response.as_ref()
+    }
+
+    /// Requests that neither were answered nor went on to their upstream, nor went away.
+    pub fn undecided(&self) -> Vec<Id> {
+        let waits = |exchange: &Exchange| {
+            exchange.response.is_none() && !exchange.is_gone && exchange.flow != Flow::Open
+        };
+        (0..self.exchanges.len()).filter(|id| waits(&self.exchanges[*id])).collect()
+    }
+}

@@ -1,0 +1,427 @@
+//! Arbitrary bytes as a sequence of callbacks.
+//!
+//! A sequence drives two workers and a Redis: requests in any shape and order, bodies and trailers that come late or
+//! after the answer, clients and upstreams that act at any time, ticks, stale and unknown queues and streams, replies
+//! of Redis in arbitrary pieces, answers of the configuration cluster, good, damaged and arbitrary configurations,
+//! damaged shared data, clocks that step, and host calls that go wrong in the ways that Envoy's do.
+//!
+//! Whatever comes, no callback may trap, cost more than its bound or take more memory than a VM may have; every request
+//! gets exactly one outcome; nobody waits for ever; no secret shows.
+//!
+//! Left out is what Envoy cannot send, where the SDK panics by itself: a context id that was never created or is deleted
+//! (Envoy calls through the context object, which is gone then), a context created twice (`onCreate` keeps note of it),
+//! and an answer to an HTTP call that is not under way (Envoy finds the call in its own list first, and takes it out).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use crate::failures::{Act, ENVOY_ANSWERS, Failure, HAND_OVER};
+use crate::redis::Mode;
+use crate::secrets::{ADMIN_TOKEN, API_KEY};
+use crate::{LIMITER, Request, Setup, World};
+
+/// Most steps of a sequence.
+const MAX_STEPS: usize = 300;
+
+/// What came of some sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Sequences.
+    pub inputs: u64,
+    /// Callbacks.
+    pub callbacks: u64,
+    /// Requests begun.
+    pub requests: u64,
+    /// Of these, answered by the filter.
+    pub answered: u64,
+    /// Of these, let through to their upstream.
+    pub forwarded: u64,
+    /// Configurations taken and refused.
+    pub configured: u64,
+    /// The latter.
+    pub refused: u64,
+    /// Sequences in which a host call went wrong.
+    pub failed_calls: u64,
+    /// Connections to Redis.
+    pub connections: u64,
+    /// The dearest callback.
+    pub most_fuel: u64,
+    /// The largest VM.
+    pub most_memory_bytes: u64,
+}
+
+impl Summary {
+    /// Adds another one's counts.
+    pub fn add(&mut self, other: Self) {
+        self.inputs += other.inputs;
+        self.callbacks += other.callbacks;
+        self.requests += other.requests;
+        self.answered += other.answered;
+        self.forwarded += other.forwarded;
+        self.configured += other.configured;
+        self.refused += other.refused;
+        self.failed_calls += other.failed_calls;
+        self.connections += other.connections;
+        self.most_fuel = self.most_fuel.max(other.most_fuel);
+        self.most_memory_bytes = self.most_memory_bytes.max(other.most_memory_bytes);
+    }
+}
+
+/// Inputs that are kept, and those that once failed.
+pub fn corpus_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
+}
+
+/// The `index`-th input of a seed: the same bytes on every machine.
+pub fn input(seed: u64, index: u64) -> Vec<u8> {
+    let mut state =
+        (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9)) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56
+    };
+    let length = 32 + next() * 4;
+    (0..length).map(|_| next() as u8).collect()
+}
+
+/// Runs a sequence; what went wrong, if anything did.
+pub fn run_sequence(bytes: &[u8]) -> Result<Summary, String> {
+    catch_unwind(AssertUnwindSafe(|| run(bytes))).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+    })
+}
+
+/// A shorter input that fails too: pieces are left out for as long as it still does.
+pub fn minimized(bytes: &[u8]) -> Vec<u8> {
+    let mut best = bytes.to_vec();
+    let mut piece = best.len() / 2;
+    while piece > 0 {
+        let mut at = 0;
+        while at < best.len() {
+            let mut shorter = best.clone();
+            shorter.drain(at..(at + piece).min(shorter.len()));
+            if run_sequence(&shorter).is_err() {
+                best = shorter;
+            } else {
+                at += piece;
+            }
+        }
+        piece /= 2;
+    }
+    best
+}
+
+/// Takes an input apart; zeros when it is at its end.
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> usize {
+        let Some((byte, rest)) = self.bytes.split_first() else { return 0 };
+        self.bytes = rest;
+        usize::from(*byte)
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.byte() % from.len()]
+    }
+
+    fn some(&mut self) -> &'a [u8] {
+        let length = self.byte().min(self.bytes.len());
+        let (some, rest) = self.bytes.split_at(length);
+        self.bytes = rest;
+        some
+    }
+
+    fn number(&mut self) -> u32 {
+        u32::from_le_bytes([(); 4].map(|()| self.byte() as u8))
+    }
+}
+
+fn configuration(kind: usize) -> String {
+    let store = r#", "store": {"kind": "redis", "cluster": "redis", "timeout_ms": 20, "on_failure": "#;
+    let more = match kind % 6 {
+        0 => String::new(),
+        1 => format!(r#"{store}"local"}}"#),
+        2 => format!(r#"{store}"deny"}}, "headers": {{"ietf": true}}"#),
+        3 => format!(r#"{store}"allow"}}, "exempt_paths": ["/metrics*"]"#),
+        4 => r#", "config_source": {"cluster": "config_files", "tiers": "/t", "api_keys": "/k", "ttl_seconds": 1}"#.into(),
+        _ => r#", "store": {"kind": "shared_data", "max_buckets": 1024}, "ipv6_prefix": 48"#.into(),
+    };
+    format!(
+        r#"{{"tiers": {{"free": {{"base": {{"capacity": 2, "refill_rate": 1}}}},
+             "pro": {{"base": {{"capacity": 4, "refill_rate": 0.5}}, "degraded": {{"capacity": 1, "refill_rate": 9}}}}}},
+            "api_keys": {{"{API_KEY}": "pro"}}{more}}}"#
+    )
+}
+
+fn run(bytes: &[u8]) -> Summary {
+    let mut input = Reader { bytes };
+    let first = configuration(input.byte());
+    let mut world = World::boot(Setup { is_quiet: true, ..Setup::new(&first).workers(2) });
+    let mut summary = Summary { inputs: 1, ..Summary::default() };
+    for worker in 0..2 {
+        assert!(world.configure(worker, first.as_bytes()), "refused: {first}");
+        summary.configured += 1;
+    }
+    for _ in 0..MAX_STEPS {
+        if input.bytes.is_empty() {
+            break;
+        }
+        step(&mut world, &mut input, &mut summary);
+    }
+    finish(&mut world, &mut summary);
+    summary
+}
+
+/// One thing that happens.
+fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
+    let worker = input.byte() % 2;
+    let vm = world.workers[worker].vm;
+    let root = world.workers[worker].root;
+    match input.byte() % 24 {
+        0..=5 => request(world, input, worker),
+        6 => on_some_request(world, input, |world, input, id| {
+            let is_last = input.byte().is_multiple_of(2);
+            world.body(id, input.some(), is_last);
+        }),
+        7 => on_some_request(world, input, |world, _, id| world.trailers(id)),
+        8 => on_some_request(world, input, |world, _, id| world.answer_from_upstream(id)),
+        9 => on_some_request(world, input, |world, _, id| world.leave(id)),
+        10 | 11 => {
+            world.advance_us(input.pick(&[0, 1, 1_000, 5_000, 20_000, 250_000, 1_000_000, 11_000_000]))
+        }
+        12 => {
+            world.take_one_turn();
+        }
+        13 => world.settle(),
+        14 => {
+            let queue = input.pick(&[0, 1, 2, u32::MAX]);
+            world.call::<_, ()>(vm, "proxy_on_queue_ready", root, (root, queue));
+        }
+        15 => answer_a_call(world, input),
+        16 => {
+            let token = stale_token(world, input);
+            let message = input.some().to_vec();
+            if world.vms[vm].state().grpc_streams.contains_key(&token) {
+                world.deliver_message(vm, token, message);
+            } else {
+                let size = message.len() as u32;
+                world.vms[vm].state_mut().grpc_message = message;
+                world.call::<_, ()>(vm, "proxy_on_grpc_receive", root, (root, token, size));
+            }
+        }
+        17 => {
+            let (token, status) = (stale_token(world, input), input.pick(&[0, 2, 14, u32::MAX]));
+            world.call::<_, ()>(vm, "proxy_on_grpc_close", root, (root, token, status));
+        }
+        18 => redis(world, input),
+        19 => configure(world, input, worker, summary),
+        20 => script(world, input, worker),
+        21 => damage_a_record(world, input),
+        22 => {
+            let process = &world.processes[0];
+            match input.byte() % 4 {
+                0 => world.clock.wall_ns.set(u64::from(input.number()) << (input.byte() % 33)),
+                1 => process.log_level.set(input.pick(&[0, 1, 2, 3, 6])),
+                2 => process.keeps_stats.set(!process.keeps_stats.get()),
+                _ => {
+                    let key = process.shared_records().first().map(|(key, _)| key.clone());
+                    let value = input.some().to_vec();
+                    world.vms[vm].state_mut().another_worker = key.map(|key| -> Box<dyn FnOnce(&_)> {
+                        Box::new(move |process: &crate::process::Process| {
+                            process.set_shared(LIMITER, &key, &value, 0);
+                        })
+                    });
+                }
+            }
+        }
+        _ => {
+            let piece = input.pick(&[1, 2, 5, 17, usize::MAX]);
+            world.redis.piece_bytes = piece;
+        }
+    }
+}
+
+fn request(world: &mut World, input: &mut Reader<'_>, worker: usize) {
+    let method = input.pick(&["GET", "POST", "OPTIONS", "HEAD", "CONNECT", ""]);
+    let path =
+        input.pick(&["/", "/health", "/system/health", "/system/health?a", "/metrics", "", "\u{fffd}"]);
+    let source =
+        input.pick(&["192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:9", "[::ffff:1.2.3.4]:1", "", "x"]);
+    let mut request = Request::new(method, path).from(source);
+    match input.byte() % 8 {
+        0..=3 => request = request.key(API_KEY),
+        4 => request = request.key(input.some()),
+        5 => request = request.from(input.some()),
+        6 => request = request.with("content-type", "application/grpc"),
+        _ => {}
+    }
+    match input.byte() % 8 {
+        0..=2 => request = request.with("x-admin-token", ADMIN_TOKEN),
+        3 => request = request.with("x-admin-token", input.some()),
+        4 => request = request.with("origin", "a").with("access-control-request-method", "GET"),
+        5 => request.headers.retain(|(name, _)| name != ":path"),
+        6 => request = request.upstream_waits(),
+        _ => {}
+    }
+    let body = input.pick(&["", r#"{"status":"DEGRADED"}"#, r#"{"status":"NORMAL"}"#, "{"]);
+    let id = world.begin(worker, &request, body.is_empty() && input.byte().is_multiple_of(2));
+    if !body.is_empty() {
+        world.body(id, body.as_bytes(), input.byte().is_multiple_of(4));
+    }
+}
+
+fn on_some_request(
+    world: &mut World,
+    input: &mut Reader<'_>,
+    act: impl FnOnce(&mut World, &mut Reader<'_>, usize),
+) {
+    let count = world.exchanges.len();
+    if count > 0 {
+        let id = count - 1 - input.byte() % count.min(16);
+        act(world, input, id);
+    }
+}
+
+/// A stream that is open, was open, or never was.
+fn stale_token(world: &World, input: &mut Reader<'_>) -> u32 {
+    match input.byte() % 3 {
+        0 => 2 + 2 * (input.byte() % 4) as u32,
+        1 => world.vms[0].state().grpc_streams.keys().copied().last().unwrap_or_default(),
+        _ => input.number(),
+    }
+}
+
+fn answer_a_call(world: &mut World, input: &mut Reader<'_>) {
+    if world.calls.is_empty() {
+        let document = match input.byte() % 3 {
+            0 => configuration(0).into_bytes(),
+            1 => br#"{"pro": "free"}"#.to_vec(),
+            _ => input.some().to_vec(),
+        };
+        world.documents.insert("/k".to_owned(), (200, document.clone()));
+        world.documents.insert("/t".to_owned(), (input.pick(&[200, 200, 404]), document));
+        return;
+    }
+    let index = input.byte() % world.calls.len();
+    let answer = match input.byte() % 4 {
+        0 => None,
+        1 => Some((503, b"no".to_vec())),
+        2 => Some((200, br#"{"canary-other": {"tier": "pro", "id": "o"}}"#.to_vec())),
+        _ => Some((200, input.some().to_vec())),
+    };
+    world.answer_call(index, answer);
+}
+
+fn redis(world: &mut World, input: &mut Reader<'_>) {
+    match input.byte() % 8 {
+        0 | 1 => world.redis_comes_up(),
+        2 => world.redis.mode = Mode::Frozen,
+        3 => world.redis.mode = Mode::Refuses,
+        4 => world.redis_hangs_up(),
+        5 => {
+            world.redis.model.error =
+                input.pick(&[None, Some("LOADING x"), Some("NOSCRIPT x"), Some("OOM x")])
+        }
+        6 => {
+            let replies: [&[u8]; 8] = [
+                b"+OK\r\n",
+                b"-ERR x\r\n",
+                b"$-1\r\n",
+                b":1\r\n",
+                b"$3\r\nabc\r\n",
+                b"$6\r\nNORMAL\r\n",
+                b"*1\r\n",
+                b"$",
+            ];
+            let link = world.connections().saturating_sub(1);
+            for _ in 0..input.byte() % 4 {
+                let reply = input.pick(&replies);
+                world.redis_says(link, reply);
+            }
+        }
+        _ => {
+            let link = world.connections().saturating_sub(1);
+            let bytes = input.some();
+            world.redis_says(link, bytes);
+        }
+    }
+}
+
+fn configure(world: &mut World, input: &mut Reader<'_>, worker: usize, summary: &mut Summary) {
+    let mut bytes = configuration(input.byte()).into_bytes();
+    match input.byte() % 4 {
+        0 => bytes = input.some().to_vec(),
+        1 => {
+            for _ in 0..1 + input.byte() % 3 {
+                let at = (input.byte() | input.byte() << 8) % bytes.len();
+                bytes[at] = input.byte() as u8;
+            }
+        }
+        _ => {}
+    }
+    match world.configure(worker, &bytes) {
+        true => summary.configured += 1,
+        false => summary.refused += 1,
+    }
+}
+
+fn script(world: &mut World, input: &mut Reader<'_>, worker: usize) {
+    let (call, statuses) = ENVOY_ANSWERS[input.byte() % ENVOY_ANSWERS.len()];
+    let mut acts: Vec<Act> = statuses.iter().map(|status| Act::Status(*status)).collect();
+    if HAND_OVER.contains(&call) {
+        acts.extend([Act::Short, Act::Garbage]);
+    }
+    if !acts.is_empty() {
+        let act = input.pick(&acts);
+        let (after, times) = (input.byte() as u32 % 8, input.pick(&[1, 2, 1_000]));
+        world.vm(worker).script([Failure { call, after, times, act }]);
+    }
+}
+
+fn damage_a_record(world: &mut World, input: &mut Reader<'_>) {
+    let process = &world.processes[0];
+    let records = process.shared_records();
+    if !records.is_empty() {
+        let (key, mut value) = records[input.byte() % records.len()].clone();
+        match input.byte() % 3 {
+            0 => value = input.some().to_vec(),
+            1 => value.truncate(input.byte()),
+            _ if !value.is_empty() => {
+                let at = (input.byte() | input.byte() << 8) % value.len();
+                value[at] = input.byte() as u8;
+            }
+            _ => {}
+        }
+        process.set_shared(LIMITER, &key, &value, 0);
+    }
+}
+
+/// All goes well again; then nobody waits, and nothing has been said that must not be.
+fn finish(world: &mut World, summary: &mut Summary) {
+    for worker in 0..2 {
+        summary.failed_calls += u64::from(world.vm(worker).has_failed_a_call());
+        world.vm(worker).script([]);
+    }
+    world.redis.model.error = None;
+    world.redis_comes_up();
+    world.advance_ms(12_000);
+    assert!(world.undecided().is_empty(), "requests {:?} wait for ever", world.undecided());
+    world.search_for_secrets();
+    summary.requests += world.exchanges.len() as u64;
+    for response in world.exchanges.iter().filter_map(|exchange| exchange.response.as_ref()) {
+        summary.answered += u64::from(response.upstream_got.is_none());
+        summary.forwarded += u64::from(response.upstream_got.is_some());
+    }
+    summary.connections += world.connections() as u64;
+    for vm in &mut world.vms {
+        summary.callbacks += vm.callbacks;
+        summary.most_fuel = summary.most_fuel.max(vm.most_fuel);
+        summary.most_memory_bytes = summary.most_memory_bytes.max(vm.memory_bytes() as u64);
+    }
+}

@@ -1,0 +1,97 @@
+//! Reading and writing the guest's memory, and handing it bytes as Envoy does.
+
+use wasmtime::{Caller, Result};
+
+use crate::failures::{Act, status};
+use crate::state::{Guest, Headers, VmState};
+
+/// Ends the callback: the guest did what no guest may.
+macro_rules! bail {
+    ($($text:tt)*) => { return Err(wasmtime::Error::msg(format!($($text)*))) };
+}
+pub(crate) use bail;
+
+pub(crate) type Host<'a> = Caller<'a, VmState>;
+
+fn guest(host: &Host<'_>) -> Result<Guest> {
+    match &host.data().guest {
+        Some(guest) => Ok(guest.clone()),
+        None => bail!("a host call from a start function"),
+    }
+}
+
+pub(crate) fn read(host: &Host<'_>, at: u32, length: u32) -> Result<Vec<u8>> {
+    let memory = guest(host)?.memory;
+    let range = at as usize..at as usize + length as usize;
+    match memory.data(host).get(range) {
+        Some(bytes) => Ok(bytes.to_vec()),
+        None => bail!("the filter named {length} bytes at {at}, which are not its own"),
+    }
+}
+
+pub(crate) fn read_text(host: &Host<'_>, at: u32, length: u32) -> Result<String> {
+    Ok(String::from_utf8_lossy(&read(host, at, length)?).into_owned())
+}
+
+pub(crate) fn write(host: &mut Host<'_>, at: u32, bytes: &[u8]) -> Result<()> {
+    guest(host)?.memory.write(host, at as usize, bytes)?;
+    Ok(())
+}
+
+pub(crate) fn write_u32(host: &mut Host<'_>, at: u32, number: u32) -> Result<()> {
+    write(host, at, &number.to_le_bytes())
+}
+
+pub(crate) fn write_u64(host: &mut Host<'_>, at: u32, number: u64) -> Result<()> {
+    write(host, at, &number.to_le_bytes())
+}
+
+/// Copies bytes into memory that the guest allocates, and tells it where: nowhere, if there are none.
+pub(crate) fn hand_over(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: u32) -> Result<u32> {
+    let bytes = match host.data_mut().spoils_bytes.take() {
+        Some(Act::Short) => bytes[..bytes.len() / 2].to_vec(),
+        Some(Act::Garbage) => bytes.iter().map(|byte| byte ^ 0xa5).collect(),
+        _ => bytes.to_vec(),
+    };
+    let mut at = 0;
+    if !bytes.is_empty() {
+        let allocate = guest(host)?.allocate;
+        at = allocate.call(&mut *host, bytes.len() as u32)?;
+        write(host, at, &bytes)?;
+    }
+    write_u32(host, to, at)?;
+    write_u32(host, size_to, bytes.len() as u32)?;
+    Ok(status::OK)
+}
+
+/// Headers in the ABI's form; nothing if they are in no such form.
+pub(crate) fn read_headers(bytes: &[u8]) -> Option<Headers> {
+    if bytes.is_empty() {
+        return Some(Headers::new());
+    }
+    let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
+    let count = number(0)?;
+    let mut text = 4 + count.checked_mul(8)?;
+    let mut headers = Headers::new();
+    for index in 0..count {
+        let (name, value) = (number(4 + index * 8)?, number(8 + index * 8)?);
+        let name_bytes = bytes.get(text..text + name)?;
+        let value_bytes = bytes.get(text + name + 1..text + name + 1 + value)?;
+        headers.push((String::from_utf8_lossy(name_bytes).to_lowercase(), value_bytes.to_vec()));
+        text += name + value + 2;
+    }
+    (text == bytes.len()).then_some(headers)
+}
+
+/// Headers in the ABI's form.
+pub(crate) fn write_headers(headers: &Headers) -> Vec<u8> {
+    let mut bytes = (headers.len() as u32).to_le_bytes().to_vec();
+    for (name, value) in headers {
+        bytes.extend((name.len() as u32).to_le_bytes());
+        bytes.extend((value.len() as u32).to_le_bytes());
+    }
+    for (name, value) in headers {
+        bytes.extend([name.as_bytes(), &[0], value, &[0]].concat());
+    }
+    bytes
+}

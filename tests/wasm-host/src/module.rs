@@ -1,0 +1,41 @@
+//! The compiled filter: found, compiled once a process, and given what every instance of it gets.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use wasmtime::{Config, Engine, InstancePre, Linker, Module};
+
+use crate::imports;
+use crate::state::VmState;
+
+/// The filter that the environment names, else the one that `cargo xtask dist` leaves.
+pub fn path() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/dynamic_rate_limiter.wasm");
+    env::var_os("FILTER_WASM").map_or(built, PathBuf::from)
+}
+
+/// The compiled filter, with every import that it names.
+///
+/// Compiling takes some seconds where the compiler itself is not optimised, so it is done once a process.
+pub(crate) fn linked() -> &'static InstancePre<VmState> {
+    static LINKED: OnceLock<InstancePre<VmState>> = OnceLock::new();
+    LINKED.get_or_init(|| link(&path()))
+}
+
+/// Another module of the same kind, such as a probe of the host.
+pub(crate) fn link(path: &Path) -> InstancePre<VmState> {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| {
+        panic!("no filter at {}: {error}; run `cargo xtask dist`, or set FILTER_WASM", path.display())
+    });
+    let mut config = Config::new();
+    config.consume_fuel(true);
+    let engine = Engine::new(&config).expect("an engine that counts fuel");
+    let module = Module::new(&engine, &bytes)
+        .unwrap_or_else(|error| panic!("{} is no module: {error:#}", path.display()));
+    let mut linker = Linker::new(&engine);
+    imports::define(&mut linker).expect("imports with names of their own");
+    linker
+        .instantiate_pre(&module)
+        .unwrap_or_else(|error| panic!("the filter imports what Envoy does not have: {error:#}"))
+}

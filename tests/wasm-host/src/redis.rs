@@ -1,0 +1,235 @@
+//! The way to Redis: a worker's gRPC stream, the real bridge in a VM of its own, and a model of Redis behind it.
+
+use std::rc::Rc;
+
+use dynamic_rate_limiter::store::redis::frame;
+
+use crate::common::redis::{Connection, ModelRedis};
+use crate::process::Clock;
+use crate::state::{Headers, Stream};
+use crate::world::{Turn, World};
+
+/// gRPC's name for a peer that is not there.
+const UNAVAILABLE: u32 = 14;
+
+/// What Redis does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Answers at once.
+    Up,
+    /// Takes connections and commands, and answers when it is up again.
+    Frozen,
+    /// Takes no connection.
+    Refuses,
+    /// Takes connections; the test answers by [`World::redis_says`].
+    ByHand,
+}
+
+/// The server.
+pub struct Redis {
+    clock: Rc<Clock>,
+    /// What it knows.
+    pub model: ModelRedis,
+    /// What it does.
+    pub mode: Mode,
+    /// Replies and commands travel in pieces of so many bytes.
+    pub piece_bytes: usize,
+    /// Every byte that ever came in.
+    pub received: Vec<u8>,
+}
+
+impl Redis {
+    pub(crate) fn at(clock: Rc<Clock>) -> Self {
+        let model = ModelRedis::at(clock.wall_ns.get() / 1_000);
+        Self { clock, model, mode: Mode::Up, piece_bytes: usize::MAX, received: Vec::new() }
+    }
+}
+
+/// One connection, from a worker's stream to Redis.
+pub(crate) struct Link {
+    vm: usize,
+    token: u32,
+    bridge: usize,
+    context: u32,
+    is_open: bool,
+    has_response: bool,
+    connection: Connection,
+    unanswered: Vec<u8>,
+    from_bridge: Vec<u8>,
+}
+
+impl World {
+    pub(crate) fn open_link(&mut self, vm: usize, token: u32) {
+        if self.redis.mode == Mode::Refuses {
+            return self.turns.push_back(Turn::StreamClosed(vm, token, UNAVAILABLE));
+        }
+        let bridge = self.bridge(vm);
+        let root = *self.vms[bridge].state().roots.keys().next().expect("the bridge's root context");
+        self.last_context += 1;
+        let context = self.last_context;
+        let state = self.vms[bridge].state_mut();
+        state.parents.insert(context, root);
+        state.streams.insert(context, Stream { request_headers: Some(Headers::new()), ..Stream::default() });
+        self.call::<_, ()>(bridge, "proxy_on_context_create", context, (context, root));
+        let action: u32 = self.call(bridge, "proxy_on_request_headers", context, (context, 0_u32, 0_u32));
+        assert_eq!(action, 0, "the bridge holds a request back");
+        self.links.push(Link {
+            vm,
+            token,
+            bridge,
+            context,
+            is_open: true,
+            has_response: false,
+            connection: Connection::default(),
+            unanswered: Vec::new(),
+            from_bridge: Vec::new(),
+        });
+    }
+
+    /// The VM of a worker's bridge, made when it is first needed.
+    fn bridge(&mut self, vm: usize) -> usize {
+        let worker = self.workers.iter().position(|worker| worker.vm == vm).expect("a worker's VM");
+        if let Some(bridge) = self.workers[worker].bridge {
+            return bridge;
+        }
+        let process = self.vms[vm].state().process.clone();
+        let bridge = self.new_vm(process, ("redis_bridge", "redis_bridge"));
+        self.workers[worker].bridge = Some(bridge);
+        self.new_root(bridge);
+        bridge
+    }
+
+    fn link(&self, vm: usize, token: u32) -> Option<usize> {
+        self.links.iter().position(|link| link.is_open && (link.vm, link.token) == (vm, token))
+    }
+
+    /// A message goes through the bridge, framed, and to Redis without its frame.
+    pub(crate) fn send_on_link(&mut self, vm: usize, token: u32, message: &[u8]) {
+        let Some(link) = self.link(vm, token) else { return };
+        let framed = [frame::header(message.len() as u32).as_slice(), message].concat();
+        let (bridge, context) = (self.links[link].bridge, self.links[link].context);
+        for piece in framed.chunks(self.redis.piece_bytes.max(1)) {
+            let stream = self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream");
+            stream.request_body = Some(piece.to_vec());
+            let arguments = (context, piece.len() as u32, 0_u32);
+            let action: u32 = self.call(bridge, "proxy_on_request_body", context, arguments);
+            assert_eq!(action, 0, "the bridge holds bytes back");
+            let stream = self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream");
+            let plain = stream.request_body.take().unwrap_or_default();
+            self.redis.received.extend(&plain);
+            self.links[link].unanswered.extend(plain);
+        }
+        self.serve(link);
+    }
+
+    /// Redis reads what has come, if it does.
+    fn serve(&mut self, link: usize) {
+        if self.redis.mode != Mode::Up || self.links[link].unanswered.is_empty() {
+            return;
+        }
+        self.redis.model.now_us = self.redis.clock.wall_ns.get() / 1_000;
+        let bytes = std::mem::take(&mut self.links[link].unanswered);
+        let replies = self.redis.model.receive(&mut self.links[link].connection, &bytes).concat();
+        self.redis_says(link, &replies);
+    }
+
+    /// Redis is up, or up again: what it was asked meanwhile is answered.
+    pub fn redis_comes_up(&mut self) {
+        self.redis.mode = Mode::Up;
+        for link in 0..self.links.len() {
+            if self.links[link].is_open {
+                self.serve(link);
+            }
+        }
+        self.settle();
+    }
+
+    /// All connections break.
+    pub fn redis_hangs_up(&mut self) {
+        for link in 0..self.links.len() {
+            if std::mem::take(&mut self.links[link].is_open) {
+                self.end_bridge_stream(link);
+                let Link { vm, token, .. } = self.links[link];
+                self.turns.push_back(Turn::StreamClosed(vm, token, UNAVAILABLE));
+            }
+        }
+        self.settle();
+    }
+
+    /// How many connections there were, open ones and others.
+    pub fn connections(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Bytes come from Redis on a connection.
+    pub fn redis_says(&mut self, link: usize, bytes: &[u8]) {
+        for piece in bytes.chunks(self.redis.piece_bytes.max(1)) {
+            self.turns.push_back(Turn::FromRedis(link, piece.to_vec()));
+        }
+    }
+
+    pub(crate) fn receive_from_redis(&mut self, link: usize, bytes: &[u8]) {
+        let Some(&Link { vm, token, bridge, context, is_open: true, has_response, .. }) =
+            self.links.get(link)
+        else {
+            return;
+        };
+        if !has_response {
+            self.links[link].has_response = true;
+            self.bridge_stream(link).response_headers = Some(vec![(":status".to_owned(), b"200".to_vec())]);
+            let action: u32 =
+                self.call(bridge, "proxy_on_response_headers", context, (context, 1_u32, 0_u32));
+            assert_eq!(action, 0, "the bridge holds a response back");
+            let headers = self.bridge_stream(link).response_headers.take().unwrap_or_default();
+            let kind = crate::state::header(&headers, "content-type").map(<[u8]>::to_vec);
+            assert_eq!(kind.as_deref(), Some(&b"application/grpc"[..]), "Envoy's gRPC client would hang up");
+        }
+        self.bridge_stream(link).response_body = Some(bytes.to_vec());
+        let arguments = (context, bytes.len() as u32, 0_u32);
+        let action: u32 = self.call(bridge, "proxy_on_response_body", context, arguments);
+        assert_eq!(action, 0, "the bridge holds a response back");
+        let framed = self.bridge_stream(link).response_body.take().unwrap_or_default();
+        self.links[link].from_bridge.extend(framed);
+        while let Some(message) = self.next_message(link) {
+            self.deliver_message(vm, token, message);
+        }
+    }
+
+    fn bridge_stream(&mut self, link: usize) -> &mut Stream {
+        let Link { bridge, context, .. } = self.links[link];
+        self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream")
+    }
+
+    /// Takes a gRPC frame off, as Envoy's client does.
+    fn next_message(&mut self, link: usize) -> Option<Vec<u8>> {
+        let bytes = &mut self.links[link].from_bridge;
+        let (head, rest) = bytes.split_at_checked(frame::HEADER_BYTES)?;
+        assert_eq!(head[0], 0, "a frame that claims to be compressed");
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let message = rest.get(..length)?.to_vec();
+        bytes.drain(..frame::HEADER_BYTES + length);
+        Some(message)
+    }
+
+    /// A message reaches the limiter, unless it has let go of the stream.
+    pub(crate) fn deliver_message(&mut self, vm: usize, token: u32, message: Vec<u8>) {
+        let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
+        if let Some(root) = owner {
+            let size = message.len() as u32;
+            self.vms[vm].state_mut().grpc_message = message;
+            self.call::<_, ()>(vm, "proxy_on_grpc_receive", root, (root, token, size));
+        }
+    }
+
+    pub(crate) fn cancel_link(&mut self, vm: usize, token: u32) {
+        if let Some(link) = self.link(vm, token) {
+            self.links[link].is_open = false;
+            self.end_bridge_stream(link);
+        }
+    }
+
+    fn end_bridge_stream(&mut self, link: usize) {
+        let Link { bridge, context, .. } = self.links[link];
+        self.turns.push_back(Turn::Delete(bridge, context));
+    }
+}

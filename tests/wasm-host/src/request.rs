@@ -1,0 +1,113 @@
+//! What a client sends and what it gets.
+
+use crate::state::{Headers, header};
+
+/// A request as a test writes it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub(crate) headers: Headers,
+    pub(crate) body: Vec<u8>,
+    pub(crate) source: Vec<u8>,
+    pub(crate) upstream: (u32, Headers, Vec<u8>),
+    pub(crate) upstream_waits: bool,
+}
+
+impl Request {
+    /// With any method and path.
+    pub fn new(method: &str, path: &str) -> Self {
+        let headers = [(":method", method), (":path", path), (":authority", "api"), (":scheme", "http")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.into())).to_vec();
+        let upstream = (200, Headers::new(), b"hello".to_vec());
+        Self {
+            headers,
+            body: Vec::new(),
+            source: b"192.0.2.1:40000".to_vec(),
+            upstream,
+            upstream_waits: false,
+        }
+    }
+
+    /// `GET`.
+    pub fn get(path: &str) -> Self {
+        Self::new("GET", path)
+    }
+
+    /// `POST` with a body.
+    pub fn post(path: &str, body: impl AsRef<[u8]>) -> Self {
+        Self { body: body.as_ref().to_vec(), ..Self::new("POST", path) }
+    }
+
+    /// With one more header.
+    pub fn with(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
+        self
+    }
+
+    /// With an API key.
+    pub fn key(self, key: impl AsRef<[u8]>) -> Self {
+        self.with("x-api-key", key)
+    }
+
+    /// From this address and port, as Envoy writes them.
+    pub fn from(mut self, source: impl AsRef<[u8]>) -> Self {
+        self.source = source.as_ref().to_vec();
+        self
+    }
+
+    /// Whose upstream answers with this.
+    pub fn answered(mut self, status: u32, headers: &[(&str, &str)]) -> Self {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+        self.upstream = (status, headers, b"hello".to_vec());
+        self
+    }
+
+    /// Whose upstream answers nothing before the test says so.
+    pub fn upstream_waits(mut self) -> Self {
+        self.upstream_waits = true;
+        self
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        let kind = header(&self.headers, "content-type").unwrap_or_default();
+        kind == b"application/grpc" || kind.starts_with(b"application/grpc+")
+    }
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status; 0 if the stream was reset.
+    pub status: u32,
+    /// Without `:status`.
+    pub headers: Headers,
+    /// The body.
+    pub body: Vec<u8>,
+    /// What the upstream got before it answered; nothing if the filter answered.
+    pub upstream_got: Option<Forwarded>,
+}
+
+impl Response {
+    /// A header's value; empty where it is missing.
+    pub fn header(&self, name: &str) -> String {
+        String::from_utf8_lossy(header(&self.headers, name).unwrap_or_default()).into_owned()
+    }
+
+    /// How often a header is there.
+    pub fn count(&self, name: &str) -> usize {
+        self.headers.iter().filter(|(known, _)| known == name).count()
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// What reaches the upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    /// The body.
+    pub body: Vec<u8>,
+    /// Whether trailers came.
+    pub has_trailers: bool,
+}

@@ -1,0 +1,65 @@
+//! Secrets that every scenario is given, and the search for them everywhere that the filter writes to.
+
+use crate::world::World;
+
+/// The admin token.
+pub const ADMIN_TOKEN: &str = "canary-admin-token-5d1f";
+/// An API key, of tier `pro`.
+pub const API_KEY: &str = "canary-api-key-91c7";
+/// The password of Redis.
+pub const REDIS_PASSWORD: &str = "canary-redis-password-77aa";
+/// The user of Redis.
+pub const REDIS_USER: &str = "canary-redis-user-03be";
+/// What all of them start with.
+const CANARY: &[u8] = b"canary-";
+
+impl World {
+    /// Panics if a secret stands in a log line, a stat's name, shared data, an answer, or in what Redis was sent but
+    /// for `AUTH`. To be called at the end of a scenario.
+    pub fn search_for_secrets(&self) {
+        let search = |place: &str, bytes: &[u8]| {
+            let found = bytes.windows(CANARY.len()).any(|window| window == CANARY);
+            assert!(!found, "a secret in {place}: {}", String::from_utf8_lossy(bytes));
+        };
+        for process in &self.processes {
+            for (_, line) in process.log.borrow().iter() {
+                search("the log", line.as_bytes());
+            }
+            for name in process.stat_names() {
+                search("the name of a stat", name.as_bytes());
+            }
+            for (key, value) in process.shared_records() {
+                search("a key of shared data", &key);
+                search("shared data", &value);
+            }
+        }
+        for response in self.exchanges.iter().filter_map(|exchange| exchange.response.as_ref()) {
+            search("a body", &response.body);
+            for (name, value) in &response.headers {
+                search("a header", name.as_bytes());
+                search("a header", value);
+            }
+        }
+        for command in crate::common::redis::parse_commands(whole_commands(&self.redis.received)) {
+            if command.first().is_none_or(|name| name != b"AUTH") {
+                for word in command {
+                    search("a command to Redis", &word);
+                }
+            }
+        }
+    }
+}
+
+/// What there is up to the last command that came whole.
+fn whole_commands(bytes: &[u8]) -> &[u8] {
+    let mut length = 0;
+    while let Some((_, more)) =
+        crate::common::redis::parse_command(&bytes[length..]).filter(|(_, more)| *more > 0)
+    {
+        length += more;
+        if length == bytes.len() {
+            break;
+        }
+    }
+    &bytes[..length]
+}

@@ -1,0 +1,288 @@
+//! What the host knows of one VM: its contexts, what is to be done when a callback returns, and what it has called.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+
+use wasmtime::{Memory, StoreLimits, StoreLimitsBuilder, TypedFunc};
+
+use crate::failures::{Act, Failure, status};
+use crate::process::{Process, StatKind};
+
+/// Most memory that a VM may have (section 11 of the specification).
+pub const MAX_MEMORY_BYTES: usize = 8 << 20;
+
+/// Callbacks and host calls that are remembered for the message of a failure.
+const HISTORY_LINES: usize = 200;
+
+/// Names and values in order, as on the wire.
+pub type Headers = Vec<(String, Vec<u8>)>;
+
+/// The first value of a header.
+pub(crate) fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a [u8]> {
+    headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+}
+
+/// One HTTP stream, as far as host calls can reach it. What is `None` is out of reach now.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    pub(crate) request_headers: Option<Headers>,
+    pub(crate) request_trailers: Option<Headers>,
+    pub(crate) response_headers: Option<Headers>,
+    pub(crate) request_body: Option<Vec<u8>>,
+    pub(crate) response_body: Option<Vec<u8>>,
+    pub(crate) source_address: Vec<u8>,
+}
+
+/// What a callback asked for, to be done when it has returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    Continue(u32),
+    Reply(u32, LocalReply),
+    Close(u32),
+}
+
+/// An answer that the filter gives itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalReply {
+    pub(crate) status: u32,
+    pub(crate) headers: Headers,
+    pub(crate) body: Vec<u8>,
+    pub(crate) grpc_status: i32,
+}
+
+/// What happens outside of the VM at once or in a later turn of its worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Out {
+    Enqueued(u32),
+    Open(u32),
+    Send(u32, Vec<u8>),
+    Cancel(u32),
+    HttpCall(HttpCall),
+}
+
+/// A request of the filter's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpCall {
+    /// Names the call.
+    pub token: u32,
+    /// Where it goes.
+    pub cluster: String,
+    /// What is asked.
+    pub headers: Headers,
+    /// How long it may take.
+    pub timeout_ms: u32,
+}
+
+impl HttpCall {
+    /// What is asked for.
+    pub fn path(&self) -> String {
+        String::from_utf8_lossy(header(&self.headers, ":path").unwrap_or_default()).into_owned()
+    }
+}
+
+/// An answer to a call of the filter's own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CallResponse {
+    pub(crate) headers: Headers,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The host's side of a VM.
+pub(crate) struct VmState {
+    pub(crate) process: Rc<Process>,
+    pub(crate) index: usize,
+    pub(crate) vm_id: String,
+    pub(crate) root_id: String,
+    /// Root contexts that exist, and the period of each one's timer.
+    pub(crate) roots: BTreeMap<u32, Option<Timer>>,
+    pub(crate) streams: HashMap<u32, Stream>,
+    /// The root of each stream.
+    pub(crate) parents: HashMap<u32, u32>,
+    pub(crate) current: u32,
+    pub(crate) effective: u32,
+    pub(crate) after: VecDeque<After>,
+    pub(crate) out: VecDeque<Out>,
+    pub(crate) plugin_configuration: Option<Vec<u8>>,
+    pub(crate) call_response: Option<CallResponse>,
+    pub(crate) grpc_message: Vec<u8>,
+    pub(crate) metrics: BTreeMap<u32, (StatKind, String)>,
+    /// gRPC streams that this VM holds.
+    pub(crate) grpc_streams: BTreeMap<u32, u32>,
+    pub(crate) last_token: u32,
+    pub(crate) random: u64,
+    pub(crate) calls: BTreeMap<&'static str, u64>,
+    pub(crate) failures: Vec<Failure>,
+    pub(crate) spoils_bytes: Option<Act>,
+    pub(crate) has_failed_a_call: bool,
+    pub(crate) history: VecDeque<Event>,
+    pub(crate) limits: StoreLimits,
+    pub(crate) guest: Option<Guest>,
+    pub(crate) another_worker: Option<Box<dyn FnOnce(&Process)>>,
+}
+
+/// The parts of the guest that host calls use.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    pub(crate) memory: Memory,
+    pub(crate) allocate: TypedFunc<u32, u32>,
+}
+
+/// A line of a VM's history, made into text only if a test fails.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Callback(&'static str, [u32; 5]),
+    Called(&'static str),
+    Failed(&'static str, Act),
+    Logged(u32, String),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Callback(name, arguments) => write!(formatter, "{name}{arguments:?}"),
+            Event::Called(call) => write!(formatter, "    {call}"),
+            Event::Failed(call, act) => write!(formatter, "    {call} goes wrong: {act:?}"),
+            Event::Logged(level, line) => write!(formatter, "    log {level}: {line}"),
+        }
+    }
+}
+
+/// A root context's timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timer {
+    pub(crate) period_us: u64,
+    pub(crate) due_us: u64,
+}
+
+impl VmState {
+    pub(crate) fn new(process: Rc<Process>, index: usize, vm_id: &str, root_id: &str, seed: u64) -> Self {
+        let limits =
+            StoreLimitsBuilder::new().memory_size(MAX_MEMORY_BYTES).trap_on_grow_failure(true).build();
+        Self {
+            process,
+            index,
+            vm_id: vm_id.to_owned(),
+            root_id: root_id.to_owned(),
+            roots: BTreeMap::new(),
+            streams: HashMap::new(),
+            parents: HashMap::new(),
+            current: 0,
+            effective: 0,
+            after: VecDeque::new(),
+            out: VecDeque::new(),
+            plugin_configuration: None,
+            call_response: None,
+            grpc_message: Vec::new(),
+            metrics: BTreeMap::new(),
+            grpc_streams: BTreeMap::new(),
+            last_token: 0,
+            random: seed | 1,
+            calls: BTreeMap::new(),
+            failures: Vec::new(),
+            spoils_bytes: None,
+            has_failed_a_call: false,
+            history: VecDeque::new(),
+            limits,
+            guest: None,
+            another_worker: None,
+        }
+    }
+
+    /// Notes a host call; the status that it has to return at once, if a failure is scripted for it.
+    pub(crate) fn enter(&mut self, call: &'static str) -> Option<u32> {
+        *self.calls.entry(call).or_default() += 1;
+        let act = self.failures.iter_mut().find_map(|failure| failure.strikes(call));
+        match act {
+            Some(act) => self.note(Event::Failed(call, act)),
+            None => self.note(Event::Called(call)),
+        }
+        self.has_failed_a_call |= act.is_some();
+        self.spoils_bytes = None;
+        match act? {
+            Act::Status(status) => Some(status),
+            act => {
+                self.spoils_bytes = Some(act);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn note(&mut self, event: Event) {
+        if self.history.len() == HISTORY_LINES {
+            self.history.pop_front();
+        }
+        self.history.push_back(event);
+    }
+
+    /// The context that a host call is about.
+    pub(crate) fn context(&self) -> u32 {
+        if self.effective != 0 && self.exists(self.effective) { self.effective } else { self.current }
+    }
+
+    pub(crate) fn exists(&self, context: u32) -> bool {
+        self.roots.contains_key(&context) || self.streams.contains_key(&context)
+    }
+
+    /// The root of the context that a host call is about.
+    pub(crate) fn root(&self) -> u32 {
+        let context = self.context();
+        self.parents.get(&context).copied().unwrap_or(context)
+    }
+
+    pub(crate) fn next_token(&mut self) -> u32 {
+        self.last_token += 2;
+        self.last_token
+    }
+
+    /// Xorshift: the same bytes for the same seed.
+    pub(crate) fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    pub(crate) fn map(&mut self, kind: u32) -> Option<&mut Headers> {
+        const REQUEST: u32 = 0;
+        const REQUEST_TRAILERS: u32 = 1;
+        const RESPONSE: u32 = 2;
+        const CALL_RESPONSE: u32 = 6;
+        let context = self.context();
+        let stream = self.streams.get_mut(&context);
+        match kind {
+            REQUEST => stream?.request_headers.as_mut(),
+            REQUEST_TRAILERS => stream?.request_trailers.as_mut(),
+            RESPONSE => stream?.response_headers.as_mut(),
+            CALL_RESPONSE => self.call_response.as_mut().map(|response| &mut response.headers),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn buffer(&mut self, kind: u32) -> Option<&mut Vec<u8>> {
+        const REQUEST_BODY: u32 = 0;
+        const RESPONSE_BODY: u32 = 1;
+        const CALL_RESPONSE_BODY: u32 = 4;
+        const GRPC_RECEIVE: u32 = 5;
+        const PLUGIN_CONFIGURATION: u32 = 7;
+        let context = self.context();
+        let stream = self.streams.get_mut(&context);
+        match kind {
+            REQUEST_BODY => stream?.request_body.as_mut(),
+            RESPONSE_BODY => stream?.response_body.as_mut(),
+            CALL_RESPONSE_BODY => self.call_response.as_mut().map(|response| &mut response.body),
+            GRPC_RECEIVE => Some(&mut self.grpc_message),
+            PLUGIN_CONFIGURATION => self.plugin_configuration.as_mut(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn property(&self, path: &[u8]) -> Result<Vec<u8>, u32> {
+        let stream = self.streams.get(&self.context());
+        match (path, stream) {
+            (b"plugin_root_id", _) => Ok(self.root_id.clone().into_bytes()),
+            (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
+            _ => Err(status::NOT_FOUND),
+        }
+    }
+}

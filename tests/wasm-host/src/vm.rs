@@ -1,0 +1,151 @@
+//! One VM: callbacks in, with a bound on what each may cost, and every trap a failure that shows how it came about.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::rc::Rc;
+
+use wasmtime::{InstancePre, Store, TypedFunc, WasmParams, WasmResults};
+
+use crate::failures::Failure;
+use crate::process::Process;
+use crate::state::{Event, Guest, MAX_MEMORY_BYTES, VmState};
+
+/// Most that one callback may cost. The dearest in earnest is a configuration with thousands of keys, some tens of
+/// millions; what goes over hangs.
+pub const MAX_FUEL: u64 = 2_000_000_000;
+
+/// One instance of the filter, and the host's side of it.
+pub struct Vm {
+    store: Store<VmState>,
+    instance: wasmtime::Instance,
+    /// What all callbacks have cost.
+    pub total_fuel: u64,
+    /// What the dearest callback has cost so far.
+    pub most_fuel: u64,
+    /// Whether a failure unwinds without a word.
+    pub(crate) is_quiet: bool,
+    /// How many callbacks there were.
+    pub callbacks: u64,
+}
+
+impl Vm {
+    /// A fresh instance, initialised, with no context yet.
+    pub(crate) fn new(
+        module: &InstancePre<VmState>,
+        process: Rc<Process>,
+        index: usize,
+        (vm_id, root_id): (&str, &str),
+        seed: u64,
+    ) -> Self {
+        let state = VmState::new(process, index, vm_id, root_id, seed);
+        let mut store = Store::new(module.module().engine(), state);
+        store.limiter(|state| &mut state.limits);
+        store.set_fuel(MAX_FUEL).expect("an engine that counts fuel");
+        let instance = module.instantiate(&mut store).expect("an instance of a module that is linked");
+        let memory = instance.get_memory(&mut store, "memory").expect("a memory");
+        let allocate = instance
+            .get_typed_func(&mut store, "proxy_on_memory_allocate")
+            .expect("an allocator for what the host hands over");
+        store.data_mut().guest = Some(Guest { memory, allocate });
+        let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, is_quiet: false, callbacks: 0 };
+        vm.call::<(), ()>("_initialize", 0, ());
+        vm
+    }
+
+    pub(crate) fn state(&self) -> &VmState {
+        self.store.data()
+    }
+
+    pub(crate) fn state_mut(&mut self) -> &mut VmState {
+        self.store.data_mut()
+    }
+
+    /// How often each host call was made.
+    pub fn host_calls(&self) -> &BTreeMap<&'static str, u64> {
+        &self.store.data().calls
+    }
+
+    /// From now on host calls go wrong like that.
+    pub fn script(&mut self, failures: impl IntoIterator<Item = Failure>) {
+        self.store.data_mut().failures = failures.into_iter().collect();
+    }
+
+    /// Whether a scripted failure has struck.
+    pub fn has_failed_a_call(&self) -> bool {
+        self.store.data().has_failed_a_call
+    }
+
+    /// Bytes of memory that it has.
+    pub fn memory_bytes(&mut self) -> usize {
+        let guest = self.store.data().guest.clone().expect("an instance");
+        guest.memory.data_size(&self.store)
+    }
+
+    /// Calls an export on behalf of a context. Panics if it traps, runs out of fuel or takes too much memory.
+    pub(crate) fn call<P, R>(&mut self, name: &'static str, context: u32, arguments: P) -> R
+    where
+        P: WasmParams + Arguments,
+        R: WasmResults,
+    {
+        let function: TypedFunc<P, R> = self
+            .instance
+            .get_typed_func(&mut self.store, name)
+            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        let state = self.store.data_mut();
+        state.note(Event::Callback(name, arguments.shown()));
+        let outer = (state.current, state.effective);
+        (state.current, state.effective) = (context, 0);
+        self.callbacks += 1;
+        self.store.set_fuel(MAX_FUEL).expect("an engine that counts fuel");
+        let result = function.call(&mut self.store, arguments);
+        let fuel = MAX_FUEL - self.store.get_fuel().unwrap_or_default();
+        self.total_fuel += fuel;
+        self.most_fuel = self.most_fuel.max(fuel);
+        let state = self.store.data_mut();
+        (state.current, state.effective) = outer;
+        let bytes = self.memory_bytes();
+        match result {
+            Ok(_) if bytes > MAX_MEMORY_BYTES => self.fail(&format!("{name} left {bytes} bytes of memory")),
+            Ok(result) => result,
+            Err(error) => self.fail(&format!("{name} trapped: {error:?}")),
+        }
+    }
+
+    /// Panics with what the callbacks and host calls were before, oldest first.
+    fn fail(&self, message: &str) -> ! {
+        let state = self.store.data();
+        let mut text =
+            format!("VM {} ({}): {message}\nbefore that, oldest first:\n", state.index, state.vm_id);
+        for line in &state.history {
+            let _ = writeln!(text, "  {line}");
+        }
+        if self.is_quiet {
+            std::panic::resume_unwind(Box::new(text));
+        }
+        panic!("{text}");
+    }
+}
+
+/// The arguments of a callback, for the history; missing ones are zero.
+pub(crate) trait Arguments {
+    fn shown(&self) -> [u32; 5];
+}
+
+macro_rules! arguments {
+    ($($kind:ty: $this:ident => $shown:expr;)*) => {
+        $(impl Arguments for $kind {
+            fn shown(&self) -> [u32; 5] {
+                let $this = self;
+                $shown
+            }
+        })*
+    };
+}
+
+arguments! {
+    (): _this => [0; 5];
+    u32: this => [*this, 0, 0, 0, 0];
+    (u32, u32): this => [this.0, this.1, 0, 0, 0];
+    (u32, u32, u32): this => [this.0, this.1, this.2, 0, 0];
+    (u32, u32, u32, u32, u32): this => [this.0, this.1, this.2, this.3, this.4];
+}

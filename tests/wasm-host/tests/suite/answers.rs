@@ -1,0 +1,255 @@
+//! Answers of a limiter on shared data: headers, identity, exemptions, gRPC, endpoints, other workers.
+
+use wasm_host::secrets::{ADMIN_TOKEN, API_KEY};
+use wasm_host::{Request, Setup, World};
+
+use crate::support::{change, configuration, keyed, statuses, world};
+
+#[test]
+fn every_limited_answer_says_where_the_caller_stands() {
+    let mut world = world();
+    let admitted = world.get(0, &keyed());
+    let expected = [
+        ("x-ratelimit-limit", "5"),
+        ("x-ratelimit-remaining", "4"),
+        ("x-ratelimit-reset", "1700000001"),
+        ("x-ratelimit-tier", "pro"),
+        ("x-system-health", "NORMAL"),
+        ("x-processing-time", "0.0000s"),
+    ];
+    for (name, value) in expected {
+        assert_eq!((admitted.count(name), admitted.header(name).as_str()), (1, value), "{name}");
+    }
+    assert_eq!(statuses(&mut world, 0, &keyed(), 5), [200, 200, 200, 200, 429]);
+    let refused = world.get(0, &keyed());
+    assert_eq!((refused.status, refused.text().as_str()), (429, "Too Many Requests"));
+    assert_eq!((refused.header("retry-after").as_str(), refused.upstream_got), (("1"), None));
+    world.search_for_secrets();
+}
+
+#[test]
+fn an_upstreams_own_headers_are_replaced_and_not_doubled() {
+    let mut world = world();
+    let own = [("x-ratelimit-limit", "9"), ("x-ratelimit-limit", "8"), ("x-system-health", "FINE")];
+    let answer = world.get(0, &keyed().answered(503, &own));
+    assert_eq!(
+        (answer.status, answer.count("x-ratelimit-limit"), answer.count("x-system-health")),
+        (503, 1, 1)
+    );
+    assert_eq!(answer.header("x-ratelimit-limit"), "5");
+}
+
+/// What a request looks like, and from whose bucket of which size it takes.
+#[test]
+fn a_caller_is_its_known_key_and_else_its_address() {
+    let odd: [(&str, Vec<u8>); 6] = [
+        ("none", b"".to_vec()),
+        ("unknown", b"who".to_vec()),
+        ("no UTF-8", b"\xff\xfe".to_vec()),
+        ("257 bytes", vec![b'x'; 257]),
+        ("64 KiB", vec![b'x'; 65_536]),
+        ("another case", API_KEY.to_uppercase().into_bytes()),
+    ];
+    for (name, key) in odd {
+        let mut world = world();
+        let request = Request::get("/").key(&key);
+        let answer = world.get(0, &request);
+        assert_eq!((answer.header("x-ratelimit-tier").as_str(), answer.status), ("free", 200), "{name}");
+        assert_eq!(statuses(&mut world, 0, &Request::get("/"), 3), [200, 200, 429], "{name}: one bucket");
+        let elsewhere = world.get(0, &request.from("192.0.2.2:1"));
+        assert_eq!(elsewhere.header("x-ratelimit-remaining"), "2", "{name}");
+    }
+}
+
+#[test]
+fn addresses_are_grouped_and_odd_ones_share_a_bucket() {
+    let pairs: [(&[u8], &[u8], bool); 5] = [
+        (b"192.0.2.1:1", b"192.0.2.1:65535", true),
+        (b"[::ffff:192.0.2.1]:1", b"192.0.2.1:2", true),
+        (b"[2001:db8::1]:1", b"[2001:db8::2]:1", true),
+        (b"[2001:db8::1]:1", b"[2001:db8:0:1::1]:1", false),
+        (b"", b"\xff\xff", true),
+    ];
+    for (one, other, is_same) in pairs {
+        let mut world = world();
+        world.get(0, &Request::get("/").from(one));
+        let left = world.get(0, &Request::get("/").from(other)).header("x-ratelimit-remaining");
+        assert_eq!(left, if is_same { "1" } else { "2" }, "{one:?} {other:?}");
+    }
+}
+
+#[test]
+fn exempt_and_unlimited_requests_cost_nothing_and_a_blocked_tier_gets_nothing() {
+    let mut world = world();
+    let preflight =
+        Request::new("OPTIONS", "/x").with("origin", "a").with("access-control-request-method", "GET");
+    for request in [Request::get("/metrics?x"), Request::get("/static/a"), preflight] {
+        let answer = world.get(0, &request);
+        assert_eq!((answer.status, answer.count("x-ratelimit-limit")), (200, 0), "{request:?}");
+    }
+    let open = world.get(0, &Request::get("/").key("canary-open"));
+    assert_eq!((open.status, open.header("x-ratelimit-tier").as_str()), (200, "open"));
+    assert_eq!(world.get(0, &Request::get("/").key("canary-shut")).status, 429);
+    assert_eq!(world.get(0, &Request::get("/")).header("x-ratelimit-remaining"), "2");
+    world.advance_ms(2_000);
+    let counted = |status: &str, tier: &str| {
+        let name = format!("rate_limiter_requests_total.tier.{tier}.status.{status}");
+        world.processes[0].stat(&name)
+    };
+    assert_eq!((counted("exempt", "free"), counted("exempt", "open"), counted("blocked", "shut")), (3, 1, 1));
+    assert_eq!(counted("allowed", "free"), 1);
+    world.search_for_secrets();
+}
+
+#[test]
+fn a_grpc_request_is_refused_as_grpc() {
+    let mut world = world();
+    for (kind, is_grpc) in
+        [("application/grpc", true), ("application/grpc+proto", true), ("application/grpc-web", false)]
+    {
+        let request = Request::post("/a.B/C", "").key("canary-shut").with("content-type", kind);
+        let answer = world.get(0, &request);
+        assert_eq!(answer.status, if is_grpc { 200 } else { 429 }, "{kind}");
+        assert_eq!(answer.header("grpc-status"), if is_grpc { "8" } else { "" }, "{kind}");
+        assert_eq!(answer.header("x-ratelimit-tier"), "shut", "{kind}");
+    }
+}
+
+/// Request, status, and what the body or a header says.
+#[test]
+fn endpoints_answer_as_specified() {
+    let post = |body: &str| Request::post("/system/health", body).with("x-admin-token", ADMIN_TOKEN);
+    let long = "x".repeat(1025);
+    let cases = [
+        (Request::get("/health"), 200, r#"{"status":"healthy","redis":"not_configured","health":"NORMAL"}"#),
+        (Request::get("/health?x=1"), 200, r#""status":"healthy""#),
+        (Request::get("/system/health"), 200, r#"{"health":"NORMAL","timestamp":17000000"#),
+        (Request::new("DELETE", "/health"), 405, ""),
+        (Request::new("PUT", "/system/health"), 405, ""),
+        (
+            Request::post("/system/health", r#"{"status":"DEGRADED"}"#),
+            403,
+            r#"{"detail":"Invalid admin token"}"#,
+        ),
+        (post("{"), 400, "detail"),
+        (post(r#"{"status":"SAD"}"#), 400, "SAD"),
+        (post(&long), 413, "detail"),
+        (post(r#"{"status":"DEGRADED"}"#), 200, r#""previous_status":"NORMAL","new_status":"DEGRADED""#),
+        (post(r#"{"status":"NORMAL"}"#), 200, r#""previous_status":"DEGRADED","new_status":"NORMAL""#),
+    ];
+    let mut world = world();
+    for (request, status, text) in cases {
+        let answer = world.get(0, &request);
+        assert_eq!(answer.status, status, "{request:?}: {}", answer.text());
+        assert!(answer.text().contains(text), "{request:?}: {}", answer.text());
+        assert_eq!(answer.count("x-ratelimit-limit"), 0);
+    }
+    assert_eq!(world.get(0, &Request::get("/")).header("x-ratelimit-remaining"), "2", "nothing was charged");
+    world.search_for_secrets();
+}
+
+#[test]
+fn a_body_may_come_in_pieces_and_end_with_trailers_and_is_not_waited_for_longer_than_ten_seconds() {
+    let mut world = world();
+    let request = change("DEGRADED");
+    let id = world.begin(0, &request, false);
+    for byte in br#"{"status":"DEGRADED"}"# {
+        world.body(id, &[*byte], false);
+    }
+    assert_eq!(world.response(id), None);
+    world.trailers(id);
+    world.settle();
+    assert_eq!(world.response(id).map(|response| response.status), Some(200));
+    let late = world.begin(0, &request, false);
+    world.body(late, b"{", false);
+    world.advance_ms(9_000);
+    assert_eq!(world.response(late), None);
+    world.advance_ms(3_000);
+    assert_eq!(world.response(late).map(|response| response.status), Some(408));
+    assert_eq!(world.get(0, &keyed()).header("x-system-health"), "DEGRADED");
+}
+
+#[test]
+fn six_bad_tokens_a_minute_are_answered_with_429_before_the_token_is_looked_at() {
+    let mut world = world();
+    let wrong = Request::post("/system/health", "{}").with("x-admin-token", "canary-wrong");
+    assert_eq!(statuses(&mut world, 0, &wrong, 7), [403, 403, 403, 403, 403, 429, 429]);
+    let right = world.get(0, &change("DEGRADED"));
+    assert_eq!((right.status, right.count("retry-after")), (429, 1));
+    assert_eq!(world.get(0, &change("DEGRADED").from("192.0.2.9:1")).status, 200);
+    world.advance_ms(61_000);
+    assert_eq!(world.get(0, &change("NORMAL")).status, 200);
+    world.search_for_secrets();
+}
+
+#[test]
+fn a_switch_is_seen_by_the_next_request_of_every_worker_with_and_without_stats() {
+    for keeps_stats in [true, false] {
+        let mut world = World::boot(Setup::new(configuration("")).workers(4));
+        world.processes[0].keeps_stats.set(keeps_stats);
+        for worker in 0..4 {
+            assert!(world.configure(worker, configuration("").as_bytes()));
+        }
+        for worker in 0..4 {
+            assert_eq!(world.get(worker, &keyed()).header("x-system-health"), "NORMAL");
+        }
+        assert_eq!(world.get(2, &change("DEGRADED")).status, 200);
+        for worker in 0..4 {
+            assert_eq!(world.get(worker, &keyed()).header("x-system-health"), "DEGRADED", "{keeps_stats}");
+        }
+    }
+}
+
+#[test]
+fn four_workers_admit_exactly_what_one_bucket_holds() {
+    for (request, capacity) in [(keyed(), 5), (Request::get("/"), 3)] {
+        let mut world = World::start(Setup::new(configuration("")).workers(4));
+        let admitted = (0..40).filter(|turn| world.get(turn % 4, &request).status == 200).count();
+        assert_eq!(admitted, capacity);
+    }
+}
+
+#[test]
+fn a_reload_keeps_tokens_and_a_bad_one_is_refused() {
+    let mut world = world();
+    assert_eq!(statuses(&mut world, 0, &keyed(), 4), [200; 4]);
+    assert!(!world.configure(0, b"{\"tiers\": {}}"));
+    assert!(world.processes[0].has_logged("configuration rejected"));
+    assert_eq!(world.get(0, &keyed()).header("x-ratelimit-remaining"), "0");
+    assert!(world.configure(0, configuration(r#", "headers": {"ietf": true}"#).as_bytes()));
+    let refused = world.get(0, &keyed());
+    assert_eq!((refused.status, refused.count("ratelimit")), (429, 1));
+    world.search_for_secrets();
+}
+
+#[test]
+fn documents_are_fetched_published_to_all_workers_and_left_out_when_bad() {
+    let source =
+        r#", "config_source": {"cluster": "config_files", "api_keys": "/keys.json", "ttl_seconds": 5}"#;
+    let mut world = World::start(Setup::new(configuration(source)).workers(2));
+    world
+        .documents
+        .insert("/keys.json".into(), (200, br#"{"canary-new": {"tier": "pro", "id": "new"}}"#.to_vec()));
+    world.advance_ms(1_500);
+    for worker in 0..2 {
+        assert_eq!(world.get(worker, &Request::get("/").key("canary-new")).header("x-ratelimit-tier"), "pro");
+    }
+    let bad: [(u32, &[u8]); 5] =
+        [(200, b"{"), (200, b"[]"), (503, b"{}"), (200, b"{\"k\": \"nobody\"}"), (204, b"")];
+    for answer in bad {
+        world.documents.insert("/keys.json".into(), (answer.0, answer.1.to_vec()));
+        world.advance_ms(6_000);
+        assert_eq!(world.get(1, &Request::get("/").key("canary-new")).header("x-ratelimit-tier"), "pro");
+    }
+    assert!(world.processes[0].stat("rate_limiter_config_reloads_total.result.rejected") >= 4);
+    world.documents.clear();
+    for _ in 0..60 {
+        if world.calls.is_empty() {
+            world.advance_ms(100);
+        }
+    }
+    assert_eq!(world.calls.len(), 1, "one worker asks");
+    world.answer_call(0, None);
+    assert!(world.processes[0].has_logged("broke off"));
+    world.search_for_secrets();
+}

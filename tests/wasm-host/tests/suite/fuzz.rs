@@ -1,0 +1,37 @@
+//! A fixed number of callback sequences, the same in every run, and the kept ones.
+
+use wasm_host::fuzz;
+
+/// Some ten seconds on one slow core.
+const INPUTS: u64 = 1_500;
+
+#[test]
+fn arbitrary_sequences_of_callbacks_trap_nothing_and_leave_nobody_waiting() {
+    let mut total = fuzz::Summary::default();
+    for index in 0..INPUTS {
+        match fuzz::run_sequence(&fuzz::input(7, index)) {
+            Ok(summary) => total.add(summary),
+            Err(text) => panic!("{text}\ncargo run -p wasm-host -- fuzz --seed 7 --from {index} --inputs 1"),
+        }
+    }
+    println!("{total:#?}");
+    // The sequences reach what they are meant to reach.
+    assert!(total.requests > INPUTS * 2, "{total:?}");
+    assert!(total.answered > INPUTS / 4 && total.forwarded > INPUTS / 4, "{total:?}");
+    assert!(total.refused > INPUTS / 50 && total.failed_calls > INPUTS / 50, "{total:?}");
+    assert!(total.connections > INPUTS / 10, "{total:?}");
+}
+
+#[test]
+fn kept_sequences_stay_good() {
+    let files = std::fs::read_dir(fuzz::corpus_path()).expect("the corpus");
+    let mut count = 0;
+    for file in files.map(|entry| entry.expect("an entry").path()) {
+        let bytes = std::fs::read(&file).expect("a file of the corpus");
+        if let Err(text) = fuzz::run_sequence(&bytes) {
+            panic!("{}: {text}", file.display());
+        }
+        count += 1;
+    }
+    assert!(count > 0, "the corpus is empty");
+}

@@ -1,0 +1,8 @@
+//! The compiled filter in a hostile host, one file a subject. One binary, because the filter is compiled once for all.
+
+mod answers;
+mod costs;
+mod fuzz;
+mod host_failures;
+mod redis;
+mod support;

@@ -1,0 +1,173 @@
+//! Requests that Redis decides, and those that it should have.
+
+use wasm_host::redis::Mode;
+use wasm_host::{Request, World};
+
+use crate::support::{change, keyed, redis_configuration, redis_setup, redis_world, statuses};
+use wasm_host::secrets::{REDIS_PASSWORD, REDIS_USER};
+
+#[test]
+fn envoys_share_each_bucket_exactly_however_bytes_are_cut() {
+    for piece_bytes in [usize::MAX, 1, 3, 7] {
+        let mut world = World::start(redis_setup("local").envoys(2).workers(2));
+        world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
+        world.redis.piece_bytes = piece_bytes;
+        let admitted = (0..12).filter(|turn| world.get(turn % 4, &keyed()).status == 200).count();
+        assert_eq!(admitted, 5, "pieces of {piece_bytes}");
+        let left = world.get(3, &Request::get("/")).header("x-ratelimit-remaining");
+        assert_eq!(left, "2");
+        assert!(world.redis.model.buckets.contains_key("rate_limit:pro"));
+        world.search_for_secrets();
+    }
+}
+
+#[test]
+fn who_is_known_to_be_empty_is_refused_without_asking_until_health_changes() {
+    let mut world = redis_world("local");
+    assert_eq!(statuses(&mut world, 0, &keyed(), 7), [200, 200, 200, 200, 200, 429, 429]);
+    let asked = world.redis.model.commands.len();
+    let refused = world.get(0, &keyed());
+    assert_eq!((refused.status, refused.header("retry-after").as_str()), (429, "1"));
+    assert_eq!(world.redis.model.commands.len(), asked);
+    assert_eq!(world.get(0, &change("DEGRADED")).status, 200);
+    assert_eq!(world.get(0, &keyed()).header("x-system-health"), "DEGRADED");
+    assert!(world.redis.model.commands.len() > asked + 1, "asked again");
+    world.search_for_secrets();
+}
+
+#[test]
+fn requests_that_wait_are_decided_by_policy_within_the_timeout_and_a_tick() {
+    for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
+        for mode in [Mode::Frozen, Mode::Refuses] {
+            let mut world = redis_world(policy);
+            world.redis.mode = mode;
+            let ids: Vec<_> = (0..3).map(|_| world.send(0, &keyed())).collect();
+            world.advance_ms(20 + 10);
+            for id in ids {
+                let found = world.response(id).map(|response| response.status);
+                assert_eq!(found, Some(status), "{policy} {mode:?}");
+            }
+            assert!(world.undecided().is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_breaker_opens_and_redis_is_found_again_within_five_seconds() {
+    let mut world = redis_world("local");
+    assert_eq!(world.get(0, &keyed()).status, 200);
+    assert!(world.get(0, &Request::get("/health")).text().contains("\"redis\":\"connected\""));
+    world.redis.mode = Mode::Frozen;
+    for _ in 0..4 {
+        world.send(0, &keyed());
+        world.advance_ms(30);
+    }
+    let asked = world.redis.received.len();
+    assert!(matches!(world.get(0, &keyed()).status, 200 | 429), "no wait");
+    assert_eq!(world.redis.received.len(), asked, "no question");
+    assert!(world.get(0, &Request::get("/health")).text().contains("\"redis\":\"disconnected\""));
+    world.advance_ms(3_000);
+    world.redis.mode = Mode::Up;
+    world.advance_ms(5_000);
+    world.get(0, &keyed());
+    assert!(world.get(0, &Request::get("/health")).text().contains("\"redis\":\"connected\""));
+    world.search_for_secrets();
+}
+
+#[test]
+fn a_late_reply_decides_nobody_else() {
+    let mut world = redis_world("deny");
+    assert_eq!(world.get(0, &keyed()).header("x-ratelimit-remaining"), "4");
+    world.redis.mode = Mode::Frozen;
+    let late = world.send(0, &keyed());
+    world.advance_ms(30);
+    assert_eq!(world.response(late).map(|response| response.status), Some(503));
+    let gone = world.send(0, &Request::get("/").from("192.0.2.7:1"));
+    world.leave(gone);
+    let waits = world.send(0, &Request::get("/").from("192.0.2.8:1"));
+    world.redis_comes_up();
+    let response = world.response(waits).expect("an answer");
+    assert_eq!((response.status, response.header("x-ratelimit-tier").as_str()), (200, "free"));
+    assert!(world.undecided().is_empty());
+}
+
+#[test]
+fn a_delivery_while_requests_wait_loses_none_of_them() {
+    let mut world = redis_world("local");
+    world.redis.mode = Mode::Frozen;
+    let waiting = world.send(0, &keyed());
+    assert!(world.configure(0, redis_configuration("deny").as_bytes()));
+    world.redis_comes_up();
+    world.advance_ms(50);
+    assert_eq!(world.response(waiting).map(|response| response.status), Some(200));
+    assert_eq!(world.get(0, &keyed()).header("x-ratelimit-remaining"), "3");
+}
+
+#[test]
+fn an_upload_that_waits_arrives_whole() {
+    let mut world = redis_world("local");
+    world.redis.mode = Mode::Frozen;
+    let request = keyed();
+    let id = world.begin(0, &request, false);
+    let body = vec![b'u'; 3 << 20];
+    for piece in body.chunks(65_536) {
+        world.body(id, piece, false);
+    }
+    world.settle();
+    assert_eq!(world.response(id), None);
+    world.redis_comes_up();
+    world.trailers(id);
+    world.settle();
+    let got =
+        world.response(id).and_then(|response| response.upstream_got.clone()).expect("a forwarded request");
+    assert_eq!((got.body.len(), got.has_trailers), (body.len(), true));
+    assert!(
+        world.all_vms().iter_mut().all(|vm| vm.memory_bytes() <= 3 << 20),
+        "nothing was gathered in a VM"
+    );
+}
+
+/// What Redis says instead of an answer, and whether the connection is kept.
+#[test]
+fn errors_and_garbage_decide_by_policy() {
+    let says = [
+        (&b"-LOADING Redis is loading the dataset in memory\r\n"[..], true),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", true),
+        (b"-READONLY You can't write against a read only replica.\r\n", true),
+        (b"-MOVED 1 127.0.0.1:7001\r\n", true),
+        (b":1\r\n", false),
+        (b"$3\r\nabc\r\n", false),
+        (b"*1\r\n:1\r\n", false),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", false),
+        (b"$99999\r\n", false),
+        (&[0xff; 5000], false),
+    ];
+    for (reply, is_kept) in says {
+        let mut world = World::start(crate::support::setup_without_password("deny"));
+        assert_eq!(world.get(0, &keyed()).status, 200);
+        world.redis.mode = Mode::ByHand;
+        let id = world.send(0, &keyed());
+        world.redis_says(0, reply);
+        world.settle();
+        let shown = String::from_utf8_lossy(reply);
+        assert_eq!(world.response(id).map(|response| response.status), Some(503), "{shown}");
+        let next = world.send(0, &keyed());
+        assert_eq!(world.connections(), if is_kept { 1 } else { 2 }, "{shown}");
+        world.advance_ms(30);
+        assert_eq!(world.response(next).map(|response| response.status), Some(503), "{shown}");
+    }
+}
+
+#[test]
+fn a_change_of_health_reaches_the_other_envoy_within_a_second() {
+    let mut world = World::start(redis_setup("local").envoys(2));
+    world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
+    for envoy in 0..2 {
+        assert_eq!(world.get(envoy, &keyed()).header("x-system-health"), "NORMAL");
+    }
+    assert_eq!(world.get(0, &change("DEGRADED")).status, 200);
+    world.advance_ms(1_000);
+    assert_eq!(world.get(1, &keyed()).header("x-system-health"), "DEGRADED");
+    assert_eq!(world.redis.model.strings.len(), 1);
+    world.search_for_secrets();
+}

@@ -1,0 +1,63 @@
+//! What the scenarios share: a configuration whose keys and passwords are canaries.
+
+use wasm_host::secrets::{ADMIN_TOKEN, API_KEY, REDIS_PASSWORD, REDIS_USER};
+use wasm_host::{Request, Setup, World};
+
+/// Two keys (`pro` and one of an unlimited tier), tiers that are easy to count, one exempt path.
+pub(crate) fn configuration(more: &str) -> String {
+    format!(
+        r#"{{"tiers": {{
+              "free": {{"base": {{"capacity": 3, "refill_rate": 1}}, "degraded": {{"capacity": 1, "refill_rate": 1}}}},
+              "pro": {{"base": {{"capacity": 5, "refill_rate": 1}}, "degraded": {{"capacity": 2, "refill_rate": 1}}}},
+              "open": {{"unlimited": true}},
+              "shut": {{"base": {{"capacity": 0, "refill_rate": 1}}}} }},
+            "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}}, "canary-open": "open", "canary-shut": "shut"}},
+            "exempt_paths": ["/metrics", "/static/*"], "exempt_preflight": true{more}}}"#
+    )
+}
+
+/// The same with a Redis.
+pub(crate) fn redis_configuration(on_failure: &str) -> String {
+    let store = format!(
+        r#", "store": {{"kind": "redis", "cluster": "redis", "timeout_ms": 20, "on_failure": "{on_failure}"}}"#
+    );
+    configuration(&store)
+}
+
+/// One Envoy on shared data.
+pub(crate) fn world() -> World {
+    World::start(Setup::new(configuration("")))
+}
+
+/// One Envoy on a Redis with a password.
+pub(crate) fn redis_world(on_failure: &str) -> World {
+    let mut world = World::start(redis_setup(on_failure));
+    world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
+    world
+}
+
+pub(crate) fn redis_setup(on_failure: &str) -> Setup {
+    Setup::new(redis_configuration(on_failure))
+        .variable("REDIS_USERNAME", REDIS_USER)
+        .variable("REDIS_PASSWORD", REDIS_PASSWORD)
+}
+
+/// A request with the known key.
+pub(crate) fn keyed() -> Request {
+    Request::get("/test").key(API_KEY)
+}
+
+/// A change of health.
+pub(crate) fn change(status: &str) -> Request {
+    Request::post("/system/health", format!(r#"{{"status":"{status}"}}"#)).with("x-admin-token", ADMIN_TOKEN)
+}
+
+/// Statuses of so many equal requests.
+pub(crate) fn statuses(world: &mut World, worker: usize, request: &Request, count: usize) -> Vec<u32> {
+    (0..count).map(|_| world.get(worker, request).status).collect()
+}
+
+/// A Redis that asks for no password.
+pub(crate) fn setup_without_password(on_failure: &str) -> Setup {
+    Setup::new(redis_configuration(on_failure))
+}
