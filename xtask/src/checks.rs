@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{step, tools, workspace};
+use crate::{checkers, step, tools, workspace};
 
 /// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
 /// not hang CI.
@@ -77,12 +77,18 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let envoy = tools::envoy()?;
     let redis_server = tools::redis_server()?;
+    let (prometheus, promtool) = checkers::prometheus()?;
+    let check_jsonschema = checkers::check_jsonschema()?;
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();
     tests.args(["test", "--package", "e2e"]);
-    tests.env("ENVOY_BIN", envoy).env("REDIS_SERVER", redis_server).env("FILTER_WASM", wasm);
-    tests.env("PROBE_WASM", probe);
+    tests
+        .env("ENVOY_BIN", envoy)
+        .env("REDIS_SERVER", redis_server)
+        .env("FILTER_WASM", wasm)
+        .env("PROBE_WASM", probe);
+    tests.env("PROMETHEUS", prometheus).env("PROMTOOL", promtool).env("CHECK_JSONSCHEMA", check_jsonschema);
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 

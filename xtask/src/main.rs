@@ -2,9 +2,10 @@
 //! what is missing and how to get it.
 //!
 //! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `bench`, `conformance`
-//! and `dist` are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
+//! and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they stand on.
 
 mod bench;
+mod checkers;
 mod checks;
 mod conformance;
 mod demo;
@@ -30,7 +31,8 @@ use clap::Parser;
 /// ENVOY_BIN, `envoy` on PATH or `func-e`, else installed under target/tools. The filter is built
 /// with rustup's wasm32-wasip1 target if that is installed, else with Debian's compiler;
 /// XTASK_WASM_TOOLCHAIN=rustup or =debian decides. Redis is taken from REDIS_SERVER, or is
-/// `redis-server` or `valkey-server` on PATH, else Debian's.
+/// `redis-server` or `valkey-server` on PATH, else Debian's; so are Prometheus and its promtool
+/// (PROMETHEUS, PROMTOOL).
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Verb {

@@ -126,6 +126,11 @@ impl Envoy {
         }
     }
 
+    /// The address of the admin endpoint.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Opens a connection to the main listener.
     #[track_caller]
     pub fn connect(&self) -> Connection {
