@@ -25,7 +25,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// What is at the repository's root and not part of the sources.
 const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Options {
     /// Only these mutants; without a name, all of them
     names: Vec<String>,

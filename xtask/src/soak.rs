@@ -4,6 +4,7 @@
 //! unless it is given, and is printed: the same part with the same seed searches the same way again. What is found says
 //! by itself how to bring just that back.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -63,8 +64,8 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
 impl Part {
     fn run(self, time: Duration, seed: u64) -> Result<()> {
         let timed = |package: &str, arguments: &[&str]| {
-            let mut command = workspace::cargo();
-            command.args(["run", "--quiet", "--profile", "soak", "--package", package, "--"]).args(arguments);
+            let mut command = search(package);
+            command.args(arguments);
             command.args(["--seconds", &time.as_secs().to_string(), "--seed", &seed.to_string()]);
             command
         };
@@ -84,6 +85,13 @@ impl Part {
             Self::Session => rounds(time, seed, "redis_session", ("SESSION_SEED", "SESSION_RUNS"), 4_000),
         }
     }
+}
+
+/// One of the searches that are programs of their own, built to be quick and with every check.
+pub(crate) fn search(package: &str) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["run", "--quiet", "--profile", "soak", "--package", package, "--"]);
+    command
 }
 
 /// A test binary over and over until the time is up, each round with a larger amount than in CI and the next seed.
