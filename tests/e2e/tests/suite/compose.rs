@@ -2,12 +2,15 @@
 //! `production.yml` starts, started on the loopback.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::load;
+use e2e::port;
 use e2e::shipped_files::{check_compose, yaml};
 use e2e::wait;
 use serde_json::{Value, json};
@@ -241,6 +244,50 @@ fn healthchecks_command_tells(balancer: &Envoy) {
     };
     assert!(is_well(balancer.address().port()));
     assert!(!is_well(e2e::upstream::refusing().port()));
+}
+
+/// The command that Docker runs in Redis' container hands the shipped file and the password to a real Redis.
+#[test]
+fn redis_asks_for_the_password_in_its_environment() {
+    let compose = yaml(&repository_root().join(PRODUCTION));
+    let command = compose["services"]["redis"]["command"].as_array().expect("a list").clone();
+    let words: Vec<_> = command.iter().filter_map(Value::as_str).collect();
+    assert_eq!(words[..2], ["sh", "-c"]);
+    let config = repository_root().join("deploy/compose/redis.conf").canonicalize().expect("a file");
+    let port = port::reserve().port();
+    let server = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let mut script = words[2].to_owned();
+    for (from, to) in [
+        ("/etc/redis.conf", config.display().to_string()),
+        ("exec redis-server -", format!("exec {server} - --bind 127.0.0.1 --port {port}")),
+        // What Compose makes of it.
+        ("$$REDIS_PASSWORD", "$REDIS_PASSWORD".to_owned()),
+    ] {
+        assert_eq!(script.matches(from).count(), 1, "{from} in {script}");
+        script = script.replace(from, &to);
+    }
+    // Whatever happens here, it ends by itself: `SHUTDOWN` below, or `timeout`.
+    let mut redis = Command::new("timeout")
+        .args(["60", "sh", "-c", &script])
+        .env("REDIS_PASSWORD", "from-the-environment")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("timeout");
+    let mut stream = wait::until("Redis listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+    stream.set_read_timeout(Some(wait::SOON)).expect("a socket");
+    let mut answers = BufReader::new(stream.try_clone().expect("a socket")).lines();
+    let mut ask = |command: &str| {
+        stream.write_all(format!("{command}\r\n").as_bytes()).expect("written");
+        answers.next().expect("an answer").expect("text")
+    };
+    assert!(ask("PING").starts_with("-NOAUTH"));
+    assert!(ask("AUTH wrong").starts_with("-WRONGPASS"));
+    assert_eq!(ask("AUTH from-the-environment"), "+OK");
+    assert_eq!(ask("CONFIG GET maxmemory-policy"), "*2");
+    let policy: Vec<_> = answers.by_ref().take(4).map(|line| line.expect("text")).collect();
+    assert_eq!(policy[3], "noeviction");
+    stream.write_all(b"SHUTDOWN NOSAVE\r\n").expect("written");
+    assert!(redis.wait().expect("a child").success());
 }
 
 /// The services of a compose file.
