@@ -2,12 +2,15 @@
 //! `production.yml` starts, started on the loopback.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::load;
+use e2e::port;
 use e2e::shipped_files::{check_compose, yaml};
 use e2e::wait;
 use serde_json::{Value, json};
@@ -124,10 +127,12 @@ fn three_limiters_behind_the_load_balancer_are_one() {
             (reply.tier() == "pro" && health["redis"] == "connected").then_some(())
         });
     }
-    wait::until("the load balancer knows all three", || {
-        (balancer.stat("cluster.limiter.membership_healthy") == 3).then_some(())
+    // Envoy hands what its health checks find to its workers once a second.
+    wait::until("the load balancer sends to all three", || {
+        balancer.send(&Request::get("/health"));
+        let shares = shares(&balancer);
+        (shares.len() == 3 && !shares.contains(&0)).then_some(())
     });
-    redis.command(&["DEL", "rate_limit:pro"]);
     // Who was refused before is asked about again after a second at most.
     wait::until("a full bucket", || {
         redis.command(&["DEL", "rate_limit:pro"]);
@@ -136,14 +141,16 @@ fn three_limiters_behind_the_load_balancer_are_one() {
     });
     redis.command(&["DEL", "rate_limit:pro"]);
 
+    let before = shares(&balancer);
     // A caller has one bucket, whichever limiter is asked.
     let tally = load::burst(balancer.address(), 8, 30, &Request::get("/test").key("pro"));
     assert_eq!(load::count(&tally, 200), CAPACITY, "{tally:?}");
     assert_eq!(load::count(&tally, 429), 240 - CAPACITY, "{tally:?}");
-    for limiter in &limiters {
-        let passed = limiter.stat("http.service.downstream_rq_total");
-        assert!(passed > 20, "each had its share: {passed}");
-    }
+    let after = shares(&balancer);
+    assert!(
+        after.iter().zip(&before).all(|(after, before)| after - before > 20),
+        "each has its share: {after:?}"
+    );
 
     addresses_are_the_clients_own(&balancer, &redis);
     health_is_one(&balancer, &limiters);
@@ -157,6 +164,14 @@ fn three_limiters_behind_the_load_balancer_are_one() {
     redis.kill();
     let without_redis = load::burst(balancer.address(), 4, 25, &Request::get("/test").key("pro"));
     assert_eq!(load::count(&without_redis, 200) + load::count(&without_redis, 429), 100, "{without_redis:?}");
+}
+
+/// How many requests the load balancer has sent to each limiter.
+#[track_caller]
+fn shares(balancer: &Envoy) -> Vec<u64> {
+    let clusters = balancer.admin("/clusters");
+    let of_limiters = clusters.lines().filter(|line| line.starts_with("limiter::"));
+    of_limiters.filter_map(|line| line.split_once("::rq_total::")?.1.parse().ok()).collect()
 }
 
 /// What a client writes into X-Forwarded-For buys nothing, and two clients are two callers.
@@ -229,6 +244,50 @@ fn healthchecks_command_tells(balancer: &Envoy) {
     };
     assert!(is_well(balancer.address().port()));
     assert!(!is_well(e2e::upstream::refusing().port()));
+}
+
+/// The command that Docker runs in Redis' container hands the shipped file and the password to a real Redis.
+#[test]
+fn redis_asks_for_the_password_in_its_environment() {
+    let compose = yaml(&repository_root().join(PRODUCTION));
+    let command = compose["services"]["redis"]["command"].as_array().expect("a list").clone();
+    let words: Vec<_> = command.iter().filter_map(Value::as_str).collect();
+    assert_eq!(words[..2], ["sh", "-c"]);
+    let config = repository_root().join("deploy/compose/redis.conf").canonicalize().expect("a file");
+    let port = port::reserve().port();
+    let server = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let mut script = words[2].to_owned();
+    for (from, to) in [
+        ("/etc/redis.conf", config.display().to_string()),
+        ("exec redis-server -", format!("exec {server} - --bind 127.0.0.1 --port {port}")),
+        // What Compose makes of it.
+        ("$$REDIS_PASSWORD", "$REDIS_PASSWORD".to_owned()),
+    ] {
+        assert_eq!(script.matches(from).count(), 1, "{from} in {script}");
+        script = script.replace(from, &to);
+    }
+    // Whatever happens here, it ends by itself: `SHUTDOWN` below, or `timeout`.
+    let mut redis = Command::new("timeout")
+        .args(["60", "sh", "-c", &script])
+        .env("REDIS_PASSWORD", "from-the-environment")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("timeout");
+    let mut stream = wait::until("Redis listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+    stream.set_read_timeout(Some(wait::SOON)).expect("a socket");
+    let mut answers = BufReader::new(stream.try_clone().expect("a socket")).lines();
+    let mut ask = |command: &str| {
+        stream.write_all(format!("{command}\r\n").as_bytes()).expect("written");
+        answers.next().expect("an answer").expect("text")
+    };
+    assert!(ask("PING").starts_with("-NOAUTH"));
+    assert!(ask("AUTH wrong").starts_with("-WRONGPASS"));
+    assert_eq!(ask("AUTH from-the-environment"), "+OK");
+    assert_eq!(ask("CONFIG GET maxmemory-policy"), "*2");
+    let policy: Vec<_> = answers.by_ref().take(4).map(|line| line.expect("text")).collect();
+    assert_eq!(policy[3], "noeviction");
+    stream.write_all(b"SHUTDOWN NOSAVE\r\n").expect("written");
+    assert!(redis.wait().expect("a child").success());
 }
 
 /// The services of a compose file.

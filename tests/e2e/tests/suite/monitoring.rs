@@ -146,8 +146,13 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
             let rates = prometheus.query("rate_limiter:requests:rate1m > 0");
             (seen.len() == 2 && !rates.is_empty()).then_some(())
         });
-        let firing = firing(&prometheus);
-        assert!(firing.is_empty(), "nothing is wrong yet: {firing:?}");
+        // A machine that stands still for a second misses a scrape, which is over with the next.
+        let mut early = Vec::new();
+        let is_quiet = wait::poll(SHOWS, || {
+            early = firing(&prometheus);
+            early.is_empty().then_some(())
+        });
+        assert!(is_quiet.is_some(), "nothing is wrong yet: {early:?}");
 
         is_trouble.store(true, Ordering::Relaxed);
         fs::write(folder.join("config/tiers.json"), "{").expect("written");
@@ -248,8 +253,7 @@ fn scraping(targets: &[SocketAddr]) -> String {
     })
 }
 
-/// The shipped rules, which wait a second before they fire, and measure over so short a time that what is over is
-/// soon forgotten.
+/// The shipped rules, whose alerts fire after a second.
 fn impatient_rules() -> String {
     let rules = shipped("deploy/monitoring/rules.yml");
     let lines = rules.lines().map(|line| match line.split_once("    for: ") {
