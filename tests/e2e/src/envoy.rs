@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::canary;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN, string_value};
@@ -288,8 +289,25 @@ impl Envoy {
     }
 }
 
+impl Envoy {
+    /// Every secret in what Envoy shows to an operator who may not see its configuration.
+    ///
+    /// # Panics
+    ///
+    /// When it runs and does not show it.
+    #[track_caller]
+    pub fn secrets(&self) -> Vec<String> {
+        let shown =
+            ["/stats", "/stats/prometheus", "/server_info"].map(|path| (path, self.admin(path).into_bytes()));
+        let log = ("Envoy's log", self.log().into_bytes());
+        canary::search(shown.into_iter().chain([log]))
+    }
+}
+
 impl Drop for Envoy {
     fn drop(&mut self) {
+        // A failing test's Envoy may not answer any more, and has other things to show.
+        let secrets = if std::thread::panicking() { Vec::new() } else { self.secrets() };
         kill(&mut self.child);
         let log = read_log(&self.dir);
         if std::thread::panicking() {
@@ -298,6 +316,7 @@ impl Drop for Envoy {
         }
         let trap = log.lines().find(|line| TRAPS.iter().any(|trap| line.contains(trap)));
         assert!(trap.is_none(), "the filter trapped: {trap:?}\n{}", tail(&log));
+        canary::assert_none(&secrets);
     }
 }
 
@@ -345,7 +364,7 @@ fn kill(child: &mut Child) {
 }
 
 fn get(admin: SocketAddr, path: &str) -> std::io::Result<Response> {
-    Connection::try_connect(admin, None)?.try_send(&Request::get(path))
+    Connection::try_connect(admin, None)?.may_hold_secrets().try_send(&Request::get(path))
 }
 
 #[track_caller]

@@ -47,6 +47,7 @@ struct Listener {
 pub struct Setup {
     dir: TempDir,
     workers: u32,
+    zone: String,
     env: Vec<(String, String)>,
     host_env: Vec<(String, String)>,
     hcm: Map<String, Value>,
@@ -77,6 +78,7 @@ impl Setup {
         Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
             workers: 2,
+            zone: String::new(),
             env: Vec::new(),
             host_env: Vec::new(),
             hcm: Map::new(),
@@ -182,6 +184,12 @@ impl Setup {
     /// Envoy's `--concurrency`.
     pub fn workers(mut self, workers: u32) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// The zone that Envoy says it is in.
+    pub fn zone(mut self, zone: &str) -> Self {
+        zone.clone_into(&mut self.zone);
         self
     }
 
@@ -310,7 +318,7 @@ impl Setup {
             stats["stats_matcher"] = json!({"exclusion_list": {"patterns": [{"contains": "rate_limiter_"}]}});
         }
         json!({
-            "node": {"id": "e2e", "cluster": "e2e"},
+            "node": {"id": "e2e", "cluster": "e2e", "locality": {"zone": self.zone}},
             "admin": {"address": tcp("127.0.0.1", 0)},
             "stats_flush_interval": "1s",
             "stats_config": stats,

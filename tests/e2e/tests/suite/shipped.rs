@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use e2e::canary;
 use e2e::client::Request;
 use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
 use e2e::wait;
@@ -64,6 +65,7 @@ pub(crate) const ANY_PORTS: [(&str, &str); 2] =
 
 /// Starts the demo; its ports are left to the system, unless `as_it_is`.
 fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
+    canary::register(DEMO_TOKEN);
     let changes = if as_it_is { &[][..] } else { &ANY_PORTS[..] };
     let (envoy, folder) = boot("envoy.yaml", changes, env, |_| ());
     wait::until("the documents are there", || {
@@ -107,7 +109,7 @@ fn the_demo_does_what_the_readme_says() {
     assert_eq!(in_a_row[..10], [200; 10]);
     assert!(in_a_row.contains(&429), "{in_a_row:?}");
 
-    assert_eq!(envoy.send(&switch("DEGRADED", "wrong")).status, 403);
+    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-wrong")).status, 403);
     assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
     for (key, limit) in [("free", 2), ("pro", 15), ("enterprise", 30)] {
         assert_headers_complete(&envoy.send(&Request::get("/").key(key)), key, limit, "DEGRADED");
@@ -141,10 +143,10 @@ fn saving_the_shipped_documents_is_the_reload() {
 
 #[test]
 fn envoys_own_environment_is_handed_in() {
-    let (envoy, _) = start(false, &[("ADMIN_TOKEN", "mine"), ("DEFAULT_TIER", "pro")]);
+    let (envoy, _) = start(false, &[("ADMIN_TOKEN", "c4nary-mine"), ("DEFAULT_TIER", "pro")]);
     assert_eq!(envoy.send(&Request::get("/")).tier(), "pro");
     assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 403);
-    assert_eq!(envoy.send(&switch("DEGRADED", "mine")).status, 200);
+    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-mine")).status, 200);
 }
 
 #[test]
@@ -189,9 +191,9 @@ fn the_shipped_rules_turn_name_parts_into_labels_and_nothing_else_shows() {
     let (envoy, _) = start(false, &[]);
     statuses(&envoy, &Request::get("/"), 12);
     statuses(&envoy, &Request::get("/").key("pro"), 30);
-    statuses(&envoy, &Request::get("/").key("secret-of-somebody"), 3);
+    statuses(&envoy, &Request::get("/").key("c4nary-of-somebody"), 3);
     assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
-    assert_eq!(envoy.send(&switch("DEGRADED", "wrong")).status, 403);
+    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-wrong")).status, 403);
     envoy.await_metric("rate_limiter_system_degraded", &[], 1.0);
     envoy.await_metric("rate_limiter_admin_requests_total", &[("result", "forbidden")], 1.0);
     wait::until("a refusal counted", || {
