@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,6 +34,29 @@ const TRAPS: [&str; 3] = ["Function: proxy_on_", "Uncaught RuntimeError", "panic
 #[track_caller]
 pub fn envoy_bin() -> PathBuf {
     from_env("ENVOY_BIN")
+}
+
+/// The minor version of that Envoy: 40 for 1.40.0.
+///
+/// # Panics
+///
+/// When it does not say.
+#[track_caller]
+pub fn envoy_minor() -> u32 {
+    static MINOR: OnceLock<u32> = OnceLock::new();
+    *MINOR.get_or_init(|| {
+        let output = Command::new(envoy_bin()).arg("--version").output().expect("Envoy says its version");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // `<path>  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`
+        let version = text.split("version: ").nth(1).and_then(|rest| rest.split('/').nth(1));
+        version.and_then(|version| version.split('.').nth(1)?.parse().ok()).expect("a version 1.x.y")
+    })
+}
+
+/// Whether Envoy can watch for files that are written in place (`watch_modify`), and not for those moved alone.
+#[track_caller]
+pub fn follows_writing_in_place() -> bool {
+    envoy_minor() >= 39
 }
 
 /// The filter, from `FILTER_WASM`.

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::envoy::{Envoy, filter_wasm};
+use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place};
 
 mod redis;
 
@@ -381,7 +381,7 @@ impl Setup {
                         "resource_api_version": "V3",
                         "path_config_source": {
                             "path": path,
-                            "watched_directory": {"path": folder, "watch_modify": true},
+                            "watched_directory": watched(folder),
                         },
                     },
                 },
@@ -472,13 +472,21 @@ fn stats_tags() -> Value {
         .into()
 }
 
+fn watched(folder: &Path) -> Value {
+    let mut watched = json!({"path": folder});
+    if follows_writing_in_place() {
+        watched["watch_modify"] = json!(true);
+    }
+    watched
+}
+
 fn file_routes(folder: &Path) -> Value {
     let routes = ["tiers.json", "api_keys.json"].map(|name| {
         json!({
             "match": {"path": format!("/{name}")},
             "direct_response": {"status": 200, "body": {
                 "filename": folder.join(name),
-                "watched_directory": {"path": folder, "watch_modify": true},
+                "watched_directory": watched(folder),
             }},
         })
     });

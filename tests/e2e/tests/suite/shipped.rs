@@ -8,11 +8,14 @@ use std::process::Command;
 
 use e2e::canary;
 use e2e::client::Request;
-use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
+use e2e::envoy::{Envoy, envoy_bin, filter_wasm, follows_writing_in_place};
 use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
+
+/// What the shipped bootstraps are without for an Envoy before 1.39.
+const WATCH_MODIFY: &str = ", watch_modify: true";
 
 /// The token that the demo's configuration holds the hash of.
 const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
@@ -36,6 +39,10 @@ pub(crate) fn boot(
     for (from, to) in changes {
         assert_eq!(bootstrap.matches(from).count(), 1, "{from} in {file}");
         bootstrap = bootstrap.replace(from, to);
+    }
+    if !follows_writing_in_place() {
+        // As the README says.
+        bootstrap = bootstrap.replace(WATCH_MODIFY, "");
     }
     let folder = dir.path().to_owned();
     fs::write(folder.join("envoy.yaml"), bootstrap).expect("written");
@@ -121,9 +128,17 @@ fn the_demo_does_what_the_readme_says() {
 #[test]
 fn saving_the_shipped_documents_is_the_reload() {
     let (envoy, folder) = start(false, &[]);
+    let write = |name: &str, text: &str| {
+        let path = folder.join("config").join(name);
+        if follows_writing_in_place() {
+            return fs::write(path, text).expect("written");
+        }
+        fs::write(folder.join("config/next"), text).expect("written");
+        fs::rename(folder.join("config/next"), path).expect("renamed");
+    };
     let mut tiers = document("tiers.json");
     tiers["free"] = tier(777, ONE_PER_HOUR);
-    fs::write(folder.join("config/tiers.json"), tiers.to_string()).expect("written");
+    write("tiers.json", &tiers.to_string());
     wait::until("the new limit", || (envoy.send(&Request::get("/")).limit() == 777).then_some(()));
 
     let mut keys = document("api_keys.json");
@@ -135,7 +150,7 @@ fn saving_the_shipped_documents_is_the_reload() {
         (envoy.send(&Request::get("/").key("newcomer")).tier() == "pro").then_some(())
     });
 
-    fs::write(folder.join("config/tiers.json"), "{").expect("written");
+    write("tiers.json", "{");
     let rejected = ("rate_limiter_config_reloads_total", [("result", "rejected")]);
     envoy.await_metric(rejected.0, &rejected.1, 1.0);
     assert_eq!(envoy.send(&Request::get("/")).limit(), 777);
