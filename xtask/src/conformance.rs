@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::filter::{self, Toolchain};
 use crate::process::{log_tail, output_of, run_logged_within};
@@ -24,6 +24,9 @@ const OLDEST_MINOR: (u32, u32) = (1, 36);
 
 /// The tests that ask the probe's table.
 const PROBE_TESTS: &str = "host_facts::";
+
+/// One of them, for a filter to be loaded.
+const RUNTIME_TEST: &str = "host_facts::clocks";
 
 /// What Envoy says of a runtime that it was built without.
 const NO_RUNTIME: &str = "compiled without support";
@@ -73,7 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let redis_server = tools::redis_server()?;
     let mut columns = Vec::new();
     for candidates in candidates(options)? {
-        let (version, envoy) = pick(&candidates, &probe)?;
+        let (version, envoy) = pick(&candidates, &suite, &probe)?;
         let Some(envoy) = envoy else {
             columns.push((version, Column::NoRuntime));
             continue;
@@ -122,10 +125,10 @@ fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
 }
 
 /// The first of these Envoys that can run filters; where none can, the first.
-fn pick(candidates: &[String], probe: &Path) -> Result<(String, Option<PathBuf>)> {
+fn pick(candidates: &[String], suite: &Path, probe: &Path) -> Result<(String, Option<PathBuf>)> {
     for version in candidates {
         let envoy = tools::install_envoy(version)?;
-        if has_runtime(&envoy, probe)? {
+        if has_runtime(&envoy, suite, probe)? {
             return Ok((version.clone(), Some(envoy)));
         }
         step(format!("the Python package's Envoy {version} was built without a runtime for filters"));
@@ -134,30 +137,13 @@ fn pick(candidates: &[String], probe: &Path) -> Result<(String, Option<PathBuf>)
     Ok((first.clone(), None))
 }
 
-/// Whether this Envoy was built with the runtime that every configuration names.
-fn has_runtime(envoy: &Path, probe: &Path) -> Result<bool> {
-    let bootstrap = serde_json::json!({"bootstrap_extensions": [{
-        "name": "envoy.bootstrap.wasm",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.wasm.v3.WasmService",
-            "singleton": true,
-            "config": {
-                "name": "probe",
-                "root_id": "probe",
-                "vm_config": {"runtime": "envoy.wasm.runtime.v8", "code": {"local": {"filename": probe}}},
-            },
-        },
-    }]});
-    let output = Command::new(envoy)
-        .args(["--mode", "validate", "--log-level", "warning", "--config-yaml", &bootstrap.to_string()])
-        .stdin(Stdio::null())
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    match (output.status.success(), said.contains(NO_RUNTIME)) {
-        (_, true) => Ok(false),
-        (true, false) => Ok(true),
-        (false, false) => bail!("{} does not take the probe:\n{said}", envoy.display()),
-    }
+/// Whether this Envoy was built with the runtime that every configuration names. It says so when it loads a filter.
+fn has_runtime(envoy: &Path, suite: &Path, probe: &Path) -> Result<bool> {
+    let log = workspace::target().join("conformance").join("runtime.log");
+    let mut test = Command::new(suite);
+    test.arg(RUNTIME_TEST).env("ENVOY_BIN", envoy).env("PROBE_WASM", probe);
+    let runs = run_logged_within(&mut test, &log, LIMIT)?;
+    Ok(runs || !fs::read_to_string(&log)?.contains(NO_RUNTIME))
 }
 
 /// Compiles the end-to-end tests; gives a copy of the program, so that nobody who compiles meanwhile is in the way.

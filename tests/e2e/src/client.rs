@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use crate::canary;
 use crate::http1::{self, BodyLength, Headers};
 
 /// Long enough for anything Envoy does here; a hang is a failure, not a wait.
@@ -136,6 +137,15 @@ impl fmt::Debug for Response {
 }
 
 impl Response {
+    /// Fails the test where a secret is in a header or the body.
+    pub(crate) fn assert_no_secret(&self) {
+        let headers: Vec<_> =
+            self.headers.iter().map(|(name, value)| [name.as_bytes(), value].concat()).collect();
+        let places =
+            [("a response's headers", headers.join(&b'\n')), ("a response's body", self.body.clone())];
+        canary::assert_none(&canary::search(places));
+    }
+
     /// Every value of this header.
     pub fn all(&self, name: &str) -> Vec<String> {
         self.headers
@@ -217,6 +227,8 @@ impl Response {
 #[derive(Debug)]
 pub struct Connection {
     reader: BufReader<TcpStream>,
+    /// Whether what comes may hold secrets: Envoy's admin endpoint shows configurations.
+    may_hold_secrets: bool,
 }
 
 impl Connection {
@@ -249,6 +261,13 @@ impl Connection {
         }
     }
 
+    /// What comes on this connection is not searched: Envoy's admin endpoint, or an answer that repeats to a client
+    /// what that has said.
+    pub fn may_hold_secrets(mut self) -> Self {
+        self.may_hold_secrets = true;
+        self
+    }
+
     /// Connects, where a refusal is an answer too.
     pub(crate) fn try_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
@@ -259,7 +278,7 @@ impl Connection {
         socket.set_tcp_nodelay(true)?;
         socket.set_read_timeout(Some(READ_TIMEOUT))?;
         socket.set_write_timeout(Some(READ_TIMEOUT))?;
-        Ok(Self { reader: BufReader::with_capacity(64 * 1024, socket.into()) })
+        Ok(Self { reader: BufReader::with_capacity(64 * 1024, socket.into()), may_hold_secrets: false })
     }
 
     /// Sends one request and reads its answer.
@@ -317,7 +336,11 @@ impl Connection {
                 http1::body_length(&headers, BodyLength::UntilClose)
             };
             let body = http1::read_body(&mut self.reader, length)?;
-            return Ok(Response { status, headers, body });
+            let response = Response { status, headers, body };
+            if !self.may_hold_secrets {
+                response.assert_no_secret();
+            }
+            return Ok(response);
         }
     }
 

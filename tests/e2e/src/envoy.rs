@@ -5,11 +5,13 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::canary;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN, string_value};
@@ -32,6 +34,29 @@ const TRAPS: [&str; 3] = ["Function: proxy_on_", "Uncaught RuntimeError", "panic
 #[track_caller]
 pub fn envoy_bin() -> PathBuf {
     from_env("ENVOY_BIN")
+}
+
+/// The minor version of that Envoy: 40 for 1.40.0.
+///
+/// # Panics
+///
+/// When it does not say.
+#[track_caller]
+pub fn envoy_minor() -> u32 {
+    static MINOR: OnceLock<u32> = OnceLock::new();
+    *MINOR.get_or_init(|| {
+        let output = Command::new(envoy_bin()).arg("--version").output().expect("Envoy says its version");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // `<path>  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`
+        let version = text.split("version: ").nth(1).and_then(|rest| rest.split('/').nth(1));
+        version.and_then(|version| version.split('.').nth(1)?.parse().ok()).expect("a version 1.x.y")
+    })
+}
+
+/// Whether Envoy can watch for files that are written in place (`watch_modify`), and not for those moved alone.
+#[track_caller]
+pub fn follows_writing_in_place() -> bool {
+    envoy_minor() >= 39
 }
 
 /// The filter, from `FILTER_WASM`.
@@ -293,8 +318,25 @@ impl Envoy {
     }
 }
 
+impl Envoy {
+    /// Every secret in what Envoy shows to an operator who may not see its configuration.
+    ///
+    /// # Panics
+    ///
+    /// When it runs and does not show it.
+    #[track_caller]
+    pub fn secrets(&self) -> Vec<String> {
+        let shown =
+            ["/stats", "/stats/prometheus", "/server_info"].map(|path| (path, self.admin(path).into_bytes()));
+        let log = ("Envoy's log", self.log().into_bytes());
+        canary::search(shown.into_iter().chain([log]))
+    }
+}
+
 impl Drop for Envoy {
     fn drop(&mut self) {
+        // A failing test's Envoy may not answer any more, and has other things to show.
+        let secrets = if std::thread::panicking() { Vec::new() } else { self.secrets() };
         kill(&mut self.child);
         let log = read_log(&self.dir);
         if std::thread::panicking() {
@@ -303,6 +345,7 @@ impl Drop for Envoy {
         }
         let trap = log.lines().find(|line| TRAPS.iter().any(|trap| line.contains(trap)));
         assert!(trap.is_none(), "the filter trapped: {trap:?}\n{}", tail(&log));
+        canary::assert_none(&secrets);
     }
 }
 
@@ -350,7 +393,7 @@ fn kill(child: &mut Child) {
 }
 
 fn get(admin: SocketAddr, path: &str) -> std::io::Result<Response> {
-    Connection::try_connect(admin, None)?.try_send(&Request::get(path))
+    Connection::try_connect(admin, None)?.may_hold_secrets().try_send(&Request::get(path))
 }
 
 #[track_caller]

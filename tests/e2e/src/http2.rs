@@ -129,7 +129,9 @@ async fn collect(response: http::Response<h2::RecvStream>) -> Result<Response, F
     if let Some(trailers) = stream.trailers().await? {
         headers.extend(owned(&trailers));
     }
-    Ok(Response { status, headers, body })
+    let response = Response { status, headers, body };
+    response.assert_no_secret();
+    Ok(response)
 }
 
 fn owned(headers: &http::HeaderMap) -> Vec<(String, Vec<u8>)> {

@@ -7,10 +7,12 @@
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
 //! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML.
-//! [`probe`] is the filter that asks Envoy about itself. [`wait`] holds the only loop that waits for something.
+//! [`probe`] is the filter that asks Envoy about itself, [`canary`] looks for secrets wherever there should
+//! be none. [`wait`] holds the only loop that waits for something.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
+pub mod canary;
 pub mod certificates;
 pub mod client;
 pub mod envoy;
@@ -36,5 +38,8 @@ use sha2::Digest as _;
 
 /// SHA-256 of `text` in lower-case hex, as configuration wants it.
 pub fn sha256_hex(text: &str) -> String {
-    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    let hex: String =
+        sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    canary::register_hash(text, &hex);
+    hex
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::canary;
 use crate::certificates::Certificate;
 use crate::resp::{Connection, Reply};
 use crate::{port, process, wait};
@@ -313,9 +314,37 @@ impl Redis {
     }
 }
 
+impl Redis {
+    /// Every secret in its keys and values, its log and its ACL log. One that does not run has its log alone.
+    ///
+    /// # Panics
+    ///
+    /// When it runs and does not answer.
+    #[track_caller]
+    pub fn secrets(&self) -> Vec<String> {
+        let mut shown = String::new();
+        if self.child.is_some() {
+            // One that stands still, or is still loading, gets on first.
+            self.signal(libc::SIGCONT);
+            let keys = wait::until_within(START, "Redis lists its keys", || {
+                self.try_command(&["KEYS", "*"]).ok().filter(|reply| matches!(reply, Reply::List(_)))
+            });
+            for key in keys.texts() {
+                for command in ["HGETALL", "GET"] {
+                    shown += &format!("{key} {:?}\n", self.try_command(&[command, &key]));
+                }
+            }
+            shown += &format!("{:?}\n", self.try_command(&["ACL", "LOG"]));
+        }
+        canary::search([("Redis", shown.into_bytes()), ("Redis' log", self.log().into_bytes())])
+    }
+}
+
 impl Drop for Redis {
     fn drop(&mut self) {
+        let secrets = if std::thread::panicking() { Vec::new() } else { self.secrets() };
         self.kill();
+        canary::assert_none(&secrets);
     }
 }
 

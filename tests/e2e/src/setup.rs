@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::envoy::{Envoy, filter_wasm};
+use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place};
 
 mod redis;
 
@@ -47,6 +47,7 @@ struct Listener {
 pub struct Setup {
     dir: TempDir,
     workers: u32,
+    zone: String,
     env: Vec<(String, String)>,
     host_env: Vec<(String, String)>,
     hcm: Map<String, Value>,
@@ -77,6 +78,7 @@ impl Setup {
         Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
             workers: 2,
+            zone: String::new(),
             env: Vec::new(),
             host_env: Vec::new(),
             hcm: Map::new(),
@@ -182,6 +184,12 @@ impl Setup {
     /// Envoy's `--concurrency`.
     pub fn workers(mut self, workers: u32) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// The zone that Envoy says it is in.
+    pub fn zone(mut self, zone: &str) -> Self {
+        zone.clone_into(&mut self.zone);
         self
     }
 
@@ -310,7 +318,7 @@ impl Setup {
             stats["stats_matcher"] = json!({"exclusion_list": {"patterns": [{"contains": "rate_limiter_"}]}});
         }
         json!({
-            "node": {"id": "e2e", "cluster": "e2e"},
+            "node": {"id": "e2e", "cluster": "e2e", "locality": {"zone": self.zone}},
             "admin": {"address": tcp("127.0.0.1", 0)},
             "stats_flush_interval": "1s",
             "stats_config": stats,
@@ -373,7 +381,7 @@ impl Setup {
                         "resource_api_version": "V3",
                         "path_config_source": {
                             "path": path,
-                            "watched_directory": {"path": folder, "watch_modify": true},
+                            "watched_directory": watched(folder),
                         },
                     },
                 },
@@ -464,13 +472,21 @@ fn stats_tags() -> Value {
         .into()
 }
 
+fn watched(folder: &Path) -> Value {
+    let mut watched = json!({"path": folder});
+    if follows_writing_in_place() {
+        watched["watch_modify"] = json!(true);
+    }
+    watched
+}
+
 fn file_routes(folder: &Path) -> Value {
     let routes = ["tiers.json", "api_keys.json"].map(|name| {
         json!({
             "match": {"path": format!("/{name}")},
             "direct_response": {"status": 200, "body": {
                 "filename": folder.join(name),
-                "watched_directory": {"path": folder, "watch_modify": true},
+                "watched_directory": watched(folder),
             }},
         })
     });

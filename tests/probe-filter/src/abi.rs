@@ -154,11 +154,12 @@ pub(crate) fn shown(given: &Given) -> String {
     }
 }
 
+/// Whose headers.
 #[derive(Clone, Copy)]
 pub(crate) enum Map {
-    RequestHeaders = 0,
-    ResponseHeaders = 2,
-    HttpCallResponseHeaders = 6,
+    Request = 0,
+    Response = 2,
+    HttpCallResponse = 6,
 }
 
 #[derive(Clone, Copy)]

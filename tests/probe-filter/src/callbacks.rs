@@ -72,7 +72,7 @@ extern "C" fn proxy_on_queue_ready(root: u32, queue: u32) {
 extern "C" fn proxy_on_request_headers(id: u32, headers: usize, end_of_stream: u32) -> u32 {
     let _entry = Entry::new();
     state::note(id, "request headers");
-    let path = abi::header(Map::RequestHeaders, ":path").unwrap_or_default();
+    let path = abi::header(Map::Request, ":path").unwrap_or_default();
     let path = String::from_utf8_lossy(&path).into_owned();
     let mut parts = path.trim_start_matches('/').split('/').map(str::to_owned);
     let mut part = || parts.next().unwrap_or_default();
@@ -124,7 +124,7 @@ extern "C" fn proxy_on_response_headers(id: u32, _headers: usize, _end_of_stream
     if let Some(("headers", name)) = question.split_once('/') {
         headers::on_response(name);
     }
-    abi::replace_header(Map::ResponseHeaders, "x-probe-trace", state::trace(id).as_bytes());
+    abi::replace_header(Map::Response, "x-probe-trace", state::trace(id).as_bytes());
     CONTINUE
 }
 

@@ -4,7 +4,7 @@ use crate::abi::{self, Map, shown};
 use crate::{Ask, Next};
 
 pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    let get = |name: &str| shown(&abi::header(Map::RequestHeaders, name));
+    let get = |name: &str| shown(&abi::header(Map::Request, name));
     Some(match ask.name.as_str() {
         "missing" => Next::Answer(get("x-missing")),
         "of_a_request" => Next::Answer(format!(
@@ -28,9 +28,9 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
         )),
         "not_there_yet" => Next::Answer(format!(
             "response: {}; HTTP call: {}; set on the response: {}",
-            shown(&abi::header(Map::ResponseHeaders, ":status")),
-            shown(&abi::header(Map::HttpCallResponseHeaders, ":status")),
-            abi::replace_header(Map::ResponseHeaders, "x-early", b"early"),
+            shown(&abi::header(Map::Response, ":status")),
+            shown(&abi::header(Map::HttpCallResponse, ":status")),
+            abi::replace_header(Map::Response, "x-early", b"early"),
         )),
         "replaced" | "added" | "status_replaced" | "request_in_response" | "replaced_where_none_was" => {
             Next::Pass
@@ -41,10 +41,10 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
 
 /// What is asked when the response comes.
 pub(crate) fn on_response(name: &str) {
-    let set = |name: &str, value: &str| abi::replace_header(Map::ResponseHeaders, name, value.as_bytes());
+    let set = |name: &str, value: &str| abi::replace_header(Map::Response, name, value.as_bytes());
     match name {
         "replaced" => {
-            let first = shown(&abi::header(Map::ResponseHeaders, "x-twice"));
+            let first = shown(&abi::header(Map::Response, "x-twice"));
             set("X-Twice", "ours");
             set("x-probe", &format!("was {first}"));
         }
@@ -52,15 +52,15 @@ pub(crate) fn on_response(name: &str) {
             set("x-fresh", "ours");
         }
         "added" => {
-            abi::add_header(Map::ResponseHeaders, "x-twice", b"ours");
+            abi::add_header(Map::Response, "x-twice", b"ours");
         }
         "status_replaced" => {
-            let status = shown(&abi::header(Map::ResponseHeaders, ":status"));
+            let status = shown(&abi::header(Map::Response, ":status"));
             set("x-probe", &format!("was {status}"));
             set(":status", "203");
         }
         "request_in_response" => {
-            let path = shown(&abi::header(Map::RequestHeaders, ":path"));
+            let path = shown(&abi::header(Map::Request, ":path"));
             set("x-probe", &path);
         }
         _ => {}

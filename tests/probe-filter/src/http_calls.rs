@@ -38,7 +38,7 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
 pub(crate) fn on_response(id: u32, context: u32, headers: usize, body_size: usize, trailers: usize) {
     let whose = if context == state::root_of(id) { "root" } else { "request" };
     let has_headers = headers > 0;
-    let status = shown(&abi::header(Map::HttpCallResponseHeaders, ":status"));
+    let status = shown(&abi::header(Map::HttpCallResponse, ":status"));
     let body = shown(&abi::buffer(Buffer::HttpCallResponseBody, 0, body_size.min(10)));
     let text = format!(
         "{whose} context; headers: {has_headers}; trailers: {trailers}; :status {status}; body begins {body}"

@@ -53,7 +53,7 @@ fn five_wrong_tokens_a_minute_close_the_endpoint_to_that_address_on_every_worker
 fn right_tokens_never_close_the_endpoint() {
     let envoy = Setup::new().config(&two_tiers(100, 7)).start();
     for _ in 0..4 {
-        let wrong = Request::post("/system/health", "").header("X-Admin-Token", "wrong");
+        let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
         assert_eq!(envoy.send(&wrong).status, 403);
     }
     for _ in 0..30 {
@@ -65,10 +65,10 @@ fn right_tokens_never_close_the_endpoint() {
 fn ipv6_guessers_are_grouped_as_callers_are() {
     let envoy = Setup::new().config(&two_tiers(100, 7)).trusted_hops(1).start();
     for host in 1..=5 {
-        assert_eq!(attempt(&envoy, "wrong", &format!("2001:db8::{host}")).status, 403);
+        assert_eq!(attempt(&envoy, "c4nary-wrong", &format!("2001:db8::{host}")).status, 403);
     }
-    assert_throttled(&attempt(&envoy, "wrong", "2001:db8::6"));
-    assert_eq!(attempt(&envoy, "wrong", "2001:db8:0:1::1").status, 403);
+    assert_throttled(&attempt(&envoy, "c4nary-wrong", "2001:db8::6"));
+    assert_eq!(attempt(&envoy, "c4nary-wrong", "2001:db8:0:1::1").status, 403);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn guesses_that_come_at_once_are_not_counted_short() {
     let envoy = Setup::new().config(&two_tiers(100, 7)).trusted_hops(1).workers(4).start();
     for round in 1..=100 {
         let guess = Request::post("/system/health", "")
-            .header("X-Admin-Token", "wrong")
+            .header("X-Admin-Token", "c4nary-wrong")
             .forwarded_for(&format!("203.0.113.{round}"));
         let tally = load::burst(envoy.address(), 24, 1, &guess);
         assert_eq!(load::count(&tally, 403), 5, "round {round}: {tally:?}");

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use e2e::client::Request;
-use e2e::envoy::Envoy;
+use e2e::envoy::{Envoy, follows_writing_in_place};
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream, refusing};
 use e2e::wait;
@@ -70,9 +70,14 @@ fn saving_is_the_reload_by_rename_and_in_place() {
     await_limit(&envoy, 1_000);
     envoy.save("tiers.json", &tiers(1_001, 50));
     await_limit(&envoy, 1_001);
-    envoy.edit_in_place("tiers.json", &tiers(1_002, 50));
+    // Before 1.39 Envoy follows moves alone, and refuses a configuration that asks for more.
+    let write = |name, text: &str| match follows_writing_in_place() {
+        true => envoy.edit_in_place(name, text),
+        false => envoy.save(name, text),
+    };
+    write("tiers.json", &tiers(1_002, 50));
     await_limit(&envoy, 1_002);
-    envoy.edit_in_place("api_keys.json", &api_keys("second"));
+    write("api_keys.json", &api_keys("second"));
     await_tier(&envoy, "second", "pro");
     await_tier(&envoy, "first", "free");
     envoy.save("api_keys.json", &api_keys("third"));

@@ -8,10 +8,11 @@ use crate::support::{ONE_PER_HOUR, TOKEN, health, switch_request, tier, two_tier
 
 #[test]
 fn admin_token_comes_from_the_environment() {
-    let envoy = Setup::new().config(&two_tiers(5, 7)).env("ADMIN_TOKEN", "from-the-environment").start();
+    let envoy =
+        Setup::new().config(&two_tiers(5, 7)).env("ADMIN_TOKEN", "c4nary-from-the-environment").start();
     assert_eq!(envoy.send(&switch_request("DEGRADED")).status, 403, "the JSON's has lost");
     let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#)
-        .header("X-Admin-Token", "from-the-environment");
+        .header("X-Admin-Token", "c4nary-from-the-environment");
     assert_eq!(envoy.send(&request).status, 200);
     assert_eq!(health(&envoy), "DEGRADED");
 }

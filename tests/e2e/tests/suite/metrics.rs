@@ -91,7 +91,7 @@ fn admin_requests_are_counted_by_result() {
     assert_eq!(envoy.send(&with_token("nonsense")).status, 400);
     assert_eq!(envoy.send(&with_token(&"x".repeat(2_000))).status, 413);
     assert_eq!(envoy.send(&Request::new("PUT", "/system/health")).status, 405);
-    let wrong = Request::post("/system/health", "").header("X-Admin-Token", "wrong");
+    let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
     let refused = statuses(&envoy, &wrong, 8);
     assert_eq!(refused, [403, 403, 403, 403, 403, 429, 429, 429]);
     for (result, value) in [("forbidden", 5.0), ("throttled", 3.0), ("invalid", 2.0), ("too_large", 1.0)] {

@@ -1,19 +1,28 @@
 //! No key and no token reaches a stat, a metric or a log line.
+//!
+//! The harness looks for the secrets of every test wherever they might be (`e2e::canary`). Here is shown that it finds
+//! them, and what one test alone can know: where they must not be, and that the filter did have them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use e2e::canary;
 use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
 use e2e::setup::Setup;
 use e2e::sha256_hex;
+use e2e::upstream::{Answer, Upstream};
 use serde_json::json;
 
 use crate::support::{ONE_PER_HOUR, tier};
 
 #[test]
 fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
-    let plain = "canary-plain-key";
-    let hashed = "canary-hashed-key";
-    let unknown = "canary-unknown-key";
-    let token = "canary-admin-token";
-    let guess = "canary-wrong-token";
+    let plain = "c4nary-plain-key";
+    let hashed = "c4nary-hashed-key";
+    let unknown = "c4nary-unknown-key";
+    let token = "c4nary-admin-token";
+    let guess = "c4nary-wrong-token";
     let hash = sha256_hex(hashed);
     let envoy = Setup::new()
         .config(&json!({
@@ -35,7 +44,8 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
     }
     for body in [format!("{{\"status\":\"{guess}\"}}"), guess.to_owned()] {
         let request = Request::post("/system/health", body).header("X-Admin-Token", token);
-        assert_eq!(envoy.send(&request).status, 400);
+        // Who may change the health is told what was wrong with what they said.
+        assert_eq!(envoy.connect().may_hold_secrets().send(&request).status, 400);
     }
     // What was counted has arrived, so whatever was to be written has been.
     envoy.await_metric("rate_limiter_requests_total", &[("tier", "pro"), ("status", "limited")], 4.0);
@@ -65,8 +75,86 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
 #[test]
 fn a_refused_configuration_does_not_print_its_keys() {
     // Key and tier the wrong way round is an easy mistake, so neither is shown.
-    let keys = json!({"canary-key-of-no-tier": "canary-instead-of-a-tier"});
+    let keys = json!({"c4nary-key-of-no-tier": "c4nary-instead-of-a-tier"});
     let log = Setup::new().config(&json!({ "api_keys": keys })).start_refused();
     assert!(log.contains("api_keys[1]"), "the error names the place");
-    assert!(!log.contains("canary"), "but neither key nor value");
+    assert!(!log.contains("c4nary"), "but neither key nor value");
+}
+
+/// Checks that the search names all of these places, and that the end of its Envoy or Redis fails the test.
+#[track_caller]
+fn assert_found<T>(planted: T, found: &[String], places: &[&str]) {
+    for place in places {
+        let start = format!("a secret in {place}:");
+        assert!(found.iter().any(|line| line.starts_with(&start)), "{place} in {found:?}");
+    }
+    assert_eq!(found.len(), places.len(), "{found:?}");
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(planted))).is_err(), "the end of it fails the test");
+}
+
+#[test]
+fn a_secret_in_a_response_fails_the_test_that_reads_it() {
+    let upstream = Upstream::start(|request| match request.target.as_str() {
+        "/header" => Answer::with(200, &[("x-planted", "c4nary-planted")]),
+        "/name" => Answer::with(200, &[("x-c4nary-planted", "")]),
+        _ => Answer::ok("first line\na c4nary-planted"),
+    });
+    let envoy = Setup::without_filter().upstream(upstream.address()).start();
+    for path in ["/header", "/name", "/body"] {
+        let read = catch_unwind(AssertUnwindSafe(|| envoy.send(&Request::get(path))));
+        assert!(read.is_err(), "{path}");
+    }
+}
+
+#[test]
+fn a_secret_that_envoy_shows_is_found() {
+    let access_log = json!({"access_log": [{
+        "name": "envoy.access_loggers.stdout",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"},
+    }]});
+    let envoy = Setup::without_filter().hcm(&access_log).start();
+    envoy.send(&Request::get("/c4nary-planted"));
+    envoy.await_log(&["c4nary-planted"]);
+    assert_found_in_envoy(envoy, &["Envoy's log"]);
+
+    let nobody = ([127, 0, 0, 1], 9).into();
+    let envoy = Setup::without_filter().cluster("c4nary_planted", nobody).start();
+    assert_found_in_envoy(envoy, &["/stats", "/stats/prometheus"]);
+    let envoy = Setup::without_filter().zone("c4nary-planted").start();
+    assert_found_in_envoy(envoy, &["/server_info"]);
+
+    // Of a hash, 16 digits may be seen, and no more.
+    let hash = sha256_hex("c4nary-that-is-hashed");
+    let envoy = Setup::without_filter().zone(&hash[..16]).start();
+    assert_eq!(envoy.secrets(), [""; 0]);
+    let envoy = Setup::without_filter().zone(&hash[..17]).start();
+    assert_found_in_envoy(envoy, &["/server_info"]);
+}
+
+#[track_caller]
+fn assert_found_in_envoy(envoy: Envoy, places: &[&str]) {
+    let found = envoy.secrets();
+    assert_found(envoy, &found, places);
+}
+
+#[test]
+fn a_secret_that_redis_keeps_is_found() {
+    let cases: [(&[&str], &str); 5] = [
+        (&["SET", "c4nary-planted", "1"], "Redis"),
+        (&["SET", "name", "a c4nary-planted"], "Redis"),
+        (&["HSET", "name", "field", "a c4nary-planted"], "Redis"),
+        (&["AUTH", "c4nary-planted", "wrong"], "Redis"),
+        (&["DEBUG", "LOG", "c4nary-planted"], "Redis' log"),
+    ];
+    for (command, place) in cases {
+        let redis = Redis::start_with(&["enable-debug-command yes"]);
+        redis.try_command(command).expect("a reply");
+        let found = redis.secrets();
+        assert_found(redis, &found, &[place]);
+    }
+    canary::register("no mark, but registered");
+    let redis = Redis::start();
+    redis.command(&["SET", "name", "no mark, but registered"]);
+    let found = redis.secrets();
+    assert_found(redis, &found, &["Redis"]);
 }

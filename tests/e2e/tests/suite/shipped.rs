@@ -6,12 +6,16 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use e2e::canary;
 use e2e::client::Request;
-use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
+use e2e::envoy::{Envoy, envoy_bin, filter_wasm, follows_writing_in_place};
 use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
+
+/// What the shipped bootstraps are without for an Envoy before 1.39.
+const WATCH_MODIFY: &str = ", watch_modify: true";
 
 /// The token that the demo's configuration holds the hash of.
 const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
@@ -35,6 +39,10 @@ pub(crate) fn boot(
     for (from, to) in changes {
         assert_eq!(bootstrap.matches(from).count(), 1, "{from} in {file}");
         bootstrap = bootstrap.replace(from, to);
+    }
+    if !follows_writing_in_place() {
+        // As the README says.
+        bootstrap = bootstrap.replace(WATCH_MODIFY, "");
     }
     let folder = dir.path().to_owned();
     fs::write(folder.join("envoy.yaml"), bootstrap).expect("written");
@@ -64,6 +72,7 @@ pub(crate) const ANY_PORTS: [(&str, &str); 2] =
 
 /// Starts the demo; its ports are left to the system, unless `as_it_is`.
 fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
+    canary::register(DEMO_TOKEN);
     let changes = if as_it_is { &[][..] } else { &ANY_PORTS[..] };
     let (envoy, folder) = boot("envoy.yaml", changes, env, |_| ());
     wait::until("the documents are there", || {
@@ -107,7 +116,7 @@ fn the_demo_does_what_the_readme_says() {
     assert_eq!(in_a_row[..10], [200; 10]);
     assert!(in_a_row.contains(&429), "{in_a_row:?}");
 
-    assert_eq!(envoy.send(&switch("DEGRADED", "wrong")).status, 403);
+    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-wrong")).status, 403);
     assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
     for (key, limit) in [("free", 2), ("pro", 15), ("enterprise", 30)] {
         assert_headers_complete(&envoy.send(&Request::get("/").key(key)), key, limit, "DEGRADED");
@@ -119,9 +128,17 @@ fn the_demo_does_what_the_readme_says() {
 #[test]
 fn saving_the_shipped_documents_is_the_reload() {
     let (envoy, folder) = start(false, &[]);
+    let write = |name: &str, text: &str| {
+        let path = folder.join("config").join(name);
+        if follows_writing_in_place() {
+            return fs::write(path, text).expect("written");
+        }
+        fs::write(folder.join("config/next"), text).expect("written");
+        fs::rename(folder.join("config/next"), path).expect("renamed");
+    };
     let mut tiers = document("tiers.json");
     tiers["free"] = tier(777, ONE_PER_HOUR);
-    fs::write(folder.join("config/tiers.json"), tiers.to_string()).expect("written");
+    write("tiers.json", &tiers.to_string());
     wait::until("the new limit", || (envoy.send(&Request::get("/")).limit() == 777).then_some(()));
 
     let mut keys = document("api_keys.json");
@@ -133,7 +150,7 @@ fn saving_the_shipped_documents_is_the_reload() {
         (envoy.send(&Request::get("/").key("newcomer")).tier() == "pro").then_some(())
     });
 
-    fs::write(folder.join("config/tiers.json"), "{").expect("written");
+    write("tiers.json", "{");
     let rejected = ("rate_limiter_config_reloads_total", [("result", "rejected")]);
     envoy.await_metric(rejected.0, &rejected.1, 1.0);
     assert_eq!(envoy.send(&Request::get("/")).limit(), 777);
@@ -141,10 +158,10 @@ fn saving_the_shipped_documents_is_the_reload() {
 
 #[test]
 fn envoys_own_environment_is_handed_in() {
-    let (envoy, _) = start(false, &[("ADMIN_TOKEN", "mine"), ("DEFAULT_TIER", "pro")]);
+    let (envoy, _) = start(false, &[("ADMIN_TOKEN", "c4nary-mine"), ("DEFAULT_TIER", "pro")]);
     assert_eq!(envoy.send(&Request::get("/")).tier(), "pro");
     assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 403);
-    assert_eq!(envoy.send(&switch("DEGRADED", "mine")).status, 200);
+    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-mine")).status, 200);
 }
 
 #[test]
@@ -189,9 +206,9 @@ fn the_shipped_rules_turn_name_parts_into_labels_and_nothing_else_shows() {
     let (envoy, _) = start(false, &[]);
     statuses(&envoy, &Request::get("/"), 12);
     statuses(&envoy, &Request::get("/").key("pro"), 30);
-    statuses(&envoy, &Request::get("/").key("secret-of-somebody"), 3);
+    statuses(&envoy, &Request::get("/").key("c4nary-of-somebody"), 3);
     assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
-    assert_eq!(envoy.send(&switch("DEGRADED", "wrong")).status, 403);
+    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-wrong")).status, 403);
     envoy.await_metric("rate_limiter_system_degraded", &[], 1.0);
     envoy.await_metric("rate_limiter_admin_requests_total", &[("result", "forbidden")], 1.0);
     wait::until("a refusal counted", || {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 pub(crate) const ONE_PER_HOUR: f64 = 0.000_278;
 
 /// The admin token of every test that needs one.
-pub(crate) const TOKEN: &str = "e2e-admin-token";
+pub(crate) const TOKEN: &str = "c4nary-admin-token";
 
 /// A tier with the same limit whatever the health.
 pub(crate) fn tier(capacity: u64, refill_rate: f64) -> Value {

@@ -14,9 +14,9 @@ use super::{
 };
 use crate::support::{switch, two_tiers};
 
-const USER: &str = "canary-user";
-const PASSWORD: &str = "canary-password";
-const WRONG: &str = "canary-wrong-password";
+const USER: &str = "c4nary-user";
+const PASSWORD: &str = "c4nary-password";
+const WRONG: &str = "c4nary-wrong-password";
 const NAME: &str = "redis.test";
 
 /// All that the limiter's user needs.

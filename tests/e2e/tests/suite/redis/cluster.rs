@@ -22,10 +22,11 @@ fn start(cluster: &RedisCluster, config: &Value, timeout_ms: u64, policy: &str) 
     Setup::new().config(&config).redis_nodes(&cluster.addresses()).quiet().start()
 }
 
-/// Two tiers, and keys `key-0` and so on in the smaller one.
+/// Two tiers, and keys `c4nary-key-0` and so on in the smaller one.
 fn config(keys: usize) -> Value {
-    let api_keys: Map<String, Value> =
-        (0..keys).map(|n| (format!("key-{n}"), json!({"tier": "pro", "id": format!("id-{n}")}))).collect();
+    let api_keys: Map<String, Value> = (0..keys)
+        .map(|n| (format!("c4nary-key-{n}"), json!({"tier": "pro", "id": format!("id-{n}")})))
+        .collect();
     let mut config = two_tiers(LARGE, CAPACITY);
     config["api_keys"] = Value::Object(api_keys);
     config["api_keys"]["large"] = json!({"tier": "free", "id": "large"});
@@ -47,7 +48,7 @@ fn every_key_is_exact_wherever_its_slot_is() {
     }
     let mut by_master = [0; 3];
     for round in 0..rounds {
-        let request = Request::get("/").key(format!("key-{round}"));
+        let request = Request::get("/").key(format!("c4nary-key-{round}"));
         let tally = load::burst_on_each(&addresses, 8, 16, &request);
         assert_eq!(load::count(&tally, 200), CAPACITY, "round {round}: {tally:?}");
         assert_eq!(load::count(&tally, 429), 256 - CAPACITY, "round {round}: {tally:?}");
@@ -120,14 +121,15 @@ fn a_master_that_dies_is_decided_by_policy_until_its_replica_has_taken_over() {
         (0..64).filter(|n| cluster.master_of(&format!("rate_limit:id-{n}")) == 0).take(4).collect();
     assert!(!on_first.is_empty());
     let request = |client: usize, _: &[load::Exchange]| {
-        Request::get("/").key(format!("key-{}", on_first[client % on_first.len()]))
+        Request::get("/").key(format!("c4nary-key-{}", on_first[client % on_first.len()]))
     };
     let pause = Duration::from_millis(20);
     let ((), exchanges) = load::observe(&[envoy.address()], 4, pause, request, || {
         std::thread::sleep(Duration::from_millis(300));
         cluster.kill_first_master();
         wait::until_within(RECOVERY, "the replica decides", || {
-            let replies = on_first.iter().map(|n| envoy.send(&Request::get("/").key(format!("key-{n}"))));
+            let replies =
+                on_first.iter().map(|n| envoy.send(&Request::get("/").key(format!("c4nary-key-{n}"))));
             replies.map(|reply| reply.status).all(|status| status != 503).then_some(())
         });
     });

@@ -13,7 +13,7 @@ use super::{HEALTH_TRAVELS, await_redis, health_report};
 use crate::shipped::{ANY_PORTS, boot};
 use crate::support::assert_headers_complete;
 
-const TOKEN: &str = "mine";
+const TOKEN: &str = "c4nary-token";
 const BUCKET: &str = "rate_limit:127.0.0.1";
 
 fn port_value(port: u16) -> String {
@@ -52,10 +52,10 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
 
 #[test]
 fn with_one_redis() {
-    let redis = Redis::start_with(&["requirepass shipped-password"]);
+    let redis = Redis::start_with(&["requirepass c4nary-shipped-password"]);
     let port = port_value(redis.address().port());
     let changes = [&ANY_PORTS[..], &[("port_value: 6379}", port.as_str())]].concat();
-    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "shipped-password")];
+    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "c4nary-shipped-password")];
     let start = || boot("deploy/redis/envoy.yaml", &changes, &env, |_| ()).0;
     let envoys = [start(), start()];
     assert_share(envoys.each_ref(), &redis);
@@ -74,7 +74,7 @@ fn with_one_redis_over_tls() {
     let upstream = Upstream::start(|_| Answer::ok("upstream"));
     let folder = tempfile::tempdir().expect("a temporary directory");
     let certificate = Certificate::write(folder.path(), "redis.example.com");
-    let redis = Redis::start_tls(&certificate, &["requirepass shipped-password"]);
+    let redis = Redis::start_tls(&certificate, &["requirepass c4nary-shipped-password"]);
     let upstream_port = port_value(upstream.address().port());
     let redis_port = port_value(redis.tls_address().port());
     let changes = [
@@ -82,7 +82,7 @@ fn with_one_redis_over_tls() {
         &[("port_value: 8080}", upstream_port.as_str()), ("port_value: 6379}", redis_port.as_str())],
     ]
     .concat();
-    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "shipped-password")];
+    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "c4nary-shipped-password")];
     let start = || {
         let (envoy, _) = boot("deploy/redis-tls/envoy.yaml", &changes, &env, |folder| {
             let place = folder.join("deploy/redis-tls");

@@ -217,7 +217,7 @@ pub(super) const REFUSALS: &[Case] = &[
     Case {
         name: "a password is set",
         inject: |world| {
-            world.redis.command(&["CONFIG", "SET", "requirepass", "new"]);
+            world.redis.command(&["CONFIG", "SET", "requirepass", "c4nary-new"]);
             world.wire.cut();
         },
         heal: |world| {
