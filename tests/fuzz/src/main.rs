@@ -24,7 +24,7 @@ struct Options {
     /// Where the search starts
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the smallest inputs that reach all that was reached to the corpus; needs a build that counts
+    /// Add the few inputs that together reach most to the corpus; needs a build that counts
     #[arg(long)]
     keep: bool,
     /// Inputs to replay instead; needs --target
@@ -99,7 +99,7 @@ fn report(target: Target, seed: u64, found: &Found) {
     );
 }
 
-/// Replaces the corpus by inputs that say the same; what operators write is there anyway.
+/// Writes the few inputs that together reach most.
 fn keep(target: Target, pool: Vec<Vec<u8>>) {
     let inputs = minimised(target, pool);
     println!("{}: {} inputs kept", target.name, inputs.len());

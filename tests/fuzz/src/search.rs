@@ -1,7 +1,7 @@
 //! The search: one input after the other, the same ones from the same seed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -20,6 +20,9 @@ thread_local! {
     static IS_CHECKING: Cell<bool> = const { Cell::new(false) };
     static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
 }
+
+/// Most inputs that are kept in the corpus of a target besides those that people wrote.
+const MAX_KEPT: usize = 12;
 
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
@@ -91,20 +94,25 @@ pub fn search(target: Target, seed: u64, until: Until) -> Result<Searched, Found
     Ok(searched)
 }
 
-/// The smallest inputs that together reach every counter that `pool` does.
-pub fn minimised(target: Target, mut pool: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    pool.sort_by_key(Vec::len);
-    let mut smallest: BTreeMap<u32, usize> = BTreeMap::new();
-    for (index, input) in pool.iter().enumerate() {
+/// The few inputs of `pool` that together reach most: again and again the one that reaches most for its length.
+pub fn minimised(target: Target, pool: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut reached: Vec<HashSet<u32>> = Vec::new();
+    for input in &pool {
         coverage::take();
-        let _ = catch_unwind(AssertUnwindSafe(|| (target.check)(input)));
-        for (counter, _) in coverage::take() {
-            smallest.entry(counter).or_insert(index);
-        }
+        let _ = checked(target, input, 0);
+        reached.push(coverage::take().into_iter().map(|(counter, _)| counter).collect());
     }
-    let chosen: HashSet<usize> = smallest.into_values().collect();
-    let chosen = pool.into_iter().enumerate().filter(|(index, _)| chosen.contains(index));
-    chosen.map(|(_, input)| input).collect()
+    let mut chosen = Vec::new();
+    while chosen.len() < MAX_KEPT {
+        let worth = |index: &usize| (reached[*index].len() << 10) / (pool[*index].len() + 64);
+        let Some(best) = (0..pool.len()).max_by_key(worth).filter(|best| !reached[*best].is_empty()) else {
+            break;
+        };
+        let news = std::mem::take(&mut reached[best]);
+        reached.iter_mut().for_each(|other| other.retain(|counter| !news.contains(counter)));
+        chosen.push(pool[best].clone());
+    }
+    chosen
 }
 
 /// Whether the property holds for `input`, the `number`-th.
