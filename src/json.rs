@@ -89,16 +89,21 @@ impl<'a> Field<'a> {
         self.members_called(|number, _| format!("{}[{number}]", self.path))
     }
 
-    /// An object that has no members but `known`.
+    /// An object that has no members but `known`. Within a secret no other name is shown: it may be a secret that
+    /// stands in the wrong place.
     pub fn fields(&self, known: &[&str]) -> Result<Fields<'a>, String> {
-        let members = self.members()?;
-        match members.iter().find(|(name, _)| !known.contains(name)) {
-            Some((name, _)) => {
-                let wanted = format!("one of {}", known.join(", "));
-                Err(self.error(format_args!("an unknown field {}", quoted(name)), wanted))
-            }
-            None => Ok(Fields { path: self.path.clone(), members }),
-        }
+        let members = self.members_called(|number, name| match self.secret && !known.contains(&name) {
+            true => format!("{}[{number}]", self.path),
+            false => join(&self.path, name),
+        })?;
+        let Some((name, _)) = members.iter().find(|(name, _)| !known.contains(name)) else {
+            return Ok(Fields { path: self.path.clone(), members });
+        };
+        let found = match self.secret {
+            true => format!("an unknown field whose name has {} bytes", name.len()),
+            false => format!("an unknown field {}", quoted(name)),
+        };
+        Err(self.error(found, format_args!("one of {}", known.join(", "))))
     }
 
     /// The elements of a list.

@@ -1,9 +1,11 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `bench`, `conformance`
-//! and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they stand on.
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `audit`, `bench`,
+//! `conformance` and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they
+//! stand on.
 
+mod audit;
 mod bench;
 mod checkers;
 mod checks;
@@ -44,6 +46,8 @@ enum Verb {
     Soak(soak::Options),
     /// Break the limiter on purpose, one defect at a time, and see that the simulation finds each
     Mutants(mutants::Options),
+    /// Check the dependency tree: licences, sources and, where they can be reached, advisories
+    Audit(audit::Options),
     /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
     Bench(bench::Options),
     /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => checks::run(&options),
         Verb::Soak(options) => soak::run_parts(&options),
         Verb::Mutants(options) => mutants::run(&options),
+        Verb::Audit(options) => audit::run_checks(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Conformance(options) => conformance::run(&options),
         Verb::Dist => dist::run(),

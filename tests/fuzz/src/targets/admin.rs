@@ -1,0 +1,44 @@
+//! The body of a change of health: taken where a lenient reader finds exactly that in it, and else refused with JSON.
+
+use dynamic_rate_limiter::admin::{MAX_BODY_BYTES, requested_health};
+use serde_json::Value;
+
+pub(super) const WORDS: &[&str] = &[
+    "status",
+    "NORMAL",
+    "DEGRADED",
+    "normal",
+    "null",
+    "{\"status\":\"NORMAL\"}",
+    "\\u0000",
+    "\\ud800",
+    "\\/",
+    "[",
+    "{",
+];
+
+pub(super) fn check(body: &[u8]) {
+    let read: Option<Value> = serde_json::from_slice(body).ok();
+    match requested_health(body) {
+        Ok(health) => {
+            assert!(body.len() <= MAX_BODY_BYTES);
+            assert_eq!(read, Some(serde_json::json!({ "status": health.name() })));
+        }
+        Err(reply) => {
+            let is_long = body.len() > MAX_BODY_BYTES;
+            assert_eq!(reply.status, if is_long { 413 } else { 400 });
+            let detail: Value = serde_json::from_str(&reply.body).expect("the answer is JSON");
+            assert!(detail["detail"].as_str().is_some_and(|text| !text.is_empty()), "{}", reply.body);
+            assert!(reply.body.len() < 4096, "{} bytes", reply.body.len());
+            // A member that is there twice is the one thing that a lenient reader takes and we do not.
+            let names = body.windows(6).filter(|bytes| bytes == b"status").count();
+            let is_plain = !body.contains(&b'\\') && names == 1;
+            let wanted = ["NORMAL", "DEGRADED"].map(|status| serde_json::json!({ "status": status }));
+            assert!(
+                is_long || !is_plain || !read.is_some_and(|read| wanted.contains(&read)),
+                "{}",
+                reply.body
+            );
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Requests, as lines of raw bytes: `METHOD path`, then `header: value`, an empty line between two requests. A line
+//! `wait: N` lets microseconds pass before the request, `from:` is Envoy's `source.address`, `body:` what follows.
+//!
+//! The first byte chooses the configuration. No bucket gives out more than it may, health changes by the right token
+//! alone, and nobody is told more than five times a minute that a token is wrong.
+
+use std::collections::HashMap;
+
+use dynamic_rate_limiter::guard::{MAX_BAD_TOKENS, WINDOW_US};
+use dynamic_rate_limiter::identity::Network;
+use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::request::Arrival;
+use dynamic_rate_limiter::store::SharedData;
+
+use super::check_answer;
+use crate::common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
+
+pub(super) const WORDS: &[&str] = &[
+    "GET /\n",
+    "POST /system/health\n",
+    "GET /system/health\n",
+    "GET /health\n",
+    "OPTIONS /\n",
+    "PUT ",
+    "HEAD ",
+    "CONNECT ",
+    "x-api-key: ",
+    "x-admin-token: ",
+    "x-admin-token: the admin token\n",
+    "origin: ",
+    "access-control-request-method: ",
+    "from: 192.0.2.1:1\n",
+    "from: [2001:db8::1]:1\n",
+    "from: ",
+    "wait: 1000000\n",
+    "wait: 60000000\n",
+    "wait: ",
+    "body: {\"status\":\"DEGRADED\"}\n",
+    "body: {\"status\":\"NORMAL\"}\n",
+    "\n\n",
+    "?",
+    "/open",
+    "/metrics",
+    "//",
+    "%2f",
+    "pro",
+    "blocked",
+    "unlimited",
+    "\u{fffd}",
+];
+
+const CONFIGURATIONS: [&str; 4] = [
+    r#"{"api_keys": {"pro": "pro", "free": "free"}}"#,
+    r#"{"tiers": {"free": {"base": {"capacity": 2, "refill_rate": 0.5}, "degraded": {"capacity": 0}},
+        "blocked": {"base": {"capacity": 0, "refill_rate": 0}}, "unlimited": {"unlimited": true}},
+        "api_keys": {"blocked": "blocked", "unlimited": "unlimited", "pro": "free"}, "ipv6_prefix": 48,
+        "store": {"max_buckets": 4}, "exempt_paths": ["/metrics", "/open*"], "exempt_preflight": true}"#,
+    r#"{"admin": {"health_path": null, "system_health_path": "/"}, "ipv6_prefix": 128, "exempt_paths": ["/*"]}"#,
+    r#"{"store": {"kind": "redis", "cluster": "redis"}, "api_keys": {"pro": "pro"}}"#,
+];
+
+/// Header names that the limiter may look at; anything else is nobody's business.
+const NAMES: [&str; 5] =
+    ["x-api-key", "x-admin-token", "origin", "access-control-request-method", "content-length"];
+
+pub(super) fn check(bytes: &[u8]) {
+    let (chosen, text) = bytes.split_first().map_or((0, bytes), |(first, rest)| (usize::from(*first), rest));
+    let data = FakeData::at(SECOND);
+    let mut world = World {
+        limiter: limiter(&data, CONFIGURATIONS[chosen % CONFIGURATIONS.len()]),
+        forbidden: HashMap::new(),
+        admitted: HashMap::new(),
+        ticket: 0,
+    };
+    let mut lines: Vec<&[u8]> = Vec::new();
+    for line in text.split(|byte| *byte == b'\n').chain([&b""[..]]) {
+        match line {
+            b"" if lines.is_empty() => {}
+            b"" => world.serve(&std::mem::take(&mut lines), &data),
+            _ => lines.push(line),
+        }
+    }
+    world.settle(&data);
+}
+
+struct World {
+    limiter: Limiter,
+    /// When each network was told that its token is wrong.
+    forbidden: HashMap<String, Vec<u64>>,
+    /// What came out of the bucket of each caller without a known key since the clock last moved.
+    admitted: HashMap<String, u32>,
+    ticket: u32,
+}
+
+impl World {
+    fn serve(&mut self, lines: &[&[u8]], data: &FakeData) {
+        let mut request = FakeRequest::get("/");
+        let mut body = Vec::new();
+        let mut words = lines[0].splitn(2, |byte| *byte == b' ');
+        request.method = words.next().unwrap_or_default().to_vec();
+        request.path = words.next().unwrap_or_default().to_vec();
+        for line in &lines[1..] {
+            let at = line.windows(2).position(|pair| pair == b": ").unwrap_or(line.len());
+            let (name, value) = (&line[..at], line.get(at + 2..).unwrap_or_default());
+            match name {
+                b"wait" => {
+                    let us = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
+                    if let Some(us @ 1..) = us {
+                        data.advance(us.min(u64::MAX >> 8));
+                        self.admitted.clear();
+                    }
+                }
+                b"from" => request.source = value.to_vec(),
+                b"body" => body = value.to_vec(),
+                _ => {
+                    if let Some(known) = NAMES.iter().find(|known| known.as_bytes() == name) {
+                        request.headers.push((known, value.to_vec()));
+                    }
+                }
+            }
+        }
+        self.ticket += 1;
+        let arrival = Arrival { ticket: self.ticket, at_us: data.now_us() };
+        let decision = self.limiter.decide(&request, data, arrival);
+        self.look_at(decision, &request, &body, arrival, data);
+        if self.ticket.is_multiple_of(3) {
+            self.settle(data);
+        }
+    }
+
+    fn look_at(
+        &mut self,
+        decision: Decision,
+        request: &FakeRequest,
+        body: &[u8],
+        arrival: Arrival,
+        data: &FakeData,
+    ) {
+        let prefix = self.limiter.config().settings.ipv6_prefix;
+        let network = Network::of_source(&request.source, prefix).to_string();
+        let header = |name| request.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+        match decision {
+            Decision::Admitted(answer) => {
+                check_answer(&answer, self.limiter.unix_offset_us());
+                if let (Some(verdict), None) = (answer.verdict, header("x-api-key")) {
+                    let admitted = self.admitted.entry(network).or_default();
+                    *admitted += 1;
+                    let most = answer.tier.normal.capacity();
+                    assert!(*admitted <= most && verdict.capacity <= most, "{admitted} at once, of {most}");
+                }
+            }
+            Decision::Refused(answer) | Decision::Unavailable(answer) => {
+                check_answer(&answer, self.limiter.unix_offset_us());
+            }
+            Decision::Replied(reply) => {
+                assert!(matches!(reply.status, 200 | 403 | 405 | 429), "{reply:?}");
+                serde_json::from_str::<serde_json::Value>(&reply.body).expect("the answer is JSON");
+                if reply.status == 403 {
+                    let times = self.forbidden.entry(network).or_default();
+                    times.push(arrival.at_us);
+                    let within = times.iter().filter(|at_us| *at_us + WINDOW_US > arrival.at_us).count();
+                    assert!(within <= MAX_BAD_TOKENS, "{within} guesses in a minute");
+                }
+            }
+            Decision::AwaitsBody(pending) => {
+                assert_eq!(header("x-admin-token").map(Vec::as_slice), Some(TOKEN.as_bytes()));
+                assert_eq!(request.method, b"POST");
+                match self.limiter.change_health(&pending, body, data, arrival) {
+                    Decision::Replied(reply) => {
+                        assert!(matches!(reply.status, 200 | 400 | 413 | 500), "{reply:?}")
+                    }
+                    Decision::AwaitsRedis => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            Decision::Exempt | Decision::AwaitsRedis => {}
+        }
+    }
+
+    /// Redis never answers here, so whoever waits for it is decided without.
+    fn settle(&mut self, data: &FakeData) {
+        data.advance(SECOND);
+        self.admitted.clear();
+        let Some(fleet) = self.limiter.fleet() else { return };
+        fleet.take_effects();
+        fleet.tick(data.now_us(), data);
+        while let Some((ticket, decision)) = self.limiter.next_decision(data.now_us(), data) {
+            assert!((1..=self.ticket).contains(&ticket));
+            match decision {
+                Decision::Admitted(answer) | Decision::Refused(answer) => {
+                    check_answer(&answer, self.limiter.unix_offset_us());
+                }
+                Decision::Replied(reply) => assert_eq!(reply.status, 500),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask audit`: what is in the dependency tree, by `cargo deny` and the rules in `deny.toml`.
+//!
+//! Licences, bans and sources are checked from what cargo has here. Advisories are in a git repository on GitHub; where
+//! that cannot be reached they are not checked, and this says so.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{output_of, run};
+use crate::tools::on_path;
+use crate::{step, workspace};
+
+/// The version that is installed where there is none.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Where RustSec publishes what is known to be wrong with which version of which crate; cargo-deny's default.
+const ADVISORIES: &str = "https://github.com/rustsec/advisory-db";
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Fail where advisories cannot be checked
+    #[arg(long)]
+    require_advisories: bool,
+}
+
+pub(crate) fn run_checks(options: &Options) -> Result<()> {
+    let cargo_deny = cargo_deny()?;
+    let check = |what: &[&str]| {
+        let mut command = Command::new(&cargo_deny);
+        command.current_dir(workspace::root());
+        run(command.args(["--workspace", "--locked", "check"]).args(what))
+    };
+    step("bans, licences, sources");
+    check(&["bans", "licenses", "sources"])?;
+    if output_of(Command::new("git").args(["ls-remote", ADVISORIES, "HEAD"])).is_ok() {
+        step("advisories, and versions that were withdrawn");
+        return check(&["advisories"]);
+    }
+    let again = "`cargo xtask audit` on a machine that has git and can reach GitHub checks them";
+    if options.require_advisories {
+        bail!("advisories were NOT checked: {ADVISORIES} cannot be reached; {again}");
+    }
+    step(format!("advisories were NOT checked: {ADVISORIES} cannot be reached; {again}"));
+    Ok(())
+}
+
+/// `cargo-deny`: the user's own if there is one, else built under target/tools.
+fn cargo_deny() -> Result<PathBuf> {
+    if let Some(binary) = on_path("cargo-deny") {
+        step(format!("cargo-deny from PATH: {}", workspace::shown(&binary)));
+        return Ok(binary);
+    }
+    let root = workspace::target().join("tools/cargo-deny");
+    let binary = root.join("bin/cargo-deny");
+    let is_wanted = |printed: String| printed.trim_end().ends_with(&format!(" {CARGO_DENY}"));
+    if output_of(Command::new(&binary).arg("--version")).is_ok_and(is_wanted) {
+        return Ok(binary);
+    }
+    step(format!("building cargo-deny {CARGO_DENY}, once; this takes some minutes"));
+    let mut install = workspace::cargo();
+    install.args(["install", "--locked", "--version", &format!("={CARGO_DENY}"), "--root"]).arg(&root);
+    run(install.arg("cargo-deny")).context("no `cargo-deny` on PATH, and it could not be built")?;
+    Ok(binary)
+}
