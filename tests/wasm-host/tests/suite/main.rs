@@ -6,3 +6,4 @@ mod fuzz;
 mod host_failures;
 mod redis;
 mod support;
+mod token;
