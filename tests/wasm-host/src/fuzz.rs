@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::failures::{Act, ENVOY_ANSWERS, Failure, HAND_OVER};
 use crate::redis::Mode;
 use crate::secrets::{ADMIN_TOKEN, API_KEY};
+use crate::state::Aside;
 use crate::{LIMITER, Request, Setup, World};
 
 /// Most steps of a sequence.
@@ -232,8 +233,8 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
                 _ => {
                     let key = process.shared_records().first().map(|(key, _)| key.clone());
                     let value = input.some().to_vec();
-                    world.vms[vm].state_mut().another_worker = key.map(|key| -> Box<dyn FnOnce(&_)> {
-                        Box::new(move |process: &crate::process::Process| {
+                    world.vms[vm].state_mut().another_worker = key.map(|key| -> Aside {
+                        Box::new(move |process| {
                             process.set_shared(LIMITER, &key, &value, 0);
                         })
                     });

@@ -9,7 +9,12 @@
 //! them: [`costs`] and [`fuzz`].
 
 #[path = "../../common/mod.rs"]
-#[allow(missing_docs, unreachable_pub, reason = "shared with the tests of the limiter")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::should_implement_trait,
+    reason = "shared with the tests of the limiter"
+)]
 pub mod common;
 pub mod costs;
 mod exchange;

@@ -88,6 +88,9 @@ pub(crate) struct CallResponse {
     pub(crate) body: Vec<u8>,
 }
 
+/// Something done to the process from aside.
+pub(crate) type Aside = Box<dyn FnOnce(&Process)>;
+
 /// The host's side of a VM.
 pub(crate) struct VmState {
     pub(crate) process: Rc<Process>,
@@ -118,7 +121,8 @@ pub(crate) struct VmState {
     pub(crate) history: VecDeque<Event>,
     pub(crate) limits: StoreLimits,
     pub(crate) guest: Option<Guest>,
-    pub(crate) another_worker: Option<Box<dyn FnOnce(&Process)>>,
+    /// What another worker does between the next read of shared data and its write.
+    pub(crate) another_worker: Option<Aside>,
 }
 
 /// The parts of the guest that host calls use.
