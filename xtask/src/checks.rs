@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{step, tools, workspace};
+use crate::{checkers, mutants, soak, step, tools, workspace};
 
 /// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
 /// not hang CI.
@@ -28,10 +28,16 @@ pub(crate) struct Options {
 enum Part {
     /// Format and clippy, the latter for this machine and for wasm
     Lint,
-    /// Unit tests, the Lua script's on a real Redis
+    /// Unit and property tests, every interleaving of three workers, the Lua script on a real Redis
     Unit,
+    /// The simulation and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
+    Search,
+    /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order
+    Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
+    /// Break the limiter on purpose and see that the simulation finds it
+    Mutants,
 }
 
 /// Runs the parts in order and stops at the first failure.
@@ -43,14 +49,54 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if wanted(Part::Unit) {
         let mut tests = workspace::cargo();
-        tests.args(["test", "--workspace", "--exclude", "e2e"]).env("REDIS_SERVER", tools::redis_server()?);
-        check("unit tests", &mut tests)?;
+        tests.args(["test", "--workspace", "--exclude", "e2e", "--exclude", "wasm-host"]);
+        check("unit tests", tests.env("REDIS_SERVER", tools::redis_server()?))?;
+    }
+    if wanted(Part::Search) {
+        search()?;
+    }
+    if wanted(Part::Filter) {
+        compiled_filter()?;
     }
     if wanted(Part::E2e) {
         end_to_end(&options.e2e)?;
     }
+    if wanted(Part::Mutants) {
+        step("mutants");
+        mutants::run(&mutants::Options::default())?;
+    }
     step(format!("all passed in {} s", start.elapsed().as_secs()));
     Ok(())
+}
+
+/// The searches that `soak` runs for longer, each with an amount and a seed that stay the same.
+fn search() -> Result<()> {
+    let redis_server = tools::redis_server()?;
+    let searches: [(&str, &str, &[&str]); 3] = [
+        ("simulation", "simulation", &["--worlds", "2000"]),
+        ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40"]),
+        ("fuzzing", "fuzz", &["--inputs", "20000"]),
+    ];
+    for (what, package, amount) in searches {
+        let mut search = soak::search(package);
+        check(what, search.args(amount).args(["--seed", "1"]).env("REDIS_SERVER", &redis_server))?;
+    }
+    Ok(())
+}
+
+/// The filter in a host of our own. Built as the searches are, so that the machine that runs it is built once, and quick.
+fn compiled_filter() -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
+    let envoy = tools::envoy()?;
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--profile", "soak", "--package", "wasm-host"]);
+    tests.env("FILTER_WASM", &wasm).env("PROBE_WASM", &probe).env("ENVOY_BIN", envoy);
+    check("the filter in a hostile host", &mut tests)?;
+
+    let mut search = soak::search("wasm-host");
+    search.args(["fuzz", "--inputs", "2000", "--seed", "1"]).env("FILTER_WASM", wasm);
+    check("callbacks in any order", &mut search)
 }
 
 fn lint() -> Result<()> {
@@ -63,7 +109,8 @@ fn lint() -> Result<()> {
     check("clippy", &mut clippy)?;
 
     let mut clippy = Toolchain::find()?.clippy();
-    clippy.args(["--package", "dynamic-rate-limiter", "--package", "empty-filter", "--lib"]);
+    clippy.args(["--package", "dynamic-rate-limiter", "--package", "empty-filter"]);
+    clippy.args(["--package", "probe-filter", "--lib"]);
     check("clippy for wasm", clippy.args(["--", "--deny", "warnings"]))
 }
 
@@ -76,10 +123,18 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let envoy = tools::envoy()?;
     let redis_server = tools::redis_server()?;
-    let wasm = filter::build(Toolchain::find()?)?;
+    let (prometheus, promtool) = checkers::prometheus()?;
+    let check_jsonschema = checkers::check_jsonschema()?;
+    let toolchain = Toolchain::find()?;
+    let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();
     tests.args(["test", "--package", "e2e"]);
-    tests.env("ENVOY_BIN", envoy).env("REDIS_SERVER", redis_server).env("FILTER_WASM", wasm);
+    tests
+        .env("ENVOY_BIN", envoy)
+        .env("REDIS_SERVER", redis_server)
+        .env("FILTER_WASM", wasm)
+        .env("PROBE_WASM", probe);
+    tests.env("PROMETHEUS", prometheus).env("PROMTOOL", promtool).env("CHECK_JSONSCHEMA", check_jsonschema);
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 

@@ -125,19 +125,36 @@ pub(crate) fn build(toolchain: Toolchain) -> Result<PathBuf> {
     Ok(artifact)
 }
 
+/// Builds the filter that asks Envoy about itself into `target/probe_filter.wasm`, with all that it exports.
+pub(crate) fn build_probe(toolchain: Toolchain) -> Result<PathBuf> {
+    let artifact = workspace::target().join("probe_filter.wasm");
+    let built = compile(toolchain, "probe-filter")?;
+    put(&artifact, &fs::read(built)?)?;
+    Ok(artifact)
+}
+
 /// Builds one package, takes out the exports that are not needed, and puts the result in place.
 pub(crate) fn build_package(toolchain: Toolchain, package: &str, artifact: &Path) -> Result<()> {
+    let built = compile(toolchain, package)?;
+    let wasm = exports::strip(&fs::read(&built)?)
+        .with_context(|| format!("{} is not the filter we know", built.display()))?;
+    put(artifact, &wasm)
+}
+
+/// Builds one package; gives what the compiler made of it.
+fn compile(toolchain: Toolchain, package: &str) -> Result<PathBuf> {
     step(format!("building {package} (the first time takes a minute or two)"));
     run(toolchain.cargo_build().args(["--package", package]))?;
-    let built = workspace::root()
+    Ok(workspace::root()
         .join(toolchain.target_dir())
         .join(TARGET)
         .join("release")
         .join(package.replace('-', "_"))
-        .with_extension("wasm");
-    let wasm = exports::strip(&fs::read(&built)?)
-        .with_context(|| format!("{} is not the filter we know", built.display()))?;
-    replace(artifact, &wasm)?;
+        .with_extension("wasm"))
+}
+
+fn put(artifact: &Path, wasm: &[u8]) -> Result<()> {
+    replace(artifact, wasm)?;
     step(format!("{}: {} KiB", workspace::shown(artifact), wasm.len().div_ceil(1024)));
     Ok(())
 }

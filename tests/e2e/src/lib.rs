@@ -6,7 +6,8 @@
 //! sends many requests at once, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
-//! [`wait`] holds the only loop that waits for something.
+//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML.
+//! [`probe`] is the filter that asks Envoy about itself. [`wait`] holds the only loop that waits for something.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
@@ -15,17 +16,20 @@ pub mod client;
 pub mod envoy;
 pub mod http2;
 pub mod load;
+pub mod port;
+pub mod probe;
 pub mod prometheus;
+pub mod prometheus_server;
 pub mod redis;
 pub mod redis_cluster;
 pub mod resp;
 pub mod setup;
+pub mod shipped_files;
 pub mod upstream;
 pub mod wait;
 pub mod wire;
 
 mod http1;
-mod port;
 mod process;
 
 use sha2::Digest as _;

@@ -13,7 +13,7 @@ const PORTS: u16 = 12_000;
 /// # Panics
 ///
 /// When every port is taken.
-pub(crate) fn reserve() -> SocketAddr {
+pub fn reserve() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Another test run beside this one starts to look somewhere else.
     let start = (std::process::id() % u32::from(PORTS)) as u16;

@@ -16,7 +16,7 @@ use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
 /// The token that the demo's configuration holds the hash of.
 const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
 
-fn repository_root() -> PathBuf {
+pub(crate) fn repository_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 

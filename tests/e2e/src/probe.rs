@@ -1,0 +1,270 @@
+//! The probe filter in a real Envoy, and the table of facts that it is asked about.
+//!
+//! The table is `tests/probe-filter/facts.json`, which says itself how it is to be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::client::{Connection, Request, Response};
+use crate::envoy::{Envoy, envoy_bin, from_env};
+use crate::http2;
+use crate::upstream::{Answer, Received, Upstream, refusing};
+
+const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+
+/// Connections that are opened at most until two workers have answered.
+const MOST_CONNECTIONS: usize = 400;
+
+/// The table.
+///
+/// # Panics
+///
+/// When it is not there or no JSON.
+pub fn facts() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../probe-filter/facts.json");
+    let text = std::fs::read_to_string(path).expect("the table of facts");
+    serde_json::from_str(&text).expect("the table of facts is JSON")
+}
+
+/// An Envoy with the probe in each of the table's plugins, and what that talks to.
+#[derive(Debug)]
+pub struct Probe {
+    envoy: Envoy,
+    _upstream: Upstream,
+    /// `1.40`, for facts that differ.
+    minor: String,
+}
+
+impl Probe {
+    /// Starts it.
+    ///
+    /// # Panics
+    ///
+    /// When Envoy does not come up.
+    #[track_caller]
+    pub fn start(table: &Value) -> Self {
+        let upstream = Upstream::start(answer);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("bootstrap.json");
+        let bootstrap = bootstrap(table, &upstream);
+        std::fs::write(&path, bootstrap.to_string()).expect("the bootstrap written");
+        let mut command = Command::new(envoy_bin());
+        command.arg("-c").arg(&path).args(["--concurrency", "2", "--component-log-level", "wasm:info"]);
+        command.current_dir(dir.path());
+        command.envs(texts(&table["environment_of_envoy"]));
+        let envoy = Envoy::start(dir, command);
+        let info: Value = serde_json::from_str(&envoy.admin("/server_info")).expect("JSON");
+        // `<commit>/1.40.0/Clean/RELEASE/BoringSSL`
+        let version = info["version"].as_str().and_then(|version| version.split('/').nth(1));
+        let minor = version.and_then(|version| version.rsplit_once('.')).expect("a version").0.to_owned();
+        Self { envoy, _upstream: upstream, minor }
+    }
+
+    /// Asks about one fact; says what differs from the table.
+    pub fn mismatches(&self, fact: &Value) -> Vec<String> {
+        let mut connections = BTreeMap::new();
+        let steps = fact["exceptions"].get(&self.minor).unwrap_or(&fact["steps"]);
+        let steps = steps.as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut found: Vec<_> =
+            steps.iter().flat_map(|step| self.ask(&default_path(fact), step, &mut connections)).collect();
+        if steps.is_empty() {
+            found.push("no steps".to_owned());
+        }
+        found
+    }
+
+    fn ask(&self, path: &str, step: &Value, connections: &mut BTreeMap<String, Connection>) -> Vec<String> {
+        let plugin = step["plugin"].as_str().unwrap_or("probe");
+        std::thread::sleep(Duration::from_millis(step["pause_ms"].as_u64().unwrap_or(0)));
+        let request = encode(path, step);
+        let method = step["method"].as_str().unwrap_or("GET");
+        let address = self.envoy.listener(plugin);
+        let send = |connection: &mut Connection| {
+            let written = connection.write(&request);
+            written.and_then(|()| connection.read(method)).map_err(|error| format!("no answer: {error}"))
+        };
+        if step["every_worker"] != true {
+            let connection =
+                connections.entry(plugin.to_owned()).or_insert_with(|| Connection::open(address));
+            return send(connection).map_or_else(|error| vec![error], |reply| differences(step, &reply));
+        }
+        let mut workers = BTreeSet::new();
+        for _ in 0..MOST_CONNECTIONS {
+            match send(&mut Connection::open(address)) {
+                Err(error) => return vec![error],
+                Ok(reply) => {
+                    let found = differences(step, &reply);
+                    if !found.is_empty() {
+                        return found;
+                    }
+                    workers.extend(reply.all("x-probe-vm"));
+                }
+            }
+            if workers.len() > 1 {
+                return Vec::new();
+            }
+        }
+        vec![format!("only the workers {workers:?} have answered")]
+    }
+}
+
+fn default_path(fact: &Value) -> String {
+    let part = |name: &str| fact[name].as_str().unwrap_or_default().to_owned();
+    format!("/{}/{}", part("group"), part("name"))
+}
+
+fn encode(path: &str, step: &Value) -> Vec<u8> {
+    let path = step["path"].as_str().unwrap_or(path);
+    let mut request = Request::new(step["method"].as_str().unwrap_or("GET"), path);
+    for (name, values) in step["headers"].as_object().into_iter().flatten() {
+        for value in values.as_array().into_iter().flatten() {
+            // A character is a byte, so that values may be no UTF-8.
+            let value: Vec<u8> = value.as_str().unwrap_or_default().chars().map(|c| c as u8).collect();
+            request = request.header(name, value);
+        }
+    }
+    if let Some(body) = step["body"].as_str() {
+        request = request.body(body);
+    }
+    let Some(chunks) = step["chunks"].as_array() else { return request.encode() };
+    let chunks = chunks.iter().map(|chunk| chunk.as_str().unwrap_or_default().into()).collect();
+    let mut bytes = request.chunks(chunks).encode();
+    if step["trailers"] == true {
+        bytes.truncate(bytes.len() - 2);
+        bytes.extend_from_slice(b"x-trailer: 1\r\n\r\n");
+    }
+    bytes
+}
+
+fn differences(step: &Value, reply: &Response) -> Vec<String> {
+    let mut found = Vec::new();
+    let status = step["status"].as_u64().unwrap_or(200);
+    if u64::from(reply.status) != status {
+        found.push(format!("status {}, wanted {status}", reply.status));
+    }
+    let text = reply.text();
+    if let Some(answer) = step["answer"].as_str()
+        && text != answer
+    {
+        found.push(format!("answer `{text}`, wanted `{answer}`"));
+    }
+    for (name, values) in step["answer_headers"].as_object().into_iter().flatten() {
+        let values: Vec<_> = values.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let got = reply.all(name);
+        if got != values {
+            found.push(format!("header {name} {got:?}, wanted {values:?}"));
+        }
+    }
+    found
+}
+
+/// The upstream of the table: two values of a header, and the request's body or else `ok`.
+fn answer(request: &Received) -> Answer {
+    match request.target.as_str() {
+        "/silent" => Answer::Late(Duration::from_secs(1), Box::new(Answer::ok("late"))),
+        "/break_off" => Answer::BreakOff,
+        _ => {
+            let body = if request.body.is_empty() { b"ok".to_vec() } else { request.body.clone() };
+            let twice = |value: &str| ("x-twice".to_owned(), value.to_owned());
+            Answer::Respond(200, vec![twice("a"), twice("b")], body)
+        }
+    }
+}
+
+fn bootstrap(table: &Value, upstream: &Upstream) -> Value {
+    let plugins = table["plugins"].as_object().expect("plugins");
+    let listeners: Vec<_> = plugins.iter().map(|(name, plugin)| listener(table, name, plugin)).collect();
+    let grpc = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }});
+    let clusters = [
+        ("upstream", upstream.address(), json!({})),
+        ("refusing", refusing(), grpc.clone()),
+        ("grpc", http2::grpc_server(), grpc),
+    ];
+    let clusters = clusters.map(|(name, address, options)| {
+        json!({
+            "name": name,
+            "connect_timeout": "1s",
+            "typed_extension_protocol_options": options,
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {
+                "address": socket(&address.ip().to_string(), address.port()),
+            }}]}]},
+        })
+    });
+    json!({
+        "admin": {"address": socket("127.0.0.1", 0)},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    })
+}
+
+fn socket(address: &str, port: u16) -> Value {
+    json!({"socket_address": {"address": address, "port_value": port}})
+}
+
+fn listener(table: &Value, name: &str, plugin: &Value) -> Value {
+    let form = |kind: &str, value: &Value| json!({"@type": format!("type.googleapis.com/google.protobuf.{kind}"), "value": value});
+    let said = &plugin["configuration"];
+    let configuration = match (said.get("string"), said.get("struct"), said.get("bytes")) {
+        (Some(text), _, _) => form("StringValue", text),
+        (_, Some(fields), _) => form("Struct", fields),
+        (_, _, Some(base64)) => form("BytesValue", base64),
+        _ => Value::Null,
+    };
+    let handed_on: Vec<_> =
+        table["environment_of_envoy"].as_object().into_iter().flatten().map(|v| v.0).collect();
+    let wasm = json!({"@type": WASM_TYPE, "config": {
+        "name": name,
+        "root_id": plugin["root_id"],
+        "allow_on_headers_stop_iteration": plugin["allow_on_headers_stop_iteration"],
+        "failure_policy": "FAIL_RELOAD",
+        "configuration": configuration,
+        "vm_config": {
+            "vm_id": plugin["vm_id"],
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": {"local": {"filename": probe_wasm()}},
+            "environment_variables": {"key_values": table["environment"], "host_env_keys": handed_on},
+        },
+    }});
+    json!({
+        "name": name,
+        "address": socket("127.0.0.1", 0),
+        "filter_chains": [{"filters": [{
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                "stat_prefix": name,
+                // An address in `x-forwarded-for` is the client's, which lets a test have any.
+                "use_remote_address": true,
+                "xff_num_trusted_hops": 1,
+                "http_protocol_options": {"enable_trailers": true},
+                "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{
+                    "match": {"prefix": "/"},
+                    "route": {"cluster": "upstream"},
+                }]}]},
+                "http_filters": [
+                    {"name": "probe", "typed_config": wasm},
+                    {"name": "envoy.filters.http.router", "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                    }},
+                ],
+            },
+        }]}],
+    })
+}
+
+/// The probe, from `PROBE_WASM`.
+fn probe_wasm() -> PathBuf {
+    from_env("PROBE_WASM")
+}
+
+fn texts(object: &Value) -> Vec<(String, String)> {
+    let empty = Map::new();
+    let fields = object.as_object().unwrap_or(&empty);
+    fields.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
+}

@@ -1,0 +1,47 @@
+//! Reading and checking the YAML that we ship, with the programs that `cargo xtask test` installs.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::envoy::from_env;
+
+/// Reads standard YAML, anchors and merge keys resolved, and writes JSON.
+const TO_JSON: &str = "import json, ruamel.yaml, sys\n\
+    print(json.dumps(ruamel.yaml.YAML(typ='safe', pure=True).load(open(sys.argv[1]))))";
+
+/// The content of a YAML file.
+///
+/// # Panics
+///
+/// When it is no YAML, or nothing that JSON could say.
+#[track_caller]
+pub fn yaml(path: &Path) -> Value {
+    // The validator's own Python, which has a YAML reader.
+    let python = from_env("CHECK_JSONSCHEMA").with_file_name("python");
+    let (success, said) = run(Command::new(python).args(["-c", TO_JSON]).arg(path));
+    assert!(success, "{}: {said}", path.display());
+    serde_json::from_str(&said).expect("Python writes JSON")
+}
+
+/// Validates a file against the Compose specification's JSON schema: whether it fits, and what was said.
+#[track_caller]
+pub fn check_compose(path: &Path) -> (bool, String) {
+    run(Command::new(from_env("CHECK_JSONSCHEMA"))
+        .args(["--builtin-schema", "vendor.compose-spec"])
+        .arg(path))
+}
+
+/// Runs promtool in `folder`: whether it is content, and what it said.
+#[track_caller]
+pub fn promtool(folder: &Path, arguments: &[&str]) -> (bool, String) {
+    run(Command::new(from_env("PROMTOOL")).args(arguments).current_dir(folder))
+}
+
+#[track_caller]
+fn run(command: &mut Command) -> (bool, String) {
+    let output = command.output().expect("a program that is there");
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (output.status.success(), text.concat())
+}

@@ -1,0 +1,240 @@
+//! The compose files: valid by the specification, nothing mounted that is not there, no secret in them; and what
+//! `production.yml` starts, started on the loopback.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::load;
+use e2e::shipped_files::{check_compose, yaml};
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::production::{self, ADMIN_TOKEN, shipped};
+use crate::shipped::repository_root;
+use crate::support::{ONE_PER_HOUR, tier};
+
+const FILES: [&str; 2] = ["docker-compose.yml", "deploy/compose/production.yml"];
+const PRODUCTION: &str = FILES[1];
+
+/// Shared by all limiters; so large that no limiter alone, with two workers, could stay below it by chance.
+const CAPACITY: u64 = 60;
+
+#[test]
+fn the_compose_files_fit_the_specification() {
+    for file in FILES {
+        let (fits, said) = check_compose(&repository_root().join(file));
+        assert!(fits, "{file}: {said}");
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let broken = dir.path().join("broken.yml");
+    fs::write(&broken, shipped(PRODUCTION).replace("read_only: true", "read_only: [perhaps]"))
+        .expect("written");
+    let (fits, said) = check_compose(&broken);
+    assert!(!fits && said.contains("read_only"), "what is wrong is found: {said}");
+}
+
+#[test]
+fn everything_that_is_mounted_or_built_from_is_there() {
+    let mut found = 0;
+    for file in FILES {
+        let path = repository_root().join(file);
+        let folder = path.parent().expect("a file in a folder");
+        for (name, service) in services(&path) {
+            let mounts = service["volumes"].as_array().into_iter().flatten();
+            for mount in mounts.map(|mount| mount.as_str().expect("the short form")) {
+                let source = mount.split(':').next().unwrap_or_default();
+                if source.starts_with('.') {
+                    assert!(folder.join(source).exists(), "{file}: {name} mounts {source}");
+                    assert!(mount.split(':').nth(2).is_some_and(|mode| mode.starts_with("ro")), "{mount}");
+                    found += 1;
+                }
+            }
+            let build = &service["build"];
+            if let Some(context) = build["context"].as_str().or(build.as_str()) {
+                assert!(folder.join(context).join("Dockerfile").is_file(), "{file}: {name} builds {context}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 11, "{found} mounts and builds");
+}
+
+#[test]
+fn every_service_of_production_is_bounded_and_has_no_secret_in_it() {
+    let path = repository_root().join(PRODUCTION);
+    let services = services(&path);
+    assert_eq!(services.len(), 6);
+    for (name, service) in &services {
+        let image = service["image"].as_str().expect("an image");
+        let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
+        assert!(tag.split('.').count() >= 3, "{name}: {image} names a version, all of it");
+        assert_eq!(service["restart"], "unless-stopped", "{name}");
+        assert_eq!(service["read_only"], true, "{name}");
+        assert_eq!(service["cap_drop"], json!(["ALL"]), "{name}");
+        assert!(service["user"].as_str().is_some_and(|user| !["root", "0"].contains(&user)), "{name}");
+        for limit in ["cpus", "memory"] {
+            assert!(service["deploy"]["resources"]["limits"][limit].is_string(), "{name}: {limit}");
+        }
+        assert!(service["healthcheck"].is_object() || name == "upstream", "{name}");
+    }
+
+    // Whatever must be set is in the example, without a value.
+    let text = shipped(PRODUCTION);
+    let example = shipped("deploy/compose/.env.example");
+    let mut wanted: Vec<_> = text.split("${").skip(1).filter_map(|rest| rest.split(":?").next()).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut offered: Vec<_> = example.lines().filter_map(|line| line.strip_suffix('=')).collect();
+    offered.sort_unstable();
+    assert_eq!(wanted, offered);
+    for (name, service) in &services {
+        for (variable, value) in service["environment"].as_object().into_iter().flatten() {
+            let is_secret = variable.contains("PASSWORD") || variable.contains("TOKEN");
+            assert!(
+                !is_secret || value.as_str().is_some_and(|value| value.starts_with("${")),
+                "{name}: {variable}"
+            );
+        }
+    }
+    assert!(shipped(".gitignore").lines().any(|line| line == ".env"));
+    assert!(shipped(".dockerignore").lines().any(|line| line == "**/.env"));
+}
+
+#[test]
+fn three_limiters_behind_the_load_balancer_are_one() {
+    let mut redis = production::redis();
+    let upstream = production::upstream();
+    let capacity_alone = |folder: &Path| {
+        let tiers = json!({"free": tier(CAPACITY, ONE_PER_HOUR), "pro": tier(CAPACITY, ONE_PER_HOUR)});
+        let keys = json!({"pro": {"tier": "pro", "id": "pro"}});
+        for (name, document) in [("tiers.json", tiers), ("api_keys.json", keys)] {
+            fs::write(folder.join("config").join(name), document.to_string()).expect("written");
+        }
+    };
+    let start = || production::limiter(&redis, upstream.address(), capacity_alone).0;
+    let mut limiters = vec![start(), start(), start()];
+    let balancer = production::load_balancer(&limiters.iter().collect::<Vec<_>>());
+    for limiter in &limiters {
+        wait::until("the documents, and Redis", || {
+            let reply = production::ask(limiter, &Request::get("/").key("pro"));
+            let health = production::ask(limiter, &Request::get("/health")).json();
+            (reply.tier() == "pro" && health["redis"] == "connected").then_some(())
+        });
+    }
+    wait::until("the load balancer knows all three", || {
+        (balancer.stat("cluster.limiter.membership_healthy") == 3).then_some(())
+    });
+    redis.command(&["DEL", "rate_limit:pro"]);
+    // Who was refused before is asked about again after a second at most.
+    wait::until("a full bucket", || {
+        redis.command(&["DEL", "rate_limit:pro"]);
+        let reply = balancer.send(&Request::get("/test").key("pro"));
+        (reply.status == 200 && reply.json()["message"] == "Request successful!").then_some(())
+    });
+    redis.command(&["DEL", "rate_limit:pro"]);
+
+    // A caller has one bucket, whichever limiter is asked.
+    let tally = load::burst(balancer.address(), 8, 30, &Request::get("/test").key("pro"));
+    assert_eq!(load::count(&tally, 200), CAPACITY, "{tally:?}");
+    assert_eq!(load::count(&tally, 429), 240 - CAPACITY, "{tally:?}");
+    for limiter in &limiters {
+        let passed = limiter.stat("http.service.downstream_rq_total");
+        assert!(passed > 20, "each had its share: {passed}");
+    }
+
+    addresses_are_the_clients_own(&balancer, &redis);
+    health_is_one(&balancer, &limiters);
+    only_metrics_and_readiness_are_shown(&limiters[0]);
+    healthchecks_command_tells(&balancer);
+
+    // A limiter that dies takes nobody with it, and neither does Redis.
+    drop(limiters.pop());
+    let after_a_loss = load::burst(balancer.address(), 4, 25, &Request::get("/test").key("nobody"));
+    assert_eq!(load::count(&after_a_loss, 200) + load::count(&after_a_loss, 429), 100, "{after_a_loss:?}");
+    redis.kill();
+    let without_redis = load::burst(balancer.address(), 4, 25, &Request::get("/test").key("pro"));
+    assert_eq!(load::count(&without_redis, 200) + load::count(&without_redis, 429), 100, "{without_redis:?}");
+}
+
+/// What a client writes into X-Forwarded-For buys nothing, and two clients are two callers.
+#[track_caller]
+fn addresses_are_the_clients_own(balancer: &Envoy, redis: &e2e::redis::Redis) {
+    for (last, forwarded) in [(2, "203.0.113.9"), (2, "203.0.113.10, 198.51.100.1"), (3, "127.0.0.2")] {
+        let reply = Connection::open_from(last, balancer.address())
+            .send(&Request::get("/test").forwarded_for(forwarded));
+        assert_eq!((reply.status, reply.tier().as_str()), (200, "free"));
+    }
+    let tokens = |address: &str| redis.bucket(&format!("rate_limit:{address}")).map(|(tokens, _)| tokens);
+    let left = |taken: u64| format!("{}.", CAPACITY - taken);
+    assert!(
+        tokens("127.0.0.2").is_some_and(|tokens| tokens.starts_with(&left(2))),
+        "{:?}",
+        tokens("127.0.0.2")
+    );
+    assert!(
+        tokens("127.0.0.3").is_some_and(|tokens| tokens.starts_with(&left(1))),
+        "{:?}",
+        tokens("127.0.0.3")
+    );
+    for made_up in ["203.0.113.9", "203.0.113.10", "198.51.100.1"] {
+        assert_eq!(tokens(made_up), None);
+    }
+}
+
+/// Set through the load balancer, it holds for every limiter.
+#[track_caller]
+fn health_is_one(balancer: &Envoy, limiters: &[Envoy]) {
+    let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
+    assert_eq!(balancer.send(&change).status, 403);
+    assert_eq!(balancer.send(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);
+    for limiter in limiters {
+        wait::until("one health for all", || {
+            (production::ask(limiter, &Request::get("/system/health")).json()["health"] == "DEGRADED")
+                .then_some(())
+        });
+    }
+}
+
+/// Nobody gets at Envoy's admin endpoint by the listener that Prometheus scrapes.
+#[track_caller]
+fn only_metrics_and_readiness_are_shown(limiter: &Envoy) {
+    let ask = |request: &Request| Connection::open(limiter.listener("metrics")).send(request);
+    assert_eq!(ask(&Request::get("/ready")).status, 200);
+    let metrics = ask(&Request::get("/stats/prometheus?filter=rate_limiter"));
+    assert!(metrics.text().contains("rate_limiter_requests_total{"), "{}", metrics.text());
+    for path in ["/", "/config_dump", "/stats", "/stats/prometheus/../../config_dump", "/ready/x"] {
+        assert_eq!(ask(&Request::get(path)).status, 404, "{path}");
+    }
+    for path in ["/quitquitquit", "/ready", "/stats/prometheus"] {
+        assert_eq!(ask(&Request::post(path, "")).status, 404, "{path}");
+    }
+}
+
+/// The command that Docker runs in the container says yes to an Envoy that serves, and no to nothing.
+#[track_caller]
+fn healthchecks_command_tells(balancer: &Envoy) {
+    let compose = yaml(&repository_root().join(PRODUCTION));
+    let test = &compose["services"]["lb"]["healthcheck"]["test"];
+    assert_eq!(&compose["services"]["limiter"]["healthcheck"]["test"], test);
+    let words: Vec<_> = test.as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    assert_eq!(words[..3], ["CMD", "bash", "-c"]);
+    assert!(words[3].contains("/127.0.0.1/8000;"), "{}", words[3]);
+    let is_well = |port: u16| {
+        let script = words[3].replace("/8000;", &format!("/{port};"));
+        let output = Command::new("bash").args(["-c", &script]).output().expect("bash");
+        output.status.success()
+    };
+    assert!(is_well(balancer.address().port()));
+    assert!(!is_well(e2e::upstream::refusing().port()));
+}
+
+/// The services of a compose file.
+#[track_caller]
+fn services(path: &Path) -> Vec<(String, Value)> {
+    let compose = yaml(path);
+    let services = compose["services"].as_object().expect("services").clone();
+    services.into_iter().collect()
+}

@@ -1,0 +1,75 @@
+//! Bodies: how they come, and how the bridge changes them.
+
+use crate::abi::{self, Buffer, shown};
+use crate::state;
+use crate::{Ask, Next};
+
+pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+    Some(match ask.name.as_str() {
+        "passing" | "replaced" | "prepended" | "response_prepended" => Next::Pass,
+        "read" | "trailers" => Next::Pause,
+        "too_early" => Next::Answer(shown(&abi::buffer(Buffer::RequestBody, 0, 10))),
+        _ => return None,
+    })
+}
+
+/// Whether the request goes on.
+pub(crate) fn on_request_body(id: u32, size: usize, end_of_stream: bool) -> bool {
+    let end = if end_of_stream { "end of body" } else { "more of it" };
+    match state::question(id).as_str() {
+        "pauses/gather" if end_of_stream => {
+            state::await_ticks(id, 0);
+            state::answer(&format!("gathered {size} bytes"));
+        }
+        "pauses/gather" | "pauses/hold_then_answer" => {}
+        "pauses/hold" => {
+            let sum = state::add_body(id, size);
+            if end_of_stream {
+                state::note(id, &format!("body {sum}"));
+            }
+            return true;
+        }
+        "bodies/read" if end_of_stream => {
+            let some = |start, most| shown(&abi::buffer(Buffer::RequestBody, start, most));
+            let text = format!(
+                "all {}; more than all {}; a part {}; beyond the end {}",
+                some(0, size),
+                some(0, size + 10),
+                some(1, 3),
+                some(size + 1, 3)
+            );
+            state::answer(&text);
+        }
+        "bodies/trailers" => state::note(id, end),
+        "bodies/read" => {}
+        "bodies/replaced" => {
+            if size > 0 {
+                abi::set_buffer(Buffer::RequestBody, 0, size, b"x");
+            }
+            return true;
+        }
+        "bodies/prepended" => {
+            if size > 0 && state::add_body(id, size) == size {
+                abi::set_buffer(Buffer::RequestBody, 0, 0, b">");
+            }
+            return true;
+        }
+        _ => return true,
+    }
+    false
+}
+
+/// Whether the request goes on.
+pub(crate) fn on_request_trailers(id: u32) -> bool {
+    if state::question(id) != "bodies/trailers" {
+        return true;
+    }
+    state::answer(&state::trace(id));
+    false
+}
+
+pub(crate) fn on_response_body(question: &str, size: usize) {
+    if question == "bodies/response_prepended" && size > 0 {
+        abi::set_buffer(Buffer::ResponseBody, 0, 0, b">");
+    }
+}

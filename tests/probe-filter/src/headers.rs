@@ -1,0 +1,68 @@
+//! Header maps: any bytes, more than one value, and what may be read when.
+
+use crate::abi::{self, Map, shown};
+use crate::{Ask, Next};
+
+pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+    let get = |name: &str| shown(&abi::header(Map::RequestHeaders, name));
+    Some(match ask.name.as_str() {
+        "missing" => Next::Answer(get("x-missing")),
+        "of_a_request" => Next::Answer(format!(
+            "x-two {}; X-TWO {}; x-bytes {}; x-empty {}",
+            get("x-two"),
+            get("X-TWO"),
+            get("x-bytes"),
+            get("x-empty")
+        )),
+        "pseudo" => Next::Answer(format!(
+            ":method {}; :path {}; :status {}",
+            get(":method"),
+            get(":path"),
+            get(":status")
+        )),
+        "count_and_end" => Next::Answer(format!(
+            "{} more than four: {}; end of stream: {}",
+            "headers",
+            ask.headers > 4,
+            ask.end_of_stream
+        )),
+        "not_there_yet" => Next::Answer(format!(
+            "response: {}; HTTP call: {}; set on the response: {}",
+            shown(&abi::header(Map::ResponseHeaders, ":status")),
+            shown(&abi::header(Map::HttpCallResponseHeaders, ":status")),
+            abi::replace_header(Map::ResponseHeaders, "x-early", b"early"),
+        )),
+        "replaced" | "added" | "status_replaced" | "request_in_response" | "replaced_where_none_was" => {
+            Next::Pass
+        }
+        _ => return None,
+    })
+}
+
+/// What is asked when the response comes.
+pub(crate) fn on_response(name: &str) {
+    let set = |name: &str, value: &str| abi::replace_header(Map::ResponseHeaders, name, value.as_bytes());
+    match name {
+        "replaced" => {
+            let first = shown(&abi::header(Map::ResponseHeaders, "x-twice"));
+            set("X-Twice", "ours");
+            set("x-probe", &format!("was {first}"));
+        }
+        "replaced_where_none_was" => {
+            set("x-fresh", "ours");
+        }
+        "added" => {
+            abi::add_header(Map::ResponseHeaders, "x-twice", b"ours");
+        }
+        "status_replaced" => {
+            let status = shown(&abi::header(Map::ResponseHeaders, ":status"));
+            set("x-probe", &format!("was {status}"));
+            set(":status", "203");
+        }
+        "request_in_response" => {
+            let path = shown(&abi::header(Map::RequestHeaders, ":path"));
+            set("x-probe", &path);
+        }
+        _ => {}
+    }
+}

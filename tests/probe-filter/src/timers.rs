@@ -1,0 +1,37 @@
+//! Ticks: their period, and that they end.
+
+use crate::abi;
+use crate::replies::TICK_MS;
+use crate::state;
+use crate::{Ask, Next};
+
+/// Longer than anybody waits.
+const NEVER_MS: u32 = 3_600_000;
+
+pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+    Some(match ask.name.as_str() {
+        // A shorter period counts at once, not after the longer one.
+        "shorter" => {
+            state::await_ticks(ask.id, 3);
+            let statuses = [NEVER_MS, TICK_MS].map(|period| abi::set_tick_period(period).to_string());
+            state::note(ask.id, &format!("period {}", statuses.join(", ")));
+            Next::Pause
+        }
+        // The number of ticks, once nobody waits for any: the period is then zero.
+        "count" => Next::Answer(state::ticks().to_string()),
+        "note" => {
+            abi::set_shared(&format!("ticks/{}", state::vm()), &state::ticks().to_le_bytes(), 0);
+            Next::Answer("noted".to_owned())
+        }
+        "none_since" => {
+            let noted =
+                abi::shared(&format!("ticks/{}", state::vm())).map(|(value, _)| value).unwrap_or_default();
+            Next::Answer((noted == state::ticks().to_le_bytes()).to_string())
+        }
+        _ => return None,
+    })
+}
+
+pub(crate) fn on_tick(id: u32, _name: &str) {
+    state::answer_from_root(id, &state::trace(id));
+}

@@ -1,0 +1,333 @@
+//! `cargo xtask conformance`: which Envoys the filter runs on, found out by asking them.
+//!
+//! Every Envoy is asked the probe's table of facts, and runs the tests that ARCHITECTURE.md names for the facts that one
+//! filter cannot see. What comes out is a table in Markdown, which the README shows as it was printed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::filter::{self, Toolchain};
+use crate::process::{log_tail, output_of, run_logged_within};
+use crate::tools::{self, ENVOY_VERSION};
+use crate::{step, workspace};
+
+/// How long one Envoy may take in all.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// The oldest Envoy that `--all` asks for.
+const OLDEST_MINOR: (u32, u32) = (1, 36);
+
+/// The tests that ask the probe's table.
+const PROBE_TESTS: &str = "host_facts::";
+
+/// What Envoy says of a runtime that it was built without.
+const NO_RUNTIME: &str = "compiled without support";
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// An Envoy of this version, from its Python package; may be given more than once
+    #[arg(long)]
+    envoy: Vec<String>,
+    /// The newest patch that can run filters of each minor version from 1.36 on
+    #[arg(long)]
+    all: bool,
+    /// The complete end-to-end suite, too
+    #[arg(long)]
+    suite: bool,
+}
+
+/// A row of ARCHITECTURE.md's table of facts.
+struct Row {
+    fact: String,
+    /// Names of tests; one that ends in `::` stands for all of its module.
+    tests: Vec<String>,
+}
+
+/// What an Envoy has answered.
+enum Column {
+    /// It cannot run any filter.
+    NoRuntime,
+    /// Whether each of the probe's facts holds, and each test that ran has passed.
+    Asked { facts: BTreeMap<String, bool>, tests: BTreeMap<String, bool> },
+}
+
+/// Asks every Envoy, then prints the table.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    let (filter, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
+    let suite = build_suite()?;
+    let rows = rows(&fs::read_to_string(workspace::root().join("ARCHITECTURE.md"))?)?;
+    let known = test_names(&suite)?;
+    for test in rows.iter().flat_map(|row| &row.tests) {
+        ensure!(
+            known.iter().any(|name| belongs(name, test)),
+            "ARCHITECTURE.md names the test `{test}`, which is not there"
+        );
+    }
+
+    let redis_server = tools::redis_server()?;
+    let mut columns = Vec::new();
+    for candidates in candidates(options)? {
+        let (version, envoy) = pick(&candidates, &probe)?;
+        let Some(envoy) = envoy else {
+            columns.push((version, Column::NoRuntime));
+            continue;
+        };
+        step(format!("Envoy {version}"));
+        let log = workspace::target().join("conformance").join(format!("envoy-{version}.log"));
+        let mut tests = Command::new(&suite);
+        tests.current_dir(workspace::root().join("tests/e2e")).arg("--nocapture");
+        if !options.suite {
+            tests.arg(PROBE_TESTS).args(rows.iter().flat_map(|row| &row.tests));
+        }
+        tests.env("ENVOY_BIN", envoy).env("REDIS_SERVER", &redis_server);
+        tests.env("FILTER_WASM", &filter).env("PROBE_WASM", &probe);
+        // Tests that fail are what is asked about.
+        let passed = run_logged_within(&mut tests, &log, LIMIT)?;
+        let column = read(&fs::read_to_string(&log)?);
+        if let (false, Column::Asked { tests, .. }) = (passed, &column) {
+            ensure!(!tests.is_empty(), "no test ran\n{}", log_tail(&log));
+            step(format!("not all holds; {} says why", workspace::shown(&log)));
+        }
+        columns.push((version, column));
+    }
+    print!("{}", table(&rows, &columns, options.suite));
+    Ok(())
+}
+
+/// For each column the versions that may fill it, the best first.
+fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
+    let mut candidates: Vec<_> = options.envoy.iter().map(|version| vec![version.clone()]).collect();
+    if options.all {
+        // The index lists the newest first.
+        let mut minors = BTreeMap::<_, Vec<_>>::new();
+        for version in tools::offered_envoys()? {
+            let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+            let minor = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+            if minor >= OLDEST_MINOR {
+                minors.entry(minor).or_default().push(version);
+            }
+        }
+        candidates.extend(minors.into_values());
+    }
+    if candidates.is_empty() {
+        candidates.push(vec![ENVOY_VERSION.to_owned()]);
+    }
+    Ok(candidates)
+}
+
+/// The first of these Envoys that can run filters; where none can, the first.
+fn pick(candidates: &[String], probe: &Path) -> Result<(String, Option<PathBuf>)> {
+    for version in candidates {
+        let envoy = tools::install_envoy(version)?;
+        if has_runtime(&envoy, probe)? {
+            return Ok((version.clone(), Some(envoy)));
+        }
+        step(format!("the Python package's Envoy {version} was built without a runtime for filters"));
+    }
+    let first = candidates.first().context("a version to ask for")?;
+    Ok((first.clone(), None))
+}
+
+/// Whether this Envoy was built with the runtime that every configuration names.
+fn has_runtime(envoy: &Path, probe: &Path) -> Result<bool> {
+    let bootstrap = serde_json::json!({"bootstrap_extensions": [{
+        "name": "envoy.bootstrap.wasm",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.wasm.v3.WasmService",
+            "singleton": true,
+            "config": {
+                "name": "probe",
+                "root_id": "probe",
+                "vm_config": {"runtime": "envoy.wasm.runtime.v8", "code": {"local": {"filename": probe}}},
+            },
+        },
+    }]});
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "--log-level", "warning", "--config-yaml", &bootstrap.to_string()])
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match (output.status.success(), said.contains(NO_RUNTIME)) {
+        (_, true) => Ok(false),
+        (true, false) => Ok(true),
+        (false, false) => bail!("{} does not take the probe:\n{said}", envoy.display()),
+    }
+}
+
+/// Compiles the end-to-end tests; gives a copy of the program, so that nobody who compiles meanwhile is in the way.
+fn build_suite() -> Result<PathBuf> {
+    step("building the end-to-end tests");
+    let mut build = workspace::cargo();
+    build.args(["test", "--package", "e2e", "--test", "suite", "--no-run", "--message-format", "json"]);
+    let messages = output_of(&mut build)?;
+    let program = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back()
+        .context("cargo names no test program")?;
+    let copy = workspace::target().join("conformance").join("suite");
+    fs::create_dir_all(workspace::target().join("conformance"))?;
+    fs::copy(program, &copy)?;
+    Ok(copy)
+}
+
+fn test_names(suite: &Path) -> Result<Vec<String>> {
+    let list = output_of(Command::new(suite).args(["--list", "--format", "terse"]))?;
+    Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// The table of facts: `| fact | `module::test`, … |`.
+fn rows(architecture: &str) -> Result<Vec<Row>> {
+    let table =
+        architecture.split("| fact | test |").nth(1).context("no table of facts in ARCHITECTURE.md")?;
+    table
+        .lines()
+        .skip(2)
+        .map_while(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | "))
+        .map(|(fact, tests)| {
+            let quoted = tests.split('`').skip(1).step_by(2);
+            let tests: Vec<_> = quoted.map(|name| name.trim_end_matches('*').to_owned()).collect();
+            ensure!(!tests.is_empty(), "no test for: {fact}");
+            Ok(Row { fact: fact.to_owned(), tests })
+        })
+        .collect()
+}
+
+/// Whether a test is the one that is named, or of the module that is.
+fn belongs(name: &str, wanted: &str) -> bool {
+    name == wanted || (wanted.ends_with("::") && name.starts_with(wanted))
+}
+
+/// What the tests have printed: `fact group/name: yes`, and libtest's summary of those that failed.
+fn read(log: &str) -> Column {
+    let mut facts = BTreeMap::new();
+    let mut tests = BTreeMap::new();
+    let failed: Vec<_> = log
+        .rsplit_once("\nfailures:\n")
+        .map(|(_, names)| names.lines().map_while(|line| line.strip_prefix("    ")).collect())
+        .unwrap_or_default();
+    for line in log.lines() {
+        if let Some((name, holds)) = line.strip_prefix("fact ").and_then(|fact| fact.split_once(": ")) {
+            facts.insert(name.to_owned(), holds == "yes");
+        }
+        // With `--nocapture` a test may print between its name and its result.
+        if let Some((name, _)) = line.split_once(" ... ")
+            && let Some(name) = name.rsplit("test ").next()
+        {
+            tests.insert(name.to_owned(), !failed.contains(&name));
+        }
+    }
+    Column::Asked { facts, tests }
+}
+
+/// The table in Markdown.
+fn table(rows: &[Row], columns: &[(String, Column)], with_suite: bool) -> String {
+    let mut text = "| fact |".to_owned();
+    for (version, _) in columns {
+        text += &format!(" {version} |");
+    }
+    text += "\n|---|";
+    text += &"---|".repeat(columns.len());
+    text += "\n";
+    let mut line = |what: &str, cell: &dyn Fn(&Column) -> String| {
+        let cells: String = columns.iter().map(|(_, column)| format!(" {} |", cell(column))).collect();
+        text += &format!("| {what} |{cells}\n");
+    };
+    line("runs WebAssembly filters, as its Python package has it", &|column| match column {
+        Column::NoRuntime => "no".to_owned(),
+        Column::Asked { .. } => "yes".to_owned(),
+    });
+    for group in groups(columns) {
+        line(&format!("the probe's facts `{group}`"), &|column| match column {
+            Column::NoRuntime => "—".to_owned(),
+            Column::Asked { facts, .. } => share(facts, |name| name.split('/').next() == Some(&group)),
+        });
+    }
+    for row in rows {
+        line(&row.fact, &|column| match column {
+            Column::NoRuntime => "—".to_owned(),
+            Column::Asked { tests, .. } => {
+                let mine = |name: &str| row.tests.iter().any(|test| belongs(name, test));
+                match tests.iter().filter(|(name, _)| mine(name)).all(|(_, passed)| *passed) {
+                    true => "yes".to_owned(),
+                    false => "no".to_owned(),
+                }
+            }
+        });
+    }
+    if with_suite {
+        line("the complete end-to-end suite", &|column| match column {
+            Column::NoRuntime => "—".to_owned(),
+            Column::Asked { tests, .. } => share(tests, |_| true),
+        });
+    }
+    text
+}
+
+/// The probe's groups, in the order of their names.
+fn groups(columns: &[(String, Column)]) -> Vec<String> {
+    let mut groups = Vec::new();
+    for (_, column) in columns {
+        if let Column::Asked { facts, .. } = column {
+            groups.extend(facts.keys().filter_map(|name| name.split('/').next()).map(str::to_owned));
+        }
+    }
+    groups.sort();
+    groups.dedup();
+    groups
+}
+
+/// How many of them hold, of how many.
+fn share(results: &BTreeMap<String, bool>, counts: impl Fn(&str) -> bool) -> String {
+    let mine: Vec<_> = results.iter().filter(|(name, _)| counts(name)).map(|(_, holds)| *holds).collect();
+    let held = mine.iter().filter(|holds| **holds).count();
+    let all = if held == mine.len() { "yes" } else { "no" };
+    format!("{all}, {held} of {}", mine.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\ntest a::one ... ok\nfact g/x: yes\nfact g/y: no\ntest a::two ... said\nFAILED\n\
+                       failures:\n\n---- a::two stdout ----\n\nfailures:\n    a::two\n\ntest result: FAILED.\n";
+
+    fn architecture() -> String {
+        fs::read_to_string(workspace::root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md")
+    }
+
+    #[test]
+    fn the_table_tells_what_held_and_what_did_not() {
+        let rows =
+            rows("| fact | test |\n|---|---|\n| One | `a::one` |\n| Both | `a::*` |\n\nMore").expect("rows");
+        let columns = [("1.1.0".to_owned(), Column::NoRuntime), ("1.2.0".to_owned(), read(LOG))];
+        let lines = ["| One | — | yes |", "| Both | — | no |", "| the probe's facts `g` | — | no, 1 of 2 |"];
+        let text = table(&rows, &columns, true);
+        for line in lines.iter().chain(&["| the complete end-to-end suite | — | no, 1 of 2 |"]) {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+
+    /// So that the table stays true without an Envoy, too.
+    #[test]
+    fn every_test_that_the_architecture_names_is_there() {
+        let suite = workspace::root().join("tests/e2e/tests/suite");
+        let rows = rows(&architecture()).expect("the table of facts");
+        assert!(rows.len() > 20);
+        for test in rows.iter().flat_map(|row| &row.tests) {
+            let (module, name) = test.rsplit_once("::").expect("module::test");
+            let file = suite.join(module.replace("::", "/")).with_extension("rs");
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            assert!(!text.is_empty(), "no module {module} for {test}");
+            let is_group = module == "host_facts" && text.split_whitespace().any(|word| word == name);
+            assert!(name.is_empty() || is_group || text.contains(&format!("fn {name}(")), "no test {test}");
+        }
+    }
+}

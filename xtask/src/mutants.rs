@@ -1,0 +1,221 @@
+//! `cargo xtask mutants`: breaks the limiter on purpose and sees that the simulation notices.
+//!
+//! A search that finds nothing says little until it is known what it would find. So `tests/mutants.toml` lists defects
+//! that somebody could write, each as a replacement of a text that occurs once in a file. Every one is built in a copy
+//! of the sources, never in the sources themselves, and has to be found within a minute. A mutant whose text is no
+//! longer there fails too: whoever changes that code decides what becomes of the mutant.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::process::{Running, interrupted, log_tail, pause, run_within};
+use crate::{step, tools, workspace};
+
+/// How long the simulation may search for one mutant.
+const SEARCH_SECONDS: u64 = 60;
+
+/// How long a build may take; it is there so that none hangs CI.
+const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// What is at the repository's root and not part of the sources.
+const NOT_SOURCES: [&str; 2] = ["target", ".git"];
+
+#[derive(Default, clap::Args)]
+pub(crate) struct Options {
+    /// Only these mutants; without a name, all of them
+    names: Vec<String>,
+    /// List them, with what each would do to a user
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    mutant: Vec<Mutant>,
+}
+
+/// A defect, as a change of the sources.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutant {
+    name: String,
+    /// What breaks, and who would notice.
+    why: String,
+    file: PathBuf,
+    /// Occurs once in the file.
+    find: String,
+    replace: String,
+    /// What the simulation is called with, beside the time.
+    #[serde(default)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let list = workspace::root().join("tests/mutants.toml");
+    let text =
+        fs::read_to_string(&list).with_context(|| format!("cannot read {}", workspace::shown(&list)))?;
+    let mut mutants =
+        toml::from_str::<List>(&text).with_context(|| workspace::shown(&list).to_string())?.mutant;
+    for name in &options.names {
+        let is_known = mutants.iter().any(|mutant| mutant.name == *name);
+        ensure!(is_known, "there is no mutant `{name}`; `cargo xtask mutants --list` lists them");
+    }
+    mutants.retain(|mutant| options.names.is_empty() || options.names.contains(&mutant.name));
+    if options.list {
+        mutants.iter().for_each(|mutant| println!("{:<40} {}", mutant.name, mutant.why));
+        return Ok(());
+    }
+
+    let copy = Copy::make()?;
+    let redis_server = tools::redis_server()?;
+    step("building the simulation as it is, and seeing that it finds nothing");
+    copy.build()?;
+    let as_it_is = copy.search(&redis_server, "nothing", &[], 5)?;
+    ensure!(as_it_is == Found::Nothing, "{}", log_tail(&copy.log("nothing")));
+
+    let mut survivors = Vec::new();
+    for (index, mutant) in mutants.iter().enumerate() {
+        let outcome = copy.try_mutant(mutant, &redis_server).with_context(|| mutant.name.clone())?;
+        let said = match outcome {
+            Found::Violation(after) => format!("found after {:.1} s", after.as_secs_f64()),
+            Found::Nothing => format!("NOT FOUND in {SEARCH_SECONDS} s: {}", mutant.why),
+        };
+        step(format!("[{}/{}] {}: {said}", index + 1, mutants.len(), mutant.name));
+        if outcome == Found::Nothing {
+            survivors.push(mutant.name.as_str());
+        }
+    }
+    ensure!(survivors.is_empty(), "not found by the simulation: {}", survivors.join(", "));
+    step(format!("all {} mutants were found", mutants.len()));
+    Ok(())
+}
+
+/// What a search came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Found {
+    Violation(Duration),
+    Nothing,
+}
+
+/// The sources once more, to be broken.
+struct Copy {
+    root: PathBuf,
+}
+
+impl Copy {
+    fn make() -> Result<Self> {
+        let copy = Self { root: workspace::target().join("mutants/source") };
+        if copy.root.exists() {
+            remove_strangers(&copy.root, workspace::root())?;
+        }
+        for entry in fs::read_dir(workspace::root())? {
+            let entry = entry?;
+            if NOT_SOURCES.iter().all(|name| entry.file_name() != *name) {
+                copy_changed(&entry.path(), &copy.root.join(entry.file_name()))?;
+            }
+        }
+        Ok(copy)
+    }
+
+    /// Breaks the copy, searches, and mends it again.
+    fn try_mutant(&self, mutant: &Mutant, redis_server: &Path) -> Result<Found> {
+        let file = self.root.join(&mutant.file);
+        let original =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", mutant.file.display()))?;
+        let occurrences = original.matches(&mutant.find).count();
+        ensure!(
+            occurrences == 1,
+            "its text occurs {occurrences} times in {}, and has to occur once; adapt tests/mutants.toml",
+            mutant.file.display()
+        );
+        fs::write(&file, original.replacen(&mutant.find, &mutant.replace, 1))?;
+        let found = self
+            .build()
+            .and_then(|()| self.search(redis_server, &mutant.name, &mutant.arguments, SEARCH_SECONDS));
+        fs::write(&file, original)?;
+        found
+    }
+
+    fn build(&self) -> Result<()> {
+        let mut command = workspace::cargo();
+        command.current_dir(&self.root).args([
+            "build",
+            "--quiet",
+            "--profile",
+            "soak",
+            "--package",
+            "simulation",
+        ]);
+        // A mutant may leave something unused.
+        command.env("CARGO_TARGET_DIR", Self::target()).env("RUSTFLAGS", "--cap-lints=allow");
+        run_within(&mut command, BUILD_LIMIT).context("it does not build")
+    }
+
+    /// Runs the simulation until it has found something or its time is up.
+    fn search(&self, redis_server: &Path, name: &str, arguments: &[String], seconds: u64) -> Result<Found> {
+        let log = self.log(name);
+        let mut command = Command::new(Self::target().join("soak/simulation"));
+        command.args(["--seed", "1", "--seconds", &seconds.to_string()]).args(arguments);
+        let start = Instant::now();
+        let mut running = Running::start_logged(command.env("REDIS_SERVER", redis_server), &log)?;
+        // A mutant may also hang, which is a way of being found; the simulation itself ends in time.
+        let limit = Duration::from_secs(seconds + SEARCH_SECONDS / 2);
+        loop {
+            match running.exited()?.map(|status| status.code()) {
+                Some(Some(0)) => return Ok(Found::Nothing),
+                // 1 is a violation, 101 a panic.
+                Some(Some(1 | 101)) => return Ok(Found::Violation(start.elapsed())),
+                Some(code) => bail!("the simulation ended with {code:?}\n{}", log_tail(&log)),
+                None if start.elapsed() > limit => return Ok(Found::Violation(start.elapsed())),
+                None => pause(Duration::from_millis(50))?,
+            }
+            ensure!(!interrupted(), "interrupted");
+        }
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        workspace::target().join("mutants/logs").join(name).with_extension("log")
+    }
+
+    /// Beside the copy, so that what does not change is built once.
+    fn target() -> PathBuf {
+        workspace::target().join("mutants/build")
+    }
+}
+
+/// Copies a file or a folder, but for files that are the same already: their age tells cargo what to build.
+fn copy_changed(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy_changed(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    fs::write(to, content).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// Takes out of an older copy what the sources no longer have.
+fn remove_strangers(copy: &Path, source: &Path) -> Result<()> {
+    for entry in fs::read_dir(copy)? {
+        let (path, original) = entry.map(|entry| (entry.path(), source.join(entry.file_name())))?;
+        match (path.is_dir(), original.is_dir()) {
+            (true, true) => remove_strangers(&path, &original)?,
+            (true, false) => fs::remove_dir_all(path)?,
+            (false, _) if !original.is_file() => fs::remove_file(path)?,
+            (false, _) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! `cargo xtask soak`: the searches for counter-examples, for as long as one likes.
+//!
+//! `cargo xtask test` runs each of them for seconds, with a seed that is always the same. Here the seed is new each time,
+//! unless it is given, and is printed: the same part with the same seed searches the same way again. What is found says
+//! by itself how to bring just that back.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::filter::{self, Toolchain};
+use crate::process::run;
+use crate::{step, tools, workspace};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to run; without a name, all parts one after the other
+    parts: Vec<Part>,
+    /// How long each part runs, such as 90s, 10m or 8h
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = duration)]
+    time: Duration,
+    /// Where the search starts; printed, so that a run can be repeated
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Part {
+    /// Fleets of Envoys under faults, with a model of Redis
+    Simulation,
+    /// The same with a real Redis and the real script
+    SimulationRedis,
+    /// Bytes from outside, into the limiter's own functions
+    Fuzz,
+    /// Callbacks in any order, into the compiled filter
+    Callbacks,
+    /// The bucket against exact arithmetic
+    Bucket,
+    /// The script on a real Redis against the bucket in Rust
+    Script,
+    /// The way to Redis under a virtual clock
+    Session,
+}
+
+pub(crate) fn run_parts(options: &Options) -> Result<()> {
+    let seed = match options.seed {
+        Some(seed) => seed,
+        None => std::time::UNIX_EPOCH.elapsed()?.as_secs(),
+    };
+    let parts = if options.parts.is_empty() { Part::value_variants() } else { &options.parts };
+    for part in parts {
+        let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        step(format!("{name} for {} s, seed {seed}", options.time.as_secs()));
+        part.run(options.time, seed).with_context(|| {
+            format!("{name} found something; the seed was {seed}, and it says above how to repeat it")
+        })?;
+    }
+    step("nothing was found");
+    Ok(())
+}
+
+impl Part {
+    fn run(self, time: Duration, seed: u64) -> Result<()> {
+        let timed = |package: &str, arguments: &[&str]| {
+            let mut command = search(package);
+            command.args(arguments);
+            command.args(["--seconds", &time.as_secs().to_string(), "--seed", &seed.to_string()]);
+            command
+        };
+        match self {
+            Self::Simulation => run(&mut timed("simulation", &[])),
+            Self::SimulationRedis => {
+                let mut command = timed("simulation", &["--redis", "real"]);
+                run(command.env("REDIS_SERVER", tools::redis_server()?))
+            }
+            Self::Fuzz => run(&mut timed("fuzz", &[])),
+            Self::Callbacks => {
+                let wasm = filter::build(Toolchain::find()?)?;
+                run(timed("wasm-host", &["fuzz"]).env("FILTER_WASM", wasm))
+            }
+            Self::Bucket => rounds(time, seed, "bucket", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 2_000_000),
+            Self::Script => rounds(time, seed, "redis_script", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 500_000),
+            Self::Session => rounds(time, seed, "redis_session", ("SESSION_SEED", "SESSION_RUNS"), 4_000),
+        }
+    }
+}
+
+/// One of the searches that are programs of their own, built to be quick and with every check.
+pub(crate) fn search(package: &str) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["run", "--quiet", "--profile", "soak", "--package", package, "--"]);
+    command
+}
+
+/// A test binary over and over until the time is up, each round with a larger amount than in CI and the next seed.
+fn rounds(time: Duration, seed: u64, test: &str, names: (&str, &str), amount: u64) -> Result<()> {
+    let (seed_name, amount_name) = names;
+    let redis_server = tools::redis_server()?;
+    let start = Instant::now();
+    let mut round = 0;
+    while round == 0 || start.elapsed() < time {
+        let seed = seed.wrapping_add(round);
+        let mut command = workspace::cargo();
+        command.args([
+            "test",
+            "--quiet",
+            "--profile",
+            "soak",
+            "--package",
+            "dynamic-rate-limiter",
+            "--test",
+            test,
+        ]);
+        command.env("REDIS_SERVER", &redis_server);
+        command.env(seed_name, seed.to_string()).env(amount_name, amount.to_string());
+        let again =
+            format!("{seed_name}={seed} {amount_name}={amount} cargo test --profile soak --test {test}");
+        run(&mut command).with_context(|| format!("to repeat it, run\n  {again}"))?;
+        round += 1;
+        step(format!("{test}: {round} rounds of {amount}, {} s", start.elapsed().as_secs()));
+    }
+    Ok(())
+}
+
+/// Reads `90s`, `10m` or `8h`.
+fn duration(text: &str) -> Result<Duration> {
+    let wanted = || {
+        format!("found {text:?}, wanted a whole number of seconds, minutes or hours, such as 90s, 10m or 8h")
+    };
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).with_context(wanted)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        _ => bail!(wanted()),
+    };
+    let number: u64 = number.parse().ok().filter(|number| *number > 0).with_context(wanted)?;
+    Ok(Duration::from_secs(number.checked_mul(seconds).with_context(wanted)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::duration;
+
+    #[test]
+    fn times_are_whole_numbers_with_a_unit() {
+        for (text, seconds) in [("90s", Some(90)), ("10m", Some(600)), ("8h", Some(28_800))] {
+            assert_eq!(duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        }
+        for text in ["", "s", "0s", "10", "-1s", "1.5m", "18446744073709551615h", "ä"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}
