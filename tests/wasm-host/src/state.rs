@@ -284,7 +284,8 @@ impl VmState {
     pub(crate) fn property(&self, path: &[u8]) -> Result<Vec<u8>, u32> {
         let stream = self.streams.get(&self.context());
         match (path, stream) {
-            (b"plugin_root_id", _) => Ok(self.root_id.clone().into_bytes()),
+            (b"plugin_root_id" | b"plugin_name", _) => Ok(self.root_id.clone().into_bytes()),
+            (b"plugin_vm_id", _) => Ok(self.vm_id.clone().into_bytes()),
             (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
             _ => Err(status::NOT_FOUND),
         }

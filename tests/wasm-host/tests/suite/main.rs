@@ -2,6 +2,7 @@
 
 mod answers;
 mod costs;
+mod facts;
 mod fuzz;
 mod host_failures;
 mod redis;
