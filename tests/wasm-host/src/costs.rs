@@ -33,8 +33,8 @@ pub struct Cost {
 }
 
 impl World {
-    /// What the filter does for a worker, bridge included if asked for, while `act` runs.
-    fn cost(&mut self, vm: usize, act: impl FnOnce(&mut Self)) -> Cost {
+    /// What a VM does while `act` runs.
+    pub fn cost(&mut self, vm: usize, act: impl FnOnce(&mut Self)) -> Cost {
         let before = (self.vms[vm].total_fuel, self.vms[vm].host_calls().clone());
         act(self);
         let grown = |(name, count): (&&'static str, &u64)| {

@@ -1,19 +1,18 @@
-//! Every host call that the filter imports, as Envoy implements it (proxy-wasm ABI 0.2.1), and the WASI calls that
-//! Rust's standard library makes.
+//! Every host call that the filter imports, as Envoy implements it (proxy-wasm ABI 0.2.1).
 //!
 //! What the calls change outside of the VM is written down in [`VmState::after`] and [`VmState::out`]; carrying that out
 //! is the world's affair. All of them are deterministic.
-
-use std::collections::VecDeque;
 
 use wasmtime::{Linker, Result};
 
 use crate::failures::status;
 use crate::guest::{
-    Host, bail, hand_over, read, read_headers, read_text, write, write_headers, write_u32, write_u64,
+    Host, bail, hand_over, read, read_headers, read_text, write_headers, write_u32, write_u64,
 };
 use crate::process::StatKind;
 use crate::state::{After, Event, HttpCall, LocalReply, Out, Timer, VmState};
+
+mod wasi;
 
 /// Defines one import: its failures are scripted by its name.
 macro_rules! import {
@@ -29,6 +28,8 @@ macro_rules! import {
     };
 }
 
+use import;
+
 pub(crate) fn define(linker: &mut Linker<VmState>) -> Result<()> {
     proxy(linker)?;
     headers_and_bodies(linker)?;
@@ -36,7 +37,7 @@ pub(crate) fn define(linker: &mut Linker<VmState>) -> Result<()> {
     stats(linker)?;
     calls_out(linker)?;
     unused(linker)?;
-    wasi(linker)
+    wasi::define(linker)
 }
 
 fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
@@ -463,71 +464,4 @@ fn unused(linker: &mut Linker<VmState>) -> Result<()> {
         bail!("the filter calls proxy_done, which this host does not have")
     })?;
     Ok(())
-}
-
-fn wasi(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(
-        linker,
-        "wasi_snapshot_preview1",
-        "clock_time_get",
-        |host, clock: u32, _precision: u64, to: u32| {
-            const INVALID: u32 = 28;
-            let clocks = &host.data().process.clock;
-            let now = match clock {
-                0 => clocks.wall_ns.get(),
-                1 => clocks.monotonic_ns.get(),
-                _ => return Ok(INVALID),
-            };
-            write_u64(&mut host, to, now)?;
-            Ok(0)
-        }
-    );
-    import!(linker, "wasi_snapshot_preview1", "random_get", |host, to: u32, size: u32| {
-        let bytes: VecDeque<u8> = (0..size).map(|_| host.data_mut().next_random() as u8).collect();
-        write(&mut host, to, &Vec::from(bytes))?;
-        Ok(0)
-    });
-    import!(linker, "wasi_snapshot_preview1", "environ_sizes_get", |host, count_to: u32, size_to: u32| {
-        let variables = environment(&host);
-        write_u32(&mut host, count_to, variables.len() as u32)?;
-        write_u32(&mut host, size_to, variables.iter().map(Vec::len).sum::<usize>() as u32)?;
-        Ok(0)
-    });
-    import!(linker, "wasi_snapshot_preview1", "environ_get", |host, list: u32, buffer: u32| {
-        let mut at = buffer;
-        for (index, variable) in environment(&host).iter().enumerate() {
-            write_u32(&mut host, list + index as u32 * 4, at)?;
-            write(&mut host, at, variable)?;
-            at += variable.len() as u32;
-        }
-        Ok(0)
-    });
-    import!(
-        linker,
-        "wasi_snapshot_preview1",
-        "fd_write",
-        |host, _file: u32, list: u32, count: u32, to: u32| {
-            let mut text = Vec::new();
-            for index in 0..count {
-                let slice = read(&host, list + index * 8, 8)?;
-                let [at, size] =
-                    [0, 4].map(|from| u32::from_le_bytes([0, 1, 2, 3].map(|byte| slice[from + byte])));
-                text.extend(read(&host, at, size)?);
-            }
-            write_u32(&mut host, to, text.len() as u32)?;
-            let line = String::from_utf8_lossy(&text).into_owned();
-            host.data_mut().note(Event::Logged(4, line.clone()));
-            host.data().process.log.borrow_mut().push((4, line));
-            Ok(0)
-        }
-    );
-    linker.func_wrap("wasi_snapshot_preview1", "proc_exit", |code: u32| -> Result<()> {
-        bail!("the filter ended itself with code {code}")
-    })?;
-    Ok(())
-}
-
-fn environment(host: &Host<'_>) -> Vec<Vec<u8>> {
-    let variables = host.data().process.environment.borrow();
-    variables.iter().map(|(name, value)| [name.as_bytes(), b"=", value, b"\0"].concat()).collect()
 }

@@ -4,12 +4,16 @@
 //! that tests move and with failures that tests script. A callback that traps, runs out of fuel or takes more memory
 //! than a VM may have ends the test with what had happened before.
 //!
-//!
-//! (the way there, through the real bridge), `vm` and `imports` (the ABI), [`failures`], [`secrets`], and what is built on
-//! them: [`costs`] and [`fuzz`].
+//! [`World`] is Envoys with their workers, [`Request`] what a client sends, [`redis`] the way there through the real bridge,
+//! [`failures`] what goes wrong, [`secrets`] what must not show; [`costs`] and [`fuzz`] are built on them.
 
 #[path = "../../common/mod.rs"]
-#[allow(missing_docs, unreachable_pub, reason = "shared with the tests of the limiter")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::should_implement_trait,
+    reason = "shared with the tests of the limiter"
+)]
 pub mod common;
 pub mod costs;
 mod exchange;

@@ -23,10 +23,16 @@ pub(crate) fn linked() -> &'static InstancePre<VmState> {
     LINKED.get_or_init(|| link(&path()))
 }
 
-/// Another module of the same kind, such as a probe of the host.
-pub(crate) fn link(path: &Path) -> InstancePre<VmState> {
+/// The probe filter, which asks its host about itself.
+pub(crate) fn probe() -> &'static InstancePre<VmState> {
+    static LINKED: OnceLock<InstancePre<VmState>> = OnceLock::new();
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/probe_filter.wasm");
+    LINKED.get_or_init(|| link(&env::var_os("PROBE_WASM").map_or(built, PathBuf::from)))
+}
+
+fn link(path: &Path) -> InstancePre<VmState> {
     let bytes = std::fs::read(path).unwrap_or_else(|error| {
-        panic!("no filter at {}: {error}; run `cargo xtask dist`, or set FILTER_WASM", path.display())
+        panic!("no filter at {}: {error}; `cargo xtask test filter` builds it, or set FILTER_WASM and PROBE_WASM", path.display())
     });
     let mut config = Config::new();
     config.consume_fuel(true);

@@ -6,6 +6,9 @@ use std::rc::Rc;
 
 use crate::failures::status;
 
+/// A `vm_id` and a name in it.
+type Key = (String, Vec<u8>);
+
 /// The clocks of a machine, which tests move.
 #[derive(Debug)]
 pub struct Clock {
@@ -62,10 +65,10 @@ pub struct Process {
     pub keeps_stats: Cell<bool>,
     /// Clusters that Envoy has.
     pub clusters: RefCell<Vec<String>>,
-    shared_data: RefCell<HashMap<(String, Vec<u8>), (Vec<u8>, u32)>>,
+    shared_data: RefCell<HashMap<Key, (Vec<u8>, u32)>>,
     last_cas: Cell<u32>,
     pub(crate) queues: RefCell<BTreeMap<u32, Queue>>,
-    queue_names: RefCell<HashMap<(String, Vec<u8>), u32>>,
+    queue_names: RefCell<HashMap<Key, u32>>,
     stats: RefCell<BTreeMap<(StatKind, String), u64>>,
 }
 

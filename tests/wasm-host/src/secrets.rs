@@ -13,10 +13,19 @@ pub const REDIS_USER: &str = "canary-redis-user-03be";
 /// What all of them start with.
 const CANARY: &[u8] = b"canary-";
 
+/// Every scenario ends with the search, unless it has failed already.
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.search_for_secrets();
+        }
+    }
+}
+
 impl World {
     /// Panics if a secret stands in a log line, a stat's name, shared data, an answer, or in what Redis was sent but
-    /// for `AUTH`. To be called at the end of a scenario.
-    pub fn search_for_secrets(&self) {
+    /// for `AUTH`.
+    fn search_for_secrets(&self) {
         let search = |place: &str, bytes: &[u8]| {
             let found = bytes.windows(CANARY.len()).any(|window| window == CANARY);
             assert!(!found, "a secret in {place}: {}", String::from_utf8_lossy(bytes));

@@ -88,6 +88,9 @@ pub(crate) struct CallResponse {
     pub(crate) body: Vec<u8>,
 }
 
+/// Something done to the process from aside.
+pub(crate) type Aside = Box<dyn FnOnce(&Process)>;
+
 /// The host's side of a VM.
 pub(crate) struct VmState {
     pub(crate) process: Rc<Process>,
@@ -118,7 +121,8 @@ pub(crate) struct VmState {
     pub(crate) history: VecDeque<Event>,
     pub(crate) limits: StoreLimits,
     pub(crate) guest: Option<Guest>,
-    pub(crate) another_worker: Option<Box<dyn FnOnce(&Process)>>,
+    /// What another worker does between the next read of shared data and its write.
+    pub(crate) another_worker: Option<Aside>,
 }
 
 /// The parts of the guest that host calls use.
@@ -280,7 +284,8 @@ impl VmState {
     pub(crate) fn property(&self, path: &[u8]) -> Result<Vec<u8>, u32> {
         let stream = self.streams.get(&self.context());
         match (path, stream) {
-            (b"plugin_root_id", _) => Ok(self.root_id.clone().into_bytes()),
+            (b"plugin_root_id" | b"plugin_name", _) => Ok(self.root_id.clone().into_bytes()),
+            (b"plugin_vm_id", _) => Ok(self.vm_id.clone().into_bytes()),
             (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
             _ => Err(status::NOT_FOUND),
         }

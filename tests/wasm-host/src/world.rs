@@ -35,6 +35,8 @@ pub struct Setup {
     pub clusters: Vec<&'static str>,
     /// The log level of each Envoy: 0 is trace, 2 info.
     pub log_level: u32,
+    /// Whether the filter is not the limiter but the probe, which asks its host about itself.
+    pub is_probe: bool,
     /// Whether a trap unwinds without a word, for whoever catches it.
     pub is_quiet: bool,
 }
@@ -51,6 +53,7 @@ impl Setup {
             allows_stop: true,
             clusters: vec!["redis", "config_files"],
             log_level: 0,
+            is_probe: false,
             is_quiet: false,
         }
     }
@@ -153,7 +156,8 @@ impl World {
             process.log_level.set(setup.log_level);
             world.processes.push(process.clone());
             for _ in 0..setup.workers {
-                let vm = world.new_vm(process.clone(), (LIMITER, LIMITER));
+                let name = if setup.is_probe { "probe" } else { LIMITER };
+                let vm = world.new_vm(process.clone(), (name, name));
                 world.workers.push(Worker { vm, root: 0, bridge: None });
             }
         }
@@ -163,7 +167,8 @@ impl World {
     pub(crate) fn new_vm(&mut self, process: Rc<Process>, names: (&str, &str)) -> usize {
         let index = self.vms.len();
         let seed = (self.setup.seed + index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut vm = Vm::new(module::linked(), process, index, names, seed);
+        let module = if self.setup.is_probe { module::probe() } else { module::linked() };
+        let mut vm = Vm::new(module, process, index, names, seed);
         vm.is_quiet = self.setup.is_quiet;
         self.vms.push(vm);
         index

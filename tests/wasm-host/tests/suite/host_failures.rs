@@ -75,7 +75,6 @@ fn drive(setup: &Setup, failure: Failure, is_early: bool) -> bool {
             "afterwards"
         );
     }
-    world.search_for_secrets();
     struck
 }
 

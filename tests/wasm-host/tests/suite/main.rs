@@ -2,7 +2,9 @@
 
 mod answers;
 mod costs;
+mod facts;
 mod fuzz;
 mod host_failures;
 mod redis;
 mod support;
+mod token;

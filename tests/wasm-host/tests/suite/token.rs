@@ -1,0 +1,58 @@
+//! The comparison of the admin token, in the compiled filter, instruction by instruction; and whether the search for
+//! secrets finds any.
+
+use wasm_host::costs::Cost;
+use wasm_host::{Request, Setup, World};
+
+const LENGTH: usize = 32;
+
+/// What a request with `found` costs where `token` is wanted. Each time in a world of its own: the guard remembers.
+fn cost(token: &[u8], found: &[u8]) -> Cost {
+    let mut setup = Setup { log_level: 2, ..Setup::new("{}") };
+    setup.environment = vec![("ADMIN_TOKEN".to_owned(), token.to_vec())];
+    let mut world = World::start(setup);
+    let request = Request::post("/system/health", "").with("x-admin-token", found);
+    let mut status = 0;
+    let cost = world.cost(0, |world| status = world.get(0, &request).status);
+    assert_eq!(status, if token == found { 400 } else { 403 });
+    cost
+}
+
+#[test]
+fn a_wrong_token_costs_the_same_wherever_it_differs() {
+    let mut random = 0x0123_4567_89ab_cdef_u64;
+    let mut costs = Vec::new();
+    for _ in 0..64 {
+        let mut token = [0; LENGTH];
+        for byte in &mut token {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = b'!' + (random >> 40) as u8 % 90;
+        }
+        for wrong in [0..1, LENGTH / 2..LENGTH / 2 + 1, LENGTH - 1..LENGTH, 0..LENGTH] {
+            let mut found = token;
+            for byte in &mut found[wrong] {
+                *byte = if *byte == b'~' { b'!' } else { *byte + 1 };
+            }
+            costs.push(cost(&token, &found));
+        }
+    }
+    assert!(costs.iter().all(|cost| *cost == costs[0]), "costs differ: {costs:?}");
+}
+
+#[test]
+fn the_measure_would_notice_a_difference() {
+    let token = [b'a'; LENGTH];
+    assert_ne!(
+        cost(&token, &[b'b'; LENGTH]),
+        cost(&token, &[b'b'; 2 * LENGTH + 60]),
+        "two blocks more to hash"
+    );
+    assert_ne!(cost(&token, &[b'b'; LENGTH]), cost(&token, &token), "what follows is another answer");
+}
+
+#[test]
+#[should_panic(expected = "a secret in the log")]
+fn a_secret_in_the_log_is_found() {
+    let world = World::start(Setup::new("{}"));
+    world.processes[0].log.borrow_mut().push((0, "token canary-oops".to_owned()));
+}
