@@ -9,8 +9,9 @@ use dynamic_rate_limiter::health::Health;
 
 use crate::report::{Happening, What};
 use crate::shared_data::Host;
+use crate::worker::Stream;
 use crate::workload::{Limits, Store};
-use crate::world::{Event, World, health_key};
+use crate::world::{Event, MAX_DEPTH, World, health_key};
 
 /// When every wall clock begins, in Unix microseconds.
 const UNIX_US: u64 = 1_700_000_000_000_000;
@@ -109,9 +110,7 @@ impl Faults {
 impl World {
     /// One thing goes wrong, or an operator does one thing.
     pub fn fault(&self) {
-        if !self.is_over() {
-            self.after(1 + self.below(2 * self.plan.fault_gap_us), Event::Fault);
-        }
+        self.after(1 + self.below(2 * self.plan.fault_gap_us), Event::Fault);
         let with_redis = self.plan.store != Store::SharedData;
         if with_redis && self.one_in(2) {
             self.redis.borrow_mut().replicate();
@@ -171,7 +170,10 @@ impl World {
                 self.after(0, Event::Closed(index, id));
                 self.faults.touch(now_us);
             }
-            Happening::ScriptFlush => self.redis.borrow_mut().flush_script(),
+            Happening::ScriptFlush => {
+                self.redis.borrow_mut().flush_script();
+                self.reset(|stream| stream.is_out_of_step, 1);
+            }
             Happening::RestartKept => {
                 self.redis.borrow_mut().flush_script();
                 self.reset_all();
@@ -244,7 +246,8 @@ impl World {
         if !self.faults.published.get()[envoy] {
             *self.envoys[envoy].limits.borrow_mut() = limits;
         }
-        let old: Vec<_> = self.workers.borrow().iter().filter(|worker| worker.envoy == envoy).cloned().collect();
+        let old: Vec<_> =
+            self.workers.borrow().iter().filter(|worker| worker.envoy == envoy).cloned().collect();
         for worker in old.iter().filter(|worker| worker.accepts.replace(false)) {
             if worker.pending.borrow().is_empty() {
                 self.let_go(worker);
@@ -255,33 +258,47 @@ impl World {
 
     fn publish(&self, index: usize, tiers: String) {
         let worker = self.worker(index);
-        let host = Host::new(self, worker.envoy, 0);
+        // Nobody else acts meanwhile: which limits hold is known again once all of it is done.
+        let host = Host::new(self, worker.envoy, MAX_DEPTH);
         let mut limiter = worker.limiter.borrow_mut();
         let settings = limiter.config().settings.clone();
         let source = settings.config_source.as_ref().expect("there is a source");
         limiter.publish(source, Fetched { tiers: Some(Ok(tiers.into_bytes())), api_keys: None }, &host);
     }
 
-    /// All connections are lost.
+    /// All connections are lost, those that are out of step at once.
     fn reset_all(&self) {
-        self.faults.touch(self.now_us.get());
+        self.reset(|stream| stream.is_out_of_step, 1);
+        self.reset(|stream| !stream.is_out_of_step, 1_000);
+    }
+
+    fn reset(&self, which: impl Fn(&Stream) -> bool, within_us: u64) {
         for (index, worker) in self.workers.borrow().iter().enumerate() {
-            if let Some(stream) = worker.stream.borrow().as_ref() {
-                self.after(self.below(1_000), Event::Closed(index, stream.id));
+            if let Some(stream) = worker.stream.borrow().as_ref().filter(|stream| which(stream)) {
+                self.faults.touch(self.now_us.get());
+                self.after(self.below(within_us), Event::Closed(index, stream.id));
             }
         }
     }
 
     /// What Redis says, as it goes out.
-    pub fn spoil(&self, mut replies: Vec<Vec<u8>>) -> Vec<u8> {
+    pub fn spoil(&self, mut replies: Vec<Vec<u8>>, stream: &mut Stream) -> Vec<u8> {
+        let knows_script = self.redis.borrow().knows_script;
         if !replies.is_empty() && self.one_in(4) {
             let index = self.below(replies.len() as u64) as usize;
             match self.faults.lasting.get() {
                 Some(Happening::Garbage) => {
                     replies.insert(index, JUNK[self.below(JUNK.len() as u64) as usize].to_vec());
                 }
-                Some(Happening::OneOff) if self.one_in(2) => drop(replies.remove(index)),
-                Some(Happening::OneOff) => replies.insert(index, replies[index].clone()),
+                // Error replies carry no number, so that nobody could tell which question they are to.
+                Some(Happening::OneOff) if replies[index].starts_with(b"-") || !knows_script => {}
+                Some(Happening::OneOff) => {
+                    stream.is_out_of_step = true;
+                    match self.one_in(2) {
+                        true => drop(replies.remove(index)),
+                        false => replies.insert(index, replies[index].clone()),
+                    }
+                }
                 _ => {}
             }
         }

@@ -147,7 +147,9 @@ impl Oracle {
             let one_is_empty = crowd.excess_of_one + TOKEN > full(limit);
             return match there < TOKEN || one_is_empty {
                 true => Ok(()),
-                false => Err(format!("refused with {} there, and no slot of its record is empty", shown(there))),
+                false => {
+                    Err(format!("refused with {} there, and no slot of its record is empty", shown(there)))
+                }
             };
         }
         if there < TOKEN {

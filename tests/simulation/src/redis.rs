@@ -52,6 +52,8 @@ pub struct Server {
     backend: Backend,
     /// Added to the world's clock.
     clock_us: u64,
+    /// Whether the script is known by its hash.
+    pub knows_script: bool,
 }
 
 enum Backend {
@@ -70,14 +72,14 @@ struct Model {
 impl Server {
     /// The model, empty.
     pub fn model() -> Self {
-        Self { backend: Backend::Model(Model::default()), clock_us: EPOCH_US }
+        Self { backend: Backend::Model(Model::default()), clock_us: EPOCH_US, knows_script: false }
     }
 
     /// A real server, emptied.
     pub fn real(mut client: Client) -> Self {
         client.ask(&[b"FLUSHALL"]);
         client.ask(&[b"SCRIPT", b"FLUSH"]);
-        Self { backend: Backend::Real(client), clock_us: EPOCH_US }
+        Self { backend: Backend::Real(client), clock_us: EPOCH_US, knows_script: false }
     }
 
     /// The connection to the real server, for the next world.
@@ -105,6 +107,7 @@ impl Server {
 
     /// `SCRIPT FLUSH`, or a restart that keeps the data.
     pub fn flush_script(&mut self) {
+        self.knows_script = false;
         match &mut self.backend {
             Backend::Model(model) => model.knows_script = false,
             Backend::Real(client) => drop(client.ask(&[b"SCRIPT", b"FLUSH"])),
@@ -130,9 +133,11 @@ impl Server {
 
     /// The replica takes over.
     pub fn fail_over(&mut self) {
+        self.knows_script = false;
         if let Backend::Model(model) = &mut self.backend {
             let replica = model.replica.take().unwrap_or_default();
-            *model = Model { buckets: replica.buckets.clone(), texts: replica.texts.clone(), ..Model::default() };
+            *model =
+                Model { buckets: replica.buckets.clone(), texts: replica.texts.clone(), ..Model::default() };
             model.replica = Some(replica);
         }
     }
@@ -156,6 +161,7 @@ impl Server {
         match words {
             [command @ (b"EVALSHA" | b"EVAL"), script, b"1", key, arguments @ ..] => {
                 let is_retry = *command == b"EVAL";
+                self.knows_script |= is_retry;
                 let expected = if is_retry { TAKE.as_bytes() } else { TAKE_SHA1.as_bytes() };
                 assert_eq!(*script, expected, "another script than ours");
                 let question = Question::read(key, arguments, is_retry);
@@ -366,7 +372,8 @@ impl Client {
         if reply.starts_with(b"-NOSCRIPT") {
             return (reply, Done::NoScript(question.sequence));
         }
-        let text = bulk_of(&reply).and_then(|text| std::str::from_utf8(text).ok()).expect("the script's answer");
+        let text =
+            bulk_of(&reply).and_then(|text| std::str::from_utf8(text).ok()).expect("the script's answer");
         let fields: Vec<&str> = text.split(' ').collect();
         let (whole, pico) = fields[2].split_once('.').expect("tokens");
         let left_pico = number(whole.as_bytes()) * PICO_PER_TOKEN + number(pico.as_bytes());

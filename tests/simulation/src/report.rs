@@ -157,7 +157,9 @@ impl History {
             let what = match line.what {
                 What::Decided { envoy, worker, ticket, how, admitted, left } => {
                     let verdict = if admitted { "admitted" } else { "refused" };
-                    format!("request {ticket} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left")
+                    format!(
+                        "request {ticket} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left"
+                    )
                 }
                 What::Asked { envoy, worker, ticket } => {
                     format!("request {ticket} at envoy {envoy}, worker {worker}: waits for Redis")

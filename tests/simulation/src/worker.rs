@@ -114,6 +114,8 @@ pub struct Stream {
     pub is_refused: bool,
     /// Whether its bytes are lost.
     pub is_hole: bool,
+    /// Whether a reply was lost or doubled.
+    pub is_out_of_step: bool,
     /// On their way.
     pub to_redis: VecDeque<Vec<u8>>,
     /// On their way back.

@@ -192,7 +192,8 @@ impl Limits {
     /// How long a payer's bucket needs at most to be full from empty, in microseconds.
     pub fn fill_us(&self, payer: usize) -> u64 {
         let fill_us = |limit: Limit| {
-            (u128::from(limit.capacity()) * 1_000_000_000_000).div_ceil(limit.refill_micro_per_sec().into()) as u64
+            (u128::from(limit.capacity()) * 1_000_000_000_000).div_ceil(limit.refill_micro_per_sec().into())
+                as u64
         };
         let tier = self.tier(payer);
         fill_us(tier.normal).max(fill_us(tier.degraded))

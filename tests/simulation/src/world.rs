@@ -38,8 +38,8 @@ const RECOVERY_US: u64 = 5_000_000;
 /// A change of health in Redis has to be known everywhere so soon, in microseconds.
 const HEALTH_US: u64 = 1_000_000;
 
-/// Operations inside of operations.
-const MAX_DEPTH: u32 = 2;
+/// Operations inside of operations, at most.
+pub const MAX_DEPTH: u32 = 2;
 
 /// Something that happens at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +116,8 @@ impl World {
         let key = |(index, prefix): (usize, &str), payer: usize| {
             (format!("{prefix}{}", bucket_name(payer)).into_bytes(), index * payers + payer)
         };
-        let redis_buckets = prefixes.flat_map(|prefix| (0..payers).map(move |payer| key(prefix, payer))).collect();
+        let redis_buckets =
+            prefixes.flat_map(|prefix| (0..payers).map(move |payer| key(prefix, payer))).collect();
         let oracle = RefCell::new(Oracle::new(envoys.len() * payers, 2 * payers));
         let world = Self {
             plan,
@@ -161,7 +162,13 @@ impl World {
                 break;
             }
         }
-        match self.workers.borrow().iter().filter(|worker| !worker.is_gone.get()).any(|worker| !worker.pending.borrow().is_empty()) {
+        match self
+            .workers
+            .borrow()
+            .iter()
+            .filter(|worker| !worker.is_gone.get())
+            .any(|worker| !worker.pending.borrow().is_empty())
+        {
             false => Ok(()),
             true => Err(format!("a request was never decided\n{}", self.history(None))),
         }
@@ -249,6 +256,7 @@ impl World {
     fn happen(&self, event: Event) {
         match event {
             Event::Arrivals => self.arrivals(),
+            Event::Return(..) | Event::Fault if self.is_over() => {}
             Event::Return(envoy, caller) => {
                 self.count(Happening::AtTheInstant);
                 if let Some(worker) = self.some_worker(envoy) {
@@ -333,7 +341,7 @@ impl World {
 
     /// In the middle of an operation, others act and time goes by.
     pub fn interleave(&self, envoy: usize, depth: u32) {
-        if depth >= MAX_DEPTH || !self.one_in(self.plan.race_one_in) {
+        if depth >= MAX_DEPTH || self.is_over() || !self.one_in(self.plan.race_one_in) {
             return;
         }
         self.now_us.set(self.now_us.get() + self.below(100));
@@ -366,7 +374,8 @@ impl World {
         let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
         self.check_health(worker.envoy);
         let timeout_us = self.plan.timeout_us;
-        let pending = Pending { payment: Some((payer, limit)), wanted: None, caller, at_us, timeout_us, outcome: None };
+        let pending =
+            Pending { payment: Some((payer, limit)), wanted: None, caller, at_us, timeout_us, outcome: None };
         match decision {
             Decision::AwaitsRedis => {
                 self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, ticket });
@@ -394,8 +403,14 @@ impl World {
         };
         let body = format!(r#"{{"status": "{wanted}"}}"#);
         let decision = worker.limiter.borrow_mut().change_health(&change, body.as_bytes(), &host, arrival);
-        let pending =
-            Pending { payment: None, wanted: Some(wanted), caller, at_us, timeout_us: POST_TIMEOUT_US, outcome: None };
+        let pending = Pending {
+            payment: None,
+            wanted: Some(wanted),
+            caller,
+            at_us,
+            timeout_us: POST_TIMEOUT_US,
+            outcome: None,
+        };
         match decision {
             Decision::AwaitsRedis => drop(worker.pending.borrow_mut().insert(ticket, pending)),
             decision => self.decided(index, &worker, ticket, pending, decision, &host, false),
@@ -480,7 +495,8 @@ impl World {
                 worker.unsent.borrow_mut().retain(|unsent| *unsent != ticket);
                 match { worker.pending.borrow_mut().remove(&ticket) } {
                     Some(pending) => self.decided(index, worker, ticket, pending, decision, &host, true),
-                    None => self.fail(None, format!("request {ticket}, decided twice or not waiting: {decision:?}")),
+                    None => self
+                        .fail(None, format!("request {ticket}, decided twice or not waiting: {decision:?}")),
                 }
                 continue;
             }
@@ -522,7 +538,9 @@ impl World {
     fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
         self.note_askers(worker, &bytes);
         let mut stream = worker.stream.borrow_mut();
-        let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else { return };
+        let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else {
+            return;
+        };
         let cut = if self.one_in(8) { 1 + self.below(bytes.len() as u64) as usize } else { bytes.len() };
         for part in [&bytes[..cut], &bytes[cut..]].into_iter().filter(|part| !part.is_empty()) {
             stream.last_us.0 = stream.last_us.0.max(self.now_us.get() + self.delay_us());
@@ -544,7 +562,10 @@ impl World {
             let payer = bucket % self.plan.payers();
             let pending = worker.pending.borrow();
             let is_asker = |ticket: &Ticket| {
-                pending.get(ticket).and_then(|pending| pending.payment).is_some_and(|(other, _)| other == payer)
+                pending
+                    .get(ticket)
+                    .and_then(|pending| pending.payment)
+                    .is_some_and(|(other, _)| other == payer)
             };
             let ticket = match words[0] {
                 b"EVALSHA" => worker.unsent.borrow_mut().pop_front().filter(is_asker),
@@ -587,9 +608,9 @@ impl World {
         }
         drop(words);
         input.drain(..read);
-        let mut out = self.spoil(replies);
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut() else { return };
+        let mut out = self.spoil(replies, stream);
         stream.input = input;
         while !out.is_empty() {
             let length = if self.one_in(8) { 1 + self.below(out.len() as u64) as usize } else { out.len() };
@@ -705,7 +726,10 @@ impl World {
     ) {
         let waited_us = self.now_us.get() - pending.at_us;
         if waited_us > pending.timeout_us + self.quick_tick_us() + SLACK_US {
-            self.fail(pending.payment.map(|(payer, _)| payer), format!("request {ticket} waited for {waited_us} µs"));
+            self.fail(
+                pending.payment.map(|(payer, _)| payer),
+                format!("request {ticket} waited for {waited_us} µs"),
+            );
         }
         self.tally.borrow_mut().operations += 1;
         let Some((payer, limit)) = pending.payment else {
@@ -731,7 +755,9 @@ impl World {
             self.fail(Some(payer), format!("limited to {told}, where {holds} holds"));
         }
         let how = match (host.read_bucket.get(), has_waited) {
-            (true, _) => self.decided_locally(index, worker, ticket, (payer, limit), (admitted, &verdict), host),
+            (true, _) => {
+                self.decided_locally(index, worker, ticket, (payer, limit), (admitted, &verdict), host)
+            }
             (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
             (false, false) => self.decided_unasked(worker, (payer, limit), admitted),
         };
@@ -741,7 +767,10 @@ impl World {
         if admitted {
             self.count(Happening::Admitted);
         } else if verdict.wait_us < 20_000_000 && self.one_in(4) && !self.is_over() {
-            self.after((verdict.wait_us + self.below(3)).saturating_sub(1), Event::Return(envoy, pending.caller));
+            self.after(
+                (verdict.wait_us + self.below(3)).saturating_sub(1),
+                Event::Return(envoy, pending.caller),
+            );
         }
     }
 
@@ -786,7 +815,8 @@ impl World {
             return "nobody";
         };
         let pico = said.left_pico.unwrap_or_default();
-        let target = if said.admitted { u64::from(limit.capacity()) * 1_000_000_000_000 } else { 1_000_000_000_000 };
+        let target =
+            if said.admitted { u64::from(limit.capacity()) * 1_000_000_000_000 } else { 1_000_000_000_000 };
         let wait_us = target.saturating_sub(pico).div_ceil(limit.refill_micro_per_sec());
         if (admitted, verdict.remaining, verdict.wait_us) != (said.admitted, said.left, wait_us) {
             self.fail(Some(payer), format!("Redis said {said:?}, and the caller was told {verdict:?}"));
@@ -800,7 +830,12 @@ impl World {
         "Redis"
     }
 
-    fn decided_unasked(&self, worker: &Worker, (payer, limit): (usize, Limit), admitted: bool) -> &'static str {
+    fn decided_unasked(
+        &self,
+        worker: &Worker,
+        (payer, limit): (usize, Limit),
+        admitted: bool,
+    ) -> &'static str {
         if admitted {
             self.fail(Some(payer), "admitted without a store");
         }
@@ -838,7 +873,10 @@ impl World {
         let well_us = self.faults.well_for_us(self.now_us.get());
         if !has_hole && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
             let well_s = well_us as f64 / 1e6;
-            self.fail(Some(payer), format!("Redis was not asked, or not believed, although it is well for {well_s} s"));
+            self.fail(
+                Some(payer),
+                format!("Redis was not asked, or not believed, although it is well for {well_s} s"),
+            );
         }
     }
 
@@ -850,7 +888,10 @@ impl World {
         match reply.status {
             200 if pending.wanted == Some(health) => {}
             500 if self.plan.store != Store::SharedData => {}
-            _ => self.fail(None, format!("{:?} was posted, {health} holds, and the reply is {reply:?}", pending.wanted)),
+            _ => self.fail(
+                None,
+                format!("{:?} was posted, {health} holds, and the reply is {reply:?}", pending.wanted),
+            ),
         }
     }
 
@@ -861,7 +902,11 @@ impl World {
         if self.plan.store == Store::SharedData
             || now_us < self.health_changed_us.get() + quiet_us
             || self.faults.well_for_us(now_us) < RECOVERY_US + quiet_us
-            || self.workers.borrow().iter().any(|worker| worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole))
+            || self
+                .workers
+                .borrow()
+                .iter()
+                .any(|worker| worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole))
         {
             return;
         }
@@ -870,7 +915,10 @@ impl World {
             && told != health.get().name().as_bytes()
         {
             let told = String::from_utf8_lossy(&told);
-            self.fail(None, format!("Redis says {told} for more than a second, and envoy {envoy} {}", health.get()));
+            self.fail(
+                None,
+                format!("Redis says {told} for more than a second, and envoy {envoy} {}", health.get()),
+            );
         }
     }
 }
