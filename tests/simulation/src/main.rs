@@ -7,6 +7,9 @@ use clap::{Parser, ValueEnum};
 use simulation::redis::Process;
 use simulation::report::Tally;
 
+/// So many worlds see everything that can happen.
+const ENOUGH_WORLDS: u64 = 200;
+
 /// Many Envoys on one Redis under a virtual clock, with faults, judged by an oracle
 #[derive(Parser)]
 struct Arguments {
@@ -73,5 +76,8 @@ fn soak(arguments: &Arguments) -> Result<(), String> {
     let a_minute = tally.operations as f64 / seconds * 60.0;
     println!("{worlds} worlds, {} operations in {seconds:.1} s: {a_minute:.0} a minute", tally.operations);
     print!("{tally}");
-    Ok(())
+    match tally.missing() {
+        missing if missing.is_empty() || worlds < ENOUGH_WORLDS || process.is_some() => Ok(()),
+        missing => Err(format!("the run proves little: none of {missing:?} ever happened")),
+    }
 }

@@ -89,6 +89,14 @@ impl Tally {
         self.counts[happening as usize]
     }
 
+    /// What has never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let missing = |(happening, _, text): &(Happening, &str, &'static str)| {
+            (self.count(*happening) == 0).then_some(*text)
+        };
+        Happening::ALL.iter().filter_map(missing).collect()
+    }
+
     /// Adds another world's.
     pub fn join(&mut self, other: &Tally) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
