@@ -3,16 +3,19 @@
 //!
 //! Everything in a world follows from its seed. World `i` of a run has a seed of its own, so that a failure is brought
 //! back by one short world. In reading order: [`oracle`] (what must hold), [`workload`] (who asks for what),
-//! [`shared_data`] and [`redis`] (the stores), [`worker`] and [`world`] (what happens when), [`faults`], [`report`].
+//! [`shared_data`] and [`redis`] (the stores), [`worker`] and [`world`] (what happens when), `streams`,
+//! `decisions`, [`faults`], [`report`].
 
+mod decisions;
 pub mod faults;
 pub mod oracle;
 #[path = "../../common/random.rs"]
-#[allow(missing_docs, reason = "shared with the tests of the root crate")]
+#[allow(missing_docs, clippy::should_implement_trait, reason = "shared with the tests of the root crate")]
 pub mod random;
 pub mod redis;
 pub mod report;
 pub mod shared_data;
+mod streams;
 pub mod worker;
 pub mod workload;
 pub mod world;

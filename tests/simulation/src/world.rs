@@ -7,23 +7,20 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 
-use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::fleet::POLL_US;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
-use dynamic_rate_limiter::reply::Answer;
 use dynamic_rate_limiter::request::{Arrival, Ticket};
 use dynamic_rate_limiter::store::AddressTable;
-use dynamic_rate_limiter::tier::Limit;
 
 use crate::faults::Faults;
-use crate::oracle::{Oracle, Said};
+use crate::oracle::Oracle;
 use crate::random::Random;
-use crate::redis::{Done, Server, Took, parse_command};
+use crate::redis::Server;
 use crate::report::{Happening, History, Tally, What};
 use crate::shared_data::{Host, SharedMap};
-use crate::worker::{Envoy, Pending, Stream, Worker};
+use crate::worker::{Envoy, Pending, Worker};
 use crate::workload::{Asked, Caller, KEYS, Limits, Plan, Store, bucket_name};
 
 /// How long a change of health may take, in microseconds.
@@ -31,12 +28,6 @@ const POST_TIMEOUT_US: u64 = 1_000_000;
 
 /// What others do in the middle of an operation takes time, and so delays ticks: at most so much, in microseconds.
 pub const SLACK_US: u64 = 10_000;
-
-/// Redis has to be asked again so soon after it is well, in microseconds.
-const RECOVERY_US: u64 = 5_000_000;
-
-/// A change of health in Redis has to be known everywhere so soon, in microseconds.
-const HEALTH_US: u64 = 1_000_000;
 
 /// Operations inside of operations, at most.
 pub const MAX_DEPTH: u32 = 2;
@@ -82,14 +73,14 @@ pub struct World {
     pub faults: Faults,
     /// Its judge.
     pub oracle: RefCell<Oracle>,
-    tally: RefCell<Tally>,
+    pub(crate) tally: RefCell<Tally>,
     history: RefCell<History>,
     wrong: RefCell<Option<String>>,
     queue: RefCell<BinaryHeap<Reverse<(u64, u64, Event)>>>,
     /// Numbers events, streams and tickets.
     last_number: Cell<u64>,
     /// Which bucket a key in Redis is.
-    redis_buckets: HashMap<Vec<u8>, usize>,
+    pub(crate) redis_buckets: HashMap<Vec<u8>, usize>,
     /// When the health of anybody last changed.
     pub health_changed_us: Cell<u64>,
 }
@@ -221,11 +212,11 @@ impl World {
         self.at(self.now_us.get() + us, event);
     }
 
-    fn at(&self, at_us: u64, event: Event) {
+    pub(crate) fn at(&self, at_us: u64, event: Event) {
         self.queue.borrow_mut().push(Reverse((at_us, self.number(), event)));
     }
 
-    fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.last_number.set(self.last_number.get() + 1);
         self.last_number.get()
     }
@@ -240,7 +231,7 @@ impl World {
         }
     }
 
-    fn hold(&self, payer: usize, judged: Result<(), String>) {
+    pub(crate) fn hold(&self, payer: usize, judged: Result<(), String>) {
         if let Err(what) = judged {
             self.fail(Some(payer), what);
         }
@@ -269,8 +260,8 @@ impl World {
                 self.pump(index, &worker);
             }
             Event::Tick(index) => self.tick(index),
-            Event::ToRedis(index, stream) => self.to_redis(index, stream),
-            Event::FromRedis(index, stream) => self.from_redis(index, stream),
+            Event::ToRedis(index, stream) => self.arrive_at_redis(index, stream),
+            Event::FromRedis(index, stream) => self.arrive_at_worker(index, stream),
             Event::Closed(index, stream) => self.closed(index, stream),
             Event::Fault => self.fault(),
             Event::FaultEnds => self.end_fault(),
@@ -353,7 +344,7 @@ impl World {
     }
 
     /// What limits a worker's next request has.
-    fn limits(&self, worker: &Worker) -> Rc<Limits> {
+    pub(crate) fn limits(&self, worker: &Worker) -> Rc<Limits> {
         match self.plan.by_documents {
             true => self.envoys[worker.envoy].limits.borrow().clone(),
             false => worker.delivered.clone(),
@@ -431,7 +422,7 @@ impl World {
         }
     }
 
-    fn quick_tick_us(&self) -> u64 {
+    pub(crate) fn quick_tick_us(&self) -> u64 {
         (self.plan.timeout_us / 4).clamp(1_000, 10_000)
     }
 
@@ -486,14 +477,15 @@ impl World {
     }
 
     /// Decisions go out, and what there is to send is sent.
-    fn pump(&self, index: usize, worker: &Worker) {
+    pub(crate) fn pump(&self, index: usize, worker: &Worker) {
         loop {
             let host = Host::new(self, worker.envoy, 0);
             let clock_us = host.clock_us.get();
             let next = worker.limiter.borrow_mut().next_decision(clock_us, &host);
             if let Some((ticket, decision)) = next {
                 worker.unsent.borrow_mut().retain(|unsent| *unsent != ticket);
-                match { worker.pending.borrow_mut().remove(&ticket) } {
+                let pending = worker.pending.borrow_mut().remove(&ticket);
+                match pending {
                     Some(pending) => self.decided(index, worker, ticket, pending, decision, &host, true),
                     None => self
                         .fail(None, format!("request {ticket}, decided twice or not waiting: {decision:?}")),
@@ -519,407 +511,6 @@ impl World {
             }
         }
         self.wake(index, worker);
-    }
-
-    fn drop_stream(&self, worker: &Worker) {
-        if worker.stream.borrow_mut().take().is_some_and(|stream| stream.is_hole) {
-            self.faults.touch(self.now_us.get());
-        }
-    }
-
-    fn open_stream(&self, index: usize, worker: &Worker) {
-        let stream = Stream { id: self.number(), is_refused: self.faults.is_down(), ..Stream::default() };
-        if stream.is_refused {
-            self.after(1 + self.below(2_000), Event::Closed(index, stream.id));
-        }
-        *worker.stream.borrow_mut() = Some(stream);
-    }
-
-    fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
-        self.note_askers(worker, &bytes);
-        let mut stream = worker.stream.borrow_mut();
-        let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else {
-            return;
-        };
-        let cut = if self.one_in(8) { 1 + self.below(bytes.len() as u64) as usize } else { bytes.len() };
-        for part in [&bytes[..cut], &bytes[cut..]].into_iter().filter(|part| !part.is_empty()) {
-            stream.last_us.0 = stream.last_us.0.max(self.now_us.get() + self.delay_us());
-            stream.to_redis.push_back(part.to_vec());
-            self.at(stream.last_us.0, Event::ToRedis(index, stream.id));
-        }
-    }
-
-    /// Notes whose questions these are: they go out in the order in which they were asked, and are asked again in the
-    /// order in which Redis said that it does not know the script.
-    fn note_askers(&self, worker: &Worker, mut bytes: &[u8]) {
-        let mut stream = worker.stream.borrow_mut();
-        let Some(stream) = stream.as_mut() else { return self.fail(None, "bytes are sent on no stream") };
-        let mut words = Vec::new();
-        while let Some(length) = parse_command(bytes, &mut words) {
-            bytes = &bytes[length..];
-            let (b"EVALSHA" | b"EVAL") = words[0] else { continue };
-            let Some(bucket) = self.redis_buckets.get(words[3]).copied() else { continue };
-            let payer = bucket % self.plan.payers();
-            let pending = worker.pending.borrow();
-            let is_asker = |ticket: &Ticket| {
-                pending
-                    .get(ticket)
-                    .and_then(|pending| pending.payment)
-                    .is_some_and(|(other, _)| other == payer)
-            };
-            let ticket = match words[0] {
-                b"EVALSHA" => worker.unsent.borrow_mut().pop_front().filter(is_asker),
-                _ => stream.unknown.iter().position(is_asker).and_then(|place| stream.unknown.remove(place)),
-            };
-            let sequence = std::str::from_utf8(words[8]).ok().and_then(|text| text.parse().ok());
-            match ticket.zip(sequence) {
-                Some((ticket, sequence)) => drop(stream.tickets.insert(sequence, ticket)),
-                None => self.fail(Some(payer), "Redis is asked for nobody who waits"),
-            }
-        }
-    }
-
-    /// How long bytes travel one way.
-    fn delay_us(&self) -> u64 {
-        let usual = 20 + self.below(self.plan.timeout_us / 8);
-        usual + if self.faults.is_slow() { self.below(2 * self.plan.timeout_us) } else { 0 }
-    }
-
-    fn to_redis(&self, index: usize, id: u64) {
-        let worker = self.worker(index);
-        if !worker.has_stream(id) {
-            return;
-        }
-        if self.faults.is_frozen() {
-            return self.after(1_000, Event::ToRedis(index, id));
-        }
-        let mut input = {
-            let mut stream = worker.stream.borrow_mut();
-            let Some(stream) = stream.as_mut().filter(|stream| !stream.is_hole) else { return };
-            let Some(bytes) = stream.to_redis.pop_front() else { return };
-            stream.input.extend_from_slice(&bytes);
-            std::mem::take(&mut stream.input)
-        };
-        let (mut replies, mut read, mut words) = (Vec::new(), 0, Vec::new());
-        while let Some(length) = input.get(read..).and_then(|rest| parse_command(rest, &mut words)) {
-            replies.push(self.execute(&worker, &words));
-            words = Vec::new();
-            read += length;
-        }
-        drop(words);
-        input.drain(..read);
-        let mut stream = worker.stream.borrow_mut();
-        let Some(stream) = stream.as_mut() else { return };
-        let mut out = self.spoil(replies, stream);
-        stream.input = input;
-        while !out.is_empty() {
-            let length = if self.one_in(8) { 1 + self.below(out.len() as u64) as usize } else { out.len() };
-            if length < out.len() {
-                self.count(Happening::Fragmented);
-            }
-            let rest = out.split_off(length);
-            stream.last_us.1 = stream.last_us.1.max(self.now_us.get() + self.delay_us());
-            stream.from_redis.push_back(std::mem::replace(&mut out, rest));
-            self.at(stream.last_us.1, Event::FromRedis(index, id));
-        }
-    }
-
-    fn execute(&self, worker: &Worker, words: &[&[u8]]) -> Vec<u8> {
-        if let Some(error) = self.faults.error() {
-            return format!("-{error}\r\n").into_bytes();
-        }
-        let now_us = self.now_us.get();
-        let (reply, done) = self.redis.borrow_mut().execute(words, now_us);
-        match done {
-            Done::Other => {
-                if words[0] == b"SET" {
-                    self.health_changed_us.set(now_us);
-                }
-            }
-            Done::NoScript(sequence) => {
-                self.count(Happening::NoScript);
-                let ticket = self.asker(worker, sequence);
-                if let (Some(ticket), Some(stream)) = (ticket, worker.stream.borrow_mut().as_mut()) {
-                    stream.unknown.push_back(ticket);
-                }
-            }
-            Done::Took(took) => self.took(worker, &took),
-        }
-        reply
-    }
-
-    /// Redis has decided: is that right, and for whom was it?
-    fn took(&self, worker: &Worker, took: &Took) {
-        let Some(bucket) = self.redis_buckets.get(&took.key).copied() else {
-            if !took.key.ends_with(b"#probe") {
-                self.fail(None, format!("nobody's bucket: {}", String::from_utf8_lossy(&took.key)));
-            }
-            return;
-        };
-        if took.has_expired {
-            self.count(Happening::Expired);
-        }
-        let payer = bucket % self.plan.payers();
-        let Some(ticket) = self.asker(worker, took.sequence) else {
-            return self.fail(Some(payer), "Redis is asked for nobody");
-        };
-        let now_us = self.now_us.get();
-        let redis_us = self.redis.borrow().clock_us(now_us);
-        let (capacity, rate) = (took.limit.capacity(), took.limit.refill_micro_per_sec());
-        let said = took.said;
-        let left_pico = said.left_pico.unwrap_or_default();
-        self.note(Some(payer), What::Took { admitted: said.admitted, left_pico, redis_us, capacity, rate });
-        let fill = (took.was_absent, self.limits(worker).fill_us(payer));
-        let judged = self.oracle.borrow_mut().redis(bucket, took.limit, (redis_us, now_us), fill, said);
-        self.hold(payer, judged);
-        if let Some(pending) = worker.pending.borrow_mut().get_mut(&ticket) {
-            if pending.payment != Some((payer, took.limit)) {
-                self.fail(Some(payer), format!("request {ticket} asks for {:?}", pending.payment));
-            }
-            pending.outcome = Some(said);
-        }
-    }
-
-    /// Who asked a question; nobody where it is a probe's.
-    fn asker(&self, worker: &Worker, sequence: u32) -> Option<Ticket> {
-        worker.stream.borrow().as_ref().and_then(|stream| stream.tickets.get(&sequence).copied())
-    }
-
-    fn from_redis(&self, index: usize, id: u64) {
-        let worker = self.worker(index);
-        if !worker.has_stream(id) {
-            return;
-        }
-        let bytes = worker.stream.borrow_mut().as_mut().and_then(|stream| stream.from_redis.pop_front());
-        let Some(bytes) = bytes else { return };
-        let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-        if let Some(fleet) = worker.limiter.borrow_mut().fleet() {
-            fleet.received(&bytes, clock_us);
-        }
-        self.pump(index, &worker);
-    }
-
-    fn closed(&self, index: usize, id: u64) {
-        let worker = self.worker(index);
-        if !worker.has_stream(id) {
-            return;
-        }
-        self.drop_stream(&worker);
-        let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-        if let Some(fleet) = worker.limiter.borrow_mut().fleet() {
-            fleet.closed("reset", clock_us);
-        }
-        self.pump(index, &worker);
-    }
-
-    /// A request is decided: in time, once, by whom it should be, and as the oracle says.
-    #[allow(clippy::too_many_arguments, reason = "all of it is one decision")]
-    fn decided(
-        &self,
-        index: usize,
-        worker: &Worker,
-        ticket: Ticket,
-        pending: Pending,
-        decision: Decision,
-        host: &Host,
-        has_waited: bool,
-    ) {
-        let waited_us = self.now_us.get() - pending.at_us;
-        if waited_us > pending.timeout_us + self.quick_tick_us() + SLACK_US {
-            self.fail(
-                pending.payment.map(|(payer, _)| payer),
-                format!("request {ticket} waited for {waited_us} µs"),
-            );
-        }
-        self.tally.borrow_mut().operations += 1;
-        let Some((payer, limit)) = pending.payment else {
-            return self.posted(worker, &pending, &decision);
-        };
-        let health = self.envoys[worker.envoy].health.get();
-        let (admitted, answer) = match decision {
-            Decision::Admitted(answer) => (true, answer),
-            Decision::Refused(answer) => (false, answer),
-            Decision::Unavailable(answer) => {
-                return self.fell_back(index, worker, payer, ticket, "deny", answer.verdict.is_some());
-            }
-            other => return self.fail(Some(payer), format!("request {ticket}: {other:?}")),
-        };
-        if !has_waited && answer.health != health {
-            self.fail(Some(payer), format!("limited as {} while {health} holds in its Envoy", answer.health));
-        }
-        let Some(verdict) = answer.verdict else {
-            return self.fell_back(index, worker, payer, ticket, "allow", !admitted);
-        };
-        if verdict.capacity != limit.capacity() {
-            let (told, holds) = (verdict.capacity, limit.capacity());
-            self.fail(Some(payer), format!("limited to {told}, where {holds} holds"));
-        }
-        let how = match (host.read_bucket.get(), has_waited) {
-            (true, _) => {
-                self.decided_locally(index, worker, ticket, (payer, limit), (admitted, &verdict), host)
-            }
-            (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
-            (false, false) => self.decided_unasked(worker, (payer, limit), admitted),
-        };
-        let envoy = worker.envoy;
-        let left = verdict.remaining;
-        self.note(Some(payer), What::Decided { envoy, worker: index, ticket, how, admitted, left });
-        if admitted {
-            self.count(Happening::Admitted);
-        } else if verdict.wait_us < 20_000_000 && self.one_in(4) && !self.is_over() {
-            self.after(
-                (verdict.wait_us + self.below(3)).saturating_sub(1),
-                Event::Return(envoy, pending.caller),
-            );
-        }
-    }
-
-    fn decided_locally(
-        &self,
-        index: usize,
-        worker: &Worker,
-        ticket: Ticket,
-        (payer, limit): (usize, Limit),
-        (admitted, verdict): (bool, &Verdict),
-        host: &Host,
-    ) -> &'static str {
-        let left_pico = host.written_pico.get().filter(|_| admitted && payer < KEYS);
-        let wait_us = Some(verdict.wait_us);
-        let said = Said { admitted, left_pico, left: verdict.remaining, wait_us };
-        let bucket = worker.envoy * self.plan.payers() + payer;
-        let judged = self.oracle.borrow_mut().local(bucket, limit, host.clock_us.get(), said);
-        self.hold(payer, judged);
-        match self.plan.store {
-            Store::SharedData => {
-                if !admitted {
-                    self.count(Happening::RefusedHere);
-                }
-                "shared data"
-            }
-            Store::Redis(_) => {
-                self.fell_back(index, worker, payer, ticket, "local", false);
-                "its Envoy, for want of Redis"
-            }
-        }
-    }
-
-    fn decided_by_redis(
-        &self,
-        pending: &Pending,
-        (payer, limit): (usize, Limit),
-        (admitted, verdict): (bool, &Verdict),
-        answer: &Answer,
-    ) -> &'static str {
-        let Some(said) = pending.outcome else {
-            self.fail(Some(payer), format!("answered without a store: {answer:?}"));
-            return "nobody";
-        };
-        let pico = said.left_pico.unwrap_or_default();
-        let target =
-            if said.admitted { u64::from(limit.capacity()) * 1_000_000_000_000 } else { 1_000_000_000_000 };
-        let wait_us = target.saturating_sub(pico).div_ceil(limit.refill_micro_per_sec());
-        if (admitted, verdict.remaining, verdict.wait_us) != (said.admitted, said.left, wait_us) {
-            self.fail(Some(payer), format!("Redis said {said:?}, and the caller was told {verdict:?}"));
-        }
-        if (verdict.outcome == Outcome::Admitted) != admitted {
-            self.fail(Some(payer), "the verdict and the decision differ");
-        }
-        if !admitted {
-            self.count(Happening::RefusedThere);
-        }
-        "Redis"
-    }
-
-    fn decided_unasked(
-        &self,
-        worker: &Worker,
-        (payer, limit): (usize, Limit),
-        admitted: bool,
-    ) -> &'static str {
-        if admitted {
-            self.fail(Some(payer), "admitted without a store");
-        }
-        self.count(Happening::RefusedUnasked);
-        let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == payer);
-        let is_asking = worker.pending.borrow().values().any(pays);
-        let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;
-        let now_us = self.now_us.get();
-        let times = (self.redis.borrow().clock_us(now_us), now_us);
-        let patience_us = self.plan.timeout_us + self.quick_tick_us() + SLACK_US;
-        let judged = self.oracle.borrow().denied(bucket, limit, times, is_asking, patience_us);
-        self.hold(payer, judged);
-        "what Redis said before"
-    }
-
-    /// `on_failure` has decided: only as configured, and only while Redis is not well.
-    fn fell_back(
-        &self,
-        index: usize,
-        worker: &Worker,
-        payer: usize,
-        ticket: Ticket,
-        policy: &'static str,
-        is_odd: bool,
-    ) {
-        if self.plan.store != Store::Redis(policy) || is_odd {
-            self.fail(Some(payer), format!("request {ticket} at worker {index} was decided by {policy}"));
-        }
-        self.count(match policy {
-            "local" => Happening::FallbackLocal,
-            "allow" => Happening::FallbackAllow,
-            _ => Happening::FallbackDeny,
-        });
-        let has_hole = worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole);
-        let well_us = self.faults.well_for_us(self.now_us.get());
-        if !has_hole && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
-            let well_s = well_us as f64 / 1e6;
-            self.fail(
-                Some(payer),
-                format!("Redis was not asked, or not believed, although it is well for {well_s} s"),
-            );
-        }
-    }
-
-    fn posted(&self, worker: &Worker, pending: &Pending, decision: &Decision) {
-        let Decision::Replied(reply) = decision else {
-            return self.fail(None, format!("a change of health: {decision:?}"));
-        };
-        let health = self.envoys[worker.envoy].health.get();
-        match reply.status {
-            200 if pending.wanted == Some(health) => {}
-            500 if self.plan.store != Store::SharedData => {}
-            _ => self.fail(
-                None,
-                format!("{:?} was posted, {health} holds, and the reply is {reply:?}", pending.wanted),
-            ),
-        }
-    }
-
-    /// What Redis has said for a second, every Envoy knows, if Redis is well and nobody's breaker is open any more.
-    fn check_health(&self, envoy: usize) {
-        let quiet_us = HEALTH_US + self.plan.timeout_us + SLACK_US;
-        let now_us = self.now_us.get();
-        if self.plan.store == Store::SharedData
-            || now_us < self.health_changed_us.get() + quiet_us
-            || self.faults.well_for_us(now_us) < RECOVERY_US + quiet_us
-            || self
-                .workers
-                .borrow()
-                .iter()
-                .any(|worker| worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole))
-        {
-            return;
-        }
-        let Envoy { health, namespace_index, .. } = &self.envoys[envoy];
-        if let Some(told) = self.redis.borrow_mut().text(health_key(*namespace_index))
-            && told != health.get().name().as_bytes()
-        {
-            let told = String::from_utf8_lossy(&told);
-            self.fail(
-                None,
-                format!("Redis says {told} for more than a second, and envoy {envoy} {}", health.get()),
-            );
-        }
     }
 }
 
