@@ -10,7 +10,7 @@ use dynamic_rate_limiter::health::Health;
 use crate::report::{Happening, What};
 use crate::shared_data::Host;
 use crate::worker::Stream;
-use crate::workload::{Limits, Store};
+use crate::workload::{Caller, Limits, Store};
 use crate::world::{Event, MAX_DEPTH, World, health_key};
 
 /// When every wall clock begins, in Unix microseconds.
@@ -158,6 +158,11 @@ impl World {
         let Some(index) = self.some_worker(envoy) else { return false };
         let health = if self.one_in(2) { Health::Degraded } else { Health::Normal };
         let worker = self.worker(index);
+        // Mistakes hide where requests are on their way while something changes.
+        for _ in 0..self.below(6) {
+            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
+            self.request(index, caller, 0);
+        }
         match kind {
             Happening::Hole => {
                 let mut stream = worker.stream.borrow_mut();

@@ -351,7 +351,8 @@ impl World {
         }
     }
 
-    fn request(&self, index: usize, caller: Caller, depth: u32) {
+    /// A caller's request comes in at a worker.
+    pub fn request(&self, index: usize, caller: Caller, depth: u32) {
         let worker = self.worker(index);
         let envoy = &self.envoys[worker.envoy];
         let ticket = self.number() as Ticket;
@@ -478,7 +479,7 @@ impl World {
 
     /// Decisions go out, and what there is to send is sent.
     pub(crate) fn pump(&self, index: usize, worker: &Worker) {
-        loop {
+        while !worker.is_gone.get() {
             let host = Host::new(self, worker.envoy, 0);
             let clock_us = host.clock_us.get();
             let next = worker.limiter.borrow_mut().next_decision(clock_us, &host);
