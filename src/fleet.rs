@@ -107,7 +107,7 @@ impl Fleet {
         let timeout_us = u64::from(settings.timeout_ms) * 1_000;
         Self {
             session: Session::new(settings.credentials.clone(), probe_key, timeout_us, random),
-            denied: Denied::default(),
+            denied: Denied::new(random),
             limits: 0,
             on_failure: settings.on_failure,
             bucket_prefix,

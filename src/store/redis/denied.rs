@@ -3,7 +3,7 @@
 //! Keeps a fixed number of records, each in the place that its hash gives; a newcomer takes the place over, which
 //! costs the other caller nothing but a question to Redis.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Records kept; a power of two. 24 bytes each.
 const PLACES: usize = 4096;
@@ -27,17 +27,17 @@ struct Record {
 /// The records of one worker.
 #[derive(Debug)]
 pub struct Denied {
-    hasher: RandomState,
+    /// Mixed into every hash, so that nobody can aim at another caller's place.
+    seed: u64,
     records: Vec<Record>,
 }
 
-impl Default for Denied {
-    fn default() -> Self {
-        Self { hasher: RandomState::new(), records: vec![Record::default(); PLACES] }
-    }
-}
-
 impl Denied {
+    /// No records. `seed` is random, and the only thing here that is: a test that gives it sees the same again.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, records: vec![Record::default(); PLACES] }
+    }
+
     /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
     ///
     /// Where that is to make sure, it is said once: everybody else is refused until the answer has come.
@@ -79,7 +79,10 @@ impl Denied {
     }
 
     fn hash(&self, payer: &impl Hash) -> u64 {
-        self.hasher.hash_one(payer).max(1)
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.seed);
+        payer.hash(&mut hasher);
+        hasher.finish().max(1)
     }
 }
 

@@ -1,0 +1,232 @@
+//! What a worker decides, held against the oracle and against the promises about failures.
+
+use dynamic_rate_limiter::bucket::{Outcome, Verdict};
+use dynamic_rate_limiter::limiter::Decision;
+use dynamic_rate_limiter::reply::Answer;
+use dynamic_rate_limiter::request::Ticket;
+use dynamic_rate_limiter::tier::Limit;
+
+use crate::oracle::Said;
+use crate::report::{Happening, What};
+use crate::shared_data::Host;
+use crate::worker::{Envoy, Pending, Worker};
+use crate::workload::{KEYS, Store};
+use crate::world::{Event, SLACK_US, World, health_key};
+
+/// Redis has to be asked again so soon after it is well, in microseconds.
+const RECOVERY_US: u64 = 5_000_000;
+
+/// A change of health in Redis has to be known everywhere so soon, in microseconds.
+const HEALTH_US: u64 = 1_000_000;
+
+impl World {
+    /// A request is decided: in time, once, by whom it should be, and as the oracle says.
+    #[allow(clippy::too_many_arguments, reason = "all of it is one decision")]
+    pub(crate) fn decided(
+        &self,
+        index: usize,
+        worker: &Worker,
+        ticket: Ticket,
+        pending: Pending,
+        decision: Decision,
+        host: &Host,
+        has_waited: bool,
+    ) {
+        let waited_us = self.now_us.get() - pending.at_us;
+        if waited_us > pending.timeout_us + self.quick_tick_us() + SLACK_US {
+            self.fail(
+                pending.payment.map(|(payer, _)| payer),
+                format!("request {ticket} waited for {waited_us} µs"),
+            );
+        }
+        self.tally.borrow_mut().operations += 1;
+        let Some((payer, limit)) = pending.payment else {
+            return self.posted(worker, &pending, &decision);
+        };
+        let health = self.envoys[worker.envoy].health.get();
+        let (admitted, answer) = match decision {
+            Decision::Admitted(answer) => (true, answer),
+            Decision::Refused(answer) => (false, answer),
+            Decision::Unavailable(answer) => {
+                return self.fell_back(index, worker, payer, ticket, "deny", answer.verdict.is_some());
+            }
+            other => return self.fail(Some(payer), format!("request {ticket}: {other:?}")),
+        };
+        if !has_waited && answer.health != health {
+            self.fail(Some(payer), format!("limited as {} while {health} holds in its Envoy", answer.health));
+        }
+        let Some(verdict) = answer.verdict else {
+            return self.fell_back(index, worker, payer, ticket, "allow", !admitted);
+        };
+        if verdict.capacity != limit.capacity() {
+            let (told, holds) = (verdict.capacity, limit.capacity());
+            self.fail(Some(payer), format!("limited to {told}, where {holds} holds"));
+        }
+        let how = match (host.read_bucket.get(), has_waited) {
+            (true, _) => {
+                self.decided_locally(index, worker, ticket, (payer, limit), (admitted, &verdict), host)
+            }
+            (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
+            (false, false) => self.decided_unasked(worker, (payer, limit), admitted),
+        };
+        let envoy = worker.envoy;
+        let left = verdict.remaining;
+        self.note(Some(payer), What::Decided { envoy, worker: index, ticket, how, admitted, left });
+        if admitted {
+            self.count(Happening::Admitted);
+        } else if verdict.wait_us < 20_000_000 && self.one_in(4) && !self.is_over() {
+            self.after(
+                (verdict.wait_us + self.below(3)).saturating_sub(1),
+                Event::Return(envoy, pending.caller),
+            );
+        }
+    }
+
+    fn decided_locally(
+        &self,
+        index: usize,
+        worker: &Worker,
+        ticket: Ticket,
+        (payer, limit): (usize, Limit),
+        (admitted, verdict): (bool, &Verdict),
+        host: &Host,
+    ) -> &'static str {
+        let left_pico = host.written_pico.get().filter(|_| admitted && payer < KEYS);
+        let wait_us = Some(verdict.wait_us);
+        let said = Said { admitted, left_pico, left: verdict.remaining, wait_us };
+        let bucket = worker.envoy * self.plan.payers() + payer;
+        let judged = self.oracle.borrow_mut().local(bucket, limit, host.clock_us.get(), said);
+        self.hold(payer, judged);
+        match self.plan.store {
+            Store::SharedData => {
+                if !admitted {
+                    self.count(Happening::RefusedHere);
+                }
+                "shared data"
+            }
+            Store::Redis(_) => {
+                self.fell_back(index, worker, payer, ticket, "local", false);
+                "its Envoy, for want of Redis"
+            }
+        }
+    }
+
+    fn decided_by_redis(
+        &self,
+        pending: &Pending,
+        (payer, limit): (usize, Limit),
+        (admitted, verdict): (bool, &Verdict),
+        answer: &Answer,
+    ) -> &'static str {
+        let Some(said) = pending.outcome else {
+            self.fail(Some(payer), format!("answered without a store: {answer:?}"));
+            return "nobody";
+        };
+        let pico = said.left_pico.unwrap_or_default();
+        let target =
+            if said.admitted { u64::from(limit.capacity()) * 1_000_000_000_000 } else { 1_000_000_000_000 };
+        let wait_us = target.saturating_sub(pico).div_ceil(limit.refill_micro_per_sec());
+        if (admitted, verdict.remaining, verdict.wait_us) != (said.admitted, said.left, wait_us) {
+            self.fail(Some(payer), format!("Redis said {said:?}, and the caller was told {verdict:?}"));
+        }
+        if (verdict.outcome == Outcome::Admitted) != admitted {
+            self.fail(Some(payer), "the verdict and the decision differ");
+        }
+        if !admitted {
+            self.count(Happening::RefusedThere);
+        }
+        "Redis"
+    }
+
+    fn decided_unasked(
+        &self,
+        worker: &Worker,
+        (payer, limit): (usize, Limit),
+        admitted: bool,
+    ) -> &'static str {
+        if admitted {
+            self.fail(Some(payer), "admitted without a store");
+        }
+        self.count(Happening::RefusedUnasked);
+        let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == payer);
+        let is_asking = worker.pending.borrow().values().any(pays);
+        let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;
+        let now_us = self.now_us.get();
+        let times = (self.redis.borrow().clock_us(now_us), now_us);
+        let patience_us = self.plan.timeout_us + self.quick_tick_us() + SLACK_US;
+        let judged = self.oracle.borrow().denied(bucket, limit, times, is_asking, patience_us);
+        self.hold(payer, judged);
+        "what Redis said before"
+    }
+
+    /// `on_failure` has decided: only as configured, and only while Redis is not well.
+    fn fell_back(
+        &self,
+        index: usize,
+        worker: &Worker,
+        payer: usize,
+        ticket: Ticket,
+        policy: &'static str,
+        is_odd: bool,
+    ) {
+        if self.plan.store != Store::Redis(policy) || is_odd {
+            self.fail(Some(payer), format!("request {ticket} at worker {index} was decided by {policy}"));
+        }
+        self.count(match policy {
+            "local" => Happening::FallbackLocal,
+            "allow" => Happening::FallbackAllow,
+            _ => Happening::FallbackDeny,
+        });
+        let has_hole = worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole);
+        let well_us = self.faults.well_for_us(self.now_us.get());
+        if !has_hole && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
+            let well_s = well_us as f64 / 1e6;
+            self.fail(
+                Some(payer),
+                format!("Redis was not asked, or not believed, although it is well for {well_s} s"),
+            );
+        }
+    }
+
+    fn posted(&self, worker: &Worker, pending: &Pending, decision: &Decision) {
+        let Decision::Replied(reply) = decision else {
+            return self.fail(None, format!("a change of health: {decision:?}"));
+        };
+        let health = self.envoys[worker.envoy].health.get();
+        match reply.status {
+            200 if pending.wanted == Some(health) => {}
+            500 if self.plan.store != Store::SharedData => {}
+            _ => self.fail(
+                None,
+                format!("{:?} was posted, {health} holds, and the reply is {reply:?}", pending.wanted),
+            ),
+        }
+    }
+
+    /// What Redis has said for a second, every Envoy knows, if Redis is well and nobody's breaker is open any more.
+    pub(crate) fn check_health(&self, envoy: usize) {
+        let quiet_us = HEALTH_US + self.plan.timeout_us + SLACK_US;
+        let now_us = self.now_us.get();
+        if self.plan.store == Store::SharedData
+            || now_us < self.health_changed_us.get() + quiet_us
+            || self.faults.well_for_us(now_us) < RECOVERY_US + quiet_us
+            || self
+                .workers
+                .borrow()
+                .iter()
+                .any(|worker| worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole))
+        {
+            return;
+        }
+        let Envoy { health, namespace_index, .. } = &self.envoys[envoy];
+        if let Some(told) = self.redis.borrow_mut().text(health_key(*namespace_index))
+            && told != health.get().name().as_bytes()
+        {
+            let told = String::from_utf8_lossy(&told);
+            self.fail(
+                None,
+                format!("Redis says {told} for more than a second, and envoy {envoy} {}", health.get()),
+            );
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What goes wrong, and what operators do, drawn at random.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::documents::Fetched;
+use dynamic_rate_limiter::health::Health;
+
+use crate::report::{Happening, What};
+use crate::shared_data::Host;
+use crate::worker::Stream;
+use crate::workload::{Caller, Limits, Store};
+use crate::world::{Event, MAX_DEPTH, World, health_key};
+
+/// When every wall clock begins, in Unix microseconds.
+const UNIX_US: u64 = 1_700_000_000_000_000;
+
+/// What happens in every world.
+const ANYWHERE: [Happening; 6] = [
+    Happening::WallClock,
+    Happening::Trap,
+    Happening::Reload,
+    Happening::Documents,
+    Happening::BadConfig,
+    Happening::HealthPost,
+];
+
+/// What happens where there is a Redis.
+const WITH_REDIS: [Happening; 15] = [
+    Happening::Frozen,
+    Happening::Slow,
+    Happening::Down,
+    Happening::Error,
+    Happening::Garbage,
+    Happening::OneOff,
+    Happening::Hole,
+    Happening::Reset,
+    Happening::ScriptFlush,
+    Happening::RestartEmpty,
+    Happening::RestartKept,
+    Happening::Failover,
+    Happening::ClockForward,
+    Happening::ClockBack,
+    Happening::HealthInRedis,
+];
+
+/// Error replies of Redis and of Envoy's `redis_proxy`, without the dash.
+const ERRORS: [&str; 7] = [
+    "LOADING Redis is loading the dataset in memory",
+    "READONLY You can't write against a read only replica.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "NOAUTH Authentication required.",
+    "MOVED 3999 127.0.0.1:6381",
+    "ERR unknown",
+    "upstream failure",
+];
+
+/// What no command of ours is ever answered with.
+const JUNK: [&[u8]; 6] =
+    [b"+OK\r\n", b":1\r\n", b"*1\r\n$1\r\na\r\n", b"\0\xff", b"HTTP/1.1 400\r\n\r\n", b"$9\r\nsomething\r\n"];
+
+/// What is wrong with Redis just now.
+#[derive(Default)]
+pub struct Faults {
+    lasting: Cell<Option<Happening>>,
+    error: Cell<&'static str>,
+    /// When something was last wrong.
+    last_us: Cell<Option<u64>>,
+    /// Whether documents were published, for each Envoy.
+    published: Cell<[bool; 4]>,
+}
+
+impl Faults {
+    /// Whether replies take long.
+    pub fn is_slow(&self) -> bool {
+        self.lasting.get() == Some(Happening::Slow)
+    }
+
+    /// Whether Redis reads nothing.
+    pub fn is_frozen(&self) -> bool {
+        self.lasting.get() == Some(Happening::Frozen)
+    }
+
+    /// Whether nobody listens.
+    pub fn is_down(&self) -> bool {
+        self.lasting.get() == Some(Happening::Down)
+    }
+
+    /// What every command is answered with.
+    pub fn error(&self) -> Option<&'static str> {
+        (self.lasting.get() == Some(Happening::Error)).then(|| self.error.get())
+    }
+
+    /// Something was wrong until now.
+    pub fn touch(&self, now_us: u64) {
+        self.last_us.set(Some(now_us));
+    }
+
+    /// For how long nothing has been wrong.
+    pub fn well_for_us(&self, now_us: u64) -> u64 {
+        match (self.lasting.get(), self.last_us.get()) {
+            (Some(_), _) => 0,
+            (None, None) => u64::MAX,
+            (None, Some(last_us)) => now_us - last_us,
+        }
+    }
+}
+
+impl World {
+    /// One thing goes wrong, or an operator does one thing.
+    pub fn fault(&self) {
+        self.after(1 + self.below(2 * self.plan.fault_gap_us), Event::Fault);
+        let with_redis = self.plan.store != Store::SharedData;
+        if with_redis && self.one_in(2) {
+            self.redis.borrow_mut().replicate();
+            self.oracle.borrow_mut().replicate();
+        }
+        let kinds = if with_redis { ANYWHERE.len() + WITH_REDIS.len() } else { ANYWHERE.len() };
+        let kind = self.below(kinds as u64) as usize;
+        let kind = ANYWHERE.into_iter().chain(WITH_REDIS).nth(kind).expect("one of them");
+        let is_busy = self.faults.lasting.get().is_some();
+        let is_lasting = kind <= Happening::OneOff && kind >= Happening::Frozen;
+        if is_lasting && is_busy || kind == Happening::Failover && !self.redis.borrow().has_replica() {
+            return;
+        }
+        self.note(None, What::Happened(kind));
+        if is_lasting {
+            self.begin(kind);
+        } else if !self.act(kind) {
+            return;
+        }
+        self.count(kind);
+    }
+
+    fn begin(&self, kind: Happening) {
+        self.faults.lasting.set(Some(kind));
+        self.faults.error.set(ERRORS[self.below(ERRORS.len() as u64) as usize]);
+        if kind == Happening::Down {
+            self.reset_all();
+        }
+        let longest_us = if self.one_in(2) { 100_000 } else { 4_000_000 };
+        self.after(1_000 + self.below(longest_us), Event::FaultEnds);
+    }
+
+    /// Redis is well again.
+    pub fn end_fault(&self) {
+        if let Some(kind) = self.faults.lasting.take() {
+            self.faults.touch(self.now_us.get());
+            self.note(None, What::Ended(kind));
+        }
+    }
+
+    /// What takes no time; false where it could not be done.
+    fn act(&self, kind: Happening) -> bool {
+        let now_us = self.now_us.get();
+        let envoy = self.below(self.envoys.len() as u64) as usize;
+        let Some(index) = self.some_worker(envoy) else { return false };
+        let health = if self.one_in(2) { Health::Degraded } else { Health::Normal };
+        let worker = self.worker(index);
+        // Mistakes hide where requests are on their way while something changes.
+        for _ in 0..self.below(6) {
+            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
+            self.request(index, caller, 0);
+        }
+        match kind {
+            Happening::Hole => {
+                let mut stream = worker.stream.borrow_mut();
+                let Some(stream) = stream.as_mut() else { return false };
+                stream.is_hole = true;
+                self.faults.touch(now_us);
+            }
+            Happening::Reset => {
+                let Some(id) = worker.stream.borrow().as_ref().map(|stream| stream.id) else { return false };
+                self.after(0, Event::Closed(index, id));
+                self.faults.touch(now_us);
+            }
+            Happening::ScriptFlush => {
+                self.redis.borrow_mut().flush_script();
+                self.reset(|stream| stream.is_out_of_step, 1);
+            }
+            Happening::RestartKept => {
+                self.redis.borrow_mut().flush_script();
+                self.reset_all();
+            }
+            Happening::RestartEmpty => {
+                self.redis.borrow_mut().lose_all();
+                self.oracle.borrow_mut().lose_all(now_us);
+                self.health_changed_us.set(now_us);
+                self.reset_all();
+            }
+            Happening::Failover => {
+                self.redis.borrow_mut().fail_over();
+                self.oracle.borrow_mut().fail_over(now_us);
+                self.health_changed_us.set(now_us);
+                self.reset_all();
+            }
+            Happening::ClockForward | Happening::ClockBack => {
+                let is_forward = kind == Happening::ClockForward;
+                let longest_us = if self.one_in(2) { 50_000 } else { 100_000_000 };
+                self.redis.borrow_mut().step_clock(is_forward, self.below(longest_us));
+                self.oracle.borrow_mut().disturb_all(now_us);
+            }
+            Happening::WallClock => {
+                let clock_us = self.envoys[envoy].clock_us(now_us);
+                worker.limiter.borrow_mut().set_wall_clock(UNIX_US + self.below(UNIX_US), clock_us);
+            }
+            Happening::Trap => {
+                self.let_go(&worker);
+                self.start_worker(envoy);
+            }
+            Happening::Reload => self.reload(envoy),
+            Happening::Documents if !self.plan.by_documents => return false,
+            Happening::Documents => {
+                let limits = self.next_limits(envoy);
+                self.publish(index, limits.document());
+                *self.envoys[envoy].limits.borrow_mut() = Rc::new(limits);
+                let mut published = self.faults.published.get();
+                published[envoy] = true;
+                self.faults.published.set(published);
+            }
+            Happening::BadConfig => {
+                let json = r#"{"tiers": {"t0": {"base": {"capacity": -1, "refill_rate": 1}}}}"#;
+                if Plugin::parse(json.as_bytes(), &Environment::default()).is_ok() {
+                    self.fail(None, "a bad configuration is taken");
+                }
+                if self.plan.by_documents {
+                    self.publish(index, json.to_owned());
+                }
+            }
+            Happening::HealthPost => self.post_health(index, health),
+            Happening::HealthInRedis => {
+                let key = health_key(self.envoys[envoy].namespace_index);
+                self.redis.borrow_mut().set_text(key, health.name().as_bytes());
+                self.health_changed_us.set(now_us);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn next_limits(&self, envoy: usize) -> Limits {
+        let previous = self.envoys[envoy].limits.borrow().clone();
+        Limits::draw(&mut self.random.borrow_mut(), &self.plan, Some(&previous))
+    }
+
+    /// Envoy delivers a new plugin configuration: new VMs' worth of limiters, while requests of the old ones wait on.
+    fn reload(&self, envoy: usize) {
+        let limits = Rc::new(self.next_limits(envoy));
+        *self.envoys[envoy].delivered.borrow_mut() = limits.clone();
+        if !self.faults.published.get()[envoy] {
+            *self.envoys[envoy].limits.borrow_mut() = limits;
+        }
+        let old: Vec<_> =
+            self.workers.borrow().iter().filter(|worker| worker.envoy == envoy).cloned().collect();
+        for worker in old.iter().filter(|worker| worker.accepts.replace(false)) {
+            if worker.pending.borrow().is_empty() {
+                self.let_go(worker);
+            }
+        }
+        (0..self.plan.workers).for_each(|_| self.start_worker(envoy));
+    }
+
+    fn publish(&self, index: usize, tiers: String) {
+        let worker = self.worker(index);
+        // Nobody else acts meanwhile: which limits hold is known again once all of it is done.
+        let host = Host::new(self, worker.envoy, MAX_DEPTH);
+        let mut limiter = worker.limiter.borrow_mut();
+        let settings = limiter.config().settings.clone();
+        let source = settings.config_source.as_ref().expect("there is a source");
+        limiter.publish(source, Fetched { tiers: Some(Ok(tiers.into_bytes())), api_keys: None }, &host);
+    }
+
+    /// All connections are lost, those that are out of step at once.
+    fn reset_all(&self) {
+        self.reset(|stream| stream.is_out_of_step, 1);
+        self.reset(|stream| !stream.is_out_of_step, 1_000);
+    }
+
+    fn reset(&self, which: impl Fn(&Stream) -> bool, within_us: u64) {
+        for (index, worker) in self.workers.borrow().iter().enumerate() {
+            if let Some(stream) = worker.stream.borrow().as_ref().filter(|stream| which(stream)) {
+                self.faults.touch(self.now_us.get());
+                self.after(self.below(within_us), Event::Closed(index, stream.id));
+            }
+        }
+    }
+
+    /// What Redis says, as it goes out.
+    pub fn spoil(&self, mut replies: Vec<Vec<u8>>, stream: &mut Stream) -> Vec<u8> {
+        let knows_script = self.redis.borrow().knows_script;
+        if !replies.is_empty() && self.one_in(4) {
+            let index = self.below(replies.len() as u64) as usize;
+            match self.faults.lasting.get() {
+                Some(Happening::Garbage) => {
+                    replies.insert(index, JUNK[self.below(JUNK.len() as u64) as usize].to_vec());
+                }
+                // Error replies carry no number, so that nobody could tell which question they are to.
+                Some(Happening::OneOff) if replies[index].starts_with(b"-") || !knows_script => {}
+                Some(Happening::OneOff) => {
+                    stream.is_out_of_step = true;
+                    match self.one_in(2) {
+                        true => drop(replies.remove(index)),
+                        false => replies.insert(index, replies[index].clone()),
+                    }
+                }
+                _ => {}
+            }
+        }
+        replies.concat()
+    }
+}

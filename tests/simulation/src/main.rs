@@ -1,0 +1,83 @@
+//! `cargo xtask soak simulation`: worlds, one after the other, until the time is over or something is wrong.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use clap::{Parser, ValueEnum};
+use simulation::redis::Process;
+use simulation::report::Tally;
+
+/// So many worlds see everything that can happen.
+const ENOUGH_WORLDS: u64 = 200;
+
+/// Many Envoys on one Redis under a virtual clock, with faults, judged by an oracle
+#[derive(Parser)]
+struct Arguments {
+    /// How long to go on
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// How many worlds to run, instead
+    #[arg(long, conflicts_with = "seconds")]
+    worlds: Option<u64>,
+    /// Brings a run back; drawn where absent
+    #[arg(long)]
+    seed: Option<u64>,
+    /// A model of Redis, or a redis-server (named by REDIS_SERVER) with the real script
+    #[arg(long, value_enum, default_value = "model")]
+    redis: Redis,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Redis {
+    Model,
+    Real,
+}
+
+fn main() -> ExitCode {
+    match soak(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => {
+            eprintln!("{report}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn soak(arguments: &Arguments) -> Result<(), String> {
+    let process = (arguments.redis == Redis::Real).then(Process::start).transpose()?;
+    let mut client = process.as_ref().map(Process::connect).transpose()?;
+    let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000_000);
+    let seed = arguments.seed.unwrap_or_else(new_seed);
+    println!("seed {seed}");
+    let started = Instant::now();
+    let is_over = |worlds| match arguments.worlds {
+        Some(wanted) => worlds == wanted,
+        None => started.elapsed() >= Duration::from_secs(arguments.seconds),
+    };
+    let (mut tally, mut worlds, mut next_line) = (Tally::default(), 0, Duration::from_secs(10));
+    while !is_over(worlds) {
+        let world_seed = simulation::world_seed(seed, worlds);
+        simulation::run(world_seed, &mut client, &mut tally).map_err(|found| {
+            let real = if process.is_some() { " --redis real" } else { "" };
+            format!(
+                "{found}\nafter {worlds} worlds and {} operations, {:.1} s. To see it again:\n\
+                 cargo xtask soak simulation --seed {world_seed} --worlds 1{real}",
+                tally.operations,
+                started.elapsed().as_secs_f64()
+            )
+        })?;
+        worlds += 1;
+        if started.elapsed() >= next_line {
+            next_line += Duration::from_secs(10);
+            eprintln!("{} s: {worlds} worlds, {} operations", started.elapsed().as_secs(), tally.operations);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let a_minute = tally.operations as f64 / seconds * 60.0;
+    println!("{worlds} worlds, {} operations in {seconds:.1} s: {a_minute:.0} a minute", tally.operations);
+    print!("{tally}");
+    match tally.missing() {
+        missing if missing.is_empty() || worlds < ENOUGH_WORLDS || process.is_some() => Ok(()),
+        missing => Err(format!("the run proves little: none of {missing:?} ever happened")),
+    }
+}

@@ -1,0 +1,188 @@
+//! What happened: counted over all worlds, and the last of it in a world, to be printed when that fails.
+
+use std::fmt;
+
+macro_rules! happenings {
+    ($($group:literal: { $($name:ident $text:literal,)* })*) => {
+        /// Something that is counted, so that one sees that nothing is vacuous.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[allow(missing_docs, reason = "the text says it")]
+        pub enum Happening { $($($name,)*)* }
+
+        impl Happening {
+            /// Every one, with its group and its text.
+            pub const ALL: &[(Happening, &str, &str)] = &[$($((Happening::$name, $group, $text),)*)*];
+        }
+    };
+}
+
+happenings! {
+    "decisions": {
+        Admitted "admitted",
+        RefusedHere "refused by shared data",
+        RefusedThere "refused by Redis",
+        RefusedUnasked "refused without asking Redis",
+        FallbackLocal "fallbacks: local",
+        FallbackAllow "fallbacks: allow",
+        FallbackDeny "fallbacks: deny",
+        AtTheInstant "asked at the very microsecond a token was due, or one beside it",
+    }
+    "shared data": {
+        Interleaved "other workers between a read and its write",
+        Conflict "CAS conflicts",
+        Eviction "evictions",
+    }
+    "Redis": {
+        Expired "buckets expired",
+        NoScript "scripts sent again",
+        Fragmented "fragmented deliveries",
+    }
+    "faults": {
+        Frozen "frozen Redis",
+        Slow "slow Redis",
+        Down "Redis away",
+        Error "error replies",
+        Garbage "garbage",
+        OneOff "replies lost or doubled on an open stream",
+        Hole "streams whose bytes are lost",
+        Reset "resets",
+        ScriptFlush "scripts flushed",
+        RestartEmpty "restarts with data lost",
+        RestartKept "restarts with data kept",
+        Failover "failovers that lose the last writes",
+        ClockForward "Redis' clock set forward",
+        ClockBack "Redis' clock set back",
+        WallClock "wall clocks set",
+        Trap "trapped VMs",
+        Reload "configurations delivered",
+        Documents "documents published",
+        BadConfig "bad configurations and documents",
+        HealthPost "health posted",
+        HealthInRedis "health set in Redis",
+    }
+}
+
+/// Counts by [`Happening`].
+#[derive(Clone, Debug)]
+pub struct Tally {
+    counts: Vec<u64>,
+    /// Requests decided.
+    pub operations: u64,
+    /// Tokens that Redis handed back by losing data.
+    pub forgiven: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { counts: vec![0; Happening::ALL.len()], operations: 0, forgiven: 0 }
+    }
+}
+
+impl Tally {
+    /// Counts some more.
+    pub fn add(&mut self, happening: Happening, count: u64) {
+        self.counts[happening as usize] += count;
+    }
+
+    /// How often it happened.
+    pub fn count(&self, happening: Happening) -> u64 {
+        self.counts[happening as usize]
+    }
+
+    /// What has never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let missing = |(happening, _, text): &(Happening, &str, &'static str)| {
+            (self.count(*happening) == 0).then_some(*text)
+        };
+        Happening::ALL.iter().filter_map(missing).collect()
+    }
+
+    /// Adds another world's.
+    pub fn join(&mut self, other: &Tally) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
+        self.operations += other.operations;
+        self.forgiven += other.forgiven;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = "";
+        for (happening, group, text) in Happening::ALL {
+            if *group != last {
+                writeln!(formatter, "{group}:")?;
+                last = group;
+            }
+            writeln!(formatter, "  {:>12}  {text}", self.count(*happening))?;
+        }
+        writeln!(formatter, "tokens handed back by a Redis that lost data: {}", self.forgiven)
+    }
+}
+
+/// One line of a world's history.
+#[derive(Clone, Debug)]
+struct Line {
+    at_us: u64,
+    /// The payer whose line it is; `None` for what concerns all.
+    payer: Option<usize>,
+    what: What,
+}
+
+/// What a line tells.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the text made of it says it")]
+pub enum What {
+    Decided { envoy: usize, worker: usize, ticket: u32, how: &'static str, admitted: bool, left: u32 },
+    Asked { envoy: usize, worker: usize, ticket: u32 },
+    Took { admitted: bool, left_pico: u64, redis_us: u64, capacity: u32, rate: u64 },
+    Happened(Happening),
+    Ended(Happening),
+}
+
+/// Longest history that is kept, and most lines of it that are shown.
+const KEPT: usize = 20_000;
+const SHOWN: usize = 50;
+
+/// The last lines of a world.
+#[derive(Debug, Default)]
+pub struct History(Vec<Line>);
+
+impl History {
+    /// Adds a line.
+    pub fn note(&mut self, at_us: u64, payer: Option<usize>, what: What) {
+        if self.0.len() == KEPT {
+            self.0.drain(..KEPT / 2);
+        }
+        self.0.push(Line { at_us, payer, what });
+    }
+
+    /// The last lines about `payer`, and about everybody.
+    pub fn shown(&self, payer: Option<usize>) -> String {
+        let matters = |line: &&Line| payer.is_none() || line.payer.is_none() || line.payer == payer;
+        let mut lines: Vec<&Line> = self.0.iter().rev().filter(matters).take(SHOWN).collect();
+        lines.reverse();
+        let text = |line: &Line| {
+            let what = match line.what {
+                What::Decided { envoy, worker, ticket, how, admitted, left } => {
+                    let verdict = if admitted { "admitted" } else { "refused" };
+                    format!(
+                        "request {ticket} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left"
+                    )
+                }
+                What::Asked { envoy, worker, ticket } => {
+                    format!("request {ticket} at envoy {envoy}, worker {worker}: waits for Redis")
+                }
+                What::Took { admitted, left_pico, redis_us, capacity, rate } => {
+                    let verdict = if admitted { "gives a token" } else { "gives none" };
+                    format!(
+                        "Redis at {redis_us} µs {verdict}, {left_pico} units left (limit {capacity}, {rate}e-6/s)"
+                    )
+                }
+                What::Happened(happening) => format!("! {}", Happening::ALL[happening as usize].2),
+                What::Ended(happening) => format!("! no more: {}", Happening::ALL[happening as usize].2),
+            };
+            format!("  {:>12} µs  {what}\n", line.at_us)
+        };
+        lines.into_iter().map(text).collect()
+    }
+}

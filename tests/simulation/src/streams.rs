@@ -1,0 +1,201 @@
+//! The streams between workers and Redis: bytes on their way, commands as Redis takes them, and whose each is.
+
+use dynamic_rate_limiter::request::Ticket;
+
+use crate::redis::{Done, Took, parse_command};
+use crate::report::{Happening, What};
+use crate::worker::{Stream, Worker};
+use crate::world::{Event, World};
+
+impl World {
+    pub(crate) fn drop_stream(&self, worker: &Worker) {
+        if worker.stream.borrow_mut().take().is_some_and(|stream| stream.is_hole) {
+            self.faults.touch(self.now_us.get());
+        }
+    }
+
+    pub(crate) fn open_stream(&self, index: usize, worker: &Worker) {
+        let stream = Stream { id: self.number(), is_refused: self.faults.is_down(), ..Stream::default() };
+        if stream.is_refused {
+            self.after(1 + self.below(2_000), Event::Closed(index, stream.id));
+        }
+        *worker.stream.borrow_mut() = Some(stream);
+    }
+
+    pub(crate) fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
+        self.note_askers(worker, &bytes);
+        let mut stream = worker.stream.borrow_mut();
+        let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else {
+            return;
+        };
+        let cut = if self.one_in(8) { 1 + self.below(bytes.len() as u64) as usize } else { bytes.len() };
+        for part in [&bytes[..cut], &bytes[cut..]].into_iter().filter(|part| !part.is_empty()) {
+            stream.last_us.0 = stream.last_us.0.max(self.now_us.get() + self.delay_us());
+            stream.to_redis.push_back(part.to_vec());
+            self.at(stream.last_us.0, Event::ToRedis(index, stream.id));
+        }
+    }
+
+    /// Notes whose questions these are: they go out in the order in which they were asked, and are asked again in the
+    /// order in which Redis said that it does not know the script.
+    fn note_askers(&self, worker: &Worker, mut bytes: &[u8]) {
+        let mut stream = worker.stream.borrow_mut();
+        let Some(stream) = stream.as_mut() else { return self.fail(None, "bytes are sent on no stream") };
+        let mut words = Vec::new();
+        while let Some(length) = parse_command(bytes, &mut words) {
+            bytes = &bytes[length..];
+            let (b"EVALSHA" | b"EVAL") = words[0] else { continue };
+            let Some(bucket) = self.redis_buckets.get(words[3]).copied() else { continue };
+            let payer = bucket % self.plan.payers();
+            let pending = worker.pending.borrow();
+            let is_asker = |ticket: &Ticket| {
+                pending
+                    .get(ticket)
+                    .and_then(|pending| pending.payment)
+                    .is_some_and(|(other, _)| other == payer)
+            };
+            let ticket = match words[0] {
+                b"EVALSHA" => worker.unsent.borrow_mut().pop_front().filter(is_asker),
+                _ => stream.unknown.iter().position(is_asker).and_then(|place| stream.unknown.remove(place)),
+            };
+            let sequence = std::str::from_utf8(words[8]).ok().and_then(|text| text.parse().ok());
+            match ticket.zip(sequence) {
+                Some((ticket, sequence)) => drop(stream.tickets.insert(sequence, ticket)),
+                None => self.fail(Some(payer), "Redis is asked for nobody who waits"),
+            }
+        }
+    }
+
+    /// How long bytes travel one way.
+    fn delay_us(&self) -> u64 {
+        let usual = 20 + self.below(self.plan.timeout_us / 8);
+        usual + if self.faults.is_slow() { self.below(2 * self.plan.timeout_us) } else { 0 }
+    }
+
+    pub(crate) fn arrive_at_redis(&self, index: usize, id: u64) {
+        let worker = self.worker(index);
+        if !worker.has_stream(id) {
+            return;
+        }
+        if self.faults.is_frozen() {
+            return self.after(1_000, Event::ToRedis(index, id));
+        }
+        let mut input = {
+            let mut stream = worker.stream.borrow_mut();
+            let Some(stream) = stream.as_mut().filter(|stream| !stream.is_hole) else { return };
+            let Some(bytes) = stream.to_redis.pop_front() else { return };
+            stream.input.extend_from_slice(&bytes);
+            std::mem::take(&mut stream.input)
+        };
+        let (mut replies, mut read, mut words) = (Vec::new(), 0, Vec::new());
+        while let Some(length) = input.get(read..).and_then(|rest| parse_command(rest, &mut words)) {
+            replies.push(self.execute(&worker, &words));
+            words = Vec::new();
+            read += length;
+        }
+        drop(words);
+        input.drain(..read);
+        let mut stream = worker.stream.borrow_mut();
+        let Some(stream) = stream.as_mut() else { return };
+        let mut out = self.spoil(replies, stream);
+        stream.input = input;
+        while !out.is_empty() {
+            let length = if self.one_in(8) { 1 + self.below(out.len() as u64) as usize } else { out.len() };
+            if length < out.len() {
+                self.count(Happening::Fragmented);
+            }
+            let rest = out.split_off(length);
+            stream.last_us.1 = stream.last_us.1.max(self.now_us.get() + self.delay_us());
+            stream.from_redis.push_back(std::mem::replace(&mut out, rest));
+            self.at(stream.last_us.1, Event::FromRedis(index, id));
+        }
+    }
+
+    fn execute(&self, worker: &Worker, words: &[&[u8]]) -> Vec<u8> {
+        if let Some(error) = self.faults.error() {
+            return format!("-{error}\r\n").into_bytes();
+        }
+        let now_us = self.now_us.get();
+        let (reply, done) = self.redis.borrow_mut().execute(words, now_us);
+        match done {
+            Done::Other => {
+                if words[0] == b"SET" {
+                    self.health_changed_us.set(now_us);
+                }
+            }
+            Done::NoScript(sequence) => {
+                self.count(Happening::NoScript);
+                let ticket = self.asker(worker, sequence);
+                if let (Some(ticket), Some(stream)) = (ticket, worker.stream.borrow_mut().as_mut()) {
+                    stream.unknown.push_back(ticket);
+                }
+            }
+            Done::Took(took) => self.took(worker, &took),
+        }
+        reply
+    }
+
+    /// Redis has decided: is that right, and for whom was it?
+    fn took(&self, worker: &Worker, took: &Took) {
+        let Some(bucket) = self.redis_buckets.get(&took.key).copied() else {
+            if !took.key.ends_with(b"#probe") {
+                self.fail(None, format!("nobody's bucket: {}", String::from_utf8_lossy(&took.key)));
+            }
+            return;
+        };
+        if took.has_expired {
+            self.count(Happening::Expired);
+        }
+        let payer = bucket % self.plan.payers();
+        let Some(ticket) = self.asker(worker, took.sequence) else {
+            return self.fail(Some(payer), "Redis is asked for nobody");
+        };
+        let now_us = self.now_us.get();
+        let redis_us = self.redis.borrow().clock_us(now_us);
+        let (capacity, rate) = (took.limit.capacity(), took.limit.refill_micro_per_sec());
+        let said = took.said;
+        let left_pico = said.left_pico.unwrap_or_default();
+        self.note(Some(payer), What::Took { admitted: said.admitted, left_pico, redis_us, capacity, rate });
+        let fill = (took.was_absent, self.limits(worker).fill_us(payer));
+        let judged = self.oracle.borrow_mut().redis(bucket, took.limit, (redis_us, now_us), fill, said);
+        self.hold(payer, judged);
+        if let Some(pending) = worker.pending.borrow_mut().get_mut(&ticket) {
+            if pending.payment != Some((payer, took.limit)) {
+                self.fail(Some(payer), format!("request {ticket} asks for {:?}", pending.payment));
+            }
+            pending.outcome = Some(said);
+        }
+    }
+
+    /// Who asked a question; nobody where it is a probe's.
+    fn asker(&self, worker: &Worker, sequence: u32) -> Option<Ticket> {
+        worker.stream.borrow().as_ref().and_then(|stream| stream.tickets.get(&sequence).copied())
+    }
+
+    pub(crate) fn arrive_at_worker(&self, index: usize, id: u64) {
+        let worker = self.worker(index);
+        if !worker.has_stream(id) {
+            return;
+        }
+        let bytes = worker.stream.borrow_mut().as_mut().and_then(|stream| stream.from_redis.pop_front());
+        let Some(bytes) = bytes else { return };
+        let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
+        if let Some(fleet) = worker.limiter.borrow_mut().fleet() {
+            fleet.received(&bytes, clock_us);
+        }
+        self.pump(index, &worker);
+    }
+
+    pub(crate) fn closed(&self, index: usize, id: u64) {
+        let worker = self.worker(index);
+        if !worker.has_stream(id) {
+            return;
+        }
+        self.drop_stream(&worker);
+        let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
+        if let Some(fleet) = worker.limiter.borrow_mut().fleet() {
+            fleet.closed("reset", clock_us);
+        }
+        self.pump(index, &worker);
+    }
+}

@@ -1,0 +1,524 @@
+//! One world: a virtual clock, a queue of what happens next, and what is held against the oracle.
+//!
+//! Everything is reached through `&World`, because in the middle of one worker's operation others act.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::rc::Rc;
+
+use dynamic_rate_limiter::fleet::POLL_US;
+use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::limiter::Decision;
+use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
+use dynamic_rate_limiter::request::{Arrival, Ticket};
+use dynamic_rate_limiter::store::AddressTable;
+
+use crate::faults::Faults;
+use crate::oracle::Oracle;
+use crate::random::Random;
+use crate::redis::Server;
+use crate::report::{Happening, History, Tally, What};
+use crate::shared_data::{Host, SharedMap};
+use crate::worker::{Envoy, Pending, Worker};
+use crate::workload::{Asked, Caller, KEYS, Limits, Plan, Store, bucket_name};
+
+/// How long a change of health may take, in microseconds.
+const POST_TIMEOUT_US: u64 = 1_000_000;
+
+/// What others do in the middle of an operation takes time, and so delays ticks: at most so much, in microseconds.
+pub const SLACK_US: u64 = 10_000;
+
+/// Operations inside of operations, at most.
+pub const MAX_DEPTH: u32 = 2;
+
+/// Something that happens at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    /// Requests come in.
+    Arrivals,
+    /// A refused caller comes back.
+    Return(usize, Caller),
+    /// A worker's shared queue calls it.
+    Turn(usize),
+    /// A worker's timer.
+    Tick(usize),
+    /// Bytes arrive at Redis.
+    ToRedis(usize, u64),
+    /// Bytes arrive at a worker.
+    FromRedis(usize, u64),
+    /// A worker hears that its stream is closed.
+    Closed(usize, u64),
+    /// A fault begins.
+    Fault,
+    /// It ends.
+    FaultEnds,
+}
+
+/// A world.
+pub struct World {
+    /// What it is made of.
+    pub plan: Plan,
+    /// Microseconds since it began.
+    pub now_us: Cell<u64>,
+    /// All that is drawn.
+    pub random: RefCell<Random>,
+    /// Its Envoys.
+    pub envoys: Vec<Envoy>,
+    /// All VMs that ever were.
+    pub workers: RefCell<Vec<Rc<Worker>>>,
+    /// Its Redis.
+    pub redis: RefCell<Server>,
+    /// What is wrong with Redis.
+    pub faults: Faults,
+    /// Its judge.
+    pub oracle: RefCell<Oracle>,
+    pub(crate) tally: RefCell<Tally>,
+    history: RefCell<History>,
+    wrong: RefCell<Option<String>>,
+    queue: RefCell<BinaryHeap<Reverse<(u64, u64, Event)>>>,
+    /// Numbers events, streams and tickets.
+    last_number: Cell<u64>,
+    /// Which bucket a key in Redis is.
+    pub(crate) redis_buckets: HashMap<Vec<u8>, usize>,
+    /// When the health of anybody last changed.
+    pub health_changed_us: Cell<u64>,
+}
+
+impl World {
+    /// The world of a seed.
+    pub fn new(seed: u64, redis: Server) -> Self {
+        let mut random = Random::new(seed);
+        let plan = Plan::draw(&mut random);
+        let limits = Rc::new(Limits::draw(&mut random, &plan, None));
+        let maps: [Rc<SharedMap>; 2] = Default::default();
+        let envoy = |(process, namespace): &(usize, &'static str)| Envoy {
+            map: maps[*process].clone(),
+            epoch_us: 1_000_000 * (1 + 1_000 * *process as u64),
+            namespace,
+            namespace_index: usize::from(*namespace != "default"),
+            health: Cell::default(),
+            limits: RefCell::new(limits.clone()),
+            delivered: RefCell::new(limits.clone()),
+        };
+        let payers = plan.payers();
+        let envoys: Vec<Envoy> = plan.envoys.iter().map(envoy).collect();
+        let prefixes = ["rate_limit:", "rate_limit:other/"].into_iter().enumerate();
+        let key = |(index, prefix): (usize, &str), payer: usize| {
+            (format!("{prefix}{}", bucket_name(payer)).into_bytes(), index * payers + payer)
+        };
+        let redis_buckets =
+            prefixes.flat_map(|prefix| (0..payers).map(move |payer| key(prefix, payer))).collect();
+        let oracle = RefCell::new(Oracle::new(envoys.len() * payers, 2 * payers));
+        let world = Self {
+            plan,
+            now_us: Cell::new(0),
+            random: RefCell::new(random),
+            envoys,
+            workers: RefCell::default(),
+            redis: RefCell::new(redis),
+            faults: Faults::default(),
+            oracle,
+            tally: RefCell::default(),
+            history: RefCell::default(),
+            wrong: RefCell::default(),
+            queue: RefCell::default(),
+            last_number: Cell::new(0),
+            redis_buckets,
+            health_changed_us: Cell::new(0),
+        };
+        for envoy in 0..world.envoys.len() {
+            (0..world.plan.workers).for_each(|_| world.start_worker(envoy));
+            world.find_crowds(envoy);
+        }
+        world
+    }
+
+    /// Runs until all requests are decided, or something is wrong.
+    pub fn run(&self) -> Result<(), String> {
+        self.after(0, Event::Arrivals);
+        self.after(self.below(2 * self.plan.fault_gap_us), Event::Fault);
+        let give_up_us = POST_TIMEOUT_US + self.plan.timeout_us + SLACK_US;
+        let mut ended_us = None;
+        while let Some(Reverse((at_us, _, event))) = { self.queue.borrow_mut().pop() } {
+            self.now_us.set(self.now_us.get().max(at_us));
+            self.happen(event);
+            if let Some(wrong) = self.wrong.borrow_mut().take() {
+                return Err(wrong);
+            }
+            if self.is_over() && ended_us.is_none() {
+                ended_us = Some(self.now_us.get());
+            }
+            if ended_us.is_some_and(|ended_us| self.now_us.get() > ended_us + give_up_us) {
+                break;
+            }
+        }
+        match self
+            .workers
+            .borrow()
+            .iter()
+            .filter(|worker| !worker.is_gone.get())
+            .any(|worker| !worker.pending.borrow().is_empty())
+        {
+            false => Ok(()),
+            true => Err(format!("a request was never decided\n{}", self.history(None))),
+        }
+    }
+
+    /// What was counted.
+    pub fn tally(&self) -> Tally {
+        let mut tally = self.tally.borrow().clone();
+        tally.forgiven = self.oracle.borrow().forgiven;
+        tally
+    }
+
+    /// The last lines about a payer, or about all.
+    pub fn history(&self, payer: Option<usize>) -> String {
+        self.history.borrow().shown(payer)
+    }
+
+    /// The server, for the next world.
+    pub fn into_server(self) -> Server {
+        self.redis.into_inner()
+    }
+
+    /// Whether all requests have come in.
+    pub fn is_over(&self) -> bool {
+        self.tally.borrow().operations >= self.plan.operations
+    }
+
+    /// A number from 0 to `bound - 1`.
+    pub fn below(&self, bound: u64) -> u64 {
+        self.random.borrow_mut().below(bound.max(1))
+    }
+
+    /// Whether something of that likelihood happens.
+    pub fn one_in(&self, chances: u64) -> bool {
+        self.random.borrow_mut().one_in(chances)
+    }
+
+    /// Counts something.
+    pub fn count(&self, happening: Happening) {
+        self.tally.borrow_mut().add(happening, 1);
+    }
+
+    /// Adds a line to the history.
+    pub fn note(&self, payer: Option<usize>, what: What) {
+        self.history.borrow_mut().note(self.now_us.get(), payer, what);
+    }
+
+    /// Lets an event happen so much later.
+    pub fn after(&self, us: u64, event: Event) {
+        self.at(self.now_us.get() + us, event);
+    }
+
+    pub(crate) fn at(&self, at_us: u64, event: Event) {
+        self.queue.borrow_mut().push(Reverse((at_us, self.number(), event)));
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.last_number.set(self.last_number.get() + 1);
+        self.last_number.get()
+    }
+
+    /// Says what is wrong; the first time counts.
+    pub fn fail(&self, payer: Option<usize>, what: impl AsRef<str>) {
+        let mut wrong = self.wrong.borrow_mut();
+        if wrong.is_none() {
+            let name = payer.map_or(String::new(), |payer| format!("bucket {}: ", bucket_name(payer)));
+            let (plan, history) = (&self.plan, self.history(payer));
+            *wrong = Some(format!("{name}{}\nin {plan:?}\n{history}", what.as_ref()));
+        }
+    }
+
+    pub(crate) fn hold(&self, payer: usize, judged: Result<(), String>) {
+        if let Err(what) = judged {
+            self.fail(Some(payer), what);
+        }
+    }
+
+    /// An Envoy's health has changed.
+    pub fn note_health(&self, envoy: usize, health: Health) {
+        if self.envoys[envoy].health.replace(health) != health {
+            self.health_changed_us.set(self.now_us.get());
+        }
+    }
+
+    fn happen(&self, event: Event) {
+        match event {
+            Event::Arrivals => self.arrivals(),
+            Event::Return(..) | Event::Fault if self.is_over() => {}
+            Event::Return(envoy, caller) => {
+                self.count(Happening::AtTheInstant);
+                if let Some(worker) = self.some_worker(envoy) {
+                    self.request(worker, caller, 0);
+                }
+            }
+            Event::Turn(index) => {
+                let worker = self.worker(index);
+                worker.is_awake.set(false);
+                self.pump(index, &worker);
+            }
+            Event::Tick(index) => self.tick(index),
+            Event::ToRedis(index, stream) => self.arrive_at_redis(index, stream),
+            Event::FromRedis(index, stream) => self.arrive_at_worker(index, stream),
+            Event::Closed(index, stream) => self.closed(index, stream),
+            Event::Fault => self.fault(),
+            Event::FaultEnds => self.end_fault(),
+        }
+    }
+
+    fn arrivals(&self) {
+        for _ in 0..1 + self.below(8) {
+            let envoy = self.below(self.envoys.len() as u64) as usize;
+            if let Some(worker) = self.some_worker(envoy) {
+                let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
+                self.request(worker, caller, 0);
+            }
+        }
+        if !self.is_over() {
+            self.after(self.below(2 * self.plan.gap_us), Event::Arrivals);
+        }
+    }
+
+    /// A worker of that VM number.
+    pub fn worker(&self, index: usize) -> Rc<Worker> {
+        self.workers.borrow()[index].clone()
+    }
+
+    /// A worker of an Envoy that takes requests and is not in the middle of something.
+    pub fn some_worker(&self, envoy: usize) -> Option<usize> {
+        let workers = self.workers.borrow();
+        let is_free = |index: &usize| {
+            let worker = &workers[*index];
+            worker.envoy == envoy && worker.accepts.get() && worker.limiter.try_borrow_mut().is_ok()
+        };
+        let all = workers.len();
+        let start = self.below(all as u64) as usize;
+        (start..all).chain(0..start).find(is_free)
+    }
+
+    /// A VM for what the Envoy's configuration says now.
+    pub fn start_worker(&self, envoy: usize) {
+        let Envoy { delivered, namespace, .. } = &self.envoys[envoy];
+        let delivered = delivered.borrow().clone();
+        let random = self.random.borrow_mut().next();
+        let json = self.plan.configuration(&delivered, namespace);
+        let worker = Worker::new(envoy, &json, delivered, &Host::new(self, envoy, MAX_DEPTH), random);
+        let index = self.workers.borrow().len();
+        self.workers.borrow_mut().push(Rc::new(worker));
+        if self.plan.store != Store::SharedData {
+            self.tick_after(index, self.below(POLL_US));
+        }
+    }
+
+    /// Tells the oracle which addresses share a full record of the table.
+    fn find_crowds(&self, envoy: usize) {
+        let host = Host::new(self, envoy, MAX_DEPTH);
+        let namespace = self.envoys[envoy].namespace;
+        let table = AddressTable::open(&host, namespace, self.plan.max_buckets, (0, 0)).expect("it is there");
+        let ways = self.plan.max_buckets.min(8);
+        let records = u64::from((self.plan.max_buckets / ways).max(1));
+        let mut members: HashMap<u64, Vec<usize>> = HashMap::new();
+        for payer in KEYS..self.plan.payers() {
+            let ip = bucket_name(payer).parse().expect("an address");
+            let record = table.hash(dynamic_rate_limiter::identity::Network::Ip(ip, 32)) % records;
+            members.entry(record).or_default().push(envoy * self.plan.payers() + payer);
+        }
+        for members in members.values().filter(|members| members.len() > ways as usize) {
+            self.oracle.borrow_mut().crowd(members, ways);
+        }
+    }
+
+    /// In the middle of an operation, others act and time goes by.
+    pub fn interleave(&self, envoy: usize, depth: u32) {
+        if depth >= MAX_DEPTH || self.is_over() || !self.one_in(self.plan.race_one_in) {
+            return;
+        }
+        self.now_us.set(self.now_us.get() + self.below(100));
+        if let Some(worker) = self.some_worker(envoy) {
+            self.count(Happening::Interleaved);
+            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
+            self.request(worker, caller, depth + 1);
+        }
+    }
+
+    /// What limits a worker's next request has.
+    pub(crate) fn limits(&self, worker: &Worker) -> Rc<Limits> {
+        match self.plan.by_documents {
+            true => self.envoys[worker.envoy].limits.borrow().clone(),
+            false => worker.delivered.clone(),
+        }
+    }
+
+    /// A caller's request comes in at a worker.
+    pub fn request(&self, index: usize, caller: Caller, depth: u32) {
+        let worker = self.worker(index);
+        let envoy = &self.envoys[worker.envoy];
+        let ticket = self.number() as Ticket;
+        let host = Host::new(self, worker.envoy, depth);
+        let at_us = self.now_us.get();
+        let arrival = Arrival { ticket, at_us: envoy.clock_us(at_us) };
+        let (limits, health) = (self.limits(&worker), envoy.health.get());
+        let payer = limits.payer(caller);
+        let limit = limits.limit(payer, health);
+        let request = Asked { caller, is_post: false };
+        let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
+        self.check_health(worker.envoy);
+        let timeout_us = self.plan.timeout_us;
+        let pending =
+            Pending { payment: Some((payer, limit)), wanted: None, caller, at_us, timeout_us, outcome: None };
+        match decision {
+            Decision::AwaitsRedis => {
+                self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, ticket });
+                worker.pending.borrow_mut().insert(ticket, pending);
+                worker.unsent.borrow_mut().push_back(ticket);
+            }
+            decision => self.decided(index, &worker, ticket, pending, decision, &host, false),
+        }
+        self.wake(index, &worker);
+    }
+
+    /// Sends a change of health; its body is there at once.
+    pub fn post_health(&self, index: usize, wanted: Health) {
+        let worker = self.worker(index);
+        let envoy = &self.envoys[worker.envoy];
+        let ticket = self.number() as Ticket;
+        let host = Host::new(self, worker.envoy, 0);
+        let at_us = self.now_us.get();
+        let arrival = Arrival { ticket, at_us: envoy.clock_us(at_us) };
+        let caller = Caller { key: None, address: 0 };
+        let request = Asked { caller, is_post: true };
+        let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
+        let Decision::AwaitsBody(change) = decision else {
+            return self.fail(None, format!("a change of health with the right token: {decision:?}"));
+        };
+        let body = format!(r#"{{"status": "{wanted}"}}"#);
+        let decision = worker.limiter.borrow_mut().change_health(&change, body.as_bytes(), &host, arrival);
+        let pending = Pending {
+            payment: None,
+            wanted: Some(wanted),
+            caller,
+            at_us,
+            timeout_us: POST_TIMEOUT_US,
+            outcome: None,
+        };
+        match decision {
+            Decision::AwaitsRedis => drop(worker.pending.borrow_mut().insert(ticket, pending)),
+            decision => self.decided(index, &worker, ticket, pending, decision, &host, false),
+        }
+        self.wake(index, &worker);
+    }
+
+    /// What Envoy does for a worker with something to send or to answer, or whose requests wait.
+    pub fn wake(&self, index: usize, worker: &Worker) {
+        let mut limiter = worker.limiter.borrow_mut();
+        let Some(fleet) = limiter.fleet() else { return };
+        if fleet.has_work() && !worker.is_awake.replace(true) {
+            self.after(self.below(50), Event::Turn(index));
+        }
+        let soon_us = self.now_us.get() + self.quick_tick_us();
+        if fleet.is_waiting() && worker.tick_us.get() > soon_us {
+            self.tick_after(index, self.quick_tick_us());
+        }
+    }
+
+    pub(crate) fn quick_tick_us(&self) -> u64 {
+        (self.plan.timeout_us / 4).clamp(1_000, 10_000)
+    }
+
+    fn tick_after(&self, index: usize, us: u64) {
+        self.worker(index).tick_us.set(self.now_us.get() + us);
+        self.after(us, Event::Tick(index));
+    }
+
+    fn tick(&self, index: usize) {
+        let worker = self.worker(index);
+        if worker.is_gone.get() || self.now_us.get() < worker.tick_us.get() {
+            return;
+        }
+        worker.tick_us.set(u64::MAX);
+        let host = Host::new(self, worker.envoy, 0);
+        let clock_us = host.clock_us.get();
+        let is_waiting = {
+            let mut limiter = worker.limiter.borrow_mut();
+            limiter.refresh(&host);
+            self.count_evictions(limiter.metrics.drain());
+            let Some(fleet) = limiter.fleet() else { return };
+            fleet.tick(clock_us, &host);
+            fleet.is_waiting()
+        };
+        self.tick_after(index, if is_waiting { self.quick_tick_us() } else { POLL_US });
+        self.pump(index, &worker);
+        if !worker.accepts.get() && worker.pending.borrow().is_empty() {
+            self.let_go(&worker);
+        }
+    }
+
+    fn count_evictions(&self, samples: Vec<Sample>) {
+        for sample in samples {
+            match sample {
+                Sample::Count(name, count) if name == BUCKET_EVICTIONS => {
+                    self.tally.borrow_mut().add(Happening::Eviction, count);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A VM is gone, with its stream and those who wait.
+    pub fn let_go(&self, worker: &Worker) {
+        worker.accepts.set(false);
+        worker.is_gone.set(true);
+        worker.pending.borrow_mut().clear();
+        *worker.stream.borrow_mut() = None;
+        if let Ok(mut limiter) = worker.limiter.try_borrow_mut() {
+            self.count_evictions(limiter.metrics.drain());
+        }
+    }
+
+    /// Decisions go out, and what there is to send is sent.
+    pub(crate) fn pump(&self, index: usize, worker: &Worker) {
+        while !worker.is_gone.get() {
+            let host = Host::new(self, worker.envoy, 0);
+            let clock_us = host.clock_us.get();
+            let next = worker.limiter.borrow_mut().next_decision(clock_us, &host);
+            if let Some((ticket, decision)) = next {
+                worker.unsent.borrow_mut().retain(|unsent| *unsent != ticket);
+                let pending = worker.pending.borrow_mut().remove(&ticket);
+                match pending {
+                    Some(pending) => self.decided(index, worker, ticket, pending, decision, &host, true),
+                    None => self
+                        .fail(None, format!("request {ticket}, decided twice or not waiting: {decision:?}")),
+                }
+                continue;
+            }
+            let effects = {
+                let mut limiter = worker.limiter.borrow_mut();
+                let Some(fleet) = limiter.fleet() else { return };
+                if !fleet.has_work() {
+                    break;
+                }
+                fleet.take_effects()
+            };
+            if effects.close || effects.open {
+                self.drop_stream(worker);
+            }
+            if effects.open {
+                self.open_stream(index, worker);
+            }
+            if !effects.send.is_empty() {
+                self.send(index, worker, effects.send);
+            }
+        }
+        self.wake(index, worker);
+    }
+}
+
+/// The key of a namespace's health in Redis.
+pub fn health_key(namespace_index: usize) -> &'static [u8] {
+    match namespace_index {
+        0 => b"system:health:status",
+        _ => b"system:health:other:status",
+    }
+}

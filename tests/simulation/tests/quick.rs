@@ -1,0 +1,72 @@
+//! A few worlds, in which everything happens that can; and an oracle that does not let through what it should not.
+
+use dynamic_rate_limiter::tier::Limit;
+use simulation::oracle::{Oracle, Said};
+use simulation::report::Tally;
+
+#[test]
+fn in_a_few_worlds_everything_happens_and_nothing_is_wrong() {
+    let (mut tally, mut client) = (Tally::default(), None);
+    for index in 0..100 {
+        let seed = simulation::world_seed(4, index);
+        simulation::run(seed, &mut client, &mut tally).unwrap_or_else(|found| panic!("seed {seed}: {found}"));
+    }
+    println!("{tally}");
+    assert_eq!(tally.missing(), [""; 0]);
+}
+
+#[test]
+fn a_world_is_its_seed() {
+    let run = |seed| {
+        let mut tally = Tally::default();
+        simulation::run(seed, &mut None, &mut tally).expect("nothing wrong");
+        tally.to_string()
+    };
+    for seed in 0..8 {
+        assert_eq!(run(seed), run(seed));
+    }
+}
+
+fn said(admitted: bool, left_pico: u64, wait_us: u64) -> Said {
+    let left = (left_pico / 1_000_000_000_000) as u32;
+    Said { admitted, left_pico: Some(left_pico), left, wait_us: Some(wait_us) }
+}
+
+#[test]
+fn the_oracle_takes_the_right_answer_and_no_other() {
+    let limit = Limit::new(1, 1_000_000).expect("a limit in range");
+    // One token, given at 0; the next is due a second later, to the microsecond.
+    let cases = [
+        (999_999, said(false, 999_999_000_000, 1), true),
+        (999_999, said(true, 0, 1_000_000), false),
+        (999_999, said(false, 999_999_000_001, 1), false),
+        (999_999, said(false, 999_999_000_000, 2), false),
+        (1_000_000, said(true, 0, 1_000_000), true),
+        (1_000_000, said(false, 1_000_000_000_000, 0), false),
+        (1_000_000, said(true, 1, 1_000_000), false),
+    ];
+    for (now_us, second, is_right) in cases {
+        let mut oracle = Oracle::new(1, 1);
+        assert_eq!(oracle.local(0, limit, 0, said(true, 0, 1_000_000)), Ok(()));
+        assert_eq!(oracle.local(0, limit, now_us, second).is_ok(), is_right, "{now_us} {second:?}");
+    }
+}
+
+#[test]
+fn the_oracle_says_how_much_a_redis_without_its_data_may_hand_back() {
+    let limit = Limit::new(2, 1_000_000).expect("a limit in range");
+    let mut oracle = Oracle::new(1, 1);
+    let take = |oracle: &mut Oracle, left: u64| {
+        let said = Said { wait_us: None, ..said(true, left * 1_000_000_000_000, 0) };
+        oracle.redis(0, limit, (0, 0), (false, 2_000_000), said)
+    };
+    assert_eq!(take(&mut oracle, 1), Ok(()));
+    oracle.replicate();
+    assert_eq!(take(&mut oracle, 0), Ok(()));
+    oracle.fail_over(0);
+    assert_eq!(oracle.forgiven, 1);
+    assert_eq!(take(&mut oracle, 0), Ok(()), "the token that the replica had not heard of");
+    assert!(take(&mut oracle, 0).is_err(), "and not another one");
+    oracle.lose_all(0);
+    assert_eq!(take(&mut oracle, 1), Ok(()));
+}
