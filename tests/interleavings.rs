@@ -1,0 +1,272 @@
+//! Compare-and-swap under every interleaving of several workers, tried one after the other by loom.
+//!
+//! Every host call is one step, after which any other worker may go on: Envoy's shared data is a map under a lock. Loom
+//! runs a model again for each order in which the steps can happen, with no bound on how often it changes worker unless
+//! a test says so. Each test says how many orders it went through, and one breaks compare-and-swap on purpose to see
+//! that it would be noticed.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc as StdArc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{SECOND, limit};
+use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico};
+use dynamic_rate_limiter::identity::Network;
+use dynamic_rate_limiter::store::{AddressTable, Conflict, SharedData, Taken, keyed_bucket_key, take_keyed};
+use dynamic_rate_limiter::tier::Limit;
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+const TTL_US: u64 = 60 * SECOND;
+
+/// A hundred thousandth of a token per microsecond: what the steps of a run refill is less than a token.
+const RATE: u64 = 10_000_000;
+
+/// Envoy's shared data, with a switch of workers possible at every call, and a clock that each look moves.
+struct SteppedData {
+    state: Mutex<State>,
+    /// Whether a write looks at the version, as Envoy's does.
+    compares: bool,
+}
+
+#[derive(Default)]
+struct State {
+    records: BTreeMap<String, (Vec<u8>, u32)>,
+    last_version: u32,
+    now_us: u64,
+}
+
+impl SteppedData {
+    fn new() -> Self {
+        let state = State { now_us: SECOND, ..State::default() };
+        Self { state: Mutex::new(state), compares: true }
+    }
+
+    fn that_ignores_versions() -> Self {
+        Self { compares: false, ..Self::new() }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.lock().expect("no worker has panicked"))
+    }
+}
+
+impl SharedData for SteppedData {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        self.with(|state| state.records.get(key).cloned())
+    }
+
+    fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict> {
+        self.with(|state| {
+            let stored = state.records.get(key).map(|(_, version)| *version);
+            if self.compares && stored != version {
+                return Err(Conflict);
+            }
+            state.last_version += 1;
+            state.records.insert(key.to_owned(), (value.to_vec(), state.last_version));
+            Ok(())
+        })
+    }
+
+    fn changes(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    fn announce_change(&self) {}
+
+    fn now_us(&self) -> u64 {
+        self.with(|state| {
+            state.now_us += 1;
+            state.now_us
+        })
+    }
+}
+
+/// Runs `model` under every interleaving, with at most so many changes of worker where there is a bound, and returns
+/// how many it went through.
+fn explore(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) -> usize {
+    let runs = StdArc::new(AtomicUsize::new(0));
+    let counted = StdArc::clone(&runs);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = preemptions;
+    builder.max_branches = 100_000;
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    runs.load(Ordering::Relaxed)
+}
+
+/// Several workers at once, each with what it does; returns what each was told, in the order of the workers.
+fn at_once<T: 'static>(workers: Vec<Box<dyn FnOnce() -> Vec<T> + Send>>) -> Vec<T> {
+    let threads: Vec<_> = workers.into_iter().map(|worker| thread::spawn(worker)).collect();
+    threads.into_iter().flat_map(|thread| thread.join().expect("a worker that ends")).collect()
+}
+
+/// So many workers take so many tokens each from one bucket that nobody has used.
+fn take_from_one_bucket(data: SteppedData, workers: usize, each: usize, limit: Limit) -> Vec<Taken> {
+    let data = Arc::new(data);
+    at_once(
+        (0..workers)
+            .map(|_| {
+                let data = Arc::clone(&data);
+                let key = keyed_bucket_key("test", "pro");
+                let take = move || take_keyed(&*data, &key, limit).expect("nobody gives up").value;
+                Box::new(move || (0..each).map(|_| take()).collect())
+                    as Box<dyn FnOnce() -> Vec<Taken> + Send>
+            })
+            .collect(),
+    )
+}
+
+/// Exactly `min(asks, capacity)` were admitted, and no two of them hold the same token.
+fn assert_exact(taken: &[Taken], limit: Limit) {
+    let admitted: Vec<_> = taken.iter().filter(|taken| taken.verdict.outcome == Outcome::Admitted).collect();
+    assert_eq!(admitted.len(), taken.len().min(limit.capacity() as usize), "{taken:?}");
+    let remaining: BTreeSet<_> = admitted.iter().map(|taken| taken.verdict.remaining).collect();
+    assert_eq!(remaining.len(), admitted.len(), "a token was spent twice: {taken:?}");
+}
+
+#[test]
+fn three_workers_create_one_bucket_and_take_from_it() {
+    for capacity in 1..=4 {
+        let limit = limit(capacity, RATE);
+        let orders = explore(None, move || {
+            assert_exact(&take_from_one_bucket(SteppedData::new(), 3, 1, limit), limit)
+        });
+        println!("capacity {capacity}: {orders} orders");
+        assert!(orders > 100, "{orders}");
+    }
+}
+
+#[test]
+fn two_workers_take_twice_each() {
+    let limit = limit(3, RATE);
+    let orders =
+        explore(None, move || assert_exact(&take_from_one_bucket(SteppedData::new(), 2, 2, limit), limit));
+    println!("{orders} orders");
+    assert!(orders > 100, "{orders}");
+}
+
+/// All orders with at most two changes of worker that nothing forces: there are too many of the others.
+#[test]
+fn three_workers_take_twice_each_with_up_to_two_preemptions() {
+    let limit = limit(4, RATE);
+    let orders =
+        explore(Some(2), move || assert_exact(&take_from_one_bucket(SteppedData::new(), 3, 2, limit), limit));
+    println!("{orders} orders");
+    assert!(orders > 100, "{orders}");
+}
+
+#[test]
+fn a_compare_and_swap_that_compares_nothing_is_noticed() {
+    let limit = limit(1, RATE);
+    let explored = catch_unwind(AssertUnwindSafe(|| {
+        let broken = SteppedData::that_ignores_versions;
+        explore(None, move || assert_exact(&take_from_one_bucket(broken(), 2, 1, limit), limit))
+    }));
+    assert!(explored.is_err(), "two workers spend one token in some order, and no order showed it");
+}
+
+/// A table's record takes more steps than a lone bucket, so its orders are those with at most so many changes of worker
+/// that nothing forces.
+const BOUND: Option<usize> = Some(2);
+
+fn network(number: u8) -> Network {
+    Network::of_source(format!("10.0.0.{number}").as_bytes(), 64)
+}
+
+/// A table of two buckets in one record, full, and then a worker for each of `asking`.
+///
+/// Afterwards there are no more tokens than before, less those that were taken, plus what the time refilled: whoever was
+/// pushed out comes back to no more than it would have had, and a newcomer started with no more than it took over.
+fn take_from_a_full_record(stored: [(u8, u32); 2], asking: [u8; 3]) -> Vec<(u8, Taken)> {
+    let limit = limit(3, RATE);
+    let data = Arc::new(SteppedData::new());
+    let table = AddressTable::open(&*data, "test", 2, (1, 2)).expect("nobody else is there");
+    for (number, takes) in stored {
+        for _ in 0..takes {
+            let taken = table.take(&*data, network(number), limit, TTL_US).expect("nobody else is there");
+            assert_eq!(taken.value.verdict.outcome, Outcome::Admitted);
+        }
+    }
+    let before = tokens(&data, limit);
+    let taken = at_once(
+        asking
+            .into_iter()
+            .map(|number| {
+                let (data, table) = (Arc::clone(&data), table.clone());
+                let take = move || {
+                    let taken = table.take(&*data, network(number), limit, TTL_US).expect("nobody gives up");
+                    vec![(number, taken.value)]
+                };
+                Box::new(take) as Box<dyn FnOnce() -> Vec<(u8, Taken)> + Send>
+            })
+            .collect(),
+    );
+    let admitted =
+        taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count() as u64;
+    // At most so many looks at the clock, each a microsecond in which both buckets refill.
+    let refilled = 2 * 30 * RATE;
+    assert!(
+        tokens(&data, limit) + admitted * PICO_PER_TOKEN <= before + refilled,
+        "a token was minted: {taken:?}"
+    );
+    taken
+}
+
+/// All tokens of the record, in units of 10⁻¹².
+fn tokens(data: &SteppedData, limit: Limit) -> u64 {
+    let (record, now_us) = data.with(|state| {
+        let key = "rate_limiter/test/address/0";
+        (state.records.get(key).map(|(bytes, _)| bytes.clone()).unwrap_or_default(), state.now_us)
+    });
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    let buckets = record.chunks_exact(24).map(|entry| {
+        let bucket = Bucket { tokens_pico: number(&entry[8..16]), refilled_at_us: number(&entry[16..]) };
+        available_pico(Some(bucket), limit, now_us)
+    });
+    buckets.sum()
+}
+
+#[test]
+fn newcomers_that_race_for_a_full_record_mint_nothing() {
+    // One bucket has two tokens left and one has one: of three newcomers, each can only spend what is there.
+    let orders = explore(BOUND, || {
+        let taken = take_from_a_full_record([(1, 1), (2, 2)], [3, 4, 5]);
+        let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
+        assert_eq!(admitted, 3, "every token that is there is spent: {taken:?}");
+    });
+    println!("{orders} orders");
+    assert!(orders > 100, "{orders}");
+}
+
+#[test]
+fn one_address_on_three_workers_is_one_bucket_in_a_full_record() {
+    let orders = explore(BOUND, || {
+        let taken = take_from_a_full_record([(1, 2), (2, 1)], [1, 1, 3]);
+        let own =
+            taken.iter().filter(|(number, taken)| *number == 1 && taken.verdict.outcome == Outcome::Admitted);
+        assert!(own.count() >= 1, "the caller's own token is not lost to a newcomer: {taken:?}");
+    });
+    println!("{orders} orders");
+    assert!(orders > 100, "{orders}");
+}
+
+#[test]
+fn a_caller_who_is_refused_stays_refused_while_newcomers_race() {
+    // Address 1 has spent all its tokens; 2 has one left, and two newcomers and 1 itself race.
+    let orders = explore(BOUND, || {
+        let taken = take_from_a_full_record([(1, 3), (2, 2)], [1, 3, 4]);
+        for (number, taken) in &taken {
+            assert!(*number != 1 || taken.verdict.outcome == Outcome::Refused, "{taken:?}");
+        }
+        let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
+        assert_eq!(admitted, 1, "the one token that is there: {taken:?}");
+    });
+    println!("{orders} orders");
+    assert!(orders > 100, "{orders}");
+}
