@@ -7,7 +7,12 @@
 //! [`search`].
 
 #[path = "../../common/mod.rs"]
-#[allow(missing_docs, unreachable_pub, reason = "it belongs to the tests of the root crate")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::should_implement_trait,
+    reason = "it belongs to the tests of the root crate"
+)]
 mod common;
 pub mod corpus;
 pub mod coverage;

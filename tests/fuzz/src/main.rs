@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         let name = target.name;
         match search(target, options.seed, until) {
             Ok(searched) => {
-                println!("{name}: {} inputs, {} counts reached", searched.inputs, searched.reached);
+                println!("{name}: {} inputs{}", searched.inputs, reached(searched.reached));
                 if options.keep {
                     keep(target, searched.pool);
                 }
@@ -79,6 +79,10 @@ fn main() -> ExitCode {
         }
     }
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn reached(counts: usize) -> String {
+    if coverage::is_counted() { format!(", {counts} counts reached") } else { String::new() }
 }
 
 fn replay(target: Target, path: &PathBuf) -> Result<(), String> {
