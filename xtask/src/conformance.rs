@@ -241,10 +241,11 @@ fn table(rows: &[Row], columns: &[(String, Column)], with_suite: bool) -> String
             Column::NoRuntime => "—".to_owned(),
             Column::Asked { tests, .. } => {
                 let mine = |name: &str| row.tests.iter().any(|test| belongs(name, test));
-                match tests.iter().filter(|(name, _)| mine(name)).all(|(_, passed)| *passed) {
-                    true => "yes".to_owned(),
-                    false => "no".to_owned(),
-                }
+                let mut ran =
+                    tests.iter().filter(|(name, _)| mine(name)).map(|(_, passed)| *passed).peekable();
+                // What did not run has not held.
+                let holds = ran.peek().is_some() && ran.all(|passed| passed);
+                if holds { "yes" } else { "no" }.to_owned()
             }
         });
     }
@@ -291,10 +292,17 @@ mod tests {
 
     #[test]
     fn the_table_tells_what_held_and_what_did_not() {
-        let rows =
-            rows("| fact | test |\n|---|---|\n| One | `a::one` |\n| Both | `a::*` |\n\nMore").expect("rows");
+        let rows = rows(
+            "| fact | test |\n|---|---|\n| One | `a::one` |\n| Both | `a::*` |\n| None | `b::*` |\n\nMore",
+        )
+        .expect("rows");
         let columns = [("1.1.0".to_owned(), Column::NoRuntime), ("1.2.0".to_owned(), read(LOG))];
-        let lines = ["| One | — | yes |", "| Both | — | no |", "| the probe's facts `g` | — | no, 1 of 2 |"];
+        let lines = [
+            "| None | — | no |",
+            "| One | — | yes |",
+            "| Both | — | no |",
+            "| the probe's facts `g` | — | no, 1 of 2 |",
+        ];
         let text = table(&rows, &columns, true);
         for line in lines.iter().chain(&["| the complete end-to-end suite | — | no, 1 of 2 |"]) {
             assert!(text.contains(line), "{line} in\n{text}");
