@@ -73,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn search() -> Result<()> {
     let redis_server = tools::redis_server()?;
     let searches: [(&str, &str, &[&str]); 3] = [
-        ("simulation", "simulation", &["--worlds", "2000"]),
+        ("simulation", "simulation", &["--worlds", "1500"]),
         ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40"]),
         ("fuzzing", "fuzz", &["--inputs", "20000"]),
     ];
