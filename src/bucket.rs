@@ -78,13 +78,16 @@ impl Verdict {
 
 /// Tokens there for a request at `now_us`, in units of 10⁻¹²: stored plus refilled, at most the capacity.
 pub fn available_pico(stored: Option<Bucket>, limit: Limit, now_us: u64) -> u64 {
-    let Some(bucket) = stored else {
-        return capacity_pico(limit);
-    };
+    let capacity_pico = capacity_pico(limit);
+    stored.map_or(capacity_pico, |bucket| unclamped_pico(bucket, limit, now_us).min(capacity_pico))
+}
+
+/// The same before the capacity takes what is above it: what a larger capacity would find.
+pub fn unclamped_pico(bucket: Bucket, limit: Limit, now_us: u64) -> u64 {
     let elapsed_us = now_us.saturating_sub(bucket.refilled_at_us);
     // Where the product or the sum does not fit, the bucket is full long since: saturating is exact here.
     let gained_pico = elapsed_us.saturating_mul(limit.refill_micro_per_sec());
-    bucket.tokens_pico.saturating_add(gained_pico).min(capacity_pico(limit))
+    bucket.tokens_pico.saturating_add(gained_pico)
 }
 
 /// Microseconds from empty to full, rounded up.

@@ -84,6 +84,25 @@ impl<'a> Field<'a> {
         self.members_called(|_, name| join(&self.path, name))
     }
 
+    /// Whether this is an object with a member that `is_so`. Says nothing of its name, which may be a secret.
+    pub fn any_member(&self, is_so: impl Fn(&Field) -> bool) -> bool {
+        let Value::Object(members) = self.value else {
+            return false;
+        };
+        let field = |value| Field { path: self.path.clone(), value, secret: true };
+        members.iter().any(|(_, value)| is_so(&field(value)))
+    }
+
+    /// Whether this is an object with a member of that name.
+    pub fn has(&self, name: &str) -> bool {
+        matches!(self.value, Value::Object(members) if members.iter().any(|(known, _)| known == name))
+    }
+
+    /// Whether this is a string.
+    pub fn is_text(&self) -> bool {
+        matches!(self.value, Value::Text(_))
+    }
+
     /// The members of an object whose names may be secrets: errors call them by their number, from 1.
     pub fn secret_members(&self) -> Result<Vec<(&'a str, Field<'a>)>, String> {
         self.members_called(|number, _| format!("{}[{number}]", self.path))

@@ -8,7 +8,12 @@ const MAX_REFILL_PER_SEC: u32 = (MAX_REFILL_MICRO_PER_SEC / 1_000_000) as u32;
 const DEFAULT_TTL_SECONDS: u32 = 60;
 
 /// Reads a tier document: an object of tiers by name, at least one.
+///
+/// Names of tiers are shown in errors. So what reads as API keys, served here by mistake, is refused as a whole first.
 pub fn parse_tiers(document: &Field) -> Result<Vec<Tier>, String> {
+    if document.any_member(|field| field.is_text() || field.has("tier") || field.has("id")) {
+        return Err(document.error("what reads as API keys", "tiers, each with \"base\" or \"unlimited\""));
+    }
     let members = document.members()?;
     if members.is_empty() {
         return Err(document.error("no tier", "at least one"));

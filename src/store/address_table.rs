@@ -178,9 +178,11 @@ impl Record {
     }
 
     /// The place to give to a newcomer in a full record, what it starts with, and whether that evicts anybody:
-    /// the bucket with the most tokens, of several the one that was idle longest.
+    /// the bucket with the most tokens, of several the one that was idle longest. Tokens are compared before the capacity
+    /// takes what is above it: otherwise a bucket that is full by a degraded limit alone would count as much as one that
+    /// is full by any, and who is pushed out for it would inherit more than it had once the limit is large again.
     fn fullest(&self, limit: Limit, ttl_us: u64, now_us: u64) -> (usize, Option<Bucket>, bool) {
-        let tokens = |bucket| bucket::available_pico(Some(bucket), limit, now_us);
+        let tokens = |bucket| bucket::unclamped_pico(bucket, limit, now_us);
         let idle_us = |bucket: Bucket| now_us.saturating_sub(bucket.refilled_at_us);
         let fullest = self.entries().max_by_key(|(_, entry)| (tokens(entry.bucket), idle_us(entry.bucket)));
         match fullest {
