@@ -29,6 +29,9 @@ const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 pub(crate) struct Options {
     /// Only these mutants; without a name, all of them
     names: Vec<String>,
+    /// Only those that `cargo xtask test` looks for every time
+    #[arg(long, conflicts_with = "names")]
+    few: bool,
     /// List them, with what each would do to a user
     #[arg(long)]
     list: bool,
@@ -51,9 +54,19 @@ struct Mutant {
     /// Occurs once in the file.
     find: String,
     replace: String,
+    /// Whether it is among the few that every run of the tests looks for: building each takes a while.
+    #[serde(default)]
+    always: bool,
     /// What the simulation is called with, beside the time.
     #[serde(default)]
     arguments: Vec<String>,
+}
+
+impl Options {
+    /// The few that every run of the tests looks for.
+    pub(crate) fn few() -> Self {
+        Self { few: true, ..Self::default() }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -67,6 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ensure!(is_known, "there is no mutant `{name}`; `cargo xtask mutants --list` lists them");
     }
     mutants.retain(|mutant| options.names.is_empty() || options.names.contains(&mutant.name));
+    mutants.retain(|mutant| !options.few || mutant.always);
     if options.list {
         mutants.iter().for_each(|mutant| println!("{:<40} {}", mutant.name, mutant.why));
         return Ok(());
