@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what the limiter costs, beside what else one could run.
 //!
-//! There are two tables. [`alone`] has no upstream, so that the limiter's own cost is the largest
+//! There are two tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no upstream, so that the limiter's own cost is the largest
 //! share of a request that it can be. [`redis`] has one, and is about the whole way of a request.
 //!
 //! The measure is the CPU time that a process spends on a request: rates and latencies also count
@@ -26,7 +26,9 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::envoy::Envoy;
-use crate::{tools, workspace};
+use crate::filter::{self, Toolchain};
+use crate::process::run as run_program;
+use crate::{soak, step, tools, workspace};
 
 /// Long enough for V8 to have optimised what the load runs through.
 const WARM_UP_SECONDS: u32 = 2;
@@ -51,6 +53,8 @@ pub(crate) struct Options {
 enum Part {
     /// Measure with an upstream: Redis and Redis Cluster beside shared data, webdis and no limiter
     Redis(redis::Options),
+    /// Count the instructions and host calls of each kind of request, the same on every machine
+    Costs,
 }
 
 #[derive(clap::Args)]
@@ -66,9 +70,17 @@ struct Timing {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(Path::new("/proc/self/stat").exists(), "the bench reads CPU times from /proc, so it needs Linux");
     match &options.part {
-        None => alone::run(&options.alone),
+        None => alone::run(&options.alone).and_then(|()| costs()),
         Some(Part::Redis(options)) => redis::run(options),
+        Some(Part::Costs) => costs(),
     }
+}
+
+/// Prints what each kind of request costs in a host that counts instead of timing.
+fn costs() -> Result<()> {
+    let wasm = filter::build(Toolchain::find()?)?;
+    step("counting instructions and host calls");
+    run_program(soak::search("wasm-host").arg("costs").env("FILTER_WASM", wasm))
 }
 
 /// What a measurement needs of the machine.
