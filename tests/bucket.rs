@@ -145,6 +145,89 @@ fn a_capacity_of_zero_refuses_for_ever() {
     assert_eq!(take(None, limit(0, 5), 0).0.outcome, Outcome::Refused);
 }
 
+/// Every combination of a small domain that has every boundary in it, against the definition in wider numbers: nothing
+/// overflows, nothing is above the capacity, nobody is admitted early or refused with a token there.
+#[test]
+fn every_case_of_a_small_domain_is_as_defined() {
+    let capacities = [0, 1, 2, 3, 7, MAX_CAPACITY - 1, MAX_CAPACITY];
+    let rates = [
+        1,
+        2,
+        3,
+        333_333,
+        999_999,
+        1_000_000,
+        1_000_001,
+        MAX_REFILL_MICRO_PER_SEC - 1,
+        MAX_REFILL_MICRO_PER_SEC,
+    ];
+    let near = |value: u64| [value.saturating_sub(1), value, value.saturating_add(1)];
+    let mut cases = 0_u64;
+    for (capacity, rate) in capacities.into_iter().flat_map(|capacity| rates.map(|rate| (capacity, rate))) {
+        let limit = limit(capacity, rate);
+        let full = u64::from(capacity) * PICO_PER_TOKEN;
+        // Also more than the bucket holds, as after a capacity that shrank, and more than any bucket can hold.
+        let tokens = [
+            0,
+            PICO_PER_TOKEN / 2,
+            PICO_PER_TOKEN,
+            2 * PICO_PER_TOKEN,
+            full,
+            full.saturating_mul(2),
+            u64::MAX,
+        ];
+        let due_us = PICO_PER_TOKEN.div_ceil(rate);
+        let elapsed = [0, 1, due_us / 2, due_us, 2 * due_us, time_to_fill_us(limit), u64::MAX];
+        for tokens_pico in tokens.into_iter().flat_map(near) {
+            for elapsed_us in elapsed.into_iter().flat_map(near) {
+                for refilled_at_us in [0, 1, SECOND, u64::MAX - 1, u64::MAX] {
+                    for now_us in
+                        [refilled_at_us.saturating_add(elapsed_us), refilled_at_us.saturating_sub(elapsed_us)]
+                    {
+                        assert_as_defined(Bucket { tokens_pico, refilled_at_us }, limit, now_us);
+                        cases += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{cases} cases");
+    assert!(cases > 200_000, "{cases}");
+}
+
+/// The definition, in numbers that cannot overflow.
+fn assert_as_defined(stored: Bucket, limit: Limit, now_us: u64) {
+    let token = u128::from(PICO_PER_TOKEN);
+    let capacity = u128::from(limit.capacity()) * token;
+    let rate = u128::from(limit.refill_micro_per_sec());
+    let elapsed_us = u128::from(now_us.saturating_sub(stored.refilled_at_us));
+    let there = (u128::from(stored.tokens_pico) + elapsed_us * rate).min(capacity);
+    let case = format!("{stored:?} {limit:?} at {now_us}");
+
+    let (verdict, changed) = take(Some(stored), limit, now_us);
+    assert_eq!(verdict.outcome == Outcome::Admitted, there >= token, "{case}");
+    let left = if there >= token { there - token } else { there };
+    assert_eq!(u128::from(verdict.remaining), left / token, "{case}");
+    let target = if there >= token { capacity } else { token };
+    let wait_us = u128::from(verdict.wait_us);
+    assert!(left + wait_us * rate >= target, "{case}: what it says is too soon");
+    assert!(wait_us == 0 || left + (wait_us - 1) * rate < target, "{case}: what it says is too late");
+    match changed {
+        Some(bucket) => {
+            assert_eq!((u128::from(bucket.tokens_pico), bucket.refilled_at_us), (left, now_us), "{case}");
+        }
+        None => {
+            assert!(there < token && now_us >= stored.refilled_at_us, "{case}: an admission is not written")
+        }
+    }
+    // Asking when there is nothing to take changes nothing about when there will be.
+    if there < token && limit.capacity() > 0 && now_us < u64::MAX / 2 {
+        let after = changed.unwrap_or(stored);
+        let at = now_us.saturating_add(verdict.wait_us);
+        assert_eq!(take(Some(after), limit, at).0.outcome, Outcome::Admitted, "{case}: late");
+    }
+}
+
 fn any_limit() -> impl Strategy<Value = Limit> {
     let rate = prop_oneof![1..10_u64, 1..5_000_000_u64, 1..=MAX_REFILL_MICRO_PER_SEC];
     let capacity = prop_oneof![1..5_u32, 1..60_u32];
