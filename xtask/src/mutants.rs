@@ -128,6 +128,7 @@ impl Copy {
         if copy.root.exists() {
             remove_strangers(&copy.root, workspace::root())?;
         }
+        fs::create_dir_all(&copy.root)?;
         for entry in fs::read_dir(workspace::root())? {
             let entry = entry?;
             if NOT_SOURCES.iter().all(|name| entry.file_name() != *name) {
