@@ -199,15 +199,16 @@ impl World {
         complaints
     }
 
-    /// What `/health` and the gauge say, once the gauge has had the time to.
+    /// What `/health` and the gauge say, once they have had the time to.
     fn told(&self, state: &str) -> Vec<String> {
         let status = if state == "connected" { "healthy" } else { "degraded" };
         let wanted = json!({"status": status, "redis": state, "health": "NORMAL"});
         let gauge = if state == "connected" { 1.0 } else { 0.0 };
         let mut complaints = Vec::new();
         for (envoy, policy) in self.envoys.iter().zip(POLICIES) {
-            let report = health_report(envoy);
-            if report != wanted {
+            let told = wait::poll(RECOVERY, || (health_report(envoy) == wanted).then_some(()));
+            if told.is_none() {
+                let report = health_report(envoy);
                 complaints.push(format!("{policy}: /health tells {report} instead of {wanted}"));
             }
             let shown = wait::poll(Duration::from_secs(3), || {
