@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{output_of, run};
 use crate::{exports, step, tools, workspace};
@@ -18,6 +18,8 @@ const TARGET: &str = "wasm32-wasip1";
 
 const DEBIAN_PACKAGES: &[&str] =
     &["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy", "lld-19", "wasi-libc"];
+
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// Who compiles the filter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,7 +48,7 @@ impl Toolchain {
             Self::Rustup => step(format!("wasm toolchain: the one in use, with {TARGET}")),
             Self::Debian => {
                 step("wasm toolchain: Debian's");
-                tools::debian_packages(DEBIAN_PACKAGES).with_context(|| {
+                install_debian_compiler().with_context(|| {
                     format!(
                         "no toolchain for {TARGET}: either run\n  rustup target add {TARGET}\n\
                          or have Debian's"
@@ -106,7 +108,7 @@ impl Toolchain {
                 // `-Zbuild-std` is for nightly compilers, or for those who say they know.
                 .env("RUSTC_BOOTSTRAP", "1")
                 .env("CARGO", "/usr/bin/cargo")
-                .env("RUSTC", "/usr/bin/rustc")
+                .env("RUSTC", DEBIAN_RUSTC)
                 .env("CARGO_TARGET_WASM32_WASIP1_LINKER", "wasm-ld-19")
                 // What rustup and cargo set for the toolchain that runs us.
                 .env_remove("RUSTUP_TOOLCHAIN")
@@ -168,6 +170,27 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     fs::write(&partial, content)?;
     fs::rename(&partial, path)?;
     Ok(())
+}
+
+/// Sees to it that Debian's compiler is there, and new enough for this workspace.
+fn install_debian_compiler() -> Result<()> {
+    let needed = env!("CARGO_PKG_RUST_VERSION");
+    tools::debian_packages(DEBIAN_PACKAGES)?;
+    if debian_compiler_is_at_least(needed)? {
+        return Ok(());
+    }
+    tools::install_debian_packages(DEBIAN_PACKAGES)?;
+    let is_new = debian_compiler_is_at_least(needed)?;
+    ensure!(is_new, "Debian's compiler here is older than Rust {needed}, even with fresh package lists");
+    Ok(())
+}
+
+/// Compares by major and minor version, as `rust-version` does.
+fn debian_compiler_is_at_least(needed: &str) -> Result<bool> {
+    let printed = output_of(Command::new(DEBIAN_RUSTC).arg("--version"))?;
+    let version = printed.split(' ').nth(1).with_context(|| format!("{DEBIAN_RUSTC} is no rustc"))?;
+    let numbers = |text: &str| -> Vec<u32> { text.split('.').take(2).flat_map(str::parse).collect() };
+    Ok(numbers(version) >= numbers(needed))
 }
 
 /// Whether the compiler that cargo uses has a standard library for the target.

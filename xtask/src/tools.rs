@@ -151,6 +151,11 @@ pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
     if packages.iter().all(|package| is_installed(package)) {
         return Ok(());
     }
+    install_debian_packages(packages)
+}
+
+/// Installs the newest that Debian has of these packages, whatever is there.
+pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     ensure!(on_path("apt-get").is_some(), "missing: {names} (no apt-get here to install them with)");
     ensure!(
@@ -163,14 +168,13 @@ pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
     let apt_get = |arguments: &[&str]| {
         run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
     };
-    // All by name, those that are there already too: packages of one source must stay in step.
-    let install = [&["install", "--quiet", "--yes", "--no-install-recommends"], packages].concat();
-    if apt_get(&install).is_err() {
-        step("that failed; trying again with fresh package lists");
-        apt_get(&["update", "--quiet"])?;
-        apt_get(&install)?;
+    // A machine's own lists may be of the day it was made, and name a compiler of a year before. Where there
+    // are no newer ones to be had, the old ones may do.
+    if apt_get(&["update", "--quiet"]).is_err() {
+        step("no fresh package lists; going on with those that are there");
     }
-    Ok(())
+    // All by name, those that are there already too: packages of one source must stay in step.
+    apt_get(&[&["install", "--quiet", "--yes", "--no-install-recommends"], packages].concat())
 }
 
 /// While it lives, packages that bring a service do not start it: we want the program, not a
