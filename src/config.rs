@@ -4,6 +4,7 @@
 //! the plugin's settings joined with tiers and keys, which come from the plugin configuration or from fetched
 //! documents. A `Config` cannot be wrong: every key has its tier, every limit is in range.
 
+mod health;
 mod keys;
 mod store;
 mod tiers;
@@ -16,6 +17,7 @@ use crate::json::{Document, Field, Fields};
 use crate::store::redis::session::Credentials;
 use crate::tier::Tier;
 
+pub use health::Measured;
 pub use keys::{Caller, KeyEntry, parse_api_keys};
 pub use store::{OnFailure, RedisSettings};
 pub use tiers::{built_in_tiers, parse_tiers};

@@ -41,6 +41,7 @@ mod host;
 pub mod identity;
 pub mod json;
 pub mod limiter;
+pub mod load;
 pub mod metrics;
 pub mod reply;
 pub mod request;

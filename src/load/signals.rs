@@ -1,0 +1,181 @@
+//! What the request path counts about the upstream, so that counts of workers and of moments add up.
+
+use std::collections::VecDeque;
+
+/// Levels of priority that tiers may have: 0, the least important, to 9.
+pub const LEVELS: usize = 10;
+
+/// Bounds of [`Latency`]: four to the octave, from half a millisecond to half a minute.
+const LATENCY_BUCKETS: usize = 64;
+const BUCKETS_PER_OCTAVE: f64 = 4.0;
+const FIRST_BUCKET_US: f64 = 500.0;
+
+/// What became of the requests of one level of priority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Requests that were sent on to the upstream.
+    pub passed: u32,
+    /// Requests that their own bucket refused.
+    pub refused: u32,
+    /// Requests that were shed.
+    pub shed: u32,
+    /// Of all of these, what `min_share` keeps from being shed, in thousandths of a request.
+    pub kept_milli: u64,
+}
+
+/// Times to response headers, counted in buckets that grow by a fifth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Latency {
+    buckets: [u32; LATENCY_BUCKETS],
+}
+
+/// What was seen during some time. All of it adds up, over workers and over time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests by their tier's priority.
+    pub levels: [Level; LEVELS],
+    /// Responses: the upstream's own, and Envoy's where the upstream gave none.
+    pub answered: u32,
+    /// Those of them that are server errors.
+    pub errors: u32,
+    /// Times to response headers: of responses that are no errors, and of requests whose client gave up after longer
+    /// than a bound.
+    pub latency: Latency,
+    /// Requests in flight, times the microseconds that they were so.
+    pub in_flight_us: u64,
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self { buckets: [0; LATENCY_BUCKETS] }
+    }
+}
+
+impl Latency {
+    /// Counts one.
+    pub fn add(&mut self, us: u64) {
+        let octaves = (us as f64 / FIRST_BUCKET_US).log2().max(0.0);
+        let index = ((octaves * BUCKETS_PER_OCTAVE) as usize).min(LATENCY_BUCKETS - 1);
+        if let Some(bucket) = self.buckets.get_mut(index) {
+            *bucket = bucket.saturating_add(1);
+        }
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| u64::from(*bucket)).sum()
+    }
+
+    /// The time that a share of `quantile` (0 to 1) of all did not exceed, in microseconds, within a tenth or so; `None`
+    /// where there is none.
+    pub fn quantile_us(&self, quantile: f64) -> Option<u64> {
+        let wanted = quantile * self.count() as f64;
+        let mut below = 0.0;
+        for (index, bucket) in self.buckets.iter().enumerate().filter(|(_, bucket)| **bucket > 0) {
+            let within = (wanted - below) / f64::from(*bucket);
+            if within <= 1.0 {
+                let octaves = (index as f64 + within.max(0.0)) / BUCKETS_PER_OCTAVE;
+                return Some((FIRST_BUCKET_US * octaves.exp2()) as u64);
+            }
+            below += f64::from(*bucket);
+        }
+        None
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (bucket, more) in self.buckets.iter_mut().zip(other.buckets) {
+            *bucket = bucket.saturating_add(more);
+        }
+    }
+}
+
+impl Level {
+    /// All that came in.
+    pub fn offered(&self) -> u64 {
+        u64::from(self.passed) + u64::from(self.refused) + u64::from(self.shed)
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.passed = self.passed.saturating_add(other.passed);
+        self.refused = self.refused.saturating_add(other.refused);
+        self.shed = self.shed.saturating_add(other.shed);
+        self.kept_milli = self.kept_milli.saturating_add(other.kept_milli);
+    }
+}
+
+impl Counts {
+    /// Adds what was seen elsewhere, or at another time.
+    pub fn merge(&mut self, other: &Self) {
+        for (level, more) in self.levels.iter_mut().zip(&other.levels) {
+            level.merge(more);
+        }
+        self.answered = self.answered.saturating_add(other.answered);
+        self.errors = self.errors.saturating_add(other.errors);
+        self.latency.merge(&other.latency);
+        self.in_flight_us = self.in_flight_us.saturating_add(other.in_flight_us);
+    }
+
+    /// Requests that were sent on to the upstream.
+    pub fn passed(&self) -> u64 {
+        self.levels.iter().map(|level| u64::from(level.passed)).sum()
+    }
+
+    /// Responses that are no server errors.
+    pub fn good(&self) -> u32 {
+        self.answered.saturating_sub(self.errors)
+    }
+
+    /// The share of server errors among responses; 0 where there are none.
+    pub fn error_ratio(&self) -> f64 {
+        f64::from(self.errors) / f64::from(self.answered.max(1))
+    }
+}
+
+/// The last moments, in slots of equal length.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Window {
+    /// What was seen, the oldest first; at most [`SLOTS`].
+    slots: VecDeque<Counts>,
+    /// How long one slot is, in microseconds.
+    slot_us: u64,
+}
+
+/// Slots of a window.
+pub const SLOTS: usize = 20;
+
+impl Window {
+    /// An empty window of that many seconds.
+    pub fn new(seconds: u32) -> Self {
+        Self { slots: VecDeque::new(), slot_us: u64::from(seconds) * 1_000_000 / SLOTS as u64 }
+    }
+
+    /// How long one slot is, in microseconds.
+    pub fn slot_us(&self) -> u64 {
+        self.slot_us
+    }
+
+    /// Takes in what was seen in one slot's time; the oldest goes.
+    pub fn push(&mut self, counts: Counts) {
+        if self.slots.len() >= SLOTS {
+            self.slots.pop_front();
+        }
+        self.slots.push_back(counts);
+    }
+
+    /// The slots, the oldest first.
+    pub fn slots(&self) -> impl DoubleEndedIterator<Item = &Counts> + ExactSizeIterator {
+        self.slots.iter()
+    }
+
+    /// What the newest `slots` saw together.
+    pub fn newest(&self, slots: usize) -> Counts {
+        let mut sum = Counts::default();
+        self.slots.iter().rev().take(slots).for_each(|counts| sum.merge(counts));
+        sum
+    }
+
+    /// What all of it saw together.
+    pub fn total(&self) -> Counts {
+        self.newest(SLOTS)
+    }
+}
