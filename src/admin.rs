@@ -1,11 +1,12 @@
 //! The endpoints that the filter answers itself: a request in, a reply or a pending change out.
 
-use crate::config::Config;
+use crate::config::{Config, Measured};
 use crate::control::{Control, Redis};
 use crate::guard;
-use crate::health::Health;
+use crate::health::{Health, Told};
 use crate::identity::{Network, Secret};
 use crate::json::Document;
+use crate::load::Load;
 use crate::metrics;
 use crate::reply::seconds;
 use crate::request::Request;
@@ -56,7 +57,7 @@ pub fn health(method: &[u8], config: &Config, control: Control) -> Reply {
         (Some(_), Redis::Connected) => ("healthy", "connected"),
         (Some(_), Redis::Unknown | Redis::Disconnected) => ("degraded", "disconnected"),
     };
-    let health = control.health;
+    let health = control.health();
     ok(format!(r#"{{"status":"{status}","redis":"{redis}","health":"{health}"}}"#))
 }
 
@@ -71,8 +72,7 @@ pub fn system_health(
     unix_us: u64,
 ) -> Answered {
     if is_read(method) {
-        let (health, timestamp) = (control.health, timestamp(unix_us));
-        return Answered::Now(ok(format!(r#"{{"health":"{health}","timestamp":{timestamp}}}"#)));
+        return Answered::Now(shown_health(config, control, data, unix_us));
     }
     if method != b"POST" {
         return Answered::Now(method_not_allowed("GET, HEAD, POST"));
@@ -95,31 +95,32 @@ pub fn system_health(
     })
 }
 
-/// The health that a change's body asks for, or the answer to a body that does not.
-pub fn requested_health(body: &[u8]) -> Result<Health, Reply> {
+/// What a change's body says about health, or the answer to a body that says nothing.
+pub fn requested_health(body: &[u8], measured: Option<Measured>) -> Result<Told, Reply> {
     if body.len() > MAX_BODY_BYTES {
         return Err(refusal(413, "the body is over 1024 bytes", metrics::ADMIN_TOO_LARGE));
     }
-    parse_status(body).map_err(|error| refusal(400, &error, metrics::ADMIN_INVALID))
+    parse_status(body, measured).map_err(|error| refusal(400, &error, metrics::ADMIN_INVALID))
 }
 
-/// Puts a health into force for this Envoy, as `network` asked.
+/// Puts into force for this Envoy what `network` said about health.
 pub fn change_health(
     network: Network,
-    health: Health,
-    control_key: &str,
+    told: Told,
+    config: &Config,
     data: &impl SharedData,
     unix_us: u64,
 ) -> Reply {
-    let Ok(previous) = Control::change(data, control_key, |control| control.with_health(health)) else {
+    let control_key = Control::key(&config.settings.namespace);
+    let Ok(previous) = Control::change(data, &control_key, |control| control.with_told(told)) else {
         return not_stored();
     };
-    let previous = previous.health;
-    log::info!("health set to {health} (it was {previous}) by {network}");
+    let (status, previous) = (shown_told(told, config), shown_told(previous.told, config));
+    log::info!("health set to {status} (it was {previous}) by {network}");
     let timestamp = timestamp(unix_us);
     let mut reply = ok(format!(
         "{{\"message\":\"System health updated successfully\",\"previous_status\":\"{previous}\",\
-         \"new_status\":\"{health}\",\"timestamp\":{timestamp}}}"
+         \"new_status\":\"{status}\",\"timestamp\":{timestamp}}}"
     ));
     reply.counter = Some(metrics::ADMIN_OK);
     reply
@@ -154,15 +155,63 @@ fn is_admin(token: &[u8], expected: Option<Secret>) -> bool {
     expected.is_some_and(|expected| Secret::of(token).matches(expected))
 }
 
-fn parse_status(body: &[u8]) -> Result<Health, String> {
+fn parse_status(body: &[u8], measured: Option<Measured>) -> Result<Told, String> {
+    let wanted = match measured {
+        Some(_) => "\"NORMAL\", \"DEGRADED\" or \"AUTO\"",
+        None => "\"NORMAL\" or \"DEGRADED\"",
+    };
     let document = Document::parse(body)?;
     let fields = document.root("body").fields(&["status"])?;
-    let status = fields.need("status", WANTED_STATUS)?;
-    let health = status.as_text().and_then(Health::from_name);
-    health.ok_or_else(|| status.wanted(WANTED_STATUS))
+    let status = fields.need("status", wanted)?;
+    let told = status.as_text().and_then(Told::from_name);
+    // What is not measured cannot be left to measuring.
+    let told = told.filter(|told| *told != Told::Auto || measured.is_some());
+    told.ok_or_else(|| status.wanted(wanted))
 }
 
-const WANTED_STATUS: &str = "\"NORMAL\" or \"DEGRADED\"";
+/// What was said about health, as it is shown: where nothing is measured, to have said nothing means `NORMAL`.
+fn shown_told(told: Told, config: &Config) -> &'static str {
+    match config.settings.measured {
+        Some(_) => told.name(),
+        None => told.health().unwrap_or_default().name(),
+    }
+}
+
+fn shown_health(config: &Config, control: Control, data: &impl SharedData, unix_us: u64) -> Reply {
+    let (health, timestamp) = (control.health(), timestamp(unix_us));
+    let measured = config.settings.measured.map(|bounds| {
+        let load = Load::read(data, &Load::key(&config.settings.namespace));
+        let load = load.unwrap_or_else(|| Load::new(&bounds, data.now_us()));
+        shown_load(&load, control.told)
+    });
+    let measured = measured.unwrap_or_default();
+    ok(format!(r#"{{"health":"{health}","timestamp":{timestamp}{measured}}}"#))
+}
+
+/// What is measured, and what was made of it, as further members.
+fn shown_load(load: &Load, told: Told) -> String {
+    let mode = if told == Told::Auto { "auto" } else { "manual" };
+    let reason = load.switch.reason().filter(|_| load.switch.health() == Health::Degraded);
+    let reason = reason.map_or("null".to_owned(), |reason| {
+        format!(r#"{{"bound":"{}","value":{}}}"#, reason.bound(), decimal(reason.value()))
+    });
+    let severity = decimal(load.controller.severity());
+    let signals = load.signals();
+    let (requests, error_ratio) = (signals.requests, decimal(signals.error_ratio));
+    let milliseconds = |us: Option<f64>| us.map_or("null".to_owned(), |us| decimal(us / 1_000.0));
+    let (latency, baseline) = (milliseconds(signals.latency_us), milliseconds(signals.baseline_us));
+    let in_flight = decimal(signals.in_flight);
+    format!(
+        ",\"mode\":\"{mode}\",\"reason\":{reason},\"severity\":{severity},\"signals\":{{\
+         \"requests\":{requests},\"error_ratio\":{error_ratio},\"latency_ms\":{latency},\
+         \"baseline_ms\":{baseline},\"in_flight\":{in_flight}}}"
+    )
+}
+
+/// A number as JSON, with three decimals.
+fn decimal(number: f64) -> String {
+    if number.is_finite() { format!("{number:.3}") } else { "null".to_owned() }
+}
 
 fn ok(body: String) -> Reply {
     Reply { status: 200, header: None, body, counter: None }

@@ -112,6 +112,8 @@ pub struct Settings {
     pub max_buckets: u32,
     /// The Redis that keeps the buckets; without one, they are in shared data.
     pub redis: Option<RedisSettings>,
+    /// The bounds that health is measured against; without them it is told by operators alone.
+    pub measured: Option<Measured>,
     /// How many bits of an IPv6 address name a caller: 1 to 128.
     pub ipv6_prefix: u8,
     /// Keeps two limiters in one Envoy apart.
@@ -152,6 +154,7 @@ impl Plugin {
             "admin",
             "store",
             "headers",
+            "health",
             "ipv6_prefix",
             "namespace",
             "exempt_paths",
@@ -264,6 +267,7 @@ fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, Stri
         headers: headers(fields.get("headers"))?,
         max_buckets: store.max_buckets,
         redis: store.redis,
+        measured: health::parse_health(fields.get("health"))?,
         ipv6_prefix: match fields.get("ipv6_prefix") {
             Some(field) => u8::try_from(field.whole(1, 128)?).unwrap_or(128),
             None => 64,

@@ -4,17 +4,19 @@
 //! each other, and is announced once it is there: every worker compares the count of announcements at every
 //! request, which is cheap, and reads the record when it differs.
 
-use crate::health::Health;
+use crate::health::{Health, Told};
 use crate::store::{Contended, SharedData, record_key, update};
 
 /// The record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Which limits hold.
-    pub health: Health,
+    /// What an operator has said about health.
+    pub told: Told,
+    /// What was measured of it; `NORMAL` where it is not measured.
+    pub measured: Health,
     /// Counts the documents that were published; 0 while there are none.
     pub documents: u32,
-    /// Counts the changes of health, so that what was read in Redis before one cannot undo it.
+    /// Counts what operators said about health, so that what was read in Redis before cannot undo it.
     pub health_changes: u32,
     /// What the worker that last had news of Redis had to tell.
     pub redis: Redis,
@@ -59,15 +61,20 @@ impl Control {
         record_key(namespace, "control")
     }
 
-    /// The same with another health.
-    pub fn with_health(self, health: Health) -> Self {
-        Self { health, health_changes: self.health_changes.wrapping_add(1), ..self }
+    /// Which limits hold: an operator's word counts before what was measured.
+    pub fn health(self) -> Health {
+        self.told.health().unwrap_or(self.measured)
+    }
+
+    /// The same after an operator has said something about health.
+    pub fn with_told(self, told: Told) -> Self {
+        Self { told, health_changes: self.health_changes.wrapping_add(1), ..self }
     }
 
     fn encode(self) -> [u8; 10] {
         let mut bytes = [0; 10];
         let (flags, counts) = bytes.split_at_mut(2);
-        flags.copy_from_slice(&[self.health as u8, self.redis as u8]);
+        flags.copy_from_slice(&[self.told as u8 | (self.measured as u8) << 4, self.redis as u8]);
         let (documents, health_changes) = counts.split_at_mut(4);
         documents.copy_from_slice(&self.documents.to_le_bytes());
         health_changes.copy_from_slice(&self.health_changes.to_le_bytes());
@@ -79,7 +86,12 @@ impl Control {
         let (documents, health_changes) = counts.split_at_checked(4)?;
         let [health, redis] = flags else { return None };
         Some(Self {
-            health: if *health == 0 { Health::Normal } else { Health::Degraded },
+            told: match health & 0x0f {
+                0 => Told::Auto,
+                1 => Told::Normal,
+                _ => Told::Degraded,
+            },
+            measured: if health >> 4 == 0 { Health::Normal } else { Health::Degraded },
             redis: match redis {
                 0 => Redis::Unknown,
                 1 => Redis::Connected,

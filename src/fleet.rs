@@ -9,7 +9,7 @@ use crate::bucket::{Outcome, Verdict};
 use crate::charge::Charge;
 use crate::config::{OnFailure, RedisSettings};
 use crate::control::{Control, Redis};
-use crate::health::Health;
+use crate::health::Told;
 use crate::identity::Network;
 use crate::metrics::Metrics;
 use crate::request::{Arrival, Ticket};
@@ -49,8 +49,8 @@ pub struct NotAsked;
 pub enum Answered {
     /// A charge, and what Redis said at which time in Unix microseconds; nothing where it failed.
     Charge(Charge, Option<(Verdict, u64)>),
-    /// The health that somebody set, and whether Redis has it.
-    Health(Network, Health, bool),
+    /// What somebody said about health, and whether Redis has it.
+    Health(Network, Told, bool),
 }
 
 /// Who waits for an answer.
@@ -64,7 +64,7 @@ enum Asker {
     Health {
         ticket: Ticket,
         network: Network,
-        health: Health,
+        told: Told,
     },
     /// This worker, looking for a new health; it knew so many changes when it asked.
     Poll {
@@ -154,11 +154,11 @@ impl Fleet {
         }
     }
 
-    /// Stores a health for the fleet.
-    pub fn set_health(&mut self, arrival: Arrival, network: Network, health: Health) -> Result<(), NotAsked> {
+    /// Stores for the fleet what an operator says about health.
+    pub fn set_health(&mut self, arrival: Arrival, network: Network, told: Told) -> Result<(), NotAsked> {
         self.is_used = true;
-        let question = Question::Set(self.health_key.clone(), health.name(), Overwrite::Always);
-        let asker = Asker::Health { ticket: arrival.ticket, network, health };
+        let question = Question::Set(self.health_key.clone(), told.name(), Overwrite::Always);
+        let asker = Asker::Health { ticket: arrival.ticket, network, told };
         let asked = self.session.ask(asker, question, SET_HEALTH_TIMEOUT_US, arrival.at_us);
         asked.map_err(|_| NotAsked)
     }
@@ -242,8 +242,8 @@ impl Fleet {
                     let answered = self.charged(charge, arrival.at_us, is_current, answer);
                     return Some((arrival.ticket, answered));
                 }
-                Asker::Health { ticket, network, health } => {
-                    return Some((ticket, Answered::Health(network, health, answer.is_ok())));
+                Asker::Health { ticket, network, told } => {
+                    return Some((ticket, Answered::Health(network, told, answer.is_ok())));
                 }
                 Asker::Poll { health_changes } => match answer {
                     Ok(Answer::Text(text)) => {
@@ -284,9 +284,9 @@ impl Fleet {
         Answered::Charge(charge, Some((verdict, taken.now_us)))
     }
 
-    /// Takes over the health in Redis, unless this Envoy has learnt of a newer one since it asked.
+    /// Takes over what Redis says about health, unless this Envoy has learnt of something newer since it asked.
     ///
-    /// A Redis that has none has lost its data, or never had any: the health that this Envoy knows goes on.
+    /// A Redis that says nothing has lost its data, or never had any: what this Envoy was told goes on.
     fn found_health(
         &mut self,
         text: Option<&[u8]>,
@@ -296,21 +296,21 @@ impl Fleet {
     ) {
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
-            if known.health != Health::default() {
-                let question = Question::Set(self.health_key.clone(), known.health.name(), Overwrite::Never);
+            if known.told != Told::default() {
+                let question = Question::Set(self.health_key.clone(), known.told.name(), Overwrite::Never);
                 let _ = self.session.ask(Asker::Nobody, question, SET_HEALTH_TIMEOUT_US, now_us);
             }
             return;
         };
-        let found = std::str::from_utf8(text).ok().and_then(Health::from_name);
-        let Some(health) = found.filter(|health| *health != known.health) else {
+        let found = std::str::from_utf8(text).ok().and_then(Told::from_name);
+        let Some(told) = found.filter(|told| *told != known.told) else {
             return;
         };
         let changed = Control::change(data, &self.control_key, |control| {
-            if control.health_changes == health_changes { control.with_health(health) } else { control }
+            if control.health_changes == health_changes { control.with_told(told) } else { control }
         });
         if changed.is_ok_and(|previous| previous.health_changes == health_changes) {
-            log::info!("health set to {health} (it was {}) by Redis", known.health);
+            log::info!("health set to {told} (it was {}) by Redis", known.health());
         }
     }
 

@@ -1,4 +1,4 @@
-//! System health: `NORMAL` or `DEGRADED`.
+//! System health: `NORMAL` or `DEGRADED`, as an operator has told it, or as it was measured.
 
 use std::fmt;
 
@@ -20,14 +20,50 @@ impl Health {
             Health::Degraded => "DEGRADED",
         }
     }
-
-    /// The health of that exact name; names are upper case.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Health::Normal, Health::Degraded].into_iter().find(|health| health.name() == name)
-    }
 }
 
 impl fmt::Display for Health {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// What an operator has said about health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing, or that it is to be measured: where it is not measured, it is `NORMAL`.
+    #[default]
+    Auto,
+    /// It is `NORMAL`, whatever is measured.
+    Normal,
+    /// It is `DEGRADED`, whatever is measured.
+    Degraded,
+}
+
+impl Told {
+    const ALL: [Told; 3] = [Told::Auto, Told::Normal, Told::Degraded];
+
+    /// The name that the admin endpoint and Redis use.
+    pub fn name(self) -> &'static str {
+        self.health().map_or("AUTO", Health::name)
+    }
+
+    /// What that exact name says; names are upper case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|told| told.name() == name)
+    }
+
+    /// The health that it says holds; `None` where that is to be measured.
+    pub fn health(self) -> Option<Health> {
+        match self {
+            Told::Auto => None,
+            Told::Normal => Some(Health::Normal),
+            Told::Degraded => Some(Health::Degraded),
+        }
+    }
+}
+
+impl fmt::Display for Told {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }

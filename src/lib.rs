@@ -42,6 +42,7 @@ pub mod identity;
 pub mod json;
 pub mod limiter;
 pub mod load;
+pub mod measuring;
 pub mod metrics;
 pub mod reply;
 pub mod request;

@@ -13,13 +13,15 @@ use crate::config::{Config, ConfigSource, Documents, OnFailure, Plugin};
 use crate::control::{Control, Redis};
 use crate::documents::{self, Failure, Fetched, Texts};
 use crate::fleet::{Answered, Charged, Fleet, NotAsked};
-use crate::health::Health;
+use crate::health::{Health, Told};
 use crate::identity::{MAX_KEY_BYTES, Network, Secret};
+use crate::load::Tally;
+use crate::measuring::{self, Measuring};
 use crate::metrics::{self, Metrics, Status};
 use crate::reply::Answer;
 use crate::request::{Arrival, Request, Ticket};
 use crate::store::{self, AddressTable, Contended, SharedData, Taken, Updated};
-use crate::tier::{Allowance, Limit};
+use crate::tier::{Allowance, Limit, Tier};
 
 /// What a caller whose tier is blocked is told to wait, in microseconds: nothing will change by itself.
 const BLOCKED_WAIT_US: u64 = 60_000_000;
@@ -40,6 +42,8 @@ pub enum Decision {
     Replied(Reply),
     /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
     Unavailable(Answer),
+    /// The upstream cannot bear it: 503, with the answer's headers; the caller is to wait so many seconds.
+    Shed(Answer, u64),
     /// The filter answers it once its body is there: pass it to [`Limiter::change_health`].
     AwaitsBody(PendingChange),
     /// Redis is asked first; [`Limiter::next_decision`] has the rest.
@@ -59,6 +63,8 @@ pub struct Limiter {
     changes: Option<u64>,
     /// Other Envoys' part in it all, where there is a Redis.
     fleet: Option<Fleet>,
+    /// This worker's part in measuring health, where it is measured.
+    measuring: Option<Measuring>,
     /// The documents that `config` was made with.
     documents: u32,
     /// Turns the store's clock into Unix time.
@@ -77,6 +83,9 @@ impl Limiter {
         )?;
         let redis = settings.redis.as_ref();
         let fleet = redis.map(|redis| Fleet::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
+        let bounds = settings.measured;
+        let measuring =
+            bounds.map(|bounds| Measuring::new(bounds, &settings.namespace, hash_key.0, data.now_us()));
         let mut limiter = Self {
             plugin,
             config: Rc::new(config),
@@ -85,6 +94,7 @@ impl Limiter {
             control: Control::default(),
             changes: None,
             fleet,
+            measuring,
             documents: 0,
             unix_offset_us: 0,
             metrics: Metrics::default(),
@@ -125,7 +135,7 @@ impl Limiter {
             self.metrics.request(&config.default_tier, Status::Exempt, None);
             return Decision::Exempt;
         }
-        self.limit(request, &config, control.health, data, arrival)
+        self.limit(request, &config, control.health(), data, arrival)
     }
 
     /// Carries out a change of health whose body has come.
@@ -137,10 +147,10 @@ impl Limiter {
         arrival: Arrival,
     ) -> Decision {
         let network = pending.network;
-        let reply = match (admin::requested_health(body), &mut self.fleet) {
+        let reply = match (admin::requested_health(body, self.config.settings.measured), &mut self.fleet) {
             (Err(reply), _) => reply,
-            (Ok(health), None) => self.change_own_health(network, health, data),
-            (Ok(health), Some(fleet)) => match fleet.set_health(arrival, network, health) {
+            (Ok(told), None) => self.change_own_health(network, told, data),
+            (Ok(told), Some(fleet)) => match fleet.set_health(arrival, network, told) {
                 Ok(()) => return Decision::AwaitsRedis,
                 Err(NotAsked) => admin::not_stored(),
             },
@@ -157,9 +167,9 @@ impl Limiter {
                 self.decided(&charge, verdict, unix_us.wrapping_sub(self.unix_offset_us))
             }
             Answered::Charge(charge, None) => self.fall_back(&charge, data),
-            Answered::Health(network, health, is_stored) => {
+            Answered::Health(network, told, is_stored) => {
                 let reply = match is_stored {
-                    true => self.change_own_health(network, health, data),
+                    true => self.change_own_health(network, told, data),
                     false => admin::not_stored(),
                 };
                 self.count_admin(&reply);
@@ -172,6 +182,20 @@ impl Limiter {
     /// This worker's part in the fleet, where there is a Redis.
     pub fn fleet(&mut self) -> Option<&mut Fleet> {
         self.fleet.as_mut()
+    }
+
+    /// What this worker counts of the upstream, where health is measured.
+    pub fn tally(&mut self) -> Option<&mut Tally> {
+        self.measuring.as_mut().map(|measuring| &mut measuring.tally)
+    }
+
+    /// Hands in what was counted of the upstream, if it is time, and follows what all workers make of it.
+    pub fn measure(&mut self, now_us: u64, data: &impl SharedData) {
+        let control = self.control(data);
+        match &mut self.measuring {
+            Some(measuring) => measuring.hand_in(now_us, control, data, &mut self.metrics),
+            None => measuring::forget(control, &self.control_key, data),
+        }
     }
 
     /// Puts documents fetched from `source` into force for all workers, and says what is wrong with those that it
@@ -234,10 +258,11 @@ impl Limiter {
             self.documents = control.documents;
             self.adopt_documents(data);
         }
-        self.metrics.health(control.health);
+        self.metrics.health(control.health());
         if let Some(fleet) = &mut self.fleet {
             self.metrics.redis_connected(control.redis == Redis::Connected);
-            if (previous.health_changes, previous.documents) != (control.health_changes, control.documents) {
+            let limits = |control: Control| (control.health_changes, control.health(), control.documents);
+            if limits(previous) != limits(control) {
                 fleet.forget_denied();
             }
         }
@@ -321,22 +346,31 @@ impl Limiter {
         let known = key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
         let caller = known.and_then(|key| config.caller(Secret::of(&key)));
         let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
+        let payer = || match &caller {
+            Some(caller) => Payer::Key(caller.clone()),
+            None => Payer::Address(config.network(&request.source_address().unwrap_or_default())),
+        };
         let limit = match tier.allowance(health) {
-            Allowance::Limited(limit) => limit,
-            Allowance::Unlimited => {
-                self.metrics.request(&tier, Status::Exempt, None);
-                return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
-            }
             Allowance::Blocked => {
-                self.metrics.request(&tier, Status::Blocked, Some(0));
+                self.count(&tier, Status::Blocked, Some(0));
                 let verdict = Some(refusal(0, BLOCKED_WAIT_US));
                 return Decision::Refused(Answer { tier, health, verdict, now_us: data.now_us() });
             }
+            Allowance::Unlimited => None,
+            Allowance::Limited(limit) => Some(limit),
         };
-        let payer = match caller {
-            Some(caller) => Payer::Key(caller),
-            None => Payer::Address(config.network(&request.source_address().unwrap_or_default())),
+        let known_payer = self.is_shedding().then(&payer);
+        if let Some(payer) = &known_payer
+            && let Some(seconds) = self.shed(&tier, payer, arrival)
+        {
+            let answer = Answer { tier, health, verdict: None, now_us: arrival.at_us };
+            return Decision::Shed(answer, seconds);
+        }
+        let Some(limit) = limit else {
+            self.count(&tier, Status::Exempt, None);
+            return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
         };
+        let payer = known_payer.unwrap_or_else(payer);
         let charge = Charge { payer, tier, health, limit };
         let Some(fleet) = &mut self.fleet else {
             return self.charge_here(&charge, data);
@@ -370,12 +404,12 @@ impl Limiter {
             }
             OnFailure::Allow => {
                 self.metrics.count(metrics::FALLBACK_ALLOW, 1);
-                self.metrics.request(tier, Status::Allowed, None);
+                self.count(tier, Status::Allowed, None);
                 Decision::Admitted(answer(data.now_us()))
             }
             OnFailure::Deny => {
                 self.metrics.count(metrics::FALLBACK_DENY, 1);
-                self.metrics.request(tier, Status::Blocked, None);
+                self.count(tier, Status::Blocked, None);
                 Decision::Unavailable(answer(data.now_us()))
             }
         }
@@ -392,14 +426,38 @@ impl Limiter {
         let remaining = Some(verdict.remaining);
         match verdict.outcome {
             Outcome::Admitted => {
-                self.metrics.request(tier, Status::Allowed, remaining);
+                self.count(tier, Status::Allowed, remaining);
                 Decision::Admitted(answer)
             }
             Outcome::Refused => {
-                self.metrics.request(tier, Status::Limited, remaining);
+                self.count(tier, Status::Limited, remaining);
                 Decision::Refused(answer)
             }
         }
+    }
+
+    /// Counts a limited request, for operators and for the measuring of health.
+    fn count(&mut self, tier: &Rc<Tier>, status: Status, tokens_remaining: Option<u32>) {
+        self.metrics.request(tier, status, tokens_remaining);
+        if let Some(tally) = self.tally() {
+            match status {
+                Status::Allowed | Status::Exempt => tally.passed(tier),
+                Status::Limited => tally.refused(tier),
+                Status::Blocked | Status::Shed => {}
+            }
+        }
+    }
+
+    fn is_shedding(&self) -> bool {
+        self.measuring.as_ref().is_some_and(|measuring| measuring.tally.is_shedding())
+    }
+
+    /// Turns the request away if the upstream cannot bear it; how long its caller is to wait then, in seconds.
+    fn shed(&mut self, tier: &Rc<Tier>, payer: &Payer, arrival: Arrival) -> Option<u64> {
+        let unix_us = self.unix_us(arrival.at_us);
+        let seconds = self.tally()?.shed(tier, payer, unix_us)?;
+        self.metrics.request(tier, Status::Shed, None);
+        Some(seconds)
     }
 
     /// What the store answered; where it gave no answer, a refusal, because nothing may be given out unpaid.
@@ -426,8 +484,8 @@ impl Limiter {
         }
     }
 
-    fn change_own_health(&self, network: Network, health: Health, data: &impl SharedData) -> Reply {
-        admin::change_health(network, health, &self.control_key, data, self.unix_us(data.now_us()))
+    fn change_own_health(&self, network: Network, told: Told, data: &impl SharedData) -> Reply {
+        admin::change_health(network, told, &self.config, data, self.unix_us(data.now_us()))
     }
 
     fn count_admin(&mut self, reply: &Reply) {

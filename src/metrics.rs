@@ -5,7 +5,8 @@
 
 use std::rc::Rc;
 
-use crate::health::Health;
+use crate::health::{Health, Told};
+use crate::load::Load;
 use crate::tier::Tier;
 
 /// Counter: buckets of the address table that made room for a newcomer before they had expired.
@@ -56,6 +57,14 @@ pub const ADMIN_TOO_LARGE: &str = "rate_limiter_admin_requests_total.result.too_
 pub const ADMIN_THROTTLED: &str = "rate_limiter_admin_requests_total.result.throttled";
 /// Counter: changes of health that could not be stored.
 pub const ADMIN_FAILED: &str = "rate_limiter_admin_requests_total.result.failed";
+/// Counter: switches to `DEGRADED` because too many responses were server errors.
+pub const DEGRADED_BY_ERRORS: &str = "rate_limiter_health_transitions_total.reason.error_ratio";
+/// Counter: switches to `DEGRADED` because responses took longer than the bound.
+pub const DEGRADED_BY_LATENCY: &str = "rate_limiter_health_transitions_total.reason.latency_ms";
+/// Counter: switches to `DEGRADED` because responses took longer than usual.
+pub const DEGRADED_BY_LATENCY_RATIO: &str = "rate_limiter_health_transitions_total.reason.latency_ratio";
+/// Counter: switches back to `NORMAL`.
+pub const RECOVERED: &str = "rate_limiter_health_transitions_total.reason.recovered";
 /// Histogram: microseconds from request headers in to decision.
 pub const DECISION_DURATION: &str = "rate_limiter_decision_duration_microseconds";
 
@@ -91,6 +100,16 @@ pub const REDIS_COUNTERS: [&str; 13] = [
     FALLBACK_DENY,
 ];
 
+/// The same for those that only measured health adds to.
+pub const MEASURED_COUNTERS: [&str; 4] =
+    [DEGRADED_BY_ERRORS, DEGRADED_BY_LATENCY, DEGRADED_BY_LATENCY_RATIO, RECOVERED];
+
+const HEALTH_MODE_AUTO: &str = "rate_limiter_health_mode_auto";
+const SEVERITY: &str = "rate_limiter_severity_permille";
+const ERROR_RATIO: &str = "rate_limiter_upstream_error_ratio_permille";
+const LATENCY: &str = "rate_limiter_upstream_latency_microseconds";
+const LATENCY_BASELINE: &str = "rate_limiter_upstream_latency_baseline_microseconds";
+const IN_FLIGHT: &str = "rate_limiter_upstream_requests_in_flight";
 const REDIS_CONNECTED: &str = "rate_limiter_redis_connected";
 const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
 
@@ -105,10 +124,13 @@ pub enum Status {
     Exempt,
     /// Its tier's capacity is zero, or `on_failure` is `deny` and Redis did not answer.
     Blocked,
+    /// It was turned away because the upstream cannot bear more.
+    Shed,
 }
 
 impl Status {
-    const ALL: [Status; 4] = [Status::Allowed, Status::Limited, Status::Exempt, Status::Blocked];
+    const ALL: [Status; 5] =
+        [Status::Allowed, Status::Limited, Status::Exempt, Status::Blocked, Status::Shed];
 
     fn label(self) -> &'static str {
         match self {
@@ -116,6 +138,7 @@ impl Status {
             Status::Limited => "limited",
             Status::Exempt => "exempt",
             Status::Blocked => "blocked",
+            Status::Shed => "shed",
         }
     }
 }
@@ -134,30 +157,21 @@ pub enum Sample {
 pub struct Metrics {
     tiers: Vec<TierCounts>,
     counts: Vec<(&'static str, u64)>,
-    degraded: Level,
-    redis_connected: Level,
+    levels: Vec<Level>,
 }
 
 /// A gauge, set when it has changed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Level {
-    current: Option<bool>,
-    reported: Option<bool>,
-}
-
-impl Level {
-    fn drain(&mut self, name: &str, samples: &mut Vec<Sample>) {
-        if self.current != self.reported {
-            samples.push(Sample::Level(name.to_owned(), (self.current == Some(true)).into()));
-            self.reported = self.current;
-        }
-    }
+    name: &'static str,
+    current: u64,
+    reported: Option<u64>,
 }
 
 #[derive(Debug)]
 struct TierCounts {
     tier: Rc<Tier>,
-    requests: [u64; 4],
+    requests: [u64; Status::ALL.len()],
     tokens_remaining: Option<u32>,
 }
 
@@ -166,7 +180,11 @@ impl Metrics {
     pub fn request(&mut self, tier: &Rc<Tier>, status: Status, tokens_remaining: Option<u32>) {
         let known = self.tiers.iter().position(|counts| Rc::ptr_eq(&counts.tier, tier));
         let index = known.unwrap_or_else(|| {
-            self.tiers.push(TierCounts { tier: tier.clone(), requests: [0; 4], tokens_remaining: None });
+            self.tiers.push(TierCounts {
+                tier: tier.clone(),
+                requests: [0; Status::ALL.len()],
+                tokens_remaining: None,
+            });
             self.tiers.len() - 1
         });
         let Some(counts) = self.tiers.get_mut(index) else {
@@ -191,12 +209,31 @@ impl Metrics {
 
     /// Notes the health that a request saw.
     pub fn health(&mut self, health: Health) {
-        self.degraded.current = Some(health == Health::Degraded);
+        self.level(SYSTEM_DEGRADED, (health == Health::Degraded).into());
     }
 
     /// Notes whether Redis answers.
     pub fn redis_connected(&mut self, connected: bool) {
-        self.redis_connected.current = Some(connected);
+        self.level(REDIS_CONNECTED, connected.into());
+    }
+
+    /// Notes what is measured of the upstream, and what was made of it.
+    pub fn load(&mut self, load: &Load, told: Told) {
+        let signals = load.signals();
+        self.level(HEALTH_MODE_AUTO, (told == Told::Auto).into());
+        // Casts of floats saturate, and make zero of what is no number.
+        self.level(SEVERITY, (load.controller.severity() * 1_000.0).round() as u64);
+        self.level(ERROR_RATIO, (signals.error_ratio * 1_000.0).round() as u64);
+        self.level(LATENCY, signals.latency_us.unwrap_or_default() as u64);
+        self.level(LATENCY_BASELINE, signals.baseline_us.unwrap_or_default() as u64);
+        self.level(IN_FLIGHT, signals.in_flight.round() as u64);
+    }
+
+    fn level(&mut self, name: &'static str, current: u64) {
+        match self.levels.iter_mut().find(|level| level.name == name) {
+            Some(level) => level.current = current,
+            None => self.levels.push(Level { name, current, reported: None }),
+        }
     }
 
     /// Takes out what has gathered.
@@ -218,8 +255,10 @@ impl Metrics {
         for (name, amount) in self.counts.drain(..) {
             samples.push(Sample::Count(name.to_owned(), amount));
         }
-        self.degraded.drain(SYSTEM_DEGRADED, &mut samples);
-        self.redis_connected.drain(REDIS_CONNECTED, &mut samples);
+        for level in self.levels.iter_mut().filter(|level| level.reported != Some(level.current)) {
+            samples.push(Sample::Level(level.name.to_owned(), level.current));
+            level.reported = Some(level.current);
+        }
         samples
     }
 }

@@ -13,6 +13,9 @@ pub const MAX_REFILL_MICRO_PER_SEC: u64 = 1_000_000_000_000;
 /// Longest time an idle bucket may be kept, in seconds (a year).
 pub const MAX_TTL_SECONDS: u32 = 31_536_000;
 
+/// The most important priority.
+pub const MAX_PRIORITY: u8 = 9;
+
 /// A bucket's size and the rate at which it refills. Always within range: see [`Limit::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -70,6 +73,10 @@ pub struct Tier {
     pub ttl_seconds: u32,
     /// Passes without a bucket.
     pub unlimited: bool,
+    /// How important it is, 0 to [`MAX_PRIORITY`]: while load is shed, the least important tiers go first.
+    pub priority: u8,
+    /// The share of its callers that is never shed, in thousandths.
+    pub min_share_milli: u16,
 }
 
 impl Tier {
@@ -82,6 +89,20 @@ impl Tier {
             limit if limit.capacity == 0 => Allowance::Blocked,
             limit => Allowance::Limited(limit),
         }
+    }
+
+    /// The priority of a tier that names none: the built-in ones in their order, and any other beside `pro`.
+    pub fn default_priority(name: &str) -> u8 {
+        match name {
+            "free" => 2,
+            "enterprise" => 8,
+            _ => 5,
+        }
+    }
+
+    /// The share of its callers that is never shed, 0 to 1.
+    pub fn min_share(&self) -> f64 {
+        f64::from(self.min_share_milli) / 1_000.0
     }
 
     fn limit(&self, health: Health) -> Limit {

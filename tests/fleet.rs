@@ -15,7 +15,7 @@ use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::fleet::POLL_US;
-use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::health::{Health, Told};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::reply::{Answer, write_headers};
@@ -819,7 +819,8 @@ fn two_changes_at_once_end_in_one_health_everywhere() {
         assert_eq!(waiting, 0, "FLEET_SEED={seed}: everybody is answered");
         let stored =
             world.redis.strings.get("system:health:status").map(|text| String::from_utf8_lossy(text));
-        let health = stored.map_or(Health::Normal, |text| Health::from_name(&text).expect("a health"));
+        let told = stored.map_or(Told::Auto, |text| Told::from_name(&text).expect("a health"));
+        let health = told.health().unwrap_or_default();
         for name in names {
             assert_eq!(world.health(name), health, "FLEET_SEED={seed}: worker {name:?}");
         }

@@ -2,7 +2,7 @@
 
 use super::{NAME_WANTED, is_name};
 use crate::json::Field;
-use crate::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC, MAX_TTL_SECONDS, Tier};
+use crate::tier::{Limit, MAX_CAPACITY, MAX_PRIORITY, MAX_REFILL_MICRO_PER_SEC, MAX_TTL_SECONDS, Tier};
 
 const MAX_REFILL_PER_SEC: u32 = (MAX_REFILL_MICRO_PER_SEC / 1_000_000) as u32;
 const DEFAULT_TTL_SECONDS: u32 = 60;
@@ -31,6 +31,8 @@ pub fn built_in_tiers() -> Vec<Tier> {
             degraded: degraded?,
             ttl_seconds,
             unlimited: false,
+            priority: Tier::default_priority(name),
+            min_share_milli: 0,
         })
     };
     [
@@ -47,7 +49,7 @@ fn tier(name: &str, field: &Field) -> Result<Tier, String> {
     if !is_name(name) {
         return Err(field.error("this name of a tier", NAME_WANTED));
     }
-    let fields = field.fields(&["base", "burst", "degraded", "ttl", "unlimited"])?;
+    let fields = field.fields(&["base", "burst", "degraded", "ttl", "unlimited", "priority", "min_share"])?;
     let unlimited = super::flag(&fields, "unlimited", false)?;
     let ttl_seconds = match fields.get("ttl") {
         Some(ttl) => ttl.whole(1, MAX_TTL_SECONDS)?,
@@ -75,7 +77,22 @@ fn tier(name: &str, field: &Field) -> Result<Tier, String> {
         degraded: degraded.checked(field, "degraded")?,
         ttl_seconds,
         unlimited,
+        priority: match fields.get("priority") {
+            Some(priority) => u8::try_from(priority.whole(0, MAX_PRIORITY.into())?).unwrap_or(MAX_PRIORITY),
+            None => Tier::default_priority(name),
+        },
+        min_share_milli: match fields.get("min_share") {
+            Some(share) => min_share_milli(&share)?,
+            None => 0,
+        },
     })
+}
+
+/// A share from 0 to 1 in thousandths, rounded up: nobody loses by it.
+fn min_share_milli(field: &Field) -> Result<u16, String> {
+    let wanted = |_| field.wanted("a share from 0 to 1");
+    let millionths = field.millionths(1).map_err(wanted)?;
+    Ok(u16::try_from(millionths.div_ceil(1_000)).unwrap_or(1_000))
 }
 
 /// Capacity and refill rate, each in range, not yet checked against each other.

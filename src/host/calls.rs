@@ -97,6 +97,11 @@ pub(super) fn set_response_header(name: &str, value: &[u8]) {
     let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value));
 }
 
+/// A header of the response whose headers have just come in.
+pub(super) fn response_header(name: &str) -> Option<Vec<u8>> {
+    hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten()
+}
+
 /// Headers in the form that the host reads: a count, the lengths of names and values, then names and values,
 /// each closed by a zero byte.
 #[derive(Default)]

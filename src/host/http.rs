@@ -7,10 +7,13 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, BufferType};
 
-use super::calls::{HeaderBlock, HostData, HostRequest, send_local_reply, set_response_header};
+use super::calls::{
+    HeaderBlock, HostData, HostRequest, response_header, send_local_reply, set_response_header,
+};
 use super::worker::Worker;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange, Reply};
 use crate::limiter::Decision;
+use crate::load::{Response, Tally};
 use crate::reply::{self, Answer};
 use crate::request::Arrival;
 use crate::store::SharedData;
@@ -113,7 +116,10 @@ impl HttpContext for HttpRequest {
                 self.stage = Stage::AwaitsResponse(answer, started_us);
                 Action::Continue
             }
-            answer @ (Decision::Refused(_) | Decision::Unavailable(_) | Decision::Replied(_)) => {
+            answer @ (Decision::Refused(_)
+            | Decision::Unavailable(_)
+            | Decision::Shed(..)
+            | Decision::Replied(_)) => {
                 send_local(&worker, &answer, started_us);
                 Action::Pause
             }
@@ -154,7 +160,7 @@ impl HttpContext for HttpRequest {
     }
 
     /// Also called for replies that Envoy or another filter makes itself, which are responses like any other.
-    fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+    fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         if let (true, Some(worker)) = (self.awaits_redis(), &self.worker) {
             // Somebody else has answered it meanwhile.
             worker.borrow_mut().forget(self.id);
@@ -162,7 +168,11 @@ impl HttpContext for HttpRequest {
         if let Stage::AwaitsResponse(answer, started_us) = std::mem::replace(&mut self.stage, Stage::Done)
             && let Some(worker) = &self.worker
         {
-            write_headers(&worker.borrow(), &answer, started_us, set_response_header);
+            let mut worker = worker.borrow_mut();
+            let took_us = write_headers(&worker, &answer, started_us, set_response_header);
+            if let Some(tally) = worker.limiter.tally() {
+                measure(tally, started_us, took_us, end_of_stream);
+            }
         }
         Action::Continue
     }
@@ -175,9 +185,40 @@ impl Drop for HttpRequest {
         match self.stage {
             Stage::AwaitsBody(..) => worker.borrow_mut().bodies.forget(self.id),
             Stage::AwaitsRedis(_) => worker.borrow_mut().forget(self.id),
-            Stage::Done | Stage::AwaitsResponse(..) => {}
+            Stage::AwaitsResponse(_, started_us) => {
+                if let Some(tally) = worker.borrow_mut().limiter.tally() {
+                    tally.abandoned(HostData.now_us().saturating_sub(started_us));
+                }
+            }
+            Stage::Done => {}
         }
     }
+}
+
+/// Notes how the upstream has answered, by two host calls at most: the status, and what is not known of the time.
+///
+/// A gRPC response that fails at once is a 200 of headers alone, and says so in them. Where the time is not known, that
+/// is read in its place.
+fn measure(tally: &mut Tally, started_us: u64, took_us: Option<u64>, is_headers_only: bool) {
+    let status = response_header(":status").unwrap_or_default();
+    if status.first() == Some(&b'5') {
+        return tally.answered(Response::Failed);
+    }
+    let took_us = if is_headers_only && status == b"200" {
+        match response_header("grpc-status") {
+            Some(status) if is_grpc_server_error(&status) => return tally.answered(Response::Failed),
+            _ => took_us,
+        }
+    } else {
+        took_us.or_else(|| Some(HostData.now_us().saturating_sub(started_us)))
+    };
+    tally.answered(Response::Good(took_us));
+}
+
+/// The codes that are a server's fault: `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`
+/// and `DATA_LOSS`.
+fn is_grpc_server_error(status: &[u8]) -> bool {
+    matches!(status, b"2" | b"4" | b"8" | b"13" | b"14" | b"15")
 }
 
 /// Requests that wait for their body, and until when.
@@ -221,21 +262,23 @@ impl AwaitedBodies {
 /// Answers the request in effect, if the decision is an answer.
 pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) {
     match decision {
-        Decision::Refused(answer) => send_text(worker, answer, started_us, 429, reply::REFUSED_BODY),
-        Decision::Unavailable(answer) => send_text(worker, answer, started_us, 503, reply::UNAVAILABLE_BODY),
+        Decision::Refused(answer) => send_text(worker, answer, started_us, 429, None),
+        // No bucket says when to come back.
+        Decision::Unavailable(answer) => send_text(worker, answer, started_us, 503, Some(1)),
+        Decision::Shed(answer, seconds) => send_text(worker, answer, started_us, 503, Some(*seconds)),
         Decision::Replied(reply) => send_reply(reply),
         Decision::Exempt | Decision::Admitted(_) | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {}
     }
 }
 
-fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, body: &str) {
+fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, retry_after: Option<u64>) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"text/plain");
-    if answer.verdict.is_none() {
-        // No bucket says when to come back.
-        headers.push("retry-after", b"1");
+    if let Some(seconds) = retry_after {
+        headers.push("retry-after", seconds.to_string().as_bytes());
     }
     write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
+    let body = if status == 429 { reply::REFUSED_BODY } else { reply::UNAVAILABLE_BODY };
     send_local_reply(status, headers, body.as_bytes());
 }
 
@@ -248,12 +291,16 @@ fn send_reply(reply: &Reply) {
     send_local_reply(reply.status, headers, reply.body.as_bytes());
 }
 
-fn write_headers(worker: &Worker, answer: &Answer, started_us: u64, write: impl FnMut(&'static str, &[u8])) {
+/// Writes the headers; how long the request took until now, in microseconds, where a header tells it.
+fn write_headers(
+    worker: &Worker,
+    answer: &Answer,
+    started_us: u64,
+    write: impl FnMut(&'static str, &[u8]),
+) -> Option<u64> {
     let limiter = &worker.limiter;
     let headers = limiter.config().settings.headers;
-    let processing_us = match headers.processing_time {
-        true => HostData.now_us().saturating_sub(started_us),
-        false => 0,
-    };
-    reply::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);
+    let took_us = headers.processing_time.then(|| HostData.now_us().saturating_sub(started_us));
+    reply::write_headers(answer, headers, limiter.unix_offset_us(), took_us.unwrap_or_default(), write);
+    took_us
 }

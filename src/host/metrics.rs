@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::MetricType;
 
-use crate::metrics::{COUNTERS, REDIS_COUNTERS, Sample};
+use crate::metrics::{COUNTERS, MEASURED_COUNTERS, REDIS_COUNTERS, Sample};
 
 thread_local! {
     static DEFINED: RefCell<HashMap<String, u32>> = RefCell::default();
@@ -23,9 +23,10 @@ const CHANGES_GAUGE: &str = "rate_limiter_control_changes";
 ///
 /// Envoy forgets a stat when nobody refers to it, and tries a delivered configuration in a VM that it then throws
 /// away: what is counted there stays only if the VMs that go on know of the counter.
-pub(super) fn define(with_redis: bool) {
+pub(super) fn define(with_redis: bool, is_measured: bool) {
     let redis_counters = REDIS_COUNTERS.into_iter().filter(|_| with_redis);
-    for name in COUNTERS.into_iter().chain(redis_counters) {
+    let measured_counters = MEASURED_COUNTERS.into_iter().filter(|_| is_measured);
+    for name in COUNTERS.into_iter().chain(redis_counters).chain(measured_counters) {
         id(MetricType::Counter, name);
     }
 }

@@ -82,7 +82,9 @@ impl Worker {
     /// Forgets a request that is gone.
     pub(super) fn forget(&mut self, ticket: Ticket) {
         self.waiting.remove(&ticket);
-        self.admitted.remove(&ticket);
+        if self.admitted.remove(&ticket).is_some() {
+            self.withdraw();
+        }
     }
 
     /// Takes in what Redis sent.
@@ -124,7 +126,9 @@ impl Worker {
             pipe.flush(fleet);
             pipe.rest(fleet);
         });
-        self.bodies.give_up(HostData.now_us());
+        let now_us = HostData.now_us();
+        self.limiter.measure(now_us, &HostData);
+        self.bodies.give_up(now_us);
         self.return_to_root();
     }
 
@@ -145,20 +149,25 @@ impl Worker {
             let Some((ticket, decision)) = self.limiter.next_decision(now_us, &HostData) else {
                 break;
             };
-            let Some(started_us) = self.waiting.remove(&ticket) else {
+            let started_us = self.waiting.remove(&ticket);
+            let is_there = started_us.is_some() && hostcalls::set_effective_context(ticket).is_ok();
+            let Some(started_us) = started_us.filter(|_| is_there) else {
+                if matches!(decision, Decision::Admitted(_)) {
+                    self.withdraw();
+                }
                 continue;
             };
             self.time(started_us);
-            if hostcalls::set_effective_context(ticket).is_err() {
-                continue;
-            }
             is_away = true;
             match decision {
                 Decision::Admitted(answer) => {
                     self.admitted.insert(ticket, answer);
                     let _ = hostcalls::resume_http_request();
                 }
-                Decision::Refused(_) | Decision::Unavailable(_) | Decision::Replied(_) => {
+                Decision::Refused(_)
+                | Decision::Unavailable(_)
+                | Decision::Shed(..)
+                | Decision::Replied(_) => {
                     send_local(self, &decision, started_us);
                 }
                 Decision::Exempt | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {
@@ -182,6 +191,13 @@ impl Worker {
             self.waiting.insert(arrival.ticket, arrival.at_us);
         }
         self.wake();
+    }
+
+    /// A request that was admitted has gone away before it was sent on.
+    fn withdraw(&mut self) {
+        if let Some(tally) = self.limiter.tally() {
+            tally.withdrawn();
+        }
     }
 
     fn wake(&mut self) {

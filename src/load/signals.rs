@@ -61,6 +61,15 @@ impl Latency {
         }
     }
 
+    /// How many there are in each bucket.
+    pub(super) fn buckets(&self) -> &[u32] {
+        &self.buckets
+    }
+
+    pub(super) fn buckets_mut(&mut self) -> &mut [u32] {
+        &mut self.buckets
+    }
+
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| u64::from(*bucket)).sum()
@@ -146,7 +155,12 @@ pub const SLOTS: usize = 20;
 impl Window {
     /// An empty window of that many seconds.
     pub fn new(seconds: u32) -> Self {
-        Self { slots: VecDeque::new(), slot_us: u64::from(seconds) * 1_000_000 / SLOTS as u64 }
+        Self::of_slots(u64::from(seconds) * 1_000_000 / SLOTS as u64)
+    }
+
+    /// An empty window of slots that are so long, in microseconds.
+    pub(super) fn of_slots(slot_us: u64) -> Self {
+        Self { slots: VecDeque::new(), slot_us }
     }
 
     /// How long one slot is, in microseconds.

@@ -120,7 +120,10 @@ fn serve(plugin: Plugin) {
             let arrival = crate::common::ARRIVAL;
             let arrival = dynamic_rate_limiter::request::Arrival { ticket: ticket as u32, ..arrival };
             match limiter.decide(request, &data, arrival) {
-                Decision::Admitted(answer) | Decision::Refused(answer) | Decision::Unavailable(answer) => {
+                Decision::Admitted(answer)
+                | Decision::Refused(answer)
+                | Decision::Shed(answer, _)
+                | Decision::Unavailable(answer) => {
                     check_answer(&answer, limiter.unix_offset_us());
                 }
                 Decision::AwaitsBody(pending) => {

@@ -149,7 +149,7 @@ impl World {
                     assert!(*admitted <= most && verdict.capacity <= most, "{admitted} at once, of {most}");
                 }
             }
-            Decision::Refused(answer) | Decision::Unavailable(answer) => {
+            Decision::Refused(answer) | Decision::Unavailable(answer) | Decision::Shed(answer, _) => {
                 check_answer(&answer, self.limiter.unix_offset_us());
             }
             Decision::Replied(reply) => {
