@@ -12,8 +12,11 @@ use crate::process::run;
 use crate::tools::{debian_packages, on_path};
 use crate::{step, workspace};
 
-/// The Python package that carries the schema and a validator for it.
+/// The Python package that carries Compose's schema and a validator for it and for others.
 const CHECK_JSONSCHEMA_VERSION: &str = "0.39.0";
+
+/// The Python package that carries Kubernetes' schemas and a validator for them.
+const KUBERNETES_VALIDATE_VERSION: &str = "1.37.0";
 
 /// Prometheus and promtool: the user's own if there are any, else Debian's.
 pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
@@ -34,31 +37,39 @@ fn prometheus_program(variable: &str, program: &str) -> Result<PathBuf> {
     Ok(std::path::absolute(binary)?)
 }
 
-/// The validator, in a virtual environment of its own whose Python also reads YAML.
+/// The validator for JSON schemas, in an environment whose Python also reads YAML.
 pub(crate) fn check_jsonschema() -> Result<PathBuf> {
-    let environment =
-        workspace::target().join("tools").join(format!("check-jsonschema-{CHECK_JSONSCHEMA_VERSION}"));
-    let program = environment.join("bin/check-jsonschema");
+    python_program("check-jsonschema", CHECK_JSONSCHEMA_VERSION)
+}
+
+/// The validator for Kubernetes' own objects.
+pub(crate) fn kubernetes_validate() -> Result<PathBuf> {
+    python_program("kubernetes-validate", KUBERNETES_VALIDATE_VERSION)
+}
+
+/// The program of a Python package that is called like it, in a virtual environment of its own.
+fn python_program(package: &str, version: &str) -> Result<PathBuf> {
+    let environment = workspace::target().join("tools").join(format!("{package}-{version}"));
+    let program = environment.join("bin").join(package);
     // An environment cannot be moved once it is made, so this file says that it is complete.
     let complete = environment.join("complete");
     if complete.is_file() {
         return Ok(program);
     }
-    step(format!("installing check-jsonschema into {}", workspace::shown(&environment)));
+    step(format!("installing {package} into {}", workspace::shown(&environment)));
     let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
     if !has_venv.is_ok_and(|python| python.status.success()) {
         debian_packages(&["python3", "python3-venv"])
-            .context("checking the Compose files needs Python 3 with venv")?;
+            .context("checking what we ship needs Python 3 with venv")?;
     }
     if environment.exists() {
         fs::remove_dir_all(&environment)?;
     }
-    let package = format!("check-jsonschema=={CHECK_JSONSCHEMA_VERSION}");
     run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     run(Command::new(environment.join("bin/pip"))
         .args(["install", "--quiet", "--disable-pip-version-check"])
-        .arg(package))
-    .context("cannot install check-jsonschema")?;
+        .arg(format!("{package}=={version}")))
+    .with_context(|| format!("cannot install {package}"))?;
     fs::write(complete, "")?;
     Ok(program)
 }

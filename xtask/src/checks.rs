@@ -125,7 +125,8 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let envoy = tools::envoy()?;
     let redis_server = tools::redis_server()?;
     let (prometheus, promtool) = checkers::prometheus()?;
-    let check_jsonschema = checkers::check_jsonschema()?;
+    let (check_jsonschema, kubernetes_validate) =
+        (checkers::check_jsonschema()?, checkers::kubernetes_validate()?);
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();
@@ -136,6 +137,7 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
         .env("FILTER_WASM", wasm)
         .env("PROBE_WASM", probe);
     tests.env("PROMETHEUS", prometheus).env("PROMTOOL", promtool).env("CHECK_JSONSCHEMA", check_jsonschema);
+    tests.env("KUBERNETES_VALIDATE", kubernetes_validate);
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 
