@@ -1,25 +1,31 @@
 //! `deploy/istio`: fits Istio's CRDs, and what istiod would make of it for a gateway limits in a real Envoy. No istiod
 //! takes part: the few rules by which it turns a WasmPlugin and EnvoyFilters into Envoy's configuration are here again.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::manifests::{check_istio, check_kubernetes};
 use e2e::redis::Redis;
+use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::manifests::{
-    REDIS_ADDRESS, admin, assert_health_is_set, assert_labels, assert_limits, await_degraded, boot, cluster,
-    environment, manifest, object, redis, socket_address, upstream, wasm_volume,
+    ADMIN_TOKEN, REDIS_ADDRESS, admin, assert_health_is_set, assert_labels, assert_limits, await_degraded,
+    boot, cluster, environment, manifest, object, redis, socket_address, upstream, wasm_volume,
 };
 
 const HCM: &str = "envoy.filters.network.http_connection_manager";
 const ROUTER: &str = "envoy.filters.http.router";
+const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 const WASM: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 const GATEWAY: &str = "deploy/istio/gateway.yaml";
 const REDIS: &str = "deploy/istio/redis.yaml";
 const FILTER: &str = "deploy/istio/rate-limiter.yaml";
+const PLACE: &str = "/var/lib/rate-limiter";
+const LISTENER: &str = "outbound_0.0.0.0_8080";
 const PLUGIN: &str = "deploy/istio/wasm-plugin.yaml";
 
 #[test]
@@ -71,15 +77,34 @@ fn all_of_it_are_for_the_one_gateway() {
 fn by_envoy_filter_all_of_it_works() {
     let (redis, upstream) = (redis(), upstream());
     let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON]).remove(0)];
-    let bootstrap = patched(gateway_bootstrap(upstream.address(), &[]), &filters);
-    let envoy = start(&bootstrap, &json!(null));
-    let service = envoy.listener("outbound_0.0.0.0_8080");
+    let delivered = patched(gateway(upstream.address(), &[]), &filters);
+    let envoy = delivered.start();
+    let service = envoy.listener(LISTENER);
     assert_limits(service, &redis);
     assert_health_is_set(service, &redis);
     assert_labels(&envoy);
     // What the patches changed beside.
     let dump = envoy.admin("/config_dump?resource=static_listeners");
     assert!(dump.contains(r#""request_timeout": "60s""#), "{dump}");
+}
+
+#[test]
+fn a_changed_envoy_filter_holds_without_a_restart_and_a_wrong_one_is_refused() {
+    let (redis, upstream) = (redis(), upstream());
+    let deliver = |tiers: &str| {
+        let change =
+            (r#""free": {"base": {"capacity": 5, "refill_rate": 1}, "burst": {"capacity": 10},"#, tiers);
+        let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON, change]).remove(0)];
+        patched(gateway(upstream.address(), &[]), &filters)
+    };
+    let envoy = deliver(r#""free": {"base": {"capacity": 111, "refill_rate": 1},"#).start();
+    let mut connection = Connection::open(envoy.listener(LISTENER));
+    assert_eq!(connection.send(&Request::get("/test")).limit(), 111);
+    deliver(r#""free": {"base": {"capacity": 222, "refill_rate": 1},"#).deliver(&envoy, 2);
+    wait::until("the new limit", || (connection.send(&Request::get("/test")).limit() == 222).then_some(()));
+    deliver(r#""free": {"base": {"capacity": -1, "refill_rate": 1},"#).deliver(&envoy, 3);
+    envoy.await_log(&["tiers.free.base.capacity", "-1"]);
+    assert_eq!(connection.send(&Request::get("/test")).limit(), 222);
 }
 
 #[test]
@@ -90,24 +115,21 @@ fn as_a_wasm_plugin_it_limits_and_takes_health_from_redis() {
     let discovered = json!({
         "name": resource["name"],
         "config_discovery": {
-            "config_source": {
-                "path_config_source": {"path": "{folder}/ecds.json"},
-                "resource_api_version": "V3",
-                "initial_fetch_timeout": "0s",
-            },
+            "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
             "type_urls": [WASM, "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"],
         },
     });
-    let bootstrap = patched(gateway_bootstrap(upstream.address(), &[discovered]), &[redis_filter(&redis)]);
-    let envoy = start(&bootstrap, &json!({"version_info": "1", "resources": [resource]}));
-    let service = envoy.listener("outbound_0.0.0.0_8080");
+    let mut delivered = patched(gateway(upstream.address(), &[discovered]), &[redis_filter(&redis)]);
+    delivered.extension = resource;
+    let envoy = delivered.start();
+    let service = envoy.listener(LISTENER);
     assert_limits(service, &redis);
     assert_labels(&envoy);
 
     // As wasm-plugin.yaml and the docs say.
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
     let ask = |request: &Request| Connection::open(service).send(request);
-    assert_eq!(ask(&change.header("X-Admin-Token", crate::manifests::ADMIN_TOKEN)).status, 408);
+    assert_eq!(ask(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 408);
     assert_eq!(ask(&Request::get("/system/health")).json()["health"], "NORMAL");
     redis.command(&["SET", "system:health:status", "DEGRADED"]);
     await_degraded(service);
@@ -121,23 +143,45 @@ fn redis_filter(redis: &Redis) -> Value {
     manifest(REDIS, &[(REDIS_ADDRESS, &socket_address(redis.address()))]).remove(0)
 }
 
-/// Starts the gateway with the environment and the volume that `gateway.yaml` gives it, and what comes by ECDS.
-#[track_caller]
-fn start(bootstrap: &Value, ecds: &Value) -> Envoy {
-    let documents = manifest(GATEWAY, &[]);
-    let pod = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"]["spec"];
-    let proxy = &pod["containers"][0];
-    let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
-    let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
-    boot(bootstrap, place, &env, |folder| {
-        let text = ecds.to_string().replace("{folder}", &folder.display().to_string());
-        std::fs::write(folder.join("ecds.json"), text).expect("written");
-    })
+/// What a gateway gets: its bootstrap, with everything in it that comes later, and the one resource that comes by ECDS.
+struct Delivered {
+    bootstrap: Value,
+    extension: Value,
+}
+
+impl Delivered {
+    /// Starts the gateway with the environment and the volume that `gateway.yaml` gives it.
+    #[track_caller]
+    fn start(&self) -> Envoy {
+        let documents = manifest(GATEWAY, &[]);
+        let pod = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"]["spec"];
+        let proxy = &pod["containers"][0];
+        let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
+        assert_eq!(place, PLACE);
+        let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
+        boot(&self.bootstrap, place, &env, |folder| self.write(folder, 1))
+    }
+
+    /// Delivers the resource, and nothing else, to a gateway that runs.
+    #[track_caller]
+    fn deliver(&self, envoy: &Envoy, version: u32) {
+        self.write(envoy.folder(), version);
+    }
+
+    /// In place of istiod's stream there is a file.
+    fn write(&self, folder: &Path, version: u32) {
+        let response = json!({"version_info": version.to_string(), "resources": [self.extension]});
+        let text = response.to_string().replace(PLACE, &folder.display().to_string());
+        let next = folder.join("next");
+        fs::create_dir_all(&next).expect("a folder");
+        fs::write(next.join("ecds.json"), text).expect("written");
+        fs::rename(next.join("ecds.json"), folder.join("ecds.json")).expect("renamed");
+    }
 }
 
 /// A bootstrap of the shape that istiod gives a gateway, as far as the patches touch it, with everything that istiod
 /// would deliver later in it; `plugins` are where it puts WasmPlugins without a phase, in front of the router.
-fn gateway_bootstrap(upstream: SocketAddr, plugins: &[Value]) -> Value {
+fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
     let filter = |name: &str, kind: &str| {
         let url = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
         json!({"name": name, "typed_config": {"@type": url}})
@@ -151,7 +195,7 @@ fn gateway_bootstrap(upstream: SocketAddr, plugins: &[Value]) -> Value {
     filters.push(filter(ROUTER, "router.v3.Router"));
     let manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "outbound_0.0.0.0_8080",
+        "stat_prefix": LISTENER,
         "use_remote_address": true,
         "normalize_path": true,
         "stream_idle_timeout": "300s",
@@ -175,7 +219,7 @@ fn gateway_bootstrap(upstream: SocketAddr, plugins: &[Value]) -> Value {
         },
         "static_resources": {
             "listeners": [{
-                "name": "outbound_0.0.0.0_8080",
+                "name": LISTENER,
                 "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
                 "filter_chains": [{"filters": [{"name": HCM, "typed_config": manager}]}],
             }],
@@ -207,12 +251,12 @@ fn extension_config(plugin: &Value) -> Value {
         },
         "vm_config": {
             "runtime": "envoy.wasm.runtime.v8",
-            "code": {"local": {"filename": "{folder}/dynamic_rate_limiter.wasm"}},
+            "code": {"local": {"filename": format!("{PLACE}/dynamic_rate_limiter.wasm")}},
             "environment_variables": {"host_env_keys": keys},
         },
     });
     json!({
-        "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+        "@type": EXTENSION,
         "name": format!("extensions.istio.io/wasmplugin/default.{name}"),
         "typed_config": {"@type": WASM, "config": config},
     })
@@ -220,7 +264,8 @@ fn extension_config(plugin: &Value) -> Value {
 
 /// Applies EnvoyFilters as istiod does, those kinds of patch that we ship; each must find its place.
 #[track_caller]
-fn patched(mut bootstrap: Value, filters: &[Value]) -> Value {
+fn patched(mut bootstrap: Value, filters: &[Value]) -> Delivered {
+    let mut extension = Value::Null;
     for patch in
         filters.iter().flat_map(|filter| filter["spec"]["configPatches"].as_array().expect("patches"))
     {
@@ -234,6 +279,11 @@ fn patched(mut bootstrap: Value, filters: &[Value]) -> Value {
             ["CLUSTER", "ADD"] => {
                 list(&mut bootstrap["static_resources"]["clusters"]).push(value.clone());
             }
+            ["EXTENSION_CONFIG", "ADD"] => {
+                assert!(extension.is_null(), "one of them");
+                extension = value.clone();
+                extension["@type"] = json!(EXTENSION);
+            }
             ["NETWORK_FILTER", "MERGE"] => merge(network_filter(&mut bootstrap, &wanted["name"]), value),
             ["HTTP_FILTER", "INSERT_BEFORE"] => {
                 let manager = network_filter(&mut bootstrap, &wanted["name"]);
@@ -246,7 +296,17 @@ fn patched(mut bootstrap: Value, filters: &[Value]) -> Value {
             other => panic!("{other:?} is no patch that this knows"),
         }
     }
-    bootstrap
+    // From a file, where a gateway asks istiod.
+    let manager = network_filter(&mut bootstrap, &json!(HCM));
+    for filter in list(&mut manager["typed_config"]["http_filters"]) {
+        if let Some(source) =
+            filter.pointer_mut("/config_discovery/config_source").and_then(Value::as_object_mut)
+        {
+            assert_eq!(source.remove("ads"), Some(json!({})));
+            source.insert("path_config_source".to_owned(), json!({"path": "{folder}/ecds.json"}));
+        }
+    }
+    Delivered { bootstrap, extension }
 }
 
 #[track_caller]
