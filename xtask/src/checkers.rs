@@ -1,5 +1,5 @@
-//! Programs that check what we ship for others to run: Prometheus with its promtool, and the Compose specification's
-//! schema with a validator.
+//! Programs that check what we ship for others to run: Prometheus with its promtool, and validators with the schemas of
+//! Compose and of Kubernetes.
 
 use std::env;
 use std::fs;

@@ -101,7 +101,7 @@ fn with_the_patches_all_of_it_works() {
         apply(&mut bootstrap, operation);
     }
     bootstrap["static_resources"] = json!({"listeners": [listener], "clusters": clusters});
-    let envoy = boot(&bootstrap, place, &environment(proxy, &secret), |_| ());
+    let envoy = boot(&bootstrap, place, &[], &environment(proxy, &secret), |_| ());
     let service = envoy.listener("default/eg/http");
     assert_limits(service, &redis);
     assert_health_is_set(service, &redis);

@@ -154,12 +154,17 @@ impl Delivered {
     #[track_caller]
     fn start(&self) -> Envoy {
         let documents = manifest(GATEWAY, &[]);
-        let pod = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"]["spec"];
+        let pod_template = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"];
+        let pod = &pod_template["spec"];
         let proxy = &pod["containers"][0];
         let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
         assert_eq!(place, PLACE);
         let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
-        boot(&self.bootstrap, place, &env, |folder| self.write(folder, 1))
+        // Istio's agent hands this to Envoy as it is, and Envoy merges it.
+        let added = &pod_template["metadata"]["annotations"]["sidecar.istio.io/bootstrapOverride"];
+        let added = object(&documents, "ConfigMap", added.as_str().expect("a name"));
+        let added = added["data"]["custom_bootstrap.json"].as_str().expect("text");
+        boot(&self.bootstrap, place, &["--config-yaml", added], &env, |folder| self.write(folder, 1))
     }
 
     /// Delivers the resource, and nothing else, to a gateway that runs.
@@ -275,7 +280,6 @@ fn patched(mut bootstrap: Value, filters: &[Value]) -> Delivered {
         let (wanted, value) =
             (&patch["match"]["listener"]["filterChain"]["filter"], &patch["patch"]["value"]);
         match kind {
-            ["BOOTSTRAP", "MERGE"] => merge(&mut bootstrap, value),
             ["CLUSTER", "ADD"] => {
                 list(&mut bootstrap["static_resources"]["clusters"]).push(value.clone());
             }

@@ -116,6 +116,7 @@ pub(crate) fn wasm_volume<'a>(init: &'a Value, proxy: &Value, volumes: &Value) -
 pub(crate) fn boot(
     bootstrap: &Value,
     place: &str,
+    arguments: &[&str],
     env: &[(String, &str)],
     prepare: impl FnOnce(&Path),
 ) -> Envoy {
@@ -126,7 +127,7 @@ pub(crate) fn boot(
     std::os::unix::fs::symlink(filter_wasm(), folder.join("dynamic_rate_limiter.wasm")).expect("a link");
     prepare(&folder);
     let mut command = Command::new(envoy_bin());
-    command.args(["-c", "envoy.json", "--concurrency", "2"]).current_dir(&folder);
+    command.args(["-c", "envoy.json", "--concurrency", "2"]).args(arguments).current_dir(&folder);
     Envoy::start(dir, with_environment(command, env))
 }
 
