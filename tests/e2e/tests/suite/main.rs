@@ -30,3 +30,4 @@ mod secrets;
 mod shipped;
 mod support;
 mod timing;
+mod workflows;
