@@ -150,6 +150,13 @@ fn differences(first: &Files, second: &Files) -> Vec<String> {
     names.iter().filter_map(|name| difference(name).or_else(|| missing(name))).collect()
 }
 
+/// What the filter's own manifest says that it is.
+fn description() -> Result<String> {
+    let manifest: toml::Table = toml::from_str(include_str!("../../Cargo.toml"))?;
+    let description = manifest["package"].get("description").and_then(toml::Value::as_str);
+    Ok(description.context("the filter's Cargo.toml has no description")?.to_owned())
+}
+
 fn sha256(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }

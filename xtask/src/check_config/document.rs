@@ -33,13 +33,14 @@ pub(super) enum Checked {
 
 /// Checks a document with the filter's own code; the error is the filter's own.
 pub(super) fn check(bytes: &[u8], kind: Option<Kind>) -> Result<Checked, String> {
-    if bytes.len() > MAX_DOCUMENT_BYTES {
-        return Err(format!("found {} bytes, wanted at most {MAX_DOCUMENT_BYTES}", bytes.len()));
-    }
     if let Ok(Value::String(text)) = serde_json::from_slice(bytes) {
         return Err(format!("found a string of {} bytes, wanted an object", text.len()));
     }
     let kind = kind.map_or_else(|| kind_of(bytes), Ok)?;
+    // What Envoy itself delivers has no such bound.
+    if matches!(kind, Kind::Tiers | Kind::ApiKeys) && bytes.len() > MAX_DOCUMENT_BYTES {
+        return Err(format!("found {} bytes, wanted at most {MAX_DOCUMENT_BYTES}", bytes.len()));
+    }
     match kind {
         Kind::Plugin | Kind::Yaml => {
             no_key_among_fields(bytes)?;
@@ -92,10 +93,15 @@ fn reads_as_key(member: &Value) -> bool {
     member.is_string() || ["tier", "id"].iter().any(|field| member.get(field).is_some())
 }
 
-/// The fields that a plugin configuration may have. They are asked of the filter, so that a new one is known here from
-/// its first day: of an unknown field it says `wanted one of tiers, api_keys, …`.
-pub(super) fn plugin_fields() -> Vec<String> {
-    let error = Plugin::parse(br#"{"?": 0}"#, &Environment::default()).err().unwrap_or_default();
+/// The fields that a plugin configuration may have.
+fn plugin_fields() -> Vec<String> {
+    fields_beside(br#"{"?": 0}"#)
+}
+
+/// The fields that may stand where this plugin configuration has one that cannot be. They are asked of the filter, so that a
+/// new one is known here from its first day: it says `found an unknown field "?", wanted one of tiers, api_keys, …`.
+pub(super) fn fields_beside(wrong: &[u8]) -> Vec<String> {
+    let error = Plugin::parse(wrong, &Environment::default()).err().unwrap_or_default();
     let list = error.split_once("wanted one of ").map_or("", |(_, list)| list);
     list.split(", ").map(str::to_owned).collect()
 }

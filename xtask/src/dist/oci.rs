@@ -14,7 +14,7 @@ use flate2::read::GzDecoder;
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 
-use super::sha256;
+use super::{description, sha256};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -40,7 +40,7 @@ pub(super) fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&tar))]},
     });
     let config = layout.json_blob(IMAGE_CONFIG, &config)?;
-    let mut annotations = annotations();
+    let mut annotations = annotations()?;
     annotations["module.wasm.image/variant"] = "compat".into();
     layout.finish(&json!({
         "schemaVersion": 2,
@@ -71,17 +71,17 @@ pub(super) fn write_artifact(directory: &Path, wasm: &[u8]) -> Result<()> {
         "artifactType": WASM_CONFIG,
         "config": layout.json_blob(EMPTY, &json!({}))?,
         "layers": [description, module],
-        "annotations": annotations(),
+        "annotations": annotations()?,
     }))
 }
 
-fn annotations() -> Value {
-    json!({
+fn annotations() -> Result<Value> {
+    Ok(json!({
         "org.opencontainers.image.title": "dynamic-rate-limiter",
-        "org.opencontainers.image.description": env!("CARGO_PKG_DESCRIPTION"),
+        "org.opencontainers.image.description": description()?,
         "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
         "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
-    })
+    }))
 }
 
 /// An image layout that is being written.

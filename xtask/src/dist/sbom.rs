@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::sha256;
+use super::{description, sha256};
 use crate::filter::{LIMITER, TARGET, Toolchain};
 use crate::process::output_of;
 use crate::workspace;
@@ -154,7 +154,7 @@ impl Crates {
             components.push(package.component(checksum));
         }
         let mut filter = self.filter.component(&sha256(wasm));
-        filter["description"] = env!("CARGO_PKG_DESCRIPTION").into();
+        filter["description"] = description()?.into();
         let edge = |(package, needs): (&Crate, &BTreeSet<String>)| json!({"ref": package.purl(), "dependsOn": needs});
         Ok(json!({
             "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
