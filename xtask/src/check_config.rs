@@ -11,7 +11,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use dynamic_rate_limiter::config::{Config, Documents, Environment, Plugin};
+use dynamic_rate_limiter::config::{Config, ConfigSource, Documents, Environment, Plugin};
+use dynamic_rate_limiter::tier::Tier;
 use serde_json::json;
 
 use document::{Checked, Kind};
@@ -111,35 +112,34 @@ fn join(found: &mut [Found]) {
 
 /// Whether every tier that `checked` names is there, in `beside`.
 fn fits(checked: &Checked, beside: &Checked) -> Result<(), String> {
-    let documents = |tiers: Option<&Vec<_>>, api_keys: Option<&Vec<_>>| Documents {
-        tiers: tiers.cloned(),
-        api_keys: api_keys.cloned(),
-    };
-    let source = |plugin: &Plugin| plugin.settings.config_source.clone();
-    match (checked, beside) {
+    let (plugin, documents) = match (checked, beside) {
         (Checked::ApiKeys { entries, .. }, Checked::Tiers(tiers)) => {
-            // Any plugin configuration that takes both from elsewhere, and whose default tier is there.
-            let first = tiers.first().map(|tier| tier.name.as_str());
-            let source = json!({"cluster": "any", "tiers": "/tiers", "api_keys": "/api_keys"});
-            let plugin = json!({"default_tier": first, "config_source": source}).to_string();
-            let plugin = Plugin::parse(plugin.as_bytes(), &Environment::default())?;
-            Config::new(&plugin, &documents(Some(tiers), Some(entries)))?;
+            let documents = Documents { tiers: Some(tiers.clone()), api_keys: Some(entries.clone()) };
+            (plugin_that_fetches_all(tiers)?, documents)
         }
-        (Checked::ApiKeys { entries, .. }, Checked::Plugin(plugin)) => {
-            let takes_keys = source(plugin).is_some_and(|source| source.api_keys.is_some());
-            let has_own_tiers = source(plugin).is_some_and(|source| source.tiers.is_none());
-            if takes_keys && has_own_tiers {
-                Config::new(plugin, &documents(None, Some(entries)))?;
-            }
+        (Checked::ApiKeys { entries, .. }, Checked::Plugin(plugin))
+            if fetches(plugin, |source| &source.api_keys) && !fetches(plugin, |source| &source.tiers) =>
+        {
+            (plugin.clone(), Documents { tiers: None, api_keys: Some(entries.clone()) })
         }
-        (Checked::Plugin(plugin), Checked::Tiers(tiers)) => {
-            if source(plugin).is_some_and(|source| source.tiers.is_some()) {
-                Config::new(plugin, &documents(Some(tiers), None))?;
-            }
+        (Checked::Plugin(plugin), Checked::Tiers(tiers)) if fetches(plugin, |source| &source.tiers) => {
+            (plugin.clone(), Documents { tiers: Some(tiers.clone()), api_keys: None })
         }
-        _ => {}
-    }
-    Ok(())
+        _ => return Ok(()),
+    };
+    Config::new(&plugin, &documents).map(|_| ())
+}
+
+fn fetches(plugin: &Plugin, document: impl Fn(&ConfigSource) -> &Option<String>) -> bool {
+    plugin.settings.config_source.as_ref().is_some_and(|source| document(source).is_some())
+}
+
+/// A plugin configuration that takes both documents from elsewhere, and whose default tier is among `tiers`.
+fn plugin_that_fetches_all(tiers: &[Tier]) -> Result<Plugin, String> {
+    let first = tiers.first().map(|tier| tier.name.as_str());
+    let source = json!({"cluster": "any", "tiers": "/tiers", "api_keys": "/api_keys"});
+    let plugin = json!({"default_tier": first, "config_source": source}).to_string();
+    Plugin::parse(plugin.as_bytes(), &Environment::default())
 }
 
 #[cfg(test)]
