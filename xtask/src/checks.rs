@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{checkers, mutants, soak, step, tools, workspace};
+use crate::{checkers, dist, mutants, soak, step, tools, workspace};
 
 /// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
 /// not hang CI.
@@ -36,6 +36,8 @@ enum Part {
     Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
+    /// Pack a release, build it once more in another directory, and see that it is the same
+    Dist,
     /// Break the limiter on purpose and see that the simulation finds it: in every way by this name, in a few without
     Mutants,
 }
@@ -60,6 +62,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if wanted(Part::E2e) {
         end_to_end(&options.e2e)?;
+    }
+    if wanted(Part::Dist) {
+        step("release");
+        dist::run(&dist::Options::verifying())?;
+        dist::check_sbom()?;
     }
     if wanted(Part::Mutants) {
         step("mutants");

@@ -26,9 +26,18 @@ pub fn yaml(path: &Path) -> Value {
 /// Validates a file against the Compose specification's JSON schema: whether it fits, and what was said.
 #[track_caller]
 pub fn check_compose(path: &Path) -> (bool, String) {
-    run(Command::new(from_env("CHECK_JSONSCHEMA"))
-        .args(["--builtin-schema", "vendor.compose-spec"])
-        .arg(path))
+    check(path, "vendor.compose-spec")
+}
+
+/// Validates a file against the JSON schema of GitHub's workflows: whether it fits, and what was said.
+#[track_caller]
+pub fn check_workflow(path: &Path) -> (bool, String) {
+    check(path, "vendor.github-workflows")
+}
+
+#[track_caller]
+fn check(path: &Path, schema: &str) -> (bool, String) {
+    run(Command::new(from_env("CHECK_JSONSCHEMA")).args(["--builtin-schema", schema]).arg(path))
 }
 
 /// Runs promtool in `folder`: whether it is content, and what it said.

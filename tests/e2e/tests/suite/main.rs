@@ -34,3 +34,4 @@ mod secrets;
 mod shipped;
 mod support;
 mod timing;
+mod workflows;
