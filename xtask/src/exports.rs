@@ -39,7 +39,7 @@ const NEEDED: &[(&str, &str)] = &[
 const REPLACES: &str = "replaces_";
 
 /// Longest name of a function that stays.
-const MAX_NAME: usize = 64;
+const MAX_NAME: usize = 48;
 
 /// The module with no export but those in [`NEEDED`], and without the code that only the others used.
 pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
@@ -71,8 +71,74 @@ fn replaced(module: &Module) -> Vec<String> {
     module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()
 }
 
-/// A function's name as a trap shows it. The compiler's own take a fifth of the file.
+/// A function's name as a trap shows it, without what tells one instance of generic code from another: the compiler's own
+/// names take a fifth of the file.
 fn readable(mangled: &str) -> String {
     let name = format!("{:#}", rustc_demangle::demangle(mangled)).replace("dynamic_rate_limiter::", "");
-    name.chars().take(MAX_NAME).collect()
+    without_generics(&name).chars().take(MAX_NAME).collect()
+}
+
+/// `<a::b::Map<c::D, e::F> as g::Iterator>::next` is `<Map as Iterator>::next`: in brackets a path's last part alone, and
+/// nothing of what is in brackets within brackets.
+fn without_generics(name: &str) -> String {
+    let mut short = String::new();
+    let mut depth = 0_usize;
+    let mut before = ' ';
+    // Where the path began that is being read.
+    let mut path = 0;
+    for character in name.chars() {
+        let closes = character == '>' && before != '-';
+        depth = depth.saturating_sub(usize::from(closes));
+        if depth == 0 || (depth == 1 && character != '<' && !closes) {
+            short.push(character);
+        }
+        depth += usize::from(character == '<');
+        let is_of_path = character.is_alphanumeric() || character == '_';
+        if depth == 1 && character == ':' && before == ':' {
+            short.truncate(path);
+        } else if depth <= 1 && !is_of_path && character != ':' {
+            path = short.len();
+        }
+        before = character;
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_what_a_person_looks_for() {
+        let cases = [
+            ("config::config_ttl", "config::config_ttl"),
+            ("<documents::Texts>::without_keys", "<Texts>::without_keys"),
+            (
+                "<limiter::Limiter>::read_control::<host::calls::HostData>",
+                "<Limiter>::read_control::<HostData>",
+            ),
+            (
+                "alloc::str::join_generic_copy::<str, u8, &str>",
+                "alloc::str::join_generic_copy::<str, u8, &str>",
+            ),
+            (
+                "<core::iter::Shunt<core::iter::Map<a::B, c::D>, e::F> as core::iter::Iterator>::next",
+                "<Shunt as Iterator>::next",
+            ),
+            ("<str as core::fmt::Debug>::fmt", "<str as Debug>::fmt"),
+            ("<[(u8, a::B)]>::sort::<fn(a::C) -> d::E>", "<[(u8, B)]>::sort::<fn(C) -> E>"),
+            ("<net::Parser>::number::<u16>::{closure#0}", "<Parser>::number::<u16>::{closure#0}"),
+            ("memcpy", "memcpy"),
+        ];
+        for (name, short) in cases {
+            assert_eq!(without_generics(name), short);
+        }
+    }
+
+    #[test]
+    fn a_name_tells_nothing_of_the_directory_that_it_was_compiled_in() {
+        let named = |hash: &str| readable(&format!("_ZN4core3ptr13drop_in_place17h{hash}E"));
+        assert_eq!(named("0123456789abcdef"), "core::ptr::drop_in_place");
+        assert_eq!(named("0123456789abcdef"), named("fedcba9876543210"));
+    }
 }

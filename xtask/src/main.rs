@@ -2,11 +2,12 @@
 //! what is missing and how to get it.
 //!
 //! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `audit`, `bench`,
-//! `conformance` and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they
+//! `conformance`, `dist` and `check_config` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they
 //! stand on.
 
 mod audit;
 mod bench;
+mod check_config;
 mod checkers;
 mod checks;
 mod conformance;
@@ -52,8 +53,10 @@ enum Verb {
     Bench(bench::Options),
     /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
     Conformance(conformance::Options),
-    /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
-    Dist,
+    /// Pack the filter for release: the .wasm, its checksum, an SBOM, OCI image layouts; prove that it is reproducible
+    Dist(dist::Options),
+    /// Check configuration files with the filter's own code; hash keys, make new ones
+    CheckConfig(check_config::Options),
 }
 
 fn main() -> ExitCode {
@@ -66,7 +69,8 @@ fn main() -> ExitCode {
         Verb::Audit(options) => audit::run_checks(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Conformance(options) => conformance::run(&options),
-        Verb::Dist => dist::run(),
+        Verb::Dist(options) => dist::run(&options),
+        Verb::CheckConfig(options) => check_config::run(&options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
