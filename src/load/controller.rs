@@ -3,14 +3,18 @@
 //! TODO reasoning.
 
 use super::shed::{Cut, Demand};
-use super::signals::{Counts, LEVELS, Level, SLOTS, Window};
+use super::signals::{Counts, LEVELS, Level, Window};
 use super::switch::{Switch, latency_us};
 use crate::config::Measured;
 use crate::health::Health;
 
-/// Signals are read over the newest slots that saw so many responses, but over no fewer than [`LEAST_SPAN`].
-const ENOUGH_ANSWERS: u32 = 100;
-const LEAST_SPAN: usize = 4;
+/// How many slots are looked at: as few as hold so many answers, within these bounds.
+const LOOK: Span = Span { answers: 100, least: 4, most: 8 };
+/// The same for a cut that is judged, which takes more certainty.
+const JUDGEMENT: Span = Span { answers: 400, least: 4, most: 12 };
+
+/// A cut is judged after so many slots, and those that are looked at for it.
+const SETTLING_SLOTS: u32 = 2;
 
 /// The strain that is aimed at: half of the way from what is usual to the bound. The upstream is busy, and well.
 const TARGET: f64 = 0.5;
@@ -32,8 +36,10 @@ const LARGEST_STEP: f64 = 0.25;
 /// What the limit grows by in a slot between [`ROOM`] and the bound, so that it never stays where it is for good.
 const PROBING_STEP: f64 = 0.002;
 
-/// A cut is judged after so many slots, and those that the signals are read over.
-const SETTLING_SLOTS: u32 = 2;
+/// How much of the difference between what was to be sent and what was is learned from in a slot, and the most that can
+/// be learned.
+const LEARNING: f64 = 0.4;
+const MOST_INSISTENCE: f64 = 3.0;
 
 /// A cut can be judged where what is sent fell at least to this.
 const REAL_CUT: f64 = 0.9;
@@ -45,10 +51,7 @@ const MENDED: f64 = 0.8;
 const FIRST_REST: u32 = 60;
 const LONGEST_REST: u32 = 1_200;
 
-/// A limit never is below this, in requests a second: somebody has to find out whether the upstream is back.
-const LEAST_LIMIT: f64 = 1.0;
-
-/// Where nothing is known to succeed, the first cut is to such a part of what is sent.
+/// Where next to nothing succeeds, the first cut is to such a part of what is sent.
 const BLIND_CUT: f64 = 1.0 / 64.0;
 
 /// What is being shed, and what led there. All rates are in requests a second.
@@ -60,13 +63,13 @@ pub struct Controller {
     limit: f64,
     /// What was to be sent in the last slot; 0 without a limit.
     aim: f64,
-    /// What callers with their different rates make of a share of callers: aimed at over sent, as a logarithm.
-    correction: f64,
+    /// How often a caller that is shed asks, for once that it would ask if it were served, as a logarithm.
+    insistence: f64,
     /// For how many slots there has been room.
     roomy: u32,
     /// The cut that is on trial.
     trial: Trial,
-    /// Strain that cutting did not mend, over 1; 0 where there is none.
+    /// The strain that cutting did not mend; 0 where there is none.
     unmended: f64,
     /// Slots until it is tried again.
     rest: u32,
@@ -79,7 +82,7 @@ pub struct Controller {
 /// A cut, until it is known whether it helps.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Trial {
-    /// Slots since the last step of it; 0 where there is none.
+    /// Slots since then; 0 where there is none.
     age: u32,
     /// What was sent, and answered well, before it.
     sent: f64,
@@ -88,14 +91,20 @@ struct Trial {
     limit: f64,
 }
 
+/// How many slots to look at.
+struct Span {
+    answers: u32,
+    least: usize,
+    most: usize,
+}
+
 /// What the newest slots say.
 struct Seen {
     /// How many they are.
-    span: usize,
+    slots: usize,
+    counts: Counts,
     sent: f64,
     good: f64,
-    /// 0 where all is as usual, 1 at a bound.
-    strain: f64,
 }
 
 impl Controller {
@@ -105,17 +114,17 @@ impl Controller {
         if health == Health::Normal || !bounds.shed {
             return Self { refused, ..Self::default() };
         }
-        let seen = Seen::read(window, bounds, switch.baseline_us());
         let mut next = Self { refused, ..self };
-        next.rest_from_cuts(seen.strain);
-        let strain = seen.strain / next.unmended.max(1.0);
+        let seen = Seen::over(window, LOOK);
+        let strain = next.mendable(strain(&seen.counts, bounds, switch.baseline_us()));
         if strain > 1.0 {
-            next.press(&seen, window);
+            next.press(&seen, strain, window, bounds);
         } else {
             next.ease(&seen, strain);
         }
+        let strain = (strain - (next.unmended - self.unmended).max(0.0)).max(0.0);
         next.aim = next.limit * leaning(strain);
-        next.turn_away(window, seen.sent);
+        next.turn_away(window, self.aim);
         next
     }
 
@@ -129,51 +138,52 @@ impl Controller {
         self.cut
     }
 
-    /// Strain that cutting did not mend is borne until it lessens by itself, or the time to try again has come.
-    fn rest_from_cuts(&mut self, strain: f64) {
+    /// The strain beyond that which cutting did not mend. That is borne until it lessens by itself, or it is time to try
+    /// again.
+    fn mendable(&mut self, strain: f64) -> f64 {
         self.rest = self.rest.saturating_sub(1);
-        self.unmended = if self.rest == 0 { 0.0 } else { self.unmended.min(strain * 1.25) };
-        if self.unmended <= 1.0 {
-            self.unmended = 0.0;
-            self.rest = 0;
-        }
+        self.unmended = if self.rest == 0 { 0.0 } else { self.unmended.min((self.unmended * 3.0 + strain) / 4.0) };
+        (strain - self.unmended).max(0.0)
     }
 
     /// A bound is broken: cut to what the upstream does well, then see whether that helped.
-    fn press(&mut self, seen: &Seen, window: &Window) {
+    fn press(&mut self, seen: &Seen, strain: f64, window: &Window, bounds: &Measured) {
         self.roomy = 0;
         if self.trial.age == 0 {
-            self.trial = Trial { age: 1, sent: seen.sent, good: seen.good, limit: self.limit };
             // An upstream that has just collapsed under its queue has shown before what it can do.
             let doable = seen.good.max(best(window) / 2.0).max(seen.sent * BLIND_CUT);
-            self.lower(doable);
+            // What did not help the last time is tried with care.
+            let doable = if self.failures > 0 { doable.max(seen.sent * REAL_CUT) } else { doable };
+            self.cut_to(doable, seen, bounds);
             return;
         }
         self.trial.age = self.trial.age.saturating_add(1);
-        if self.trial.age <= SETTLING_SLOTS.saturating_add(seen.span as u32) {
+        let judged = Seen::over(window, JUDGEMENT);
+        if self.trial.age <= SETTLING_SLOTS.saturating_add(judged.slots as u32) {
             return;
         }
-        self.trial.age = 1;
-        let sent = seen.sent / self.trial.sent.max(f64::MIN_POSITIVE);
-        if sent >= REAL_CUT {
-            self.lower(seen.good.min(self.limit * DRAIN));
-        } else if seen.good > self.trial.good * sent.sqrt() {
-            self.lower(seen.good);
+        let share = judged.sent / self.trial.sent.max(f64::MIN_POSITIVE);
+        if share < REAL_CUT && judged.good <= self.trial.good * share.sqrt() {
+            self.give_up(strain);
         } else {
-            self.give_up(seen.strain);
+            self.cut_to(judged.good, &judged, bounds);
         }
     }
 
-    fn lower(&mut self, rate: f64) {
+    /// Takes a step down, whose worth is then to be seen.
+    fn cut_to(&mut self, rate: f64, seen: &Seen, bounds: &Measured) {
+        self.trial = Trial { age: 1, sent: seen.sent, good: seen.good, limit: self.limit };
+        // Somebody has to find out whether the upstream is back.
+        let least = f64::from(bounds.min_requests) / f64::from(bounds.window_seconds.max(1));
         let limit = if self.limit > 0.0 { self.limit.min(rate) } else { rate };
-        self.limit = limit.max(LEAST_LIMIT);
+        self.limit = limit.max(least);
     }
 
     /// What succeeded has fallen as what was sent: it was not too much that was sent. Everything is as before the cut.
     fn give_up(&mut self, strain: f64) {
         self.limit = self.trial.limit;
         self.trial = Trial::default();
-        self.unmended = strain * 1.25;
+        self.unmended += strain;
         self.rest = FIRST_REST.saturating_mul(1 << self.failures.min(5)).min(LONGEST_REST);
         self.failures = self.failures.saturating_add(1);
     }
@@ -184,27 +194,33 @@ impl Controller {
             self.trial = Trial::default();
             self.failures = 0;
         }
-        self.roomy = if strain < ROOM { self.roomy.saturating_add(1) } else { 0 };
         let is_used = self.severity > 0.0 && seen.sent > self.aim * DRAIN;
-        if is_used || self.roomy > 0 && self.severity > 0.0 {
-            let quick = FIRST_STEP * (f64::from(self.roomy) / DOUBLING_SLOTS).exp2();
-            let step = if self.roomy > 0 { quick.min(LARGEST_STEP) } else { PROBING_STEP };
+        self.roomy = if strain < ROOM { self.roomy.saturating_add(1) } else { 0 };
+        let quick = FIRST_STEP * (f64::from(self.roomy) / DOUBLING_SLOTS).exp2();
+        let step = if self.roomy > 0 { quick.min(LARGEST_STEP) } else { PROBING_STEP };
+        if self.severity > 0.0 && (is_used || self.roomy > 0) {
             self.limit *= 1.0 + step;
         }
     }
 
-    /// Which share of whom is turned away so that no more is sent than is aimed at.
-    fn turn_away(&mut self, window: &Window, sent: f64) {
-        let newest = window.newest(2);
-        let slots = window.slots().len().clamp(1, 2);
-        let seconds = slots as f64 * slot_seconds(window);
+    /// What is turned away, and whose, so that no more is sent than is aimed at.
+    fn turn_away(&mut self, window: &Window, aimed: f64) {
+        let newest = window.newest(1);
+        let seconds = slot_seconds(window);
+        let sent = newest.passed() as f64 / seconds;
+        self.insistence = if self.severity > 0.0 && aimed > 0.0 {
+            let off = (aimed / sent.max(aimed / 4.0)).min(4.0).ln();
+            (self.insistence + LEARNING * off).clamp(-MOST_INSISTENCE, MOST_INSISTENCE)
+        } else {
+            0.0
+        };
         let mut demand = [Demand::default(); LEVELS];
         for ((demand, level), refused) in demand.iter_mut().zip(&newest.levels).zip(self.refused) {
-            demand.rate = (f64::from(level.passed) + f64::from(level.shed) * (1.0 - refused)) / seconds;
+            let shed = f64::from(level.shed) * (1.0 - refused) / self.insistence.exp();
+            demand.rate = (f64::from(level.passed) + shed) / seconds;
             demand.kept = (level.kept_milli as f64 / 1_000.0 / level.offered().max(1) as f64).min(1.0);
         }
         let total: f64 = demand.iter().map(|level| level.rate).sum();
-        let _ = sent;
         self.severity = if self.aim > 0.0 && total > self.aim { 1.0 - self.aim / total } else { 0.0 };
         self.cut = Cut::of(self.severity, &demand);
     }
@@ -221,16 +237,16 @@ impl Controller {
 }
 
 impl Seen {
-    fn read(window: &Window, bounds: &Measured, baseline_us: Option<f64>) -> Self {
-        let span = (LEAST_SPAN..SLOTS).find(|span| window.newest(*span).answered >= ENOUGH_ANSWERS);
-        let span = span.unwrap_or(SLOTS);
-        let counts = window.newest(span);
-        let seconds = span.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
+    fn over(window: &Window, span: Span) -> Self {
+        let is_enough = |slots: &usize| window.newest(*slots).answered >= span.answers;
+        let slots = (span.least..span.most).find(is_enough).unwrap_or(span.most);
+        let counts = window.newest(slots);
+        let seconds = slots.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
         Self {
-            span,
+            slots,
             sent: counts.passed() as f64 / seconds,
             good: f64::from(counts.good()) / seconds,
-            strain: strain(&counts, bounds, baseline_us),
+            counts,
         }
     }
 }
@@ -275,7 +291,7 @@ impl Controller {
             f64::from(self.cut.level),
             self.limit,
             self.aim,
-            self.correction,
+            self.insistence,
             f64::from(self.roomy),
             f64::from(trial.age),
             trial.sent,
@@ -302,7 +318,7 @@ impl Controller {
             cut: Cut { share: next()?, level: next()? as u8 },
             limit: next()?,
             aim: next()?,
-            correction: next()?,
+            insistence: next()?,
             roomy: next()? as u32,
             trial: Trial { age: next()? as u32, sent: next()?, good: next()?, limit: next()? },
             unmended: next()?,

@@ -28,13 +28,15 @@ pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
     let mut from = 0.0;
     for (index, phase) in scenario.phases.iter().enumerate() {
         let to = from + phase.seconds;
-        if phase.is_steady() && phase.seconds > window {
-            judge_steady(scenario, phase, between(story, from + window, to), &mut verdict);
+        let over = backlog_over(scenario, phase, story, from, to);
+        let settled = (over + window / 2.0).max(from + window);
+        if phase.is_steady() && to - settled > window / 2.0 {
+            judge_steady(scenario, phase, between(story, settled, to), &mut verdict);
         }
         let is_over = index > 0 && scenario.phases[index - 1].is_disturbed() && !phase.is_disturbed();
         if is_over {
             let back = story.bins.iter().rposition(|bin| bin.health == Health::Degraded);
-            let back = back.map_or(0.0, |bin| (bin + 1) as f64 * BIN_US as f64 / 1e6 - from).max(0.0);
+            let back = back.map_or(0.0, |bin| (bin + 1) as f64 * BIN_US as f64 / 1e6 - over).max(0.0);
             verdict.recovery = Some(verdict.recovery.unwrap_or_default().max(back));
             let wanted = window + f64::from(scenario.bounds.recover_after_seconds);
             if back > wanted {
@@ -56,6 +58,14 @@ pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
         verdict.violations.push(format!("{disorder} ({} times)", story.disorder.len()));
     }
     verdict
+}
+
+/// When calls of earlier phases no longer ask for more than there is room for, beside those of this phase.
+fn backlog_over(scenario: &Scenario, phase: &Phase, story: &Story, from: f64, to: f64) -> f64 {
+    let room = scenario.upstream.capacity() * (0.9 - phase.load.1);
+    let bins = between(story, from, to);
+    let busy = bins.windows(4).rposition(|bins| f64::from(bins.iter().map(|bin| bin.leftover).sum::<u32>()) / 2.0 > room);
+    if phase.is_disturbed() { from } else { from + busy.map_or(0.0, |bin| (bin + 4) as f64 * BIN_US as f64 / 1e6) }
 }
 
 fn between(story: &Story, from: f64, to: f64) -> &[Bin] {
@@ -85,6 +95,9 @@ fn judge_steady(scenario: &Scenario, phase: &Phase, bins: &[Bin], verdict: &mut 
     }
     let load = phase.load.0 * scenario.upstream.capacity();
     if load * scenario.mix[2] < 0.8 * capacity && good == 1.0 {
+        // Who calls in the last seconds is overtaken by what comes next.
+        let bins = bins.get(..bins.len().saturating_sub(10)).unwrap_or_default();
+        let sum = |count: &dyn Fn(&Bin) -> u32| bins.iter().map(count).map(f64::from).sum::<f64>();
         verdict.enterprise.0 += sum(&|bin| bin.served[2] + bin.given_up[2]) as u32;
         verdict.enterprise.1 += sum(&|bin| bin.given_up[2]) as u32;
     }

@@ -158,7 +158,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
 fn around(middle: Vec<Phase>) -> Vec<Phase> {
     let mut phases = vec![well(20.0, CALM, CALM)];
     phases.extend(middle);
-    phases.push(well(45.0, CALM, CALM));
+    phases.push(well(70.0, CALM, CALM));
     phases
 }
 

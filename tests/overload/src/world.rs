@@ -39,6 +39,8 @@ pub struct Bin {
     pub sent: u32,
     /// Requests that were shed.
     pub shed: [u32; 3],
+    /// Requests of calls that began in an earlier phase: what is left of it.
+    pub leftover: u32,
     /// Which phase it was.
     pub phase: usize,
     /// What held at the end.
@@ -170,7 +172,7 @@ impl World<'_> {
         let (severity, waiting) = (self.envoy.controller.severity(), self.work.waiting());
         let bin = self.bin();
         (bin.phase, bin.health, bin.severity, bin.waiting) = (phase, health, severity, waiting);
-        self.story.bins.push(Bin::default());
+        self.story.bins.push(Bin { phase, ..Bin::default() });
         self.after(BIN_US, Event::Note);
     }
 
@@ -214,6 +216,8 @@ impl World<'_> {
     }
 
     fn attempt(&mut self, index: usize) {
+        let is_leftover = self.story.bins[self.calls[index].bin].phase < self.phase;
+        self.bin().leftover += u32::from(is_leftover);
         let call = &mut self.calls[index];
         let Caller { tier, number } = call.caller;
         match self.envoy.arrive(call.caller, call.worker, self.now_us, &mut self.random) {
