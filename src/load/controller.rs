@@ -9,7 +9,9 @@ use crate::config::Measured;
 use crate::health::Health;
 
 /// How many slots are looked at: as few as hold so many answers, within these bounds.
-const LOOK: Span = Span { answers: 100, least: 4, most: 8 };
+const LOOK: Span = Span { answers: 100, least: 2, most: 8 };
+/// The same for rates, which vary more.
+const RATES: Span = Span { answers: 100, least: 4, most: 8 };
 /// The same for a cut that is judged, which takes more certainty.
 const JUDGEMENT: Span = Span { answers: 400, least: 4, most: 12 };
 
@@ -41,8 +43,16 @@ const PROBING_STEP: f64 = 0.002;
 const LEARNING: f64 = 0.4;
 const MOST_INSISTENCE: f64 = 3.0;
 
+/// A limit that proves to be a little too high is lowered to this at most.
+const SMALL_STEP: f64 = 0.96;
+
 /// A cut can be judged where what is sent fell at least to this.
 const REAL_CUT: f64 = 0.9;
+
+/// Where less than such a part succeeds of what is sent, sending is futile: each slot less is sent, for so many slots.
+const FUTILE: f64 = 0.1;
+const FUTILE_STEP: f64 = 0.7;
+const FUTILE_SLOTS: u32 = 24;
 
 /// A trial is over when the strain is back below this.
 const MENDED: f64 = 0.8;
@@ -115,8 +125,9 @@ impl Controller {
             return Self { refused, ..Self::default() };
         }
         let mut next = Self { refused, ..self };
-        let seen = Seen::over(window, LOOK);
-        let strain = next.mendable(strain(&seen.counts, bounds, switch.baseline_us()));
+        let seen = Seen::over(window, RATES);
+        let strain = strain(&Seen::over(window, LOOK).counts, bounds, switch.baseline_us());
+        let strain = next.mendable(strain);
         if strain > 1.0 {
             next.press(&seen, strain, window, bounds);
         } else {
@@ -151,13 +162,21 @@ impl Controller {
         self.roomy = 0;
         if self.trial.age == 0 {
             // An upstream that has just collapsed under its queue has shown before what it can do.
-            let doable = seen.good.max(best(window) / 2.0).max(seen.sent * BLIND_CUT);
+            let doable = seen.good.max(best(window) / 4.0).max(seen.sent * BLIND_CUT);
             // What did not help the last time is tried with care.
             let doable = if self.failures > 0 { doable.max(seen.sent * REAL_CUT) } else { doable };
+            // Little is wrong with a limit that has held so far.
+            let small = self.limit * SMALL_STEP;
+            let doable = if doable > small * DRAIN { doable.max(small) } else { doable };
             self.cut_to(doable, seen, bounds);
             return;
         }
         self.trial.age = self.trial.age.saturating_add(1);
+        if seen.good < seen.sent * FUTILE && self.trial.age < FUTILE_SLOTS {
+            // Nothing is lost by sending less, and a queue that nobody waits in any more may drain.
+            self.lower(self.limit * FUTILE_STEP, bounds);
+            return;
+        }
         let judged = Seen::over(window, JUDGEMENT);
         if self.trial.age <= SETTLING_SLOTS.saturating_add(judged.slots as u32) {
             return;
@@ -173,6 +192,10 @@ impl Controller {
     /// Takes a step down, whose worth is then to be seen.
     fn cut_to(&mut self, rate: f64, seen: &Seen, bounds: &Measured) {
         self.trial = Trial { age: 1, sent: seen.sent, good: seen.good, limit: self.limit };
+        self.lower(rate, bounds);
+    }
+
+    fn lower(&mut self, rate: f64, bounds: &Measured) {
         // Somebody has to find out whether the upstream is back.
         let least = f64::from(bounds.min_requests) / f64::from(bounds.window_seconds.max(1));
         let limit = if self.limit > 0.0 { self.limit.min(rate) } else { rate };
@@ -197,7 +220,11 @@ impl Controller {
         let is_used = self.severity > 0.0 && seen.sent > self.aim * DRAIN;
         self.roomy = if strain < ROOM { self.roomy.saturating_add(1) } else { 0 };
         let quick = FIRST_STEP * (f64::from(self.roomy) / DOUBLING_SLOTS).exp2();
-        let step = if self.roomy > 0 { quick.min(LARGEST_STEP) } else { PROBING_STEP };
+        let step = match strain {
+            strain if strain < ROOM => quick.min(LARGEST_STEP),
+            strain if strain < TARGET => PROBING_STEP,
+            _ => PROBING_STEP / 4.0,
+        };
         if self.severity > 0.0 && (is_used || self.roomy > 0) {
             self.limit *= 1.0 + step;
         }

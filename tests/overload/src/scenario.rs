@@ -140,7 +140,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     }
     let troubles = [
         ("slow", Condition::Slow(5.0)),
-        ("slower", Condition::Slow(20.0)),
+        ("slowish", Condition::Slow(2.5)),
         ("failing", Condition::Failing(0.3)),
         ("broken", Condition::Failing(0.9)),
         ("dead", Condition::Dead),
@@ -148,7 +148,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     ];
     for (name, condition) in troubles {
         for load in [0.15, 0.5, 0.85, 3.0] {
-            let trouble = Phase { seconds: 45.0, load: (load, load), condition };
+            let trouble = Phase { seconds: 60.0, load: (load, load), condition };
             shapes.push((format!("{name}{load}"), around(vec![trouble])));
         }
     }

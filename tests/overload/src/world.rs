@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::load::controller::Controller;
 
 use crate::chance::{Random, exponential, uniform};
 use crate::envoy::{Caller, Envoy, HAND_IN_US, Verdict};
@@ -47,6 +48,8 @@ pub struct Bin {
     pub health: Health,
     /// See `health`.
     pub severity: f64,
+    /// See `health`.
+    pub controller: Controller,
     /// Requests in the upstream's queue at the end.
     pub waiting: usize,
 }
@@ -170,8 +173,10 @@ impl World<'_> {
     fn note(&mut self) {
         let (phase, health) = (self.phase, self.envoy.health());
         let (severity, waiting) = (self.envoy.controller.severity(), self.work.waiting());
+        let controller = self.envoy.controller;
         let bin = self.bin();
         (bin.phase, bin.health, bin.severity, bin.waiting) = (phase, health, severity, waiting);
+        bin.controller = controller;
         self.story.bins.push(Bin { phase, ..Bin::default() });
         self.after(BIN_US, Event::Note);
     }
