@@ -13,7 +13,7 @@ const LOOK: Span = Span { answers: 100, least: 2, most: 8 };
 /// The same for rates, which vary more.
 const RATES: Span = Span { answers: 100, least: 4, most: 8 };
 /// The same for a cut that is judged, which takes more certainty.
-const JUDGEMENT: Span = Span { answers: 400, least: 4, most: 12 };
+const JUDGEMENT: Span = Span { answers: 300, least: 4, most: 8 };
 
 /// A cut is judged after so many slots, and those that are looked at for it.
 const SETTLING_SLOTS: u32 = 2;
@@ -38,6 +38,13 @@ const LARGEST_STEP: f64 = 0.25;
 /// What the limit grows by in a slot between [`ROOM`] and the bound, so that it never stays where it is for good.
 const PROBING_STEP: f64 = 0.002;
 
+/// How much of the way to a higher floor is gone in one slot; over this, a floor is only what cutting did not mend, and
+/// the bound gives way to so much more.
+const FLOOR_RISE: f64 = 0.05;
+const FLOOR_FALL: f64 = 0.15;
+const HIGH_FLOOR: f64 = 0.8;
+const STEP_OVER_FLOOR: f64 = 0.4;
+
 /// How much of the difference between what was to be sent and what was is learned from in a slot, and the most that can
 /// be learned.
 const LEARNING: f64 = 0.4;
@@ -49,10 +56,14 @@ const SMALL_STEP: f64 = 0.96;
 /// A cut can be judged where what is sent fell at least to this.
 const REAL_CUT: f64 = 0.9;
 
-/// Where less than such a part succeeds of what is sent, sending is futile: each slot less is sent, for so many slots.
-const FUTILE: f64 = 0.1;
+/// Where less than such a part of what is sent is answered at all, each slot less is sent, for so many slots.
+const FUTILE: f64 = 0.25;
 const FUTILE_STEP: f64 = 0.7;
 const FUTILE_SLOTS: u32 = 24;
+
+/// Where so much more succeeds than is sent, a queue drains; where less than this does, some of it fails.
+const DRAINING: f64 = 1.05;
+const SERVED: f64 = 0.95;
 
 /// A trial is over when the strain is back below this.
 const MENDED: f64 = 0.8;
@@ -79,9 +90,9 @@ pub struct Controller {
     roomy: u32,
     /// The cut that is on trial.
     trial: Trial,
-    /// The strain that cutting did not mend; 0 where there is none.
-    unmended: f64,
-    /// Slots until it is tried again.
+    /// The strain that is there however little is sent.
+    floor: f64,
+    /// Slots until a cut that did not help is tried again.
     rest: u32,
     /// How often in a row a cut has not helped.
     failures: u32,
@@ -94,6 +105,8 @@ pub struct Controller {
 struct Trial {
     /// Slots since then; 0 where there is none.
     age: u32,
+    /// Slots in which nobody got an answer.
+    futile: u32,
     /// What was sent, and answered well, before it.
     sent: f64,
     good: f64,
@@ -127,14 +140,13 @@ impl Controller {
         let mut next = Self { refused, ..self };
         let seen = Seen::over(window, RATES);
         let strain = strain(&Seen::over(window, LOOK).counts, bounds, switch.baseline_us());
-        let strain = next.mendable(strain);
-        if strain > 1.0 {
+        next.learn_floor(strain);
+        if next.over_floor(strain) > 1.0 {
             next.press(&seen, strain, window, bounds);
         } else {
             next.ease(&seen, strain);
         }
-        let strain = (strain - (next.unmended - self.unmended).max(0.0)).max(0.0);
-        next.aim = next.limit * leaning(strain);
+        next.aim = next.limit * leaning(next.over_floor(strain));
         next.turn_away(window, self.aim);
         next
     }
@@ -149,12 +161,25 @@ impl Controller {
         self.cut
     }
 
-    /// The strain beyond that which cutting did not mend. That is borne until it lessens by itself, or it is time to try
-    /// again.
-    fn mendable(&mut self, strain: f64) -> f64 {
+    /// Where the strain would be, on a scale from its floor (0) to the bound (1), or to somewhat above a floor that is
+    /// near the bound or over it.
+    fn over_floor(&self, strain: f64) -> f64 {
+        let width = if self.floor > HIGH_FLOOR { STEP_OVER_FLOOR * (1.0 + self.floor) } else { 1.0 - self.floor };
+        ((strain - self.floor) / width).max(0.0)
+    }
+
+    /// A strain that is there with nobody waiting is no reason to send less. What is seen is believed at once where it is
+    /// less, and slowly where it is more; too little is sent for a while, and never too much.
+    fn learn_floor(&mut self, strain: f64) {
         self.rest = self.rest.saturating_sub(1);
-        self.unmended = if self.rest == 0 { 0.0 } else { self.unmended.min((self.unmended * 3.0 + strain) / 4.0) };
-        (strain - self.unmended).max(0.0)
+        if self.rest == 0 && (self.floor > HIGH_FLOOR || self.severity <= 0.0) {
+            self.floor = 0.0;
+        }
+        if strain < self.floor {
+            self.floor += FLOOR_FALL * (strain - self.floor);
+        } else if self.over_floor(strain) <= 1.0 && self.floor <= HIGH_FLOOR && self.severity > 0.0 {
+            self.floor += FLOOR_RISE * (strain.min(HIGH_FLOOR) - self.floor).max(0.0);
+        }
     }
 
     /// A bound is broken: cut to what the upstream does well, then see whether that helped.
@@ -171,19 +196,30 @@ impl Controller {
             self.cut_to(doable, seen, bounds);
             return;
         }
-        self.trial.age = self.trial.age.saturating_add(1);
-        if seen.good < seen.sent * FUTILE && self.trial.age < FUTILE_SLOTS {
-            // Nothing is lost by sending less, and a queue that nobody waits in any more may drain.
+        let newest = window.newest(LOOK.least);
+        let is_futile = f64::from(newest.answered) < newest.passed() as f64 * FUTILE;
+        if is_futile && self.trial.futile < FUTILE_SLOTS {
+            // Nobody gets an answer, so that nothing is lost by sending less, and the queue may drain.
+            self.trial.futile = self.trial.futile.saturating_add(1);
+            self.trial.age = 1;
             self.lower(self.limit * FUTILE_STEP, bounds);
             return;
         }
+        self.trial.age = self.trial.age.saturating_add(1);
         let judged = Seen::over(window, JUDGEMENT);
         if self.trial.age <= SETTLING_SLOTS.saturating_add(judged.slots as u32) {
             return;
         }
         let share = judged.sent / self.trial.sent.max(f64::MIN_POSITIVE);
-        if share < REAL_CUT && judged.good <= self.trial.good * share.sqrt() {
-            self.give_up(strain);
+        if judged.good > judged.sent * DRAINING {
+            self.trial.age = 1;
+        } else if share < REAL_CUT && judged.good <= self.trial.good * share.sqrt() {
+            // What succeeded has fallen as what was sent: it was not too much that was sent. All is as before the cut.
+            self.limit = self.trial.limit;
+            self.bear(strain);
+        } else if judged.good > judged.sent * SERVED {
+            // All that is sent succeeds, and nobody waits: this is how the upstream is.
+            self.bear(strain);
         } else {
             self.cut_to(judged.good, &judged, bounds);
         }
@@ -191,7 +227,7 @@ impl Controller {
 
     /// Takes a step down, whose worth is then to be seen.
     fn cut_to(&mut self, rate: f64, seen: &Seen, bounds: &Measured) {
-        self.trial = Trial { age: 1, sent: seen.sent, good: seen.good, limit: self.limit };
+        self.trial = Trial { age: 1, futile: 0, sent: seen.sent, good: seen.good, limit: self.limit };
         self.lower(rate, bounds);
     }
 
@@ -202,17 +238,17 @@ impl Controller {
         self.limit = limit.max(least);
     }
 
-    /// What succeeded has fallen as what was sent: it was not too much that was sent. Everything is as before the cut.
-    fn give_up(&mut self, strain: f64) {
-        self.limit = self.trial.limit;
+    /// Shedding does not mend this strain; it is tried again later.
+    fn bear(&mut self, strain: f64) {
         self.trial = Trial::default();
-        self.unmended += strain;
+        self.floor = strain;
         self.rest = FIRST_REST.saturating_mul(1 << self.failures.min(5)).min(LONGEST_REST);
         self.failures = self.failures.saturating_add(1);
     }
 
     /// All bounds hold: let more through where there is room and where it is asked for.
     fn ease(&mut self, seen: &Seen, strain: f64) {
+        let strain = self.over_floor(strain);
         if strain < MENDED && self.trial.age > 0 {
             self.trial = Trial::default();
             self.failures = 0;
@@ -321,10 +357,11 @@ impl Controller {
             self.insistence,
             f64::from(self.roomy),
             f64::from(trial.age),
+            f64::from(trial.futile),
             trial.sent,
             trial.good,
             trial.limit,
-            self.unmended,
+            self.floor,
             f64::from(self.rest),
             f64::from(self.failures),
         ];
@@ -347,8 +384,8 @@ impl Controller {
             aim: next()?,
             insistence: next()?,
             roomy: next()? as u32,
-            trial: Trial { age: next()? as u32, sent: next()?, good: next()?, limit: next()? },
-            unmended: next()?,
+            trial: Trial { age: next()? as u32, futile: next()? as u32, sent: next()?, good: next()?, limit: next()? },
+            floor: next()?,
             rest: next()? as u32,
             failures: next()? as u32,
             refused: {
@@ -363,4 +400,4 @@ impl Controller {
 }
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 14 + LEVELS;
+const FIELDS: usize = 15 + LEVELS;

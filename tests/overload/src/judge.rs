@@ -29,7 +29,8 @@ pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
     for (index, phase) in scenario.phases.iter().enumerate() {
         let to = from + phase.seconds;
         let over = backlog_over(scenario, phase, story, from, to);
-        let settled = (over + window / 2.0).max(from + window);
+        let settling = if phase.condition == Condition::Well { window } else { 3.0 * window };
+        let settled = (over + window / 2.0).max(from + settling);
         if phase.is_steady() && to - settled > window / 2.0 {
             judge_steady(scenario, phase, between(story, settled, to), &mut verdict);
         }
