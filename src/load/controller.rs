@@ -30,10 +30,10 @@ const DRAIN: f64 = 0.85;
 
 /// Below this strain there is room, and the limit grows, by [`FIRST_STEP`] in the first slot; the step doubles every
 /// [`DOUBLING_SLOTS`] for as long as there is room, up to [`LARGEST_STEP`].
-const ROOM: f64 = 0.35;
+const ROOM: f64 = 0.45;
 const FIRST_STEP: f64 = 0.005;
 const DOUBLING_SLOTS: f64 = 2.0;
-const LARGEST_STEP: f64 = 0.25;
+const LARGEST_STEP: f64 = 0.15;
 
 /// What the limit grows by in a slot between [`ROOM`] and the bound, so that it never stays where it is for good.
 const PROBING_STEP: f64 = 0.002;
@@ -56,10 +56,15 @@ const SMALL_STEP: f64 = 0.96;
 /// A cut can be judged where what is sent fell at least to this.
 const REAL_CUT: f64 = 0.9;
 
-/// Where less than such a part of what is sent is answered at all, each slot less is sent, for so many slots.
+/// Where less than such a part of what is sent is answered at all, less is sent in each of the next slots, and then for so
+/// many slots in all it is seen whether that helps.
 const FUTILE: f64 = 0.25;
 const FUTILE_STEP: f64 = 0.7;
+const FUTILE_STEPS: u32 = 4;
 const FUTILE_SLOTS: u32 = 24;
+
+/// What counts at least of what is sent where it fails anyway.
+const MOST_LOST: f64 = 0.95;
 
 /// Where so much more succeeds than is sent, a queue drains; where less than this does, some of it fails.
 const DRAINING: f64 = 1.05;
@@ -92,6 +97,8 @@ pub struct Controller {
     trial: Trial,
     /// The strain that is there however little is sent.
     floor: f64,
+    /// The share of what is sent that fails however little that is.
+    lost: f64,
     /// Slots until a cut that did not help is tried again.
     rest: u32,
     /// How often in a row a cut has not helped.
@@ -128,6 +135,8 @@ struct Seen {
     counts: Counts,
     sent: f64,
     good: f64,
+    /// What was sent in the last two.
+    newest: f64,
 }
 
 impl Controller {
@@ -174,6 +183,7 @@ impl Controller {
         self.rest = self.rest.saturating_sub(1);
         if self.rest == 0 && (self.floor > HIGH_FLOOR || self.severity <= 0.0) {
             self.floor = 0.0;
+            self.lost = 0.0;
         }
         if strain < self.floor {
             self.floor += FLOOR_FALL * (strain - self.floor);
@@ -202,7 +212,8 @@ impl Controller {
             // Nobody gets an answer, so that nothing is lost by sending less, and the queue may drain.
             self.trial.futile = self.trial.futile.saturating_add(1);
             self.trial.age = 1;
-            self.lower(self.limit * FUTILE_STEP, bounds);
+            let step = if self.trial.futile <= FUTILE_STEPS { FUTILE_STEP } else { 1.0 };
+            self.lower(self.limit * step, bounds);
             return;
         }
         self.trial.age = self.trial.age.saturating_add(1);
@@ -217,6 +228,7 @@ impl Controller {
             // What succeeded has fallen as what was sent: it was not too much that was sent. All is as before the cut.
             self.limit = self.trial.limit;
             self.bear(strain);
+            self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
         } else if judged.good > judged.sent * SERVED {
             // All that is sent succeeds, and nobody waits: this is how the upstream is.
             self.bear(strain);
@@ -228,7 +240,8 @@ impl Controller {
     /// Takes a step down, whose worth is then to be seen.
     fn cut_to(&mut self, rate: f64, seen: &Seen, bounds: &Measured) {
         self.trial = Trial { age: 1, futile: 0, sent: seen.sent, good: seen.good, limit: self.limit };
-        self.lower(rate, bounds);
+        // What fails anyway does not count against what can be sent.
+        self.lower(rate / (1.0 - self.lost), bounds);
     }
 
     fn lower(&mut self, rate: f64, bounds: &Measured) {
@@ -253,7 +266,6 @@ impl Controller {
             self.trial = Trial::default();
             self.failures = 0;
         }
-        let is_used = self.severity > 0.0 && seen.sent > self.aim * DRAIN;
         self.roomy = if strain < ROOM { self.roomy.saturating_add(1) } else { 0 };
         let quick = FIRST_STEP * (f64::from(self.roomy) / DOUBLING_SLOTS).exp2();
         let step = match strain {
@@ -261,7 +273,8 @@ impl Controller {
             strain if strain < TARGET => PROBING_STEP,
             _ => PROBING_STEP / 4.0,
         };
-        if self.severity > 0.0 && (is_used || self.roomy > 0) {
+        // What is not asked for is not known to be borne.
+        if self.severity > 0.0 && seen.newest > self.aim * DRAIN {
             self.limit *= 1.0 + step;
         }
     }
@@ -309,6 +322,7 @@ impl Seen {
             slots,
             sent: counts.passed() as f64 / seconds,
             good: f64::from(counts.good()) / seconds,
+            newest: window.newest(2).passed() as f64 / (2.0 * slot_seconds(window)),
             counts,
         }
     }
@@ -362,6 +376,7 @@ impl Controller {
             trial.good,
             trial.limit,
             self.floor,
+            self.lost,
             f64::from(self.rest),
             f64::from(self.failures),
         ];
@@ -386,6 +401,7 @@ impl Controller {
             roomy: next()? as u32,
             trial: Trial { age: next()? as u32, futile: next()? as u32, sent: next()?, good: next()?, limit: next()? },
             floor: next()?,
+            lost: next()?.clamp(0.0, MOST_LOST),
             rest: next()? as u32,
             failures: next()? as u32,
             refused: {
@@ -400,4 +416,4 @@ impl Controller {
 }
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 15 + LEVELS;
+const FIELDS: usize = 16 + LEVELS;
