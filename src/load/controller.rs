@@ -63,6 +63,10 @@ const FUTILE_STEP: f64 = 0.7;
 const FUTILE_STEPS: u32 = 4;
 const FUTILE_SLOTS: u32 = 24;
 
+/// A strain that falls below this within a trial is mending, one that rises over that is not held up by the cut.
+const MENDING: f64 = 0.9;
+const WORSENING: f64 = 1.3;
+
 /// What counts at least of what is sent where it fails anyway.
 const MOST_LOST: f64 = 0.95;
 
@@ -117,6 +121,8 @@ struct Trial {
     /// What was sent, and answered well, before it.
     sent: f64,
     good: f64,
+    /// The strain then, or when it was last seen to lessen.
+    strain: f64,
     /// The limit before it.
     limit: f64,
 }
@@ -203,7 +209,7 @@ impl Controller {
             // Little is wrong with a limit that has held so far.
             let small = self.limit * SMALL_STEP;
             let doable = if doable > small * DRAIN { doable.max(small) } else { doable };
-            self.cut_to(doable, seen, bounds);
+            self.cut_to(doable, strain, seen, bounds);
             return;
         }
         let newest = window.newest(LOOK.least);
@@ -222,24 +228,28 @@ impl Controller {
             return;
         }
         let share = judged.sent / self.trial.sent.max(f64::MIN_POSITIVE);
-        if judged.good > judged.sent * DRAINING {
+        let (was, served) = (self.trial.strain, judged.good > judged.sent * SERVED);
+        if judged.good > judged.sent * DRAINING || served && strain < was * MENDING {
             self.trial.age = 1;
+            self.trial.strain = strain;
+        } else if strain > was * WORSENING {
+            self.cut_to(judged.good * DRAIN, strain, &judged, bounds);
         } else if share < REAL_CUT && judged.good <= self.trial.good * share.sqrt() {
             // What succeeded has fallen as what was sent: it was not too much that was sent. All is as before the cut.
             self.limit = self.trial.limit;
             self.bear(strain);
             self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
-        } else if judged.good > judged.sent * SERVED {
+        } else if served {
             // All that is sent succeeds, and nobody waits: this is how the upstream is.
             self.bear(strain);
         } else {
-            self.cut_to(judged.good, &judged, bounds);
+            self.cut_to(judged.good, strain, &judged, bounds);
         }
     }
 
     /// Takes a step down, whose worth is then to be seen.
-    fn cut_to(&mut self, rate: f64, seen: &Seen, bounds: &Measured) {
-        self.trial = Trial { age: 1, futile: 0, sent: seen.sent, good: seen.good, limit: self.limit };
+    fn cut_to(&mut self, rate: f64, strain: f64, seen: &Seen, bounds: &Measured) {
+        self.trial = Trial { age: 1, futile: 0, sent: seen.sent, good: seen.good, strain, limit: self.limit };
         // What fails anyway does not count against what can be sent.
         self.lower(rate / (1.0 - self.lost), bounds);
     }
@@ -374,6 +384,7 @@ impl Controller {
             f64::from(trial.futile),
             trial.sent,
             trial.good,
+            trial.strain,
             trial.limit,
             self.floor,
             self.lost,
@@ -399,7 +410,14 @@ impl Controller {
             aim: next()?,
             insistence: next()?,
             roomy: next()? as u32,
-            trial: Trial { age: next()? as u32, futile: next()? as u32, sent: next()?, good: next()?, limit: next()? },
+            trial: Trial {
+                age: next()? as u32,
+                futile: next()? as u32,
+                sent: next()?,
+                good: next()?,
+                strain: next()?,
+                limit: next()?,
+            },
             floor: next()?,
             lost: next()?.clamp(0.0, MOST_LOST),
             rest: next()? as u32,
@@ -416,4 +434,4 @@ impl Controller {
 }
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 16 + LEVELS;
+const FIELDS: usize = 17 + LEVELS;

@@ -41,7 +41,7 @@ pub struct Bin {
     /// Requests that were shed.
     pub shed: [u32; 3],
     /// Requests of calls that began in an earlier phase: what is left of it.
-    pub leftover: u32,
+    pub leftover: [u32; 3],
     /// Which phase it was.
     pub phase: usize,
     /// What held at the end.
@@ -222,9 +222,9 @@ impl World<'_> {
 
     fn attempt(&mut self, index: usize) {
         let is_leftover = self.story.bins[self.calls[index].bin].phase < self.phase;
-        self.bin().leftover += u32::from(is_leftover);
         let call = &mut self.calls[index];
         let Caller { tier, number } = call.caller;
+        self.story.bins.last_mut().expect("one from the begin").leftover[tier] += u32::from(is_leftover);
         match self.envoy.arrive(call.caller, call.worker, self.now_us, &mut self.random) {
             Verdict::Refused => self.story.bins[call.bin].refused[tier] += 1,
             Verdict::Shed(seconds) => {
