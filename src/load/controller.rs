@@ -154,7 +154,9 @@ impl Controller {
         }
         let mut next = Self { refused, ..self };
         let seen = Seen::over(window, RATES);
-        let strain = strain(&Seen::over(window, LOOK).counts, bounds, switch.baseline_us());
+        let strain_over = |counts| strain(counts, bounds, switch.baseline_us());
+        // A burst is no overload, and what is over is over.
+        let strain = strain_over(&Seen::over(window, LOOK).counts).min(strain_over(&seen.counts));
         next.learn_floor(strain);
         if next.over_floor(strain) > 1.0 {
             next.press(&seen, strain, window, bounds);
@@ -307,7 +309,8 @@ impl Controller {
             demand.kept = (level.kept_milli as f64 / 1_000.0 / level.offered().max(1) as f64).min(1.0);
         }
         let total: f64 = demand.iter().map(|level| level.rate).sum();
-        self.severity = if self.aim > 0.0 && total > self.aim { 1.0 - self.aim / total } else { 0.0 };
+        let kept = if self.aim > 0.0 { (self.aim / total.max(f64::MIN_POSITIVE)).min(1.0) } else { 1.0 };
+        self.severity = 1.0 - kept;
         self.cut = Cut::of(self.severity, &demand);
     }
 

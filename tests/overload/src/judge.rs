@@ -29,7 +29,10 @@ pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
     for (index, phase) in scenario.phases.iter().enumerate() {
         let to = from + phase.seconds;
         let over = backlog_over(scenario, phase, story, from, to);
-        let settling = if phase.condition == Condition::Well { window } else { 3.0 * window };
+        // The queue may be full of requests that nobody waits for any more. That has to be worked off, by half of what
+        // the upstream can do.
+        let queue = scenario.upstream.queue as f64 / (scenario.upstream.capacity() * capacity_left(phase.condition)).max(1.0);
+        let settling = window + 2.0 * queue.min(scenario.patience.1.max(if scenario.upstream.works_for_nobody { queue } else { 0.0 }));
         let settled = (over + window / 2.0).max(from + settling);
         if phase.is_steady() && to - settled > window / 2.0 {
             judge_steady(scenario, phase, between(story, settled, to), &mut verdict);
@@ -130,5 +133,13 @@ fn judge_enterprise(scenario: &Scenario, phase: &Phase, bins: &[Bin], verdict: &
     for bin in bins.iter().rev().skip(10) {
         verdict.enterprise.0 += bin.served[2] + bin.given_up[2];
         verdict.enterprise.1 += bin.given_up[2];
+    }
+}
+
+/// Which part of what the upstream can do is left.
+fn capacity_left(condition: Condition) -> f64 {
+    match condition {
+        Condition::Slow(factor) => 1.0 / factor,
+        _ => 1.0,
     }
 }
