@@ -35,6 +35,9 @@ const FIRST_STEP: f64 = 0.005;
 const DOUBLING_SLOTS: f64 = 2.0;
 const LARGEST_STEP: f64 = 0.15;
 
+/// Less than this of what is aimed at says nothing about whether more could be borne.
+const USED: f64 = 0.75;
+
 /// What the limit grows by in a slot between [`ROOM`] and the bound, so that it never stays where it is for good.
 const PROBING_STEP: f64 = 0.002;
 
@@ -286,7 +289,7 @@ impl Controller {
             _ => PROBING_STEP / 4.0,
         };
         // What is not asked for is not known to be borne.
-        if self.severity > 0.0 && seen.newest > self.aim * DRAIN {
+        if self.severity > 0.0 && seen.newest > self.aim * USED {
             self.limit *= 1.0 + step;
         }
     }

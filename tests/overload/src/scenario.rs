@@ -68,7 +68,7 @@ const UPSTREAMS: [(&str, Upstream); 4] = [
     // A queue of half a second: latency climbs past its bound, then requests are refused.
     ("queue", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Lognormal(0.8), queue: 320, works_for_nobody: true }),
     // Almost no queue: it refuses what it cannot do, and is quick all the while.
-    ("refusing", Upstream { servers: 48, service_us: 100_000.0, spread: Spread::Exponential, queue: 16, works_for_nobody: true }),
+    ("refusing", Upstream { servers: 48, service_us: 100_000.0, spread: Spread::Exponential, queue: 96, works_for_nobody: true }),
     // A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
     ("deep", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Exponential, queue: 2_000, works_for_nobody: true }),
     // The same, but it notices when clients have gone.
