@@ -30,8 +30,8 @@ fn main() {
         if arguments.verbose {
             for (index, bin) in story.bins.iter().enumerate().step_by(1) {
                 println!(
-                    "{:6.1} ph{} {:8} sev {:.3} calls {:?} sent {:5} good {:4} shed {:?} waiting {:5} gave up {:?}",
-                    index as f64 / 2.0, bin.phase, bin.health.name(), bin.severity, bin.calls, bin.sent, bin.good, bin.shed, bin.waiting, bin.given_up
+                    "{:6.1} ph{} {:8} sev {:.3} calls {:?} sent {:5} good {:4} shed {:?} waiting {:5} gave up {:?} {}",
+                    index as f64 / 2.0, bin.phase, bin.health.name(), bin.severity, bin.calls, bin.sent, bin.good, bin.shed, bin.waiting, bin.given_up, format!("{:?}", bin.controller).split(" refused:").next().unwrap_or_default().replace("Controller ", "")
                 );
             }
         }

@@ -68,7 +68,7 @@ const UPSTREAMS: [(&str, Upstream); 4] = [
     // A queue of half a second: latency climbs past its bound, then requests are refused.
     ("queue", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Lognormal(0.8), queue: 320, works_for_nobody: true }),
     // Almost no queue: it refuses what it cannot do, and is quick all the while.
-    ("refusing", Upstream { servers: 64, service_us: 200_000.0, spread: Spread::Exponential, queue: 8, works_for_nobody: true }),
+    ("refusing", Upstream { servers: 48, service_us: 100_000.0, spread: Spread::Exponential, queue: 96, works_for_nobody: true }),
     // A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
     ("deep", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Exponential, queue: 2_000, works_for_nobody: true }),
     // The same, but it notices when clients have gone.
@@ -140,7 +140,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     }
     let troubles = [
         ("slow", Condition::Slow(5.0)),
-        ("slower", Condition::Slow(20.0)),
+        ("slowish", Condition::Slow(2.5)),
         ("failing", Condition::Failing(0.3)),
         ("broken", Condition::Failing(0.9)),
         ("dead", Condition::Dead),
@@ -148,7 +148,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     ];
     for (name, condition) in troubles {
         for load in [0.15, 0.5, 0.85, 3.0] {
-            let trouble = Phase { seconds: 45.0, load: (load, load), condition };
+            let trouble = Phase { seconds: 60.0, load: (load, load), condition };
             shapes.push((format!("{name}{load}"), around(vec![trouble])));
         }
     }
@@ -158,7 +158,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
 fn around(middle: Vec<Phase>) -> Vec<Phase> {
     let mut phases = vec![well(20.0, CALM, CALM)];
     phases.extend(middle);
-    phases.push(well(45.0, CALM, CALM));
+    phases.push(well(70.0, CALM, CALM));
     phases
 }
 
