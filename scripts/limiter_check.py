@@ -424,8 +424,8 @@ class HealthPutBack:
 
     def __exit__(self, *_):
         # A second Ctrl-C must not keep it from being put back.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for told_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(told_to_end, signal.SIG_IGN)
         try:
             self.api.set_health(self.before)
             self.show.line(f"\nHealth is {self.before} again.")
@@ -434,11 +434,12 @@ class HealthPutBack:
 
 
 def run(test, description, needs_token):
-    """Runs a test to its exit status."""
+    """Runs a test; gives its exit status."""
     chosen = options(description, needs_token)
     show = Show()
-    # Told to end is ended as by Ctrl-C, so that health is put back.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # However it is told to end, health is put back; also where a shell in the background ignores Ctrl-C for it.
+    for told_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(told_to_end, signal.default_int_handler)
     try:
         api = Api(chosen)
         if needs_token:

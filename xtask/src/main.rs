@@ -1,7 +1,7 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `audit`, `bench`,
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `watch`, `checks`, `soak`, `mutants`, `audit`, `bench`,
 //! `conformance` and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they
 //! stand on.
 
@@ -21,6 +21,7 @@ mod process;
 mod redis;
 mod soak;
 mod tools;
+mod watch;
 mod workspace;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ use clap::Parser;
 enum Verb {
     /// Build the filter and start an Envoy that runs it on port 8000, on request with a Redis, until Ctrl-C
     Demo(demo::Options),
+    /// Watch a limiter that runs: tokens, requests allowed and refused a second, health, live on one screen
+    Watch(watch::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
     Test(checks::Options),
     /// Search for counter-examples: the same searches as in `test`, for as long as one likes
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
     let verb = Verb::parse();
     let done = process::catch_interrupts().and_then(|()| match verb {
         Verb::Demo(options) => demo::run(&options),
+        Verb::Watch(options) => watch::run(&options),
         Verb::Test(options) => checks::run(&options),
         Verb::Soak(options) => soak::run_parts(&options),
         Verb::Mutants(options) => mutants::run(&options),

@@ -26,6 +26,7 @@ mod production;
 mod protocols;
 mod redis;
 mod reload_under_load;
+mod scripts;
 mod secrets;
 mod shipped;
 mod support;
