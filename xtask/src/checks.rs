@@ -126,6 +126,7 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let redis_server = tools::redis_server()?;
     let (prometheus, promtool) = checkers::prometheus()?;
     let check_jsonschema = checkers::check_jsonschema()?;
+    tools::typed_programs()?;
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();

@@ -12,6 +12,8 @@ mod checks;
 mod conformance;
 mod demo;
 mod dist;
+#[cfg(test)]
+mod docs;
 mod envoy;
 mod exports;
 mod filter;

@@ -31,3 +31,4 @@ mod secrets;
 mod shipped;
 mod support;
 mod timing;
+mod troubleshooting;
