@@ -10,7 +10,7 @@ mod stats;
 mod tests;
 
 use std::fs;
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -109,8 +109,10 @@ impl<L: FnMut(&mut Vec<String>) -> Result<()>> Watch<'_, L> {
         for n in 0.. {
             let notices = self.look()?;
             notices.iter().for_each(step);
-            if n % SAMPLES_PER_LINE == 0 {
-                println!("{}", screen::line(&self.board));
+            let is_due = n % SAMPLES_PER_LINE == 0;
+            // Whoever read the lines may have read enough, as `head` does.
+            if is_due && writeln!(stdout(), "{}", screen::line(&self.board)).is_err() {
+                break;
             }
             if pause(REFRESH).is_err() {
                 break;

@@ -11,7 +11,7 @@ use super::board::{Board, Rates};
 /// A rule with the tier's name, tokens, and a curve each for what passed and what did not.
 const ROWS_PER_TIER: u16 = 4;
 
-const NAME_COLUMNS: u16 = 26;
+const NAME_COLUMNS: u16 = 28;
 
 /// Draws all of it.
 pub(super) fn draw(board: &Board, frame: &mut Frame) {
@@ -126,8 +126,9 @@ fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
         frame.render_widget(format!("{left}"), area);
         return;
     };
-    // A bucket that was seen before its capacity shrank has more than it may.
-    let share = if capacity == 0 { 0.0 } else { (left as f64 / capacity as f64).min(1.0) };
+    // What was seen before the capacity shrank is gone.
+    let left = left.min(capacity);
+    let share = if capacity == 0 { 0.0 } else { left as f64 / capacity as f64 };
     let colour = if share > 0.25 { Color::Cyan } else { Color::Yellow };
     let gauge = Gauge::default().ratio(share).label(format!("{left} of {capacity}"));
     frame.render_widget(gauge.gauge_style(Style::new().fg(colour).bg(Color::DarkGray)), area);

@@ -99,12 +99,12 @@ fn a_rate_reaches_two_seconds_back() {
 fn tokens_are_a_bar_of_what_a_full_bucket_holds() {
     let buffer = drawn(&board(BEFORE, NOW), 80, 24);
     let (column, row) = place(&buffer, "5 of 10");
-    let filled = (26..80).filter(|x| {
+    let filled = (28..80).filter(|x| {
         let cell = &buffer[(*x, row)];
         // Where the label is, the bar is the ground instead of a block.
         if (column..column + 7).contains(x) { cell.bg == Color::Cyan } else { cell.symbol() == "█" }
     });
-    assert_eq!(filled.count(), 27, "half of 54 columns");
+    assert_eq!(filled.count(), 26, "half of 52 columns");
     place(&buffer, "20 of 25");
     assert_eq!(place(&buffer, "free").0, place(&buffer, "pro").0);
     assert!(place(&buffer, "free").1 < place(&buffer, "pro").1, "small buckets first");
@@ -115,9 +115,9 @@ fn what_passes_and_what_does_not_is_a_curve() {
     let mut board = board(BEFORE, NOW);
     let buffer = drawn(&board, 80, 24);
     let (_, allowed) = place(&buffer, "allowed      10.0 a second");
-    assert_eq!((buffer[(26, allowed)].symbol(), buffer[(26, allowed)].fg), ("█", Color::Green));
+    assert_eq!((buffer[(28, allowed)].symbol(), buffer[(28, allowed)].fg), ("█", Color::Green));
     let (_, refused) = place(&buffer, "refused       5.0 a second");
-    assert_eq!((buffer[(26, refused)].symbol(), buffer[(26, refused)].fg), ("█", Color::Red));
+    assert_eq!((buffer[(28, refused)].symbol(), buffer[(28, refused)].fg), ("█", Color::Red));
 
     // Half as much later on is half as high, beside the first.
     board.take(
@@ -125,7 +125,7 @@ fn what_passes_and_what_does_not_is_a_curve() {
         Capacities::default(),
     );
     let buffer = drawn(&board, 80, 24);
-    assert_eq!([buffer[(26, allowed)].symbol(), buffer[(27, allowed)].symbol()], ["█", "▄"]);
+    assert_eq!([buffer[(28, allowed)].symbol(), buffer[(29, allowed)].symbol()], ["█", "▄"]);
 }
 
 #[test]
@@ -149,8 +149,8 @@ fn health_and_redis_have_their_colours() {
 #[test]
 fn degraded_limits_are_those_of_the_bars() {
     let buffer = drawn(&board(BEFORE, &NOW.replace("degraded: 0", "degraded: 1")), 80, 24);
-    let (column, row) = place(&buffer, "5 of 2");
-    assert_eq!(buffer[(column, row)].bg, Color::Cyan, "more than full is full");
+    let (column, row) = place(&buffer, "2 of 2");
+    assert_eq!(buffer[(column, row)].bg, Color::Cyan, "what was more than full is full");
     place(&buffer, "20 of 25");
 }
 

@@ -31,4 +31,5 @@ mod secrets;
 mod shipped;
 mod support;
 mod timing;
+mod tour;
 mod troubleshooting;

@@ -1,7 +1,7 @@
 //! Every command of `docs/troubleshooting.md` runs where it says it does.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use e2e::client::Request;
@@ -30,11 +30,11 @@ fn commands() -> Vec<String> {
     commands
 }
 
-/// The demo with Redis, in a folder in which the document's paths lead to its files.
-fn demo(redis: &Redis) -> (Envoy, std::path::PathBuf) {
+/// The demo with Redis, in a folder in which the documents' paths lead to its files.
+pub(crate) fn demo_with_redis(redis: &Redis, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
     let port = format!("port_value: {}}}", redis.address().port());
     let changes = [&ANY_PORTS[..], &[("port_value: 6379}", port.as_str())]].concat();
-    let (envoy, folder) = boot("deploy/redis/envoy.yaml", &changes, &[("ADMIN_TOKEN", TOKEN)], |folder| {
+    let (envoy, folder) = boot("deploy/redis/envoy.yaml", &changes, env, |folder| {
         let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, folder.join(name)).expect(name);
         link(&repository_root().join("scripts"), "scripts");
         fs::create_dir(folder.join("target/demo")).expect("a folder");
@@ -49,7 +49,7 @@ fn demo(redis: &Redis) -> (Envoy, std::path::PathBuf) {
 #[test]
 fn every_command_runs_against_the_shipped_configuration() {
     let redis = Redis::start();
-    let (envoy, folder) = demo(&redis);
+    let (envoy, folder) = demo_with_redis(&redis, &[("ADMIN_TOKEN", TOKEN)]);
     for command in commands() {
         let here = command
             .replace("localhost:8000", &envoy.address().to_string())
