@@ -173,7 +173,9 @@ fn is_left(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Resul
         }
         match event::read()? {
             Event::Key(key) if leaves(key) => return Ok(true),
-            Event::Resize(..) => drop(terminal.draw(|frame| screen::draw(board, frame))?),
+            Event::Resize(..) => {
+                terminal.draw(|frame| screen::draw(board, frame))?;
+            }
             _ => {}
         }
     }
