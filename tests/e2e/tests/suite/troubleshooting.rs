@@ -4,10 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
-use e2e::wait;
 
 use crate::shipped::{ANY_PORTS, boot, repository_root};
 
@@ -30,26 +28,40 @@ fn commands() -> Vec<String> {
     commands
 }
 
-/// The demo with Redis, in a folder in which the documents' paths lead to its files.
-pub(crate) fn demo_with_redis(redis: &Redis, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
-    let port = format!("port_value: {}}}", redis.address().port());
-    let changes = [&ANY_PORTS[..], &[("port_value: 6379}", port.as_str())]].concat();
-    let (envoy, folder) = boot("deploy/redis/envoy.yaml", &changes, env, |folder| {
+/// The demo with Redis, or the one without, in a folder in which the documents' paths lead to its files. `tiers` may change what is there.
+pub(crate) fn demo(
+    redis: Option<&Redis>,
+    env: &[(&str, &str)],
+    tiers: impl Fn(String) -> String,
+) -> (Envoy, PathBuf) {
+    let port = redis.map(|redis| format!("port_value: {}}}", redis.address().port()));
+    // A machine that is busy with other tests must not make another store of it.
+    let patient = [("\"timeout_ms\": 20", "\"timeout_ms\": 2000")];
+    let (file, changes) = match &port {
+        Some(port) => {
+            let address = [("port_value: 6379}", port.as_str())];
+            ("deploy/redis/envoy.yaml", [&ANY_PORTS[..], &address, &patient].concat())
+        }
+        None => ("envoy.yaml", ANY_PORTS.to_vec()),
+    };
+    let (envoy, folder) = boot(file, &changes, env, |folder| {
         let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, folder.join(name)).expect(name);
         link(&repository_root().join("scripts"), "scripts");
         fs::create_dir(folder.join("target/demo")).expect("a folder");
         link(&folder.join("envoy.log"), "target/demo/envoy.log");
+        let file = folder.join("config/tiers.json");
+        let shipped = fs::read_to_string(&file).expect("the tiers");
+        fs::write(file, tiers(shipped)).expect("the tiers");
     });
-    wait::until("the documents are there", || {
-        (envoy.send(&Request::get("/").key("pro")).tier() == "pro").then_some(())
-    });
+    // Not by a request, which would take a token.
+    envoy.await_log(&["documents applied"]);
     (envoy, folder)
 }
 
 #[test]
 fn every_command_runs_against_the_shipped_configuration() {
     let redis = Redis::start();
-    let (envoy, folder) = demo_with_redis(&redis, &[("ADMIN_TOKEN", TOKEN)]);
+    let (envoy, folder) = demo(Some(&redis), &[("ADMIN_TOKEN", TOKEN)], |tiers| tiers);
     for command in commands() {
         let here = command
             .replace("localhost:8000", &envoy.address().to_string())
