@@ -153,7 +153,10 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // The hook has done it before it printed, and a second time would put the cursor into what is printed.
+        if !std::thread::panicking() {
+            ratatui::restore();
+        }
     }
 }
 
