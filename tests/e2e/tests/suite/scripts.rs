@@ -100,7 +100,8 @@ fn the_quick_one_passes_on_the_demo_as_it_is_shipped() {
 #[test]
 fn all_pass_on_a_limiter_that_is_in_use() {
     let (envoy, tiers) = demo(&faster(5.0));
-    for script in SCRIPTS.into_iter().chain(SCRIPTS) {
+    // Each but the first finds the buckets that the one before it has emptied.
+    for script in SCRIPTS {
         assert_passes(script, &envoy, &["--tiers", tiers.to_str().expect("text")]);
     }
 }
