@@ -134,6 +134,7 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let (prometheus, promtool) = checkers::prometheus()?;
     let (check_jsonschema, kubernetes_validate) =
         (checkers::check_jsonschema()?, checkers::kubernetes_validate()?);
+    tools::typed_programs()?;
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();

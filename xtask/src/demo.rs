@@ -13,6 +13,7 @@ use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
 use crate::process::{interrupted, pause};
 use crate::redis::Redis;
+use crate::watch::{self, Watched};
 use crate::{step, tools, workspace};
 
 /// Where the configurations listen: any address, and the loopback.
@@ -34,6 +35,9 @@ pub(crate) struct Options {
     /// `debug` shows each request's decision
     #[arg(long, default_value = "info")]
     log_level: String,
+    /// Show tokens, requests allowed and refused, and health live on one screen; `q` or Ctrl-C ends the demo
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
@@ -76,19 +80,44 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         print_what_to_try_with_redis(redis);
     }
     println!("\nCtrl-C ends it.\n");
+    if options.watch {
+        watch_until_told(&mut envoy, &mut redis)
+    } else {
+        wait_until_told(&mut envoy, &mut redis)
+    }?;
+    drop(envoy);
+    drop(redis);
+    step("stopped");
+    Ok(())
+}
+
+fn wait_until_told(envoy: &mut Envoy, redis: &mut Option<Redis>) -> Result<()> {
     while !interrupted() {
         envoy.check()?;
-        if let Some(redis) = &mut redis {
-            tell_if_ended(redis)?;
+        if let Some(message) = ended(redis)? {
+            step(message);
         }
         if pause(Duration::from_millis(200)).is_err() {
             break;
         }
     }
-    drop(envoy);
-    drop(redis);
-    step("stopped");
     Ok(())
+}
+
+fn watch_until_told(envoy: &mut Envoy, redis: &mut Option<Redis>) -> Result<()> {
+    let watched = Watched {
+        admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(),
+        tiers: workspace::root().join("config/tiers.json"),
+    };
+    let mut is_first = true;
+    watch::watch(&watched, |notices| {
+        envoy.check()?;
+        if std::mem::take(&mut is_first) {
+            notices.push(format!("Try, in another terminal: curl -i http://localhost:{SERVICE_PORT}/test"));
+        }
+        notices.extend(ended(redis)?);
+        Ok(())
+    })
 }
 
 fn ensure_redis_port_free() -> Result<()> {
@@ -123,16 +152,19 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     Ok(envoy)
 }
 
-/// Ending Redis is one of the things to try, so it does not end the demo.
-fn tell_if_ended(redis: &mut Redis) -> Result<()> {
-    if let Some(status) = redis.just_ended()? {
-        step(format!(
-            "Redis has ended ({status}). Requests go on: this Envoy decides by itself, with the same \
-             limits.\n    Start Redis again, and within five seconds the limiter is back on it:\n\n      {}\n",
+/// What to say when Redis has just ended. That is one of the things to try, so it does not end the demo.
+fn ended(redis: &mut Option<Redis>) -> Result<Option<String>> {
+    let Some(redis) = redis else {
+        return Ok(None);
+    };
+    let status = redis.just_ended()?;
+    Ok(status.map(|status| {
+        format!(
+            "Redis has ended ({status}). Requests go on by the same limits. Start it again, and within five seconds \
+             the limiter is back on it:\n    {}",
             redis.command_line()
-        ));
-    }
-    Ok(())
+        )
+    }))
 }
 
 fn print_what_to_try() {
