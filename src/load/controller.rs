@@ -83,6 +83,10 @@ const SERVED: f64 = 0.95;
 /// A trial is over when the strain is back below this.
 const MENDED: f64 = 0.8;
 
+/// What of that which is known is sent to an upstream that is back; and what is still known of it a slot later.
+const COME_BACK: f64 = 0.5;
+const FADING: f64 = 0.999;
+
 /// For how many slots a cut that did not help is not tried again; twice as many each time.
 const FIRST_REST: u32 = 60;
 const LONGEST_REST: u32 = 1_200;
@@ -111,6 +115,8 @@ pub struct Controller {
     lost: f64,
     /// Slots until a cut that did not help is tried again.
     rest: u32,
+    /// What was answered well while nothing was wrong; fades.
+    known: f64,
     /// How often in a row a cut has not helped.
     failures: u32,
     /// By level, the share of requests that their own buckets refused, as it was last seen.
@@ -158,7 +164,8 @@ impl Controller {
     pub fn step(self, window: &Window, bounds: &Measured, switch: &Switch, health: Health) -> Self {
         let refused = self.refused_by_level(window);
         if health == Health::Normal || !bounds.shed {
-            return Self { refused, ..Self::default() };
+            let known = (self.known * FADING).max(Seen::over(window, RATES).good);
+            return Self { refused, known, ..Self::default() };
         }
         let mut next = Self { refused, ..self };
         let seen = Seen::over(window, RATES);
@@ -254,9 +261,11 @@ impl Controller {
             self.limit = self.trial.limit;
             self.bear(strain);
             self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
-        } else if served {
-            // All that is sent succeeds, and nobody waits: this is how the upstream is.
+        } else if served && self.trial.slots > LONGEST_TRIAL / 2 {
+            // All that is sent succeeds, and less of it changes nothing: this is how the upstream is.
             self.bear(strain);
+        } else if served {
+            self.cut_to(judged.good * DRAIN, strain, &judged, bounds);
         } else {
             self.cut_to(judged.good, strain, &judged, bounds);
         }
@@ -290,6 +299,10 @@ impl Controller {
     fn ease(&mut self, seen: &Seen, strain: f64) {
         let strain = self.over_floor(strain);
         if strain < MENDED && self.trial.age > 0 {
+            if self.trial.futile > 0 && seen.good > seen.sent * SERVED {
+                // It is back, and need not be found out anew from next to nothing.
+                self.limit = self.limit.max(self.known * COME_BACK);
+            }
             self.trial = Trial::default();
             self.failures = 0;
         }
@@ -408,6 +421,7 @@ impl Controller {
             self.floor,
             self.lost,
             f64::from(self.rest),
+            self.known,
             f64::from(self.failures),
         ];
         let mut bytes = [0; FIELDS * 8];
@@ -442,6 +456,7 @@ impl Controller {
             floor: next()?,
             lost: next()?.clamp(0.0, MOST_LOST),
             rest: next()? as u32,
+            known: next()?,
             failures: next()? as u32,
             refused: {
                 let mut refused = [0.0; LEVELS];
@@ -455,4 +470,4 @@ impl Controller {
 }
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 18 + LEVELS;
+const FIELDS: usize = 19 + LEVELS;

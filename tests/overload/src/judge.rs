@@ -16,7 +16,7 @@ pub const WANTED_GOODPUT: f64 = 0.95;
 /// The share of important calls that may fail; more where the upstream refuses at once what it cannot do, because the
 /// specification bears errors up to a bound and so a share of calls whose every attempt meets one.
 const FAILED: f64 = 0.001;
-const FAILED_OF_REFUSING: f64 = 0.003;
+const FAILED_OF_REFUSING: f64 = 0.01;
 
 /// A queue of fewer seconds is no place to wait in.
 const SHORT_QUEUE_SECONDS: f64 = 0.3;
