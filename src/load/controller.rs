@@ -39,7 +39,7 @@ const LARGEST_STEP: f64 = 0.15;
 const USED: f64 = 0.75;
 
 /// What the limit grows by in a slot between [`ROOM`] and the bound, so that it never stays where it is for good.
-const PROBING_STEP: f64 = 0.002;
+const PROBING_STEP: f64 = 0.001;
 
 /// How much of the way to a higher floor is gone in one slot; over this, a floor is only what cutting did not mend, and
 /// the bound gives way to so much more.
@@ -70,6 +70,9 @@ const FUTILE_SLOTS: u32 = 24;
 const MENDING: f64 = 0.9;
 const WORSENING: f64 = 1.3;
 
+/// After so many slots in which all that is sent has succeeded, what is left of a strain is how the upstream is.
+const LONGEST_TRIAL: u32 = 24;
+
 /// What counts at least of what is sent where it fails anyway.
 const MOST_LOST: f64 = 0.95;
 
@@ -79,6 +82,10 @@ const SERVED: f64 = 0.95;
 
 /// A trial is over when the strain is back below this.
 const MENDED: f64 = 0.8;
+
+/// What of that which is known is sent to an upstream that is back; and what is still known of it a slot later.
+const COME_BACK: f64 = 0.5;
+const FADING: f64 = 0.999;
 
 /// For how many slots a cut that did not help is not tried again; twice as many each time.
 const FIRST_REST: u32 = 60;
@@ -108,6 +115,8 @@ pub struct Controller {
     lost: f64,
     /// Slots until a cut that did not help is tried again.
     rest: u32,
+    /// What was answered well while nothing was wrong; fades.
+    known: f64,
     /// How often in a row a cut has not helped.
     failures: u32,
     /// By level, the share of requests that their own buckets refused, as it was last seen.
@@ -117,7 +126,9 @@ pub struct Controller {
 /// A cut, until it is known whether it helps.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Trial {
-    /// Slots since then; 0 where there is none.
+    /// Slots since the first step of it.
+    slots: u32,
+    /// Slots since the last one; 0 where there is none.
     age: u32,
     /// Slots in which nobody got an answer.
     futile: u32,
@@ -153,7 +164,8 @@ impl Controller {
     pub fn step(self, window: &Window, bounds: &Measured, switch: &Switch, health: Health) -> Self {
         let refused = self.refused_by_level(window);
         if health == Health::Normal || !bounds.shed {
-            return Self { refused, ..Self::default() };
+            let known = (self.known * FADING).max(Seen::over(window, RATES).good);
+            return Self { refused, known, ..Self::default() };
         }
         let mut next = Self { refused, ..self };
         let seen = Seen::over(window, RATES);
@@ -184,7 +196,8 @@ impl Controller {
     /// Where the strain would be, on a scale from its floor (0) to the bound (1), or to somewhat above a floor that is
     /// near the bound or over it.
     fn over_floor(&self, strain: f64) -> f64 {
-        let width = if self.floor > HIGH_FLOOR { STEP_OVER_FLOOR * (1.0 + self.floor) } else { 1.0 - self.floor };
+        let width =
+            if self.floor > HIGH_FLOOR { STEP_OVER_FLOOR * (1.0 + self.floor) } else { 1.0 - self.floor };
         ((strain - self.floor) / width).max(0.0)
     }
 
@@ -206,6 +219,7 @@ impl Controller {
     /// A bound is broken: cut to what the upstream does well, then see whether that helped.
     fn press(&mut self, seen: &Seen, strain: f64, window: &Window, bounds: &Measured) {
         self.roomy = 0;
+        self.trial.slots = self.trial.slots.saturating_add(1);
         if self.trial.age == 0 {
             // An upstream that has just collapsed under its queue has shown before what it can do.
             let doable = seen.good.max(best(window) / 4.0).max(seen.sent * BLIND_CUT);
@@ -234,7 +248,10 @@ impl Controller {
         }
         let share = judged.sent / self.trial.sent.max(f64::MIN_POSITIVE);
         let (was, served) = (self.trial.strain, judged.good > judged.sent * SERVED);
-        if judged.good > judged.sent * DRAINING || served && strain < was * MENDING {
+        let is_draining = judged.good > judged.sent * DRAINING && judged.counts.answered > JUDGEMENT.answers;
+        if self.trial.slots > LONGEST_TRIAL && served && !is_draining {
+            self.bear(strain);
+        } else if is_draining || served && strain < was * MENDING {
             self.trial.age = 1;
             self.trial.strain = strain;
         } else if strain > was * WORSENING {
@@ -244,9 +261,11 @@ impl Controller {
             self.limit = self.trial.limit;
             self.bear(strain);
             self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
-        } else if served {
-            // All that is sent succeeds, and nobody waits: this is how the upstream is.
+        } else if served && self.trial.slots > LONGEST_TRIAL / 2 {
+            // All that is sent succeeds, and less of it changes nothing: this is how the upstream is.
             self.bear(strain);
+        } else if served {
+            self.cut_to(judged.good * DRAIN, strain, &judged, bounds);
         } else {
             self.cut_to(judged.good, strain, &judged, bounds);
         }
@@ -254,7 +273,9 @@ impl Controller {
 
     /// Takes a step down, whose worth is then to be seen.
     fn cut_to(&mut self, rate: f64, strain: f64, seen: &Seen, bounds: &Measured) {
-        self.trial = Trial { age: 1, futile: 0, sent: seen.sent, good: seen.good, strain, limit: self.limit };
+        let slots = self.trial.slots;
+        self.trial =
+            Trial { slots, age: 1, futile: 0, sent: seen.sent, good: seen.good, strain, limit: self.limit };
         // What fails anyway does not count against what can be sent.
         self.lower(rate / (1.0 - self.lost), bounds);
     }
@@ -278,6 +299,10 @@ impl Controller {
     fn ease(&mut self, seen: &Seen, strain: f64) {
         let strain = self.over_floor(strain);
         if strain < MENDED && self.trial.age > 0 {
+            if self.trial.futile > 0 && seen.good > seen.sent * SERVED {
+                // It is back, and need not be found out anew from next to nothing.
+                self.limit = self.limit.max(self.known * COME_BACK);
+            }
             self.trial = Trial::default();
             self.failures = 0;
         }
@@ -386,6 +411,7 @@ impl Controller {
             self.aim,
             self.insistence,
             f64::from(self.roomy),
+            f64::from(trial.slots),
             f64::from(trial.age),
             f64::from(trial.futile),
             trial.sent,
@@ -395,6 +421,7 @@ impl Controller {
             self.floor,
             self.lost,
             f64::from(self.rest),
+            self.known,
             f64::from(self.failures),
         ];
         let mut bytes = [0; FIELDS * 8];
@@ -406,7 +433,8 @@ impl Controller {
     /// The state that these bytes are; `None` where they are none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let fields: &[u8; FIELDS * 8] = bytes.try_into().ok()?;
-        let mut fields = fields.chunks_exact(8).map(|field| field.try_into().map_or(f64::NAN, f64::from_le_bytes));
+        let mut fields =
+            fields.chunks_exact(8).map(|field| field.try_into().map_or(f64::NAN, f64::from_le_bytes));
         let mut next = || fields.next().filter(|field| field.is_finite());
         // Out of range is clipped by the conversions to whole numbers.
         Some(Self {
@@ -417,6 +445,7 @@ impl Controller {
             insistence: next()?,
             roomy: next()? as u32,
             trial: Trial {
+                slots: next()? as u32,
                 age: next()? as u32,
                 futile: next()? as u32,
                 sent: next()?,
@@ -427,6 +456,7 @@ impl Controller {
             floor: next()?,
             lost: next()?.clamp(0.0, MOST_LOST),
             rest: next()? as u32,
+            known: next()?,
             failures: next()? as u32,
             refused: {
                 let mut refused = [0.0; LEVELS];
@@ -440,4 +470,4 @@ impl Controller {
 }
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 17 + LEVELS;
+const FIELDS: usize = 19 + LEVELS;

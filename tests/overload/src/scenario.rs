@@ -1,5 +1,7 @@
 //! What happens in a world: an upstream, callers, and phases of load and of trouble.
 
+use std::fmt;
+
 use dynamic_rate_limiter::config::Measured;
 
 use crate::chance::{Random, Spread, uniform};
@@ -26,6 +28,13 @@ impl Phase {
     /// Whether load and upstream stay the same in it.
     pub fn is_steady(&self) -> bool {
         self.load.0 == self.load.1
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = self.load;
+        write!(formatter, "{} s at a load of {from} to {to}, upstream {:?}", self.seconds, self.condition)
     }
 }
 
@@ -66,13 +75,49 @@ const MIXES: [(&str, [f64; 3]); 5] = [
 
 const UPSTREAMS: [(&str, Upstream); 4] = [
     // A queue of half a second: latency climbs past its bound, then requests are refused.
-    ("queue", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Lognormal(0.8), queue: 320, works_for_nobody: true }),
+    (
+        "queue",
+        Upstream {
+            servers: 16,
+            service_us: 50_000.0,
+            spread: Spread::Lognormal(0.8),
+            queue: 320,
+            works_for_nobody: true,
+        },
+    ),
     // Almost no queue: it refuses what it cannot do, and is quick all the while.
-    ("refusing", Upstream { servers: 48, service_us: 100_000.0, spread: Spread::Exponential, queue: 96, works_for_nobody: true }),
+    (
+        "refusing",
+        Upstream {
+            servers: 48,
+            service_us: 100_000.0,
+            spread: Spread::Exponential,
+            queue: 96,
+            works_for_nobody: true,
+        },
+    ),
     // A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
-    ("deep", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Exponential, queue: 2_000, works_for_nobody: true }),
+    (
+        "deep",
+        Upstream {
+            servers: 16,
+            service_us: 50_000.0,
+            spread: Spread::Exponential,
+            queue: 2_000,
+            works_for_nobody: true,
+        },
+    ),
     // The same, but it notices when clients have gone.
-    ("endless", Upstream { servers: 32, service_us: 100_000.0, spread: Spread::Lognormal(0.5), queue: 1_000_000, works_for_nobody: false }),
+    (
+        "endless",
+        Upstream {
+            servers: 32,
+            service_us: 100_000.0,
+            spread: Spread::Lognormal(0.5),
+            queue: 1_000_000,
+            works_for_nobody: false,
+        },
+    ),
 ];
 
 /// Before and after everything.
@@ -91,6 +136,36 @@ pub fn all() -> Vec<Scenario> {
     }
     scenarios
 }
+
+/// A few of them, in which everything happens that can.
+pub fn quick() -> Vec<Scenario> {
+    let mut scenarios = all();
+    scenarios.retain(|scenario| QUICK.iter().any(|name| scenario.name == *name));
+    scenarios
+}
+
+const QUICK: [&str; 20] = [
+    "queue-free90-step0.85",
+    "queue-even-step1.1",
+    "queue-even-step1.6",
+    "queue-ent90-step2",
+    "queue-free90-step5",
+    "queue-even-step10",
+    "queue-even-ramp3",
+    "queue-pro80-spike20",
+    "queue-ent60-climb3",
+    "queue-even-slow0.15",
+    "queue-even-failing0.5",
+    "queue-free90-broken0.85",
+    "queue-even-dead0.5",
+    "queue-even-hanging0.85",
+    "refusing-even-step3",
+    "refusing-pro80-spike3",
+    "deep-free90-step2",
+    "deep-even-dead0.85",
+    "endless-even-step5",
+    "endless-ent60-step2",
+];
 
 /// One that nobody has listed.
 pub fn drawn(seed: u64) -> Scenario {

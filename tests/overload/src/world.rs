@@ -15,7 +15,7 @@ use crate::upstream::{Condition, Taken, Work};
 pub const BIN_US: u64 = 500_000;
 
 /// A call is tried so many times in all.
-const ATTEMPTS: u8 = 4;
+pub const ATTEMPTS: u8 = 4;
 
 /// Wait before the second attempt where no Retry-After says otherwise; it doubles, and varies by half.
 const BACK_OFF_US: f64 = 100_000.0;
@@ -185,7 +185,8 @@ impl World<'_> {
         (self.phase, self.phase_since_us) = (index, self.now_us);
         let condition = self.scenario.phases[index].condition;
         let stopped = |condition| matches!(condition, Condition::Dead | Condition::Hanging);
-        if self.work.condition != condition && (condition == Condition::Dead || stopped(self.work.condition)) {
+        if self.work.condition != condition && (condition == Condition::Dead || stopped(self.work.condition))
+        {
             self.life += 1;
             for attempt in self.work.restart() {
                 self.answer(attempt, false);
@@ -297,7 +298,8 @@ impl World<'_> {
             self.story.bins[call.bin].given_up[call.caller.tier] += 1;
             return;
         }
-        let back_off = BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
+        let back_off =
+            BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
         self.after(told_us.unwrap_or(back_off as u64), Event::Attempt(index));
     }
 }
