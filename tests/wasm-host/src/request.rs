@@ -63,6 +63,13 @@ impl Request {
         self
     }
 
+    /// Whose upstream answers with this, body and all.
+    pub fn answered_with(self, status: u32, headers: &[(&str, &str)], body: &str) -> Self {
+        let mut request = self.answered(status, headers);
+        request.upstream.2 = body.into();
+        request
+    }
+
     /// Whose upstream answers with these headers and what it got, if it got anything, and says how long that is.
     pub fn echoed(self, headers: &[(&str, &str)], or_else: &str) -> Self {
         let mut request = self.answered(200, headers);
