@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::support::{ONE_PER_HOUR, TOKEN, health, switch_request, tier, two_tiers, until};
-use crate::{Gateway, Host, Request, Setup};
+use crate::{Gateway, Host, Request, Served, Setup};
 
 pub fn admin_token_comes_from_the_environment(host: &dyn Host) {
     let mut gateway = host
@@ -54,7 +54,7 @@ pub fn config_ttl_comes_from_the_environment(host: &dyn Host) {
         });
     };
     limit_becomes(&mut *gateway, 11);
-    gateway.serve("/tiers.json", &with_capacity(12));
+    gateway.serve("/tiers.json", Served::Document(with_capacity(12).into()));
     limit_becomes(&mut *gateway, 12);
 }
 

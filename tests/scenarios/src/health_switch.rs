@@ -82,3 +82,26 @@ pub fn the_degraded_rate_holds_while_degraded(host: &dyn Host) {
     assert_eq!((refused.status, refused.number("retry-after")), (429, 1), "two a second");
     until(&mut *gateway, "a token", |gateway| (gateway.send(&request).status == 200).then_some(()));
 }
+
+pub fn namespaces_keep_two_limiters_apart(host: &dyn Host) {
+    let named = |namespace: &str| {
+        let mut config = two_tiers(10, 10);
+        config["namespace"] = json!(namespace);
+        config
+    };
+    let setup = Setup::new().config(&named("first"));
+    let mut gateway =
+        host.start(&setup.listener("same", &named("first")).listener("other", &named("second")));
+    let request = Request::get("/").key("pro");
+    assert_eq!(gateway.send(&request).remaining(), 9);
+    assert_eq!(gateway.send_to_listener("same", &request).remaining(), 8, "one namespace, one bucket");
+    assert_eq!(
+        gateway.send_to_listener("other", &request).remaining(),
+        9,
+        "another namespace, another bucket"
+    );
+
+    switch(&mut *gateway, "DEGRADED");
+    assert_eq!(gateway.send_to_listener("same", &request).one("x-system-health"), "DEGRADED");
+    assert_eq!(gateway.send_to_listener("other", &request).one("x-system-health"), "NORMAL");
+}

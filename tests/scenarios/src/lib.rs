@@ -23,6 +23,8 @@
 pub mod addresses;
 pub mod answers;
 pub mod brute_force;
+pub mod deliveries;
+pub mod documents;
 pub mod endpoints;
 pub mod environment;
 pub mod exemptions;
@@ -31,6 +33,9 @@ pub mod health_switch;
 pub mod identity;
 pub mod metrics;
 pub mod paths;
+pub mod redis_buckets;
+pub mod redis_health;
+pub mod redis_outages;
 pub mod support;
 
 mod completeness;
@@ -124,6 +129,48 @@ macro_rules! scenarios {
                 where_envoy_keeps_no_stats_of_the_filter_a_switch_is_seen_all_the_same
                 buckets_keep_their_tokens_across_a_switch_up_to_the_new_capacity
                 the_degraded_rate_holds_while_degraded
+                namespaces_keep_two_limiters_apart
+            }
+            documents {
+                the_documents_replace_what_the_plugin_configuration_says
+                buckets_keep_their_tokens_across_a_reload
+                a_new_tier_and_its_first_key_may_be_saved_together
+                a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays
+                a_source_that_never_answers_holds_up_nobody
+                a_response_that_breaks_off_is_a_document_that_did_not_come
+                without_a_source_the_plugin_configuration_holds
+            }
+            deliveries {
+                a_delivered_configuration_takes_hold_and_buckets_and_health_stay
+                a_bad_configuration_is_refused_and_the_old_one_goes_on
+                keys_and_groups_of_headers_follow_a_delivery
+                a_delivery_without_a_source_ends_the_rule_of_its_documents
+            }
+            redis_buckets {
+                every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented
+                key_prefix_is_what_every_bucket_begins_with
+                namespaces_have_buckets_of_their_own
+                deleting_a_bucket_frees_its_caller_within_a_second
+                tiers_without_a_bucket_do_not_ask_redis
+                a_worker_is_counted_and_logged_as_connected_once_it_is
+                envoys_share_each_bucket_exactly
+                waiting_retry_after_is_enough
+                a_change_of_health_ends_a_refusal_at_once_here_and_within_a_second_elsewhere
+                a_delivered_configuration_ends_a_refusal
+                it_is_the_caller_alone_who_is_refused
+            }
+            redis_health {
+                a_change_is_in_redis_before_it_is_answered_and_everywhere_within_a_second
+                every_worker_learns_of_a_change_made_elsewhere
+                what_an_operator_writes_into_redis_is_a_change_and_nonsense_is_none
+                without_redis_every_envoy_keeps_the_health_it_knew
+                a_switch_costs_no_bucket_its_tokens_and_holds_everywhere_at_its_own_limit
+                before_first_contact_redis_is_disconnected
+            }
+            redis_outages {
+                credentials_are_sent
+                wrong_credentials_are_decided_by_policy
+                an_outage_is_decided_by_policy_and_forgotten_when_it_is_over
             }
         }
     };
@@ -162,7 +209,88 @@ pub trait Gateway {
     fn passed_on(&mut self) -> Vec<String>;
 
     /// From now on the cluster `config_files` answers this path so.
-    fn serve(&mut self, path: &str, document: &str);
+    fn serve(&mut self, path: &str, served: Served);
+
+    /// How often the filter has asked for a document.
+    fn times_asked(&mut self, path: &str) -> usize;
+
+    /// All values of a metric, whatever its labels.
+    fn values(&mut self, name: &str) -> Vec<f64>;
+
+    /// What has been logged at `info` or above.
+    fn log(&mut self) -> Vec<String>;
+
+    /// What the filter has warned of, or called an error.
+    fn warnings(&mut self) -> Vec<String>;
+
+    /// Sends one request to another listener of the setup.
+    fn send_to_listener(&mut self, listener: &str, request: &Request) -> Response;
+
+    /// Sends one request to another Envoy of the setup; the first is 0.
+    fn send_via(&mut self, envoy: usize, request: &Request) -> Response;
+
+    /// Delivers a plugin configuration to all workers; says whether it was taken.
+    fn deliver(&mut self, config: &Value) -> bool;
+
+    /// The Redis of the setup.
+    fn redis(&mut self) -> &mut dyn Redis;
+}
+
+/// A Redis that the filter uses.
+pub trait Redis {
+    /// The names of all buckets.
+    fn buckets(&mut self) -> Vec<String>;
+
+    /// Deletes a bucket.
+    fn delete_bucket(&mut self, name: &str);
+
+    /// The health that is in it.
+    fn health(&mut self) -> Option<String>;
+
+    /// Whether the health stays there until somebody changes it.
+    fn keeps_health(&mut self) -> bool;
+
+    /// Writes a health into it, as an operator would.
+    fn set_health(&mut self, health: &str);
+
+    /// How often a script was run.
+    fn scripts(&mut self) -> u64;
+
+    /// It takes connections and says nothing.
+    fn freeze(&mut self);
+
+    /// It goes on after it was frozen.
+    fn thaw(&mut self);
+
+    /// It is gone: its connections break, and it takes no other.
+    fn kill(&mut self);
+
+    /// It is there again.
+    fn restart(&mut self);
+}
+
+/// What the cluster `config_files` does about a document.
+#[derive(Clone, Debug)]
+pub enum Served {
+    /// `200` with this body.
+    Document(Vec<u8>),
+    /// This status without a body.
+    Status(u16),
+    /// It breaks off in the middle of the body.
+    BreaksOff,
+    /// It does not answer at all.
+    Never,
+}
+
+/// Where the cluster `config_files` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It serves the setup's documents.
+    Serves,
+    /// Nobody takes a connection.
+    Refuses,
+    /// Envoy has no such cluster.
+    Missing,
 }
 
 /// How a gateway is to be: two workers, one client, an upstream that says `ok`.
@@ -184,9 +312,26 @@ pub struct Setup {
     pub is_grpc: bool,
     /// What the upstream answers to these paths.
     pub answers: Vec<(String, Answer)>,
-    /// What the cluster `config_files` answers, by path.
-    pub documents: Vec<(String, String)>,
+    /// What the cluster `config_files` does about a path.
+    pub documents: Vec<(String, Served)>,
+    /// Where that cluster is.
+    pub source: Source,
+    /// Whether configurations can be delivered while it serves.
+    pub takes_deliveries: bool,
+    /// Other listeners, each with a plugin configuration of its own.
+    pub listeners: Vec<(String, Value)>,
+    /// How many Envoys, all with the same Redis.
+    pub envoys: usize,
+    /// Whether there is a Redis; the configuration names the cluster [`REDIS_CLUSTER`].
+    pub has_redis: bool,
+    /// Whether it is there from the beginning.
+    pub is_redis_up: bool,
+    /// The password that it asks for.
+    pub redis_password: Option<&'static str>,
 }
+
+/// The Envoy cluster that a scenario's `store` names.
+pub const REDIS_CLUSTER: &str = "redis";
 
 /// An answer of the upstream.
 #[derive(Clone, Debug)]
@@ -227,6 +372,13 @@ impl Setup {
             is_grpc: false,
             answers: Vec::new(),
             documents: Vec::new(),
+            source: Source::Serves,
+            takes_deliveries: false,
+            listeners: Vec::new(),
+            envoys: 1,
+            has_redis: false,
+            is_redis_up: true,
+            redis_password: None,
         }
     }
 
@@ -259,8 +411,19 @@ impl Setup {
 
     /// The cluster `config_files` answers this path so.
     pub fn document(mut self, path: &str, document: &str) -> Self {
-        self.documents.push((path.to_owned(), document.to_owned()));
+        self.documents.push((path.to_owned(), Served::Document(document.into())));
         self
+    }
+
+    /// With another listener.
+    pub fn listener(mut self, name: &str, config: &Value) -> Self {
+        self.listeners.push((name.to_owned(), config.clone()));
+        self
+    }
+
+    /// With a Redis.
+    pub fn redis(self) -> Self {
+        Self { has_redis: true, ..self }
     }
 
     /// What the upstream answers to a request target.

@@ -127,3 +127,70 @@ pub fn assert_processing_time(reply: &Response) -> f64 {
     assert!((0.0..20.0).contains(&seconds), "{text:?}");
     seconds
 }
+
+/// Waits until every worker answers a request without a key with this limit.
+#[track_caller]
+pub fn await_limit(gateway: &mut dyn Gateway, limit: u64) {
+    until(gateway, &format!("a limit of {limit} on every worker"), |gateway| {
+        let replies = gateway.send_to_every_worker(&Request::get("/"));
+        replies.iter().all(|reply| reply.limit() == limit).then_some(())
+    });
+}
+
+/// So long that no reply of a Redis that works comes late, however busy a machine is.
+pub const PATIENT_MS: u64 = 5_000;
+
+/// How soon the limiter is back at Redis once that works again.
+pub const RECOVERY: Duration = Duration::from_secs(5);
+
+/// How soon a change of health is everywhere, and a caller is asked about again.
+pub const A_SECOND: Duration = Duration::from_secs(1);
+
+/// What a busy machine may add to a second.
+pub const SLACK: Duration = Duration::from_millis(500);
+
+/// `config` with its buckets in Redis.
+pub fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
+    config["store"] = json!({
+        "kind": "redis",
+        "cluster": crate::REDIS_CLUSTER,
+        "timeout_ms": timeout_ms,
+        "on_failure": on_failure,
+    });
+    config
+}
+
+/// What `GET /health` tells.
+#[track_caller]
+pub fn health_report(gateway: &mut dyn Gateway, envoy: usize) -> Value {
+    let reply = gateway.send_via(envoy, &Request::get("/health"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+/// Waits until `GET /health` says that of Redis, and no longer than the limiter may take to find it again.
+#[track_caller]
+pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
+    until_within(gateway, RECOVERY, &format!("redis {state}"), |gateway| {
+        (health_report(gateway, envoy)["redis"] == state).then_some(())
+    });
+}
+
+/// Waits until `probe` gives a value, and no longer than that by the gateway's own clock.
+#[track_caller]
+pub fn until_within<T>(
+    gateway: &mut dyn Gateway,
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut(&mut dyn Gateway) -> Option<T>,
+) -> T {
+    let mut waited = Duration::ZERO;
+    loop {
+        if let Some(value) = probe(gateway) {
+            return value;
+        }
+        assert!(waited <= limit, "not within {limit:?}: {what}");
+        gateway.pass(PAUSE);
+        waited += PAUSE;
+    }
+}

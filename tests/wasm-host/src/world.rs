@@ -114,6 +114,8 @@ pub struct World {
     pub redis: Redis,
     /// What the configuration cluster answers by path: status and body. Nothing: no answer yet.
     pub documents: HashMap<String, (u32, Vec<u8>)>,
+    /// Paths that the filter has asked for.
+    pub asked: Vec<String>,
     /// Requests of the filter's own that nobody has answered: the worker, and the call.
     pub calls: Vec<(usize, HttpCall)>,
     pub(crate) setup: Setup,
@@ -151,6 +153,7 @@ impl World {
             processes: Vec::new(),
             redis: Redis::at(clock.clone()),
             documents: HashMap::new(),
+            asked: Vec::new(),
             calls: Vec::new(),
             vms: Vec::new(),
             workers: Vec::new(),
@@ -283,6 +286,7 @@ impl World {
 
     /// A call of the filter's own: answered in a later turn, where it is known how.
     fn take_call(&mut self, vm: usize, call: HttpCall) {
+        self.asked.push(call.path());
         if self.setup.refusing.contains(&call.cluster.as_str()) {
             let body = b"upstream connect error or disconnect/reset before headers".to_vec();
             self.turns.push_back(Turn::CallAnswered(vm, call, Some((503, body))));

@@ -10,7 +10,6 @@ mod config_source;
 mod ecds;
 mod endpoints;
 mod exactness;
-mod health_switch;
 mod host_facts;
 mod hostile_clients;
 mod identity;
