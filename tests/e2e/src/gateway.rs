@@ -25,7 +25,11 @@ pub struct RealEnvoy;
 impl Host for RealEnvoy {
     fn start(&self, setup: &scenarios::Setup) -> Box<dyn Gateway> {
         let world = World::start(setup);
-        let envoys = (0..setup.envoys).map(|_| world.prepare().start()).collect();
+        let envoys: Vec<_> = (0..setup.envoys).map(|_| world.prepare().start()).collect();
+        if setup.takes_deliveries {
+            // The first one is counted when every worker has it; what comes next must not be taken for it.
+            wait::until("the first delivery counted", || (envoys[0].deliveries().0 > 0).then_some(()));
+        }
         Box::new(Running { envoys, world, connections: Vec::new() })
     }
 
@@ -226,8 +230,8 @@ impl Gateway for Running {
         let (taken, refused) = self.envoys[0].deliveries();
         self.envoys[0].deliver(config);
         wait::until("a delivery taken or refused", || match self.envoys[0].deliveries() {
-            (now, _) if now > taken => Some(true),
             (_, now) if now > refused => Some(false),
+            (now, _) if now > taken => Some(true),
             _ => None,
         })
     }

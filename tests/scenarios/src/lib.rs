@@ -4,21 +4,23 @@
 //! threads or clocks: where it has to wait, it says for what, and the hostile host lets its clock run, while a test with
 //! a real Envoy looks again until it is so. [`scenarios`] is the list; each host makes a test of every line.
 //!
-//! | end-to-end suite | what is here | what stays with a real Envoy, and why |
+//! | end-to-end suite | here | only with a real Envoy, and why |
 //! |---|---|---|
-//! | `answers` | all about headers, failures and groups of headers | the upstream's resets and timeouts, which are answers that Envoy makes |
-//! | `identity` | all but two | a NUL byte, which Envoy itself turns away; HTTP/2 |
-//! | `addresses` | grouping and mapping | whom Envoy trusts, and listeners for both families |
-//! | `paths` | spellings where Envoy leaves paths alone | what Envoy's normalisation makes of them; HTTP/2 |
-//! | `exemptions`, `grpc` | all | |
-//! | `endpoints` | every row of the specification's table | half a body on a real connection, `100-continue`, trailers |
-//! | `environment` | all | |
-//! | `brute_force` | all about counting | guesses from many threads at once |
-//! | `metrics` | counters and gauges | labels as Prometheus reads them, timings, contention |
-//! | `health_switch` | all | |
-//! | `config_source` | documents that are good, bad, late or gone | files and how they are saved |
-//! | `ecds` | deliveries, good and bad | how Envoy counts them |
-//! | `redis` | buckets, the deny record, health, credentials, an outage | faults of a real connection and a real Redis |
+//! | `answers` | headers, their groups, an upstream's own copies, times | resets, timeouts and missing routes, which Envoy answers; a connection that goes on |
+//! | `identity` | all but two | a NUL byte, which Envoy turns away itself; keys over HTTP/2 |
+//! | `addresses` | grouping, prefixes, mapped addresses | whom Envoy trusts with `x-forwarded-for`; listeners for both families |
+//! | `paths` | spellings where Envoy leaves paths alone, queries | what normalising makes of them; absolute targets; HTTP/2 |
+//! | `exemptions`, `grpc`, `environment`, `health_switch` | all | |
+//! | `endpoints` | every row of the specification's table | half a body, `100-continue` and trailers on a real connection |
+//! | `brute_force` | counting, on every worker | guesses that come at once on many connections |
+//! | `metrics` | counters and gauges | labels as Prometheus reads them, timings, lost races |
+//! | `config_source` | [`documents`]: good, bad, late, broken off, gone | files that are saved, and Envoy that serves them |
+//! | `ecds` | [`deliveries`]: good and bad | that Envoy tries each in a VM which it throws away |
+//! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | what a real Redis stores and expires; HTTP/2; clients that go away |
+//! | `redis::deny_record` | [`redis_buckets`]: who is refused, and what ends it | floods, and times told to the second |
+//! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or emptied; Envoys that start later |
+//! | `redis::auth` | [`redis_outages`]: right and wrong passwords | users, ACLs and TLS of a real Redis |
+//! | `redis::faults` | [`redis_outages`]: frozen, gone, back | every fault under load, on a wire that breaks |
 
 pub mod addresses;
 pub mod answers;
