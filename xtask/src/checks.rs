@@ -32,7 +32,8 @@ enum Part {
     Unit,
     /// The simulation and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
     Search,
-    /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order
+    /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order, and the same
+    /// random scripts as a real Envoy
     Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
@@ -100,6 +101,7 @@ fn compiled_filter() -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--profile", "soak", "--package", "wasm-host"]);
     tests.env("FILTER_WASM", &wasm).env("PROBE_WASM", &probe).env("ENVOY_BIN", envoy);
+    tests.env("REDIS_SERVER", tools::redis_server()?);
     check("the filter in a hostile host", &mut tests)?;
 
     let mut search = soak::search("wasm-host");

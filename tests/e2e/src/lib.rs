@@ -9,7 +9,7 @@
 //! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML, [`manifests`]
 //! what of it is for Kubernetes.
 //! [`probe`] is the filter that asks Envoy about itself, [`canary`] looks for secrets wherever there should
-//! be none. [`wait`] holds the only loop that waits for something.
+//! be none. [`gateway`] plays the scenarios that the hostile host plays, too. [`wait`] holds the only loop that waits for something.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
@@ -17,6 +17,7 @@ pub mod canary;
 pub mod certificates;
 pub mod client;
 pub mod envoy;
+pub mod gateway;
 pub mod http2;
 pub mod load;
 pub mod manifests;
