@@ -13,8 +13,11 @@ use crate::{step, workspace};
 
 /// Python packages that carry schemas, and validators for them: of Compose files and GitHub's workflows, of SBOMs, of
 /// Kubernetes' own objects.
-const PACKAGES: [&str; 3] =
-    ["check-jsonschema==0.39.0", "cyclonedx-python-lib[json-validation]==11.12.0", "kubernetes-validate==1.37.0"];
+const PACKAGES: [&str; 3] = [
+    "check-jsonschema==0.39.0",
+    "cyclonedx-python-lib[json-validation]==11.12.0",
+    "kubernetes-validate==1.37.0",
+];
 
 /// Prometheus and promtool: the user's own if there are any, else Debian's.
 pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
