@@ -20,7 +20,6 @@ pub mod envoy;
 pub mod gateway;
 pub mod http2;
 pub mod load;
-pub mod manifests;
 pub mod port;
 pub mod probe;
 pub mod prometheus;

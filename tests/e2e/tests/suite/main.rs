@@ -27,6 +27,7 @@ mod protocols;
 mod redis;
 mod reload_under_load;
 mod scenarios;
+mod schemas;
 mod scripts;
 mod secrets;
 mod shipped;
