@@ -6,8 +6,7 @@
 //! sends many requests at once, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
-//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML, [`manifests`]
-//! what of it is for Kubernetes.
+//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML.
 //! [`probe`] is the filter that asks Envoy about itself, [`canary`] looks for secrets wherever there should
 //! be none. [`gateway`] plays the scenarios that the hostile host plays, too. [`wait`] holds the only loop that waits for something.
 //!
