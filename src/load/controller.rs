@@ -59,12 +59,10 @@ const SMALL_STEP: f64 = 0.96;
 /// A cut can be judged where what is sent fell at least to this.
 const REAL_CUT: f64 = 0.9;
 
-/// Where less than such a part of what is sent is answered at all, less is sent in each of the next slots, and then for so
-/// many slots in all it is seen whether that helps.
+/// Where less than such a part of what is sent is answered at all, less is sent in each of the next slots.
 const FUTILE: f64 = 0.25;
 const FUTILE_STEP: f64 = 0.7;
 const FUTILE_STEPS: u32 = 4;
-const FUTILE_SLOTS: u32 = 24;
 
 /// A strain that falls below this within a trial is mending, one that rises over that is not held up by the cut.
 const MENDING: f64 = 0.9;
@@ -72,6 +70,9 @@ const WORSENING: f64 = 1.3;
 
 /// After so many slots in which all that is sent has succeeded, what is left of a strain is how the upstream is.
 const LONGEST_TRIAL: u32 = 24;
+
+/// Where less than this succeeds of what is sent, a cut costs next to nothing.
+const WORTH_SPARING: f64 = 0.05;
 
 /// What counts at least of what is sent where it fails anyway.
 const MOST_LOST: f64 = 0.95;
@@ -132,12 +133,19 @@ struct Trial {
     age: u32,
     /// Slots in which nobody got an answer.
     futile: u32,
-    /// What was sent, and answered well, before it.
+    /// The strain when it began, or when that was last seen to lessen.
+    strain: f64,
+    /// How it was before its first step, and before its last.
+    first: Before,
+    last: Before,
+}
+
+/// What there was before a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Before {
+    /// What was sent, and answered well.
     sent: f64,
     good: f64,
-    /// The strain then, or when it was last seen to lessen.
-    strain: f64,
-    /// The limit before it.
     limit: f64,
 }
 
@@ -154,6 +162,7 @@ struct Seen {
     slots: usize,
     counts: Counts,
     sent: f64,
+    answered: f64,
     good: f64,
     /// What was sent in the last two.
     newest: f64,
@@ -224,7 +233,8 @@ impl Controller {
             // An upstream that has just collapsed under its queue has shown before what it can do.
             let doable = seen.good.max(best(window) / 4.0).max(seen.sent * BLIND_CUT);
             // What did not help the last time is tried with care.
-            let doable = if self.failures > 0 { doable.max(seen.sent * REAL_CUT) } else { doable };
+            let is_sparing = self.failures > 0 && seen.good > seen.sent * WORTH_SPARING;
+            let doable = if is_sparing { doable.max(seen.sent * REAL_CUT) } else { doable };
             // Little is wrong with a limit that has held so far.
             let small = self.limit * SMALL_STEP;
             let doable = if doable > small * DRAIN { doable.max(small) } else { doable };
@@ -233,7 +243,7 @@ impl Controller {
         }
         let newest = window.newest(LOOK.least);
         let is_futile = f64::from(newest.answered) < newest.passed() as f64 * FUTILE;
-        if is_futile && self.trial.futile < FUTILE_SLOTS {
+        if is_futile {
             // Nobody gets an answer, so that nothing is lost by sending less, and the queue may drain.
             self.trial.futile = self.trial.futile.saturating_add(1);
             self.trial.age = 1;
@@ -246,7 +256,6 @@ impl Controller {
         if self.trial.age <= SETTLING_SLOTS.saturating_add(judged.slots as u32) {
             return;
         }
-        let share = judged.sent / self.trial.sent.max(f64::MIN_POSITIVE);
         let (was, served) = (self.trial.strain, judged.good > judged.sent * SERVED);
         let is_draining = judged.good > judged.sent * DRAINING && judged.counts.answered > JUDGEMENT.answers;
         if self.trial.slots > LONGEST_TRIAL && served && !is_draining {
@@ -256,9 +265,9 @@ impl Controller {
             self.trial.strain = strain;
         } else if strain > was * WORSENING {
             self.cut_to(judged.good * DRAIN, strain, &judged, bounds);
-        } else if share < REAL_CUT && judged.good <= self.trial.good * share.sqrt() {
-            // What succeeded has fallen as what was sent: it was not too much that was sent. All is as before the cut.
-            self.limit = self.trial.limit;
+        } else if let Some(before) = self.trial.in_vain(&judged) {
+            // It was not too much that was sent. All is as before the cut.
+            self.limit = before.limit;
             self.bear(strain);
             self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
         } else if served && self.trial.slots > LONGEST_TRIAL / 2 {
@@ -273,9 +282,9 @@ impl Controller {
 
     /// Takes a step down, whose worth is then to be seen.
     fn cut_to(&mut self, rate: f64, strain: f64, seen: &Seen, bounds: &Measured) {
-        let slots = self.trial.slots;
-        self.trial =
-            Trial { slots, age: 1, futile: 0, sent: seen.sent, good: seen.good, strain, limit: self.limit };
+        let before = Before { sent: seen.sent, good: seen.good, limit: self.limit };
+        let first = if self.trial.age == 0 { before } else { self.trial.first };
+        self.trial = Trial { slots: self.trial.slots, age: 1, futile: 0, strain, first, last: before };
         // What fails anyway does not count against what can be sent.
         self.lower(rate / (1.0 - self.lost), bounds);
     }
@@ -353,6 +362,21 @@ impl Controller {
     }
 }
 
+impl Trial {
+    /// Where to go back to if cutting was in vain: what succeeds has fallen as what is sent.
+    fn in_vain(&self, judged: &Seen) -> Option<Before> {
+        if judged.answered < judged.sent / 2.0 {
+            // Most clients give up waiting, and what they waited for has yet to be worked off.
+            return None;
+        }
+        let is_vain = |before: &Before| {
+            let share = judged.sent / before.sent.max(f64::MIN_POSITIVE);
+            share < REAL_CUT && judged.good <= before.good * share.sqrt()
+        };
+        [self.first, self.last].into_iter().find(is_vain)
+    }
+}
+
 impl Seen {
     fn over(window: &Window, span: Span) -> Self {
         let is_enough = |slots: &usize| window.newest(*slots).answered >= span.answers;
@@ -362,6 +386,7 @@ impl Seen {
         Self {
             slots,
             sent: counts.passed() as f64 / seconds,
+            answered: f64::from(counts.answered) / seconds,
             good: f64::from(counts.good()) / seconds,
             newest: window.newest(2).passed() as f64 / (2.0 * slot_seconds(window)),
             counts,
@@ -414,10 +439,13 @@ impl Controller {
             f64::from(trial.slots),
             f64::from(trial.age),
             f64::from(trial.futile),
-            trial.sent,
-            trial.good,
             trial.strain,
-            trial.limit,
+            trial.first.sent,
+            trial.first.good,
+            trial.first.limit,
+            trial.last.sent,
+            trial.last.good,
+            trial.last.limit,
             self.floor,
             self.lost,
             f64::from(self.rest),
@@ -448,10 +476,9 @@ impl Controller {
                 slots: next()? as u32,
                 age: next()? as u32,
                 futile: next()? as u32,
-                sent: next()?,
-                good: next()?,
                 strain: next()?,
-                limit: next()?,
+                first: Before { sent: next()?, good: next()?, limit: next()? },
+                last: Before { sent: next()?, good: next()?, limit: next()? },
             },
             floor: next()?,
             lost: next()?.clamp(0.0, MOST_LOST),
@@ -470,4 +497,4 @@ impl Controller {
 }
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 19 + LEVELS;
+const FIELDS: usize = 22 + LEVELS;
