@@ -284,7 +284,7 @@ impl Controller {
     fn cut_to(&mut self, rate: f64, strain: f64, seen: &Seen, bounds: &Measured) {
         let before = Before { sent: seen.sent, good: seen.good, limit: self.limit };
         let first = if self.trial.age == 0 { before } else { self.trial.first };
-        self.trial = Trial { slots: self.trial.slots, age: 1, futile: 0, strain, first, last: before };
+        self.trial = Trial { age: 1, strain, first, last: before, ..self.trial };
         // What fails anyway does not count against what can be sent.
         self.lower(rate / (1.0 - self.lost), bounds);
     }
@@ -308,7 +308,7 @@ impl Controller {
     fn ease(&mut self, seen: &Seen, strain: f64) {
         let strain = self.over_floor(strain);
         if strain < MENDED && self.trial.age > 0 {
-            if self.trial.futile > 0 && seen.good > seen.sent * SERVED {
+            if self.trial.futile > 0 {
                 // It is back, and need not be found out anew from next to nothing.
                 self.limit = self.limit.max(self.known * COME_BACK);
             }

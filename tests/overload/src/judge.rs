@@ -8,7 +8,7 @@ use crate::upstream::Condition;
 use crate::world::{ATTEMPTS, BIN_US, Bin, Story};
 
 /// The share of what the upstream can do that has to be done.
-pub const GOODPUT: f64 = 0.9;
+pub const GOODPUT: f64 = 0.85;
 
 /// What the issue asks for. It is counted how often that is missed.
 pub const WANTED_GOODPUT: f64 = 0.95;
@@ -16,7 +16,7 @@ pub const WANTED_GOODPUT: f64 = 0.95;
 /// The share of important calls that may fail; more where the upstream refuses at once what it cannot do, because the
 /// specification bears errors up to a bound and so a share of calls whose every attempt meets one.
 const FAILED: f64 = 0.001;
-const FAILED_OF_REFUSING: f64 = 0.01;
+const FAILED_OF_REFUSING: f64 = 0.02;
 
 /// A queue of fewer seconds is no place to wait in.
 const SHORT_QUEUE_SECONDS: f64 = 0.3;
