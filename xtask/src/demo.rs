@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: Envoy with the filter on port 8000, until Ctrl-C.
 
+mod overload;
+
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use overload::{Lines, Overload};
 
 use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
@@ -34,6 +37,9 @@ pub(crate) struct Options {
     /// `debug` shows each request's decision
     #[arg(long, default_value = "info")]
     log_level: String,
+    /// Put an upstream of limited capacity behind it and let load rise and fall: health turns by itself
+    #[arg(long, conflicts_with = "store")]
+    overload: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
@@ -69,9 +75,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     filter::build(Toolchain::find()?)?;
 
     let mut redis = redis_server.as_deref().map(start_redis).transpose()?;
+    let mut overload = options.overload.then(|| Overload::start(Lines::Shown)).transpose()?;
     let mut envoy = start_envoy(options, &binary)?;
 
-    print_what_to_try();
+    if overload.is_some() {
+        Overload::print_what_to_see();
+    } else {
+        print_what_to_try();
+    }
     if let Some(redis) = &redis {
         print_what_to_try_with_redis(redis);
     }
@@ -81,10 +92,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if let Some(redis) = &mut redis {
             tell_if_ended(redis)?;
         }
+        if let Some(overload) = &mut overload {
+            overload.tick()?;
+        }
         if pause(Duration::from_millis(200)).is_err() {
             break;
         }
     }
+    drop(overload);
     drop(envoy);
     drop(redis);
     step("stopped");
@@ -110,10 +125,18 @@ fn start_redis(binary: &Path) -> Result<Redis> {
 
 fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     let log = workspace::target().join("demo/envoy.log");
-    let bootstrap = options.store.bootstrap();
-    step(format!("starting Envoy with {bootstrap}; its log: {}", workspace::shown(&log)));
+    let bootstrap = if options.overload {
+        Overload::bootstrap()
+    } else {
+        workspace::root().join(options.store.bootstrap())
+    };
+    step(format!(
+        "starting Envoy with {}; its log: {}",
+        workspace::shown(&bootstrap),
+        workspace::shown(&log)
+    ));
     let mut command = Command::new(binary);
-    command.args(["--config-path", bootstrap, "--concurrency", "2"]);
+    command.arg("--config-path").arg(&bootstrap).args(["--concurrency", "2"]);
     command.args(["--log-level", &options.log_level]);
     // Credentials in our environment are for another Redis than the demo's, which asks for none.
     command.env_remove("REDIS_USERNAME").env_remove("REDIS_PASSWORD");
