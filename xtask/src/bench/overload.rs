@@ -33,6 +33,9 @@ const SLOTS: u32 = 10;
 const SERVICE_MS: u32 = 100;
 const CAPACITY: u32 = SLOTS * 1_000 / SERVICE_MS;
 
+/// How many times the upstream's slots `adaptive_concurrency` may let in at once.
+const MOST_CONCURRENCY: u32 = 5;
+
 #[derive(clap::Args)]
 #[group(id = "overload")]
 pub(super) struct Options {
@@ -102,7 +105,7 @@ impl Variant {
 
 /// Envoy's defaults are a window of 30 s, an aggression of 1, at most 80 % rejected and a wanted success rate of 95 %. A
 /// window as short as ours makes it act and recover sooner, and with at most 80 % rejected twice what the upstream can
-/// bear would still come through.
+/// bear would still come through, retries not counted.
 fn admission_control() -> Value {
     let value =
         |name: &str, value: Value| json!({"default_value": value, "runtime_key": format!("overload.{name}")});
@@ -115,15 +118,16 @@ fn admission_control() -> Value {
             "sampling_window": "10s",
             "aggression": value("aggression", json!(1.5)),
             "sr_threshold": value("sr_threshold", json!({"value": 95})),
-            "max_rejection_probability": value("max_rejection_probability", json!({"value": 95})),
+            "max_rejection_probability": value("max_rejection_probability", json!({"value": 99})),
         },
     })
 }
 
-/// Envoy's defaults are the median as the aggregate, 50 requests and a concurrency of 3 for the measurement of the ideal
-/// time, 15 % of jitter and 25 % of buffer; it has none for the two intervals. Here the ideal time is measured with the
-/// concurrency that the upstream has, and not again within the run, since that would only cost it goodput; and the limit
-/// is set twice a second, as often as there are enough answers to tell anything.
+/// Envoy's defaults are the median as the aggregate, a limit of at most 1000, 50 requests and a concurrency of 3 for the
+/// measurement of the ideal time, 15 % of jitter and 25 % of buffer; it has none for the two intervals. Here it is told
+/// what ours is not, how much the upstream can bear: the ideal time is measured with as many requests as the upstream can
+/// work on, and the limit never exceeds a few times that (while all is well it grows up to its bound, and an overload
+/// then finds it there). The ideal time is not measured again within the run, since that would only cost goodput.
 fn adaptive_concurrency() -> Value {
     json!({
         "name": "envoy.filters.http.adaptive_concurrency",
@@ -132,7 +136,10 @@ fn adaptive_concurrency() -> Value {
             "enabled": {"default_value": true, "runtime_key": "overload.enabled"},
             "gradient_controller_config": {
                 "sample_aggregate_percentile": {"value": 50},
-                "concurrency_limit_params": {"concurrency_update_interval": "0.5s"},
+                "concurrency_limit_params": {
+                    "max_concurrency_limit": MOST_CONCURRENCY * SLOTS,
+                    "concurrency_update_interval": "0.5s",
+                },
                 "min_rtt_calc_params": {"interval": "300s", "request_count": 50, "min_concurrency": SLOTS},
             },
         },
