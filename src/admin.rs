@@ -8,7 +8,7 @@ use crate::identity::{Network, Secret};
 use crate::json::Document;
 use crate::load::Load;
 use crate::metrics;
-use crate::reply::seconds;
+use crate::reply::{decimal, seconds};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
 
@@ -193,14 +193,14 @@ fn shown_load(load: &Load, told: Told) -> String {
     let mode = if told == Told::Auto { "auto" } else { "manual" };
     let reason = load.switch.reason().filter(|_| load.switch.health() == Health::Degraded);
     let reason = reason.map_or("null".to_owned(), |reason| {
-        format!(r#"{{"bound":"{}","value":{}}}"#, reason.bound(), decimal(reason.value()))
+        format!(r#"{{"bound":"{}","value":{}}}"#, reason.bound(), shown(reason.value()))
     });
-    let severity = decimal(load.controller.severity());
+    let severity = shown(load.controller.severity());
     let signals = load.signals();
-    let (requests, error_ratio) = (signals.requests, decimal(signals.error_ratio));
-    let milliseconds = |us: Option<f64>| us.map_or("null".to_owned(), |us| decimal(us / 1_000.0));
+    let (requests, error_ratio) = (signals.requests, shown(signals.error_ratio));
+    let milliseconds = |us: Option<f64>| us.map_or("null".to_owned(), |us| shown(us / 1_000.0));
     let (latency, baseline) = (milliseconds(signals.latency_us), milliseconds(signals.baseline_us));
-    let in_flight = decimal(signals.in_flight);
+    let in_flight = shown(signals.in_flight);
     format!(
         ",\"mode\":\"{mode}\",\"reason\":{reason},\"severity\":{severity},\"signals\":{{\
          \"requests\":{requests},\"error_ratio\":{error_ratio},\"latency_ms\":{latency},\
@@ -208,9 +208,9 @@ fn shown_load(load: &Load, told: Told) -> String {
     )
 }
 
-/// A number as JSON, with three decimals.
-fn decimal(number: f64) -> String {
-    if number.is_finite() { format!("{number:.3}") } else { "null".to_owned() }
+/// A number that is not negative, as JSON.
+fn shown(number: f64) -> String {
+    decimal((number * 1_000.0).round() as u64)
 }
 
 fn ok(body: String) -> Reply {
@@ -242,5 +242,5 @@ fn throttled(wait_us: u64) -> Reply {
 
 /// Unix seconds with three decimals.
 fn timestamp(unix_us: u64) -> String {
-    format!("{}.{:03}", unix_us / 1_000_000, unix_us / 1_000 % 1_000)
+    decimal(unix_us / 1_000)
 }

@@ -6,6 +6,7 @@ use crate::health::Health;
 use crate::load::switch::Reason;
 use crate::load::{HAND_IN_US, Load, Tally};
 use crate::metrics::{self, Metrics};
+use crate::reply::decimal;
 use crate::store::SharedData;
 
 /// One worker's part.
@@ -60,7 +61,8 @@ impl Measuring {
         match load.switch.reason().filter(|_| measured == Health::Degraded) {
             Some(reason) => {
                 metrics.count(transition(reason), 1);
-                log::warn!("health measured as {measured}: {} was {:.3}", reason.bound(), reason.value());
+                let value = decimal((reason.value() * 1_000.0).round() as u64);
+                log::warn!("health measured as {measured}: {} was {value}", reason.bound());
             }
             None => {
                 metrics.count(metrics::RECOVERED, 1);

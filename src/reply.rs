@@ -79,6 +79,11 @@ pub fn seconds(wait_us: u64) -> u64 {
     wait_us.div_ceil(US_PER_SEC).max(1)
 }
 
+/// `1.234`: so many thousandths.
+pub fn decimal(thousandths: u64) -> String {
+    format!("{}.{:03}", thousandths / 1_000, thousandths % 1_000)
+}
+
 /// `0.0234s`: rounded to the nearest ten-thousandth of a second.
 fn processing_time(us: u64) -> Text {
     let ten_thousandths = us.saturating_add(50) / 100;

@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 /// Levels of priority that tiers may have: 0, the least important, to 9.
 pub const LEVELS: usize = 10;
 
-/// Bounds of [`Latency`]: four to the octave, from half a millisecond to half a minute.
+/// Buckets of [`Latency`]: four to the octave, from half a millisecond to half a minute.
 const LATENCY_BUCKETS: usize = 64;
-const BUCKETS_PER_OCTAVE: f64 = 4.0;
-const FIRST_BUCKET_US: f64 = 500.0;
+const BUCKETS_PER_OCTAVE: u64 = 4;
+
+/// Half a millisecond or so, and a power of two: what is below counts as this.
+const FIRST_BUCKET_US: u64 = 512;
 
 /// What became of the requests of one level of priority.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub struct Level {
     pub kept_milli: u64,
 }
 
-/// Times to response headers, counted in buckets that grow by a fifth.
+/// Times to response headers, counted in buckets that are a fifth to a quarter apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latency {
     buckets: [u32; LATENCY_BUCKETS],
@@ -54,9 +56,12 @@ impl Default for Latency {
 impl Latency {
     /// Counts one.
     pub fn add(&mut self, us: u64) {
-        let octaves = (us as f64 / FIRST_BUCKET_US).log2().max(0.0);
-        let index = ((octaves * BUCKETS_PER_OCTAVE) as usize).min(LATENCY_BUCKETS - 1);
-        if let Some(bucket) = self.buckets.get_mut(index) {
+        let us = us.max(FIRST_BUCKET_US);
+        // The octave, and which quarter of it: the two bits below the highest.
+        let octave = u64::from(us.ilog2() - FIRST_BUCKET_US.ilog2());
+        let quarter = us >> (us.ilog2() - 2) & 3;
+        let index = usize::try_from(octave * BUCKETS_PER_OCTAVE + quarter).unwrap_or(LATENCY_BUCKETS);
+        if let Some(bucket) = self.buckets.get_mut(index.min(LATENCY_BUCKETS - 1)) {
             *bucket = bucket.saturating_add(1);
         }
     }
@@ -80,13 +85,14 @@ impl Latency {
     pub fn quantile_us(&self, quantile: f64) -> Option<u64> {
         let wanted = quantile * self.count() as f64;
         let mut below = 0.0;
-        for (index, bucket) in self.buckets.iter().enumerate().filter(|(_, bucket)| **bucket > 0) {
-            let within = (wanted - below) / f64::from(*bucket);
+        for (index, bucket) in (0_u64..).zip(self.buckets).filter(|(_, bucket)| *bucket > 0) {
+            let within = (wanted - below) / f64::from(bucket);
             if within <= 1.0 {
-                let octaves = (index as f64 + within.max(0.0)) / BUCKETS_PER_OCTAVE;
-                return Some((FIRST_BUCKET_US * octaves.exp2()) as u64);
+                let octave_us = FIRST_BUCKET_US << (index / BUCKETS_PER_OCTAVE);
+                let quarters = (index % BUCKETS_PER_OCTAVE) as f64 + within.max(0.0);
+                return Some((octave_us as f64 * (1.0 + quarters / BUCKETS_PER_OCTAVE as f64)) as u64);
             }
-            below += f64::from(*bucket);
+            below += f64::from(bucket);
         }
         None
     }

@@ -1,6 +1,6 @@
 //! The same minute of overload with no protection, with each of Envoy's own, and with ours.
 //!
-//! The upstream is a model of small capacity (`bench/overload/src/upstream.rs`), so that it is the bottleneck and not the
+//! The upstream is a model of small capacity (`bench/rush/src/upstream.rs`), so that it is the bottleneck and not the
 //! machine; the load knows nothing of what becomes of it, as real callers do not. Every variant gets the same arrivals,
 //! a fresh Envoy and a fresh upstream.
 

@@ -105,7 +105,7 @@ fn links_and_names_lead_somewhere() {
 }
 
 /// What the filter counts, but for the gauge that workers use among themselves.
-const METRICS: [&str; 11] = [
+const METRICS: [&str; 18] = [
     "rate_limiter_requests_total",
     "rate_limiter_tokens_remaining",
     "rate_limiter_decision_duration_microseconds",
@@ -117,6 +117,13 @@ const METRICS: [&str; 11] = [
     "rate_limiter_cas_retries_total",
     "rate_limiter_config_reloads_total",
     "rate_limiter_admin_requests_total",
+    "rate_limiter_health_mode_auto",
+    "rate_limiter_severity_permille",
+    "rate_limiter_upstream_error_ratio_permille",
+    "rate_limiter_upstream_latency_microseconds",
+    "rate_limiter_upstream_latency_baseline_microseconds",
+    "rate_limiter_upstream_requests_in_flight",
+    "rate_limiter_health_transitions_total",
 ];
 
 #[test]

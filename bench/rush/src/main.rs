@@ -11,10 +11,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use overload::plan::Plan;
-use overload::report::{Report, Second};
-use overload::upstream::{Shape, Upstream};
-use overload::{callers, plot, table};
+use rush::plan::Plan;
+use rush::report::{Report, Second};
+use rush::upstream::{Shape, Upstream};
+use rush::{callers, plot, table};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 

@@ -1,0 +1,123 @@
+//! The upstream: some servers, a queue before them, and what goes wrong with it.
+
+use std::collections::VecDeque;
+
+use crate::chance::{Random, Spread, uniform};
+
+/// What the upstream is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstream {
+    /// Requests that are worked on at a time.
+    pub servers: u32,
+    /// Mean time of that, in microseconds.
+    pub service_us: f64,
+    /// How that varies.
+    pub spread: Spread,
+    /// How many may wait; who finds the queue full is refused at once, with a 503.
+    pub queue: usize,
+    /// Whether it works on requests whose clients have gone. Most servers do.
+    pub works_for_nobody: bool,
+}
+
+impl Upstream {
+    /// Requests a second that it can do.
+    pub fn capacity(&self) -> f64 {
+        f64::from(self.servers) * 1e6 / self.service_us
+    }
+}
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Condition {
+    /// Nothing.
+    Well,
+    /// Every request takes so many times as long.
+    Slow(f64),
+    /// This share of requests fails, whatever the load.
+    Failing(f64),
+    /// It refuses connections.
+    Dead,
+    /// It takes requests and never answers.
+    Hanging,
+}
+
+/// What became of a request that was sent to it.
+pub(crate) enum Taken {
+    /// It is worked on, and done after so many microseconds.
+    Started(u64),
+    Queued,
+    Refused,
+}
+
+/// The upstream at work.
+pub(crate) struct Work {
+    upstream: Upstream,
+    pub(crate) condition: Condition,
+    busy: u32,
+    queue: VecDeque<u64>,
+}
+
+impl Work {
+    pub(crate) fn new(upstream: Upstream) -> Self {
+        Self { upstream, condition: Condition::Well, busy: 0, queue: VecDeque::new() }
+    }
+
+    pub(crate) fn take(&mut self, attempt: u64, random: &mut Random) -> Taken {
+        if self.condition == Condition::Dead {
+            return Taken::Refused;
+        }
+        if self.busy < self.upstream.servers {
+            self.busy += 1;
+            return Taken::Started(self.service_us(random));
+        }
+        if self.queue.len() >= self.upstream.queue {
+            return Taken::Refused;
+        }
+        self.queue.push_back(attempt);
+        Taken::Queued
+    }
+
+    /// A server is done. The next in the queue that is worth it, and how long it takes.
+    pub(crate) fn done(
+        &mut self,
+        random: &mut Random,
+        is_wanted: impl Fn(u64) -> bool,
+    ) -> Option<(u64, u64)> {
+        while let Some(attempt) = self.queue.pop_front() {
+            if self.upstream.works_for_nobody || is_wanted(attempt) {
+                return Some((attempt, self.service_us(random)));
+            }
+        }
+        self.busy -= 1;
+        None
+    }
+
+    /// Whether a request that was worked on succeeds.
+    pub(crate) fn succeeds(&self, random: &mut Random) -> bool {
+        match self.condition {
+            Condition::Failing(share) => uniform(random) >= share,
+            Condition::Dead => false,
+            _ => true,
+        }
+    }
+
+    /// The process ends and another begins: nobody waits in it any more. Returns who did.
+    pub(crate) fn restart(&mut self) -> Vec<u64> {
+        self.busy = 0;
+        self.queue.drain(..).collect()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn service_us(&self, random: &mut Random) -> u64 {
+        let factor = match self.condition {
+            Condition::Slow(factor) => factor,
+            // Until long after the end of the world.
+            Condition::Hanging => return u64::MAX / 4,
+            _ => 1.0,
+        };
+        self.upstream.spread.draw(random, self.upstream.service_us * factor).max(1.0) as u64
+    }
+}
