@@ -3,32 +3,44 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Long enough for a limiter that answers, and short against the second between two lines.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Health, severity and reason as `GET path` tells them.
-pub(crate) async fn line(to: SocketAddr, path: &str) -> String {
-    match timeout(PATIENCE, ask(to, path)).await {
-        Ok(Ok(told)) => shown(&told),
-        Ok(Err(error)) => format!("health unknown: {error}"),
-        Err(_) => "health unknown: no answer".to_owned(),
-    }
+/// Asks for health again and again.
+pub(crate) struct Health {
+    http: Client<HttpConnector, Empty<Bytes>>,
+    url: String,
 }
 
-async fn ask(to: SocketAddr, path: &str) -> std::io::Result<Value> {
-    let mut stream = TcpStream::connect(to).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut reply = Vec::new();
-    stream.read_to_end(&mut reply).await?;
-    let reply = String::from_utf8_lossy(&reply);
-    let body = reply.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-    serde_json::from_str(body).map_err(|error| std::io::Error::other(format!("{error} in {body:?}")))
+impl Health {
+    pub(crate) fn new(to: SocketAddr, path: &str) -> Self {
+        Self { http: Client::builder(TokioExecutor::new()).build_http(), url: format!("http://{to}{path}") }
+    }
+
+    /// Health, severity and reason as they are told now.
+    pub(crate) async fn line(&self) -> String {
+        match timeout(PATIENCE, self.ask()).await {
+            Ok(Ok(told)) => shown(&told),
+            Ok(Err(error)) => format!("health unknown: {error}"),
+            Err(_) => "health unknown: no answer".to_owned(),
+        }
+    }
+
+    async fn ask(&self) -> Result<Value, String> {
+        let url = self.url.parse().map_err(|error| format!("{}: {error}", self.url))?;
+        let response = self.http.get(url).await.map_err(|error| error.to_string())?;
+        let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+        serde_json::from_slice(&body)
+            .map_err(|error| format!("{error} in {:?}", String::from_utf8_lossy(&body)))
+    }
 }
 
 fn shown(told: &Value) -> String {

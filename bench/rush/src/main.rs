@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use health::Health;
 use rush::plan::Plan;
 use rush::report::{Report, Second};
 use rush::upstream::{Shape, Upstream};
@@ -76,7 +77,8 @@ fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
             runtime.block_on(tokio::signal::ctrl_c())?;
         }
         Verb::Load { to, name, health, report: file, plan } => {
-            let report = runtime.block_on(load(to, &name, health.as_deref(), &plan));
+            let health = health.map(|path| Health::new(to, &path));
+            let report = runtime.block_on(load(to, &name, health.as_ref(), &plan));
             if let Some(file) = file {
                 fs::write(&file, serde_json::to_vec(&report)?).map_err(|error| written(&file, &error))?;
             }
@@ -103,7 +105,7 @@ fn written(file: &std::path::Path, error: &std::io::Error) -> String {
 }
 
 /// Runs the plan and prints what became known in each second.
-async fn load(to: SocketAddr, name: &str, health: Option<&str>, plan: &Plan) -> Report {
+async fn load(to: SocketAddr, name: &str, health: Option<&Health>, plan: &Plan) -> Report {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let started = Instant::now();
     let asking = callers::ask(to, plan, started, sender);
@@ -123,7 +125,7 @@ async fn load(to: SocketAddr, name: &str, health: Option<&str>, plan: &Plan) -> 
                 _ = tick.tick() => {
                     let second = started.elapsed().as_secs() as u32;
                     let told = match health {
-                        Some(path) => format!(" | {}", health::line(to, path).await),
+                        Some(health) => format!(" | {}", health.line().await),
                         None => String::new(),
                     };
                     println!("{second:3} s {:8} {}{told}", phase_name(plan, second), latest.line());

@@ -17,11 +17,15 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 /// Where a [`Condition`] is posted to.
 pub const CONDITION_PATH: &str = "/upstream/condition";
+
+/// How many connections the kernel keeps for us until we accept them. Callers that give up come back on new ones, and
+/// what is measured is a queue of requests and not one of connections.
+const BACKLOG: u32 = 4_096;
 
 /// What the server can do.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -83,20 +87,14 @@ impl Upstream {
     ///
     /// When nothing can listen at this address.
     pub fn start(shape: Shape, address: SocketAddr) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let upstream = Self { address: listener.local_addr()?, state: Arc::new(State::new(shape)) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            listen(address)?
+        };
+        let upstream = Self { address: listener.local_addr()?, state: Arc::new(State::new(shape)) };
         let state = Arc::clone(&upstream.state);
-        std::thread::spawn(move || {
-            runtime.block_on(async move {
-                // It listens already, so that this fails only where a process has no file left.
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => accept(listener, &state).await,
-                    Err(error) => eprintln!("the upstream cannot accept connections: {error}"),
-                }
-            });
-        });
+        std::thread::spawn(move || runtime.block_on(accept(listener, &state)));
         Ok(upstream)
     }
 
@@ -152,6 +150,13 @@ impl State {
 /// Half of the mean always, and an exponential time with half of the mean on top.
 fn service_seconds(mean: f64, chance: f64) -> f64 {
     mean / 2.0 - mean / 2.0 * (1.0 - chance).max(1e-6).ln()
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: TcpListener, state: &Arc<State>) {
