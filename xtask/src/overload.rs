@@ -43,7 +43,7 @@ impl Program {
             "--profile",
             "soak",
             "--package",
-            "overload",
+            "rush",
         ]))?;
         Ok(Self(workspace::target().join("soak/rush")))
     }
