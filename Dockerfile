@@ -1,7 +1,7 @@
 # Stock Envoy with the filter and the shipped configurations; `docker compose up` builds and runs it.
 
-# The filter, by the project's own command.
-FROM rust:1-slim AS build
+# The filter, by the project's own command, and of the compiler that releases are built with: the same bytes.
+FROM rust:1.95.0-slim-bookworm AS build
 RUN rustup target add wasm32-wasip1
 WORKDIR /src
 COPY . .

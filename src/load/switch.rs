@@ -146,10 +146,11 @@ pub(super) fn worst(counts: &Counts, bounds: &Measured, baseline_us: Option<f64>
         let ms = seen_us / 1_000.0;
         (ms / f64::from(bound), Reason::LatencyMs(ms))
     });
-    let relative = seen_us.zip(baseline_us).zip(bounds.latency_ratio).map(|((seen_us, baseline_us), bound)| {
-        let ratio = seen_us / baseline_us.max(1.0);
-        (ratio / bound, Reason::LatencyRatio(ratio))
-    });
+    let relative =
+        seen_us.zip(baseline_us).zip(bounds.latency_ratio).map(|((seen_us, baseline_us), bound)| {
+            let ratio = seen_us / baseline_us.max(1.0);
+            (ratio / bound, Reason::LatencyRatio(ratio))
+        });
     [errors, absolute, relative].into_iter().flatten().max_by(|(one, _), (other, _)| one.total_cmp(other))
 }
 

@@ -1,19 +1,23 @@
-//! Programs that check what we ship for others to run: Prometheus with its promtool, and the Compose specification's
-//! schema with a validator.
+//! Programs that check what we ship for others: Prometheus with its promtool, and schemas with validators for them.
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::process::run;
+use crate::process::{output_of, run};
 use crate::tools::{debian_packages, on_path};
 use crate::{step, workspace};
 
-/// The Python package that carries the schema and a validator for it.
-const CHECK_JSONSCHEMA_VERSION: &str = "0.39.0";
+/// Python packages that carry schemas, and validators for them: of Compose files and GitHub's workflows, of SBOMs, of
+/// Kubernetes' own objects.
+const PACKAGES: [&str; 3] = [
+    "check-jsonschema==0.39.0",
+    "cyclonedx-python-lib[json-validation]==11.12.0",
+    "kubernetes-validate==1.37.0",
+];
 
 /// Prometheus and promtool: the user's own if there are any, else Debian's.
 pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
@@ -34,31 +38,51 @@ fn prometheus_program(variable: &str, program: &str) -> Result<PathBuf> {
     Ok(std::path::absolute(binary)?)
 }
 
-/// The validator, in a virtual environment of its own whose Python also reads YAML.
+/// The validator of JSON schemas, in a virtual environment of its own whose Python also reads YAML.
 pub(crate) fn check_jsonschema() -> Result<PathBuf> {
-    let environment =
-        workspace::target().join("tools").join(format!("check-jsonschema-{CHECK_JSONSCHEMA_VERSION}"));
-    let program = environment.join("bin/check-jsonschema");
-    // An environment cannot be moved once it is made, so this file says that it is complete.
+    Ok(environment()?.join("bin/check-jsonschema"))
+}
+
+/// The validator of Kubernetes' own objects.
+pub(crate) fn kubernetes_validate() -> Result<PathBuf> {
+    Ok(environment()?.join("bin/kubernetes-validate"))
+}
+
+/// Validates a CycloneDX document against its specification's schema, in which no field may be that it does not know.
+pub(crate) fn check_sbom(path: &Path) -> Result<()> {
+    const CHECK: &str = "import sys\n\
+        from cyclonedx.schema import SchemaVersion\n\
+        from cyclonedx.validation.json import JsonStrictValidator\n\
+        error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1]).read())\n\
+        sys.exit(error and str(error))";
+    let python = environment()?.join("bin/python");
+    output_of(Command::new(python).args(["-c", CHECK]).arg(path))?;
+    Ok(())
+}
+
+/// The virtual environment with all of [`PACKAGES`] in it.
+fn environment() -> Result<PathBuf> {
+    let environment = workspace::target().join("tools/checkers");
+    // An environment cannot be moved once it is made, so this file says that it is complete, and with what.
     let complete = environment.join("complete");
-    if complete.is_file() {
-        return Ok(program);
+    let wanted = PACKAGES.join("\n");
+    if fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+        return Ok(environment);
     }
-    step(format!("installing check-jsonschema into {}", workspace::shown(&environment)));
+    step(format!("installing {} into {}", PACKAGES.join(", "), workspace::shown(&environment)));
     let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
     if !has_venv.is_ok_and(|python| python.status.success()) {
         debian_packages(&["python3", "python3-venv"])
-            .context("checking the Compose files needs Python 3 with venv")?;
+            .context("checking what we ship needs Python 3 with venv")?;
     }
     if environment.exists() {
         fs::remove_dir_all(&environment)?;
     }
-    let package = format!("check-jsonschema=={CHECK_JSONSCHEMA_VERSION}");
     run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     run(Command::new(environment.join("bin/pip"))
         .args(["install", "--quiet", "--disable-pip-version-check"])
-        .arg(package))
-    .context("cannot install check-jsonschema")?;
-    fs::write(complete, "")?;
-    Ok(program)
+        .args(PACKAGES))
+    .with_context(|| format!("cannot install {}", PACKAGES.join(", ")))?;
+    fs::write(complete, wanted)?;
+    Ok(environment)
 }

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{checkers, mutants, soak, step, tools, workspace};
+use crate::{checkers, dist, mutants, soak, step, tools, workspace};
 
 /// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
 /// not hang CI.
@@ -36,6 +36,8 @@ enum Part {
     Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
+    /// Pack a release, build it once more in another directory, and see that it is the same
+    Dist,
     /// Break the limiter on purpose and see that the simulation finds it: in every way by this name, in a few without
     Mutants,
 }
@@ -60,6 +62,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if wanted(Part::E2e) {
         end_to_end(&options.e2e)?;
+    }
+    if wanted(Part::Dist) {
+        step("release");
+        dist::run(&dist::Options::verifying())?;
+        dist::check_sbom()?;
     }
     if wanted(Part::Mutants) {
         step("mutants");
@@ -125,7 +132,9 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let envoy = tools::envoy()?;
     let redis_server = tools::redis_server()?;
     let (prometheus, promtool) = checkers::prometheus()?;
-    let check_jsonschema = checkers::check_jsonschema()?;
+    let (check_jsonschema, kubernetes_validate) =
+        (checkers::check_jsonschema()?, checkers::kubernetes_validate()?);
+    tools::typed_programs()?;
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let mut tests = workspace::cargo();
@@ -136,6 +145,7 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
         .env("FILTER_WASM", wasm)
         .env("PROBE_WASM", probe);
     tests.env("PROMETHEUS", prometheus).env("PROMTOOL", promtool).env("CHECK_JSONSCHEMA", check_jsonschema);
+    tests.env("KUBERNETES_VALIDATE", kubernetes_validate);
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 

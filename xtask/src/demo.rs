@@ -16,6 +16,7 @@ use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
 use crate::process::{interrupted, pause};
 use crate::redis::Redis;
+use crate::watch::{self, Watched};
 use crate::{step, tools, workspace};
 
 /// Where the configurations listen: any address, and the loopback.
@@ -40,6 +41,9 @@ pub(crate) struct Options {
     /// Put an upstream of limited capacity behind it and let load rise and fall: health turns by itself
     #[arg(long, conflicts_with = "store")]
     overload: bool,
+    /// Show tokens, requests allowed and refused, and health live on one screen; `q` or Ctrl-C ends the demo
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
@@ -74,36 +78,65 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     filter::build(Toolchain::find()?)?;
 
-    let mut redis = redis_server.as_deref().map(start_redis).transpose()?;
-    let mut overload = options.overload.then(|| Overload::start(Lines::Shown)).transpose()?;
-    let mut envoy = start_envoy(options, &binary)?;
+    let redis = redis_server.as_deref().map(start_redis).transpose()?;
+    let lines = if options.watch { Lines::Kept } else { Lines::Shown };
+    let overload = options.overload.then(|| Overload::start(lines)).transpose()?;
+    let mut demo = Demo { overload, envoy: start_envoy(options, &binary)?, redis };
 
-    if overload.is_some() {
+    if demo.overload.is_some() {
         Overload::print_what_to_see();
     } else {
         print_what_to_try();
     }
-    if let Some(redis) = &redis {
+    if let Some(redis) = &demo.redis {
         print_what_to_try_with_redis(redis);
     }
     println!("\nCtrl-C ends it.\n");
-    while !interrupted() {
-        envoy.check()?;
-        if let Some(redis) = &mut redis {
-            tell_if_ended(redis)?;
-        }
-        if let Some(overload) = &mut overload {
-            overload.tick()?;
-        }
-        if pause(Duration::from_millis(200)).is_err() {
-            break;
-        }
-    }
-    drop(overload);
-    drop(envoy);
-    drop(redis);
+    if options.watch { demo.watch_until_told() } else { demo.wait_until_told() }?;
+    drop(demo);
     step("stopped");
     Ok(())
+}
+
+/// What runs; it ends in this order.
+struct Demo {
+    overload: Option<Overload>,
+    envoy: Envoy,
+    redis: Option<Redis>,
+}
+
+impl Demo {
+    fn wait_until_told(&mut self) -> Result<()> {
+        while !interrupted() {
+            self.look()?.iter().for_each(step);
+            if pause(Duration::from_millis(200)).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn watch_until_told(&mut self) -> Result<()> {
+        let configured = workspace::root().join("config/tiers.json");
+        let tiers = if self.overload.is_some() { Overload::tiers() } else { configured };
+        let watched = Watched { admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(), tiers };
+        let mut is_first = self.overload.is_none();
+        watch::watch(&watched, |notices| {
+            if std::mem::take(&mut is_first) {
+                notices
+                    .push(format!("Try, in another terminal: curl -i http://localhost:{SERVICE_PORT}/test"));
+            }
+            notices.extend(self.look()?);
+            Ok(())
+        })
+    }
+
+    /// Sees whether all still run, and keeps the load going; gives what there is to tell.
+    fn look(&mut self) -> Result<Vec<String>> {
+        self.envoy.check()?;
+        let begun = self.overload.as_mut().map(Overload::tick).transpose()?.flatten();
+        Ok(ended(&mut self.redis)?.into_iter().chain(begun).collect())
+    }
 }
 
 fn ensure_redis_port_free() -> Result<()> {
@@ -146,16 +179,19 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     Ok(envoy)
 }
 
-/// Ending Redis is one of the things to try, so it does not end the demo.
-fn tell_if_ended(redis: &mut Redis) -> Result<()> {
-    if let Some(status) = redis.just_ended()? {
-        step(format!(
-            "Redis has ended ({status}). Requests go on: this Envoy decides by itself, with the same \
-             limits.\n    Start Redis again, and within five seconds the limiter is back on it:\n\n      {}\n",
+/// What to say when Redis has just ended. That is one of the things to try, so it does not end the demo.
+fn ended(redis: &mut Option<Redis>) -> Result<Option<String>> {
+    let Some(redis) = redis else {
+        return Ok(None);
+    };
+    let status = redis.just_ended()?;
+    Ok(status.map(|status| {
+        format!(
+            "Redis has ended ({status}). Requests go on by the same limits. Start it again, and within five seconds \
+             the limiter is back on it:\n    {}",
             redis.command_line()
-        ));
-    }
-    Ok(())
+        )
+    }))
 }
 
 fn print_what_to_try() {

@@ -1,104 +1,187 @@
-//! `cargo xtask dist`: what a release consists of. The same source gives the same bytes.
+//! `cargo xtask dist`: what a release consists of. The same source gives the same bytes, and `--verify` proves it.
 
+mod oci;
+mod sbom;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
-use flate2::{Compression, GzBuilder};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::filter::{self, Toolchain};
-use crate::{step, workspace};
+use crate::{checkers, step, workspace};
 
 /// The largest filter we ship.
 const SIZE_LIMIT_KIB: usize = 400;
 
-pub(crate) fn run() -> Result<()> {
-    let wasm = fs::read(filter::build(Toolchain::find()?)?)?;
+const NAME: &str = "dynamic_rate_limiter";
+
+#[derive(Default, clap::Args)]
+pub(crate) struct Options {
+    /// Build it all a second time, from nothing and in another directory, and compare every byte
+    #[arg(long)]
+    verify: bool,
+}
+
+impl Options {
+    /// As CI runs it.
+    pub(crate) fn verifying() -> Self {
+        Self { verify: true }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    let wasm = fs::read(filter::build(toolchain)?)?;
     let size_kib = wasm.len().div_ceil(1024);
     ensure!(
         size_kib <= SIZE_LIMIT_KIB,
         "the filter is {size_kib} KiB; more than {SIZE_LIMIT_KIB} KiB is not for release"
     );
-
     let directory = workspace::target().join("dist");
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
-    fs::create_dir_all(&directory)?;
-
-    let name = "dynamic_rate_limiter.wasm";
-    let checksum = format!("{}  {name}\n", sha256(&wasm));
-    fs::write(directory.join(name), &wasm)?;
-    fs::write(directory.join(format!("{name}.sha256")), &checksum)?;
-    write_image(&directory.join("oci"), &wasm)?;
+    pack(toolchain, workspace::root(), &wasm, &directory)?;
+    if options.verify {
+        verify(toolchain, &directory)?;
+    }
 
     step(format!("{}:", workspace::shown(&directory)));
-    println!("{name}  {} bytes ({size_kib} KiB of at most {SIZE_LIMIT_KIB})", wasm.len());
-    println!("{name}.sha256  {checksum}", checksum = sha256(&wasm));
-    println!("oci/  an OCI image layout, for `crane push`, `skopeo copy oci:…` and the like");
+    println!("{NAME}.wasm  {} bytes ({size_kib} KiB of at most {SIZE_LIMIT_KIB})", wasm.len());
+    println!("{NAME}.wasm.sha256  {}", sha256(&wasm));
+    println!("{NAME}.cdx.json  what it is made of: a CycloneDX SBOM");
+    println!("oci/  an OCI image layout of a plain image: `crane push`, `skopeo copy oci:…` and the like");
+    println!("oci-artifact/  the same as a wasm artifact, for registries that take any media type");
     Ok(())
 }
 
-/// Writes an OCI image layout: one layer with `plugin.wasm` at its root, which is where Istio and
-/// Envoy Gateway look in a plain image.
-fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
-    let blobs = directory.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let blob = |media_type: &str, content: &[u8]| -> Result<Value> {
-        let digest = sha256(content);
-        fs::write(blobs.join(&digest), content)?;
-        Ok(json!({
-            "mediaType": media_type,
-            "digest": format!("sha256:{digest}"),
-            "size": content.len(),
-        }))
+/// Sees that the SBOM is one by its specification's schema, and that the schema would say if it were not.
+pub(crate) fn check_sbom() -> Result<()> {
+    let sbom = workspace::target().join("dist").join(format!("{NAME}.cdx.json"));
+    checkers::check_sbom(&sbom)?;
+    let broken = tempfile::Builder::new().suffix(".json").tempfile()?;
+    let text = fs::read_to_string(&sbom)?.replacen("\"purl\"", "\"pearl\"", 1);
+    fs::write(broken.path(), text)?;
+    ensure!(
+        checkers::check_sbom(broken.path()).is_err(),
+        "the schema takes an SBOM with a field of no meaning"
+    );
+    step("the SBOM is valid CycloneDX");
+    Ok(())
+}
+
+/// Writes all of a release, and reads back what others will read.
+fn pack(toolchain: Toolchain, root: &Path, wasm: &[u8], directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let file = |extension: &str| directory.join(format!("{NAME}.{extension}"));
+    fs::write(file("wasm"), wasm)?;
+    fs::write(file("wasm.sha256"), format!("{}  {NAME}.wasm\n", sha256(wasm)))?;
+    let sbom = sbom::document(toolchain, root, wasm).context("the SBOM")?;
+    fs::write(file("cdx.json"), format!("{sbom:#}\n"))?;
+
+    oci::write_image(&directory.join("oci"), wasm)?;
+    oci::write_artifact(&directory.join("oci-artifact"), wasm)?;
+    for form in ["oci", "oci-artifact"] {
+        let loaded = oci::load(&directory.join(form)).with_context(|| format!("reading {form} back"))?;
+        ensure!(loaded == wasm, "{form} holds another module than {NAME}.wasm");
+    }
+    Ok(())
+}
+
+/// Builds and packs a copy of the sources, in a directory that no build has seen, and compares.
+fn verify(toolchain: Toolchain, directory: &Path) -> Result<()> {
+    let elsewhere = tempfile::Builder::new().prefix("dist-").tempdir()?;
+    step(format!("the same once more, from nothing, in {}", elsewhere.path().display()));
+    let (sources, again) = (elsewhere.path().join("sources"), elsewhere.path().join("dist"));
+    workspace::copy_sources(&sources)?;
+    let wasm = filter::build_at(toolchain, &sources, filter::LIMITER)?;
+    pack(toolchain, &sources, &wasm, &again)?;
+
+    let files = files_in(directory)?;
+    let differing = differences(&files, &files_in(&again)?);
+    ensure!(
+        differing.is_empty(),
+        "not reproducible; a second build in another directory differs in\n  {}",
+        differing.join("\n  ")
+    );
+    step(format!("both builds gave the same {} files, byte for byte", files.len()));
+    Ok(())
+}
+
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Every file below a directory.
+fn files_in(directory: &Path) -> Result<Files> {
+    let mut files = Files::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                files.insert(path.strip_prefix(directory)?.to_owned(), fs::read(&path)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What is in one and not in the other, or not the same.
+fn differences(first: &Files, second: &Files) -> Vec<String> {
+    let names: BTreeSet<&PathBuf> = first.keys().chain(second.keys()).collect();
+    let difference = |name: &&PathBuf| {
+        let said = match (first.get(*name)?, second.get(*name)) {
+            (one, Some(other)) if one == other => return None,
+            (one, Some(other)) => {
+                let same = one.iter().zip(other).take_while(|(one, other)| one == other).count();
+                format!("{} and {} bytes, the same up to byte {same}", one.len(), other.len())
+            }
+            (_, None) => "not in the second".to_owned(),
+        };
+        Some(format!("{}: {said}", name.display()))
     };
-
-    let tar = tar_of("plugin.wasm", wasm)?;
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
-    std::io::Write::write_all(&mut gzip, &tar)?;
-    let layer = blob("application/vnd.oci.image.layer.v1.tar+gzip", &gzip.finish()?)?;
-
-    let config = json!({
-        "architecture": "wasm",
-        "os": "wasip1",
-        "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&tar))]},
-    });
-    let config = blob("application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&config)?)?;
-
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type,
-        "config": config,
-        "layers": [layer],
-        "annotations": {
-            "org.opencontainers.image.title": "dynamic-rate-limiter",
-            "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
-            "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
-        },
-    });
-    let manifest = blob(media_type, &serde_json::to_vec(&manifest)?)?;
-
-    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
-    fs::write(directory.join("index.json"), serde_json::to_vec(&index)?)?;
-    fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    Ok(())
+    let missing = |name: &&PathBuf| {
+        (!first.contains_key(*name)).then(|| format!("{}: not in the first", name.display()))
+    };
+    names.iter().filter_map(|name| difference(name).or_else(|| missing(name))).collect()
 }
 
-/// A tar archive of one file that belongs to nobody and has no date.
-fn tar_of(name: &str, content: &[u8]) -> Result<Vec<u8>> {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
-    let mut archive = tar::Builder::new(Vec::new());
-    archive.append_data(&mut header, name, content)?;
-    Ok(archive.into_inner()?)
+/// What the filter's own manifest says that it is.
+fn description() -> Result<String> {
+    let manifest: toml::Table = toml::from_str(include_str!("../../Cargo.toml"))?;
+    let description = manifest["package"].get("description").and_then(toml::Value::as_str);
+    Ok(description.context("the filter's Cargo.toml has no description")?.to_owned())
 }
 
 fn sha256(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_difference_between_two_directories_is_named() {
+        let directory = |files: &[(&str, &str)]| {
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            for (name, content) in files {
+                let path = directory.path().join(name);
+                fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+                fs::write(path, content).expect("written");
+            }
+            files_in(directory.path()).expect("files")
+        };
+        let first = directory(&[("a", "same"), ("b/c", "one"), ("b/d", "gone")]);
+        let second = directory(&[("a", "same"), ("b/c", "ore"), ("e", "new")]);
+        assert_eq!(
+            differences(&first, &second),
+            ["b/c: 3 and 3 bytes, the same up to byte 1", "b/d: not in the second", "e: not in the first"]
+        );
+        assert_eq!(differences(&first, &first), [] as [&str; 0]);
+    }
 }

@@ -1,11 +1,11 @@
-//! What the filter shows Envoy: its exports, and names for traps.
+//! What the filter shows Envoy: its exports.
 //!
 //! The SDK exports a callback for everything that a proxy can report, and Envoy enters the VM for
 //! each one that it finds, on every request, whether or not anything is written behind it. So those
 //! that the filter leaves empty are taken out, and with them the code that only they used.
 
 use anyhow::{Context, Result, ensure};
-use walrus::{Module, passes};
+use walrus::{Module, ModuleConfig, passes};
 
 /// Every export that stays, and why.
 ///
@@ -38,12 +38,11 @@ const NEEDED: &[(&str, &str)] = &[
 /// a callback of one's own.
 const REPLACES: &str = "replaces_";
 
-/// Longest name of a function that stays.
-const MAX_NAME: usize = 64;
-
 /// The module with no export but those in [`NEEDED`], and without the code that only the others used.
+///
+/// Nor does it keep the names of functions, which would be a tenth of the file: a panic names its file and line anyway.
 pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
-    let mut module = Module::from_buffer(wasm)?;
+    let mut module = ModuleConfig::new().generate_name_section(false).parse(wasm)?;
     for (name, why) in NEEDED {
         let exported = module.exports.iter().any(|export| export.name == *name);
         ensure!(exported, "it does not export `{name}` ({why})");
@@ -60,19 +59,10 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
         module.exports.delete(export);
     }
     passes::gc::run(&mut module);
-    for function in module.funcs.iter_mut() {
-        function.name = function.name.take().map(|name| readable(&name));
-    }
     Ok(module.emit_wasm())
 }
 
 /// The callbacks of the SDK that the filter has its own for.
 fn replaced(module: &Module) -> Vec<String> {
     module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()
-}
-
-/// A function's name as a trap shows it. The compiler's own take a fifth of the file.
-fn readable(mangled: &str) -> String {
-    let name = format!("{:#}", rustc_demangle::demangle(mangled)).replace("dynamic_rate_limiter::", "");
-    name.chars().take(MAX_NAME).collect()
 }

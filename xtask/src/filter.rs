@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process::{output_of, run};
 use crate::{exports, step, tools, workspace};
 
-const TARGET: &str = "wasm32-wasip1";
+pub(crate) const TARGET: &str = "wasm32-wasip1";
+
+/// The package that is the filter.
+pub(crate) const LIMITER: &str = "dynamic-rate-limiter";
 
 const DEBIAN_PACKAGES: &[&str] =
     &["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy", "lld-19", "wasi-libc"];
@@ -59,8 +62,8 @@ impl Toolchain {
         Ok(toolchain)
     }
 
-    /// `cargo build` for the target.
-    fn cargo_build(self) -> Command {
+    /// `cargo build` of the sources at `root` for the target.
+    fn cargo_build(self, root: &Path) -> Command {
         let mut command = match self {
             Self::Rustup => workspace::cargo(),
             Self::Debian => Command::new("/usr/bin/cargo"),
@@ -68,7 +71,7 @@ impl Toolchain {
         // With `rlib` among the crate types cargo does without link-time optimisation, for all of
         // them and in silence. `rustc --crate-type` names the one that is wanted here.
         command.args(["rustc", "--lib", "--crate-type", "cdylib", "--release"]);
-        self.set_up(command)
+        self.set_up(command, root)
     }
 
     /// Clippy for the target, on the code that only exists there.
@@ -79,7 +82,18 @@ impl Toolchain {
             Self::Debian => Command::new("/usr/bin/cargo-clippy"),
         };
         command.arg("clippy");
-        self.set_up(command)
+        self.set_up(command, workspace::root())
+    }
+
+    /// The compiler's version: `1.96.0`.
+    pub(crate) fn rustc_version(self) -> Result<String> {
+        let rustc = match self {
+            Self::Rustup => env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()),
+            Self::Debian => DEBIAN_RUSTC.into(),
+        };
+        let printed = output_of(Command::new(&rustc).current_dir(workspace::root()).arg("--version"))?;
+        let version = printed.split(' ').nth(1);
+        Ok(version.with_context(|| format!("{} is no rustc", rustc.display()))?.to_owned())
     }
 
     fn target_dir(self) -> &'static str {
@@ -89,13 +103,9 @@ impl Toolchain {
         }
     }
 
-    fn set_up(self, mut command: Command) -> Command {
-        let mut rustflags = vec![
-            // No path of this machine in panic messages: the same source is the same bytes anywhere.
-            format!("--remap-path-prefix={}=cargo", cargo_home().display()),
-            format!("--remap-path-prefix={}=.", workspace::root().display()),
-        ];
-        command.current_dir(workspace::root()).args(["--target", TARGET, "--target-dir", self.target_dir()]);
+    fn set_up(self, mut command: Command, root: &Path) -> Command {
+        let mut rustflags = without_paths(root);
+        command.current_dir(root).args(["--target", TARGET, "--target-dir", self.target_dir()]);
         if self == Self::Debian {
             rustflags.extend([
                 "-Clink-self-contained=no".into(),
@@ -123,31 +133,35 @@ impl Toolchain {
 /// Builds the limiter into `target/dynamic_rate_limiter.wasm`, where every configuration looks.
 pub(crate) fn build(toolchain: Toolchain) -> Result<PathBuf> {
     let artifact = workspace::target().join("dynamic_rate_limiter.wasm");
-    build_package(toolchain, "dynamic-rate-limiter", &artifact)?;
+    build_package(toolchain, LIMITER, &artifact)?;
     Ok(artifact)
 }
 
 /// Builds the filter that asks Envoy about itself into `target/probe_filter.wasm`, with all that it exports.
 pub(crate) fn build_probe(toolchain: Toolchain) -> Result<PathBuf> {
     let artifact = workspace::target().join("probe_filter.wasm");
-    let built = compile(toolchain, "probe-filter")?;
+    let built = compile(toolchain, workspace::root(), "probe-filter")?;
     put(&artifact, &fs::read(built)?)?;
     Ok(artifact)
 }
 
 /// Builds one package, takes out the exports that are not needed, and puts the result in place.
 pub(crate) fn build_package(toolchain: Toolchain, package: &str, artifact: &Path) -> Result<()> {
-    let built = compile(toolchain, package)?;
-    let wasm = exports::strip(&fs::read(&built)?)
-        .with_context(|| format!("{} is not the filter we know", built.display()))?;
-    put(artifact, &wasm)
+    put(artifact, &build_at(toolchain, workspace::root(), package)?)
 }
 
-/// Builds one package; gives what the compiler made of it.
-fn compile(toolchain: Toolchain, package: &str) -> Result<PathBuf> {
+/// Builds one package of the sources at `root`, and takes out the exports that are not needed.
+pub(crate) fn build_at(toolchain: Toolchain, root: &Path, package: &str) -> Result<Vec<u8>> {
+    let built = compile(toolchain, root, package)?;
+    exports::strip(&fs::read(&built)?)
+        .with_context(|| format!("{} is not the filter we know", built.display()))
+}
+
+/// Builds one package of the sources at `root`; gives what the compiler made of it.
+fn compile(toolchain: Toolchain, root: &Path, package: &str) -> Result<PathBuf> {
     step(format!("building {package} (the first time takes a minute or two)"));
-    run(toolchain.cargo_build().args(["--package", package]))?;
-    Ok(workspace::root()
+    run(toolchain.cargo_build(root).args(["--package", package]))?;
+    Ok(root
         .join(toolchain.target_dir())
         .join(TARGET)
         .join("release")
@@ -187,10 +201,9 @@ fn install_debian_compiler() -> Result<()> {
 
 /// Compares by major and minor version, as `rust-version` does.
 fn debian_compiler_is_at_least(needed: &str) -> Result<bool> {
-    let printed = output_of(Command::new(DEBIAN_RUSTC).arg("--version"))?;
-    let version = printed.split(' ').nth(1).with_context(|| format!("{DEBIAN_RUSTC} is no rustc"))?;
+    let version = Toolchain::Debian.rustc_version()?;
     let numbers = |text: &str| -> Vec<u32> { text.split('.').take(2).flat_map(str::parse).collect() };
-    Ok(numbers(version) >= numbers(needed))
+    Ok(numbers(&version) >= numbers(needed))
 }
 
 /// Whether the compiler that cargo uses has a standard library for the target.
@@ -203,6 +216,21 @@ fn has_target() -> bool {
         TARGET,
     ]));
     libraries.is_ok_and(|directory| Path::new(directory.trim()).is_dir())
+}
+
+/// Flags that keep paths of this machine out of panic messages: the same source is the same bytes anywhere. Of the
+/// registry's crates each folder is named, because the folder's name tells which mirror of the registry it came from.
+fn without_paths(root: &Path) -> Vec<String> {
+    let cargo_home = cargo_home();
+    let registries = fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten().flatten();
+    let mut registries: Vec<PathBuf> = registries.map(|registry| registry.path()).collect();
+    registries.sort();
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let mut flags = vec![remap(&cargo_home, "cargo")];
+    flags.extend(registries.iter().map(|registry| remap(registry, "crates")));
+    // Last, since of several that fit the last one counts.
+    flags.push(remap(root, "."));
+    flags
 }
 
 fn cargo_home() -> PathBuf {

@@ -14,7 +14,7 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// Names in lower case.
     headers: Vec<String>,
-    /// As it came: where Envoy sends chunks, with their lengths.
+    /// Whole: chunks are put together.
     pub(crate) body: String,
 }
 
@@ -45,5 +45,38 @@ fn parse(reply: &str) -> Option<Response> {
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
     let headers = lines.filter_map(|line| Some(line.split_once(':')?.0.to_ascii_lowercase()));
-    Some(Response { status, headers: headers.collect(), body: body.to_owned() })
+    let mut response = Response { status, headers: headers.collect(), body: body.to_owned() };
+    if response.has_header("transfer-encoding") {
+        response.body = joined_chunks(body)?;
+    }
+    Some(response)
+}
+
+/// The chunks of a body, which each begin with a line that has their length in hex; the last is empty.
+fn joined_chunks(mut body: &str) -> Option<String> {
+    let mut joined = String::new();
+    loop {
+        let (length, rest) = body.split_once("\r\n")?;
+        let length = usize::from_str_radix(length, 16).ok()?;
+        if length == 0 {
+            return Some(joined);
+        }
+        joined += rest.get(..length)?;
+        body = rest.get(length..)?.strip_prefix("\r\n")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_put_together() {
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na: \r\nA\r\n1\nb: 12345\r\n0\r\n\r\n";
+        assert_eq!(parse(chunked).expect("HTTP").body, "a: 1\nb: 12345");
+        let cut = chunked.strip_suffix("0\r\n\r\n").expect("a last chunk");
+        assert!(parse(cut).is_none(), "a body that is cut off is not taken for a whole one");
+        assert_eq!(parse("HTTP/1.1 404 Not Found\r\n\r\n3\r\n").expect("HTTP").body, "3\r\n");
+    }
 }

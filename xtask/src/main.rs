@@ -1,17 +1,21 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `checks`, `soak`, `mutants`, `audit`, `bench`,
-//! `conformance` and `dist` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and `process` are what they
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `watch`, `checks`, `soak`, `mutants`, `audit`,
+//! `bench`, `conformance`, `dist` and `check_config` are the verbs; `envoy`, `redis`, `tools`, `checkers`, `http` and
+//! `process` are what they
 //! stand on.
 
 mod audit;
 mod bench;
+mod check_config;
 mod checkers;
 mod checks;
 mod conformance;
 mod demo;
 mod dist;
+#[cfg(test)]
+mod docs;
 mod envoy;
 mod exports;
 mod filter;
@@ -22,6 +26,7 @@ mod process;
 mod redis;
 mod soak;
 mod tools;
+mod watch;
 mod workspace;
 
 use std::process::ExitCode;
@@ -41,6 +46,8 @@ use clap::Parser;
 enum Verb {
     /// Build the filter and start an Envoy that runs it on port 8000, on request with a Redis, until Ctrl-C
     Demo(demo::Options),
+    /// Watch a limiter that runs: tokens, requests allowed and refused a second, health, live on one screen
+    Watch(watch::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
     Test(checks::Options),
     /// Search for counter-examples: the same searches as in `test`, for as long as one likes
@@ -54,21 +61,25 @@ enum Verb {
     Bench(bench::Options),
     /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
     Conformance(conformance::Options),
-    /// Pack the filter for release: the .wasm, its checksum, an OCI image layout
-    Dist,
+    /// Pack the filter for release: the .wasm, its checksum, an SBOM, OCI image layouts; prove that it is reproducible
+    Dist(dist::Options),
+    /// Check configuration files with the filter's own code; hash keys, make new ones
+    CheckConfig(check_config::Options),
 }
 
 fn main() -> ExitCode {
     let verb = Verb::parse();
     let done = process::catch_interrupts().and_then(|()| match verb {
         Verb::Demo(options) => demo::run(&options),
+        Verb::Watch(options) => watch::run(&options),
         Verb::Test(options) => checks::run(&options),
         Verb::Soak(options) => soak::run_parts(&options),
         Verb::Mutants(options) => mutants::run(&options),
         Verb::Audit(options) => audit::run_checks(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Conformance(options) => conformance::run(&options),
-        Verb::Dist => dist::run(),
+        Verb::Dist(options) => dist::run(&options),
+        Verb::CheckConfig(options) => check_config::run(&options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

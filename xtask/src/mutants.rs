@@ -22,9 +22,6 @@ const SEARCH_SECONDS: u64 = 60;
 /// How long a build may take; it is there so that none hangs CI.
 const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// What is at the repository's root and not part of the sources.
-const NOT_SOURCES: [&str; 2] = ["target", ".git"];
-
 #[derive(Default, clap::Args)]
 pub(crate) struct Options {
     /// Only these mutants; without a name, all of them
@@ -128,13 +125,7 @@ impl Copy {
         if copy.root.exists() {
             remove_strangers(&copy.root, workspace::root())?;
         }
-        fs::create_dir_all(&copy.root)?;
-        for entry in fs::read_dir(workspace::root())? {
-            let entry = entry?;
-            if NOT_SOURCES.iter().all(|name| entry.file_name() != *name) {
-                copy_changed(&entry.path(), &copy.root.join(entry.file_name()))?;
-            }
-        }
+        workspace::copy_sources(&copy.root)?;
         Ok(copy)
     }
 
@@ -202,23 +193,6 @@ impl Copy {
     fn target() -> PathBuf {
         workspace::target().join("mutants/build")
     }
-}
-
-/// Copies a file or a folder, but for files that are the same already: their age tells cargo what to build.
-fn copy_changed(from: &Path, to: &Path) -> Result<()> {
-    if from.is_dir() {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            copy_changed(&entry.path(), &to.join(entry.file_name()))?;
-        }
-        return Ok(());
-    }
-    let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-    if fs::read(to).is_ok_and(|old| old == content) {
-        return Ok(());
-    }
-    fs::write(to, content).with_context(|| format!("cannot write {}", to.display()))
 }
 
 /// Takes out of an older copy what the sources no longer have.

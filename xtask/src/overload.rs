@@ -37,14 +37,7 @@ pub(crate) struct Program(PathBuf);
 impl Program {
     pub(crate) fn build() -> Result<Self> {
         step("building the load and the upstream");
-        run_program(workspace::cargo().args([
-            "build",
-            "--quiet",
-            "--profile",
-            "soak",
-            "--package",
-            "rush",
-        ]))?;
+        run_program(workspace::cargo().args(["build", "--quiet", "--profile", "soak", "--package", "rush"]))?;
         Ok(Self(workspace::target().join("soak/rush")))
     }
 

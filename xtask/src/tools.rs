@@ -119,6 +119,17 @@ pub(crate) fn webdis() -> Result<PathBuf> {
     on_path("webdis").context("no `webdis` on PATH, though its package is installed")
 }
 
+/// The programs that the documents have people type, with the Debian packages that bring them.
+pub(crate) fn typed_programs() -> Result<()> {
+    for (program, package) in [("curl", "curl"), ("ss", "iproute2"), ("redis-cli", "redis-tools")] {
+        if on_path(program).is_none() {
+            debian_packages(&[package])
+                .with_context(|| format!("the documents' commands are tested, and use `{program}`"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Redis, or Valkey, which speaks the same: the user's own if there is one, else Debian's.
 pub(crate) fn redis_server() -> Result<PathBuf> {
     let (binary, found) = find_redis_server()?;

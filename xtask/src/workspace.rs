@@ -1,8 +1,14 @@
 //! Where things are, and the cargo that runs us.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::{Context, Result};
+
+/// What is at the repository's root and not part of the sources.
+const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 
 /// The repository's root.
 pub(crate) fn root() -> &'static Path {
@@ -39,4 +45,33 @@ pub(crate) fn forget_our_package(command: &mut Command) {
             command.env_remove(name);
         }
     }
+}
+
+/// Copies the sources into a folder, over an older copy if there is one.
+pub(crate) fn copy_sources(to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(root())? {
+        let entry = entry?;
+        if NOT_SOURCES.iter().all(|name| entry.file_name() != *name) {
+            copy_changed(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies a file or a folder, but for files that are the same already: their age tells cargo what to build.
+fn copy_changed(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy_changed(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    fs::write(to, content).with_context(|| format!("cannot write {}", to.display()))
 }

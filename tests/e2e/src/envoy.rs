@@ -269,6 +269,11 @@ impl Envoy {
             .expect("a process has a resident size")
     }
 
+    /// The folder that it was started with.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Replaces one of the documents that `config_files` serves as editors do: a new file, renamed
     /// over the old one.
     ///

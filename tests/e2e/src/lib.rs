@@ -6,7 +6,8 @@
 //! sends many requests at once, [`crowd`] sends them whatever becomes of them, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
-//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML.
+//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML, [`manifests`]
+//! what of it is for Kubernetes.
 //! [`probe`] is the filter that asks Envoy about itself, [`canary`] looks for secrets wherever there should
 //! be none. [`wait`] holds the only loop that waits for something.
 //!
@@ -19,6 +20,7 @@ pub mod crowd;
 pub mod envoy;
 pub mod http2;
 pub mod load;
+pub mod manifests;
 pub mod port;
 pub mod probe;
 pub mod prometheus;

@@ -1,6 +1,6 @@
 //! Reading and checking the YAML that we ship, with the programs that `cargo xtask test` installs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -18,9 +18,7 @@ const TO_JSON: &str = "import json, ruamel.yaml, sys\n\
 /// When it is no YAML, or nothing that JSON could say.
 #[track_caller]
 pub fn yaml(path: &Path) -> Value {
-    // The validator's own Python, which has a YAML reader.
-    let python = from_env("CHECK_JSONSCHEMA").with_file_name("python");
-    let (success, said) = run(Command::new(python).args(["-c", TO_JSON]).arg(path));
+    let (success, said) = run(Command::new(python()).args(["-c", TO_JSON]).arg(path));
     assert!(success, "{}: {said}", path.display());
     serde_json::from_str(&said).expect("Python writes JSON")
 }
@@ -28,9 +26,18 @@ pub fn yaml(path: &Path) -> Value {
 /// Validates a file against the Compose specification's JSON schema: whether it fits, and what was said.
 #[track_caller]
 pub fn check_compose(path: &Path) -> (bool, String) {
-    run(Command::new(from_env("CHECK_JSONSCHEMA"))
-        .args(["--builtin-schema", "vendor.compose-spec"])
-        .arg(path))
+    check(path, "vendor.compose-spec")
+}
+
+/// Validates a file against the JSON schema of GitHub's workflows: whether it fits, and what was said.
+#[track_caller]
+pub fn check_workflow(path: &Path) -> (bool, String) {
+    check(path, "vendor.github-workflows")
+}
+
+#[track_caller]
+fn check(path: &Path, schema: &str) -> (bool, String) {
+    run(Command::new(from_env("CHECK_JSONSCHEMA")).args(["--builtin-schema", schema]).arg(path))
 }
 
 /// Runs promtool in `folder`: whether it is content, and what it said.
@@ -39,8 +46,15 @@ pub fn promtool(folder: &Path, arguments: &[&str]) -> (bool, String) {
     run(Command::new(from_env("PROMTOOL")).args(arguments).current_dir(folder))
 }
 
+/// The validator's own Python, which has a YAML reader.
 #[track_caller]
-fn run(command: &mut Command) -> (bool, String) {
+pub(crate) fn python() -> PathBuf {
+    from_env("CHECK_JSONSCHEMA").with_file_name("python")
+}
+
+/// Runs a program: whether it is content, and what it said.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> (bool, String) {
     let output = command.output().expect("a program that is there");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     (output.status.success(), text.concat())

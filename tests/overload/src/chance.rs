@@ -1,7 +1,13 @@
 //! Chance, brought back by its seed.
 
 #[path = "../../common/random.rs"]
-#[allow(missing_docs, dead_code, unreachable_pub, clippy::should_implement_trait, reason = "shared with other tests")]
+#[allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::should_implement_trait,
+    reason = "shared with other tests"
+)]
 mod random;
 
 pub use random::Random;

@@ -151,7 +151,8 @@ impl Envoy {
     /// The client has gone before.
     pub(crate) fn abandoned(&mut self, worker: usize, waited_us: u64) {
         let absolute_us = self.bounds.latency_ms.map(|ms| f64::from(ms) * 1e3);
-        let relative_us = self.switch.baseline_us().zip(self.bounds.latency_ratio).map(|(us, ratio)| us * ratio);
+        let relative_us =
+            self.switch.baseline_us().zip(self.bounds.latency_ratio).map(|(us, ratio)| us * ratio);
         let bearable_us = absolute_us.into_iter().chain(relative_us).fold(f64::MAX, f64::min);
         let worker = &mut self.workers[worker];
         worker.in_flight -= 1;
@@ -191,7 +192,9 @@ impl Envoy {
     /// No tier was shed under a cut under which a less important one was served beyond its `min_share`.
     fn check_order(&mut self, index: usize) {
         let worker = &mut self.workers[index];
-        for (shed, served) in (0..self.tiers.len()).flat_map(|one| (0..self.tiers.len()).map(move |other| (one, other))) {
+        for (shed, served) in
+            (0..self.tiers.len()).flat_map(|one| (0..self.tiers.len()).map(move |other| (one, other)))
+        {
             let (important, lesser) = (self.tiers[shed], self.tiers[served]);
             let is_wrong = worker.was_shed[shed] && worker.was_served[served];
             if is_wrong && important.priority > lesser.priority {

@@ -1,47 +1,143 @@
-//! TODO
-use clap::Parser;
-use overload::{judge::judge, scenario, world};
-use std::time::Instant;
+//! `cargo xtask soak overload`: worlds, until all scenarios have been through, the time is over or something is wrong.
 
-/// x
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use clap::Parser;
+use overload::judge::{Verdict, WANTED_GOODPUT, judge};
+use overload::scenario::{Scenario, all, drawn, quick};
+use overload::world::{BIN_US, Story, run};
+
+/// An upstream, callers that try again, and the filter's own controller between them
 #[derive(Parser)]
 struct Arguments {
     /// Only scenarios whose names contain this
     #[arg(default_value = "")]
     name: String,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// A few scenarios, in which everything happens that can
+    #[arg(long)]
+    quick: bool,
+    /// Scenarios that are drawn at random, for so long
+    #[arg(long, conflicts_with_all = ["quick", "name"])]
+    seconds: Option<u64>,
+    /// Brings a run back; drawn where absent
+    #[arg(long)]
+    seed: Option<u64>,
+    /// What happened in each half second
     #[arg(long)]
     verbose: bool,
+    /// Which scenarios there are
+    #[arg(long)]
+    list: bool,
 }
 
-fn main() {
+#[derive(Default)]
+struct Tally {
+    runs: u32,
+    failed: u32,
+    short: u32,
+    below_wanted: u32,
+}
+
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (mut runs, mut bad) = (0, 0);
-    for scenario in scenario::all() {
-        if !scenario.name.contains(&arguments.name) {
-            continue;
+    if arguments.list {
+        all().iter().for_each(|scenario| println!("{}", scenario.name));
+        return ExitCode::SUCCESS;
+    }
+    let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000_000);
+    let seed = arguments.seed.unwrap_or_else(new_seed);
+    println!("seed {seed}");
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    if let Some(seconds) = arguments.seconds {
+        while tally.runs == 0 || started.elapsed() < Duration::from_secs(seconds) {
+            let seed = seed.wrapping_add(tally.runs.into());
+            tally.run(&drawn(seed), seed, "--seconds 1", arguments.verbose);
         }
-        let started = Instant::now();
-        let story = world::run(&scenario, arguments.seed);
-        let verdict = judge(&scenario, &story);
-        runs += 1;
-        bad += usize::from(!verdict.violations.is_empty());
-        if arguments.verbose {
-            for (index, bin) in story.bins.iter().enumerate().step_by(1) {
-                println!(
-                    "{:6.1} ph{} {:8} sev {:.3} calls {:?} sent {:5} good {:4} shed {:?} waiting {:5} gave up {:?}",
-                    index as f64 / 2.0, bin.phase, bin.health.name(), bin.severity, bin.calls, bin.sent, bin.good, bin.shed, bin.waiting, bin.given_up
-                );
+    } else {
+        let mut scenarios = if arguments.quick { quick() } else { all() };
+        scenarios.retain(|scenario| scenario.name.contains(&arguments.name));
+        for (index, scenario) in scenarios.iter().enumerate() {
+            if std::io::stderr().is_terminal() {
+                eprint!("\r[{}/{}] {:<40}\r", index + 1, scenarios.len(), scenario.name);
             }
+            tally.run(scenario, seed, &scenario.name, arguments.verbose);
         }
+    }
+    tally.say(started.elapsed());
+    if tally.failed > 0 || tally.runs == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+impl Tally {
+    fn run(&mut self, scenario: &Scenario, seed: u64, again: &str, is_verbose: bool) {
+        let story = run(scenario, seed);
+        let verdict = judge(scenario, &story);
+        if is_verbose {
+            print_story(&story);
+        }
+        println!("{}", line(scenario, &story, &verdict));
+        for violation in &verdict.violations {
+            println!(
+                "    {violation}\n    again: cargo xtask soak overload --seed {seed}, or overload {again} --verbose"
+            );
+        }
+        self.runs += 1;
+        self.failed += u32::from(!verdict.violations.is_empty());
+        self.short += u32::from(!verdict.shortfalls.is_empty());
+        let is_below = verdict.goodput.is_some_and(|goodput| goodput < WANTED_GOODPUT);
+        self.below_wanted += u32::from(is_below && verdict.shortfalls.is_empty());
+    }
+
+    fn say(&self, elapsed: Duration) {
         println!(
-            "{:28} {} goodput {:?} ent {:?} trans {:?} recov {:?} {:.2}s {}",
-            scenario.name,
-            if verdict.violations.is_empty() { "ok " } else { "BAD" },
-            verdict.goodput.map(|g| (g * 1000.0).round() / 1000.0), verdict.enterprise, story.transitions, verdict.recovery,
-            started.elapsed().as_secs_f64(), verdict.violations.join("; ")
+            "{} runs in {:.0} s: {} failed, {} with a goodput under {WANTED_GOODPUT} for all that, {} fell short with an \
+             upstream that is ill by itself",
+            self.runs,
+            elapsed.as_secs_f64(),
+            self.failed,
+            self.below_wanted,
+            self.short
         );
     }
-    println!("{bad} of {runs} bad");
+}
+
+fn line(scenario: &Scenario, story: &Story, verdict: &Verdict) -> String {
+    let said = match (verdict.violations.as_slice(), verdict.shortfalls.as_slice()) {
+        ([], []) => "holds".to_owned(),
+        ([], shortfalls) => format!("short: {}", shortfalls.join("; ")),
+        _ => "FAILS".to_owned(),
+    };
+    let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.3}"));
+    let (calls, failed) = verdict.enterprise;
+    format!(
+        "{:<28} goodput {:>5}, enterprise {failed:>3} of {calls:>5} failed, health changed at {:?}, back after {} s: {said}",
+        scenario.name,
+        number(verdict.goodput),
+        story.transitions,
+        number(verdict.recovery),
+    )
+}
+
+fn print_story(story: &Story) {
+    println!(
+        "  time health   severity   calls   sent   good   shed (free, pro, enterprise)   waiting   limit"
+    );
+    for (index, bin) in story.bins.iter().enumerate() {
+        println!(
+            "{:6.1} {:8} {:8.3} {:>7} {:>6} {:>6}   {:>6} {:>6} {:>6} {:>19}   {:?}",
+            index as f64 * BIN_US as f64 / 1e6,
+            bin.health.name(),
+            bin.severity,
+            bin.calls.iter().sum::<u32>(),
+            bin.sent,
+            bin.good,
+            bin.shed[0],
+            bin.shed[1],
+            bin.shed[2],
+            bin.waiting,
+            bin.controller,
+        );
+    }
 }

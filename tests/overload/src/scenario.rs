@@ -1,5 +1,7 @@
 //! What happens in a world: an upstream, callers, and phases of load and of trouble.
 
+use std::fmt;
+
 use dynamic_rate_limiter::config::Measured;
 
 use crate::chance::{Random, Spread, uniform};
@@ -26,6 +28,13 @@ impl Phase {
     /// Whether load and upstream stay the same in it.
     pub fn is_steady(&self) -> bool {
         self.load.0 == self.load.1
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = self.load;
+        write!(formatter, "{} s at a load of {from} to {to}, upstream {:?}", self.seconds, self.condition)
     }
 }
 
@@ -66,13 +75,49 @@ const MIXES: [(&str, [f64; 3]); 5] = [
 
 const UPSTREAMS: [(&str, Upstream); 4] = [
     // A queue of half a second: latency climbs past its bound, then requests are refused.
-    ("queue", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Lognormal(0.8), queue: 320, works_for_nobody: true }),
+    (
+        "queue",
+        Upstream {
+            servers: 16,
+            service_us: 50_000.0,
+            spread: Spread::Lognormal(0.8),
+            queue: 320,
+            works_for_nobody: true,
+        },
+    ),
     // Almost no queue: it refuses what it cannot do, and is quick all the while.
-    ("refusing", Upstream { servers: 64, service_us: 200_000.0, spread: Spread::Exponential, queue: 8, works_for_nobody: true }),
+    (
+        "refusing",
+        Upstream {
+            servers: 48,
+            service_us: 100_000.0,
+            spread: Spread::Exponential,
+            queue: 96,
+            works_for_nobody: true,
+        },
+    ),
     // A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
-    ("deep", Upstream { servers: 16, service_us: 50_000.0, spread: Spread::Exponential, queue: 2_000, works_for_nobody: true }),
+    (
+        "deep",
+        Upstream {
+            servers: 16,
+            service_us: 50_000.0,
+            spread: Spread::Exponential,
+            queue: 2_000,
+            works_for_nobody: true,
+        },
+    ),
     // The same, but it notices when clients have gone.
-    ("endless", Upstream { servers: 32, service_us: 100_000.0, spread: Spread::Lognormal(0.5), queue: 1_000_000, works_for_nobody: false }),
+    (
+        "endless",
+        Upstream {
+            servers: 32,
+            service_us: 100_000.0,
+            spread: Spread::Lognormal(0.5),
+            queue: 1_000_000,
+            works_for_nobody: false,
+        },
+    ),
 ];
 
 /// Before and after everything.
@@ -91,6 +136,36 @@ pub fn all() -> Vec<Scenario> {
     }
     scenarios
 }
+
+/// A few of them, in which everything happens that can.
+pub fn quick() -> Vec<Scenario> {
+    let mut scenarios = all();
+    scenarios.retain(|scenario| QUICK.iter().any(|name| scenario.name == *name));
+    scenarios
+}
+
+const QUICK: [&str; 20] = [
+    "queue-free90-step0.85",
+    "queue-even-step1.1",
+    "queue-even-step1.6",
+    "queue-ent90-step2",
+    "queue-free90-step5",
+    "queue-even-step10",
+    "queue-even-ramp3",
+    "queue-pro80-spike20",
+    "queue-ent60-climb3",
+    "queue-even-slow0.15",
+    "queue-even-failing0.5",
+    "queue-free90-broken0.85",
+    "queue-even-dead0.5",
+    "queue-even-hanging0.85",
+    "refusing-even-step3",
+    "refusing-pro80-spike3",
+    "deep-free90-step2",
+    "deep-even-dead0.85",
+    "endless-even-step5",
+    "endless-ent60-step2",
+];
 
 /// One that nobody has listed.
 pub fn drawn(seed: u64) -> Scenario {
@@ -140,7 +215,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     }
     let troubles = [
         ("slow", Condition::Slow(5.0)),
-        ("slower", Condition::Slow(20.0)),
+        ("slowish", Condition::Slow(2.5)),
         ("failing", Condition::Failing(0.3)),
         ("broken", Condition::Failing(0.9)),
         ("dead", Condition::Dead),
@@ -148,7 +223,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     ];
     for (name, condition) in troubles {
         for load in [0.15, 0.5, 0.85, 3.0] {
-            let trouble = Phase { seconds: 45.0, load: (load, load), condition };
+            let trouble = Phase { seconds: 60.0, load: (load, load), condition };
             shapes.push((format!("{name}{load}"), around(vec![trouble])));
         }
     }
@@ -158,7 +233,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
 fn around(middle: Vec<Phase>) -> Vec<Phase> {
     let mut phases = vec![well(20.0, CALM, CALM)];
     phases.extend(middle);
-    phases.push(well(45.0, CALM, CALM));
+    phases.push(well(70.0, CALM, CALM));
     phases
 }
 

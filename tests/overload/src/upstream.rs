@@ -41,6 +41,13 @@ pub enum Condition {
     Hanging,
 }
 
+impl Condition {
+    /// Whether it still does something, but not as it should.
+    pub fn is_partial(self) -> bool {
+        matches!(self, Self::Slow(_) | Self::Failing(_))
+    }
+}
+
 /// What became of a request that was sent to it.
 pub(crate) enum Taken {
     /// It is worked on, and done after so many microseconds.

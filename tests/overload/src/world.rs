@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::load::controller::Controller;
 
 use crate::chance::{Random, exponential, uniform};
 use crate::envoy::{Caller, Envoy, HAND_IN_US, Verdict};
@@ -14,7 +15,7 @@ use crate::upstream::{Condition, Taken, Work};
 pub const BIN_US: u64 = 500_000;
 
 /// A call is tried so many times in all.
-const ATTEMPTS: u8 = 4;
+pub const ATTEMPTS: u8 = 4;
 
 /// Wait before the second attempt where no Retry-After says otherwise; it doubles, and varies by half.
 const BACK_OFF_US: f64 = 100_000.0;
@@ -39,12 +40,16 @@ pub struct Bin {
     pub sent: u32,
     /// Requests that were shed.
     pub shed: [u32; 3],
+    /// Requests of calls that began in an earlier phase: what is left of it.
+    pub leftover: [u32; 3],
     /// Which phase it was.
     pub phase: usize,
     /// What held at the end.
     pub health: Health,
     /// See `health`.
     pub severity: f64,
+    /// See `health`.
+    pub controller: Controller,
     /// Requests in the upstream's queue at the end.
     pub waiting: usize,
 }
@@ -168,9 +173,11 @@ impl World<'_> {
     fn note(&mut self) {
         let (phase, health) = (self.phase, self.envoy.health());
         let (severity, waiting) = (self.envoy.controller.severity(), self.work.waiting());
+        let controller = self.envoy.controller;
         let bin = self.bin();
         (bin.phase, bin.health, bin.severity, bin.waiting) = (phase, health, severity, waiting);
-        self.story.bins.push(Bin::default());
+        bin.controller = controller;
+        self.story.bins.push(Bin { phase, ..Bin::default() });
         self.after(BIN_US, Event::Note);
     }
 
@@ -178,7 +185,8 @@ impl World<'_> {
         (self.phase, self.phase_since_us) = (index, self.now_us);
         let condition = self.scenario.phases[index].condition;
         let stopped = |condition| matches!(condition, Condition::Dead | Condition::Hanging);
-        if self.work.condition != condition && (condition == Condition::Dead || stopped(self.work.condition)) {
+        if self.work.condition != condition && (condition == Condition::Dead || stopped(self.work.condition))
+        {
             self.life += 1;
             for attempt in self.work.restart() {
                 self.answer(attempt, false);
@@ -214,8 +222,10 @@ impl World<'_> {
     }
 
     fn attempt(&mut self, index: usize) {
+        let is_leftover = self.story.bins[self.calls[index].bin].phase < self.phase;
         let call = &mut self.calls[index];
         let Caller { tier, number } = call.caller;
+        self.story.bins.last_mut().expect("one from the begin").leftover[tier] += u32::from(is_leftover);
         match self.envoy.arrive(call.caller, call.worker, self.now_us, &mut self.random) {
             Verdict::Refused => self.story.bins[call.bin].refused[tier] += 1,
             Verdict::Shed(seconds) => {
@@ -288,7 +298,8 @@ impl World<'_> {
             self.story.bins[call.bin].given_up[call.caller.tier] += 1;
             return;
         }
-        let back_off = BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
+        let back_off =
+            BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
         self.after(told_us.unwrap_or(back_off as u64), Event::Attempt(index));
     }
 }

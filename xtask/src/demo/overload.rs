@@ -29,8 +29,7 @@ const TIMES: u32 = 5;
 pub(super) enum Lines {
     /// Among our own.
     Shown,
-    /// To `target/demo/load.log`.
-    #[expect(dead_code, reason = "for a display that has the terminal to itself")]
+    /// To `target/demo/load.log`, since something else is on the terminal.
     Kept,
 }
 
@@ -68,10 +67,10 @@ impl Overload {
         workspace::target().join("demo/overload-tiers.json")
     }
 
-    /// Keeps the load going; to be called now and then, once Envoy runs.
-    pub(super) fn tick(&mut self) -> Result<()> {
+    /// Keeps the load going; to be called now and then, once Envoy runs. Gives a word where it begins anew.
+    pub(super) fn tick(&mut self) -> Result<Option<String>> {
         if let Some(load) = &mut self.load {
-            let Some(status) = load.exited()? else { return Ok(()) };
+            let Some(status) = load.exited()? else { return Ok(None) };
             ensure!(status.success(), "the load ended by itself ({status})");
         }
         let numbers = [
@@ -88,7 +87,9 @@ impl Overload {
             Lines::Shown => Running::start(&mut command),
             Lines::Kept => Running::start_logged(&mut command, &workspace::target().join("demo/load.log")),
         }?);
-        Ok(())
+        Ok(Some(format!(
+            "load: normal for {BEFORE_SECONDS} s, overload for {OVERLOAD_SECONDS} s, normal for {AFTER_SECONDS} s"
+        )))
     }
 
     /// What is going on, for who sees the lines.

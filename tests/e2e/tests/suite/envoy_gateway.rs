@@ -1,0 +1,213 @@
+//! `deploy/envoy-gateway`: fits what we know of Envoy Gateway's CRDs, and what Envoy Gateway would make of it limits in a
+//! real Envoy. Envoy Gateway itself takes no part: the rules by which it turns an EnvoyExtensionPolicy into a filter and
+//! applies JSON patches are here again.
+
+use std::net::SocketAddr;
+
+use e2e::manifests::{check_envoy_gateway, check_kubernetes};
+use json_patch::PatchOperation;
+use serde_json::{Value, json};
+use serde_json_path::JsonPath;
+
+use crate::manifests::{
+    REDIS_ADDRESS, admin, assert_health_is_set, assert_labels, assert_limits, boot, cluster, environment,
+    manifest, object, redis, socket_address, upstream, wasm_volume,
+};
+
+const PROXY: &str = "deploy/envoy-gateway/proxy.yaml";
+const POLICIES: &str = "deploy/envoy-gateway/rate-limiter.yaml";
+const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+
+#[test]
+fn the_manifests_fit_what_we_know_of_envoy_gateway() {
+    let documents = [manifest(PROXY, &[]), manifest(POLICIES, &[])].concat();
+    assert_eq!(documents.len(), 3);
+    for document in &documents {
+        check_envoy_gateway(document).unwrap_or_else(|error| panic!("{}: {error}", document["kind"]));
+    }
+    let breaking: [(&str, &str, &str, &str); 3] = [
+        (POLICIES, "rootID:", "rootId:", "rootId"),
+        (POLICIES, "type: JSONPatch", "type: MergePatch", "$.spec.type"),
+        (PROXY, "replicas:", "replica:", "replica"),
+    ];
+    for (file, from, to, named) in breaking {
+        let errors: Vec<_> = manifest(file, &[(from, to)])
+            .iter()
+            .filter_map(|document| check_envoy_gateway(document).err())
+            .collect();
+        assert!(errors.len() == 1 && errors[0].contains(named), "{errors:?}");
+    }
+}
+
+/// The parts of an EnvoyProxy that Envoy Gateway puts into a Deployment are Kubernetes' own.
+#[test]
+fn what_it_puts_into_pods_fits_kubernetes() {
+    let documents = manifest(PROXY, &[]);
+    let deployment = deployment(&documents);
+    let mut container = deployment["container"].clone();
+    container["name"] = json!("envoy");
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "rate-limiter"},
+        "spec": {
+            "initContainers": deployment["initContainers"],
+            "containers": [container],
+            "volumes": deployment["pod"]["volumes"],
+        },
+    });
+    assert_eq!(check_kubernetes(&pod), Ok(()));
+}
+
+#[test]
+fn with_the_patches_all_of_it_works() {
+    let (redis, upstream) = (redis(), upstream());
+    let changes =
+        [(REDIS_ADDRESS, &*socket_address(redis.address())), ("timeout_ms: 20,", "timeout_ms: 5000,")];
+    let policies = manifest(POLICIES, &changes);
+    let mut listener = gateway_listener(object(&policies, "EnvoyExtensionPolicy", "rate-limiter"));
+    let mut clusters = vec![cluster("httproute/default/backend/rule/0", upstream.address())];
+    let patches = &object(&policies, "EnvoyPatchPolicy", "rate-limiter")["spec"]["jsonPatches"];
+    for patch in patches.as_array().expect("patches") {
+        let operation = &patch["operation"];
+        match patch["type"].as_str() {
+            Some(LISTENER) => {
+                assert_eq!(patch["name"], listener["name"]);
+                apply(&mut listener, operation);
+            }
+            // One without a path is a resource of its own.
+            Some(CLUSTER) => {
+                assert_eq!((&operation["op"], &operation["path"]), (&json!("add"), &json!("")));
+                assert_eq!(operation["value"]["name"], patch["name"]);
+                clusters.push(operation["value"].clone());
+            }
+            other => panic!("{other:?} is no patch that this knows"),
+        }
+    }
+
+    let documents = manifest(PROXY, &[]);
+    let deployment = deployment(&documents);
+    let proxy = &deployment["container"];
+    let place = wasm_volume(&deployment["initContainers"][0], proxy, &deployment["pod"]["volumes"]);
+    // The Secret is made by hand, as proxy.yaml says.
+    let secret = json!({
+        "metadata": {"name": "rate-limiter"},
+        "stringData": {"ADMIN_TOKEN": "", "REDIS_PASSWORD": ""},
+    });
+    let mut bootstrap = gateway_bootstrap();
+    let of_bootstrap = &object(&documents, "EnvoyProxy", "rate-limiter")["spec"]["bootstrap"]["jsonPatches"];
+    for operation in of_bootstrap.as_array().expect("patches") {
+        apply(&mut bootstrap, operation);
+    }
+    bootstrap["static_resources"] = json!({"listeners": [listener], "clusters": clusters});
+    let envoy = boot(&bootstrap, place, &[], &environment(proxy, &secret), |_| ());
+    let service = envoy.listener("default/eg/http");
+    assert_limits(service, &redis);
+    assert_health_is_set(service, &redis);
+    assert_labels(&envoy);
+    let dump = envoy.admin("/config_dump?resource=static_listeners");
+    for set in [r#""request_timeout": "60s""#, r#""failure_policy": "FAIL_RELOAD""#] {
+        assert!(dump.contains(set), "{set} in {dump}");
+    }
+}
+
+fn deployment(documents: &[Value]) -> &Value {
+    &object(documents, "EnvoyProxy", "rate-limiter")["spec"]["provider"]["kubernetes"]["envoyDeployment"]
+}
+
+/// What Envoy Gateway starts its proxies with, as far as the patches touch it.
+fn gateway_bootstrap() -> Value {
+    json!({
+        "node": {"id": "envoy-default-eg", "cluster": "default/eg"},
+        "admin": admin(),
+        "stats_config": {
+            "use_all_default_tags": true,
+            "stats_tags": [{"regex": "\\.zone(\\.(([^\\.]+)\\.))", "tag_name": "from_zone"}],
+        },
+    })
+}
+
+/// The listener `http` of the Gateway `eg`, as Envoy Gateway translates it with this policy: a filter that is off for the
+/// listener and on for its routes, `config` as JSON in a string. The routes are in the listener, and the filter's code
+/// is a file, where Envoy Gateway has both fetched from itself.
+fn gateway_listener(policy: &Value) -> Value {
+    let metadata = &policy["metadata"];
+    let [namespace, name] = [&metadata["namespace"], &metadata["name"]].map(|it| it.as_str().expect("text"));
+    let wasm = &policy["spec"]["wasm"][0];
+    let id = format!("envoyextensionpolicy/{namespace}/{name}/wasm/0");
+    let filter = format!("envoy.filters.http.wasm/{id}");
+    let config = json!({
+        "name": wasm["name"],
+        "root_id": wasm["rootID"],
+        "configuration": {
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": wasm["config"].to_string(),
+        },
+        "vm_config": {
+            "vm_id": id,
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": {"local": {"filename": "{folder}/dynamic_rate_limiter.wasm"}},
+            "environment_variables": {"host_env_keys": wasm["env"]["hostKeys"]},
+        },
+    });
+    let route = json!({
+        "match": {"prefix": "/"},
+        "route": {"cluster": "httproute/default/backend/rule/0"},
+        "typed_per_filter_config": {
+            &filter: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}},
+        },
+    });
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "http-10080",
+        "use_remote_address": true,
+        "normalize_path": true,
+        "merge_slashes": true,
+        "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT",
+        "server_header_transformation": "PASS_THROUGH",
+        "http_filters": [
+            {"name": filter, "disabled": true, "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", "config": config,
+            }},
+            {"name": "envoy.filters.http.router", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                "suppress_envoy_headers": true,
+            }},
+        ],
+        "route_config": {"name": "default/eg/http", "virtual_hosts": [
+            {"name": "default/eg/http/*", "domains": ["*"], "routes": [route]},
+        ]},
+    });
+    let chain = json!({
+        "name": "default/eg/http",
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+    });
+    json!({
+        "name": "default/eg/http",
+        "address": loopback(),
+        "default_filter_chain": chain,
+        "max_connections_to_accept_per_socket_event": 1,
+        "per_connection_buffer_limit_bytes": 32768,
+    })
+}
+
+fn loopback() -> Value {
+    let any_port: SocketAddr = ([127, 0, 0, 1], 0).into();
+    json!({"socket_address": {"address": any_port.ip().to_string(), "port_value": any_port.port()}})
+}
+
+/// Applies one operation at its `path`, or at `path` below each place that `jsonPath` finds, of which there must be one.
+#[track_caller]
+fn apply(document: &mut Value, operation: &Value) {
+    let mut operation = operation.clone();
+    if let Some(query) = operation.as_object_mut().expect("an operation").remove("jsonPath") {
+        let query = JsonPath::parse(query.as_str().expect("text")).expect("a JSON path");
+        let found = query.query_located(document);
+        let place = found.exactly_one().expect("one place").location().to_json_pointer();
+        let below = operation["path"].as_str().expect("a path").to_owned();
+        operation["path"] = json!(format!("{place}{below}"));
+    }
+    let operation: PatchOperation = serde_json::from_value(operation).expect("an operation of RFC 6902");
+    json_patch::patch(document, &[operation]).expect("applied");
+}

@@ -1,0 +1,342 @@
+//! `deploy/istio`: fits Istio's CRDs, and what istiod would make of it for a gateway limits in a real Envoy. No istiod
+//! takes part: the few rules by which it turns a WasmPlugin and EnvoyFilters into Envoy's configuration are here again.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::manifests::{check_istio, check_kubernetes};
+use e2e::redis::Redis;
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::manifests::{
+    ADMIN_TOKEN, REDIS_ADDRESS, admin, assert_health_is_set, assert_labels, assert_limits, await_degraded,
+    boot, cluster, environment, manifest, object, redis, socket_address, upstream, wasm_volume,
+};
+
+const HCM: &str = "envoy.filters.network.http_connection_manager";
+const ROUTER: &str = "envoy.filters.http.router";
+const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+const WASM: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+const GATEWAY: &str = "deploy/istio/gateway.yaml";
+const REDIS: &str = "deploy/istio/redis.yaml";
+const FILTER: &str = "deploy/istio/rate-limiter.yaml";
+const PLACE: &str = "/var/lib/rate-limiter";
+const LISTENER: &str = "outbound_0.0.0.0_8080";
+const PLUGIN: &str = "deploy/istio/wasm-plugin.yaml";
+
+#[test]
+fn the_manifests_fit_kubernetes_and_istio() {
+    for document in manifest(GATEWAY, &[]) {
+        check_kubernetes(&document).unwrap_or_else(|error| panic!("{}: {error}", document["kind"]));
+    }
+    for file in [REDIS, FILTER, PLUGIN] {
+        let documents = manifest(file, &[]);
+        assert_eq!(documents.len(), 1);
+        check_istio(&documents[0]).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+    let breaking: [(&str, &str, &str, &str); 4] = [
+        (PLUGIN, "pluginName:", "rootID:", "rootID"),
+        (PLUGIN, "FAIL_RELOAD", "FAIL_SOMEHOW", "FAIL_SOMEHOW"),
+        (PLUGIN, "{name: ADMIN_TOKEN, valueFrom: HOST}", "{name: ADMIN_TOKEN, from: HOST}", "from"),
+        (FILTER, "INSERT_BEFORE", "INSERT_SOMEWHERE", "INSERT_SOMEWHERE"),
+    ];
+    for (file, from, to, named) in breaking {
+        let broken = &manifest(file, &[(from, to)])[0];
+        assert!(check_istio(broken).is_err_and(|error| error.contains(named)), "{to}");
+    }
+}
+
+#[test]
+fn all_of_it_are_for_the_one_gateway() {
+    let gateway = manifest(GATEWAY, &[]);
+    let labels =
+        &object(&gateway, "Deployment", "rate-limited-gateway")["spec"]["template"]["metadata"]["labels"];
+    let mut selectors = vec![object(&gateway, "Service", "rate-limited-gateway")["spec"]["selector"].clone()];
+    for file in [REDIS, FILTER, PLUGIN] {
+        let spec = &manifest(file, &[])[0]["spec"];
+        selectors.extend(
+            [&spec["workloadSelector"]["labels"], &spec["selector"]["matchLabels"]]
+                .into_iter()
+                .filter(|selector| !selector.is_null())
+                .cloned(),
+        );
+    }
+    assert_eq!(selectors.len(), 4);
+    for selector in selectors {
+        for (label, value) in selector.as_object().expect("labels") {
+            assert_eq!(labels[label], *value);
+        }
+    }
+}
+
+#[test]
+fn by_envoy_filter_all_of_it_works() {
+    let (redis, upstream) = (redis(), upstream());
+    let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON]).remove(0)];
+    let delivered = patched(gateway(upstream.address(), &[]), &filters);
+    let envoy = delivered.start();
+    let service = envoy.listener(LISTENER);
+    assert_limits(service, &redis);
+    assert_health_is_set(service, &redis);
+    assert_labels(&envoy);
+    // What the patches changed beside.
+    let dump = envoy.admin("/config_dump?resource=static_listeners");
+    assert!(dump.contains(r#""request_timeout": "60s""#), "{dump}");
+}
+
+#[test]
+fn a_changed_envoy_filter_holds_without_a_restart_and_a_wrong_one_is_refused() {
+    let (redis, upstream) = (redis(), upstream());
+    let deliver = |tiers: &str| {
+        let change =
+            (r#""free": {"base": {"capacity": 5, "refill_rate": 1}, "burst": {"capacity": 10},"#, tiers);
+        let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON, change]).remove(0)];
+        patched(gateway(upstream.address(), &[]), &filters)
+    };
+    let envoy = deliver(r#""free": {"base": {"capacity": 111, "refill_rate": 1},"#).start();
+    let mut connection = Connection::open(envoy.listener(LISTENER));
+    assert_eq!(connection.send(&Request::get("/test")).limit(), 111);
+    deliver(r#""free": {"base": {"capacity": 222, "refill_rate": 1},"#).deliver(&envoy, 2);
+    wait::until("the new limit", || (connection.send(&Request::get("/test")).limit() == 222).then_some(()));
+    deliver(r#""free": {"base": {"capacity": -1, "refill_rate": 1},"#).deliver(&envoy, 3);
+    envoy.await_log(&["tiers.free.base.capacity", "-1"]);
+    assert_eq!(connection.send(&Request::get("/test")).limit(), 222);
+}
+
+#[test]
+fn as_a_wasm_plugin_it_limits_and_takes_health_from_redis() {
+    let (redis, upstream) = (redis(), upstream());
+    let plugin = &manifest(PLUGIN, &[("timeout_ms: 20,", "timeout_ms: 5000,")])[0];
+    let resource = extension_config(plugin);
+    let discovered = json!({
+        "name": resource["name"],
+        "config_discovery": {
+            "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
+            "type_urls": [WASM, "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"],
+        },
+    });
+    let mut delivered = patched(gateway(upstream.address(), &[discovered]), &[redis_filter(&redis)]);
+    delivered.extension = resource;
+    let envoy = delivered.start();
+    let service = envoy.listener(LISTENER);
+    assert_limits(service, &redis);
+    assert_labels(&envoy);
+
+    // As wasm-plugin.yaml and the docs say.
+    let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
+    let ask = |request: &Request| Connection::open(service).send(request);
+    assert_eq!(ask(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 408);
+    assert_eq!(ask(&Request::get("/system/health")).json()["health"], "NORMAL");
+    redis.command(&["SET", "system:health:status", "DEGRADED"]);
+    await_degraded(service);
+}
+
+/// What makes the limiter wait for Redis as long as it takes.
+const PATIENT_IN_JSON: (&str, &str) = (r#""timeout_ms": 20,"#, r#""timeout_ms": 5000,"#);
+
+#[track_caller]
+fn redis_filter(redis: &Redis) -> Value {
+    manifest(REDIS, &[(REDIS_ADDRESS, &socket_address(redis.address()))]).remove(0)
+}
+
+/// What a gateway gets: its bootstrap, with everything in it that comes later, and the one resource that comes by ECDS.
+struct Delivered {
+    bootstrap: Value,
+    extension: Value,
+}
+
+impl Delivered {
+    /// Starts the gateway with the environment and the volume that `gateway.yaml` gives it.
+    #[track_caller]
+    fn start(&self) -> Envoy {
+        let documents = manifest(GATEWAY, &[]);
+        let pod_template = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"];
+        let pod = &pod_template["spec"];
+        let proxy = &pod["containers"][0];
+        let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
+        assert_eq!(place, PLACE);
+        let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
+        // Istio's agent hands this to Envoy as it is, and Envoy merges it.
+        let added = &pod_template["metadata"]["annotations"]["sidecar.istio.io/bootstrapOverride"];
+        let added = object(&documents, "ConfigMap", added.as_str().expect("a name"));
+        let added = added["data"]["custom_bootstrap.json"].as_str().expect("text");
+        boot(&self.bootstrap, place, &["--config-yaml", added], &env, |folder| self.write(folder, 1))
+    }
+
+    /// Delivers the resource, and nothing else, to a gateway that runs.
+    #[track_caller]
+    fn deliver(&self, envoy: &Envoy, version: u32) {
+        self.write(envoy.folder(), version);
+    }
+
+    /// In place of istiod's stream there is a file.
+    fn write(&self, folder: &Path, version: u32) {
+        let response = json!({"version_info": version.to_string(), "resources": [self.extension]});
+        let text = response.to_string().replace(PLACE, &folder.display().to_string());
+        let next = folder.join("next");
+        fs::create_dir_all(&next).expect("a folder");
+        fs::write(next.join("ecds.json"), text).expect("written");
+        fs::rename(next.join("ecds.json"), folder.join("ecds.json")).expect("renamed");
+    }
+}
+
+/// A bootstrap of the shape that istiod gives a gateway, as far as the patches touch it, with everything that istiod
+/// would deliver later in it; `plugins` are where it puts WasmPlugins without a phase, in front of the router.
+fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
+    let filter = |name: &str, kind: &str| {
+        let url = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
+        json!({"name": name, "typed_config": {"@type": url}})
+    };
+    let mut filters = vec![
+        filter("envoy.filters.http.grpc_stats", "grpc_stats.v3.FilterConfig"),
+        filter("envoy.filters.http.fault", "fault.v3.HTTPFault"),
+        filter("envoy.filters.http.cors", "cors.v3.Cors"),
+    ];
+    filters.extend_from_slice(plugins);
+    filters.push(filter(ROUTER, "router.v3.Router"));
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": LISTENER,
+        "use_remote_address": true,
+        "normalize_path": true,
+        "stream_idle_timeout": "300s",
+        "http_filters": filters,
+        "route_config": {
+            "name": "http.8080",
+            "virtual_hosts": [{
+                "name": "*:8080",
+                "domains": ["*"],
+                "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "outbound|8080||upstream.default.svc.cluster.local"}}],
+            }],
+        },
+    });
+    json!({
+        "node": {"id": "router~127.0.0.1~rate-limited-gateway.default~default.svc.cluster.local", "cluster": "rate-limited-gateway.default"},
+        "admin": admin(),
+        "stats_config": {
+            "use_all_default_tags": false,
+            "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?(\\..+?\\.svc\\.cluster\\.local)?)\\.)"}],
+            "stats_matcher": {"inclusion_list": {"patterns": [{"prefix": "server"}, {"prefix": "wasm"}]}},
+        },
+        "static_resources": {
+            "listeners": [{
+                "name": LISTENER,
+                "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
+                "filter_chains": [{"filters": [{"name": HCM, "typed_config": manager}]}],
+            }],
+            "clusters": [cluster("outbound|8080||upstream.default.svc.cluster.local", upstream)],
+        },
+    })
+}
+
+/// A WasmPlugin as Envoy has it by ECDS, after istiod and the agent beside Envoy: `pluginConfig` is JSON in a string, the
+/// code a file, and there is neither a `vm_id` nor `allow_on_headers_stop_iteration`.
+#[track_caller]
+fn extension_config(plugin: &Value) -> Value {
+    let (spec, name) = (&plugin["spec"], plugin["metadata"]["name"].as_str().expect("a name"));
+    assert!(spec["url"].as_str().is_some_and(|url| url.starts_with("oci://")));
+    let keys: Vec<_> = spec["vmConfig"]["env"]
+        .as_array()
+        .expect("variables")
+        .iter()
+        .inspect(|variable| assert_eq!(variable["valueFrom"], "HOST"))
+        .map(|variable| variable["name"].clone())
+        .collect();
+    let config = json!({
+        "name": format!("default.{name}"),
+        "root_id": spec["pluginName"],
+        "failure_policy": spec["failStrategy"],
+        "configuration": {
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": spec["pluginConfig"].to_string(),
+        },
+        "vm_config": {
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": {"local": {"filename": format!("{PLACE}/dynamic_rate_limiter.wasm")}},
+            "environment_variables": {"host_env_keys": keys},
+        },
+    });
+    json!({
+        "@type": EXTENSION,
+        "name": format!("extensions.istio.io/wasmplugin/default.{name}"),
+        "typed_config": {"@type": WASM, "config": config},
+    })
+}
+
+/// Applies EnvoyFilters as istiod does, those kinds of patch that we ship; each must find its place.
+#[track_caller]
+fn patched(mut bootstrap: Value, filters: &[Value]) -> Delivered {
+    let mut extension = Value::Null;
+    for patch in
+        filters.iter().flat_map(|filter| filter["spec"]["configPatches"].as_array().expect("patches"))
+    {
+        assert_eq!(patch["match"]["context"], "GATEWAY");
+        let kind =
+            [&patch["applyTo"], &patch["patch"]["operation"]].map(|word| word.as_str().expect("a word"));
+        let (wanted, value) =
+            (&patch["match"]["listener"]["filterChain"]["filter"], &patch["patch"]["value"]);
+        match kind {
+            ["CLUSTER", "ADD"] => {
+                list(&mut bootstrap["static_resources"]["clusters"]).push(value.clone());
+            }
+            ["EXTENSION_CONFIG", "ADD"] => {
+                assert!(extension.is_null(), "one of them");
+                extension = value.clone();
+                extension["@type"] = json!(EXTENSION);
+            }
+            ["NETWORK_FILTER", "MERGE"] => merge(network_filter(&mut bootstrap, &wanted["name"]), value),
+            ["HTTP_FILTER", "INSERT_BEFORE"] => {
+                let manager = network_filter(&mut bootstrap, &wanted["name"]);
+                let filters = list(&mut manager["typed_config"]["http_filters"]);
+                let name = &wanted["subFilter"]["name"];
+                let place =
+                    filters.iter().position(|filter| filter["name"] == *name).expect("the other filter");
+                filters.insert(place, value.clone());
+            }
+            other => panic!("{other:?} is no patch that this knows"),
+        }
+    }
+    // From a file, where a gateway asks istiod.
+    let manager = network_filter(&mut bootstrap, &json!(HCM));
+    for filter in list(&mut manager["typed_config"]["http_filters"]) {
+        if let Some(source) =
+            filter.pointer_mut("/config_discovery/config_source").and_then(Value::as_object_mut)
+        {
+            assert_eq!(source.remove("ads"), Some(json!({})));
+            source.insert("path_config_source".to_owned(), json!({"path": "{folder}/ecds.json"}));
+        }
+    }
+    Delivered { bootstrap, extension }
+}
+
+#[track_caller]
+fn network_filter<'a>(bootstrap: &'a mut Value, name: &Value) -> &'a mut Value {
+    let chains = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"];
+    let filters = list(&mut chains[0]["filters"]);
+    filters.iter_mut().find(|filter| filter["name"] == *name).expect("the network filter")
+}
+
+#[track_caller]
+fn list(value: &mut Value) -> &mut Vec<Value> {
+    value.as_array_mut().expect("a list")
+}
+
+/// Protobuf's merge: messages field by field, lists one after the other, anything else is replaced.
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                match into.get_mut(name) {
+                    Some(old) => merge(old, value),
+                    None => drop(into.insert(name.clone(), value.clone())),
+                }
+            }
+        }
+        (Value::Array(into), Value::Array(from)) => into.extend_from_slice(from),
+        (into, from) => *into = from.clone(),
+    }
+}

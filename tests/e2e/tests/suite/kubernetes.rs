@@ -1,0 +1,221 @@
+//! `deploy/kubernetes`: fits Kubernetes' schemas, is whole in itself, and what its container would run does what it
+//! should. No kubelet takes part: the test does to files what kubelet does.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
+use e2e::manifests::check_kubernetes;
+use e2e::port;
+use e2e::redis::Redis;
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::manifests::{
+    assert_health_is_set, assert_labels, assert_limits, changed, environment, folder, manifest, object,
+    redis, socket_address, upstream, with_environment,
+};
+use crate::production::shipped;
+use crate::support::{ONE_PER_HOUR, tier};
+
+const FILES: [&str; 3] = ["config.yaml", "secret.yaml", "rate-limiter.yaml"];
+const NAME: &str = "rate-limiter";
+
+fn documents() -> Vec<Value> {
+    FILES.iter().flat_map(|file| manifest(&format!("deploy/kubernetes/{file}"), &[])).collect()
+}
+
+#[test]
+fn the_manifests_fit_kubernetes() {
+    let documents = documents();
+    assert_eq!(documents.len(), 7);
+    for document in &documents {
+        check_kubernetes(document).unwrap_or_else(|error| panic!("{}: {error}", document["kind"]));
+    }
+    let mut broken = object(&documents, "Deployment", NAME).clone();
+    broken["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = json!({});
+    assert!(check_kubernetes(&broken).is_err_and(|error| error.contains("readynessProbe")));
+    broken["kind"] = json!("Deplyment");
+    assert!(check_kubernetes(&broken).is_err());
+}
+
+#[test]
+fn everything_that_is_referred_to_is_there() {
+    let documents = documents();
+    let deployment = object(&documents, "Deployment", NAME);
+    let pod = &deployment["spec"]["template"];
+    let labels = &pod["metadata"]["labels"];
+    let container = container(&documents);
+    for selector in [
+        &deployment["spec"]["selector"]["matchLabels"],
+        &object(&documents, "Service", NAME)["spec"]["selector"],
+        &object(&documents, "PodDisruptionBudget", NAME)["spec"]["selector"]["matchLabels"],
+        &pod["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ] {
+        assert_eq!(selector, labels);
+    }
+    let scaled = &object(&documents, "HorizontalPodAutoscaler", NAME)["spec"]["scaleTargetRef"];
+    assert_eq!(*scaled, json!({"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": NAME}));
+    // Without it, nothing is known of what a pod uses of what it asked for.
+    assert!(container["resources"]["requests"]["cpu"].is_string());
+
+    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
+    for mount in container["volumeMounts"].as_array().expect("mounts") {
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).expect("a volume");
+        if let Some(config) = volume["configMap"]["name"].as_str() {
+            object(&documents, "ConfigMap", config);
+        }
+        assert!(mount.get("subPath").is_none(), "kubelet never renews a subPath");
+    }
+    assert_eq!(volumes.len(), 3);
+
+    // The documents are those that everything else here is shipped with.
+    let data = &object(&documents, "ConfigMap", "rate-limiter-documents")["data"];
+    for name in ["tiers.json", "api_keys.json"] {
+        assert_eq!(data[name].as_str(), Some(shipped(&format!("config/{name}")).as_str()), "{name}");
+    }
+    let dockerfile = shipped("Dockerfile");
+    assert!(dockerfile.contains("WORKDIR /rate-limiter\n"));
+    assert!(dockerfile.contains("COPY --from=build /dynamic_rate_limiter.wasm target/\n"));
+}
+
+#[test]
+fn the_pod_has_no_rights_that_it_does_not_need() {
+    let documents = documents();
+    let pod = &object(&documents, "Deployment", NAME)["spec"]["template"]["spec"];
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    let rights = &container(&documents)["securityContext"];
+    assert_eq!(
+        *rights,
+        json!({
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        })
+    );
+}
+
+#[test]
+fn what_the_container_runs_limits_follows_its_documents_and_is_probed() {
+    let documents = documents();
+    let (redis, upstream) = (redis(), upstream());
+    let (envoy, place) = start(&documents, &redis, upstream.address());
+    let service = envoy.listener("service");
+    assert_limits(service, &redis);
+    assert_health_is_set(service, &redis);
+    assert_labels(&envoy);
+
+    let container = container(&documents);
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!(get["port"], "metrics", "{probe}");
+        let path = get["path"].as_str().expect("a path");
+        assert_eq!(Connection::open(envoy.listener("metrics")).send(&Request::get(path)).status, 200);
+    }
+
+    let mut tiers: Value = serde_json::from_str(&shipped("config/tiers.json")).expect("JSON");
+    tiers["free"] = tier(777, ONE_PER_HOUR);
+    as_kubelet(&place.join("documents"), 2, &[("tiers.json", &tiers.to_string())]);
+    wait::until("the ConfigMap's new limit", || {
+        (Connection::open(service).send(&Request::get("/test")).limit() == 777).then_some(())
+    });
+    assert_eq!(Connection::open(service).send(&Request::get("/test").key("pro")).tier(), "pro");
+}
+
+fn container(documents: &[Value]) -> &Value {
+    let containers = &object(documents, "Deployment", NAME)["spec"]["template"]["spec"]["containers"];
+    assert_eq!(containers.as_array().map(Vec::len), Some(1));
+    &containers[0]
+}
+
+/// Starts what the Deployment's container would run, with its volumes in a folder, which is given too.
+#[track_caller]
+fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, std::path::PathBuf) {
+    let (dir, folder) = folder();
+    let container = container(documents);
+    for mount in container["volumeMounts"].as_array().expect("mounts") {
+        fs::create_dir(folder.join(mount["name"].as_str().expect("a name"))).expect("a folder");
+    }
+    let envoy_config = &object(documents, "ConfigMap", "rate-limiter-envoy")["data"]["envoy.yaml"];
+    let bootstrap = adapted(envoy_config.as_str().expect("text"), container, &folder, redis, upstream);
+    as_kubelet(&folder.join("envoy"), 1, &[("envoy.yaml", &bootstrap)]);
+    let data = &object(documents, "ConfigMap", "rate-limiter-documents")["data"];
+    let files = data.as_object().expect("files");
+    let files: Vec<_> =
+        files.iter().map(|(name, text)| (name.as_str(), text.as_str().expect("text"))).collect();
+    as_kubelet(&folder.join("documents"), 1, &files);
+
+    assert_eq!(container["command"], json!(["envoy"]));
+    let mut command = Command::new(envoy_bin());
+    for word in container["args"].as_array().expect("words") {
+        command.arg(in_folder(word.as_str().expect("text"), container, &folder));
+    }
+    command.current_dir(&folder);
+    let env = environment(container, object(documents, "Secret", NAME));
+    (Envoy::start(dir, with_environment(command, &env)), folder)
+}
+
+/// The bootstrap with the ports and addresses of this machine; it waits for Redis as long as it takes, and follows its
+/// documents quickly.
+#[track_caller]
+fn adapted(text: &str, container: &Value, folder: &Path, redis: &Redis, upstream: SocketAddr) -> String {
+    let admin = socket_address(port::reserve());
+    let wasm = filter_wasm().display().to_string();
+    let text = text.replace("/rate-limiter/target/dynamic_rate_limiter.wasm", &wasm);
+    let text = text.replace("{address: 127.0.0.1, port_value: 9901}", &admin);
+    let text = changed(
+        &text,
+        &[
+            ("{address: 0.0.0.0, port_value: 8000}", "{address: 127.0.0.1, port_value: 0}"),
+            ("{address: 0.0.0.0, port_value: 9902}", "{address: 127.0.0.1, port_value: 0}"),
+            ("{address: redis, port_value: 6379}", &socket_address(redis.address())),
+            ("{address: upstream, port_value: 8080}", &socket_address(upstream)),
+            ("\"timeout_ms\": 20,", "\"timeout_ms\": 5000,"),
+            ("\"ttl_seconds\": 20\n", "\"ttl_seconds\": 1\n"),
+        ],
+    );
+    let text = in_folder(&text, container, folder);
+    for outside in ["/etc/", "/run/rate-limiter", "/rate-limiter/"] {
+        assert!(!text.replace(&wasm, "").contains(outside), "a path that nothing is mounted at: {outside}");
+    }
+    text
+}
+
+/// Every place where a volume is mounted becomes a folder with the volume's name.
+fn in_folder(text: &str, container: &Value, folder: &Path) -> String {
+    let mounts = container["volumeMounts"].as_array().expect("mounts");
+    mounts.iter().fold(text.to_owned(), |text, mount| {
+        let place = format!("{}/", mount["mountPath"].as_str().expect("a path"));
+        let here = folder.join(mount["name"].as_str().expect("a name"));
+        text.replace(&place, &format!("{}/", here.display())).replace(
+            &format!("{{path: {}}}", place.trim_end_matches('/')),
+            &format!("{{path: {}}}", here.display()),
+        )
+    })
+}
+
+/// Writes files as kubelet writes a ConfigMap: into a folder of their own, to which a link is moved over the old one.
+fn as_kubelet(volume: &Path, version: u32, files: &[(&str, &str)]) {
+    let next = format!("..version_{version}");
+    fs::create_dir(volume.join(&next)).expect("a folder");
+    if version > 1 {
+        for file in fs::read_dir(volume.join("..data")).expect("a folder") {
+            let file = file.expect("a file");
+            fs::copy(file.path(), volume.join(&next).join(file.file_name())).expect("copied");
+        }
+    }
+    for (name, text) in files {
+        fs::write(volume.join(&next).join(name), text).expect("written");
+        if version == 1 {
+            symlink(format!("..data/{name}"), volume.join(name)).expect("a link");
+        }
+    }
+    symlink(&next, volume.join("..data_tmp")).expect("a link");
+    fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("renamed");
+}

@@ -1,0 +1,224 @@
+//! What the tests of the Kubernetes manifests share: an Envoy that is started from what a manifest holds, and what the
+//! limiter in it must then do.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
+use e2e::manifests::documents;
+use e2e::redis::Redis;
+use e2e::upstream::{Answer, Upstream};
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::production::shipped;
+use crate::support::assert_headers_complete;
+
+pub(crate) const ADMIN_TOKEN: &str = "c4nary-manifest-token";
+pub(crate) const REDIS_PASSWORD: &str = "c4nary-manifest-password";
+
+/// Where the manifests for Istio and Envoy Gateway have Redis.
+pub(crate) const REDIS_ADDRESS: &str = "{address: redis.default.svc.cluster.local, port_value: 6379}";
+
+/// What the image of the project's Dockerfile holds for those who only want the filter.
+const WASM_IN_IMAGE: &str = "/rate-limiter/target/dynamic_rate_limiter.wasm";
+
+/// The documents of a shipped manifest, each of `changes` made in its one place.
+#[track_caller]
+pub(crate) fn manifest(file: &str, changes: &[(&str, &str)]) -> Vec<Value> {
+    documents(&changed(&shipped(file), changes))
+}
+
+/// `text` with each of `changes` made in its one place.
+#[track_caller]
+pub(crate) fn changed(text: &str, changes: &[(&str, &str)]) -> String {
+    let mut text = text.to_owned();
+    for (from, to) in changes {
+        assert_eq!(text.matches(from).count(), 1, "{from} in {text}");
+        text = text.replace(from, to);
+    }
+    text
+}
+
+/// The one document of this kind and name.
+#[track_caller]
+pub(crate) fn object<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let mut found = documents.iter().filter(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+    let first = found.next().unwrap_or_else(|| panic!("no {kind} {name}"));
+    assert!(found.next().is_none(), "two of {kind} {name}");
+    first
+}
+
+/// An address as the bootstraps write it.
+pub(crate) fn socket_address(address: SocketAddr) -> String {
+    format!("{{address: {}, port_value: {}}}", address.ip(), address.port())
+}
+
+/// A Redis that wants the password.
+pub(crate) fn redis() -> Redis {
+    Redis::start_with(&[&format!("requirepass {REDIS_PASSWORD}")])
+}
+
+pub(crate) fn upstream() -> Upstream {
+    Upstream::start(|_| Answer::ok("from the service"))
+}
+
+/// The environment that a container gets: every variable is from a Secret's key, and `secret` has that key.
+#[track_caller]
+pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'static str)> {
+    let variables = container["env"].as_array().expect("variables");
+    assert_eq!(variables.len(), 2);
+    let value = |variable: &Value| {
+        let source = &variable["valueFrom"]["secretKeyRef"];
+        let key = source["key"].as_str().expect("a key");
+        assert_eq!(source["name"], secret["metadata"]["name"]);
+        // Whoever applies what we ship as it is has no secret that the world knows.
+        assert_eq!(secret["stringData"][key], "", "{key}");
+        match key {
+            "ADMIN_TOKEN" => ADMIN_TOKEN,
+            "REDIS_PASSWORD" => REDIS_PASSWORD,
+            other => panic!("{other} is nothing that the limiter reads"),
+        }
+    };
+    variables
+        .iter()
+        .map(|variable| (variable["name"].as_str().expect("a name").to_owned(), value(variable)))
+        .collect()
+}
+
+/// Does what an init container and a volume do: the filter is where the proxy's container has it mounted. Gives that
+/// place.
+#[track_caller]
+pub(crate) fn wasm_volume<'a>(init: &'a Value, proxy: &Value, volumes: &Value) -> &'a str {
+    let command: Vec<_> =
+        init["command"].as_array().expect("words").iter().filter_map(Value::as_str).collect();
+    let ["cp", WASM_IN_IMAGE, target] = command[..] else { panic!("{command:?}") };
+    let place = target.trim_end_matches('/');
+    let mount = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(mounts[0]["mountPath"], place);
+        mounts[0]["name"].clone()
+    };
+    let volume = mount(init);
+    assert_eq!(mount(proxy), volume);
+    assert_eq!(volumes.as_array().map(Vec::len), Some(1));
+    assert_eq!(volumes[0]["name"], volume);
+    place
+}
+
+/// Starts Envoy with this bootstrap in which `place` holds the filter. `prepare` may add files to the folder, which is
+/// `{folder}` in the bootstrap.
+#[track_caller]
+pub(crate) fn boot(
+    bootstrap: &Value,
+    place: &str,
+    arguments: &[&str],
+    env: &[(String, &str)],
+    prepare: impl FnOnce(&Path),
+) -> Envoy {
+    let (dir, folder) = folder();
+    let here = folder.display().to_string();
+    let text = bootstrap.to_string().replace(place, &here).replace("{folder}", &here);
+    fs::write(folder.join("envoy.json"), text).expect("written");
+    std::os::unix::fs::symlink(filter_wasm(), folder.join("dynamic_rate_limiter.wasm")).expect("a link");
+    prepare(&folder);
+    let mut command = Command::new(envoy_bin());
+    command.args(["-c", "envoy.json", "--concurrency", "2"]).args(arguments).current_dir(&folder);
+    Envoy::start(dir, with_environment(command, env))
+}
+
+pub(crate) fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let folder = dir.path().to_owned();
+    (dir, folder)
+}
+
+pub(crate) fn with_environment(mut command: Command, env: &[(String, &str)]) -> Command {
+    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_USERNAME", "REDIS_PASSWORD"] {
+        command.env_remove(name);
+    }
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// The admin endpoint that every bootstrap has here.
+pub(crate) fn admin() -> Value {
+    json!({"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}})
+}
+
+/// A cluster of one address.
+pub(crate) fn cluster(name: &str, address: SocketAddr) -> Value {
+    let address =
+        json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
+    json!({
+        "name": name,
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    })
+}
+
+/// The shipped limits hold, and the buckets are in Redis.
+#[track_caller]
+pub(crate) fn assert_limits(at: SocketAddr, redis: &Redis) {
+    let ask = |request: &Request| Connection::open(at).send(request);
+    let of_pro = Request::get("/test").key("pro");
+    wait::until("Redis is connected", || {
+        (ask(&Request::get("/health")).json()["redis"] == "connected").then_some(())
+    });
+    let reply = wait::until("the key is known", || {
+        let reply = ask(&of_pro);
+        (reply.tier() == "pro").then_some(reply)
+    });
+    assert_eq!((reply.status, reply.text().as_str()), (200, "from the service"));
+    assert_headers_complete(&reply, "pro", 25, "NORMAL");
+    let (tokens, _) = redis.bucket("rate_limit:pro").expect("a bucket in Redis");
+    assert!(tokens.parse::<f64>().is_ok_and(|tokens| tokens < 25.0), "{tokens}");
+
+    // Two tokens come a second, and these do not take the twenty seconds that it would take to admit them all.
+    let mut connection = Connection::open(at);
+    let replies: Vec<_> = (0..70).map(|_| connection.send(&of_pro)).collect();
+    let refused = replies.iter().find(|reply| reply.status == 429).expect("a refusal");
+    assert_headers_complete(refused, "pro", 25, "NORMAL");
+    assert!(replies.iter().all(|reply| [200, 429].contains(&reply.status)));
+
+    let nobody = ask(&Request::get("/test"));
+    assert_headers_complete(&nobody, "free", 10, "NORMAL");
+    assert!(redis.bucket("rate_limit:127.0.0.1").is_some(), "{:?}", redis.keys());
+}
+
+/// Health is changed with the token alone, and Redis has it for the others.
+#[track_caller]
+pub(crate) fn assert_health_is_set(at: SocketAddr, redis: &Redis) {
+    let ask = |request: &Request| Connection::open(at).send(request);
+    let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
+    assert_eq!(ask(&change).status, 403);
+    let reply = ask(&change.header("X-Admin-Token", ADMIN_TOKEN));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(redis.command(&["GET", "system:health:status"]).text(), "DEGRADED");
+    await_degraded(at);
+}
+
+/// Every worker follows.
+#[track_caller]
+pub(crate) fn await_degraded(at: SocketAddr) {
+    wait::until("the health of all", || {
+        let reply = Connection::open(at).send(&Request::get("/test"));
+        (reply.one("x-system-health") == "DEGRADED").then(|| assert_eq!(reply.limit(), 2))
+    });
+}
+
+/// Parts of the metrics' names have become labels.
+#[track_caller]
+pub(crate) fn assert_labels(envoy: &Envoy) {
+    for status in ["allowed", "limited"] {
+        let labels = [("tier", "pro"), ("status", status)];
+        wait::until("a labelled metric", || envoy.metric("rate_limiter_requests_total", &labels));
+    }
+}

@@ -1,0 +1,186 @@
+//! The scripts that test a running limiter: they pass where it is right, fail where it is wrong, and leave health as it
+//! was.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use e2e::canary;
+use e2e::client::Request;
+use e2e::envoy::Envoy;
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::shipped::{ANY_PORTS, boot, repository_root};
+use crate::support::health;
+
+const SCRIPTS: [&str; 3] = ["quick_test.py", "comprehensive_test.py", "simple_test.py"];
+
+/// The token that the demo's configuration holds the hash of, and the scripts' default.
+const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
+
+/// The demo with these tiers, health set to `DEGRADED`, and the file that holds the tiers.
+fn demo(tiers: &Value) -> (Envoy, PathBuf) {
+    canary::register(DEMO_TOKEN);
+    let write =
+        |folder: &Path| fs::write(folder.join("config/tiers.json"), tiers.to_string()).expect("tiers");
+    let (envoy, folder) = boot("envoy.yaml", &ANY_PORTS, &[], write);
+    let limit = tiers["enterprise"]["burst"]["capacity"].as_u64().expect("a capacity");
+    wait::until("the documents are there", || {
+        let reply = envoy.send(&Request::get("/").key("enterprise"));
+        (reply.tier() == "enterprise" && reply.limit() == limit).then_some(())
+    });
+    let degraded = json!({"status": "DEGRADED"}).to_string();
+    let reply = envoy.send(&Request::post("/system/health", degraded).header("X-Admin-Token", DEMO_TOKEN));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    (envoy, folder.join("config/tiers.json"))
+}
+
+fn shipped_tiers() -> Value {
+    let text = fs::read_to_string(repository_root().join("config/tiers.json")).expect("config/tiers.json");
+    serde_json::from_str(&text).expect("config/tiers.json")
+}
+
+/// The shipped tiers, refilled so many times as fast.
+fn faster(times: f64) -> Value {
+    let mut tiers = shipped_tiers();
+    for tier in tiers.as_object_mut().expect("tiers").values_mut() {
+        for limit in ["base", "degraded"] {
+            let rate = tier[limit]["refill_rate"].as_f64().expect("a rate");
+            tier[limit]["refill_rate"] = json!(rate * times);
+        }
+    }
+    tiers
+}
+
+fn start(script: &str, envoy: &Envoy, arguments: &[&str]) -> Child {
+    let mut command = Command::new("python3");
+    command.arg(repository_root().join("scripts").join(script)).args(arguments);
+    command.arg("--url").arg(format!("http://{}", envoy.address()));
+    for name in ["ADMIN_TOKEN", "API_KEYS", "NO_COLOR"] {
+        command.env_remove(name);
+    }
+    // A script must not leave compiled Python in the repository.
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("python3")
+}
+
+fn run(script: &str, envoy: &Envoy, arguments: &[&str]) -> (Option<i32>, String) {
+    finished(start(script, envoy, arguments))
+}
+
+fn finished(child: Child) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } = child.wait_with_output().expect("an end");
+    let text = [stdout, stderr].concat();
+    (status.code(), String::from_utf8(text).expect("text"))
+}
+
+#[track_caller]
+fn assert_passes(script: &str, envoy: &Envoy, arguments: &[&str]) {
+    let (status, output) = run(script, envoy, arguments);
+    assert_eq!(status, Some(0), "{script}\n{output}");
+    assert!(output.contains("✓ PASS") && !output.contains("✗ FAIL"), "{script}\n{output}");
+    assert!(!output.contains('\x1b'), "colours where there is no terminal: {output:?}");
+    assert_eq!(health(envoy), "DEGRADED", "as it was before {script}");
+}
+
+#[track_caller]
+fn assert_fails(script: &str, envoy: &Envoy, arguments: &[&str], why: &str) {
+    let (status, output) = run(script, envoy, arguments);
+    assert_eq!(status, Some(1), "{script}\n{output}");
+    assert!(output.contains("✗ FAIL") && output.contains(why), "{why:?} in what {script} says:\n{output}");
+}
+
+#[test]
+fn the_quick_one_passes_on_the_demo_as_it_is_shipped() {
+    let (envoy, _) = demo(&shipped_tiers());
+    assert_passes("quick_test.py", &envoy, &[]);
+}
+
+#[test]
+fn all_pass_on_a_limiter_that_is_in_use() {
+    let (envoy, tiers) = demo(&faster(5.0));
+    // Each but the first finds the buckets that the one before it has emptied.
+    for script in SCRIPTS {
+        assert_passes(script, &envoy, &["--tiers", tiers.to_str().expect("text")]);
+    }
+}
+
+#[test]
+fn all_fail_where_no_limiter_is() {
+    let off = [(
+        "          - name: rate_limiter\n",
+        "          - name: rate_limiter\n            disabled: true\n",
+    )];
+    let (envoy, _) = boot("envoy.yaml", &[&ANY_PORTS[..], &off].concat(), &[], |_| ());
+    assert_eq!(envoy.send(&Request::get("/test")).status, 200, "the demo's upstream answers");
+    for script in SCRIPTS {
+        assert_fails(script, &envoy, &[], "Is the filter in this Envoy?");
+    }
+}
+
+#[test]
+fn all_fail_where_the_limits_are_others() {
+    let wanted = faster(5.0);
+    // What is wrong, in which scripts it shows, and what they say about it.
+    let cases: [(&str, Value, &[&str], &str); 4] = [
+        ("/free/burst/capacity", json!(11), &["quick_test.py", "comprehensive_test.py"], "10 by X-RateLimit"),
+        ("/free/degraded/capacity", json!(1), &SCRIPTS, "left 0 by X-RateLimit-Remaining, wanted 1"),
+        (
+            "/free/base/refill_rate",
+            json!(15),
+            &["comprehensive_test.py"],
+            "since the bucket was full, wanted at most",
+        ),
+        ("/free/base/refill_rate", json!(2.5), &["comprehensive_test.py"], "admitted, wanted at least"),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("wanted.json");
+    fs::write(&file, wanted.to_string()).expect("the wanted tiers");
+    for (field, value, scripts, why) in cases {
+        let mut tiers = wanted.clone();
+        *tiers.pointer_mut(field).expect(field) = value;
+        let (envoy, _) = demo(&tiers);
+        for script in scripts {
+            assert_fails(script, &envoy, &["--tiers", file.to_str().expect("text"), "--keys", "free="], why);
+            assert_eq!(health(&envoy), "DEGRADED", "as it was before {script} failed");
+        }
+    }
+}
+
+#[test]
+fn a_script_that_is_told_to_end_puts_health_back() {
+    let (envoy, _) = demo(&shipped_tiers());
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let script = start("quick_test.py", &envoy, &[]);
+        wait::until("the script has set health", || (health(&envoy) == "NORMAL").then_some(()));
+        let id = i32::try_from(script.id()).expect("a process id");
+        // SAFETY: plain system call on a child that nobody has waited for yet.
+        assert_eq!(unsafe { libc::kill(id, signal) }, 0);
+        let (status, output) = finished(script);
+        assert_eq!(status, Some(130), "{output}");
+        assert_eq!(health(&envoy), "DEGRADED", "as it was\n{output}");
+    }
+}
+
+#[test]
+fn a_wrong_token_and_wrong_options_are_told() {
+    let (envoy, _) = demo(&shipped_tiers());
+    let wrong = ["--admin-token", "c4nary-wrong", "--keys", "free="];
+    assert_fails("quick_test.py", &envoy, &wrong, "--admin-token or ADMIN_TOKEN names the token");
+    for (arguments, why) in [
+        (
+            ["--keys", "gold=key"],
+            "found the tier 'gold', wanted a limited one of --tiers: free, pro, enterprise",
+        ),
+        (["--tiers", "/nowhere.json"], "/nowhere.json is no file of tiers"),
+    ] {
+        let (status, output) = run("simple_test.py", &envoy, &arguments);
+        assert_eq!(status, Some(2), "{output}");
+        assert!(output.contains(why), "{why:?} in {output}");
+    }
+    for script in SCRIPTS {
+        let (status, output) = run(script, &envoy, &["--help"]);
+        assert!(status == Some(0) && output.contains("Exit status"), "{script}\n{output}");
+    }
+}

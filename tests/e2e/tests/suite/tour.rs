@@ -1,0 +1,151 @@
+//! `docs/tour.md` and the README's console typed again: what is printed is what they show, but for times.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
+
+use crate::shipped::repository_root;
+use crate::troubleshooting::demo;
+
+/// A busy machine takes long for a few lines, in which buckets must not refill.
+const TIMES_SLOWER: f64 = 5.0;
+
+/// What is typed, and what is then shown, in [`shape`].
+struct Step {
+    command: String,
+    shown: Vec<String>,
+}
+
+/// Those of a document's blocks of console. A command that ends with a backslash goes on in the next line.
+fn steps(document: &str, at_least: usize) -> Vec<Step> {
+    let text = fs::read_to_string(repository_root().join(document)).expect(document);
+    let mut steps: Vec<Step> = Vec::new();
+    let mut inside = false;
+    for line in text.replace("\\\n", "").lines() {
+        match (line, line.strip_prefix("$ ")) {
+            ("```console", _) => inside = true,
+            ("```", _) => inside = false,
+            (_, Some(command)) if inside => {
+                steps.push(Step { command: command.to_owned(), shown: Vec::new() });
+            }
+            _ if inside => steps.last_mut().expect("a command first").shown.push(shape(line)),
+            _ => {}
+        }
+    }
+    for step in &mut steps {
+        // An empty line in front of a command is there for the reader.
+        while step.shown.last().is_some_and(String::is_empty) {
+            step.shown.pop();
+        }
+    }
+    assert!(steps.len() >= at_least, "found {} commands in {document}", steps.len());
+    steps
+}
+
+/// Types all of it.
+fn type_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Path) {
+    for step in steps {
+        let mut command = step
+            .command
+            .replace("localhost:8000", &envoy.address().to_string())
+            .replace("127.0.0.1:9901", &envoy.admin_address().to_string())
+            .replace("sleep 1;", &format!("sleep {TIMES_SLOWER};"));
+        if let Some(redis) = &mut redis {
+            if step.command.contains("SHUTDOWN") {
+                // The harness started it, and has to know that it is gone.
+                redis.kill();
+                continue;
+            }
+            command = command.replace("redis-cli", &format!("redis-cli -p {}", redis.address().port()));
+        }
+        let mut shell = Command::new("bash");
+        let output = shell.args(["-c", &command]).current_dir(folder).stdin(Stdio::null()).output();
+        let output = output.expect("bash");
+        let printed: Vec<_> = String::from_utf8_lossy(&output.stdout).trim_end().lines().map(shape).collect();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(printed, step.shown, "$ {}\n{errors}", step.command);
+    }
+}
+
+/// A line without what differs from run to run: times, fractions of a token, counts, how often a status repeats.
+fn shape(line: &str) -> String {
+    let volatile = ["date:", "x-envoy-upstream-service-time:", "retry-after:"];
+    if let Some(name) = volatile.into_iter().find(|name| line.starts_with(name)) {
+        return name.to_owned();
+    }
+    if let Some((series, _)) = line.rsplit_once(' ').filter(|_| line.starts_with("rate_limiter_")) {
+        return series.to_owned();
+    }
+    let mut statuses: Vec<_> = line.split_whitespace().collect();
+    if statuses.len() > 1 && statuses.iter().all(|word| ["200", "429"].contains(word)) {
+        statuses.dedup();
+        return statuses.join(" ");
+    }
+    without_times(line)
+}
+
+/// Numbers with a fraction, and those of seven digits or more, are times or close to it.
+fn without_times(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line.trim_end();
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, number_on) = rest.split_at(start);
+        let end = number_on.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number_on.len());
+        let (number, after) = number_on.split_at(end);
+        text += before;
+        text += if number.len() >= 7 || number.contains('.') { "<number>" } else { number };
+        rest = after;
+    }
+    text + rest
+}
+
+#[test]
+fn the_tour_prints_what_it_shows() {
+    let redis = Redis::start();
+    let (envoy, folder) = demo(Some(&redis), &[], slower);
+    type_all(&steps("docs/tour.md", 25), Some(redis), &envoy, &folder);
+}
+
+#[test]
+fn the_readme_prints_what_it_shows() {
+    let (envoy, folder) = demo(None, &[], slower);
+    type_all(&steps("README.md", 5), None, &envoy, &folder);
+}
+
+/// The shipped tiers with other rates.
+fn slower(tiers: String) -> String {
+    let mut text = String::new();
+    let mut pieces = tiers.split("\"refill_rate\": ");
+    text += pieces.next().unwrap_or_default();
+    for piece in pieces {
+        let (rate, rest) = piece.split_once(' ').expect("a rate and more");
+        let rate: f64 = rate.parse().expect("a rate");
+        text += &format!("\"refill_rate\": {} {rest}", rate / TIMES_SLOWER);
+    }
+    text
+}
+
+#[test]
+fn only_what_differs_from_run_to_run_is_left_out_of_a_comparison() {
+    for (line, other) in [
+        ("x-ratelimit-reset: 1795466752", "x-ratelimit-reset: 1795466753"),
+        ("x-processing-time: 0.0009s", "x-processing-time: 0.0123s"),
+        ("{\"timestamp\":1795466750.369}", "{\"timestamp\":1795466751.369}"),
+        ("200 200 429 429", "200 429"),
+        ("date: Mon", "date: Tue"),
+    ] {
+        assert_eq!(shape(line), shape(other));
+    }
+    for (line, other) in [
+        ("x-ratelimit-limit: 10", "x-ratelimit-limit: 20"),
+        ("HTTP/1.1 200 OK", "HTTP/1.1 429 Too Many Requests"),
+        ("200 429", "200 429 200"),
+        ("200", "429"),
+        ("rate_limiter_requests_total{tier=\"pro\"} 3", "rate_limiter_requests_total{tier=\"free\"} 3"),
+    ] {
+        assert_ne!(shape(line), shape(other));
+    }
+}

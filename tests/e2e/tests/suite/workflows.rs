@@ -1,0 +1,105 @@
+//! The workflows that run on GitHub: valid by its schema, with few rights, and with the project's own commands in them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use e2e::shipped_files::{check_workflow, yaml};
+use serde_json::Value;
+
+use crate::production::shipped;
+use crate::shipped::repository_root;
+
+fn workflows() -> Vec<(String, PathBuf, Value)> {
+    let files = fs::read_dir(repository_root().join(".github/workflows")).expect("workflows");
+    let read = |file: std::io::Result<fs::DirEntry>| {
+        let path = file.expect("a file").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let content = yaml(&path);
+        (name, path, content)
+    };
+    let mut all: Vec<_> = files.map(read).collect();
+    all.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+    assert_eq!(all.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["ci.yml", "release.yml"]);
+    all
+}
+
+fn jobs(workflow: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    workflow["jobs"].as_object().expect("jobs").iter()
+}
+
+fn steps(workflow: &Value) -> impl Iterator<Item = &Value> {
+    jobs(workflow).flat_map(|(_, job)| job["steps"].as_array().expect("steps"))
+}
+
+#[test]
+fn the_workflows_fit_githubs_schema() {
+    for (name, path, _) in workflows() {
+        let (fits, said) = check_workflow(&path);
+        assert!(fits, "{name}: {said}");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let broken = dir.path().join("broken.yml");
+        let text = fs::read_to_string(&path).expect("text");
+        fs::write(&broken, text.replace("timeout-minutes: 60", "timeout-minuets: 60")).expect("written");
+        let (fits, said) = check_workflow(&broken);
+        assert!(!fits && said.contains("timeout-minuets"), "{name}: what is wrong is found: {said}");
+    }
+}
+
+#[test]
+fn every_job_has_few_rights_and_an_end() {
+    for (name, _, workflow) in workflows() {
+        let top = &workflow["permissions"];
+        for (job, content) in jobs(&workflow) {
+            let rights = content.get("permissions").unwrap_or(top);
+            let writes: Vec<_> = rights
+                .as_object()
+                .unwrap_or_else(|| panic!("{name}: {job} has whatever rights GitHub gives it"))
+                .iter()
+                .filter(|(_, right)| *right != "read")
+                .map(|(scope, _)| scope.as_str())
+                .collect();
+            let may_write: &[&str] = if job == "publish" { &["contents", "packages"] } else { &[] };
+            assert_eq!(writes, may_write, "{name}: {job}");
+            assert!(content["timeout-minutes"].is_u64(), "{name}: {job} may run for six hours");
+            let checks_out = content["steps"].to_string().contains("actions/checkout");
+            assert!(writes.is_empty() || !checks_out, "{name}: {job} may write, and has our code at hand");
+        }
+    }
+}
+
+#[test]
+fn every_action_is_named_by_its_commit() {
+    let mut seen = 0;
+    for (name, _, workflow) in workflows() {
+        for action in steps(&workflow).filter_map(|step| step["uses"].as_str()) {
+            let commit = action.split_once('@').map_or("", |(_, commit)| commit);
+            let is_commit = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(is_commit, "{name}: {action}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen} actions");
+}
+
+#[test]
+fn a_release_is_tested_built_twice_and_of_the_compiler_that_the_image_names() {
+    let all = workflows();
+    let (_, _, release) = all.last().expect("the release");
+    let build = &release["jobs"]["build"];
+    let commands: Vec<&str> = build["steps"]
+        .as_array()
+        .expect("steps")
+        .iter()
+        .filter_map(|step| step["run"].as_str())
+        .filter(|command| command.starts_with("cargo xtask"))
+        .collect();
+    assert_eq!(commands, ["cargo xtask test", "cargo xtask dist --verify"]);
+    assert_eq!(release["jobs"]["publish"]["needs"], "build");
+
+    let container = build["container"].as_str().expect("an image");
+    let compiler = container.split(['-']).next().expect("a version");
+    assert!(
+        shipped("Dockerfile").contains(&format!("FROM {compiler}-")),
+        "the Dockerfile builds with {compiler}"
+    );
+}

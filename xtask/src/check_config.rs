@@ -1,0 +1,146 @@
+//! `cargo xtask check-config`: reads configuration with the filter's own code before an Envoy does.
+//!
+//! What this accepts the filter accepts, and what it refuses the filter refuses with the same words. Nothing here knows
+//! what a tier may look like. No key and no token is ever printed, but for those that `--new` makes.
+
+mod document;
+mod envoy;
+mod secrets;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use dynamic_rate_limiter::config::{Config, ConfigSource, Documents, Environment, Plugin};
+use dynamic_rate_limiter::tier::Tier;
+use serde_json::json;
+
+use document::{Checked, Kind};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Plugin configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins, EnvoyExtensionPolicies
+    /// (YAML). Given together, keys have to name tiers that there are
+    #[arg(required_unless_present_any = ["hash", "new"])]
+    files: Vec<PathBuf>,
+    /// What the files are; without this, their content tells
+    #[arg(long = "as", value_name = "KIND")]
+    kind: Option<Kind>,
+    /// Read API keys or admin tokens from the standard input, one a line, and print the hash of each
+    #[arg(long, conflicts_with_all = ["files", "kind", "new"])]
+    hash: bool,
+    /// Make N new API keys; print each with its hash
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1000), conflicts_with_all = ["files", "kind"])]
+    new: Option<u16>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.hash {
+        return secrets::hash_input();
+    }
+    if let Some(count) = options.new {
+        return secrets::make(count);
+    }
+    let mut found = Vec::new();
+    for path in &options.files {
+        let name = path.display().to_string();
+        match fs::read(path) {
+            Ok(bytes) => found.extend(read(&name, &bytes, options.kind)),
+            Err(error) => found.push(Found { name, what: Err(format!("cannot read it: {error}")) }),
+        }
+    }
+    join(&mut found);
+
+    for Found { name, what } in &found {
+        match what {
+            Ok(checked) => println!("{name}: {checked}"),
+            Err(message) => eprintln!("{name}: {message}"),
+        }
+    }
+    let wrong = found.iter().filter(|found| found.what.is_err()).count();
+    ensure!(wrong == 0, "{wrong} of {} wrong", found.len());
+    Ok(())
+}
+
+/// A document, where it was found, and what is wrong with it.
+struct Found {
+    name: String,
+    what: Result<Checked, String>,
+}
+
+/// Checks the content of one file by itself. A YAML file may hold several plugin configurations.
+fn read(name: &str, bytes: &[u8], kind: Option<Kind>) -> Vec<Found> {
+    let is_yaml = [".yaml", ".yml"].iter().any(|extension| name.ends_with(extension));
+    let one = |what| vec![Found { name: name.to_owned(), what }];
+    match kind {
+        Some(Kind::Yaml) => {}
+        None if is_yaml => {}
+        _ => return one(document::check(bytes, kind)),
+    }
+    match envoy::plugins(bytes) {
+        Err(message) => one(Err(message)),
+        Ok(plugins) => plugins
+            .into_iter()
+            .map(|(filter, configuration)| Found {
+                name: format!("{name} ({filter})"),
+                what: configuration.and_then(|bytes| document::check(&bytes, Some(Kind::Plugin))),
+            })
+            .collect(),
+    }
+}
+
+/// Sees whether what was given together fits together, each with each; what does not is an error of the document that
+/// names a tier.
+fn join(found: &mut [Found]) {
+    let mut faults = Vec::new();
+    for (index, one) in found.iter().enumerate() {
+        for other in found.iter() {
+            let (Ok(checked), Ok(beside)) = (&one.what, &other.what) else { continue };
+            if let Err(message) = fits(checked, beside) {
+                faults.push((index, format!("{message} (with {})", other.name)));
+            }
+        }
+    }
+    // Backwards, so that the first fault of each document is the one that stays.
+    for (index, message) in faults.into_iter().rev() {
+        if let Some(found) = found.get_mut(index) {
+            found.what = Err(message);
+        }
+    }
+}
+
+/// Whether every tier that `checked` names is there, in `beside`.
+fn fits(checked: &Checked, beside: &Checked) -> Result<(), String> {
+    let (plugin, documents) = match (checked, beside) {
+        (Checked::ApiKeys { entries, .. }, Checked::Tiers(tiers)) => {
+            let documents = Documents { tiers: Some(tiers.clone()), api_keys: Some(entries.clone()) };
+            (plugin_that_fetches_all(tiers)?, documents)
+        }
+        (Checked::ApiKeys { entries, .. }, Checked::Plugin(plugin))
+            if fetches(plugin, |source| &source.api_keys) && !fetches(plugin, |source| &source.tiers) =>
+        {
+            (plugin.clone(), Documents { tiers: None, api_keys: Some(entries.clone()) })
+        }
+        (Checked::Plugin(plugin), Checked::Tiers(tiers)) if fetches(plugin, |source| &source.tiers) => {
+            (plugin.clone(), Documents { tiers: Some(tiers.clone()), api_keys: None })
+        }
+        _ => return Ok(()),
+    };
+    Config::new(&plugin, &documents).map(|_| ())
+}
+
+fn fetches(plugin: &Plugin, document: impl Fn(&ConfigSource) -> &Option<String>) -> bool {
+    plugin.settings.config_source.as_ref().is_some_and(|source| document(source).is_some())
+}
+
+/// A plugin configuration that takes both documents from elsewhere, and whose default tier is among `tiers`.
+fn plugin_that_fetches_all(tiers: &[Tier]) -> Result<Plugin, String> {
+    let first = tiers.first().map(|tier| tier.name.as_str());
+    let source = json!({"cluster": "any", "tiers": "/tiers", "api_keys": "/api_keys"});
+    let plugin = json!({"default_tier": first, "config_source": source}).to_string();
+    Plugin::parse(plugin.as_bytes(), &Environment::default())
+}
+
+#[cfg(test)]
+mod tests;

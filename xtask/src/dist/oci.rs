@@ -1,0 +1,307 @@
+//! The filter as OCI image layouts, in the two forms that Istio and Envoy Gateway read.
+//!
+//! Both look at the manifest's layers alone. First they take the last layer for a gzipped tar with a `plugin.wasm` in it,
+//! if its media type says so; else they want exactly two layers, one of them the module itself under a media type of
+//! its own. They never look at an index, so each form is an image by itself.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use flate2::read::GzDecoder;
+use flate2::{Compression, GzBuilder};
+use serde_json::{Value, json};
+
+use super::{description, sha256};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const TAR_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+const WASM_CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
+const WASM_LAYER: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
+
+/// The file's name in the tar layer, which is the one that is looked for.
+const PLUGIN: &str = "plugin.wasm";
+
+/// Writes a plain image: one layer, a tar with the module in it. Any registry takes it and any tool shows it.
+pub(super) fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
+    let layout = Layout::create(directory)?;
+    let tar = tar_of(PLUGIN, wasm)?;
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    gzip.write_all(&tar)?;
+    let layer = layout.blob(TAR_LAYER, &gzip.finish()?)?;
+    let config = json!({
+        "architecture": "wasm",
+        "os": "wasip1",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&tar))]},
+    });
+    let config = layout.json_blob(IMAGE_CONFIG, &config)?;
+    let mut annotations = annotations()?;
+    annotations["module.wasm.image/variant"] = "compat".into();
+    layout.finish(&json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config,
+        "layers": [layer],
+        "annotations": annotations,
+    }))
+}
+
+/// Writes a wasm artifact: the module as it is, and beside it a description for whoever loads it.
+pub(super) fn write_artifact(directory: &Path, wasm: &[u8]) -> Result<()> {
+    let layout = Layout::create(directory)?;
+    let description = json!({
+        "type": "envoy_proxy",
+        "abiVersions": ["v0-2.1"],
+        "config": {"root_ids": ["rate_limiter", "redis_bridge"]},
+    });
+    let titled = |mut blob: Value, title: &str| {
+        blob["annotations"] = json!({"org.opencontainers.image.title": title});
+        blob
+    };
+    let description = titled(layout.json_blob(WASM_CONFIG, &description)?, "runtime-config.json");
+    let module = titled(layout.blob(WASM_LAYER, wasm)?, PLUGIN);
+    layout.finish(&json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": WASM_CONFIG,
+        "config": layout.json_blob(EMPTY, &json!({}))?,
+        "layers": [description, module],
+        "annotations": annotations()?,
+    }))
+}
+
+fn annotations() -> Result<Value> {
+    Ok(json!({
+        "org.opencontainers.image.title": "dynamic-rate-limiter",
+        "org.opencontainers.image.description": description()?,
+        "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+        "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
+    }))
+}
+
+/// An image layout that is being written.
+struct Layout<'a> {
+    directory: &'a Path,
+}
+
+impl<'a> Layout<'a> {
+    fn create(directory: &'a Path) -> Result<Self> {
+        fs::create_dir_all(directory.join("blobs/sha256"))?;
+        Ok(Self { directory })
+    }
+
+    /// Writes a blob; gives the descriptor that refers to it.
+    fn blob(&self, media_type: &str, content: &[u8]) -> Result<Value> {
+        let digest = sha256(content);
+        fs::write(self.directory.join("blobs/sha256").join(&digest), content)?;
+        Ok(json!({
+            "mediaType": media_type,
+            "digest": format!("sha256:{digest}"),
+            "size": content.len(),
+        }))
+    }
+
+    fn json_blob(&self, media_type: &str, content: &Value) -> Result<Value> {
+        self.blob(media_type, &serde_json::to_vec(content)?)
+    }
+
+    fn finish(&self, manifest: &Value) -> Result<()> {
+        let manifest = self.json_blob(MANIFEST, manifest)?;
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [manifest],
+        });
+        fs::write(self.directory.join("index.json"), serde_json::to_vec(&index)?)?;
+        fs::write(self.directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(())
+    }
+}
+
+/// A tar archive of one file that belongs to nobody and has no date.
+fn tar_of(name: &str, content: &[u8]) -> Result<Vec<u8>> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_data(&mut header, name, content)?;
+    Ok(archive.into_inner()?)
+}
+
+/// Reads a layout back as Istio and Envoy Gateway read an image; gives the module that they would load. Everything that
+/// the layout says of itself has to be true: each digest, each size, what the layer unpacks to, no blob too many.
+pub(super) fn load(directory: &Path) -> Result<Vec<u8>> {
+    let index: Value = serde_json::from_slice(&fs::read(directory.join("index.json"))?)?;
+    let manifests = list(&index, "manifests")?;
+    ensure!(manifests.len() == 1, "index.json lists {} manifests, wanted one", manifests.len());
+    let mut reader = Reader { directory, seen: HashSet::new() };
+    let manifest: Value = serde_json::from_slice(&reader.blob(&manifests[0], &[MANIFEST])?)?;
+    let config = reader.blob(&manifest["config"], &[IMAGE_CONFIG, EMPTY])?;
+
+    let layers = list(&manifest, "layers")?;
+    let wasm = match layers.as_slice() {
+        [layer] => {
+            let compressed = reader.blob(layer, &[TAR_LAYER])?;
+            let config: Value = serde_json::from_slice(&config)?;
+            unpack(&compressed, &config["rootfs"]["diff_ids"])?
+        }
+        [description, module] => {
+            serde_json::from_slice::<Value>(&reader.blob(description, &[WASM_CONFIG])?)?;
+            reader.blob(module, &[WASM_LAYER])?
+        }
+        _ => anyhow::bail!("the manifest lists {} layers, wanted one or two", layers.len()),
+    };
+    let blobs = fs::read_dir(directory.join("blobs/sha256"))?.count();
+    ensure!(blobs == reader.seen.len(), "{blobs} blobs, of which {} are referred to", reader.seen.len());
+    Ok(wasm)
+}
+
+/// What a tar layer holds under the module's name.
+fn unpack(compressed: &[u8], diff_ids: &Value) -> Result<Vec<u8>> {
+    let mut tar = Vec::new();
+    GzDecoder::new(compressed).read_to_end(&mut tar).context("the layer is no gzip")?;
+    let found = json!([format!("sha256:{}", sha256(&tar))]);
+    ensure!(*diff_ids == found, "the config says diff_ids {diff_ids}, the layer unpacks to {found}");
+    let mut archive = tar::Archive::new(tar.as_slice());
+    let mut entries = archive.entries()?;
+    let mut entry = entries.next().context("the layer is an empty archive")??;
+    ensure!(entry.path()?.as_os_str() == PLUGIN, "the layer holds {:?}, wanted {PLUGIN}", entry.path()?);
+    let mut wasm = Vec::new();
+    entry.read_to_end(&mut wasm)?;
+    Ok(wasm)
+}
+
+fn list(value: &Value, name: &str) -> Result<Vec<Value>> {
+    value[name].as_array().cloned().with_context(|| format!("no list `{name}` in {value}"))
+}
+
+struct Reader<'a> {
+    directory: &'a Path,
+    seen: HashSet<String>,
+}
+
+impl Reader<'_> {
+    /// The blob that a descriptor refers to, which has to be of one of these types.
+    fn blob(&mut self, descriptor: &Value, media_types: &[&str]) -> Result<Vec<u8>> {
+        let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
+        ensure!(
+            media_types.contains(&media_type),
+            "found `{media_type}`, wanted {}",
+            media_types.join(" or ")
+        );
+        let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
+        let digest = digest.with_context(|| format!("no SHA-256 in {descriptor}"))?;
+        let content = fs::read(self.directory.join("blobs/sha256").join(digest))
+            .with_context(|| format!("no blob {digest}"))?;
+        let (found, size) = (sha256(&content), content.len());
+        ensure!(found == digest, "blob {digest} has the SHA-256 {found}");
+        ensure!(descriptor["size"] == size, "blob {digest} has {size} bytes, not {}", descriptor["size"]);
+        self.seen.insert(digest.to_owned());
+        Ok(content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WASM: &[u8] = b"\0asm\x01\0\0\0 and so on";
+
+    type Write = fn(&Path, &[u8]) -> Result<()>;
+    const FORMS: [(&str, Write); 2] = [("image", write_image), ("artifact", write_artifact)];
+
+    fn written(write: Write) -> tempfile::TempDir {
+        let layout = tempfile::tempdir().expect("a temporary directory");
+        write(layout.path(), WASM).expect("a layout");
+        layout
+    }
+
+    fn manifest(layout: &Path) -> Value {
+        let read = |path: &str| -> Value {
+            serde_json::from_slice(&fs::read(layout.join(path)).expect("a file")).expect("JSON")
+        };
+        let digest = read("index.json")["manifests"][0]["digest"].as_str().expect("a digest").to_owned();
+        read(&format!("blobs/{}", digest.replace(':', "/")))
+    }
+
+    #[test]
+    fn both_forms_give_back_the_very_module() {
+        for (form, write) in FORMS {
+            assert_eq!(load(written(write).path()).expect(form), WASM, "{form}");
+        }
+    }
+
+    #[test]
+    fn the_manifests_are_of_the_kinds_that_istio_and_envoy_gateway_tell_apart() {
+        let types = |write| {
+            let manifest = manifest(written(write).path());
+            let layers = list(&manifest, "layers").expect("layers");
+            assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+            layers
+                .iter()
+                .map(|layer| layer["mediaType"].as_str().expect("a type").to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(types(write_image), ["application/vnd.oci.image.layer.v1.tar+gzip"]);
+        assert_eq!(
+            types(write_artifact),
+            [
+                "application/vnd.module.wasm.config.v1+json",
+                "application/vnd.module.wasm.content.layer.v1+wasm"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_layout_with_anything_changed_is_found_out() {
+        for (form, write) in FORMS {
+            let files = ["index.json"].map(str::to_owned).into_iter().chain(blobs(written(write).path()));
+            for file in files.collect::<Vec<_>>() {
+                let layout = written(write);
+                let path = layout.path().join(&file);
+                let mut content = fs::read(&path).expect("a file");
+                let last = content.len() - 3.min(content.len());
+                content[last] ^= 1;
+                fs::write(&path, content).expect("written");
+                assert!(load(layout.path()).is_err(), "{form}: {file} with one bit changed");
+            }
+        }
+    }
+
+    #[test]
+    fn a_blob_too_many_or_too_few_is_found_out() {
+        for (form, write) in FORMS {
+            let layout = written(write);
+            fs::write(layout.path().join("blobs/sha256/0"), "").expect("written");
+            let error = load(layout.path()).expect_err(form).to_string();
+            assert!(error.contains("of which"), "{error}");
+            for blob in blobs(layout.path()) {
+                let layout = written(write);
+                if fs::remove_file(layout.path().join(&blob)).is_ok() {
+                    assert!(load(layout.path()).is_err(), "{form}: without {blob}");
+                }
+            }
+        }
+    }
+
+    fn blobs(layout: &Path) -> Vec<String> {
+        let entries = fs::read_dir(layout.join("blobs/sha256")).expect("a directory");
+        let name = |entry: std::io::Result<fs::DirEntry>| {
+            format!("blobs/sha256/{}", entry.expect("an entry").file_name().to_string_lossy())
+        };
+        entries.map(name).collect()
+    }
+
+    #[test]
+    fn the_same_module_gives_the_same_bytes() {
+        for (form, write) in FORMS {
+            let (first, second) = (written(write), written(write));
+            assert_eq!(manifest(first.path()), manifest(second.path()), "{form}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What is shown, as figures: the last sample, and what changed since the one before it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::stats::{Capacities, Sample, Tier};
+
+/// Workers report once a second. Over twice that, what each second brought evens out.
+const RATE_OVER: Duration = Duration::from_secs(2);
+
+/// How many points a curve may have: more than a terminal has columns.
+const HISTORY: usize = 300;
+
+/// Per second, between two samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Rates {
+    pub(super) allowed: f64,
+    pub(super) refused: f64,
+    pub(super) shed: f64,
+}
+
+/// What changed from one sample to a later one, a second. A counter that fell is one that began again at zero: Envoy
+/// was restarted.
+pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
+    let seconds = now.at.saturating_sub(before.at).as_secs_f64();
+    let none = Tier::default();
+    let of = |name: &String, tier: &Tier| {
+        let old = before.tiers.get(name).unwrap_or(&none);
+        let per_second = |old: u64, new: u64| {
+            let gained = new.checked_sub(old).unwrap_or(new);
+            if seconds > 0.0 { gained as f64 / seconds } else { 0.0 }
+        };
+        Rates {
+            allowed: per_second(old.allowed, tier.allowed),
+            refused: per_second(old.refused, tier.refused),
+            shed: per_second(old.shed.unwrap_or(0), tier.shed.unwrap_or(0)),
+        }
+    };
+    now.tiers.iter().map(|(name, tier)| (name.clone(), of(name, tier))).collect()
+}
+
+/// Everything that is shown.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    pub(super) admin: String,
+    pub(super) capacities: Capacities,
+    /// Why there is no new sample.
+    pub(super) trouble: Option<String>,
+    /// What somebody should read, the newest last.
+    pub(super) notices: Vec<String>,
+    /// As far back as rates reach, the newest last.
+    samples: VecDeque<Sample>,
+    /// The newest last.
+    history: BTreeMap<String, VecDeque<Rates>>,
+}
+
+impl Board {
+    pub(super) fn new(admin: &str) -> Self {
+        Self { admin: admin.to_owned(), ..Self::default() }
+    }
+
+    /// Takes a sample in.
+    pub(super) fn take(&mut self, sample: Sample, capacities: Capacities) {
+        self.capacities = capacities;
+        self.trouble = None;
+        // The oldest that stays is the youngest of those that are old enough.
+        let is_old = |other: &Sample| sample.at.saturating_sub(other.at) >= RATE_OVER;
+        while self.samples.get(1).is_some_and(is_old) {
+            self.samples.pop_front();
+        }
+        if let Some(before) = self.samples.front() {
+            for (tier, rates) in rates(before, &sample) {
+                let points = self.history.entry(tier).or_default();
+                points.push_back(rates);
+                if points.len() > HISTORY {
+                    points.pop_front();
+                }
+            }
+        }
+        self.samples.push_back(sample);
+    }
+
+    /// Notes that a sample could not be had.
+    pub(super) fn lost(&mut self, why: String) {
+        self.trouble = Some(why);
+    }
+
+    pub(super) fn now(&self) -> Option<&Sample> {
+        self.samples.back()
+    }
+
+    pub(super) fn is_degraded(&self) -> bool {
+        self.now().and_then(|sample| sample.degraded) == Some(true)
+    }
+
+    /// The tiers that are configured or have been counted, small buckets first.
+    pub(super) fn tiers(&self) -> Vec<String> {
+        let counted = self.now().into_iter().flat_map(|sample| sample.tiers.keys());
+        let mut names: Vec<_> = self.capacities.tiers().chain(counted).cloned().collect();
+        let order = |name: &String| (self.capacity(name).unwrap_or(u64::MAX), name.clone());
+        names.sort_by_key(order);
+        names.dedup();
+        names
+    }
+
+    pub(super) fn capacity(&self, tier: &str) -> Option<u64> {
+        self.capacities.of(tier, self.is_degraded())
+    }
+
+    pub(super) fn tier(&self, name: &str) -> Option<&Tier> {
+        self.now()?.tiers.get(name)
+    }
+
+    pub(super) fn rates(&self, tier: &str) -> Rates {
+        self.history.get(tier).and_then(VecDeque::back).copied().unwrap_or_default()
+    }
+
+    /// One of a tier's rates over time, the newest last, in tenths.
+    pub(super) fn curve(&self, tier: &str, rate: impl Fn(&Rates) -> f64) -> Vec<u64> {
+        let points = self.history.get(tier).into_iter().flatten();
+        points.map(|rates| (rate(rates) * 10.0).round() as u64).collect()
+    }
+
+    /// Whether this limiter can measure its health.
+    pub(super) fn measures_health(&self) -> bool {
+        self.now().is_some_and(|sample| {
+            sample.is_automatic.is_some()
+                || sample.severity_permille.is_some()
+                || sample.tiers.values().any(|tier| tier.shed.is_some())
+        })
+    }
+}

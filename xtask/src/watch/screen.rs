@@ -1,0 +1,175 @@
+//! A board as a screen of text, and as a line.
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Style, Stylize};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Sparkline, Wrap};
+
+use super::board::{Board, Rates};
+
+/// A rule with the tier's name, tokens, and a curve each for what passed and what did not.
+const ROWS_PER_TIER: u16 = 4;
+
+const NAME_COLUMNS: u16 = 28;
+
+/// Draws all of it.
+pub(super) fn draw(board: &Board, frame: &mut Frame) {
+    let measured = u16::from(board.measures_health());
+    let notice = board.notices.last().map_or("", String::as_str);
+    let notices = notice.lines().map(|line| rows_of(line, frame.area().width)).sum();
+    let rows = [1, 1, measured].map(Constraint::Length).into_iter();
+    let rows = rows.chain([Constraint::Min(0), Constraint::Length(1), Constraint::Length(notices)]);
+    let areas = Layout::vertical(rows).split(frame.area());
+    frame.render_widget(title(board), areas[0]);
+    frame.render_widget(Line::from(state(board)), areas[1]);
+    frame.render_widget(measured_health(board), areas[2]);
+    draw_tiers(board, frame, areas[3]);
+    frame.render_widget(counts(board).dim(), areas[4]);
+    frame.render_widget(Paragraph::new(notice).wrap(Wrap { trim: false }).yellow(), areas[5]);
+}
+
+/// How many rows a line needs at the most: words do not break.
+fn rows_of(line: &str, columns: u16) -> u16 {
+    let rows =
+        line.len().div_ceil(usize::from(columns.max(1))) + usize::from(line.len() > usize::from(columns));
+    u16::try_from(rows).unwrap_or(u16::MAX)
+}
+
+fn title(board: &Board) -> Line<'_> {
+    Line::from(vec![
+        "Rate limiter".bold(),
+        format!(" at {}   ", board.admin).into(),
+        "q or Ctrl-C leaves".dim(),
+        board.trouble.as_ref().map_or(Span::default(), |why| format!("   {why}").red()),
+    ])
+}
+
+fn state(board: &Board) -> Vec<Span<'static>> {
+    let health = match board.now().and_then(|sample| sample.degraded) {
+        Some(true) => "DEGRADED".black().on_yellow(),
+        Some(false) => "NORMAL".black().on_green(),
+        None => "not told yet".dim(),
+    };
+    let redis = match board.now().and_then(|sample| sample.redis_connected) {
+        Some(true) => "connected".green(),
+        Some(false) => "disconnected".white().on_red(),
+        None => "not configured".dim(),
+    };
+    vec!["Health ".into(), health, "   Redis ".into(), redis]
+}
+
+/// Mode, severity, and what is shed of each tier; nothing in a limiter that cannot measure.
+fn measured_health(board: &Board) -> Line<'static> {
+    if !board.measures_health() {
+        return Line::default();
+    }
+    let sample = board.now();
+    let mode = match sample.and_then(|sample| sample.is_automatic) {
+        Some(true) => "auto",
+        Some(false) => "manual",
+        None => "unknown",
+    };
+    let severity = sample.and_then(|sample| sample.severity_permille).unwrap_or(0) as f64 / 1000.0;
+    let colour = if severity > 0.0 { Color::Yellow } else { Color::Reset };
+    let mut spans = vec![
+        format!("Mode {mode}   ").into(),
+        Span::styled(format!("severity {severity:.3}"), colour),
+        "   shed/s".into(),
+    ];
+    for name in board.tiers() {
+        spans.push(format!("  {name} {:.1}", board.rates(&name).shed).into());
+    }
+    Line::from(spans)
+}
+
+fn draw_tiers(board: &Board, frame: &mut Frame, area: Rect) {
+    let tiers = board.tiers();
+    let fit = usize::from(area.height / ROWS_PER_TIER);
+    // Where not all fit, the last row says so.
+    let shown =
+        if tiers.len() > fit { usize::from(area.height.saturating_sub(1) / ROWS_PER_TIER) } else { fit };
+    let rows = tiers.iter().take(shown).map(|_| Constraint::Length(ROWS_PER_TIER));
+    let areas = Layout::vertical(rows.chain([Constraint::Min(0)])).split(area);
+    for (name, area) in tiers.iter().take(shown).zip(areas.iter()) {
+        draw_tier(board, name, frame, *area);
+    }
+    if let Some(rest) = tiers.get(shown..).filter(|rest| !rest.is_empty()) {
+        let text = format!("{} more: {}. A higher window shows them.", rest.len(), rest.join(", "));
+        frame.render_widget(text.dim(), areas[areas.len() - 1]);
+    }
+}
+
+fn draw_tier(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
+    let block = Block::new().borders(Borders::TOP).title(format!(" {name} ").bold());
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    let rates = board.rates(name);
+    let rows = Layout::vertical([Constraint::Length(1); 3]).split(inner);
+    let of_row = |row: usize| -> [Rect; 2] {
+        Layout::horizontal([Constraint::Length(NAME_COLUMNS), Constraint::Min(0)]).areas(rows[row])
+    };
+
+    let [left, right] = of_row(0);
+    frame.render_widget(Line::from("tokens of the last caller"), left);
+    draw_tokens(board, name, frame, right);
+    draw_curve("allowed", rates.allowed, board.curve(name, |r| r.allowed), Color::Green, frame, of_row(1));
+    draw_curve("refused", rates.refused, board.curve(name, |r| r.refused), Color::Red, frame, of_row(2));
+}
+
+fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
+    let Some(left) = board.tier(name).and_then(|tier| tier.tokens_remaining) else {
+        frame.render_widget("none seen yet".dim(), area);
+        return;
+    };
+    let Some(capacity) = board.capacity(name) else {
+        frame.render_widget(format!("{left}"), area);
+        return;
+    };
+    // What was seen before the capacity shrank is gone.
+    let left = left.min(capacity);
+    let share = if capacity == 0 { 0.0 } else { left as f64 / capacity as f64 };
+    let colour = if share > 0.25 { Color::Cyan } else { Color::Yellow };
+    let gauge = Gauge::default().ratio(share).label(format!("{left} of {capacity}"));
+    frame.render_widget(gauge.gauge_style(Style::new().fg(colour).bg(Color::DarkGray)), area);
+}
+
+fn draw_curve(what: &str, rate: f64, curve: Vec<u64>, colour: Color, frame: &mut Frame, areas: [Rect; 2]) {
+    let [left, right] = areas;
+    let text = format!("{what} {rate:>9.1} a second");
+    frame.render_widget(Line::from(text.fg(if rate > 0.0 { colour } else { Color::Reset })), left);
+    let newest = curve.len().saturating_sub(usize::from(right.width));
+    let sparkline = Sparkline::default().data(&curve[newest..]).style(Style::new().fg(colour));
+    frame.render_widget(sparkline, right);
+}
+
+fn counts(board: &Board) -> Paragraph<'static> {
+    let Some(sample) = board.now() else {
+        return Paragraph::default();
+    };
+    Paragraph::new(format!(
+        "configurations applied {}, rejected {}   without Redis {}   store failures {}",
+        sample.reloads_applied, sample.reloads_rejected, sample.fallbacks, sample.store_failures
+    ))
+}
+
+/// Where there is no terminal: one line for all of it.
+pub(super) fn line(board: &Board) -> String {
+    if let Some(why) = &board.trouble {
+        return why.clone();
+    }
+    let mut text: String = state(board).iter().map(|span| span.content.as_ref()).collect();
+    if board.measures_health() {
+        text += "   ";
+        text += &measured_health(board).to_string();
+    }
+    for name in board.tiers() {
+        let Rates { allowed, refused, .. } = board.rates(&name);
+        let left = board.tier(&name).and_then(|tier| tier.tokens_remaining);
+        let left = left.map_or("-".to_owned(), |left| left.to_string());
+        let capacity = board.capacity(&name).map_or("?".to_owned(), |capacity| capacity.to_string());
+        text +=
+            &format!(" | {name}: {left}/{capacity} tokens, {allowed:.1} allowed/s, {refused:.1} refused/s");
+    }
+    text
+}

@@ -1,0 +1,209 @@
+//! The screen, drawn on a terminal that is a table of cells.
+
+use std::time::Duration;
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::buffer::Buffer;
+use ratatui::style::Color;
+
+use super::board::{Board, Rates, rates};
+use super::screen;
+use super::stats::{Capacities, Sample};
+
+/// As an Envoy printed it, shortened.
+const BEFORE: &str = "\
+wasmcustom.rate_limiter_config_reloads_total.result.applied: 3
+wasmcustom.rate_limiter_config_reloads_total.result.rejected: 1
+wasmcustom.rate_limiter_requests_total.tier.free.status.allowed: 10
+wasmcustom.rate_limiter_requests_total.tier.free.status.limited: 4
+wasmcustom.rate_limiter_requests_total.tier.pro.status.allowed: 100
+wasmcustom.rate_limiter_system_degraded: 0
+wasmcustom.rate_limiter_tokens_remaining.tier.free: 3
+wasmcustom.rate_limiter_tokens_remaining.tier.pro: 24
+wasmcustom.rate_limiter_decision_duration_microseconds: P0(nan,1.0) P50(nan,2.05)
+listener.127.0.0.1_8000.downstream_cx_total: 7
+";
+
+const NOW: &str = "\
+wasmcustom.rate_limiter_config_reloads_total.result.applied: 3
+wasmcustom.rate_limiter_config_reloads_total.result.rejected: 1
+wasmcustom.rate_limiter_requests_total.tier.free.status.allowed: 30
+wasmcustom.rate_limiter_requests_total.tier.free.status.limited: 11
+wasmcustom.rate_limiter_requests_total.tier.free.status.blocked: 3
+wasmcustom.rate_limiter_requests_total.tier.pro.status.allowed: 103
+wasmcustom.rate_limiter_requests_total.tier.pro.status.exempt: 2
+wasmcustom.rate_limiter_system_degraded: 0
+wasmcustom.rate_limiter_tokens_remaining.tier.free: 5
+wasmcustom.rate_limiter_tokens_remaining.tier.pro: 20
+";
+
+const TIERS: &str = r#"{"free": {"base": {"capacity": 5}, "burst": {"capacity": 10}, "degraded": {"capacity": 2}},
+                        "pro": {"base": {"capacity": 25}}, "internal": {"unlimited": true}}"#;
+
+/// A board that has seen one text, and two seconds later another.
+fn board(before: &str, now: &str) -> Board {
+    let mut board = Board::new("127.0.0.1:9901");
+    for (second, text) in [(1, before), (3, now)] {
+        board.take(Sample::parse(Duration::from_secs(second), text), Capacities::parse(TIERS));
+    }
+    board
+}
+
+fn drawn(board: &Board, columns: u16, rows: u16) -> Buffer {
+    let mut terminal = Terminal::new(TestBackend::new(columns, rows)).expect("a table of cells");
+    terminal.draw(|frame| screen::draw(board, frame)).expect("drawn");
+    terminal.backend().buffer().clone()
+}
+
+fn rows(buffer: &Buffer) -> Vec<String> {
+    let columns = usize::from(buffer.area.width);
+    let rows = buffer.content.chunks(columns);
+    rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned()).collect()
+}
+
+/// The row that holds `text`, and in which column it begins there.
+fn place(buffer: &Buffer, text: &str) -> (u16, u16) {
+    let rows = rows(buffer);
+    let row = rows.iter().position(|row| row.contains(text));
+    let row = row.unwrap_or_else(|| panic!("{text:?} in\n{}", rows.join("\n")));
+    let column = rows[row].find(text).map(|at| rows[row][..at].chars().count()).expect("found above");
+    (u16::try_from(column).expect("a column"), u16::try_from(row).expect("a row"))
+}
+
+#[test]
+fn rates_are_what_changed_between_two_samples() {
+    let [before, now] =
+        [(1, BEFORE), (3, NOW)].map(|(at, text)| Sample::parse(Duration::from_secs(at), text));
+    let found = rates(&before, &now);
+    assert_eq!(found["free"], Rates { allowed: 10.0, refused: 5.0, shed: 0.0 });
+    assert_eq!(found["pro"], Rates { allowed: 2.5, refused: 0.0, shed: 0.0 });
+    let later = Sample::parse(Duration::from_secs(4), BEFORE);
+    assert_eq!(rates(&now, &later)["free"].allowed, 10.0, "a restarted Envoy counts from zero");
+    assert_eq!(rates(&now, &now)["free"], Rates::default(), "no time, no rate");
+}
+
+#[test]
+fn a_rate_reaches_two_seconds_back() {
+    let mut board = Board::default();
+    for half_seconds in 0..10 {
+        let text = if half_seconds < 5 { BEFORE } else { NOW };
+        board.take(Sample::parse(Duration::from_millis(half_seconds * 500), text), Capacities::default());
+    }
+    // The first sample has none before it; 20 requests in two seconds are 100 tenths a second.
+    assert_eq!(board.curve("free", |rates| rates.allowed), [0, 0, 0, 0, 100, 100, 100, 100, 0]);
+    assert_eq!(board.rates("free"), Rates::default());
+}
+
+#[test]
+fn tokens_are_a_bar_of_what_a_full_bucket_holds() {
+    let buffer = drawn(&board(BEFORE, NOW), 80, 24);
+    let (column, row) = place(&buffer, "5 of 10");
+    let filled = (28..80).filter(|x| {
+        let cell = &buffer[(*x, row)];
+        // Where the label is, the bar is the ground instead of a block.
+        if (column..column + 7).contains(x) { cell.bg == Color::Cyan } else { cell.symbol() == "█" }
+    });
+    assert_eq!(filled.count(), 26, "half of 52 columns");
+    place(&buffer, "20 of 25");
+    assert_eq!(place(&buffer, "free").0, place(&buffer, "pro").0);
+    assert!(place(&buffer, "free").1 < place(&buffer, "pro").1, "small buckets first");
+}
+
+#[test]
+fn what_passes_and_what_does_not_is_a_curve() {
+    let mut board = board(BEFORE, NOW);
+    let buffer = drawn(&board, 80, 24);
+    let (_, allowed) = place(&buffer, "allowed      10.0 a second");
+    assert_eq!((buffer[(28, allowed)].symbol(), buffer[(28, allowed)].fg), ("█", Color::Green));
+    let (_, refused) = place(&buffer, "refused       5.0 a second");
+    assert_eq!((buffer[(28, refused)].symbol(), buffer[(28, refused)].fg), ("█", Color::Red));
+
+    // Half as much later on is half as high, beside the first.
+    board.take(
+        Sample::parse(Duration::from_secs(5), &NOW.replace("allowed: 30", "allowed: 40")),
+        Capacities::default(),
+    );
+    let buffer = drawn(&board, 80, 24);
+    assert_eq!([buffer[(28, allowed)].symbol(), buffer[(29, allowed)].symbol()], ["█", "▄"]);
+}
+
+#[test]
+fn health_and_redis_have_their_colours() {
+    let cases = [
+        ("", "not told yet", Color::Reset),
+        ("system_degraded: 0", "NORMAL", Color::Green),
+        ("system_degraded: 1", "DEGRADED", Color::Yellow),
+        ("config_reloads_total.result.applied: 0", "not configured", Color::Reset),
+        ("redis_connected: 1", "connected", Color::Green),
+        ("redis_connected: 0", "disconnected", Color::Red),
+    ];
+    for (stat, text, colour) in cases {
+        let stat = format!("wasmcustom.rate_limiter_{stat}\n");
+        let buffer = drawn(&board(&stat, &stat), 80, 24);
+        let cell = &buffer[place(&buffer, text)];
+        assert!([cell.bg, cell.fg].contains(&colour), "{text}: {cell:?}");
+    }
+}
+
+#[test]
+fn degraded_limits_are_those_of_the_bars() {
+    let buffer = drawn(&board(BEFORE, &NOW.replace("degraded: 0", "degraded: 1")), 80, 24);
+    let (column, row) = place(&buffer, "2 of 2");
+    assert_eq!(buffer[(column, row)].bg, Color::Cyan, "what was more than full is full");
+    place(&buffer, "20 of 25");
+}
+
+#[test]
+fn measured_health_has_a_row_where_there_is_any() {
+    let without = rows(&drawn(&board(BEFORE, NOW), 80, 24)).join("\n");
+    assert!(!without.contains("severity") && !without.contains("shed"), "{without}");
+
+    let measured = |shed: u64| {
+        format!(
+            "{NOW}wasmcustom.rate_limiter_shed_total.tier.free: {shed}\n\
+             wasmcustom.rate_limiter_severity_permille: 250\nwasmcustom.rate_limiter_health_mode_auto: 1\n"
+        )
+    };
+    let board = board(&measured(8), &measured(15));
+    let with = rows(&drawn(&board, 80, 24));
+    assert!(with[2].contains("Mode auto   severity 0.250   shed/s  free 3.5  pro 0.0"), "{with:?}");
+    assert!(screen::line(&board).contains("severity 0.250"));
+}
+
+#[test]
+fn a_tier_that_is_new_a_lost_envoy_and_a_notice_show() {
+    let mut board = board("", "");
+    board.lost("no answer from Envoy's admin endpoint 127.0.0.1:9901".to_owned());
+    board.notices.push("Redis has ended.\n    redis-server".to_owned());
+    let buffer = drawn(&board, 120, 24);
+    for text in
+        ["free", "none seen yet", "no answer from Envoy's admin endpoint 127.0.0.1:9901", "Redis has ended."]
+    {
+        place(&buffer, text);
+    }
+    assert_eq!(place(&buffer, "    redis-server"), (0, 23));
+    let unknown = "wasmcustom.rate_limiter_tokens_remaining.tier.gold: 7\n";
+    board.take(Sample::parse(Duration::from_secs(9), unknown), Capacities::default());
+    place(&drawn(&board, 80, 24), "gold");
+}
+
+#[test]
+fn tiers_that_do_not_fit_are_named_and_no_window_is_too_small() {
+    let many: String =
+        (0..9).map(|n| format!("wasmcustom.rate_limiter_tokens_remaining.tier.t{n}: {n}\n")).collect();
+    let mut board = Board::new("127.0.0.1:9901");
+    board.take(Sample::parse(Duration::ZERO, &many), Capacities::default());
+    place(&drawn(&board, 80, 24), "4 more: t5, t6, t7, t8.");
+    assert!(!rows(&drawn(&board, 80, 44)).join("\n").contains("more:"));
+    for (columns, lines) in [(1, 1), (10, 3), (26, 8), (300, 100)] {
+        drawn(&board, columns, lines);
+    }
+}
+
+#[test]
+fn without_a_terminal_it_is_a_line() {
+    let wanted = "Health NORMAL   Redis not configured \
+                  | free: 5/10 tokens, 10.0 allowed/s, 5.0 refused/s | pro: 20/25 tokens, 2.5 allowed/s, 0.0 refused/s";
+    assert_eq!(screen::line(&board(BEFORE, NOW)), wanted);
+}
