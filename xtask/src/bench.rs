@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: what the limiter costs, beside what else one could run.
 //!
 //! There are two tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no upstream, so that the limiter's own cost is the largest
-//! share of a request that it can be. [`redis`] has one, and is about the whole way of a request.
+//! share of a request that it can be. [`redis`] has one, and is about the whole way of a request. [`overload`] is about
+//! something else: what is left of a service that is asked for more than it can bear.
 //!
 //! The measure is the CPU time that a process spends on a request: rates and latencies also count
 //! the time that other programs took. It is not immune to them, since they share caches and clock
@@ -12,8 +13,9 @@
 //! in memory is worth a few per cent for all of its life, and this way the median is over that too.
 
 mod alone;
-mod config;
+pub(crate) mod config;
 mod load;
+mod overload;
 mod redis;
 
 use std::fs;
@@ -53,6 +55,9 @@ pub(crate) struct Options {
 enum Part {
     /// Measure with an upstream: Redis and Redis Cluster beside shared data, webdis and no limiter
     Redis(redis::Options),
+    /// Measure overload: the same minute with no protection, with Envoy's own, and with ours; a table and a plot
+    #[command(long_flag = "overload")]
+    Overload(overload::Options),
     /// Count the instructions and host calls of each kind of request, the same on every machine
     Costs,
 }
@@ -72,6 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.part {
         None => alone::run(&options.alone).and_then(|()| costs()),
         Some(Part::Redis(options)) => redis::run(options),
+        Some(Part::Overload(options)) => overload::run(options),
         Some(Part::Costs) => costs(),
     }
 }

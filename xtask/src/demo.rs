@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: Envoy with the filter on port 8000, until Ctrl-C.
 
+mod overload;
+
 use std::env;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use overload::{Lines, Overload};
 
 use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
@@ -35,6 +38,9 @@ pub(crate) struct Options {
     /// `debug` shows each request's decision
     #[arg(long, default_value = "info")]
     log_level: String,
+    /// Put an upstream of limited capacity behind it and let load rise and fall: health turns by itself
+    #[arg(long, conflicts_with = "store")]
+    overload: bool,
     /// Show tokens, requests allowed and refused, and health live on one screen; `q` or Ctrl-C ends the demo
     #[arg(long)]
     watch: bool,
@@ -72,52 +78,65 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     filter::build(Toolchain::find()?)?;
 
-    let mut redis = redis_server.as_deref().map(start_redis).transpose()?;
-    let mut envoy = start_envoy(options, &binary)?;
+    let redis = redis_server.as_deref().map(start_redis).transpose()?;
+    let lines = if options.watch { Lines::Kept } else { Lines::Shown };
+    let overload = options.overload.then(|| Overload::start(lines)).transpose()?;
+    let mut demo = Demo { overload, envoy: start_envoy(options, &binary)?, redis };
 
-    print_what_to_try();
-    if let Some(redis) = &redis {
+    if demo.overload.is_some() {
+        Overload::print_what_to_see();
+    } else {
+        print_what_to_try();
+    }
+    if let Some(redis) = &demo.redis {
         print_what_to_try_with_redis(redis);
     }
     println!("\nCtrl-C ends it.\n");
-    if options.watch {
-        watch_until_told(&mut envoy, &mut redis)
-    } else {
-        wait_until_told(&mut envoy, &mut redis)
-    }?;
-    drop(envoy);
-    drop(redis);
+    if options.watch { demo.watch_until_told() } else { demo.wait_until_told() }?;
+    drop(demo);
     step("stopped");
     Ok(())
 }
 
-fn wait_until_told(envoy: &mut Envoy, redis: &mut Option<Redis>) -> Result<()> {
-    while !interrupted() {
-        envoy.check()?;
-        if let Some(message) = ended(redis)? {
-            step(message);
-        }
-        if pause(Duration::from_millis(200)).is_err() {
-            break;
-        }
-    }
-    Ok(())
+/// What runs; it ends in this order.
+struct Demo {
+    overload: Option<Overload>,
+    envoy: Envoy,
+    redis: Option<Redis>,
 }
 
-fn watch_until_told(envoy: &mut Envoy, redis: &mut Option<Redis>) -> Result<()> {
-    let watched = Watched {
-        admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(),
-        tiers: workspace::root().join("config/tiers.json"),
-    };
-    let mut is_first = true;
-    watch::watch(&watched, |notices| {
-        envoy.check()?;
-        if std::mem::take(&mut is_first) {
-            notices.push(format!("Try, in another terminal: curl -i http://localhost:{SERVICE_PORT}/test"));
+impl Demo {
+    fn wait_until_told(&mut self) -> Result<()> {
+        while !interrupted() {
+            self.look()?.iter().for_each(step);
+            if pause(Duration::from_millis(200)).is_err() {
+                break;
+            }
         }
-        notices.extend(ended(redis)?);
         Ok(())
-    })
+    }
+
+    fn watch_until_told(&mut self) -> Result<()> {
+        let configured = workspace::root().join("config/tiers.json");
+        let tiers = if self.overload.is_some() { Overload::tiers() } else { configured };
+        let watched = Watched { admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(), tiers };
+        let mut is_first = self.overload.is_none();
+        watch::watch(&watched, |notices| {
+            if std::mem::take(&mut is_first) {
+                notices
+                    .push(format!("Try, in another terminal: curl -i http://localhost:{SERVICE_PORT}/test"));
+            }
+            notices.extend(self.look()?);
+            Ok(())
+        })
+    }
+
+    /// Sees whether all still run, and keeps the load going; gives what there is to tell.
+    fn look(&mut self) -> Result<Vec<String>> {
+        self.envoy.check()?;
+        let begun = self.overload.as_mut().map(Overload::tick).transpose()?.flatten();
+        Ok(ended(&mut self.redis)?.into_iter().chain(begun).collect())
+    }
 }
 
 fn ensure_redis_port_free() -> Result<()> {
@@ -139,10 +158,18 @@ fn start_redis(binary: &Path) -> Result<Redis> {
 
 fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     let log = workspace::target().join("demo/envoy.log");
-    let bootstrap = options.store.bootstrap();
-    step(format!("starting Envoy with {bootstrap}; its log: {}", workspace::shown(&log)));
+    let bootstrap = if options.overload {
+        Overload::bootstrap()
+    } else {
+        workspace::root().join(options.store.bootstrap())
+    };
+    step(format!(
+        "starting Envoy with {}; its log: {}",
+        workspace::shown(&bootstrap),
+        workspace::shown(&log)
+    ));
     let mut command = Command::new(binary);
-    command.args(["--config-path", bootstrap, "--concurrency", "2"]);
+    command.arg("--config-path").arg(&bootstrap).args(["--concurrency", "2"]);
     command.args(["--log-level", &options.log_level]);
     // Credentials in our environment are for another Redis than the demo's, which asks for none.
     command.env_remove("REDIS_USERNAME").env_remove("REDIS_PASSWORD");

@@ -21,6 +21,7 @@ mod exports;
 mod filter;
 mod http;
 mod mutants;
+mod overload;
 mod process;
 mod redis;
 mod soak;
@@ -55,7 +56,8 @@ enum Verb {
     Mutants(mutants::Options),
     /// Check the dependency tree: licences, sources and, where they can be reached, advisories
     Audit(audit::Options),
-    /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis
+    /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis;
+    /// `bench overload`: what is left of a service that is asked for ten times what it can bear
     Bench(bench::Options),
     /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
     Conformance(conformance::Options),

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`setup`] says what an Envoy is to look like, [`envoy`] is one that runs,
 //! [`client`] speaks HTTP/1.1 to it byte by byte, [`http2`] speaks HTTP/2 and gRPC, [`load`]
-//! sends many requests at once, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
+//! sends many requests at once, [`crowd`] sends them whatever becomes of them, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
 //! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML.
@@ -15,6 +15,7 @@
 pub mod canary;
 pub mod certificates;
 pub mod client;
+pub mod crowd;
 pub mod envoy;
 pub mod gateway;
 pub mod http2;

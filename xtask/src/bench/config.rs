@@ -46,7 +46,7 @@ pub(super) fn answer() -> Value {
 }
 
 /// Our limiter.
-pub(super) fn limiter(configuration: &Value) -> Value {
+pub(crate) fn limiter(configuration: &Value) -> Value {
     wasm("rate_limiter", FILTER, configuration)
 }
 
@@ -93,6 +93,6 @@ pub(super) fn wasm(name: &str, file: &str, configuration: &Value) -> Value {
     })
 }
 
-pub(super) fn socket(address: SocketAddr) -> Value {
+pub(crate) fn socket(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip(), "port_value": address.port()}})
 }

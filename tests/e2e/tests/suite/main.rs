@@ -21,6 +21,7 @@ mod manifests;
 mod memory;
 mod metrics;
 mod monitoring;
+mod overload;
 mod paths;
 mod production;
 mod protocols;

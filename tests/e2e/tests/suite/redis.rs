@@ -18,6 +18,7 @@ mod deny_record;
 mod faults;
 mod fleet;
 mod health;
+mod measured;
 mod outages;
 mod shipped;
 mod uploads;

@@ -1,0 +1,182 @@
+//! Callers: they ask when it is their time, whatever became of those before them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::plan::{Arrival, Patience, Plan};
+use crate::report::{Fate, Outcome};
+
+type Http = Client<HttpConnector, Empty<Bytes>>;
+
+/// Asks for everything in the plan, and tells each outcome as soon as it is known.
+///
+/// Returns when the last arrival has been sent; the channel ends when the last outcome is known.
+pub async fn ask(to: SocketAddr, plan: &Plan, started: Instant, outcomes: mpsc::UnboundedSender<Outcome>) {
+    let client = Arc::new(Caller::new(to, plan.patience));
+    for arrival in plan.arrivals() {
+        let due = started + arrival.at;
+        sleep_until(due).await;
+        let late = due.elapsed();
+        let (client, outcomes) = (Arc::clone(&client), outcomes.clone());
+        tokio::spawn(async move {
+            let (fate, tries) = client.ask(&arrival, due).await;
+            // Nobody listens any more when the load was ended early.
+            let _ = outcomes.send(Outcome { arrival, fate, took: due.elapsed(), tries, late });
+        });
+    }
+}
+
+/// What every caller does.
+struct Caller {
+    http: Http,
+    uri: Uri,
+    patience: Patience,
+}
+
+/// What became of one try.
+struct Answer {
+    fate: Fate,
+    retry_after: Option<Duration>,
+}
+
+impl Caller {
+    fn new(to: SocketAddr, patience: Patience) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let http = Client::builder(TokioExecutor::new()).build(connector);
+        // An address and a port are always a URI.
+        let uri = format!("http://{to}/work").parse().unwrap_or_default();
+        Self { http, uri, patience }
+    }
+
+    /// Tries as often as patience allows; gives what the last try came to, and how many there were.
+    async fn ask(&self, arrival: &Arrival, due: Instant) -> (Fate, u32) {
+        let deadline = due + Duration::from_millis(self.patience.deadline_ms);
+        let mut tries = 0;
+        loop {
+            let until = deadline.min(Instant::now() + Duration::from_millis(self.patience.timeout_ms));
+            let answer = match timeout_at(until, self.try_once(arrival)).await {
+                Ok(answer) => answer,
+                Err(_) => Answer { fate: Fate::TimedOut, retry_after: None },
+            };
+            tries += 1;
+            if !answer.fate.is_worth_a_retry() || tries > self.patience.retries {
+                return (answer.fate, tries);
+            }
+            let pause =
+                back_off(self.patience.back_off_ms, tries).max(answer.retry_after.unwrap_or_default());
+            if Instant::now() + pause >= deadline {
+                return (answer.fate, tries);
+            }
+            sleep(pause).await;
+        }
+    }
+
+    async fn try_once(&self, arrival: &Arrival) -> Answer {
+        let (name, value) = arrival.identity();
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = self.uri.clone();
+        if let Ok(value) = value.parse() {
+            request.headers_mut().insert(name, value);
+        }
+        let Ok(response) = self.http.request(request).await else {
+            return Answer { fate: Fate::Broken, retry_after: None };
+        };
+        let status = response.status();
+        let seconds =
+            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = seconds.map(Duration::from_secs);
+        // A connection can be used again once the body is read.
+        if response.into_body().collect().await.is_err() {
+            return Answer { fate: Fate::Broken, retry_after: None };
+        }
+        Answer { fate: fate(status, retry_after.is_some()), retry_after }
+    }
+}
+
+fn fate(status: StatusCode, says_when: bool) -> Fate {
+    match status {
+        _ if status.is_success() => Fate::Served,
+        StatusCode::TOO_MANY_REQUESTS => Fate::Limited,
+        StatusCode::SERVICE_UNAVAILABLE if says_when => Fate::Shed,
+        StatusCode::GATEWAY_TIMEOUT => Fate::TimedOut,
+        _ => Fate::Error,
+    }
+}
+
+/// Twice as long after each try, and not at the same time as everybody else.
+fn back_off(first_ms: u64, tries: u32) -> Duration {
+    let doubled = first_ms as f64 * f64::from(2_u32.saturating_pow(tries - 1));
+    Duration::from_secs_f64(doubled / 1_000.0 * (0.5 + fastrand::f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::ask;
+    use crate::plan::{Patience, Plan};
+    use crate::report::{Fate, Report};
+    use crate::upstream::{Condition, Shape, Upstream};
+
+    const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    fn run(plan: &Plan, upstream: &Upstream) -> Report {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (sender, mut receiver) = mpsc::unbounded_channel();
+            let mut report = Report::new("test", *plan);
+            tokio::join!(ask(upstream.address(), plan, Instant::now(), sender), async {
+                while let Some(outcome) = receiver.recv().await {
+                    report.add(&outcome);
+                }
+            });
+            report
+        })
+    }
+
+    /// One second at half, one at five times and two at half of a capacity of fifty.
+    fn plan() -> Plan {
+        let patience = Patience { timeout_ms: 400, deadline_ms: 800, retries: 0, back_off_ms: 100 };
+        Plan { capacity: 50.0, before: 1, overload: 1, after: 2, times: 5.0, normal: 0.5, seed: 1, patience }
+    }
+
+    #[test]
+    fn an_upstream_serves_what_it_can_bear_and_refuses_what_does_not_fit_its_queue() {
+        let shape = Shape { slots: 5, service_ms: 100, queue: 5 };
+        let report = run(&plan(), &Upstream::start(shape, ANY_PORT).expect("an upstream"));
+        let of = |fate| report.seconds.iter().flat_map(|second| second.fates[fate as usize]).sum::<u32>();
+        let asked: u32 = report.seconds.iter().flat_map(|second| second.asked).sum();
+        assert_eq!(asked as usize, plan().arrivals().len());
+        let served = of(Fate::Served);
+        assert!(
+            (60..=170).contains(&served),
+            "of some 325 asked in four seconds about 125 are served: {served}"
+        );
+        assert!(of(Fate::Error) > 50, "the rest is refused at once");
+        assert!(report.latency_ms(0.5).expect("some are served") >= 50.0);
+    }
+
+    #[test]
+    fn a_condition_can_be_changed() {
+        let shape = Shape { slots: 50, service_ms: 10, queue: 50 };
+        let upstream = Upstream::start(shape, ANY_PORT).expect("an upstream");
+        upstream.set(Condition { slowdown: 1.0, failing: 1.0 });
+        let quiet = Plan { overload: 0, after: 0, ..plan() };
+        let report = run(&quiet, &upstream);
+        assert_eq!(report.seconds[0].fates[Fate::Error as usize], report.seconds[0].asked);
+    }
+}

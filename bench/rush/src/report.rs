@@ -1,0 +1,256 @@
+//! What became of what was asked: counted by the second in which it was asked, and so that reports can be kept.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Arrival, Phase, Plan, TIER_NAMES, TIERS};
+
+/// What callers in the end got for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// An answer, in time.
+    Served,
+    /// 429.
+    Limited,
+    /// 503 that says when to come back.
+    Shed,
+    /// Any other error.
+    Error,
+    /// No answer in time, or a gateway's word that there was none.
+    TimedOut,
+    /// A connection that was refused or broke.
+    Broken,
+}
+
+/// How many fates there are.
+pub const FATES: usize = 6;
+
+impl Fate {
+    /// All, in the order in which they are counted.
+    pub const ALL: [Fate; FATES] =
+        [Fate::Served, Fate::Limited, Fate::Shed, Fate::Error, Fate::TimedOut, Fate::Broken];
+
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fate::Served => "served",
+            Fate::Limited => "limited",
+            Fate::Shed => "shed",
+            Fate::Error => "error",
+            Fate::TimedOut => "timed out",
+            Fate::Broken => "broken",
+        }
+    }
+
+    /// Whether a client would try again.
+    pub fn is_worth_a_retry(self) -> bool {
+        !matches!(self, Fate::Served | Fate::Limited)
+    }
+}
+
+/// What became of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// The request.
+    pub arrival: Arrival,
+    /// What its caller got.
+    pub fate: Fate,
+    /// How long that took from when it was due, retries and pauses included.
+    pub took: Duration,
+    /// How often its client tried.
+    pub tries: u32,
+    /// How much later than due it was sent: more than a few milliseconds means that this machine is too slow for the
+    /// load, and the measurement worth nothing.
+    pub late: Duration,
+}
+
+/// What became of the requests of one second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Second {
+    /// How many there were, by tier.
+    pub asked: [u32; TIERS],
+    /// What became of them, by fate and tier.
+    pub fates: [[u32; TIERS]; FATES],
+    /// How often clients tried.
+    pub tries: u32,
+}
+
+/// What became of all of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Report {
+    /// What stood between the callers and the upstream.
+    pub name: String,
+    /// What was asked.
+    pub plan: Plan,
+    /// Second by second.
+    pub seconds: Vec<Second>,
+    /// How long it took to serve those of the overload that were served, in milliseconds.
+    pub served_ms: Vec<f32>,
+    /// How much later than due requests were sent, in milliseconds.
+    pub late_ms: Vec<f32>,
+}
+
+/// How many seconds in a row have to be good for a service to have recovered.
+const GOOD_SECONDS: usize = 3;
+
+/// The share of what is asked that has to be served in a good second.
+const GOOD_SHARE: f64 = 0.99;
+
+impl Second {
+    /// Counts one.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.asked[outcome.arrival.tier] += 1;
+        self.fates[outcome.fate as usize][outcome.arrival.tier] += 1;
+        self.tries += outcome.tries;
+    }
+
+    /// How many had this fate, by tier.
+    pub fn of(&self, fate: Fate) -> [u32; TIERS] {
+        self.fates[fate as usize]
+    }
+
+    /// How many had this fate.
+    pub fn sum(&self, fate: Fate) -> u32 {
+        self.of(fate).iter().sum()
+    }
+
+    fn is_good(&self) -> bool {
+        f64::from(self.sum(Fate::Served)) >= GOOD_SHARE * f64::from(self.asked.iter().sum::<u32>())
+    }
+
+    /// For a person who watches.
+    pub fn line(&self) -> String {
+        let served = self.of(Fate::Served);
+        let tiers = (0..TIERS)
+            .rev()
+            .map(|tier| format!("{} {:3} of {:4}", TIER_NAMES[tier], served[tier], self.asked[tier]));
+        let rest = Fate::ALL.into_iter().filter(|fate| *fate != Fate::Served && self.sum(*fate) > 0);
+        let rest = rest.map(|fate| format!("{} {}", fate.name(), self.sum(fate)));
+        let served = tiers.collect::<Vec<_>>().join(", ");
+        format!("served: {served} | {}", rest.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Report {
+    /// Nothing has been asked yet.
+    pub fn new(name: &str, plan: Plan) -> Self {
+        Self {
+            name: name.to_owned(),
+            plan,
+            seconds: vec![Second::default(); plan.seconds() as usize],
+            served_ms: Vec::new(),
+            late_ms: Vec::new(),
+        }
+    }
+
+    /// Counts one.
+    pub fn add(&mut self, outcome: &Outcome) {
+        let second = outcome.arrival.at.as_secs() as u32;
+        let Some(counts) = self.seconds.get_mut(second as usize) else { return };
+        counts.add(outcome);
+        if outcome.fate == Fate::Served && self.plan.phase(second) == Phase::Overload {
+            self.served_ms.push(outcome.took.as_secs_f32() * 1_000.0);
+        }
+        self.late_ms.push(outcome.late.as_secs_f32() * 1_000.0);
+    }
+
+    /// What became of everything in a phase, together.
+    pub fn phase(&self, phase: Phase) -> Second {
+        let mut sum = Second::default();
+        for (_, second) in (0..).zip(&self.seconds).filter(|(index, _)| self.plan.phase(*index) == phase) {
+            add(&mut sum.asked, &second.asked);
+            for (fate, more) in sum.fates.iter_mut().zip(&second.fates) {
+                add(fate, more);
+            }
+            sum.tries += second.tries;
+        }
+        sum
+    }
+
+    /// The share of what this tier asked in the overload that was served, 0 to 1.
+    pub fn success(&self, tier: usize) -> f64 {
+        let overload = self.phase(Phase::Overload);
+        f64::from(overload.of(Fate::Served)[tier]) / f64::from(overload.asked[tier].max(1))
+    }
+
+    /// Requests a second that were served in the overload.
+    pub fn goodput(&self) -> f64 {
+        f64::from(self.phase(Phase::Overload).sum(Fate::Served)) / f64::from(self.plan.overload.max(1))
+    }
+
+    /// The time that a share of what was served in the overload did not exceed; `None` where nothing was.
+    pub fn latency_ms(&self, quantile: f64) -> Option<f32> {
+        percentile(&self.served_ms, quantile)
+    }
+
+    /// The same for how late requests were sent.
+    pub fn late_ms(&self, quantile: f64) -> f32 {
+        percentile(&self.late_ms, quantile).unwrap_or_default()
+    }
+
+    /// Seconds from the end of the overload until what is asked is served again; `None` where that did not happen.
+    pub fn recovery_seconds(&self) -> Option<usize> {
+        let after = self.seconds.get((self.plan.before + self.plan.overload) as usize..)?;
+        after.windows(GOOD_SECONDS).position(|seconds| seconds.iter().all(Second::is_good))
+    }
+}
+
+fn add(sum: &mut [u32; TIERS], more: &[u32; TIERS]) {
+    sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+}
+
+fn percentile(values: &[f32], quantile: f64) -> Option<f32> {
+    let mut values = values.to_vec();
+    values.sort_by(f32::total_cmp);
+    let index = (quantile * values.len() as f64).ceil() as usize;
+    values.get(index.saturating_sub(1)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Fate, Outcome, Report};
+    use crate::plan::{Arrival, Phase, Plan};
+
+    fn outcome(second: u64, tier: usize, fate: Fate, ms: u64) -> Outcome {
+        Outcome {
+            arrival: Arrival { at: Duration::from_millis(second * 1_000 + 500), tier, caller: 0 },
+            fate,
+            took: Duration::from_millis(ms),
+            tries: 1,
+            late: Duration::from_millis(1),
+        }
+    }
+
+    #[test]
+    fn the_overload_is_what_goodput_success_and_latency_are_about() {
+        let mut report = Report::new("test", Plan::example());
+        report.add(&outcome(5, 2, Fate::Served, 9_000));
+        for index in 0..60 {
+            report.add(&outcome(10 + index % 30, 2, Fate::Served, 100 + index));
+            report.add(&outcome(10 + index % 30, 0, Fate::Shed, 1));
+        }
+        report.add(&outcome(39, 2, Fate::TimedOut, 3_000));
+        assert_eq!(report.goodput(), 2.0);
+        assert_eq!((report.success(2), report.success(0)), (60.0 / 61.0, 0.0));
+        assert_eq!((report.latency_ms(0.5), report.latency_ms(0.99)), (Some(129.0), Some(159.0)));
+        assert_eq!(report.phase(Phase::Overload).sum(Fate::Shed), 60);
+    }
+
+    #[test]
+    fn recovered_is_who_serves_everybody_for_three_seconds() {
+        let recovery = |failing: &[u64]| {
+            let mut report = Report::new("test", Plan::example());
+            for second in 40..70 {
+                let fate = if failing.contains(&second) { Fate::Error } else { Fate::Served };
+                report.add(&outcome(second, 0, fate, 1));
+            }
+            report.recovery_seconds()
+        };
+        assert_eq!(recovery(&[]), Some(0));
+        assert_eq!(recovery(&[40, 43]), Some(4), "two good seconds are not enough");
+        assert_eq!(recovery(&(40..70).step_by(3).collect::<Vec<_>>()), None);
+    }
+}
