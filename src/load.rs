@@ -22,8 +22,13 @@ use crate::config::Measured;
 use crate::health::{Health, Told};
 use crate::store::{Contended, SharedData, record_key, update};
 
-/// How often a worker hands in what it counted, in microseconds.
-pub const HAND_IN_US: u64 = 250_000;
+/// How often a worker hands in what it counted, in microseconds, where slots are long.
+const HAND_IN_US: u64 = 250_000;
+
+/// How often a worker hands in what it counted, in microseconds: twice in a slot at least.
+pub fn hand_in_us(bounds: &Measured) -> u64 {
+    HAND_IN_US.min(Window::new(bounds.window_seconds).slot_us() / 2)
+}
 
 /// Of the times to response headers, the share that has to be within a bound.
 pub const LATENCY_QUANTILE: f64 = 0.9;

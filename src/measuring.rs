@@ -4,7 +4,7 @@ use crate::config::Measured;
 use crate::control::Control;
 use crate::health::Health;
 use crate::load::switch::Reason;
-use crate::load::{HAND_IN_US, Load, Tally};
+use crate::load::{Load, Tally, hand_in_us};
 use crate::metrics::{self, Metrics};
 use crate::reply::decimal;
 use crate::store::SharedData;
@@ -38,7 +38,7 @@ impl Measuring {
         if now_us < self.next_us {
             return;
         }
-        self.next_us = now_us.saturating_add(HAND_IN_US);
+        self.next_us = now_us.saturating_add(hand_in_us(&self.bounds));
         let counts = self.tally.take(now_us);
         // Where shared data is contended beyond reason, these counts are lost and the next ones are not.
         let Ok(load) = Load::hand_in(data, &self.load_key, &counts, &self.bounds, control.told) else {

@@ -16,16 +16,13 @@ use super::{metrics, random};
 use crate::config::{ConfigSource, Environment, Plugin};
 use crate::documents::{self, Fetched, MAX_DOCUMENT_BYTES};
 use crate::limiter::Limiter;
-use crate::load::HAND_IN_US;
+use crate::load::hand_in_us;
 use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
 use crate::store::redis::session::Credentials;
 use crate::store::{SharedData, record_key, update};
 
 /// Between ticks without a Redis, which needs more: metrics are at most so old, and so is the wall clock.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Between ticks where health is measured, and there is no Redis.
-const MEASURING_TICK: Duration = Duration::from_micros(HAND_IN_US);
 
 /// What is done once a second is due again so soon, in microseconds: a tick may come a little early.
 const SECOND_US: u64 = 990_000;
@@ -177,8 +174,9 @@ impl RootContext for Root {
         let Some(worker) = self.worker.clone() else { return };
         let mut worker = worker.borrow_mut();
         if self.unannounced.is_some() && !worker.has_pipe() {
-            let is_measured = worker.limiter.config().settings.measured.is_some();
-            let _ = hostcalls::set_tick_period(if is_measured { MEASURING_TICK } else { TICK });
+            let measured = worker.limiter.config().settings.measured;
+            let tick = measured.map_or(TICK, |bounds| Duration::from_micros(hand_in_us(&bounds)));
+            let _ = hostcalls::set_tick_period(tick);
         }
         worker.tick();
         let now_us = HostData.now_us();

@@ -41,8 +41,9 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(root: u32, limiter: Limiter, duration_histogram: Option<u32>) -> Self {
-        let redis = limiter.config().settings.redis.as_ref();
-        let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone()));
+        let settings = &limiter.config().settings;
+        let redis = settings.redis.as_ref();
+        let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone(), settings.measured));
         Self {
             limiter,
             bodies: AwaitedBodies::default(),

@@ -1,19 +1,52 @@
 //! How much of the traffic is too much: a pure function of the window's signals and of its own last state.
 //!
-//! TODO reasoning.
+//! **What it does.** It holds a limit, in requests a second that the upstream is taken to bear, and sends about that.
+//! The severity is what is asked for beyond it, so when demand rises tenfold severity follows in the same slot, and when
+//! demand falls below the limit nothing is shed. The signals become one number, the strain: 0 as usual, 1 at a bound.
+//!
+//! - Over the bound, the limit falls to what the upstream does well, and a little less is sent until the strain is gone.
+//! - Under it, the limit grows, faster the longer there is room, and only while what is let through is asked for.
+//! - Near the aim, halfway to the bound, what is sent leans against the strain in proportion.
+//!
+//! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. So each cut is a trial. If
+//! what succeeds falls as what is sent does, the cut was in vain: it is taken back, and the strain that is left is borne
+//! until it lessens or, much later, the next trial. An upstream that is dead or fails whatever the load thus gets its
+//! traffic back within seconds. Where clients give up before they are answered, nothing is lost by a deeper cut, and a
+//! queue full of requests that nobody waits for has to be worked off first; so there the limit falls on.
+//!
+//! **Who insists.** Callers that are shed ask again, more often than if they were served, and some callers ask for much
+//! more than others. So a share of what is asked is not a share of what would be sent. How far the two differ is learned
+//! from slot to slot.
+//!
+//! **What was looked at, what was taken, and what not.**
+//!
+//! - *Envoy's admission control* turns away by a formula of the success ratio alone (after Google's client-side
+//!   throttling). Taken: the limit after a cut is what succeeded. Not taken: a ratio alone is blind to latency, and
+//!   sheds as much of an upstream that fails by itself, where shedding does not help.
+//! - *Netflix's gradient* multiplies a limit on concurrency by the usual latency over the present one. Taken: a usual
+//!   latency as the zero of the scale, and the lean in proportion. Not taken: a limit on requests in flight, which
+//!   would have to be enforced within one request and so by all workers together at each; a rate holds for half a second.
+//! - *Uber's Cinnamon* drives the share to reject by a PID on the balance of what comes in and goes out, and orders by
+//!   tier and cohort. Taken: tier first, callers within it, and the balance of sent and answered as the sign of a queue.
+//!   Not taken: integral and derivative on a share. A share that was right for one demand is wrong for the next; with
+//!   a rate, a change of demand needs no control at all.
+//! - *WeChat's DAGOR* moves a line through business and user priorities by fixed steps, down quickly and up slowly.
+//!   Taken: the one line ([`super::shed`]), and the asymmetry. Not taken: fixed steps, which take many windows at
+//!   twentyfold overload and overshoot at a little.
+//! - *CUBIC and BBR*, from TCP: growth that starts anew from a known point and doubles, draining below the estimate
+//!   after a queue was built, and a minimum that is relearned.
+//!
+//! `tests/overload` closes the loop around it, and says what holds and what does not.
 
+mod bytes;
+mod seen;
+
+use self::seen::{JUDGEMENT, LOOK, RATES, Seen, best, slot_seconds, strain};
 use super::shed::{Cut, Demand};
-use super::signals::{Counts, LEVELS, Level, Window};
-use super::switch::{Switch, latency_us};
+use super::signals::{LEVELS, Level, Window};
+use super::switch::Switch;
 use crate::config::Measured;
 use crate::health::Health;
-
-/// How many slots are looked at: as few as hold so many answers, within these bounds.
-const LOOK: Span = Span { answers: 100, least: 2, most: 8 };
-/// The same for rates, which vary more.
-const RATES: Span = Span { answers: 100, least: 4, most: 8 };
-/// The same for a cut that is judged, which takes more certainty.
-const JUDGEMENT: Span = Span { answers: 300, least: 4, most: 8 };
 
 /// A cut is judged after so many slots, and those that are looked at for it.
 const SETTLING_SLOTS: u32 = 2;
@@ -59,12 +92,10 @@ const SMALL_STEP: f64 = 0.96;
 /// A cut can be judged where what is sent fell at least to this.
 const REAL_CUT: f64 = 0.9;
 
-/// Where less than such a part of what is sent is answered at all, less is sent in each of the next slots, and then for so
-/// many slots in all it is seen whether that helps.
+/// Where less than such a part of what is sent is answered at all, less is sent in each of the next slots.
 const FUTILE: f64 = 0.25;
 const FUTILE_STEP: f64 = 0.7;
 const FUTILE_STEPS: u32 = 4;
-const FUTILE_SLOTS: u32 = 24;
 
 /// A strain that falls below this within a trial is mending, one that rises over that is not held up by the cut.
 const MENDING: f64 = 0.9;
@@ -72,6 +103,9 @@ const WORSENING: f64 = 1.3;
 
 /// After so many slots in which all that is sent has succeeded, what is left of a strain is how the upstream is.
 const LONGEST_TRIAL: u32 = 24;
+
+/// Where less than this succeeds of what is sent, a cut costs next to nothing.
+const WORTH_SPARING: f64 = 0.05;
 
 /// What counts at least of what is sent where it fails anyway.
 const MOST_LOST: f64 = 0.95;
@@ -132,31 +166,20 @@ struct Trial {
     age: u32,
     /// Slots in which nobody got an answer.
     futile: u32,
-    /// What was sent, and answered well, before it.
-    sent: f64,
-    good: f64,
-    /// The strain then, or when it was last seen to lessen.
+    /// The strain when it began, or when that was last seen to lessen.
     strain: f64,
-    /// The limit before it.
-    limit: f64,
+    /// How it was before its first step, and before its last.
+    first: Before,
+    last: Before,
 }
 
-/// How many slots to look at.
-struct Span {
-    answers: u32,
-    least: usize,
-    most: usize,
-}
-
-/// What the newest slots say.
-struct Seen {
-    /// How many they are.
-    slots: usize,
-    counts: Counts,
+/// What there was before a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Before {
+    /// What was sent, and answered well.
     sent: f64,
     good: f64,
-    /// What was sent in the last two.
-    newest: f64,
+    limit: f64,
 }
 
 impl Controller {
@@ -201,8 +224,8 @@ impl Controller {
         ((strain - self.floor) / width).max(0.0)
     }
 
-    /// A strain that is there with nobody waiting is no reason to send less. What is seen is believed at once where it is
-    /// less, and slowly where it is more; too little is sent for a while, and never too much.
+    /// A strain that is there with nobody waiting is no reason to send less. A lower one is soon
+    /// believed and a higher one slowly: too little is sent for a while, and not too much.
     fn learn_floor(&mut self, strain: f64) {
         self.rest = self.rest.saturating_sub(1);
         if self.rest == 0 && (self.floor > HIGH_FLOOR || self.severity <= 0.0) {
@@ -221,19 +244,12 @@ impl Controller {
         self.roomy = 0;
         self.trial.slots = self.trial.slots.saturating_add(1);
         if self.trial.age == 0 {
-            // An upstream that has just collapsed under its queue has shown before what it can do.
-            let doable = seen.good.max(best(window) / 4.0).max(seen.sent * BLIND_CUT);
-            // What did not help the last time is tried with care.
-            let doable = if self.failures > 0 { doable.max(seen.sent * REAL_CUT) } else { doable };
-            // Little is wrong with a limit that has held so far.
-            let small = self.limit * SMALL_STEP;
-            let doable = if doable > small * DRAIN { doable.max(small) } else { doable };
-            self.cut_to(doable, strain, seen, bounds);
+            self.cut_to(self.first_cut(seen, window), strain, seen, bounds);
             return;
         }
         let newest = window.newest(LOOK.least);
         let is_futile = f64::from(newest.answered) < newest.passed() as f64 * FUTILE;
-        if is_futile && self.trial.futile < FUTILE_SLOTS {
+        if is_futile {
             // Nobody gets an answer, so that nothing is lost by sending less, and the queue may drain.
             self.trial.futile = self.trial.futile.saturating_add(1);
             self.trial.age = 1;
@@ -243,10 +259,25 @@ impl Controller {
         }
         self.trial.age = self.trial.age.saturating_add(1);
         let judged = Seen::over(window, JUDGEMENT);
-        if self.trial.age <= SETTLING_SLOTS.saturating_add(judged.slots as u32) {
-            return;
+        if self.trial.age > SETTLING_SLOTS.saturating_add(judged.slots as u32) {
+            self.judge(&judged, strain, bounds);
         }
-        let share = judged.sent / self.trial.sent.max(f64::MIN_POSITIVE);
+    }
+
+    /// What is sent first once a bound is broken.
+    fn first_cut(&self, seen: &Seen, window: &Window) -> f64 {
+        // An upstream that has just collapsed under its queue has shown before what it can do.
+        let doable = seen.good.max(best(window) / 4.0).max(seen.sent * BLIND_CUT);
+        // What did not help the last time is tried with care.
+        let is_sparing = self.failures > 0 && seen.good > seen.sent * WORTH_SPARING;
+        let doable = if is_sparing { doable.max(seen.sent * REAL_CUT) } else { doable };
+        // Little is wrong with a limit that has held so far.
+        let small = self.limit * SMALL_STEP;
+        if doable > small * DRAIN { doable.max(small) } else { doable }
+    }
+
+    /// A bound is still broken some time after a cut.
+    fn judge(&mut self, judged: &Seen, strain: f64, bounds: &Measured) {
         let (was, served) = (self.trial.strain, judged.good > judged.sent * SERVED);
         let is_draining = judged.good > judged.sent * DRAINING && judged.counts.answered > JUDGEMENT.answers;
         if self.trial.slots > LONGEST_TRIAL && served && !is_draining {
@@ -255,27 +286,27 @@ impl Controller {
             self.trial.age = 1;
             self.trial.strain = strain;
         } else if strain > was * WORSENING {
-            self.cut_to(judged.good * DRAIN, strain, &judged, bounds);
-        } else if share < REAL_CUT && judged.good <= self.trial.good * share.sqrt() {
-            // What succeeded has fallen as what was sent: it was not too much that was sent. All is as before the cut.
-            self.limit = self.trial.limit;
+            self.cut_to(judged.good * DRAIN, strain, judged, bounds);
+        } else if let Some(before) = self.trial.in_vain(judged) {
+            // It was not too much that was sent. All is as before the cut.
+            self.limit = before.limit;
             self.bear(strain);
             self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
         } else if served && self.trial.slots > LONGEST_TRIAL / 2 {
             // All that is sent succeeds, and less of it changes nothing: this is how the upstream is.
             self.bear(strain);
         } else if served {
-            self.cut_to(judged.good * DRAIN, strain, &judged, bounds);
+            self.cut_to(judged.good * DRAIN, strain, judged, bounds);
         } else {
-            self.cut_to(judged.good, strain, &judged, bounds);
+            self.cut_to(judged.good, strain, judged, bounds);
         }
     }
 
     /// Takes a step down, whose worth is then to be seen.
     fn cut_to(&mut self, rate: f64, strain: f64, seen: &Seen, bounds: &Measured) {
-        let slots = self.trial.slots;
-        self.trial =
-            Trial { slots, age: 1, futile: 0, sent: seen.sent, good: seen.good, strain, limit: self.limit };
+        let before = Before { sent: seen.sent, good: seen.good, limit: self.limit };
+        let first = if self.trial.age == 0 { before } else { self.trial.first };
+        self.trial = Trial { age: 1, strain, first, last: before, ..self.trial };
         // What fails anyway does not count against what can be sent.
         self.lower(rate / (1.0 - self.lost), bounds);
     }
@@ -299,7 +330,7 @@ impl Controller {
     fn ease(&mut self, seen: &Seen, strain: f64) {
         let strain = self.over_floor(strain);
         if strain < MENDED && self.trial.age > 0 {
-            if self.trial.futile > 0 && seen.good > seen.sent * SERVED {
+            if self.trial.futile > 0 {
                 // It is back, and need not be found out anew from next to nothing.
                 self.limit = self.limit.max(self.known * COME_BACK);
             }
@@ -353,121 +384,22 @@ impl Controller {
     }
 }
 
-impl Seen {
-    fn over(window: &Window, span: Span) -> Self {
-        let is_enough = |slots: &usize| window.newest(*slots).answered >= span.answers;
-        let slots = (span.least..span.most).find(is_enough).unwrap_or(span.most);
-        let counts = window.newest(slots);
-        let seconds = slots.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
-        Self {
-            slots,
-            sent: counts.passed() as f64 / seconds,
-            good: f64::from(counts.good()) / seconds,
-            newest: window.newest(2).passed() as f64 / (2.0 * slot_seconds(window)),
-            counts,
+impl Trial {
+    /// Where to go back to if cutting was in vain: what succeeds has fallen as what is sent.
+    fn in_vain(&self, judged: &Seen) -> Option<Before> {
+        if judged.answered < judged.sent / 2.0 {
+            // Most clients give up waiting, and what they waited for has yet to be worked off.
+            return None;
         }
+        let is_vain = |before: &Before| {
+            let share = judged.sent / before.sent.max(f64::MIN_POSITIVE);
+            share < REAL_CUT && judged.good <= before.good * share.sqrt()
+        };
+        [self.first, self.last].into_iter().find(is_vain)
     }
-}
-
-/// The worst of the signals, on a scale from what is usual (0) to its bound (1).
-fn strain(counts: &Counts, bounds: &Measured, baseline_us: Option<f64>) -> f64 {
-    let errors = counts.error_ratio() / bounds.error_ratio;
-    let Some(seen_us) = latency_us(counts) else { return errors };
-    let usual_us = baseline_us.unwrap_or_default();
-    let absolute_us = bounds.latency_ms.map(|ms| f64::from(ms) * 1_000.0);
-    let relative_us = bounds.latency_ratio.filter(|_| usual_us > 0.0).map(|ratio| usual_us * ratio);
-    let bounds_us = absolute_us.into_iter().chain(relative_us);
-    bounds_us.fold(errors, |worst, bound_us| {
-        let usual_us = usual_us.min(bound_us * 0.8);
-        worst.max((seen_us - usual_us) / (bound_us - usual_us).max(1.0))
-    })
 }
 
 /// Which part of the limit is sent, so that the strain comes to what is aimed at.
 fn leaning(strain: f64) -> f64 {
     (1.0 + GAIN * (TARGET - strain)).clamp(DRAIN, 1.0 + GAIN * TARGET)
 }
-
-/// The most that was answered well in two slots of the window, in requests a second.
-fn best(window: &Window) -> f64 {
-    let pairs = window.slots().zip(window.slots().skip(1));
-    let best = pairs.map(|(one, next)| one.good().saturating_add(next.good())).max();
-    f64::from(best.unwrap_or_default()) / (2.0 * slot_seconds(window))
-}
-
-fn slot_seconds(window: &Window) -> f64 {
-    window.slot_us().max(1) as f64 / 1e6
-}
-
-impl Controller {
-    /// As bytes, for [`Controller::decode`].
-    pub fn encode(&self) -> [u8; FIELDS * 8] {
-        let trial = self.trial;
-        let fields = [
-            self.severity,
-            self.cut.share,
-            f64::from(self.cut.level),
-            self.limit,
-            self.aim,
-            self.insistence,
-            f64::from(self.roomy),
-            f64::from(trial.slots),
-            f64::from(trial.age),
-            f64::from(trial.futile),
-            trial.sent,
-            trial.good,
-            trial.strain,
-            trial.limit,
-            self.floor,
-            self.lost,
-            f64::from(self.rest),
-            self.known,
-            f64::from(self.failures),
-        ];
-        let mut bytes = [0; FIELDS * 8];
-        let fields = fields.into_iter().chain(self.refused).flat_map(f64::to_le_bytes);
-        bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
-        bytes
-    }
-
-    /// The state that these bytes are; `None` where they are none.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let fields: &[u8; FIELDS * 8] = bytes.try_into().ok()?;
-        let mut fields =
-            fields.chunks_exact(8).map(|field| field.try_into().map_or(f64::NAN, f64::from_le_bytes));
-        let mut next = || fields.next().filter(|field| field.is_finite());
-        // Out of range is clipped by the conversions to whole numbers.
-        Some(Self {
-            severity: next()?.clamp(0.0, 1.0),
-            cut: Cut { share: next()?, level: next()? as u8 },
-            limit: next()?,
-            aim: next()?,
-            insistence: next()?,
-            roomy: next()? as u32,
-            trial: Trial {
-                slots: next()? as u32,
-                age: next()? as u32,
-                futile: next()? as u32,
-                sent: next()?,
-                good: next()?,
-                strain: next()?,
-                limit: next()?,
-            },
-            floor: next()?,
-            lost: next()?.clamp(0.0, MOST_LOST),
-            rest: next()? as u32,
-            known: next()?,
-            failures: next()? as u32,
-            refused: {
-                let mut refused = [0.0; LEVELS];
-                for share in &mut refused {
-                    *share = next()?;
-                }
-                refused
-            },
-        })
-    }
-}
-
-/// Numbers that a state is made of.
-const FIELDS: usize = 19 + LEVELS;

@@ -32,7 +32,8 @@ enum Part {
     Unit,
     /// The simulation and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
     Search,
-    /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order
+    /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order, and the same
+    /// random scripts as a real Envoy
     Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
@@ -80,9 +81,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The searches that `soak` runs for longer, each with an amount and a seed that stay the same.
 fn search() -> Result<()> {
     let redis_server = tools::redis_server()?;
-    let searches: [(&str, &str, &[&str]); 3] = [
+    let searches: [(&str, &str, &[&str]); 4] = [
         ("simulation", "simulation", &["--worlds", "1500"]),
         ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40"]),
+        ("overload", "overload", &["--quick"]),
         ("fuzzing", "fuzz", &["--inputs", "20000"]),
     ];
     for (what, package, amount) in searches {
@@ -100,6 +102,7 @@ fn compiled_filter() -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--profile", "soak", "--package", "wasm-host"]);
     tests.env("FILTER_WASM", &wasm).env("PROBE_WASM", &probe).env("ENVOY_BIN", envoy);
+    tests.env("REDIS_SERVER", tools::redis_server()?);
     check("the filter in a hostile host", &mut tests)?;
 
     let mut search = soak::search("wasm-host");

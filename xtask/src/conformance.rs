@@ -317,7 +317,11 @@ mod tests {
         assert!(rows.len() > 20);
         for test in rows.iter().flat_map(|row| &row.tests) {
             let (module, name) = test.rsplit_once("::").expect("module::test");
-            let file = suite.join(module.replace("::", "/")).with_extension("rs");
+            let file = match module.strip_prefix("scenarios::") {
+                Some(subject) => workspace::root().join("tests/scenarios/src").join(subject),
+                None => suite.join(module.replace("::", "/")),
+            };
+            let file = file.with_extension("rs");
             let text = fs::read_to_string(&file).unwrap_or_default();
             assert!(!text.is_empty(), "no module {module} for {test}");
             let is_group = module == "host_facts" && text.split_whitespace().any(|word| word == name);

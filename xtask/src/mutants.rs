@@ -1,4 +1,4 @@
-//! `cargo xtask mutants`: breaks the limiter on purpose and sees that the simulation notices.
+//! `cargo xtask mutants`: breaks the limiter on purpose and sees that the searches notice.
 //!
 //! A search that finds nothing says little until it is known what it would find. So `tests/mutants.toml` lists defects
 //! that somebody could write, each as a replacement of a text that occurs once in a file. Every one is built in a copy
@@ -54,9 +54,30 @@ struct Mutant {
     /// Whether it is among the few that every run of the tests looks for: building each takes a while.
     #[serde(default)]
     always: bool,
-    /// What the simulation is called with, beside the time.
+    /// What has to find it.
+    #[serde(default)]
+    search: Search,
+    /// What that is called with, beside the time.
     #[serde(default)]
     arguments: Vec<String>,
+}
+
+/// A program that searches for defects.
+#[derive(Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Search {
+    #[default]
+    Simulation,
+    Overload,
+}
+
+impl Search {
+    fn package(self) -> &'static str {
+        match self {
+            Self::Simulation => "simulation",
+            Self::Overload => "overload",
+        }
+    }
 }
 
 impl Options {
@@ -85,10 +106,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let copy = Copy::make()?;
     let redis_server = tools::redis_server()?;
-    step("building the simulation as it is, and seeing that it finds nothing");
-    copy.build()?;
-    let as_it_is = copy.search(&redis_server, "nothing", &[], 5)?;
-    ensure!(as_it_is == Found::Nothing, "{}", log_tail(&copy.log("nothing")));
+    for search in [Search::Simulation, Search::Overload] {
+        if mutants.iter().any(|mutant| mutant.search == search) {
+            step(format!("building the {} as it is, and seeing that it finds nothing", search.package()));
+            copy.build(search)?;
+            let as_it_is = copy.search(&redis_server, search, "nothing", &[], 5)?;
+            ensure!(as_it_is == Found::Nothing, "{}", log_tail(&copy.log("nothing")));
+        }
+    }
 
     let mut survivors = Vec::new();
     for (index, mutant) in mutants.iter().enumerate() {
@@ -102,7 +127,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             survivors.push(mutant.name.as_str());
         }
     }
-    ensure!(survivors.is_empty(), "not found by the simulation: {}", survivors.join(", "));
+    ensure!(survivors.is_empty(), "not found: {}", survivors.join(", "));
     step(format!("all {} mutants were found", mutants.len()));
     Ok(())
 }
@@ -141,14 +166,15 @@ impl Copy {
             mutant.file.display()
         );
         fs::write(&file, original.replacen(&mutant.find, &mutant.replace, 1))?;
-        let found = self
-            .build()
-            .and_then(|()| self.search(redis_server, &mutant.name, &mutant.arguments, SEARCH_SECONDS));
+        let found = self.build(mutant.search).and_then(|()| {
+            let (name, arguments) = (&mutant.name, &mutant.arguments);
+            self.search(redis_server, mutant.search, name, arguments, SEARCH_SECONDS)
+        });
         fs::write(&file, original)?;
         found
     }
 
-    fn build(&self) -> Result<()> {
+    fn build(&self, search: Search) -> Result<()> {
         let mut command = workspace::cargo();
         command.current_dir(&self.root).args([
             "build",
@@ -156,18 +182,29 @@ impl Copy {
             "--profile",
             "soak",
             "--package",
-            "simulation",
+            search.package(),
         ]);
         // A mutant may leave something unused.
         command.env("CARGO_TARGET_DIR", Self::target()).env("RUSTFLAGS", "--cap-lints=allow");
         run_within(&mut command, BUILD_LIMIT).context("it does not build")
     }
 
-    /// Runs the simulation until it has found something or its time is up.
-    fn search(&self, redis_server: &Path, name: &str, arguments: &[String], seconds: u64) -> Result<Found> {
+    /// Runs a search until it has found something or its time is up.
+    fn search(
+        &self,
+        redis_server: &Path,
+        search: Search,
+        name: &str,
+        arguments: &[String],
+        seconds: u64,
+    ) -> Result<Found> {
         let log = self.log(name);
-        let mut command = Command::new(Self::target().join("soak/simulation"));
-        command.args(["--seed", "1", "--seconds", &seconds.to_string()]).args(arguments);
+        let mut command = Command::new(Self::target().join("soak").join(search.package()));
+        match search {
+            Search::Simulation => command.args(["--seed", "1", "--seconds", &seconds.to_string()]),
+            Search::Overload => command.args(["--seed", "1", "--quick"]),
+        };
+        command.args(arguments);
         let start = Instant::now();
         let mut running = Running::start_logged(command.env("REDIS_SERVER", redis_server), &log)?;
         // A mutant may also hang, which is a way of being found; the simulation itself ends in time.
@@ -177,7 +214,7 @@ impl Copy {
                 Some(Some(0)) => return Ok(Found::Nothing),
                 // 1 is a violation, 101 a panic.
                 Some(Some(1 | 101)) => return Ok(Found::Violation(start.elapsed())),
-                Some(code) => bail!("the simulation ended with {code:?}\n{}", log_tail(&log)),
+                Some(code) => bail!("the search ended with {code:?}\n{}", log_tail(&log)),
                 None if start.elapsed() > limit => return Ok(Found::Violation(start.elapsed())),
                 None => pause(Duration::from_millis(50))?,
             }

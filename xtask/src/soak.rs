@@ -32,6 +32,8 @@ enum Part {
     Simulation,
     /// The same with a real Redis and the real script
     SimulationRedis,
+    /// An upstream, callers that try again, and the controller of the load between them
+    Overload,
     /// Bytes from outside, into the limiter's own functions
     Fuzz,
     /// Callbacks in any order, into the compiled filter
@@ -74,6 +76,10 @@ impl Part {
             Self::SimulationRedis => {
                 let mut command = timed("simulation", &["--redis", "real"]);
                 run(command.env("REDIS_SERVER", tools::redis_server()?))
+            }
+            Self::Overload => {
+                run(search("overload").args(["--seed", &seed.to_string()]))?;
+                run(&mut timed("overload", &[]))
             }
             Self::Fuzz => run(&mut timed("fuzz", &[])),
             Self::Callbacks => {

@@ -69,8 +69,13 @@ pub fn filter_wasm() -> PathBuf {
     from_env("FILTER_WASM")
 }
 
+/// The path that `cargo xtask test` hands in as that variable.
+///
+/// # Panics
+///
+/// When it does not.
 #[track_caller]
-pub(crate) fn from_env(name: &str) -> PathBuf {
+pub fn from_env(name: &str) -> PathBuf {
     match std::env::var_os(name) {
         Some(path) if Path::new(&path).is_file() => path.into(),
         Some(path) => panic!("{name}={} is no file", path.display()),

@@ -6,10 +6,9 @@
 //! sends many requests at once, [`crowd`] sends them whatever becomes of them, [`upstream`] stands behind it, [`prometheus`] reads its metrics.
 //! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, [`wire`] breaks the
 //! connection to one in every way there is, [`certificates`] are for TLS.
-//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML, [`manifests`]
-//! what of it is for Kubernetes.
+//! [`prometheus_server`] is a Prometheus that scrapes them, [`shipped_files`] reads and checks YAML.
 //! [`probe`] is the filter that asks Envoy about itself, [`canary`] looks for secrets wherever there should
-//! be none. [`wait`] holds the only loop that waits for something.
+//! be none. [`gateway`] plays the scenarios that the hostile host plays, too. [`wait`] holds the only loop that waits for something.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
@@ -18,9 +17,9 @@ pub mod certificates;
 pub mod client;
 pub mod crowd;
 pub mod envoy;
+pub mod gateway;
 pub mod http2;
 pub mod load;
-pub mod manifests;
 pub mod port;
 pub mod probe;
 pub mod prometheus;

@@ -48,13 +48,13 @@ pub fn promtool(folder: &Path, arguments: &[&str]) -> (bool, String) {
 
 /// The validator's own Python, which has a YAML reader.
 #[track_caller]
-pub(crate) fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     from_env("CHECK_JSONSCHEMA").with_file_name("python")
 }
 
 /// Runs a program: whether it is content, and what it said.
 #[track_caller]
-pub(crate) fn run(command: &mut Command) -> (bool, String) {
+pub fn run(command: &mut Command) -> (bool, String) {
     let output = command.output().expect("a program that is there");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     (output.status.success(), text.concat())

@@ -50,6 +50,7 @@ impl World {
 pub fn measure() -> Vec<(String, Cost)> {
     let mut table = Vec::new();
     alone(&mut table);
+    measured(&mut table);
     with_redis(&mut table);
     table
 }
@@ -77,20 +78,41 @@ fn alone(table: &mut Vec<(String, Cost)>) {
         ("POST /system/health, wrong token", wrong_token()),
     ];
     for (name, request) in kinds {
-        let mut world = World::start(setup(""));
-        world.get(0, &request);
-        let request = request.upstream_waits();
-        let mut id = 0;
-        let cost = world.cost(0, |world| id = world.begin(0, &request, true));
-        table.push((format!("{name}: request"), cost));
-        if world.response(id).is_none() {
-            let cost = world.cost(0, |world| world.upstream_answers(id));
-            table.push((format!("{name}: response"), cost));
-        }
+        one(table, "", name, &request);
     }
     let mut world = World::start(setup(""));
     world.advance_ms(2_050);
     table.push(("tick, nothing to report".to_owned(), world.cost(0, |world| world.advance_ms(1_000))));
+}
+
+/// The second of two requests, and its response.
+fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Request) {
+    let mut world = World::start(setup(more));
+    world.get(0, request);
+    let request = request.clone().upstream_waits();
+    let mut id = 0;
+    let cost = world.cost(0, |world| id = world.begin(0, &request, true));
+    table.push((format!("{name}: request"), cost));
+    if world.response(id).is_none() {
+        let cost = world.cost(0, |world| world.upstream_answers(id));
+        table.push((format!("{name}: response"), cost));
+    }
+}
+
+/// Where health is measured. `headers alone` is a response without a body, which may be gRPC's.
+fn measured(table: &mut Vec<(String, Cost)>) {
+    const AUTO: &str = r#", "health": {"mode": "auto"}"#;
+    const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;
+    let keyed = Request::get("/test").key(API_KEY);
+    let bare = keyed.clone().answered_with(200, &[], "");
+    one(table, AUTO, "measured, known key", &keyed);
+    one(table, AUTO, "measured, headers alone", &bare);
+    one(table, UNTIMED, "measured, untimed", &keyed);
+    one(table, UNTIMED, "measured, untimed, headers alone", &bare);
+    let mut world = World::start(setup(AUTO));
+    world.advance_ms(20_050);
+    let ticks = world.cost(0, |world| world.advance_ms(1_000));
+    table.push(("measured: a second of ticks".to_owned(), ticks));
 }
 
 fn wrong_token() -> Request {

@@ -98,7 +98,7 @@ impl World {
             self.call(vm, "proxy_on_request_headers", context, (context, count, u32::from(is_whole)));
         self.exchanges[id].flow = match action {
             CONTINUE => Flow::Open,
-            STOP_ITERATION if self.setup.allows_stop => Flow::HoldsHeaders,
+            STOP_ITERATION if self.workers[worker].allows_stop => Flow::HoldsHeaders,
             _ => Flow::HoldsAll,
         };
         if action == CONTINUE {
@@ -147,8 +147,9 @@ impl World {
             Piece::Trailers => {
                 exchange.has_ended = true;
                 exchange.forwarded.has_trailers = true;
-                self.stream(vm, context).request_trailers = Some(Headers::new());
-                self.call(vm, "proxy_on_request_trailers", context, (context, 0_u32))
+                let trailers = vec![("x-trailer".to_owned(), b"1".to_vec())];
+                self.stream(vm, context).request_trailers = Some(trailers);
+                self.call(vm, "proxy_on_request_trailers", context, (context, 1_u32))
             }
         };
         let exchange = &mut self.exchanges[id];
@@ -194,24 +195,18 @@ impl World {
         self.forward_if_whole(id);
     }
 
-    /// The filter answers a request itself: Envoy makes a gRPC response of it where the request is gRPC.
+    /// The filter answers a request itself.
     pub(crate) fn reply_locally(&mut self, vm: usize, context: u32, reply: LocalReply) {
         let Some(&id) = self.by_context.get(&(vm, context)) else { return };
         let exchange = &mut self.exchanges[id];
+        // Of two the client gets the first; but the limiter has no reason to give two.
+        if self.vms[vm].state().is_probe && exchange.response.is_some() {
+            return;
+        }
         assert!(exchange.response.is_none(), "request {id} is answered twice: {reply:?}");
         assert!(exchange.flow != Flow::Open, "request {id} is answered after it went on: {reply:?}");
-        let LocalReply { status, mut headers, mut body, grpc_status } = reply;
-        let mut shown = status;
-        if exchange.request.is_grpc() {
-            shown = 200;
-            headers.retain(|(name, _)| name != "content-type");
-            headers.push(("content-type".to_owned(), b"application/grpc".to_vec()));
-            headers.push(("grpc-status".to_owned(), grpc_status.to_string().into_bytes()));
-            headers.push(("grpc-message".to_owned(), std::mem::take(&mut body)));
-        } else if header(&exchange.request.headers, ":method") == Some(b"HEAD") {
-            body.clear();
-        }
-        self.answer(id, shown, headers, body, None);
+        let (status, headers, body) = shown(reply, &exchange.request);
+        self.answer(id, status, headers, body, None);
     }
 
     pub(crate) fn answer_from_upstream(&mut self, id: Id) {
@@ -219,8 +214,8 @@ impl World {
         if exchange.response.is_some() || exchange.is_gone {
             return;
         }
-        let (status, headers, body) = exchange.request.upstream.clone();
         let got = exchange.forwarded.clone();
+        let (status, headers, body) = exchange.request.upstream_answer(&got);
         self.answer(id, status, headers, body, Some(got));
     }
 
@@ -242,15 +237,23 @@ impl World {
         let action: u32 = self.call(vm, "proxy_on_response_headers", context, arguments);
         assert_eq!(action, CONTINUE, "a response is held back");
         let mut shown = self.stream(vm, context).response_headers.take().unwrap_or_default();
+        let status = header(&shown, ":status").and_then(|status| str::from_utf8(status).ok()?.parse().ok());
         shown.retain(|(name, _)| name != ":status");
+        let mut body = body;
         if !body.is_empty() {
             let size = body.len() as u32;
             self.stream(vm, context).response_body = Some(body);
             let action: u32 = self.call(vm, "proxy_on_response_body", context, (context, size, 1_u32));
             assert_eq!(action, CONTINUE, "a response is held back");
+            body = self.stream(vm, context).response_body.take().unwrap_or_default();
         }
+        // A client reads as much as it is told to.
+        let length = header(&shown, "content-length").and_then(|length| str::from_utf8(length).ok());
+        body.truncate(length.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX));
         if let Some(response) = &mut self.exchanges[id].response {
+            response.status = status.unwrap_or(response.status);
             response.headers = shown;
+            response.body = body;
         }
         self.turns.push_back(Turn::Delete(vm, context));
     }
@@ -276,6 +279,13 @@ impl World {
         if !self.vms[vm].state().streams.contains_key(&context) {
             return;
         }
+        if self.vms[vm].has_export("proxy_on_log") {
+            self.call::<_, ()>(vm, "proxy_on_log", context, context);
+        }
+        if self.vms[vm].has_export("proxy_on_done") {
+            let is_done: u32 = self.call(vm, "proxy_on_done", context, context);
+            assert_eq!(is_done, 1, "a context that is not done is not modelled");
+        }
         self.call::<_, ()>(vm, "proxy_on_delete", context, context);
         let state = self.vms[vm].state_mut();
         state.streams.remove(&context);
@@ -297,5 +307,43 @@ impl World {
             exchange.response.is_none() && !exchange.is_gone && exchange.flow != Flow::Open
         };
         (0..self.exchanges.len()).filter(|id| waits(&self.exchanges[*id])).collect()
+    }
+}
+
+/// What Envoy makes of a local reply: a gRPC response where the request is gRPC.
+fn shown(reply: LocalReply, request: &Request) -> (u32, Headers, Vec<u8>) {
+    let LocalReply { status, mut headers, mut body, grpc_status } = reply;
+    if request.is_grpc() {
+        headers.retain(|(name, _)| name != "content-type");
+        headers.push(("content-type".to_owned(), b"application/grpc".to_vec()));
+        let code = u32::try_from(grpc_status).unwrap_or(grpc_status_of(status));
+        headers.push(("grpc-status".to_owned(), code.to_string().into_bytes()));
+        if !body.is_empty() {
+            headers.push(("grpc-message".to_owned(), body));
+        }
+        return (200, headers, Vec::new());
+    }
+    if !body.is_empty() {
+        if header(&headers, "content-type").is_none() {
+            headers.push(("content-type".to_owned(), b"text/plain".to_vec()));
+        }
+        headers.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
+    }
+    if header(&request.headers, ":method") == Some(b"HEAD") {
+        body.clear();
+    }
+    (status, headers, body)
+}
+
+/// The gRPC status that goes with an HTTP status.
+fn grpc_status_of(status: u32) -> u32 {
+    const UNKNOWN: u32 = 2;
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => UNKNOWN,
     }
 }

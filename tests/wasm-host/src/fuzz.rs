@@ -292,7 +292,7 @@ fn on_some_request(
 /// A stream that is open, was open, or never was.
 fn stale_token(world: &World, input: &mut Reader<'_>) -> u32 {
     match input.byte() % 3 {
-        0 => 2 + 2 * (input.byte() % 4) as u32,
+        0 => 4 + (input.byte() % 16) as u32,
         1 => world.vms[0].state().grpc_streams.keys().copied().last().unwrap_or_default(),
         _ => input.number(),
     }

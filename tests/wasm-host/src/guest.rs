@@ -25,9 +25,24 @@ pub(crate) fn read(host: &Host<'_>, at: u32, length: u32) -> Result<Vec<u8>> {
     let range = at as usize..at as usize + length as usize;
     match memory.data(host).get(range) {
         Some(bytes) => Ok(bytes.to_vec()),
-        None => bail!("the filter named {length} bytes at {at}, which are not its own"),
+        None => Err(OutOfBounds { at, length }.into()),
     }
 }
+
+/// The guest named memory that it does not have.
+#[derive(Debug)]
+pub(crate) struct OutOfBounds {
+    at: u32,
+    length: u32,
+}
+
+impl std::fmt::Display for OutOfBounds {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "the filter named {} bytes at {}, which are not its own", self.length, self.at)
+    }
+}
+
+impl std::error::Error for OutOfBounds {}
 
 pub(crate) fn read_text(host: &Host<'_>, at: u32, length: u32) -> Result<String> {
     Ok(String::from_utf8_lossy(&read(host, at, length)?).into_owned())

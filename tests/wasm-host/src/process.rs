@@ -16,6 +16,8 @@ pub struct Clock {
     pub monotonic_ns: Cell<u64>,
     /// Unix nanoseconds; may be set to anything.
     pub wall_ns: Cell<u64>,
+    /// How much passes each time a guest looks: nothing, unless a test wants time to pass within a callback.
+    pub ns_per_look: Cell<u64>,
 }
 
 impl Clock {
@@ -23,6 +25,13 @@ impl Clock {
     pub fn advance_us(&self, us: u64) {
         self.monotonic_ns.set(self.monotonic_ns.get() + us * 1_000);
         self.wall_ns.set(self.wall_ns.get().saturating_add(us * 1_000));
+    }
+
+    /// A guest looks.
+    pub(crate) fn is_read(&self) {
+        let ns = self.ns_per_look.get();
+        self.monotonic_ns.set(self.monotonic_ns.get() + ns);
+        self.wall_ns.set(self.wall_ns.get().saturating_add(ns));
     }
 
     /// Microseconds since start.

@@ -10,7 +10,7 @@ use crate::state::{Headers, Stream};
 use crate::world::{Turn, World};
 
 /// gRPC's name for a peer that is not there.
-const UNAVAILABLE: u32 = 14;
+pub(crate) const UNAVAILABLE: u32 = 14;
 
 /// What Redis does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

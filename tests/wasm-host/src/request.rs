@@ -9,6 +9,7 @@ pub struct Request {
     pub(crate) body: Vec<u8>,
     pub(crate) source: Vec<u8>,
     pub(crate) upstream: (u32, Headers, Vec<u8>),
+    pub(crate) is_echoed: bool,
     pub(crate) upstream_waits: bool,
 }
 
@@ -23,6 +24,7 @@ impl Request {
             body: Vec::new(),
             source: b"192.0.2.1:40000".to_vec(),
             upstream,
+            is_echoed: false,
             upstream_waits: false,
         }
     }
@@ -61,6 +63,32 @@ impl Request {
         self
     }
 
+    /// Whose upstream answers with this, body and all.
+    pub fn answered_with(self, status: u32, headers: &[(&str, &str)], body: &str) -> Self {
+        let mut request = self.answered(status, headers);
+        request.upstream.2 = body.into();
+        request
+    }
+
+    /// Whose upstream answers with these headers and what it got, if it got anything, and says how long that is.
+    pub fn echoed(self, headers: &[(&str, &str)], or_else: &str) -> Self {
+        let mut request = self.answered(200, headers);
+        request.upstream.2 = or_else.into();
+        Self { is_echoed: true, ..request }
+    }
+
+    /// What the upstream answers when it has got this.
+    pub(crate) fn upstream_answer(&self, got: &Forwarded) -> (u32, Headers, Vec<u8>) {
+        let (status, mut headers, mut body) = self.upstream.clone();
+        if self.is_echoed {
+            if !got.body.is_empty() {
+                body.clone_from(&got.body);
+            }
+            headers.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
+        }
+        (status, headers, body)
+    }
+
     /// Whose upstream answers nothing before the test says so.
     pub fn upstream_waits(mut self) -> Self {
         self.upstream_waits = true;
@@ -90,6 +118,12 @@ impl Response {
     /// A header's value; empty where it is missing.
     pub fn header(&self, name: &str) -> String {
         String::from_utf8_lossy(header(&self.headers, name).unwrap_or_default()).into_owned()
+    }
+
+    /// All values of a header.
+    pub fn all(&self, name: &str) -> Vec<String> {
+        let values = self.headers.iter().filter(|(known, _)| known == name);
+        values.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
     }
 
     /// How often a header is there.

@@ -55,7 +55,7 @@ pub(crate) struct LocalReply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Out {
     Enqueued(u32),
-    Open(u32),
+    Open(u32, String),
     Send(u32, Vec<u8>),
     Cancel(u32),
     HttpCall(HttpCall),
@@ -72,6 +72,10 @@ pub struct HttpCall {
     pub headers: Headers,
     /// How long it may take.
     pub timeout_ms: u32,
+    /// Whose callback gets the answer.
+    pub(crate) context: u32,
+    /// When Envoy answers that it took too long.
+    pub(crate) due_us: u64,
 }
 
 impl HttpCall {
@@ -97,6 +101,10 @@ pub(crate) struct VmState {
     pub(crate) index: usize,
     pub(crate) vm_id: String,
     pub(crate) root_id: String,
+    /// The names of root contexts that have another one: plugins that share the VM.
+    pub(crate) root_names: HashMap<u32, String>,
+    /// Whether the guest is the probe, which may do what no filter should.
+    pub(crate) is_probe: bool,
     /// Root contexts that exist, and the period of each one's timer.
     pub(crate) roots: BTreeMap<u32, Option<Timer>>,
     pub(crate) streams: HashMap<u32, Stream>,
@@ -168,6 +176,8 @@ impl VmState {
             index,
             vm_id: vm_id.to_owned(),
             root_id: root_id.to_owned(),
+            root_names: HashMap::new(),
+            is_probe: false,
             roots: BTreeMap::new(),
             streams: HashMap::new(),
             parents: HashMap::new(),
@@ -234,9 +244,10 @@ impl VmState {
         self.parents.get(&context).copied().unwrap_or(context)
     }
 
-    pub(crate) fn next_token(&mut self) -> u32 {
-        self.last_token += 2;
-        self.last_token
+    /// A token of a kind, which stands in its low bits.
+    pub(crate) fn next_token(&mut self, kind: u32) -> u32 {
+        self.last_token += 4;
+        self.last_token | kind
     }
 
     /// Xorshift: the same bytes for the same seed.
@@ -272,8 +283,9 @@ impl VmState {
         let context = self.context();
         let stream = self.streams.get_mut(&context);
         match kind {
-            REQUEST_BODY => stream?.request_body.as_mut(),
-            RESPONSE_BODY => stream?.response_body.as_mut(),
+            // Where there is none (yet), it is empty.
+            REQUEST_BODY => Some(stream?.request_body.get_or_insert_default()),
+            RESPONSE_BODY => Some(stream?.response_body.get_or_insert_default()),
             CALL_RESPONSE_BODY => self.call_response.as_mut().map(|response| &mut response.body),
             GRPC_RECEIVE => Some(&mut self.grpc_message),
             PLUGIN_CONFIGURATION => self.plugin_configuration.as_mut(),
@@ -284,7 +296,9 @@ impl VmState {
     pub(crate) fn property(&self, path: &[u8]) -> Result<Vec<u8>, u32> {
         let stream = self.streams.get(&self.context());
         match (path, stream) {
-            (b"plugin_root_id" | b"plugin_name", _) => Ok(self.root_id.clone().into_bytes()),
+            (b"plugin_root_id" | b"plugin_name", _) => {
+                Ok(self.root_names.get(&self.root()).unwrap_or(&self.root_id).clone().into_bytes())
+            }
             (b"plugin_vm_id", _) => Ok(self.vm_id.clone().into_bytes()),
             (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
             _ => Err(status::NOT_FOUND),

@@ -81,6 +81,11 @@ impl Vm {
         guest.memory.data_size(&self.store)
     }
 
+    /// Whether the guest wants to be called at all.
+    pub(crate) fn has_export(&mut self, name: &str) -> bool {
+        self.instance.get_func(&mut self.store, name).is_some()
+    }
+
     /// Calls an export on behalf of a context. Panics if it traps, runs out of fuel or takes too much memory.
     pub(crate) fn call<P, R>(&mut self, name: &'static str, context: u32, arguments: P) -> R
     where

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use crate::exchange::Exchange;
 use crate::module;
 use crate::process::{Clock, Process};
-use crate::redis::{Link, Redis};
-use crate::state::{After, CallResponse, Headers, HttpCall, Out};
+use crate::redis::{Link, Redis, UNAVAILABLE};
+use crate::state::{After, CallResponse, HttpCall, Out};
 use crate::vm::{Arguments, Vm};
 
 /// The `vm_id` of the limiter.
@@ -33,6 +33,10 @@ pub struct Setup {
     pub allows_stop: bool,
     /// Clusters that each Envoy has.
     pub clusters: Vec<&'static str>,
+    /// Those of them where nobody takes a connection.
+    pub refusing: Vec<&'static str>,
+    /// Those of them that answer every gRPC stream with one empty message, and end it.
+    pub greeting: Vec<&'static str>,
     /// The log level of each Envoy: 0 is trace, 2 info.
     pub log_level: u32,
     /// Whether the filter is not the limiter but the probe, which asks its host about itself.
@@ -52,6 +56,8 @@ impl Setup {
             seed: 1,
             allows_stop: true,
             clusters: vec!["redis", "config_files"],
+            refusing: Vec::new(),
+            greeting: Vec::new(),
             log_level: 0,
             is_probe: false,
             is_quiet: false,
@@ -84,15 +90,18 @@ pub(crate) enum Turn {
     Upstream(usize),
     Delete(usize, u32),
     FromRedis(usize, Vec<u8>),
+    StreamGreeted(usize, u32),
     StreamClosed(usize, u32, u32),
-    CallAnswered(usize, u32, u32, Option<(u32, Vec<u8>)>),
+    CallAnswered(usize, HttpCall, Option<(u32, Vec<u8>)>),
 }
 
-/// A worker: its VM, its root context, and the VM of its bridge.
+/// A worker's plugin: its VM, its root context, and the VM of its bridge.
 pub(crate) struct Worker {
     pub(crate) vm: usize,
     pub(crate) root: u32,
     pub(crate) bridge: Option<usize>,
+    /// Whether the plugin has `allow_on_headers_stop_iteration`.
+    pub(crate) allows_stop: bool,
 }
 
 /// Everything there is.
@@ -105,6 +114,8 @@ pub struct World {
     pub redis: Redis,
     /// What the configuration cluster answers by path: status and body. Nothing: no answer yet.
     pub documents: HashMap<String, (u32, Vec<u8>)>,
+    /// Paths that the filter has asked for.
+    pub asked: Vec<String>,
     /// Requests of the filter's own that nobody has answered: the worker, and the call.
     pub calls: Vec<(usize, HttpCall)>,
     pub(crate) setup: Setup,
@@ -135,12 +146,14 @@ impl World {
         let clock = Rc::new(Clock {
             monotonic_ns: (1_000_000_000_000).into(),
             wall_ns: (1_700_000_000_000_000_000).into(),
+            ns_per_look: 0.into(),
         });
         let mut world = Self {
             clock: clock.clone(),
             processes: Vec::new(),
             redis: Redis::at(clock.clone()),
             documents: HashMap::new(),
+            asked: Vec::new(),
             calls: Vec::new(),
             vms: Vec::new(),
             workers: Vec::new(),
@@ -158,10 +171,33 @@ impl World {
             for _ in 0..setup.workers {
                 let name = if setup.is_probe { "probe" } else { LIMITER };
                 let vm = world.new_vm(process.clone(), (name, name));
-                world.workers.push(Worker { vm, root: 0, bridge: None });
+                world.workers.push(Worker { vm, root: 0, bridge: None, allows_stop: setup.allows_stop });
             }
         }
         world
+    }
+
+    /// One more plugin on a worker's thread: in the worker's VM, if the VM has that name, and else in one of its own.
+    /// Gives the number by which requests are sent to it. Panics if it does not take the configuration.
+    pub fn add_plugin(
+        &mut self,
+        worker: usize,
+        (vm_id, root_id): (&str, &str),
+        allows_stop: bool,
+        configuration: &[u8],
+    ) -> usize {
+        let mut vm = self.workers[worker].vm;
+        if self.vms[vm].state().vm_id != vm_id {
+            let process = self.vms[vm].state().process.clone();
+            vm = self.new_vm(process, (vm_id, root_id));
+        }
+        let plugin = self.workers.len();
+        self.workers.push(Worker { vm, root: 0, bridge: None, allows_stop });
+        assert!(self.configure(plugin, configuration), "{root_id} refuses its configuration");
+        let root = self.workers[plugin].root;
+        self.vms[vm].state_mut().root_names.insert(root, root_id.to_owned());
+        self.settle();
+        plugin
     }
 
     pub(crate) fn new_vm(&mut self, process: Rc<Process>, names: (&str, &str)) -> usize {
@@ -170,6 +206,7 @@ impl World {
         let module = if self.setup.is_probe { module::probe() } else { module::linked() };
         let mut vm = Vm::new(module, process, index, names, seed);
         vm.is_quiet = self.setup.is_quiet;
+        vm.state_mut().is_probe = self.setup.is_probe;
         self.vms.push(vm);
         index
     }
@@ -232,16 +269,10 @@ impl World {
                     let process = self.vms[vm].state().process.clone();
                     self.turns.push_back(Turn::QueueReady(process, token));
                 }
-                Out::Open(token) => self.open_link(vm, token),
+                Out::Open(token, cluster) => self.open_stream(vm, token, &cluster),
                 Out::Send(token, bytes) => self.send_on_link(vm, token, &bytes),
                 Out::Cancel(token) => self.cancel_link(vm, token),
-                Out::HttpCall(call) => match self.documents.get(&call.path()).cloned() {
-                    Some(answer) => {
-                        let root = self.root_of(vm);
-                        self.turns.push_back(Turn::CallAnswered(vm, root, call.token, Some(answer)));
-                    }
-                    None => self.calls.push((vm, call)),
-                },
+                Out::HttpCall(call) => self.take_call(vm, call),
             }
         }
         while let Some(after) = self.vms[vm].state_mut().after.pop_front() {
@@ -253,8 +284,27 @@ impl World {
         }
     }
 
-    pub(crate) fn root_of(&self, vm: usize) -> u32 {
-        self.workers.iter().find(|worker| worker.vm == vm).map_or(0, |worker| worker.root)
+    /// A call of the filter's own: answered in a later turn, where it is known how.
+    fn take_call(&mut self, vm: usize, call: HttpCall) {
+        self.asked.push(call.path());
+        if self.setup.refusing.contains(&call.cluster.as_str()) {
+            let body = b"upstream connect error or disconnect/reset before headers".to_vec();
+            self.turns.push_back(Turn::CallAnswered(vm, call, Some((503, body))));
+        } else if let Some(answer) = self.documents.get(&call.path()).cloned() {
+            self.turns.push_back(Turn::CallAnswered(vm, call, Some(answer)));
+        } else {
+            self.calls.push((vm, call));
+        }
+    }
+
+    fn open_stream(&mut self, vm: usize, token: u32, cluster: &str) {
+        if self.setup.refusing.contains(&cluster) {
+            self.turns.push_back(Turn::StreamClosed(vm, token, UNAVAILABLE));
+        } else if self.setup.greeting.contains(&cluster) {
+            self.turns.push_back(Turn::StreamGreeted(vm, token));
+        } else {
+            self.open_link(vm, token);
+        }
     }
 
     /// Runs the event loops until nothing is left to do at this instant.
@@ -290,37 +340,61 @@ impl World {
             Turn::Upstream(id) => self.answer_from_upstream(id),
             Turn::Delete(vm, context) => self.delete_stream(vm, context),
             Turn::FromRedis(link, bytes) => self.receive_from_redis(link, &bytes),
+            Turn::StreamGreeted(vm, token) => {
+                self.on_stream(vm, token, "proxy_on_grpc_receive_initial_metadata", 0);
+                self.deliver_message(vm, token, Vec::new());
+                self.turns.push_front(Turn::StreamClosed(vm, token, 0));
+            }
             Turn::StreamClosed(vm, token, status) => {
-                let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
-                if let Some(root) = owner {
-                    self.call::<_, ()>(vm, "proxy_on_grpc_close", root, (root, token, status));
+                if status != 0 {
+                    self.on_stream(vm, token, "proxy_on_grpc_receive_initial_metadata", 0);
                 }
+                self.on_stream(vm, token, "proxy_on_grpc_receive_trailing_metadata", 0);
+                self.on_stream(vm, token, "proxy_on_grpc_close", status);
             }
-            Turn::CallAnswered(vm, root, token, answer) => {
-                self.deliver_call_response(vm, root, token, answer);
-            }
+            Turn::CallAnswered(vm, call, answer) => self.deliver_call_response(vm, &call, answer),
+        }
+    }
+
+    /// Tells the root context that opened a stream of something, if it still holds the stream, and wants to hear of it.
+    fn on_stream(&mut self, vm: usize, token: u32, name: &'static str, argument: u32) {
+        let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
+        if let Some(root) = owner.filter(|_| self.vms[vm].has_export(name)) {
+            self.call::<_, ()>(vm, name, root, (root, token, argument));
         }
     }
 
     /// Answers a call of the filter's own: a status and a body, or nothing where the response broke off.
     pub fn answer_call(&mut self, index: usize, answer: Option<(u32, Vec<u8>)>) {
         let (vm, call) = self.calls.remove(index);
-        let root = self.root_of(vm);
-        self.deliver_call_response(vm, root, call.token, answer);
+        self.deliver_call_response(vm, &call, answer);
         self.settle();
     }
 
-    fn deliver_call_response(&mut self, vm: usize, root: u32, token: u32, answer: Option<(u32, Vec<u8>)>) {
-        let headers = match &answer {
-            Some((status, _)) => vec![(":status".to_owned(), status.to_string().into_bytes())],
-            None => Headers::new(),
-        };
-        let count = headers.len() as u32;
-        let body = answer.map(|(_, body)| body).unwrap_or_default();
-        let size = body.len() as u32;
-        self.vms[vm].state_mut().call_response = (count > 0).then_some(CallResponse { headers, body });
-        self.call::<_, ()>(vm, "proxy_on_http_call_response", root, (root, token, count, size, 0_u32));
+    fn deliver_call_response(&mut self, vm: usize, call: &HttpCall, answer: Option<(u32, Vec<u8>)>) {
+        // Whoever is gone took its calls along.
+        if !self.vms[vm].state().exists(call.context) {
+            return;
+        }
+        let response = answer.map(|(status, body)| {
+            let headers = vec![(":status".to_owned(), status.to_string().into_bytes())];
+            CallResponse { headers, body }
+        });
+        let (count, size) = response
+            .as_ref()
+            .map_or((0, 0), |response| (response.headers.len() as u32, response.body.len() as u32));
+        self.vms[vm].state_mut().call_response = response;
+        let arguments = (call.context, call.token, count, size, 0_u32);
+        self.call::<_, ()>(vm, "proxy_on_http_call_response", call.context, arguments);
         self.vms[vm].state_mut().call_response = None;
+    }
+
+    /// Envoy answers the calls that have taken too long.
+    fn end_late_calls(&mut self) {
+        let now_us = self.clock.now_us();
+        while let Some(index) = self.calls.iter().position(|(_, call)| call.due_us <= now_us) {
+            self.answer_call(index, Some((504, b"upstream request timeout".to_vec())));
+        }
     }
 
     /// Lets time pass, with every tick that is due on the way.
@@ -332,15 +406,26 @@ impl World {
     pub fn advance_us(&mut self, us: u64) {
         self.settle();
         let until_us = self.clock.now_us() + us;
-        while let Some((due_us, vm, root)) = self.next_tick().filter(|(due_us, ..)| *due_us <= until_us) {
-            self.clock.advance_us(due_us.saturating_sub(self.clock.now_us()));
-            if let Some(Some(timer)) = self.vms[vm].state_mut().roots.get_mut(&root) {
-                timer.due_us = due_us + timer.period_us.max(1_000);
+        loop {
+            let late_us = self.calls.iter().map(|(_, call)| call.due_us).min();
+            let tick = self.next_tick();
+            let next_us = [late_us, tick.map(|tick| tick.0)].into_iter().flatten().min();
+            let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else { break };
+            self.clock.advance_us(next_us.saturating_sub(self.clock.now_us()));
+            self.end_late_calls();
+            if let Some((due_us, vm, root)) = tick.filter(|tick| tick.0 == next_us) {
+                self.tick(vm, root, due_us);
             }
+        }
+        self.clock.advance_us(until_us.saturating_sub(self.clock.now_us()));
+    }
+
+    fn tick(&mut self, vm: usize, root: u32, due_us: u64) {
+        if let Some(Some(timer)) = self.vms[vm].state_mut().roots.get_mut(&root) {
+            timer.due_us = due_us + timer.period_us.max(1_000);
             self.call::<_, ()>(vm, "proxy_on_tick", root, root);
             self.settle();
         }
-        self.clock.advance_us(until_us.saturating_sub(self.clock.now_us()));
     }
 
     fn next_tick(&self) -> Option<(u64, usize, u32)> {

@@ -214,7 +214,8 @@ fn every_field_that_the_filter_knows_is_in_the_documentation() {
         (r#"{"admin": {"?": 0}}"#, "admin.", "health_path"),
         (r#"{"store": {"kind": "redis", "?": 0}}"#, "store.", "key_prefix"),
         (r#"{"headers": {"?": 0}}"#, "headers.", "ietf"),
-        (r#"{"tiers": {"t": {"?": 0}}}"#, "", "unlimited"),
+        (r#"{"health": {"?": 0}}"#, "health.", "shed"),
+        (r#"{"tiers": {"t": {"?": 0}}}"#, "", "min_share"),
     ];
     for (wrong, place, last) in places {
         // A secret's unknown neighbour is not shown by its name, but what could stand there is.

@@ -111,54 +111,6 @@ fn behind_a_proxy_that_appends_the_setting_of_envoy_decides() {
 }
 
 #[test]
-fn ipv6_clients_are_grouped_by_64_bits() {
-    let envoy = Setup::new().config(&config()).trusted_hops(1).start();
-    assert_grouping(
-        &envoy,
-        &[
-            ('a', "2001:db8:1:2::1"),
-            ('a', "2001:db8:1:2::2"),
-            ('a', "2001:db8:1:2:ffff:ffff:ffff:ffff"),
-            ('a', "2001:0DB8:0001:0002:0000:0000:0000:0001"),
-            ('b', "2001:db8:1:3::1"),
-            ('c', "2001:db8:2:2::1"),
-        ],
-    );
-}
-
-#[test]
-fn the_ipv6_prefix_is_configurable() {
-    let with_prefix = |bits: u8| {
-        let mut config = config();
-        config["ipv6_prefix"] = json!(bits);
-        Setup::new().config(&config).trusted_hops(1).start()
-    };
-    assert_grouping(
-        &with_prefix(128),
-        &[('a', "2001:db8:1:2::1"), ('b', "2001:db8:1:2::2"), ('a', "2001:db8:1:2::1")],
-    );
-    assert_grouping(
-        &with_prefix(56),
-        &[('a', "2001:db8:1:100::1"), ('a', "2001:db8:1:1ff::1"), ('b', "2001:db8:1:200::1")],
-    );
-}
-
-#[test]
-fn an_ipv4_mapped_address_is_the_ipv4_address() {
-    let envoy = Setup::new().config(&config()).trusted_hops(1).start();
-    assert_grouping(
-        &envoy,
-        &[
-            ('a', "203.0.113.1"),
-            ('a', "::ffff:203.0.113.1"),
-            ('a', "::ffff:cb00:7101"),
-            ('b', "::ffff:203.0.113.2"),
-            ('b', "203.0.113.2"),
-        ],
-    );
-}
-
-#[test]
 fn a_client_is_the_same_on_a_dual_stack_listener() {
     let envoy = Setup::new().config(&config()).dual_stack_listener("dual").start();
     let dual = envoy.listener("dual").port();

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use e2e::manifests::{check_envoy_gateway, check_kubernetes};
+use crate::schemas::{check_envoy_gateway, check_kubernetes};
 use json_patch::PatchOperation;
 use serde_json::{Value, json};
 use serde_json_path::JsonPath;

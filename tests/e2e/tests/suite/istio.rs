@@ -5,9 +5,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::schemas::{check_istio, check_kubernetes};
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
-use e2e::manifests::{check_istio, check_kubernetes};
 use e2e::redis::Redis;
 use e2e::wait;
 use serde_json::{Value, json};

@@ -7,9 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use crate::schemas::check_kubernetes;
 use e2e::client::{Connection, Request};
 use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
-use e2e::manifests::check_kubernetes;
 use e2e::port;
 use e2e::redis::Redis;
 use e2e::wait;

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::schemas::documents;
 use e2e::client::{Connection, Request};
 use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
-use e2e::manifests::documents;
 use e2e::redis::Redis;
 use e2e::upstream::{Answer, Upstream};
 use e2e::wait;

@@ -7,10 +7,9 @@ use e2e::setup::Setup;
 use e2e::wait;
 use serde_json::json;
 
-use crate::support::{TOKEN, statuses, switch, two_tiers};
+use crate::support::two_tiers;
 
 const REQUESTS: &str = "rate_limiter_requests_total";
-const ADMIN: &str = "rate_limiter_admin_requests_total";
 
 #[track_caller]
 fn await_requests(envoy: &Envoy, tier: &str, status: &str, value: f64) {
@@ -37,35 +36,6 @@ fn requests_are_counted_by_tier_and_status_as_the_clients_saw_them() {
 }
 
 #[test]
-fn tokens_remaining_is_the_last_seen() {
-    let envoy = Setup::new().config(&two_tiers(20, 30)).start();
-    let mut connection = envoy.connect();
-    for key in ["pro", "unknown"] {
-        let mut last = 0;
-        for _ in 0..7 {
-            let reply = connection.send(&Request::get("/").key(key));
-            last = reply.remaining();
-        }
-        let tier = if key == "pro" { "pro" } else { "free" };
-        envoy.await_metric("rate_limiter_tokens_remaining", &[("tier", tier)], last as f64);
-    }
-}
-
-#[test]
-fn the_degraded_gauge_follows_the_health() {
-    let envoy = Setup::new().config(&two_tiers(20, 30)).workers(4).start();
-    let gauge = "rate_limiter_system_degraded";
-    envoy.send(&Request::get("/"));
-    envoy.await_metric(gauge, &[], 0.0);
-    for _ in 0..2 {
-        switch(&envoy, "DEGRADED");
-        envoy.await_metric(gauge, &[], 1.0);
-        switch(&envoy, "NORMAL");
-        envoy.await_metric(gauge, &[], 0.0);
-    }
-}
-
-#[test]
 fn decisions_are_timed() {
     let envoy = Setup::new().config(&two_tiers(100, 300)).start();
     load::burst(envoy.address(), 4, 200, &Request::get("/"));
@@ -79,26 +49,6 @@ fn decisions_are_timed() {
     assert!(count <= 800.0);
     let mean = sum / count;
     assert!((0.0..100_000.0).contains(&mean), "{mean} µs on average");
-}
-
-#[test]
-fn admin_requests_are_counted_by_result() {
-    let envoy = Setup::new().config(&two_tiers(20, 30)).start();
-    let with_token = |body: &str| Request::post("/system/health", body).header("X-Admin-Token", TOKEN);
-    for body in [r#"{"status":"DEGRADED"}"#, r#"{"status":"NORMAL"}"#] {
-        assert_eq!(envoy.send(&with_token(body)).status, 200);
-    }
-    assert_eq!(envoy.send(&with_token("nonsense")).status, 400);
-    assert_eq!(envoy.send(&with_token(&"x".repeat(2_000))).status, 413);
-    assert_eq!(envoy.send(&Request::new("PUT", "/system/health")).status, 405);
-    let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
-    let refused = statuses(&envoy, &wrong, 8);
-    assert_eq!(refused, [403, 403, 403, 403, 403, 429, 429, 429]);
-    for (result, value) in [("forbidden", 5.0), ("throttled", 3.0), ("invalid", 2.0), ("too_large", 1.0)] {
-        envoy.await_metric(ADMIN, &[("result", result)], value);
-    }
-    let ok = envoy.metric(ADMIN, &[("result", "ok")]);
-    assert!(ok.is_some_and(|ok| ok >= 2.0), "{ok:?}");
 }
 
 #[test]

@@ -5,31 +5,10 @@ use e2e::envoy::Envoy;
 use e2e::http2;
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
+use scenarios::paths::TRICKS;
 use serde_json::{Value, json};
 
 use crate::support::{TOKEN, health, two_tiers};
-
-/// Spellings that a careless match would take for `/system/health`.
-const TRICKS: [&str; 18] = [
-    "//system/health",
-    "/system//health",
-    "/system/health/",
-    "/system/health//",
-    "/system%2fhealth",
-    "/system%2Fhealth",
-    "/%73ystem/health",
-    "/SYSTEM/health",
-    "/System/Health",
-    "/system/health;x",
-    "/system;x/health",
-    "/system/health%20",
-    "/system/health%00",
-    "/system/health%3fx",
-    "/./system/health",
-    "/system/./health",
-    "/x/../system/health",
-    "/system/health/.",
-];
 
 /// What proxies at the edge are told to do with paths.
 fn normalising() -> Value {
@@ -53,22 +32,6 @@ fn post(path: &str) -> Request {
 /// Whether this request target would be the endpoint to somebody who reads it literally.
 fn is_endpoint(target: &str) -> bool {
     target.split('?').next() == Some("/system/health")
-}
-
-#[test]
-fn where_envoy_leaves_paths_alone_another_spelling_is_another_path() {
-    let (upstream, envoy) = start(&json!({}));
-    for trick in TRICKS {
-        let with_token = post(trick).header("X-Admin-Token", TOKEN);
-        for request in [post(trick), with_token, Request::get(trick)] {
-            let reply = envoy.send(&request);
-            assert_eq!((reply.status, reply.text().as_str()), (200, "upstream"), "{trick}");
-            assert!(reply.has("x-ratelimit-remaining"), "{trick} is charged");
-        }
-        assert_eq!(health(&envoy), "NORMAL", "{trick}");
-        assert_eq!(upstream.targets().pop().as_deref(), Some(trick), "forwarded as it came");
-    }
-    assert!(!upstream.targets().iter().any(|target| is_endpoint(target)));
 }
 
 #[test]

@@ -32,9 +32,6 @@ const RECOVERY: Duration = Duration::from_secs(5);
 /// How soon a change of health is everywhere.
 const HEALTH_TRAVELS: Duration = Duration::from_secs(1);
 
-/// How soon a caller is asked about again, whatever Redis last said.
-const ASKED_AGAIN: Duration = Duration::from_secs(1);
-
 /// `config` with its buckets in Redis.
 fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
     config["store"] = json!({

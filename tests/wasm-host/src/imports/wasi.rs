@@ -4,7 +4,8 @@
 use wasmtime::{Linker, Result};
 
 use super::import;
-use crate::guest::{Host, bail, read, write, write_u32, write_u64};
+use crate::failures::status;
+use crate::guest::{Host, OutOfBounds, bail, read, write, write_u32, write_u64};
 use crate::state::{Event, VmState};
 
 pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
@@ -15,6 +16,7 @@ pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
         |host, clock: u32, _precision: u64, to: u32| {
             const INVALID: u32 = 28;
             let clocks = &host.data().process.clock;
+            clocks.is_read();
             let now = match clock {
                 0 => clocks.wall_ns.get(),
                 1 => clocks.monotonic_ns.get(),

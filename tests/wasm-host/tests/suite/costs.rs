@@ -46,3 +46,22 @@ fn a_known_key_costs_the_host_calls_that_the_architecture_names() {
     );
     assert_eq!(shown("admitted, known key: response"), ["clock_time_get 1", "replace_header_map_value 6"]);
 }
+
+/// As the specification has it: told health costs nothing, and measured health two host calls at most.
+#[test]
+fn measured_health_costs_a_request_two_host_calls_more_at_most() {
+    let table = costs::measure();
+    let calls = |name: &str| -> u64 {
+        let rows =
+            table.iter().filter(|(known, _)| known.rsplit_once(": ").is_some_and(|(kind, _)| kind == name));
+        let counts: Vec<u64> = rows.map(|(_, cost)| cost.calls.values().sum()).collect();
+        assert_eq!(counts.len(), 2, "{name}: request and response");
+        counts.iter().sum()
+    };
+    let told = calls("admitted, known key");
+    assert_eq!(calls("measured, known key"), told + 1, "the status");
+    assert_eq!(calls("measured, headers alone"), told + 2, "and gRPC's");
+    // Without `X-Processing-Time` a request and its response cost a clock less.
+    assert_eq!(calls("measured, untimed"), told - 2 + 2, "the status, and when it came");
+    assert_eq!(calls("measured, untimed, headers alone"), told - 2 + 2, "the status, and gRPC's");
+}

@@ -2,9 +2,12 @@
 
 mod answers;
 mod costs;
+mod differential;
 mod facts;
 mod fuzz;
+mod gateway;
 mod host_failures;
 mod redis;
+mod scenarios;
 mod support;
 mod token;

@@ -1,19 +1,14 @@
 //! What is in Redis, and what an operator can do there.
 
-use std::time::Duration;
-
-use e2e::client::{Connection, Request};
+use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 use e2e::wait::{self, unix_now};
 use e2e::{http2, load};
 use serde_json::{Value, json};
 
-use super::{
-    ASKED_AGAIN, PATIENT_MS, assert_no_failures, await_counted, await_redis, clients, health_report,
-    in_redis, keys, patient,
-};
-use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier, two_tiers};
+use super::{assert_no_failures, clients, health_report, keys, patient};
+use crate::support::{assert_headers_complete, tier, two_tiers};
 
 /// Later than asked for by the slowest machine.
 const SLACK_SECONDS: f64 = 5.0;
@@ -50,44 +45,6 @@ fn hgetall_shows_the_bucket_of_a_key() {
 }
 
 #[test]
-fn every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented() {
-    let redis = Redis::start();
-    let envoy = patient(two_tiers(5, 10), &redis).trusted_hops(1).start();
-    for (request, bucket) in [
-        (Request::get("/").key("pro"), "rate_limit:pro"),
-        (Request::get("/").forwarded_for("203.0.113.9"), "rate_limit:203.0.113.9"),
-        (Request::get("/").forwarded_for("2001:db8::17"), "rate_limit:2001:db8::/64"),
-        (Request::get("/").key("unknown").forwarded_for("198.51.100.1"), "rate_limit:198.51.100.1"),
-    ] {
-        assert_eq!(envoy.send(&request).status, 200);
-        assert!(redis.bucket(bucket).is_some(), "{bucket} among {:?}", redis.keys());
-    }
-}
-
-#[test]
-fn key_prefix_is_what_every_bucket_begins_with() {
-    let redis = Redis::start();
-    let mut config = in_redis(two_tiers(5, 10), PATIENT_MS, "local");
-    config["store"]["key_prefix"] = json!("other:");
-    let envoy = e2e::setup::Setup::new().config(&config).redis(redis.address()).start();
-    envoy.send(&Request::get("/").key("pro"));
-    assert_eq!(keys(&redis), ["other:pro"]);
-}
-
-#[test]
-fn namespaces_have_buckets_of_their_own() {
-    let redis = Redis::start();
-    let mut other = two_tiers(5, 10);
-    other["namespace"] = json!("second");
-    let other = in_redis(other, PATIENT_MS, "local");
-    let envoy = patient(two_tiers(5, 10), &redis).listener("other", &other).start();
-    let ask = |listener: &str| {
-        Connection::open(envoy.listener(listener)).send(&Request::get("/").key("pro")).remaining()
-    };
-    assert_eq!([ask("main"), ask("main"), ask("other"), ask("main"), ask("other")], [9, 8, 9, 7, 8]);
-}
-
-#[test]
 fn every_bucket_expires_but_not_before_it_is_full_again() {
     let limited = |capacity: u64, refill_rate: f64, ttl: u64| json!({"base": {"capacity": capacity, "refill_rate": refill_rate}, "ttl": ttl});
     // Capacity, rate and ttl, and the seconds that a bucket may be kept after its first request.
@@ -118,26 +75,6 @@ fn every_bucket_expires_but_not_before_it_is_full_again() {
     for key in keys(&redis) {
         assert!(redis.command(&["PTTL", &key]).integer() > 0, "{key} expires");
     }
-}
-
-#[test]
-fn deleting_a_bucket_frees_its_caller_within_a_second() {
-    let (redis, envoy) = start(two_tiers(3, 10));
-    let request = Request::get("/");
-    assert_eq!(statuses(&envoy, &request, 5), [200, 200, 200, 429, 429]);
-    // Every worker has learnt that the caller is empty.
-    let mut connections: Vec<_> = (0..12).map(|_| envoy.connect()).collect();
-    for connection in &mut connections {
-        assert_eq!(connection.send(&request).status, 429);
-    }
-    assert_eq!(redis.command(&["DEL", "rate_limit:127.0.0.1"]).integer(), 1);
-    let began = std::time::Instant::now();
-    let first = wait::until("a token", || {
-        let reply = envoy.send(&request);
-        (reply.status == 200).then_some(reply)
-    });
-    assert!(began.elapsed() < ASKED_AGAIN + Duration::from_millis(500), "after {:?}", began.elapsed());
-    assert_eq!(first.remaining(), 2, "the bucket is full");
 }
 
 #[test]
@@ -211,24 +148,6 @@ fn headers_are_complete_over_http1_http2_and_grpc() {
 }
 
 #[test]
-fn tiers_without_a_bucket_do_not_ask_redis() {
-    let mut config = two_tiers(5, 10);
-    config["tiers"]["open"] = json!({"unlimited": true});
-    config["tiers"]["closed"] = tier(0, ONE_PER_HOUR);
-    config["api_keys"]["o"] = json!("open");
-    config["api_keys"]["c"] = json!("closed");
-    let (redis, envoy) = start(config);
-    envoy.send(&Request::get("/").key("pro"));
-    await_redis(&envoy, "connected");
-    let scripts = || redis.calls("evalsha") + redis.calls("eval");
-    let before = scripts();
-    assert_eq!(statuses(&envoy, &Request::get("/").key("o"), 20), [200; 20]);
-    assert_eq!(statuses(&envoy, &Request::get("/").key("c"), 20), [429; 20]);
-    assert_eq!(scripts(), before);
-    assert_eq!(keys(&redis), ["rate_limit:pro"]);
-}
-
-#[test]
 fn many_streams_of_one_http2_connection_are_each_given_their_own_answer() {
     let (redis, envoy) = start(clients(8));
     let requests: Vec<_> = (0..80).map(|n| Request::get("/").key(format!("client-{}", n % 8))).collect();
@@ -288,17 +207,5 @@ fn clients_that_go_away_while_they_wait_affect_nobody() {
     let left = redis.bucket("rate_limit:client-3").expect("a bucket").0;
     assert_eq!(left.split('.').next(), Some("399994"));
     wait::until("counted", || (super::total(&envoy, super::REQUESTS) >= 36.0).then_some(()));
-    assert_no_failures(&envoy);
-}
-
-#[test]
-fn a_worker_is_counted_and_logged_as_connected_once_it_is() {
-    let (_redis, envoy) = start(two_tiers(5, 10));
-    await_redis(&envoy, "connected");
-    assert_eq!(health_report(&envoy), json!({"status": "healthy", "redis": "connected", "health": "NORMAL"}));
-    envoy.send(&Request::get("/").key("pro"));
-    envoy.await_metric(super::CONNECTED, &[], 1.0);
-    envoy.await_log(&["[info][wasm]", "Redis connected"]);
-    await_counted(&envoy, 1);
     assert_no_failures(&envoy);
 }

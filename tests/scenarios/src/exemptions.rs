@@ -1,10 +1,10 @@
 //! Who is not limited, and who is not let in at all.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
-use e2e::client::{Request, Response};
-use e2e::setup::Setup;
 use serde_json::json;
 
-use crate::support::{assert_processing_time, statuses, two_tiers};
+use crate::support::{assert_processing_time, await_metric, statuses, two_tiers};
+use crate::{Host, Request, Response, Setup};
 
 const RATE_HEADERS: [&str; 4] =
     ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "retry-after"];
@@ -17,58 +17,69 @@ fn assert_unlimited(reply: &Response) {
     }
 }
 
-#[test]
-fn an_unlimited_tier_is_never_refused() {
+pub fn an_unlimited_tier_is_never_refused(host: &dyn Host) {
     let mut config = two_tiers(1, 1);
     config["tiers"]["internal"] = json!({"unlimited": true});
     config["api_keys"]["internal"] = json!({"tier": "internal", "id": "internal"});
-    let envoy = Setup::new().config(&config).start();
-    let mut connection = envoy.connect();
+    let mut gateway = host.start(&Setup::new().config(&config));
     for _ in 0..100 {
-        let reply = connection.send(&Request::get("/").key("internal"));
+        let reply = gateway.send(&Request::get("/").key("internal"));
         assert_unlimited(&reply);
         assert_eq!(reply.tier(), "internal");
         assert_eq!(reply.one("x-system-health"), "NORMAL");
         assert_processing_time(&reply);
     }
-    envoy.await_metric("rate_limiter_requests_total", &[("tier", "internal"), ("status", "exempt")], 100.0);
+    await_metric(
+        &mut *gateway,
+        "rate_limiter_requests_total",
+        &[("tier", "internal"), ("status", "exempt")],
+        100.0,
+    );
 }
 
-#[test]
-fn a_tier_without_capacity_is_blocked() {
+pub fn a_tier_without_capacity_is_blocked(host: &dyn Host) {
     let mut config = two_tiers(1, 1);
     config["tiers"]["banned"] = json!({"base": {"capacity": 0, "refill_rate": 0}, "ttl": 60});
     config["api_keys"]["banned"] = json!({"tier": "banned", "id": "banned"});
-    let envoy = Setup::new().config(&config).start();
+    let mut gateway = host.start(&Setup::new().config(&config));
     for _ in 0..3 {
-        let reply = envoy.send(&Request::get("/").key("banned"));
+        let reply = gateway.send(&Request::get("/").key("banned"));
         assert_eq!((reply.status, reply.limit(), reply.remaining()), (429, 0, 0));
         assert_eq!(reply.tier(), "banned");
         assert_eq!(reply.number("retry-after"), 60);
         assert_eq!(reply.text(), "Too Many Requests");
     }
-    envoy.await_metric("rate_limiter_requests_total", &[("tier", "banned"), ("status", "blocked")], 3.0);
+    await_metric(
+        &mut *gateway,
+        "rate_limiter_requests_total",
+        &[("tier", "banned"), ("status", "blocked")],
+        3.0,
+    );
 }
 
-#[test]
-fn exempt_paths_are_neither_counted_nor_marked() {
+pub fn exempt_paths_are_neither_counted_nor_marked(host: &dyn Host) {
     let mut config = two_tiers(1, 1);
     config["exempt_paths"] = json!(["/metrics", "/static/*"]);
-    let envoy = Setup::new().config(&config).start();
+    let mut gateway = host.start(&Setup::new().config(&config));
     let exempt = ["/metrics", "/metrics?x=1", "/static/", "/static/a/b?c"];
     for path in exempt {
         for _ in 0..3 {
-            let reply = envoy.send(&Request::get(path));
+            let reply = gateway.send(&Request::get(path));
             assert_unlimited(&reply);
             assert!(!reply.has("x-ratelimit-tier"), "{path}");
         }
     }
-    assert_eq!(statuses(&envoy, &Request::get("/"), 2), [200, 429], "nothing was charged");
+    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 429], "nothing was charged");
     for path in ["/metrics/", "/metrics2", "/Metrics", "/static", "/x?/static/"] {
-        assert_eq!(envoy.send(&Request::get(path)).status, 429, "{path} is limited");
+        assert_eq!(gateway.send(&Request::get(path)).status, 429, "{path} is limited");
     }
-    assert_unlimited(&envoy.send(&Request::get("/metrics")));
-    envoy.await_metric("rate_limiter_requests_total", &[("tier", "free"), ("status", "exempt")], 13.0);
+    assert_unlimited(&gateway.send(&Request::get("/metrics")));
+    await_metric(
+        &mut *gateway,
+        "rate_limiter_requests_total",
+        &[("tier", "free"), ("status", "exempt")],
+        13.0,
+    );
 }
 
 fn preflight() -> Request {
@@ -77,18 +88,17 @@ fn preflight() -> Request {
         .header("Access-Control-Request-Method", "PUT")
 }
 
-#[test]
-fn preflights_are_free_where_the_configuration_says_so() {
+pub fn preflights_are_free_where_the_configuration_says_so(host: &dyn Host) {
     let mut config = two_tiers(1, 1);
-    let charged = Setup::new().config(&config).start();
-    assert_eq!(statuses(&charged, &preflight(), 2), [200, 429]);
+    let mut charged = host.start(&Setup::new().config(&config));
+    assert_eq!(statuses(&mut *charged, &preflight(), 2), [200, 429]);
 
     config["exempt_preflight"] = json!(true);
-    let envoy = Setup::new().config(&config).start();
+    let mut gateway = host.start(&Setup::new().config(&config));
     for _ in 0..5 {
-        assert_unlimited(&envoy.send(&preflight()));
+        assert_unlimited(&gateway.send(&preflight()));
     }
-    assert_eq!(envoy.send(&Request::get("/")).status, 200);
+    assert_eq!(gateway.send(&Request::get("/")).status, 200);
     for almost in [
         Request::new("OPTIONS", "/"),
         Request::new("OPTIONS", "/").header("Origin", "https://example.org"),
@@ -97,6 +107,6 @@ fn preflights_are_free_where_the_configuration_says_so() {
             .header("Origin", "https://example.org")
             .header("Access-Control-Request-Method", "PUT"),
     ] {
-        assert_eq!(envoy.send(&almost).status, 429, "{almost:?} is no preflight");
+        assert_eq!(gateway.send(&almost).status, 429, "{almost:?} is no preflight");
     }
 }

@@ -1,24 +1,24 @@
 //! gRPC callers are refused in gRPC's own words.
-
-use e2e::client::Request;
-use e2e::http2;
-use e2e::setup::Setup;
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{assert_headers_complete, two_tiers};
+use crate::{Host, Request, Setup};
 
-#[test]
-fn a_call_is_admitted_and_then_refused_with_resource_exhausted() {
-    let envoy = Setup::new().config(&two_tiers(1, 7)).http2_upstream(http2::grpc_server()).start();
-    let call = http2::grpc_call("/demo.Greeter/Hello");
-    let admitted = http2::send(envoy.address(), &call);
+/// A call with an empty message.
+fn call(content_type: &str) -> Request {
+    Request::post("/demo.Greeter/Hello", [0_u8; 5])
+        .header("content-type", content_type)
+        .header("te", "trailers")
+}
+
+pub fn a_call_is_admitted_and_then_refused_with_resource_exhausted(host: &dyn Host) {
+    let mut gateway = host.start(&Setup { is_grpc: true, ..Setup::new().config(&two_tiers(1, 7)) });
+    let admitted = gateway.send(&call("application/grpc"));
     assert_eq!((admitted.status, admitted.one("grpc-status").as_str()), (200, "0"));
     assert_headers_complete(&admitted, "free", 1, "NORMAL");
 
     for content_type in ["application/grpc", "application/grpc+proto"] {
-        let call = Request::post("/demo.Greeter/Hello", [0_u8; 5])
-            .header("content-type", content_type)
-            .header("te", "trailers");
-        let refused = http2::send(envoy.address(), &call);
+        let refused = gateway.send(&call(content_type));
         assert_eq!(refused.status, 200, "{content_type}");
         assert_eq!(refused.one("grpc-status"), "8", "{content_type}");
         for (name, value) in [
@@ -34,14 +34,13 @@ fn a_call_is_admitted_and_then_refused_with_resource_exhausted() {
     }
 }
 
-#[test]
-fn other_content_types_are_refused_with_429() {
-    let envoy = Setup::new().config(&two_tiers(1, 7)).start();
-    envoy.send(&Request::get("/"));
+pub fn other_content_types_are_refused_with_429(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(1, 7)));
+    gateway.send(&Request::get("/"));
     for content_type in ["application/json", "application/grp", "application/grpc-web", "text/plain", "grpc"]
     {
         let request = Request::post("/", "{}").header("content-type", content_type);
-        let refused = envoy.send(&request);
+        let refused = gateway.send(&request);
         assert_eq!(refused.status, 429, "{content_type}");
         assert!(!refused.has("grpc-status"), "{content_type}");
     }

@@ -10,8 +10,8 @@ use kcr_extensions_istio_io::v1alpha1::wasmplugins::WasmPluginSpec;
 use kcr_networking_istio_io::v1alpha3::envoyfilters::EnvoyFilterSpec;
 use serde_json::Value;
 
-use crate::envoy::from_env;
-use crate::shipped_files::{python, run};
+use e2e::envoy::from_env;
+use e2e::shipped_files::{python, run};
 
 /// The oldest and the newest Kubernetes whose schemas must take what we ship.
 const KUBERNETES: [&str; 2] = ["1.28", "1.37"];
@@ -26,7 +26,7 @@ const TO_JSON: &str = "import json, ruamel.yaml, sys\n\
 ///
 /// When it is no YAML, or nothing that JSON could say.
 #[track_caller]
-pub fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     fs::write(file.path(), text).expect("written");
     let input = fs::File::open(file.path()).expect("just written");
@@ -40,7 +40,7 @@ pub fn documents(text: &str) -> Vec<Value> {
 /// # Errors
 ///
 /// What is wrong with it.
-pub fn check_kubernetes(object: &Value) -> Result<(), String> {
+pub(crate) fn check_kubernetes(object: &Value) -> Result<(), String> {
     for version in KUBERNETES {
         let (success, said) = with_file(object, |file| {
             run(Command::new(from_env("KUBERNETES_VALIDATE"))
@@ -60,7 +60,7 @@ pub fn check_kubernetes(object: &Value) -> Result<(), String> {
 /// # Errors
 ///
 /// What is wrong with it.
-pub fn check_istio(object: &Value) -> Result<(), String> {
+pub(crate) fn check_istio(object: &Value) -> Result<(), String> {
     let spec = &object["spec"];
     check_envelope(object)?;
     match (text(&object["apiVersion"]), text(&object["kind"])) {
@@ -76,7 +76,7 @@ pub fn check_istio(object: &Value) -> Result<(), String> {
 /// # Errors
 ///
 /// What is wrong with it.
-pub fn check_envoy_gateway(object: &Value) -> Result<(), String> {
+pub(crate) fn check_envoy_gateway(object: &Value) -> Result<(), String> {
     check_envelope(object)?;
     let schema = format!("schemas/envoy-gateway/{}.json", text(&object["kind"]));
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join(schema);

@@ -1,0 +1,18 @@
+//! Every scenario of `tests/scenarios`, played by a real Envoy. The hostile host plays the same ones.
+
+use e2e::gateway::RealEnvoy;
+
+macro_rules! tests {
+    ($($subject:ident { $($name:ident)* })*) => {
+        $(mod $subject {
+            $(#[test] fn $name() { ::scenarios::$subject::$name(&super::RealEnvoy) })*
+        })*
+    };
+}
+
+::scenarios::scenarios!(tests);
+
+#[test]
+fn every_scenario_is_a_test_here() {
+    ::scenarios::assert_all_run();
+}

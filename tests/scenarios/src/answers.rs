@@ -1,0 +1,155 @@
+//! The headers of spec section 5, on every kind of response.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{
+    ONE_PER_HOUR, assert_headers_complete, assert_processing_time, statuses, switch, tier, two_tiers,
+};
+use crate::{Answer, Host, Request, Response, Setup};
+
+/// The headers of section 5, `Retry-After` apart.
+pub const OURS: [&str; 6] = [
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+    "x-ratelimit-tier",
+    "x-system-health",
+    "x-processing-time",
+];
+
+pub fn an_admitted_request_is_answered_with_every_header(host: &dyn Host) {
+    let mut gateway =
+        host.start(&Setup::new().config(&two_tiers(3, 7)).answer("/", Answer::ok("from upstream")));
+    for remaining in [2, 1, 0] {
+        let reply = gateway.send(&Request::get("/"));
+        assert_eq!((reply.status, reply.text().as_str()), (200, "from upstream"));
+        assert_headers_complete(&reply, "free", 3, "NORMAL");
+        assert_eq!(reply.remaining(), remaining);
+    }
+}
+
+pub fn a_refused_request_is_answered_with_every_header_and_never_reaches_the_upstream(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(2, 7)));
+    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 200]);
+    for request in [Request::get("/"), Request::post("/", "body"), Request::get("/").key("?")] {
+        let reply = gateway.send(&request);
+        assert_eq!(reply.status, 429);
+        assert_headers_complete(&reply, "free", 2, "NORMAL");
+        assert_eq!(reply.one("content-type"), "text/plain");
+        assert_eq!(reply.text(), "Too Many Requests");
+    }
+    assert_eq!(gateway.passed_on(), ["/", "/"]);
+}
+
+pub fn a_refused_head_request_has_no_body(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(1, 7)));
+    assert_eq!(gateway.send(&Request::new("HEAD", "/")).status, 200);
+    for _ in 0..3 {
+        let reply = gateway.send(&Request::new("HEAD", "/"));
+        assert_eq!((reply.status, reply.text().as_str()), (429, ""));
+        assert_headers_complete(&reply, "free", 1, "NORMAL");
+    }
+    assert_eq!(gateway.send(&Request::get("/")).text(), "Too Many Requests");
+}
+
+/// What an upstream may say that is ours to say: each header twice and in odd case.
+fn impostor(status: u16) -> Answer {
+    let twice = |name: &&str| {
+        [(name.to_ascii_uppercase(), "999".to_owned()), ((*name).to_owned(), "upstream".to_owned())]
+    };
+    let headers = OURS.iter().flat_map(twice).collect();
+    Answer { status, headers, ..Answer::ok("body") }
+}
+
+pub fn the_upstreams_own_copies_are_replaced(host: &dyn Host) {
+    let setup = Setup::new().config(&two_tiers(9, 7));
+    let mut gateway = host.start(&setup.answer("/", impostor(200)).answer("/500", impostor(500)));
+    for (path, status, remaining) in [("/", 200, 8), ("/500", 500, 7)] {
+        let reply = gateway.send(&Request::get(path));
+        assert_eq!(reply.status, status);
+        assert_headers_complete(&reply, "free", 9, "NORMAL");
+        assert_eq!(reply.remaining(), remaining);
+        assert_eq!(reply.text(), "body");
+    }
+}
+
+pub fn processing_time_runs_from_request_headers_to_response_headers(host: &dyn Host) {
+    let late = Answer { after: Duration::from_millis(200), ..Answer::ok("late") };
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(1, 7)).answer("/", late));
+    let waited = assert_processing_time(&gateway.send(&Request::get("/")));
+    assert!((0.19..5.0).contains(&waited), "{waited}");
+    let refused = gateway.send(&Request::get("/"));
+    assert_eq!(refused.status, 429);
+    assert!(assert_processing_time(&refused) < 0.19);
+}
+
+pub fn header_groups_can_be_turned_off(host: &dyn Host) {
+    let groups: [(&str, &[&str]); 3] =
+        [("rate_limit", &OURS[..4]), ("system_health", &OURS[4..5]), ("processing_time", &OURS[5..])];
+    for (group, gone) in groups {
+        let mut config = two_tiers(1, 7);
+        config["headers"] = json!({ group: false });
+        let mut gateway = host.start(&Setup::new().config(&config));
+        for status in [200, 429] {
+            let reply = gateway.send(&Request::get("/"));
+            assert_eq!(reply.status, status);
+            for name in OURS {
+                let expected = usize::from(!gone.contains(&name));
+                assert_eq!(reply.all(name).len(), expected, "{name} with {group} off");
+            }
+            assert_eq!(reply.has("retry-after"), status == 429, "{group} off");
+        }
+    }
+}
+
+pub fn ietf_fields_are_there_when_asked_for(host: &dyn Host) {
+    let mut config = two_tiers(4, 7);
+    config["tiers"]["free"] = tier(4, 0.5);
+    assert!(!has_ietf_fields(&host.start(&Setup::new().config(&config)).send(&Request::get("/"))));
+
+    config["headers"] = json!({"ietf": true});
+    let mut gateway = host.start(&Setup::new().config(&config));
+    let mut replies: Vec<Response> = Vec::new();
+    while replies.last().is_none_or(|reply| reply.status == 200) {
+        replies.push(gateway.send(&Request::get("/")));
+    }
+    for reply in &replies {
+        assert_eq!(reply.one("ratelimit-policy"), r#""free";q=4;w=8"#);
+        let fields = reply.one("ratelimit");
+        let (policy, parameters) = fields.split_once(';').expect("parameters");
+        assert_eq!(policy, r#""free""#);
+        let (remaining, reset) = parameters.split_once(';').expect("two parameters");
+        assert_eq!(remaining, format!("r={}", reply.remaining()));
+        let seconds = reset.strip_prefix("t=").and_then(|t| t.parse::<u64>().ok());
+        let seconds = seconds.expect("t in whole seconds");
+        assert!((1..=8).contains(&seconds), "{fields}");
+    }
+    let refused = replies.last().expect("one was refused");
+    let retry_after = refused.number("retry-after");
+    assert!(refused.one("ratelimit").ends_with(&format!("t={retry_after}")));
+}
+
+fn has_ietf_fields(reply: &Response) -> bool {
+    reply.has("ratelimit") || reply.has("ratelimit-policy")
+}
+
+pub fn the_health_header_and_the_limit_follow_a_switch(host: &dyn Host) {
+    let mut config = two_tiers(5, 7);
+    config["tiers"]["free"] = json!({
+        "base": {"capacity": 5, "refill_rate": ONE_PER_HOUR},
+        "burst": {"capacity": 10},
+        "degraded": {"capacity": 2},
+        "ttl": 3600,
+    });
+    let mut gateway = host.start(&Setup::new().config(&config));
+    assert_headers_complete(&gateway.send(&Request::get("/")), "free", 10, "NORMAL");
+    switch(&mut *gateway, "DEGRADED");
+    assert_headers_complete(&gateway.send(&Request::get("/")), "free", 2, "DEGRADED");
+    assert_headers_complete(&gateway.send(&Request::get("/")), "free", 2, "DEGRADED");
+    let refused = gateway.send(&Request::get("/"));
+    assert_eq!(refused.status, 429);
+    assert_headers_complete(&refused, "free", 2, "DEGRADED");
+}

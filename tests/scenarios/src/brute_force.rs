@@ -1,0 +1,61 @@
+//! Guessing the admin token.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use std::time::Duration;
+
+use crate::support::{TOKEN, health, switch, two_tiers};
+use crate::{Gateway, Host, Request, Response, Setup};
+
+fn attempt(gateway: &mut dyn Gateway, token: &str, address: &str) -> Response {
+    let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
+    gateway.send(&request.header("X-Admin-Token", token).from(address))
+}
+
+#[track_caller]
+fn assert_throttled(reply: &Response) {
+    assert_eq!(reply.status, 429, "{}", reply.text());
+    assert!((1..=60).contains(&reply.number("retry-after")));
+    assert_eq!(reply.one("content-type"), "application/json");
+}
+
+pub fn five_wrong_tokens_a_minute_close_the_endpoint_to_that_address_on_every_worker(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 7)).addresses().workers(4));
+    let guesser = "203.0.113.1";
+    for n in 0..5 {
+        assert_eq!(attempt(&mut *gateway, &format!("guess-{n}"), guesser).status, 403);
+    }
+    for n in 5..25 {
+        assert_throttled(&attempt(&mut *gateway, &format!("guess-{n}"), guesser));
+    }
+    let closed = attempt(&mut *gateway, TOKEN, guesser);
+    assert_throttled(&closed);
+    assert_eq!(health(&mut *gateway), "NORMAL", "even the right token is not compared");
+
+    let read = Request::get("/system/health").from(guesser);
+    assert_eq!(gateway.send(&read).status, 200, "reading stays open");
+    assert_eq!(attempt(&mut *gateway, TOKEN, "203.0.113.2").status, 200, "another address");
+
+    // What is refused meanwhile must not push the end further away.
+    gateway.pass(Duration::from_secs(closed.number("retry-after")));
+    assert_eq!(attempt(&mut *gateway, TOKEN, guesser).status, 200);
+}
+
+pub fn right_tokens_never_close_the_endpoint(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 7)));
+    for _ in 0..4 {
+        let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
+        assert_eq!(gateway.send(&wrong).status, 403);
+    }
+    for _ in 0..30 {
+        switch(&mut *gateway, "DEGRADED");
+    }
+}
+
+pub fn ipv6_guessers_are_grouped_as_callers_are(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 7)).addresses());
+    for host in 1..=5 {
+        assert_eq!(attempt(&mut *gateway, "c4nary-wrong", &format!("2001:db8::{host}")).status, 403);
+    }
+    assert_throttled(&attempt(&mut *gateway, "c4nary-wrong", "2001:db8::6"));
+    assert_eq!(attempt(&mut *gateway, "c4nary-wrong", "2001:db8:0:1::1").status, 403);
+}

@@ -1,0 +1,79 @@
+//! Envoy delivers a new plugin configuration while it serves.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use serde_json::{Value, json};
+
+use crate::support::{ONE_PER_HOUR, await_limit, switch, tier, two_tiers, until};
+use crate::{Gateway, Host, Request, Setup};
+
+#[track_caller]
+fn start(host: &dyn Host, config: &Value, workers: u32) -> Box<dyn Gateway> {
+    let setup = Setup { takes_deliveries: true, ..Setup::new().config(config).workers(workers) };
+    let mut gateway = host.start(&setup);
+    await_limit(&mut *gateway, 1_000);
+    gateway
+}
+
+pub fn a_delivered_configuration_takes_hold_and_buckets_and_health_stay(host: &dyn Host) {
+    let mut gateway = start(host, &two_tiers(1_000, 10), 4);
+    let ask = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro"));
+    assert_eq!([(); 3].map(|()| ask(&mut *gateway).remaining()), [9, 8, 7]);
+    switch(&mut *gateway, "DEGRADED");
+
+    assert!(gateway.deliver(&two_tiers(1_001, 20)));
+    await_limit(&mut *gateway, 1_001);
+    assert_eq!(ask(&mut *gateway).remaining(), 6);
+    let reply = ask(&mut *gateway);
+    assert_eq!(reply.one("x-system-health"), "DEGRADED");
+    assert_eq!((reply.limit(), reply.remaining()), (20, 5));
+}
+
+pub fn a_bad_configuration_is_refused_and_the_old_one_goes_on(host: &dyn Host) {
+    let mut gateway = start(host, &two_tiers(1_000, 10), 4);
+    let bad = [
+        (json!({"tiers": {"free": tier(5, -0.25)}}), "-0.25"),
+        (json!({"default_tier": "platinum"}), "platinum"),
+        (json!({"unheard_of": 1}), "unheard_of"),
+        (json!([]), ""),
+    ];
+    for (config, reason) in bad {
+        assert!(!gateway.deliver(&config), "{config} is refused");
+        until(&mut *gateway, reason, |gateway| {
+            gateway.warnings().iter().any(|line| line.contains(reason)).then_some(())
+        });
+        await_limit(&mut *gateway, 1_000);
+        assert_eq!(gateway.send(&Request::get("/").key("pro")).tier(), "pro");
+    }
+    assert!(gateway.deliver(&two_tiers(1_001, 10)));
+    await_limit(&mut *gateway, 1_001);
+}
+
+pub fn keys_and_groups_of_headers_follow_a_delivery(host: &dyn Host) {
+    let mut gateway = start(host, &two_tiers(1_000, 10), 2);
+    let mut next = two_tiers(1_001, 10);
+    next["api_keys"] = json!({"other": {"tier": "pro", "id": "other"}});
+    next["tiers"]["pro"] = tier(30, ONE_PER_HOUR);
+    next["headers"] = json!({"processing_time": false});
+    assert!(gateway.deliver(&next));
+    await_limit(&mut *gateway, 1_001);
+    let other = gateway.send(&Request::get("/").key("other"));
+    assert_eq!((other.tier().as_str(), other.limit()), ("pro", 30));
+    assert!(!other.has("x-processing-time"));
+    assert_eq!(gateway.send(&Request::get("/").key("pro")).tier(), "free");
+}
+
+pub fn a_delivery_without_a_source_ends_the_rule_of_its_documents(host: &dyn Host) {
+    let mut with_source = two_tiers(1_000, 10);
+    with_source["config_source"] = json!({
+        "cluster": "config_files", "tiers": "/tiers.json", "api_keys": "/api_keys.json",
+        "ttl_seconds": 1,
+    });
+    let documents = two_tiers(1_001, 20);
+    let setup = Setup { takes_deliveries: true, ..Setup::new().config(&with_source) }
+        .document("/tiers.json", &documents["tiers"].to_string())
+        .document("/api_keys.json", &documents["api_keys"].to_string());
+    let mut gateway = host.start(&setup);
+    await_limit(&mut *gateway, 1_001);
+    assert!(gateway.deliver(&two_tiers(1_002, 10)));
+    await_limit(&mut *gateway, 1_002);
+}

@@ -1,0 +1,161 @@
+//! `config_source`: what is served is the reload, and a bad document changes nothing.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use serde_json::{Value, json};
+
+use crate::support::{ONE_PER_HOUR, await_limit, tier, two_tiers, until};
+use crate::{Gateway, Host, Request, Served, Setup, Source};
+
+/// Follows both documents once a second.
+fn config() -> Value {
+    let mut config = two_tiers(5, 7);
+    config["config_source"] = json!({
+        "cluster": "config_files",
+        "tiers": "/tiers.json",
+        "api_keys": "/api_keys.json",
+        "ttl_seconds": 1,
+    });
+    config
+}
+
+fn tiers(free: u64, pro: u64) -> String {
+    json!({"free": tier(free, ONE_PER_HOUR), "pro": tier(pro, ONE_PER_HOUR)}).to_string()
+}
+
+fn api_keys(key: &str) -> String {
+    json!({ key: {"tier": "pro", "id": "pro"} }).to_string()
+}
+
+fn setup(tiers: &str, keys: &str) -> Setup {
+    Setup::new().config(&config()).document("/tiers.json", tiers).document("/api_keys.json", keys)
+}
+
+fn save(gateway: &mut dyn Gateway, path: &str, document: &str) {
+    gateway.serve(path, Served::Document(document.into()));
+}
+
+#[track_caller]
+fn await_tier(gateway: &mut dyn Gateway, key: &str, tier: &str) {
+    until(gateway, &format!("{key:?} in {tier}"), |gateway| {
+        (gateway.send(&Request::get("/").key(key)).tier() == tier).then_some(())
+    });
+}
+
+pub fn the_documents_replace_what_the_plugin_configuration_says(host: &dyn Host) {
+    let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")).workers(4));
+    await_limit(&mut *gateway, 1_000);
+    await_tier(&mut *gateway, "new-key", "pro");
+    await_tier(&mut *gateway, "pro", "free");
+}
+
+pub fn buckets_keep_their_tokens_across_a_reload(host: &dyn Host) {
+    let mut gateway = host.start(&setup(&tiers(1_000, 10), &api_keys("pro")));
+    await_limit(&mut *gateway, 1_000);
+    let ask = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro")).remaining();
+    assert_eq!([(); 3].map(|()| ask(&mut *gateway)), [9, 8, 7]);
+    for (free, pro, remaining, why) in [
+        (1_001, 20, 6, "a larger bucket fills at its rate"),
+        (1_002, 4, 3, "tokens above the capacity are gone"),
+        (1_003, 20, 2, "and do not come back"),
+    ] {
+        save(&mut *gateway, "/tiers.json", &tiers(free, pro));
+        await_limit(&mut *gateway, free);
+        assert_eq!(ask(&mut *gateway), remaining, "{why}");
+    }
+}
+
+pub fn a_new_tier_and_its_first_key_may_be_saved_together(host: &dyn Host) {
+    let mut gateway = host.start(&setup(&tiers(1_000, 10), &api_keys("pro")));
+    await_limit(&mut *gateway, 1_000);
+    let gold = json!({"free": tier(1_000, ONE_PER_HOUR), "gold": tier(70, ONE_PER_HOUR)});
+    // The keys first: for a moment they name a tier that is not there, and `pro` is gone after.
+    save(&mut *gateway, "/api_keys.json", &json!({"g": {"tier": "gold", "id": "g"}}).to_string());
+    save(&mut *gateway, "/tiers.json", &gold.to_string());
+    await_tier(&mut *gateway, "g", "gold");
+    await_tier(&mut *gateway, "pro", "free");
+}
+
+/// Serves this from now on, and returns when the filter has asked at least twice.
+#[track_caller]
+fn serve_twice(gateway: &mut dyn Gateway, served: Served) {
+    gateway.serve("/tiers.json", served);
+    let asked = gateway.times_asked("/tiers.json");
+    until(gateway, "two more fetches", |gateway| {
+        (gateway.times_asked("/tiers.json") >= asked + 2).then_some(())
+    });
+}
+
+fn rejected(gateway: &mut dyn Gateway) -> f64 {
+    gateway.metric("rate_limiter_config_reloads_total", &[("result", "rejected")]).unwrap_or(0.0)
+}
+
+pub fn a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays(host: &dyn Host) {
+    let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("pro")));
+    await_limit(&mut *gateway, 1_000);
+
+    let text = |text: &str| Served::Document(text.into());
+    let negative = json!({"free": tier(1_000, -0.25), "pro": tier(5, 1.0)}).to_string();
+    let no_default = json!({"pro": tier(5, 1.0)}).to_string();
+    let no_pro = json!({"free": tier(5, 1.0)}).to_string();
+    let bad = [
+        ("a negative rate", text(&negative), "-0.25"),
+        ("no default tier", text(&no_default), "free"),
+        ("a key's tier gone", text(&no_pro), "pro"),
+        ("half a document", text(r#"{"free": {"ba"#), ""),
+        ("nothing", text(""), ""),
+        ("no object", text("[1, 2]"), ""),
+        ("bytes that are no UTF-8", Served::Document(b"{\"free\xff\": 1}".to_vec()), ""),
+        ("not found", Served::Status(404), "404"),
+        ("an error", Served::Status(500), "500"),
+        ("nobody there", Served::Status(503), "503"),
+        ("half a response", Served::BreaksOff, "broke off"),
+    ];
+    for (count, (what, served, reason)) in bad.into_iter().enumerate() {
+        serve_twice(&mut *gateway, served);
+        until(&mut *gateway, &format!("{what} counted"), |gateway| {
+            (rejected(gateway) >= count as f64 + 1.0).then_some(())
+        });
+        let warnings = gateway.warnings();
+        let is_told = |line: &String| line.contains("tiers") && line.contains(reason);
+        assert!(warnings.iter().any(is_told), "{what} is logged: {warnings:#?}");
+        await_limit(&mut *gateway, 1_000);
+    }
+    // Two fetches each: had each been reported, there would be more.
+    assert_eq!(rejected(&mut *gateway), 11.0, "once per distinct content");
+    serve_twice(&mut *gateway, text(&tiers(1_001, 50)));
+    await_limit(&mut *gateway, 1_001);
+}
+
+pub fn a_source_that_never_answers_holds_up_nobody(host: &dyn Host) {
+    let mut setup = setup("", &api_keys("pro"));
+    setup.documents[0].1 = Served::Never;
+    let mut gateway = host.start(&setup);
+    let reply = gateway.send(&Request::get("/"));
+    assert_eq!((reply.status, reply.limit()), (200, 5));
+    serve_twice(&mut *gateway, Served::Document(tiers(1_000, 50).into()));
+    await_limit(&mut *gateway, 1_000);
+}
+
+pub fn a_response_that_breaks_off_is_a_document_that_did_not_come(host: &dyn Host) {
+    let mut setup = setup("", &api_keys("pro"));
+    setup.documents[0].1 = Served::BreaksOff;
+    let mut gateway = host.start(&setup);
+    until(&mut *gateway, "a warning", |gateway| {
+        gateway.warnings().iter().any(|line| line.contains("broke off")).then_some(())
+    });
+    assert_eq!(gateway.send(&Request::get("/")).limit(), 5);
+    serve_twice(&mut *gateway, Served::Document(tiers(1_000, 50).into()));
+    await_limit(&mut *gateway, 1_000);
+}
+
+pub fn without_a_source_the_plugin_configuration_holds(host: &dyn Host) {
+    for source in [Source::Refuses, Source::Missing] {
+        let mut gateway = host.start(&Setup { source, ..Setup::new().config(&config()) });
+        until(&mut *gateway, "a warning", |gateway| {
+            gateway.warnings().iter().any(|line| line.contains("tiers")).then_some(())
+        });
+        let reply = gateway.send(&Request::get("/"));
+        assert_eq!((reply.status, reply.limit()), (200, 5), "{source:?}");
+        assert_eq!(gateway.send(&Request::get("/").key("pro")).limit(), 7, "{source:?}");
+    }
+}

@@ -1,0 +1,75 @@
+//! The VM's environment wins over the JSON.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use serde_json::json;
+
+use crate::support::{ONE_PER_HOUR, TOKEN, health, switch_request, tier, two_tiers, until};
+use crate::{Gateway, Host, Request, Served, Setup};
+
+pub fn admin_token_comes_from_the_environment(host: &dyn Host) {
+    let mut gateway = host
+        .start(&Setup::new().config(&two_tiers(5, 7)).variable("ADMIN_TOKEN", "c4nary-from-the-environment"));
+    assert_eq!(gateway.send(&switch_request("DEGRADED")).status, 403, "the JSON's has lost");
+    let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#)
+        .header("X-Admin-Token", "c4nary-from-the-environment");
+    assert_eq!(gateway.send(&request).status, 200);
+    assert_eq!(health(&mut *gateway), "DEGRADED");
+}
+
+pub fn admin_token_works_without_any_json(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().variable("ADMIN_TOKEN", TOKEN));
+    assert_eq!(gateway.send(&switch_request("DEGRADED")).status, 200);
+    assert_eq!(health(&mut *gateway), "DEGRADED");
+}
+
+pub fn an_empty_admin_token_opens_nothing(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().variable("ADMIN_TOKEN", ""));
+    let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
+    assert_eq!(gateway.send(&request).status, 403);
+    assert_eq!(gateway.send(&request.header("X-Admin-Token", "")).status, 403);
+    assert_eq!(health(&mut *gateway), "NORMAL");
+}
+
+pub fn default_tier_comes_from_the_environment(host: &dyn Host) {
+    let mut config = two_tiers(5, 7);
+    config["default_tier"] = json!("free");
+    let mut gateway = host.start(&Setup::new().config(&config).variable("DEFAULT_TIER", "pro"));
+    let reply = gateway.send(&Request::get("/"));
+    assert_eq!((reply.tier().as_str(), reply.limit()), ("pro", 7));
+}
+
+pub fn config_ttl_comes_from_the_environment(host: &dyn Host) {
+    let with_capacity = |capacity| json!({"free": tier(capacity, ONE_PER_HOUR)}).to_string();
+    let mut config = two_tiers(5, 7);
+    config["config_source"] = json!({
+        "cluster": "config_files", "tiers": "/tiers.json", "ttl_seconds": 3600,
+    });
+    config["api_keys"] = json!({});
+    let mut gateway = host.start(
+        &Setup::new().config(&config).document("/tiers.json", &with_capacity(11)).variable("CONFIG_TTL", "1"),
+    );
+    let limit_becomes = |gateway: &mut dyn Gateway, limit| {
+        until(gateway, &format!("a limit of {limit}"), |gateway| {
+            (gateway.send(&Request::get("/")).limit() == limit).then_some(())
+        });
+    };
+    limit_becomes(&mut *gateway, 11);
+    gateway.serve("/tiers.json", Served::Document(with_capacity(12).into()));
+    limit_becomes(&mut *gateway, 12);
+}
+
+pub fn a_wrong_value_is_refused_by_name(host: &dyn Host) {
+    let without_source = two_tiers(5, 7);
+    let mut with_source = without_source.clone();
+    with_source["config_source"] = json!({"cluster": "config_files", "tiers": "/tiers.json"});
+    for (name, value, config) in [
+        ("DEFAULT_TIER", "platinum", &without_source),
+        ("CONFIG_TTL", "soon", &with_source),
+        ("CONFIG_TTL", "0", &with_source),
+        ("CONFIG_TTL", "-5", &with_source),
+    ] {
+        let log = host
+            .start_refused(&Setup::new().config(config).document("/tiers.json", "{}").variable(name, value));
+        assert!(log.contains(name), "{name}={value:?} is named in\n{log}");
+    }
+}

@@ -1,0 +1,107 @@
+//! A switch is seen by every worker at once and costs no bucket its tokens.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{ONE_PER_HOUR, switch, two_tiers, until};
+use crate::{Gateway, Host, Request, Setup};
+
+fn config() -> Value {
+    let mut config = two_tiers(10, 10);
+    config["tiers"]["free"] = json!({
+        "base": {"capacity": 6_000, "refill_rate": ONE_PER_HOUR},
+        "burst": {"capacity": 9_000},
+        "degraded": {"capacity": 4_000},
+        "ttl": 3600,
+    });
+    config["tiers"]["pro"] = json!({
+        "base": {"capacity": 5, "refill_rate": ONE_PER_HOUR},
+        "burst": {"capacity": 10},
+        "degraded": {"capacity": 4, "refill_rate": 2.0},
+        "ttl": 3600,
+    });
+    config
+}
+
+/// Switches to and fro and asks every worker right after.
+#[track_caller]
+fn assert_switches_are_seen(gateway: &mut dyn Gateway) {
+    gateway.send_to_every_worker(&Request::get("/"));
+    for round in 0..20 {
+        let (status, limit) = if round % 2 == 0 { ("DEGRADED", 4_000) } else { ("NORMAL", 9_000) };
+        switch(gateway, status);
+        for reply in gateway.send_to_every_worker(&Request::get("/")) {
+            assert_eq!(reply.one("x-system-health"), status, "round {round}");
+            assert_eq!(reply.limit(), limit, "round {round}");
+        }
+    }
+}
+
+fn remaining(gateway: &mut dyn Gateway) -> u64 {
+    let reply = gateway.send(&Request::get("/").key("pro"));
+    assert_eq!(reply.status, 200);
+    reply.remaining()
+}
+
+pub fn the_very_next_request_on_every_worker_sees_a_switch(host: &dyn Host) {
+    assert_switches_are_seen(&mut *host.start(&Setup::new().config(&config()).workers(4)));
+}
+
+pub fn where_envoy_keeps_no_stats_of_the_filter_a_switch_is_seen_all_the_same(host: &dyn Host) {
+    let mut gateway = host.start(&Setup { keeps_stats: false, ..Setup::new().config(&config()).workers(4) });
+    assert_switches_are_seen(&mut *gateway);
+    // Workers report once a second.
+    gateway.pass(Duration::from_secs(2));
+    assert_eq!(gateway.stats(), [""; 0]);
+}
+
+pub fn buckets_keep_their_tokens_across_a_switch_up_to_the_new_capacity(host: &dyn Host) {
+    let mut config = config();
+    config["tiers"]["pro"]["degraded"]["refill_rate"] = json!(ONE_PER_HOUR);
+    let mut gateway = host.start(&Setup::new().config(&config));
+    assert_eq!(remaining(&mut *gateway), 9);
+    switch(&mut *gateway, "DEGRADED");
+    assert_eq!(remaining(&mut *gateway), 3, "tokens above four are gone");
+    switch(&mut *gateway, "NORMAL");
+    assert_eq!(remaining(&mut *gateway), 2, "and do not come back");
+    switch(&mut *gateway, "DEGRADED");
+    assert_eq!(remaining(&mut *gateway), 1);
+    assert_eq!(remaining(&mut *gateway), 0);
+    switch(&mut *gateway, "NORMAL");
+    assert_eq!(gateway.send(&Request::get("/").key("pro")).status, 429);
+}
+
+pub fn the_degraded_rate_holds_while_degraded(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&config()));
+    let request = Request::get("/").key("pro");
+    while gateway.send(&request).status == 200 {}
+    switch(&mut *gateway, "DEGRADED");
+    let refused = gateway.send(&request);
+    assert_eq!((refused.status, refused.number("retry-after")), (429, 1), "two a second");
+    until(&mut *gateway, "a token", |gateway| (gateway.send(&request).status == 200).then_some(()));
+}
+
+pub fn namespaces_keep_two_limiters_apart(host: &dyn Host) {
+    let named = |namespace: &str| {
+        let mut config = two_tiers(10, 10);
+        config["namespace"] = json!(namespace);
+        config
+    };
+    let setup = Setup::new().config(&named("first"));
+    let mut gateway =
+        host.start(&setup.listener("same", &named("first")).listener("other", &named("second")));
+    let request = Request::get("/").key("pro");
+    assert_eq!(gateway.send(&request).remaining(), 9);
+    assert_eq!(gateway.send_to_listener("same", &request).remaining(), 8, "one namespace, one bucket");
+    assert_eq!(
+        gateway.send_to_listener("other", &request).remaining(),
+        9,
+        "another namespace, another bucket"
+    );
+
+    switch(&mut *gateway, "DEGRADED");
+    assert_eq!(gateway.send_to_listener("same", &request).one("x-system-health"), "DEGRADED");
+    assert_eq!(gateway.send_to_listener("other", &request).one("x-system-health"), "NORMAL");
+}

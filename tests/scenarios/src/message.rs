@@ -1,0 +1,226 @@
+//! A request as a client says it, byte for byte, and an answer as a client gets it.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// What a failing test shows of a body.
+const SHOWN_BYTES: usize = 200;
+
+/// One request. The `host` header is added; every other header is the test's.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: String,
+    /// The request target, byte for byte.
+    pub target: String,
+    /// Names and values in the order they go out.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body.
+    pub body: Body,
+    /// The client's address where it is not the usual one; only for a gateway whose callers have addresses.
+    pub from: Option<String>,
+}
+
+/// How a request's body goes out.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// There is none.
+    None,
+    /// With a `content-length`.
+    Sized(Vec<u8>),
+    /// In these chunks, without a `content-length`.
+    Chunked(Vec<Vec<u8>>),
+}
+
+impl Request {
+    /// A request with any method and any request target.
+    pub fn new(method: &str, target: &str) -> Self {
+        Self {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: Body::None,
+            from: None,
+        }
+    }
+
+    /// `GET`.
+    pub fn get(target: &str) -> Self {
+        Self::new("GET", target)
+    }
+
+    /// `POST` with a `content-length`.
+    pub fn post(target: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self::new("POST", target).body(body)
+    }
+
+    /// Adds a header; the same name may be added again and goes out again.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
+        self
+    }
+
+    /// Adds `X-API-Key`.
+    pub fn key(self, key: impl AsRef<[u8]>) -> Self {
+        self.header("X-API-Key", key)
+    }
+
+    /// Adds `X-Forwarded-For`.
+    pub fn forwarded_for(self, addresses: &str) -> Self {
+        self.header("X-Forwarded-For", addresses)
+    }
+
+    /// From this address, where [`crate::Setup::addresses`] lets callers have any.
+    pub fn from(mut self, address: &str) -> Self {
+        self.from = Some(address.to_owned());
+        self
+    }
+
+    /// Sends `body` with a `content-length`.
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = Body::Sized(body.into());
+        self
+    }
+
+    /// Sends the body in these chunks, without a `content-length`.
+    pub fn chunks(mut self, chunks: Vec<Vec<u8>>) -> Self {
+        self.body = Body::Chunked(chunks);
+        self
+    }
+
+    /// The bytes that go on the wire.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = format!("{} {} HTTP/1.1\r\nhost: e2e\r\n", self.method, self.target);
+        match &self.body {
+            Body::None => {}
+            Body::Sized(body) => bytes += &format!("content-length: {}\r\n", body.len()),
+            Body::Chunked(_) => bytes += "transfer-encoding: chunked\r\n",
+        }
+        let mut bytes = bytes.into_bytes();
+        for (name, value) in &self.headers {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"\r\n");
+        match &self.body {
+            Body::None => {}
+            Body::Sized(body) => bytes.extend_from_slice(body),
+            Body::Chunked(chunks) => {
+                for chunk in chunks {
+                    bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                    bytes.extend_from_slice(chunk);
+                    bytes.extend_from_slice(b"\r\n");
+                }
+                bytes.extend_from_slice(b"0\r\n\r\n");
+            }
+        }
+        bytes
+    }
+}
+
+/// One answer, trailers included among the headers where HTTP/2 brought some.
+#[derive(Clone)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// Names and values in the order they came.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body, chunks joined.
+    pub body: Vec<u8>,
+}
+
+/// As text, for the messages of failing tests.
+impl fmt::Debug for Response {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let headers: Vec<_> =
+            self.headers.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
+        formatter
+            .debug_struct("Response")
+            .field("status", &self.status)
+            .field("headers", &headers)
+            .field("body", &text(&self.body[..self.body.len().min(SHOWN_BYTES)]))
+            .finish()
+    }
+}
+
+impl Response {
+    /// Every value of this header.
+    pub fn all(&self, name: &str) -> Vec<String> {
+        self.headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+            .collect()
+    }
+
+    /// Whether the header is there at all.
+    pub fn has(&self, name: &str) -> bool {
+        !self.all(name).is_empty()
+    }
+
+    /// The header's only value.
+    ///
+    /// # Panics
+    ///
+    /// When it is missing or there more than once.
+    #[track_caller]
+    pub fn one(&self, name: &str) -> String {
+        let mut values = self.all(name);
+        assert_eq!(values.len(), 1, "{name} exactly once in {self:#?}");
+        values.remove(0)
+    }
+
+    /// The header's only value as a number.
+    ///
+    /// # Panics
+    ///
+    /// When it is missing, doubled or not a whole number.
+    #[track_caller]
+    pub fn number(&self, name: &str) -> u64 {
+        let value = self.one(name);
+        match value.parse() {
+            Ok(number) => number,
+            Err(error) => panic!("{name}: {value:?} is no whole number: {error}"),
+        }
+    }
+
+    /// `X-RateLimit-Limit`.
+    #[track_caller]
+    pub fn limit(&self) -> u64 {
+        self.number("x-ratelimit-limit")
+    }
+
+    /// `X-RateLimit-Remaining`.
+    #[track_caller]
+    pub fn remaining(&self) -> u64 {
+        self.number("x-ratelimit-remaining")
+    }
+
+    /// `X-RateLimit-Tier`.
+    #[track_caller]
+    pub fn tier(&self) -> String {
+        self.one("x-ratelimit-tier")
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    ///
+    /// When it is not.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        match serde_json::from_slice(&self.body) {
+            Ok(value) => value,
+            Err(error) => panic!("no JSON ({error}) in {:?}", self.text()),
+        }
+    }
+}

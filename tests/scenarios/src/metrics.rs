@@ -1,0 +1,70 @@
+//! What Prometheus scrapes is what the clients saw.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use crate::support::{TOKEN, await_metric, statuses, switch, two_tiers};
+use crate::{Host, Request, Setup};
+
+const REQUESTS: &str = "rate_limiter_requests_total";
+const ADMIN: &str = "rate_limiter_admin_requests_total";
+
+pub fn requests_are_counted_by_tier_and_status(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 300)).workers(4));
+    for (request, tier) in [(Request::get("/"), "free"), (Request::get("/").key("pro"), "pro")] {
+        let seen = statuses(&mut *gateway, &request, 400);
+        for (status, counted) in [(200, "allowed"), (429, "limited")] {
+            let value = seen.iter().filter(|seen| **seen == status).count() as f64;
+            await_metric(&mut *gateway, REQUESTS, &[("tier", tier), ("status", counted)], value);
+        }
+    }
+    // There is none that nobody caused.
+    for status in ["exempt", "blocked"] {
+        let other = gateway.metric(REQUESTS, &[("tier", "free"), ("status", status)]);
+        assert_eq!(other.unwrap_or(0.0), 0.0, "{status}");
+    }
+}
+
+pub fn tokens_remaining_is_the_last_seen(host: &dyn Host) {
+    // Each worker reports what it has seen itself, so there is one.
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(20, 30)).workers(1));
+    for key in ["pro", "unknown"] {
+        let mut last = 0;
+        for _ in 0..7 {
+            let reply = gateway.send(&Request::get("/").key(key));
+            last = reply.remaining();
+        }
+        let tier = if key == "pro" { "pro" } else { "free" };
+        await_metric(&mut *gateway, "rate_limiter_tokens_remaining", &[("tier", tier)], last as f64);
+    }
+}
+
+pub fn the_degraded_gauge_follows_the_health(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(20, 30)).workers(4));
+    let gauge = "rate_limiter_system_degraded";
+    gateway.send(&Request::get("/"));
+    await_metric(&mut *gateway, gauge, &[], 0.0);
+    for _ in 0..2 {
+        switch(&mut *gateway, "DEGRADED");
+        await_metric(&mut *gateway, gauge, &[], 1.0);
+        switch(&mut *gateway, "NORMAL");
+        await_metric(&mut *gateway, gauge, &[], 0.0);
+    }
+}
+
+pub fn admin_requests_are_counted_by_result(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(20, 30)));
+    let with_token = |body: &str| Request::post("/system/health", body).header("X-Admin-Token", TOKEN);
+    for body in [r#"{"status":"DEGRADED"}"#, r#"{"status":"NORMAL"}"#] {
+        assert_eq!(gateway.send(&with_token(body)).status, 200);
+    }
+    assert_eq!(gateway.send(&with_token("nonsense")).status, 400);
+    assert_eq!(gateway.send(&with_token(&"x".repeat(2_000))).status, 413);
+    assert_eq!(gateway.send(&Request::new("PUT", "/system/health")).status, 405);
+    let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
+    let refused = statuses(&mut *gateway, &wrong, 8);
+    assert_eq!(refused, [403, 403, 403, 403, 403, 429, 429, 429]);
+    for (result, value) in [("forbidden", 5.0), ("throttled", 3.0), ("invalid", 2.0), ("too_large", 1.0)] {
+        await_metric(&mut *gateway, ADMIN, &[("result", result)], value);
+    }
+    let ok = gateway.metric(ADMIN, &[("result", "ok")]);
+    assert!(ok.is_some_and(|ok| ok >= 2.0), "{ok:?}");
+}

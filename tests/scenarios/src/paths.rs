@@ -1,0 +1,71 @@
+//! Other spellings of an endpoint's path are not the endpoint, unless Envoy normalises them to it.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use crate::support::{TOKEN, health, two_tiers};
+use crate::{Host, Request, Setup};
+
+/// Spellings that a careless match would take for `/system/health`.
+pub const TRICKS: [&str; 18] = [
+    "//system/health",
+    "/system//health",
+    "/system/health/",
+    "/system/health//",
+    "/system%2fhealth",
+    "/system%2Fhealth",
+    "/%73ystem/health",
+    "/SYSTEM/health",
+    "/System/Health",
+    "/system/health;x",
+    "/system;x/health",
+    "/system/health%20",
+    "/system/health%00",
+    "/system/health%3fx",
+    "/./system/health",
+    "/system/./health",
+    "/x/../system/health",
+    "/system/health/.",
+];
+
+fn setup() -> Setup {
+    Setup::new().config(&two_tiers(1_000, 7)).addresses()
+}
+
+fn post(path: &str) -> Request {
+    Request::post(path, r#"{"status":"DEGRADED"}"#)
+}
+
+/// Whether this request target would be the endpoint to somebody who reads it literally.
+fn is_endpoint(target: &str) -> bool {
+    target.split('?').next() == Some("/system/health")
+}
+
+pub fn where_envoy_leaves_paths_alone_another_spelling_is_another_path(host: &dyn Host) {
+    let mut gateway = host.start(&setup());
+    for trick in TRICKS {
+        let with_token = post(trick).header("X-Admin-Token", TOKEN);
+        for request in [post(trick), with_token, Request::get(trick)] {
+            let reply = gateway.send(&request);
+            assert_eq!((reply.status, reply.text().as_str()), (200, "ok"), "{trick}");
+            assert!(reply.has("x-ratelimit-remaining"), "{trick} is charged");
+        }
+        assert_eq!(health(&mut *gateway), "NORMAL", "{trick}");
+        assert_eq!(gateway.passed_on().pop().as_deref(), Some(trick), "forwarded as it came");
+    }
+    assert!(!gateway.passed_on().iter().any(|target| is_endpoint(target)));
+}
+
+pub fn the_query_does_not_matter(host: &dyn Host) {
+    let mut gateway = host.start(&setup());
+    let spellings = ["/system/health?x", "/system/health?", "/system/health?a=b/../c&d=%00"];
+    for (last, path) in spellings.into_iter().enumerate() {
+        // From an address of its own each, so that the guard against guessing stays out of it.
+        let refused = gateway.send(&post(path).from(&format!("203.0.113.{last}")));
+        assert_eq!(refused.status, 403, "{path}");
+        assert_eq!(gateway.send(&Request::get(path)).json()["health"], "NORMAL", "{path}");
+    }
+    assert_eq!(gateway.send(&Request::get("/health?x")).json()["status"], "healthy");
+    let with_token = post("/system/health?x").header("X-Admin-Token", TOKEN);
+    assert_eq!(gateway.send(&with_token).status, 200);
+    assert_eq!(health(&mut *gateway), "DEGRADED");
+    assert_eq!(gateway.passed_on(), [""; 0]);
+}

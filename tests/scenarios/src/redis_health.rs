@@ -1,0 +1,138 @@
+//! A change of health is in Redis before it is answered, everywhere within a second, and outlives Redis.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    A_SECOND, PATIENT_MS, SLACK, await_redis, health_report, in_redis, switch_request, two_tiers,
+    until_within,
+};
+use crate::{Gateway, Host, Request, Setup};
+
+fn setup(config: Value, envoys: usize) -> Setup {
+    Setup { envoys, ..Setup::new().config(&in_redis(config, PATIENT_MS, "local")).redis() }
+}
+
+fn told(gateway: &mut dyn Gateway, envoy: usize) -> String {
+    gateway.send_via(envoy, &Request::get("/")).one("x-system-health")
+}
+
+#[track_caller]
+fn switch_at(gateway: &mut dyn Gateway, envoy: usize, status: &str) {
+    let reply = gateway.send_via(envoy, &switch_request(status));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// Waits until a request is told this health, and not longer than a change may travel.
+#[track_caller]
+fn await_health(gateway: &mut dyn Gateway, envoys: usize, status: &str) {
+    for envoy in 0..envoys {
+        until_within(gateway, A_SECOND + SLACK, &format!("Envoy {envoy} knows {status}"), |gateway| {
+            (told(gateway, envoy) == status).then_some(())
+        });
+    }
+}
+
+/// Checks that a health stays what it is for as long as a change may travel, and so does not come back later.
+#[track_caller]
+fn assert_health_stays(gateway: &mut dyn Gateway, envoys: usize, status: &str) {
+    for _ in 0..30 {
+        for envoy in 0..envoys {
+            assert_eq!(told(gateway, envoy), status, "Envoy {envoy}");
+        }
+        gateway.pass(Duration::from_millis(50));
+    }
+}
+
+pub fn a_change_is_in_redis_before_it_is_answered_and_everywhere_within_a_second(host: &dyn Host) {
+    let mut gateway = host.start(&setup(two_tiers(1_000, 10), 3));
+    for round in 0..4 {
+        let status = if round % 2 == 0 { "DEGRADED" } else { "NORMAL" };
+        switch_at(&mut *gateway, round % 3, status);
+        assert_eq!(gateway.redis().health().as_deref(), Some(status), "in Redis when it is answered");
+        assert_eq!(told(&mut *gateway, round % 3), status, "here at once");
+        await_health(&mut *gateway, 3, status);
+    }
+    assert!(gateway.redis().keeps_health(), "what an operator set does not expire");
+}
+
+pub fn every_worker_learns_of_a_change_made_elsewhere(host: &dyn Host) {
+    let mut gateway = host.start(&setup(two_tiers(1_000, 10), 2).workers(4));
+    gateway.send_to_every_worker(&Request::get("/"));
+    for status in ["DEGRADED", "NORMAL"] {
+        switch_at(&mut *gateway, 1, status);
+        await_health(&mut *gateway, 1, status);
+        for reply in gateway.send_to_every_worker(&Request::get("/")) {
+            assert_eq!(reply.one("x-system-health"), status);
+        }
+    }
+}
+
+pub fn what_an_operator_writes_into_redis_is_a_change_and_nonsense_is_none(host: &dyn Host) {
+    let mut gateway = host.start(&setup(two_tiers(1_000, 10), 2));
+    gateway.redis().set_health("DEGRADED");
+    await_health(&mut *gateway, 2, "DEGRADED");
+    for nonsense in ["", "normal", "NORMAL ", "HEALTHY", "NORMAL\n", "\u{fffd}", "{}"] {
+        gateway.redis().set_health(nonsense);
+        gateway.pass(Duration::from_millis(300));
+        assert_eq!(told(&mut *gateway, 0), "DEGRADED", "{nonsense:?}");
+    }
+    assert_eq!(health_report(&mut *gateway, 0)["redis"], "connected", "one wrong key is no outage");
+    gateway.redis().set_health("NORMAL");
+    await_health(&mut *gateway, 2, "NORMAL");
+}
+
+pub fn without_redis_every_envoy_keeps_the_health_it_knew(host: &dyn Host) {
+    let config = in_redis(two_tiers(1_000, 10), 100, "local");
+    let mut gateway = host.start(&Setup { envoys: 2, ..Setup::new().config(&config).redis() });
+    switch_at(&mut *gateway, 0, "DEGRADED");
+    await_health(&mut *gateway, 2, "DEGRADED");
+    gateway.redis().kill();
+    for envoy in 0..2 {
+        await_redis(&mut *gateway, envoy, "disconnected");
+        let report = json!({"status": "degraded", "redis": "disconnected", "health": "DEGRADED"});
+        assert_eq!(health_report(&mut *gateway, envoy), report);
+    }
+    let reply = gateway.send_via(0, &switch_request("NORMAL"));
+    assert_eq!(reply.status, 500, "a change that Redis does not take is none: {}", reply.text());
+    assert_eq!(reply.json(), json!({"detail": "Failed to update health"}));
+    assert_health_stays(&mut *gateway, 2, "DEGRADED");
+    gateway.redis().restart();
+    for envoy in 0..2 {
+        await_redis(&mut *gateway, envoy, "connected");
+    }
+    until_within(&mut *gateway, A_SECOND + SLACK, "the health is in Redis again", |gateway| {
+        (gateway.redis().health().as_deref() == Some("DEGRADED")).then_some(())
+    });
+    assert_health_stays(&mut *gateway, 2, "DEGRADED");
+}
+
+pub fn a_switch_costs_no_bucket_its_tokens_and_holds_everywhere_at_its_own_limit(host: &dyn Host) {
+    let mut config = two_tiers(1_000, 10);
+    config["tiers"]["pro"]["degraded"] = json!({"capacity": 4});
+    let mut gateway = host.start(&setup(config, 2));
+    let ask = |gateway: &mut dyn Gateway| {
+        [0, 1].map(|envoy| {
+            let reply = gateway.send_via(envoy, &Request::get("/").key("pro"));
+            (reply.limit(), reply.remaining())
+        })
+    };
+    assert_eq!(ask(&mut *gateway), [(10, 9), (10, 8)]);
+    switch_at(&mut *gateway, 0, "DEGRADED");
+    await_health(&mut *gateway, 2, "DEGRADED");
+    assert_eq!(ask(&mut *gateway), [(4, 3), (4, 2)], "tokens above four are gone");
+    switch_at(&mut *gateway, 1, "NORMAL");
+    await_health(&mut *gateway, 2, "NORMAL");
+    assert_eq!(ask(&mut *gateway), [(10, 1), (10, 0)], "and do not come back");
+}
+
+pub fn before_first_contact_redis_is_disconnected(host: &dyn Host) {
+    let config = in_redis(two_tiers(5, 10), PATIENT_MS, "local");
+    let mut gateway = host.start(&Setup { is_redis_up: false, ..Setup::new().config(&config).redis() });
+    let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
+    assert_eq!(health_report(&mut *gateway, 0), report);
+    assert_eq!(gateway.send(&switch_request("DEGRADED")).status, 500);
+    assert_eq!(health_report(&mut *gateway, 0)["health"], "NORMAL");
+}

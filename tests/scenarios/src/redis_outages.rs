@@ -1,0 +1,95 @@
+//! Passwords, right and wrong, and a Redis that is away: what is decided by policy, and that it ends.
+#![allow(missing_docs, reason = "a scenario's name says what it shows")]
+
+use serde_json::json;
+
+use crate::support::{
+    RECOVERY, await_metric, await_redis, health_report, in_redis, switch, two_tiers, until_within,
+};
+use crate::{Host, Request, Setup};
+
+const PASSWORD: &str = "c4nary-password";
+const WRONG: &str = "c4nary-wrong-password";
+const FALLBACKS: &str = "rate_limiter_fallback_decisions_total";
+const FAILURES: &str = "rate_limiter_store_failures_total";
+
+/// Short against what a test waits, and long against what a busy machine takes for an answer.
+const TIMEOUT_MS: u64 = 500;
+
+fn locked(policy: &str, password: Option<&str>) -> Setup {
+    let config = in_redis(two_tiers(5, 10), TIMEOUT_MS, policy);
+    let setup = Setup { redis_password: Some(PASSWORD), ..Setup::new().config(&config).redis() };
+    match password {
+        Some(password) => setup.variable("REDIS_PASSWORD", password),
+        None => setup,
+    }
+}
+
+pub fn credentials_are_sent(host: &dyn Host) {
+    let mut gateway = host.start(&locked("local", Some(PASSWORD)));
+    for remaining in [9, 8, 7] {
+        assert_eq!(gateway.send(&Request::get("/").key("pro")).remaining(), remaining);
+    }
+    assert_eq!(gateway.redis().buckets(), ["rate_limit:pro"]);
+    await_redis(&mut *gateway, 0, "connected");
+    switch(&mut *gateway, "DEGRADED");
+    assert_eq!(gateway.redis().health().as_deref(), Some("DEGRADED"));
+}
+
+pub fn wrong_credentials_are_decided_by_policy(host: &dyn Host) {
+    for (password, policy, status) in [
+        (None, "local", 200),
+        (Some(WRONG), "local", 200),
+        (Some(WRONG), "allow", 200),
+        (Some(WRONG), "deny", 503),
+    ] {
+        let mut gateway = host.start(&locked(policy, password));
+        for _ in 0..6 {
+            let reply = gateway.send(&Request::get("/").key("pro"));
+            assert_eq!(reply.status, status, "{password:?}, {policy}");
+        }
+        assert_eq!(health_report(&mut *gateway, 0)["redis"], "disconnected", "{password:?}, {policy}");
+        await_metric(&mut *gateway, FALLBACKS, &[("policy", policy)], 6.0);
+        let failures = gateway.metric(FAILURES, &[("reason", "auth")]);
+        assert!(failures.is_some_and(|failures| failures > 0.0), "{password:?}, {policy}");
+        assert_eq!(gateway.redis().buckets(), [""; 0]);
+        let why = if password.is_some() { "WRONGPASS" } else { "NOAUTH" };
+        let warnings = gateway.warnings();
+        let is_told = |line: &String| line.contains("Redis lost") && line.contains(why);
+        assert!(warnings.iter().any(is_told), "{password:?}, {policy}: {warnings:#?}");
+    }
+}
+
+/// Frozen: requests wait, and then do not wait any more. Gone: they do not wait at all.
+pub fn an_outage_is_decided_by_policy_and_forgotten_when_it_is_over(host: &dyn Host) {
+    for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
+        let config = in_redis(two_tiers(1_000, 1_000), 100, policy);
+        let mut gateway = host.start(&Setup::new().config(&config).redis());
+        for is_frozen in [true, false] {
+            await_redis(&mut *gateway, 0, "connected");
+            match is_frozen {
+                true => gateway.redis().freeze(),
+                false => gateway.redis().kill(),
+            }
+            for n in 0..8 {
+                let reply = gateway.send(&Request::get("/").key("pro"));
+                assert_eq!(reply.status, status, "{policy}, request {n}");
+                assert!(reply.has("x-system-health"), "{policy}, request {n}");
+            }
+            await_redis(&mut *gateway, 0, "disconnected");
+            let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
+            assert_eq!(health_report(&mut *gateway, 0), report, "{policy}");
+            match is_frozen {
+                true => gateway.redis().thaw(),
+                false => gateway.redis().restart(),
+            }
+        }
+        await_redis(&mut *gateway, 0, "connected");
+        let asked = gateway.redis().scripts();
+        // One worker may be back before another.
+        until_within(&mut *gateway, RECOVERY, "Redis decides again", |gateway| {
+            let reply = gateway.send(&Request::get("/").key("pro"));
+            (reply.status == 200 && gateway.redis().scripts() > asked).then_some(())
+        });
+    }
+}

@@ -1,0 +1,196 @@
+//! What several subjects share: configurations in short, waiting, and what a complete answer looks like.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha2::Digest as _;
+
+use crate::{Gateway, Request, Response};
+
+/// Tokens a second that add up to about one an hour: within a test a bucket gains nothing.
+pub const ONE_PER_HOUR: f64 = 0.000_278;
+
+/// The admin token of every scenario that needs one.
+pub const TOKEN: &str = "c4nary-admin-token";
+
+/// What no client, log line or metric may show, beside what has `c4nary` in it.
+pub const SECRETS: [&str; 2] = [TOKEN, "c4nary-of-acme"];
+
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Fifteen seconds, and longer where a look takes a while.
+const LOOKS: usize = 750;
+
+/// SHA-256 of `text` in lower-case hex, as configuration wants it.
+pub fn sha256_hex(text: &str) -> String {
+    sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A tier with the same limit whatever the health.
+pub fn tier(capacity: u64, refill_rate: f64) -> Value {
+    json!({"base": {"capacity": capacity, "refill_rate": refill_rate}, "ttl": 3600})
+}
+
+/// `free`, the default tier, holds `free` tokens and `pro` holds `pro`; neither refills within a
+/// test. The only known key is `pro`.
+pub fn two_tiers(free: u64, pro: u64) -> Value {
+    json!({
+        "tiers": {"free": tier(free, ONE_PER_HOUR), "pro": tier(pro, ONE_PER_HOUR)},
+        "api_keys": {"pro": {"tier": "pro", "id": "pro"}},
+        "admin": {"token_sha256": sha256_hex(TOKEN)},
+    })
+}
+
+/// A request to set the health, with the right token.
+pub fn switch_request(status: &str) -> Request {
+    Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN)
+}
+
+/// Sets the health.
+#[track_caller]
+pub fn switch(gateway: &mut dyn Gateway, status: &str) {
+    let reply = gateway.send(&switch_request(status));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// The health that `GET /system/health` tells.
+#[track_caller]
+pub fn health(gateway: &mut dyn Gateway) -> String {
+    let reply = gateway.send(&Request::get("/system/health"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()["health"].as_str().expect("health is text").to_owned()
+}
+
+/// Sends `requests` copies one after the other; gives the statuses.
+#[track_caller]
+pub fn statuses(gateway: &mut dyn Gateway, request: &Request, requests: usize) -> Vec<u16> {
+    (0..requests).map(|_| gateway.send(request).status).collect()
+}
+
+/// Waits until `probe` gives a value.
+#[track_caller]
+pub fn until<T>(
+    gateway: &mut dyn Gateway,
+    what: &str,
+    mut probe: impl FnMut(&mut dyn Gateway) -> Option<T>,
+) -> T {
+    for _ in 0..LOOKS {
+        if let Some(value) = probe(gateway) {
+            return value;
+        }
+        gateway.pass(PAUSE);
+    }
+    panic!("never: {what}")
+}
+
+/// Waits until a metric has this value; workers report once a second.
+#[track_caller]
+pub fn await_metric(gateway: &mut dyn Gateway, name: &str, labels: &[(&str, &str)], value: f64) {
+    let mut last = None;
+    for _ in 0..LOOKS {
+        last = gateway.metric(name, labels);
+        if last == Some(value) {
+            return;
+        }
+        gateway.pass(PAUSE);
+    }
+    panic!("{name} {labels:?} should become {value}, stands at {last:?}");
+}
+
+/// Checks that every header of the rate limit group and its neighbours is there exactly once and
+/// well-formed, `Retry-After` on a 429 included.
+#[track_caller]
+pub fn assert_headers_complete(reply: &Response, tier: &str, limit: u64, health: &str) {
+    assert_eq!(reply.limit(), limit);
+    assert!(reply.remaining() <= limit);
+    assert!(reply.number("x-ratelimit-reset") > 1_600_000_000);
+    assert_eq!(reply.tier(), tier);
+    assert_eq!(reply.one("x-system-health"), health);
+    assert_processing_time(reply);
+    if reply.status == 429 {
+        assert!(reply.number("retry-after") >= 1);
+        assert_eq!(reply.remaining(), 0);
+    } else {
+        assert!(!reply.has("retry-after"), "{reply:#?}");
+    }
+}
+
+/// Checks that `X-Processing-Time` is there once, in seconds with four decimals; gives it.
+#[track_caller]
+pub fn assert_processing_time(reply: &Response) -> f64 {
+    let text = reply.one("x-processing-time");
+    let seconds = text.strip_suffix('s').unwrap_or_default();
+    let decimals = seconds.split_once('.').map_or(0, |(_, tail)| tail.len());
+    assert_eq!(decimals, 4, "{text:?} has the shape of 0.0234s");
+    let seconds: f64 = seconds.parse().expect("a number of seconds");
+    assert!((0.0..20.0).contains(&seconds), "{text:?}");
+    seconds
+}
+
+/// Waits until every worker answers a request without a key with this limit.
+#[track_caller]
+pub fn await_limit(gateway: &mut dyn Gateway, limit: u64) {
+    until(gateway, &format!("a limit of {limit} on every worker"), |gateway| {
+        let replies = gateway.send_to_every_worker(&Request::get("/"));
+        replies.iter().all(|reply| reply.limit() == limit).then_some(())
+    });
+}
+
+/// So long that no reply of a Redis that works comes late, however busy a machine is.
+pub const PATIENT_MS: u64 = 5_000;
+
+/// How soon the limiter is back at Redis once that works again.
+pub const RECOVERY: Duration = Duration::from_secs(5);
+
+/// How soon a change of health is everywhere, and a caller is asked about again.
+pub const A_SECOND: Duration = Duration::from_secs(1);
+
+/// What a busy machine may add to a second.
+pub const SLACK: Duration = Duration::from_millis(500);
+
+/// `config` with its buckets in Redis.
+pub fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
+    config["store"] = json!({
+        "kind": "redis",
+        "cluster": crate::REDIS_CLUSTER,
+        "timeout_ms": timeout_ms,
+        "on_failure": on_failure,
+    });
+    config
+}
+
+/// What `GET /health` tells.
+#[track_caller]
+pub fn health_report(gateway: &mut dyn Gateway, envoy: usize) -> Value {
+    let reply = gateway.send_via(envoy, &Request::get("/health"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+/// Waits until `GET /health` says that of Redis, and no longer than the limiter may take to find it again.
+#[track_caller]
+pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
+    until_within(gateway, RECOVERY, &format!("redis {state}"), |gateway| {
+        (health_report(gateway, envoy)["redis"] == state).then_some(())
+    });
+}
+
+/// Waits until `probe` gives a value, and no longer than that by the gateway's own clock.
+#[track_caller]
+pub fn until_within<T>(
+    gateway: &mut dyn Gateway,
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut(&mut dyn Gateway) -> Option<T>,
+) -> T {
+    let mut waited = Duration::ZERO;
+    loop {
+        if let Some(value) = probe(gateway) {
+            return value;
+        }
+        assert!(waited <= limit, "not within {limit:?}: {what}");
+        gateway.pass(PAUSE);
+        waited += PAUSE;
+    }
+}

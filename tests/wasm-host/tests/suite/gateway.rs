@@ -1,0 +1,368 @@
+//! The hostile host as the scenarios want it: [`scenarios::Host`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use scenarios::{Answer, Body, Gateway, Host, REDIS_CLUSTER, Redis, Request, Response, Served, Source};
+use serde_json::Value;
+use wasm_host::redis::Mode;
+use wasm_host::{Id, LIMITER, World};
+
+/// The cluster that serves documents.
+const SOURCE: &str = "config_files";
+
+/// Where the health is.
+const HEALTH: &str = "system:health:status";
+
+/// Longer than any request waits.
+const PATIENCE_US: u64 = 20_000_000;
+
+/// Between two looks at whether an answer is there, and at what the cluster of documents has been asked.
+const LOOK_US: u64 = 5_000;
+
+/// Starts hostile hosts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostileHost;
+
+impl Host for HostileHost {
+    fn start(&self, setup: &scenarios::Setup) -> Box<dyn Gateway> {
+        let mut world = boot(setup);
+        let configuration = configuration(setup.config.as_ref());
+        for worker in 0..setup.envoys * setup.workers as usize {
+            assert!(world.configure(worker, &configuration), "refused: {:?}", world.processes[0].log);
+        }
+        let mut listeners = BTreeMap::new();
+        for (name, config) in &setup.listeners {
+            let configuration = configuration_of(config);
+            let names = (LIMITER, LIMITER);
+            listeners.insert(name.clone(), world.add_plugin(0, names, setup.passes_bodies, &configuration));
+        }
+        world.settle();
+        let mut running = Running {
+            world,
+            setup: setup.clone(),
+            turn: 0,
+            listeners,
+            passed_on: Vec::new(),
+            breaks_off: BTreeSet::new(),
+        };
+        for (path, served) in &setup.documents {
+            running.serve(path, served.clone());
+        }
+        Box::new(running)
+    }
+
+    fn start_refused(&self, setup: &scenarios::Setup) -> String {
+        let mut world = boot(setup);
+        assert!(!world.configure(0, &configuration(setup.config.as_ref())), "the configuration is taken");
+        world.processes[0].log.borrow().iter().map(|(_, line)| format!("{line}\n")).collect()
+    }
+}
+
+fn configuration(config: Option<&Value>) -> Vec<u8> {
+    config.map(configuration_of).unwrap_or_default()
+}
+
+fn configuration_of(config: &Value) -> Vec<u8> {
+    config.to_string().into_bytes()
+}
+
+/// Envoys whose workers have not been configured yet.
+fn boot(wanted: &scenarios::Setup) -> World {
+    let variables = wanted.variables.iter().map(|(name, value)| (name.clone(), value.clone().into()));
+    let (clusters, refusing) = match wanted.source {
+        Source::Serves => (vec![REDIS_CLUSTER, SOURCE], vec![]),
+        Source::Refuses => (vec![REDIS_CLUSTER, SOURCE], vec![SOURCE]),
+        Source::Missing => (vec![REDIS_CLUSTER], vec![]),
+    };
+    let mut world = World::boot(wasm_host::Setup {
+        environment: variables.collect(),
+        envoys: wanted.envoys,
+        workers: wanted.workers as usize,
+        allows_stop: wanted.passes_bodies,
+        clusters,
+        refusing,
+        ..wasm_host::Setup::new("")
+    });
+    for process in &world.processes {
+        process.keeps_stats.set(wanted.keeps_stats);
+    }
+    world.redis.model.password = wanted.redis_password.map(|password| (None, password));
+    if !wanted.is_redis_up {
+        world.redis.mode = Mode::Refuses;
+    }
+    world
+}
+
+struct Running {
+    world: World,
+    setup: scenarios::Setup,
+    /// The worker of each Envoy that gets the next request: each in its turn.
+    turn: usize,
+    /// The number of each other listener's plugin, on the first worker.
+    listeners: BTreeMap<String, usize>,
+    passed_on: Vec<String>,
+    /// Documents that break off.
+    breaks_off: BTreeSet<String>,
+}
+
+impl Running {
+    fn send_to(&mut self, worker: usize, request: &Request) -> Response {
+        let answer = self.upstream_answer(request);
+        let is_whole = match &request.body {
+            Body::None => true,
+            Body::Sized(body) => body.is_empty(),
+            Body::Chunked(_) => false,
+        };
+        let id = self.world.begin(worker, &self.encoded(request, &answer), is_whole);
+        match &request.body {
+            Body::Sized(body) if !is_whole => self.world.body(id, body, true),
+            Body::Chunked(chunks) => {
+                chunks.iter().for_each(|chunk| self.world.body(id, chunk, false));
+                self.world.body(id, b"", true);
+            }
+            Body::Sized(_) | Body::None => {}
+        }
+        self.world.settle();
+        if answer.after > Duration::ZERO && self.world.response(id).is_none() {
+            self.pass(answer.after);
+            self.world.upstream_answers(id);
+        }
+        self.await_response(id, request)
+    }
+
+    fn await_response(&mut self, id: Id, request: &Request) -> Response {
+        for _ in 0..PATIENCE_US / LOOK_US {
+            if let Some(response) = self.world.response(id).cloned() {
+                if response.upstream_got.is_some() {
+                    self.passed_on.push(request.target.clone());
+                }
+                let status = u16::try_from(response.status).expect("an HTTP status");
+                return Response { status, headers: response.headers, body: response.body };
+            }
+            self.advance_us(LOOK_US);
+        }
+        panic!("no answer to {request:?}")
+    }
+
+    /// What the upstream answers, as Envoy shows it to filters: names in lower case, no body for `HEAD`.
+    fn upstream_answer(&self, request: &Request) -> Answer {
+        let mut answer = self.setup.answer_to(&request.target);
+        if self.setup.is_grpc {
+            let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+            answer.headers = vec![header("content-type", "application/grpc"), header("grpc-status", "0")];
+        }
+        if request.method == "HEAD" {
+            answer.body.clear();
+        }
+        answer.headers.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
+        answer
+    }
+
+    /// The request as Envoy shows it to filters: names in lower case, no white space around values, and the address and
+    /// port of the client.
+    fn encoded(&self, request: &Request, answer: &Answer) -> wasm_host::Request {
+        let source = match &request.from {
+            None => "127.0.0.1:40000".to_owned(),
+            Some(address) => {
+                assert!(self.setup.has_addresses, "from {address}, where callers have no addresses");
+                match address.parse().expect("an address") {
+                    IpAddr::V4(address) => format!("{address}:0"),
+                    IpAddr::V6(address) => format!("[{address}]:0"),
+                }
+            }
+        };
+        let headers: Vec<_> =
+            answer.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut encoded = wasm_host::Request::new(&request.method, &request.target)
+            .from(source)
+            .answered_with(answer.status.into(), &headers, &answer.body);
+        for (name, value) in &request.headers {
+            encoded = encoded.with(&name.to_lowercase(), value.trim_ascii());
+        }
+        if answer.after > Duration::ZERO { encoded.upstream_waits() } else { encoded }
+    }
+
+    /// Lets time pass, and documents break off.
+    fn advance_us(&mut self, us: u64) {
+        let mut left_us = us;
+        while left_us > 0 {
+            let step_us = left_us.min(LOOK_US);
+            self.world.advance_us(step_us);
+            left_us -= step_us;
+            let breaks_off = |path: String| self.breaks_off.contains(&path);
+            while let Some(index) = self.world.calls.iter().position(|(_, call)| breaks_off(call.path())) {
+                self.world.answer_call(index, None);
+            }
+        }
+    }
+
+    fn workers(&self) -> usize {
+        self.setup.workers as usize
+    }
+
+    fn lines(&self, least_level: u32) -> Vec<String> {
+        let logs = self.world.processes.iter().map(|process| process.log.borrow());
+        logs.flat_map(|log| {
+            let lines = log.iter().filter(|(level, _)| *level >= least_level);
+            lines.map(|(_, line)| line.clone()).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+}
+
+impl Gateway for Running {
+    fn send(&mut self, request: &Request) -> Response {
+        self.send_via(0, request)
+    }
+
+    fn send_via(&mut self, envoy: usize, request: &Request) -> Response {
+        self.turn = (self.turn + 1) % self.workers();
+        self.send_to(envoy * self.workers() + self.turn, request)
+    }
+
+    fn send_to_listener(&mut self, listener: &str, request: &Request) -> Response {
+        self.send_to(self.listeners[listener], request)
+    }
+
+    fn send_to_every_worker(&mut self, request: &Request) -> Vec<Response> {
+        (0..self.workers()).map(|worker| self.send_to(worker, request)).collect()
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.advance_us(u64::try_from(time.as_micros()).expect("a short time"));
+    }
+
+    fn now(&self) -> f64 {
+        self.world.clock.wall_ns.get() as f64 / 1e9
+    }
+
+    fn metric(&mut self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let mut wanted: Vec<_> = labels.to_vec();
+        wanted.sort_unstable();
+        let stats = self.stats();
+        let stat = stats.iter().find(|stat| {
+            labels_of(stat, name).is_some_and(|mut found| {
+                found.sort_unstable();
+                found == wanted
+            })
+        })?;
+        Some(self.world.processes[0].stat(stat) as f64)
+    }
+
+    fn values(&mut self, name: &str) -> Vec<f64> {
+        let stats = self.stats();
+        let named = stats.iter().filter(|stat| labels_of(stat, name).is_some());
+        named.map(|stat| self.world.processes[0].stat(stat) as f64).collect()
+    }
+
+    fn stats(&mut self) -> Vec<String> {
+        let process = &self.world.processes[0];
+        if process.keeps_stats.get() { process.stat_names() } else { Vec::new() }
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        const INFO: u32 = 2;
+        self.lines(INFO)
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        const WARNING: u32 = 3;
+        self.lines(WARNING)
+    }
+
+    fn passed_on(&mut self) -> Vec<String> {
+        self.passed_on.clone()
+    }
+
+    fn serve(&mut self, path: &str, served: Served) {
+        self.breaks_off.remove(path);
+        self.world.documents.remove(path);
+        match served {
+            Served::Document(document) => drop(self.world.documents.insert(path.to_owned(), (200, document))),
+            Served::Status(status) => {
+                self.world.documents.insert(path.to_owned(), (status.into(), Vec::new()));
+            }
+            Served::BreaksOff => drop(self.breaks_off.insert(path.to_owned())),
+            Served::Never => {}
+        }
+    }
+
+    fn times_asked(&mut self, path: &str) -> usize {
+        self.world.asked.iter().filter(|asked| *asked == path).count()
+    }
+
+    fn deliver(&mut self, config: &Value) -> bool {
+        let configuration = configuration_of(config);
+        (0..self.workers()).all(|worker| self.world.configure(worker, &configuration))
+    }
+
+    fn redis(&mut self) -> &mut dyn Redis {
+        assert!(self.setup.has_redis, "a setup with a Redis");
+        self
+    }
+}
+
+/// The labels in a stat's name, if it is this metric's: `name.label.value.…`
+fn labels_of<'a>(stat: &'a str, name: &str) -> Option<Vec<(&'a str, &'a str)>> {
+    let rest = stat.strip_prefix(name)?;
+    if !rest.is_empty() && !rest.starts_with('.') {
+        return None;
+    }
+    let parts: Vec<_> = rest.split('.').skip(1).collect();
+    Some(parts.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+}
+
+impl Redis for Running {
+    fn buckets(&mut self) -> Vec<String> {
+        let names = self.world.redis.model.buckets.keys();
+        let mut names: Vec<_> = names.filter(|name| !name.ends_with("#probe")).cloned().collect();
+        names.sort();
+        names
+    }
+
+    fn delete_bucket(&mut self, name: &str) {
+        assert!(self.world.redis.model.buckets.remove(name).is_some(), "no bucket {name}");
+    }
+
+    fn health(&mut self) -> Option<String> {
+        let health = self.world.redis.model.strings.get(HEALTH)?;
+        Some(String::from_utf8(health.clone()).expect("text"))
+    }
+
+    fn keeps_health(&mut self) -> bool {
+        // The model takes no `SET` that would let it expire.
+        self.world.redis.model.strings.contains_key(HEALTH)
+    }
+
+    fn set_health(&mut self, health: &str) {
+        self.world.redis.model.strings.insert(HEALTH.to_owned(), health.into());
+    }
+
+    fn scripts(&mut self) -> u64 {
+        let is_script = |command: &&Vec<Vec<u8>>| command[0].starts_with(b"EVAL");
+        self.world.redis.model.commands.iter().filter(is_script).count() as u64
+    }
+
+    fn freeze(&mut self) {
+        self.world.redis.mode = Mode::Frozen;
+    }
+
+    fn thaw(&mut self) {
+        self.world.redis_comes_up();
+    }
+
+    fn kill(&mut self) {
+        self.world.redis.mode = Mode::Refuses;
+        let model = &mut self.world.redis.model;
+        model.buckets.clear();
+        model.strings.clear();
+        model.knows_script = false;
+        self.world.redis_hangs_up();
+    }
+
+    fn restart(&mut self) {
+        self.world.redis_comes_up();
+    }
+}

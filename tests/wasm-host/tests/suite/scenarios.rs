@@ -1,0 +1,18 @@
+//! Every scenario of `tests/scenarios`, played by the hostile host. A real Envoy plays the same ones (`tests/e2e`).
+
+use crate::gateway::HostileHost;
+
+macro_rules! tests {
+    ($($subject:ident { $($name:ident)* })*) => {
+        $(mod $subject {
+            $(#[test] fn $name() { ::scenarios::$subject::$name(&super::HostileHost) })*
+        })*
+    };
+}
+
+::scenarios::scenarios!(tests);
+
+#[test]
+fn every_scenario_is_a_test_here() {
+    ::scenarios::assert_all_run();
+}
