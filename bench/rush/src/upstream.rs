@@ -37,7 +37,7 @@ pub struct Shape {
     #[arg(long, default_value_t = 100)]
     pub service_ms: u64,
     /// How many requests may wait for their turn; more are refused with 503 at once
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 200)]
     pub queue: usize,
 }
 

@@ -48,8 +48,8 @@ pub(super) struct Options {
     /// How often a client tries again after a server error or a timeout
     #[arg(long, default_value_t = 2)]
     retries: u32,
-    /// How many requests wait for their turn in the upstream before it refuses more
-    #[arg(long, default_value_t = 500)]
+    /// How many requests wait for their turn in the upstream before it refuses more: by default two seconds' worth
+    #[arg(long, default_value_t = 200)]
     queue: u32,
     /// Decides who asks when
     #[arg(long, default_value_t = 1)]

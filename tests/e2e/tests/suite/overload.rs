@@ -24,8 +24,8 @@ const ENTERPRISE: usize = 2;
 /// More than anybody asks for: no bucket is ever empty here.
 const CAPACITY: u64 = 100_000;
 
-/// Sixty requests a second, of which two seconds' worth may wait.
-const SHAPE: Shape = Shape { slots: 6, service_ms: 100, queue: 120 };
+/// Sixty requests a second, of which a second's worth may wait.
+const SHAPE: Shape = Shape { slots: 6, service_ms: 100, queue: 60 };
 
 /// Between health turning and the judgement of what is served then: time for the queue to drain.
 const SETTLING: Duration = Duration::from_secs(4);
@@ -34,7 +34,7 @@ const SETTLING: Duration = Duration::from_secs(4);
 pub(crate) fn quick() -> Value {
     json!({
         "mode": "auto",
-        "window_seconds": 2,
+        "window_seconds": 4,
         "min_requests": 20,
         "latency_ms": 400,
         "degrade_after_seconds": 1,
