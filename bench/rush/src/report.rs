@@ -174,6 +174,15 @@ impl Report {
         f64::from(overload.of(Fate::Served)[tier]) / f64::from(overload.asked[tier].max(1))
     }
 
+    /// The same for the second half of the overload, when whoever needs time to act has had it.
+    pub fn settled_success(&self, tier: usize) -> f64 {
+        let settled = self.plan.before + self.plan.overload / 2..self.plan.before + self.plan.overload;
+        let seconds = self.seconds.get(settled.start as usize..settled.end as usize).unwrap_or_default();
+        let count =
+            |of: fn(&Second) -> [u32; TIERS]| seconds.iter().map(|second| of(second)[tier]).sum::<u32>();
+        f64::from(count(|second| second.of(Fate::Served))) / f64::from(count(|second| second.asked).max(1))
+    }
+
     /// Requests a second that were served in the overload.
     pub fn goodput(&self) -> f64 {
         f64::from(self.phase(Phase::Overload).sum(Fate::Served)) / f64::from(self.plan.overload.max(1))
@@ -235,6 +244,7 @@ mod tests {
         report.add(&outcome(39, 2, Fate::TimedOut, 3_000));
         assert_eq!(report.goodput(), 2.0);
         assert_eq!((report.success(2), report.success(0)), (60.0 / 61.0, 0.0));
+        assert_eq!((report.settled_success(2), report.settled_success(0)), (30.0 / 31.0, 0.0));
         assert_eq!((report.latency_ms(0.5), report.latency_ms(0.99)), (Some(129.0), Some(159.0)));
         assert_eq!(report.phase(Phase::Overload).sum(Fate::Shed), 60);
     }

@@ -15,8 +15,10 @@ pub fn markdown(reports: &[Report]) -> String {
     for tier in (0..TIERS).rev() {
         text += &format!(" {} served |", TIER_NAMES[tier]);
     }
-    text += " turned away | failed | recovered after |\n|---|--:|--:|--:|";
-    text += &"--:|".repeat(TIERS + 3);
+    let important = TIER_NAMES[TIERS - 1];
+    text +=
+        &format!(" {important}, second half | told to wait | failed | recovered after |\n|---|--:|--:|--:|");
+    text += &"--:|".repeat(TIERS + 4);
     text += "\n";
     for report in reports {
         text += &row(report);
@@ -68,7 +70,8 @@ fn row(report: &Report) -> String {
     }
     let recovery = report.recovery_seconds();
     row += &format!(
-        " {} | {} | {} |\n",
+        " {} | {} | {} | {} |\n",
+        percent(report.settled_success(TIERS - 1)),
         share(&[Fate::Shed, Fate::Limited]),
         share(&[Fate::Error, Fate::TimedOut, Fate::Broken]),
         recovery.map_or(format!("not within {} s", report.plan.after), |seconds| format!("{seconds} s")),
@@ -92,6 +95,6 @@ mod tests {
         let text = markdown(&reports);
         let bars: Vec<_> =
             text.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
-        assert_eq!(bars, [11; 4], "{text}");
+        assert_eq!(bars, [12; 4], "{text}");
     }
 }
