@@ -58,8 +58,8 @@ pub(super) struct HttpRequest {
 enum Stage {
     /// Nothing.
     Done,
-    /// Its response gets the answer's headers. Its own headers came in at that time.
-    AwaitsResponse(Answer, u64),
+    /// Its response gets the answer's headers. Its own headers came in at the first time, and it went on at the second.
+    AwaitsResponse(Answer, u64, u64),
     /// It changes health once its body is there; so much of it is.
     AwaitsBody(PendingChange, Vec<u8>),
     /// It waits until Redis has decided. Its headers came in at that time.
@@ -94,7 +94,7 @@ impl HttpRequest {
         };
         let admitted = self.worker.as_ref().and_then(|worker| worker.borrow_mut().take_admitted(self.id));
         match admitted {
-            Some(answer) => self.stage = Stage::AwaitsResponse(answer, started_us),
+            Some((answer, sent_us)) => self.stage = Stage::AwaitsResponse(answer, started_us, sent_us),
             None => return true,
         }
         false
@@ -113,7 +113,7 @@ impl HttpContext for HttpRequest {
         match worker.decide(&HostRequest, Arrival { ticket: self.id, at_us: started_us }) {
             Decision::Exempt => Action::Continue,
             Decision::Admitted(answer) => {
-                self.stage = Stage::AwaitsResponse(answer, started_us);
+                self.stage = Stage::AwaitsResponse(answer, started_us, started_us);
                 Action::Continue
             }
             answer @ (Decision::Refused(_)
@@ -165,13 +165,14 @@ impl HttpContext for HttpRequest {
             // Somebody else has answered it meanwhile.
             worker.borrow_mut().forget(self.id);
         }
-        if let Stage::AwaitsResponse(answer, started_us) = std::mem::replace(&mut self.stage, Stage::Done)
+        if let Stage::AwaitsResponse(answer, started_us, sent_us) =
+            std::mem::replace(&mut self.stage, Stage::Done)
             && let Some(worker) = &self.worker
         {
             let mut worker = worker.borrow_mut();
-            let took_us = write_headers(&worker, &answer, started_us, set_response_header);
+            let now_us = write_headers(&worker, &answer, started_us, set_response_header);
             if let Some(tally) = worker.limiter.tally() {
-                measure(tally, started_us, took_us, end_of_stream);
+                measure(tally, sent_us, now_us, end_of_stream);
             }
         }
         Action::Continue
@@ -185,9 +186,9 @@ impl Drop for HttpRequest {
         match self.stage {
             Stage::AwaitsBody(..) => worker.borrow_mut().bodies.forget(self.id),
             Stage::AwaitsRedis(_) => worker.borrow_mut().forget(self.id),
-            Stage::AwaitsResponse(_, started_us) => {
+            Stage::AwaitsResponse(_, _, sent_us) => {
                 if let Some(tally) = worker.borrow_mut().limiter.tally() {
-                    tally.abandoned(HostData.now_us().saturating_sub(started_us));
+                    tally.abandoned(HostData.now_us().saturating_sub(sent_us));
                 }
             }
             Stage::Done => {}
@@ -195,24 +196,25 @@ impl Drop for HttpRequest {
     }
 }
 
-/// Notes how the upstream has answered, by two host calls at most: the status, and what is not known of the time.
+/// Notes how the upstream has answered, by two host calls at most: the status, and the time where it is not known. What
+/// went before the request was sent on, such as a wait for Redis, is not the upstream's.
 ///
 /// A gRPC response that fails at once is a 200 of headers alone, and says so in them. Where the time is not known, that
 /// is read in its place.
-fn measure(tally: &mut Tally, started_us: u64, took_us: Option<u64>, is_headers_only: bool) {
+fn measure(tally: &mut Tally, sent_us: u64, now_us: Option<u64>, is_headers_only: bool) {
     let status = response_header(":status").unwrap_or_default();
     if status.first() == Some(&b'5') {
         return tally.answered(Response::Failed);
     }
-    let took_us = if is_headers_only && status == b"200" {
+    let now_us = if is_headers_only && status == b"200" {
         match response_header("grpc-status") {
             Some(status) if is_grpc_server_error(&status) => return tally.answered(Response::Failed),
-            _ => took_us,
+            _ => now_us,
         }
     } else {
-        took_us.or_else(|| Some(HostData.now_us().saturating_sub(started_us)))
+        now_us.or_else(|| Some(HostData.now_us()))
     };
-    tally.answered(Response::Good(took_us));
+    tally.answered(Response::Good(now_us.map(|now_us| now_us.saturating_sub(sent_us))));
 }
 
 /// The codes that are a server's fault: `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`
@@ -291,7 +293,7 @@ fn send_reply(reply: &Reply) {
     send_local_reply(reply.status, headers, reply.body.as_bytes());
 }
 
-/// Writes the headers; how long the request took until now, in microseconds, where a header tells it.
+/// Writes the headers; what the clock says, where a header needs that.
 fn write_headers(
     worker: &Worker,
     answer: &Answer,
@@ -300,7 +302,8 @@ fn write_headers(
 ) -> Option<u64> {
     let limiter = &worker.limiter;
     let headers = limiter.config().settings.headers;
-    let took_us = headers.processing_time.then(|| HostData.now_us().saturating_sub(started_us));
-    reply::write_headers(answer, headers, limiter.unix_offset_us(), took_us.unwrap_or_default(), write);
-    took_us
+    let now_us = headers.processing_time.then(|| HostData.now_us());
+    let processing_us = now_us.map_or(0, |now_us| now_us.saturating_sub(started_us));
+    reply::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);
+    now_us
 }

@@ -33,8 +33,8 @@ pub(super) struct Worker {
     pipe: Option<Pipe>,
     /// Requests that wait for Redis, and when their headers came in, in microseconds.
     waiting: HashMap<Ticket, u64>,
-    /// Requests that have been let go on since, and what their responses are to say.
-    admitted: HashMap<Ticket, Answer>,
+    /// Requests that have been let go on since, what their responses are to say, and when that was, in microseconds.
+    admitted: HashMap<Ticket, (Answer, u64)>,
     decisions: u32,
     duration_histogram: Option<u32>,
 }
@@ -75,8 +75,8 @@ impl Worker {
         decision
     }
 
-    /// The answer for a request that has been let go on since it asked Redis.
-    pub(super) fn take_admitted(&mut self, ticket: Ticket) -> Option<Answer> {
+    /// The answer for a request that has been let go on since it asked Redis, and when that was.
+    pub(super) fn take_admitted(&mut self, ticket: Ticket) -> Option<(Answer, u64)> {
         self.admitted.remove(&ticket)
     }
 
@@ -162,7 +162,7 @@ impl Worker {
             is_away = true;
             match decision {
                 Decision::Admitted(answer) => {
-                    self.admitted.insert(ticket, answer);
+                    self.admitted.insert(ticket, (answer, now_us));
                     let _ = hostcalls::resume_http_request();
                 }
                 Decision::Refused(_)
