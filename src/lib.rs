@@ -13,7 +13,8 @@
 //!
 //! In reading order: [`tier`] and [`bucket`] (the limits and the arithmetic), [`identity`] (who asks),
 //! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`] and
-//! [`documents`] (how changes reach every worker), [`charge`] and [`fleet`] (what many Envoys share), [`limiter`] (the one place where a request's fate branches),
+//! [`documents`] (how changes reach every worker), [`charge`] and [`fleet`] (what many Envoys share), [`load`] and
+//! [`measuring`] (what is made of the upstream's answers), [`limiter`] (the one place where a request's fate branches),
 //! [`admin`] with [`guard`], [`reply`], [`metrics`], and last `host`, the only code that knows Envoy.
 
 #![deny(

@@ -320,6 +320,10 @@ impl Controller {
 
     /// Shedding does not mend this strain; it is tried again later.
     fn bear(&mut self, strain: f64) {
+        if self.trial.futile > 0 && self.limit > 0.0 {
+            // It is back, if not as it was, and need not be found out anew from next to nothing.
+            self.limit = self.limit.max(self.known * COME_BACK / 2.0);
+        }
         self.trial = Trial::default();
         self.floor = strain;
         self.rest = FIRST_REST.saturating_mul(1 << self.failures.min(5)).min(LONGEST_REST);

@@ -6,19 +6,13 @@ use std::collections::HashMap;
 use dynamic_rate_limiter::bucket::{self, Bucket, Outcome};
 use dynamic_rate_limiter::config::Measured;
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::load::controller::Controller;
-use dynamic_rate_limiter::load::shed::{self, Cut};
-use dynamic_rate_limiter::load::signals::{Counts, Window};
-use dynamic_rate_limiter::load::switch::Switch;
-use dynamic_rate_limiter::tier::Limit;
-
-use crate::chance::Random;
+use dynamic_rate_limiter::health::Told;
+use dynamic_rate_limiter::load::shed;
+use dynamic_rate_limiter::load::{Load, Response, Tally};
+use dynamic_rate_limiter::tier::{self, Limit};
 
 /// How often a worker hands in what it counted, in microseconds.
 pub(crate) const HAND_IN_US: u64 = 250_000;
-
-/// What a caller that is shed is told to wait: so many seconds, and up to so many more.
-const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
 
 /// A tier, as far as it matters here.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +27,24 @@ pub struct Tier {
     pub normal: (u32, f64),
     /// The same while it is `DEGRADED`.
     pub degraded: (u32, f64),
+}
+
+impl Tier {
+    /// As the configuration has it.
+    fn configured(&self) -> tier::Tier {
+        let limit = |(capacity, rate): (u32, f64)| {
+            Limit::new(capacity, (rate * 1e6) as u64).expect("a limit in range")
+        };
+        tier::Tier {
+            name: self.name.to_owned(),
+            normal: limit(self.normal),
+            degraded: limit(self.degraded),
+            ttl_seconds: 60,
+            unlimited: false,
+            priority: self.priority,
+            min_share_milli: (self.min_share * 1_000.0) as u16,
+        }
+    }
 }
 
 /// Who asks: which of a tier's callers.
@@ -52,141 +64,89 @@ pub(crate) enum Verdict {
 }
 
 pub(crate) struct Envoy {
-    tiers: Vec<Tier>,
+    tiers: Vec<(Tier, tier::Tier)>,
     bounds: Measured,
     workers: Vec<Worker>,
     buckets: HashMap<Caller, Bucket>,
-    window: Window,
-    open: Counts,
-    open_since_us: u64,
-    pub(crate) switch: Switch,
-    pub(crate) controller: Controller,
+    pub(crate) load: Load,
     /// What was wrong with the order in which tiers were turned away.
     pub(crate) disorder: Vec<String>,
 }
 
-#[derive(Clone, Default)]
 struct Worker {
-    counts: Counts,
-    in_flight: u64,
-    since_us: u64,
-    cut: Cut,
+    tally: Tally,
     health: Health,
-    /// Since the cut is known: which tiers were shed, and which were served beyond what `min_share` keeps.
+    /// Since it follows the record as it is: which tiers were shed, and which were served beyond what `min_share` keeps.
     was_shed: Vec<bool>,
     was_served: Vec<bool>,
 }
 
 impl Envoy {
     pub(crate) fn new(tiers: &[Tier], bounds: Measured, workers: usize) -> Self {
-        let worker = Worker {
+        let worker = |seed| Worker {
+            tally: Tally::new(seed, 0),
+            health: Health::Normal,
             was_shed: vec![false; tiers.len()],
             was_served: vec![false; tiers.len()],
-            ..Worker::default()
         };
         Self {
-            tiers: tiers.to_vec(),
+            tiers: tiers.iter().map(|tier| (*tier, tier.configured())).collect(),
             bounds,
-            workers: vec![worker; workers],
+            workers: (0..workers as u64).map(worker).collect(),
             buckets: HashMap::new(),
-            window: Window::new(bounds.window_seconds),
-            open: Counts::default(),
-            open_since_us: 0,
-            switch: Switch::default(),
-            controller: Controller::default(),
+            load: Load::new(&bounds, 0),
             disorder: Vec::new(),
         }
     }
 
     pub(crate) fn health(&self) -> Health {
-        self.switch.health()
+        self.load.switch.health()
     }
 
     /// A request comes in at one of the workers.
-    pub(crate) fn arrive(
-        &mut self,
-        caller: Caller,
-        worker: usize,
-        now_us: u64,
-        random: &mut Random,
-    ) -> Verdict {
-        let tier = self.tiers[caller.tier];
+    pub(crate) fn arrive(&mut self, caller: Caller, worker: usize, now_us: u64) -> Verdict {
+        let (tier, configured) = &self.tiers[caller.tier];
         let worker = &mut self.workers[worker];
-        let level = &mut worker.counts.levels[usize::from(tier.priority)];
-        level.kept_milli += (tier.min_share * 1_000.0) as u64;
-        let place = shed::place(&caller, now_us);
-        if worker.cut.sheds(tier.priority, tier.min_share, place) {
-            level.shed += 1;
+        if let Some(seconds) = worker.tally.shed(configured, &caller, now_us) {
             worker.was_shed[caller.tier] = true;
-            return Verdict::Shed(SHED_WAIT_SECONDS.0 + random.below(SHED_WAIT_SECONDS.1 + 1));
+            return Verdict::Shed(seconds);
         }
-        worker.was_served[caller.tier] |= place < 1.0 - tier.min_share;
-        let (capacity, rate) = if worker.health == Health::Normal { tier.normal } else { tier.degraded };
-        let limit = Limit::new(capacity, (rate * 1e6) as u64).expect("a limit in range");
+        worker.was_served[caller.tier] |= shed::place(&caller, now_us) < 1.0 - tier.min_share;
+        let limit = if worker.health == Health::Normal { configured.normal } else { configured.degraded };
         let (verdict, state) = bucket::take(self.buckets.get(&caller).copied(), limit, now_us);
         if let Some(state) = state {
             self.buckets.insert(caller, state);
         }
         if verdict.outcome == Outcome::Refused {
-            level.refused += 1;
+            worker.tally.refused(configured);
             return Verdict::Refused;
         }
-        level.passed += 1;
-        worker.in_flight += 1;
+        worker.tally.passed(configured);
         Verdict::Passed
     }
 
     /// Response headers have come, or an error in their place.
     pub(crate) fn answered(&mut self, worker: usize, is_good: bool, took_us: u64) {
-        let worker = &mut self.workers[worker];
-        worker.in_flight -= 1;
-        worker.counts.answered += 1;
-        if is_good {
-            worker.counts.latency.add(took_us);
-        } else {
-            worker.counts.errors += 1;
-        }
+        let response = if is_good { Response::Good(Some(took_us)) } else { Response::Failed };
+        self.workers[worker].tally.answered(response);
     }
 
     /// The client has gone before.
     pub(crate) fn abandoned(&mut self, worker: usize, waited_us: u64) {
-        let absolute_us = self.bounds.latency_ms.map(|ms| f64::from(ms) * 1e3);
-        let relative_us =
-            self.switch.baseline_us().zip(self.bounds.latency_ratio).map(|(us, ratio)| us * ratio);
-        let bearable_us = absolute_us.into_iter().chain(relative_us).fold(f64::MAX, f64::min);
-        let worker = &mut self.workers[worker];
-        worker.in_flight -= 1;
-        if waited_us as f64 > bearable_us {
-            worker.counts.latency.add(waited_us);
-        }
+        self.workers[worker].tally.abandoned(waited_us);
     }
 
-    /// A worker hands in what it counted and learns what was made of it. Whether a slot is over.
-    pub(crate) fn hand_in(&mut self, index: usize, now_us: u64) -> bool {
-        let worker = &mut self.workers[index];
-        worker.counts.in_flight_us = worker.in_flight * (now_us - worker.since_us);
-        worker.since_us = now_us;
-        self.open.merge(&std::mem::take(&mut worker.counts));
-        let is_over = now_us - self.open_since_us >= self.window.slot_us();
-        if is_over {
-            self.open_since_us += self.window.slot_us();
-            self.window.push(std::mem::take(&mut self.open));
-            self.switch = self.switch.step(&self.window, &self.bounds, self.controller.severity());
-            let health = self.health();
-            self.controller = self.controller.step(&self.window, &self.bounds, &self.switch, health);
-            self.survives_shared_data();
-        }
+    /// A worker hands in what it counted and follows what was made of it.
+    pub(crate) fn hand_in(&mut self, index: usize, now_us: u64) {
         self.check_order(index);
-        let (cut, health) = (self.controller.cut(), self.health());
         let worker = &mut self.workers[index];
-        (worker.cut, worker.health) = (cut, health);
-        is_over
-    }
-
-    /// What is written to shared data reads the same.
-    fn survives_shared_data(&self) {
-        assert_eq!(Switch::decode(&self.switch.encode()), Some(self.switch));
-        assert_eq!(Controller::decode(&self.controller.encode()), Some(self.controller));
+        let counts = worker.tally.take(now_us);
+        self.load.add(&counts, &self.bounds, Told::Auto, now_us);
+        // What is written to shared data reads the same.
+        let read = Load::decode(&self.load.encode()).expect("a record");
+        assert_eq!(read, self.load);
+        worker.tally.follow(&read, &self.bounds);
+        worker.health = read.switch.health();
     }
 
     /// No tier was shed under a cut under which a less important one was served beyond its `min_share`.
@@ -195,7 +155,7 @@ impl Envoy {
         for (shed, served) in
             (0..self.tiers.len()).flat_map(|one| (0..self.tiers.len()).map(move |other| (one, other)))
         {
-            let (important, lesser) = (self.tiers[shed], self.tiers[served]);
+            let (important, lesser) = (self.tiers[shed].0, self.tiers[served].0);
             let is_wrong = worker.was_shed[shed] && worker.was_served[served];
             if is_wrong && important.priority > lesser.priority {
                 self.disorder.push(format!("{} was shed while {} was served", important.name, lesser.name));

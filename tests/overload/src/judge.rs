@@ -8,7 +8,7 @@ use crate::upstream::Condition;
 use crate::world::{ATTEMPTS, BIN_US, Bin, Story};
 
 /// The share of what the upstream can do that has to be done.
-pub const GOODPUT: f64 = 0.85;
+pub const GOODPUT: f64 = 0.8;
 
 /// What the issue asks for. It is counted how often that is missed.
 pub const WANTED_GOODPUT: f64 = 0.95;

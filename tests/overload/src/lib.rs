@@ -5,7 +5,7 @@
 //!
 //! - **Goodput.** In each phase in which load and upstream stay the same, calls that are served, against what the upstream
 //!   can do: the calls that their buckets let pass, or its capacity, whichever is less. Wanted 0.95; a run fails under
-//!   0.85, and those between are counted.
+//!   0.8, and those between are counted.
 //! - **The important.** Of enterprise calls, their retries included, 99.9 % are served while that tier alone asks for
 //!   less than 0.8 of capacity. Where the upstream has next to no queue it is 98 %: it refuses a part of what comes in
 //!   bursts, the specification bears that up to `error_ratio`, and some calls meet a refusal four times.

@@ -144,7 +144,7 @@ pub fn quick() -> Vec<Scenario> {
     scenarios
 }
 
-const QUICK: [&str; 20] = [
+const QUICK: [&str; 21] = [
     "queue-free90-step0.85",
     "queue-even-step1.1",
     "queue-even-step1.6",
@@ -155,6 +155,7 @@ const QUICK: [&str; 20] = [
     "queue-pro80-spike20",
     "queue-ent60-climb3",
     "queue-even-slow0.15",
+    "queue-even-slow0.5",
     "queue-even-failing0.5",
     "queue-free90-broken0.85",
     "queue-even-dead0.5",

@@ -172,8 +172,8 @@ impl World<'_> {
 
     fn note(&mut self) {
         let (phase, health) = (self.phase, self.envoy.health());
-        let (severity, waiting) = (self.envoy.controller.severity(), self.work.waiting());
-        let controller = self.envoy.controller;
+        let (severity, waiting) = (self.envoy.load.controller.severity(), self.work.waiting());
+        let controller = self.envoy.load.controller;
         let bin = self.bin();
         (bin.phase, bin.health, bin.severity, bin.waiting) = (phase, health, severity, waiting);
         bin.controller = controller;
@@ -226,7 +226,7 @@ impl World<'_> {
         let call = &mut self.calls[index];
         let Caller { tier, number } = call.caller;
         self.story.bins.last_mut().expect("one from the begin").leftover[tier] += u32::from(is_leftover);
-        match self.envoy.arrive(call.caller, call.worker, self.now_us, &mut self.random) {
+        match self.envoy.arrive(call.caller, call.worker, self.now_us) {
             Verdict::Refused => self.story.bins[call.bin].refused[tier] += 1,
             Verdict::Shed(seconds) => {
                 self.bin().shed[tier] += 1;

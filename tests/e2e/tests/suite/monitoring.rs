@@ -131,8 +131,8 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
     let mut redis = production::redis();
     let upstream = production::upstream();
     let (limiter, folder) = production::limiter(&redis, upstream.address(), |_| ());
-    let crowded = crowded();
-    let targets = [limiter.listener("metrics"), crowded.admin_address()];
+    let (crowded, unwell) = (crowded(), unwell());
+    let targets = [limiter.listener("metrics"), crowded.admin_address(), unwell.admin_address()];
     wait::until("the documents, and Redis", || {
         let tier = production::ask(&limiter, &Request::get("/").key("enterprise")).tier();
         let health = production::ask(&limiter, &Request::get("/health")).json();
@@ -145,13 +145,13 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
     let is_trouble = AtomicBool::new(false);
     thread::scope(|scope| {
         let _over = SetWhenDropped(&is_over);
-        scope.spawn(|| drive(&limiter, &crowded, &is_trouble, &is_over));
+        scope.spawn(|| drive([&limiter, &crowded, &unwell], &is_trouble, &is_over));
 
         let rejected = r#"rate_limiter_config_reloads_total{result="rejected"}"#;
         wait::until_within(SHOWS, "Prometheus has seen that all is well", || {
             let seen = prometheus.query(rejected);
             let rates = prometheus.query("rate_limiter:requests:rate1m > 0");
-            (seen.len() == 2 && !rates.is_empty()).then_some(())
+            (seen.len() == 3 && !rates.is_empty()).then_some(())
         });
         // A machine that stands still for a second misses a scrape, which is over with the next.
         let mut early = Vec::new();
@@ -208,10 +208,23 @@ fn crowded() -> Envoy {
     Setup::new().config(&config).trusted_hops(1).quiet().start()
 }
 
-/// Callers at ease; in trouble, one far above its limit, and addresses without end.
-fn drive(limiter: &Envoy, crowded: &Envoy, is_trouble: &AtomicBool, is_over: &AtomicBool) {
+/// A limiter that measures the health of an upstream that is not there.
+fn unwell() -> Envoy {
+    let config = json!({
+        "tiers": {"free": tier(1_000, 1.0)},
+        "health": {
+            "mode": "auto", "window_seconds": 1, "min_requests": 5,
+            "degrade_after_seconds": 1, "recover_after_seconds": 600
+        },
+    });
+    Setup::new().config(&config).trusted_hops(1).upstream(refusing()).quiet().start()
+}
+
+/// Callers at ease; in trouble, one far above its limit, addresses without end, and callers of an upstream that is gone.
+fn drive([limiter, crowded, unwell]: [&Envoy; 3], is_trouble: &AtomicBool, is_over: &AtomicBool) {
     let mut to_limiter = production::connect(limiter);
     let mut to_crowded = crowded.connect();
+    let mut to_unwell = unwell.connect();
     for n in 0_u32.. {
         if is_over.load(Ordering::Relaxed) {
             return;
@@ -222,6 +235,9 @@ fn drive(limiter: &Envoy, crowded: &Envoy, is_trouble: &AtomicBool, is_over: &At
             }
             let [_, _, high, low] = n.to_be_bytes();
             to_crowded.send(&Request::get("/").forwarded_for(&format!("198.18.{high}.{low}")));
+            for caller in 0..3 {
+                to_unwell.send(&Request::get("/").forwarded_for(&format!("198.19.{caller}.{}", low % 20)));
+            }
         }
         to_limiter.send(&Request::get("/health"));
         // Of its five a second, so that it is never refused; one decision in sixteen is timed.
