@@ -24,6 +24,9 @@ const AFTER_SECONDS: u32 = 30;
 /// How many times what the upstream can bear is asked for.
 const TIMES: u32 = 5;
 
+/// A second's worth of waiting requests, so that an overload that ends is soon over.
+const QUEUE: [&str; 2] = ["--queue", "100"];
+
 /// Where the load's lines go.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Lines {
@@ -47,14 +50,19 @@ impl Overload {
         let upstream = loopback(UPSTREAM_PORT);
         ensure_free(upstream)?;
         let program = Program::build()?;
-        // It has degraded and recovered within seconds, so that there is something to see.
-        let bounds = json!({"window_seconds": 5, "degrade_after_seconds": 1, "recover_after_seconds": 5});
+        // A little quicker than by default, so that there is something to see.
+        let bounds = json!({"degrade_after_seconds": 1, "recover_after_seconds": 5});
         let service = (Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into();
         write(&bootstrap(service, loopback(ADMIN_PORT), upstream, Some(ours(&bounds))), &Self::bootstrap())?;
         write(&tiers(), &Self::tiers())?;
         let log = workspace::target().join("demo/upstream.log");
         step(format!("starting an upstream of limited capacity; its log: {}", workspace::shown(&log)));
-        Ok(Self { _upstream: program.upstream(upstream, &[], &log)?, program, load: None, lines })
+        Ok(Self {
+            _upstream: program.upstream(upstream, &QUEUE.map(str::to_owned), &log)?,
+            program,
+            load: None,
+            lines,
+        })
     }
 
     /// The bootstrap for Envoy.

@@ -72,7 +72,7 @@ fn crowded() -> Value {
 fn plan() -> Plan {
     let patience = Patience { timeout_ms: 2_000, deadline_ms: 2_000, retries: 0, back_off_ms: 0 };
     let capacity = SHAPE.capacity();
-    Plan { capacity, before: 4, overload: 14, after: 30, times: 5.0, normal: 0.5, seed: 1, patience }
+    Plan { capacity, before: 4, overload: 12, after: 30, times: 5.0, normal: 0.5, seed: 1, patience }
 }
 
 /// What `GET /system/health` tells.
