@@ -81,7 +81,8 @@ impl Control {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    /// The record that these bytes are; `None` where they are none.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (flags, counts) = bytes.split_at_checked(2)?;
         let (documents, health_changes) = counts.split_at_checked(4)?;
         let [health, redis] = flags else { return None };

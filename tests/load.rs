@@ -182,7 +182,7 @@ fn states_are_the_same_as_bytes_and_nonsense_is_none() {
         assert_eq!(Controller::decode(&controller.encode()), Some(controller));
     }
     assert_eq!(Switch::decode(&[0; 3]), None);
-    assert_eq!(Switch::decode(&[255; 30]), None);
+    assert_eq!(Switch::decode(&[255; 34]), None);
     assert_eq!(Controller::decode(&[]), None);
     let nonsense = Controller::default().encode().map(|_| 255);
     assert_eq!(Controller::decode(&nonsense), None);

@@ -3,7 +3,7 @@
 //! A bound is judged over the whole window. It has to be broken at every slot's end for `degrade_after_seconds` before
 //! health turns `DEGRADED`. For the way back it has to hold, with a margin, at every slot's end for
 //! `recover_after_seconds`, judged over the newer half of the window: what was seen before that time says nothing about
-//! it. As long as anything is shed the way back does not begin, since shedding that holds the bounds is no recovery; and
+//! it, nor does it about what comes after. As long as anything is shed the way back does not begin, since shedding that holds the bounds is no recovery; and
 //! it needs as many responses as a judgement does, so that a silent upstream stays what it was.
 //!
 //! What usual is, is learned while all is well: a quicker upstream is believed at once, a slower one over ten minutes, so
@@ -18,6 +18,9 @@ const QUANTILE: f64 = 0.9;
 
 /// Of a bound, what has to be kept to on the way back.
 const MARGIN: f64 = 0.9;
+
+/// What is judged on the way back.
+const RECENT_SLOTS: usize = SLOTS / 2;
 
 /// How much of the way to a smaller baseline is gone in one slot.
 const FALL: f64 = 0.2;
@@ -62,6 +65,8 @@ pub struct Switch {
     agreeing: u32,
     /// Responses during these slots.
     answered: u64,
+    /// How many of the window's slots are of the time before the way back, and do not count any more.
+    stale: u32,
     /// The usual time to response headers, in microseconds; 0 while it is not known.
     baseline_us: f64,
     reason: Option<Reason>,
@@ -93,9 +98,14 @@ impl Switch {
     }
 
     fn step_normal(self, window: &Window, bounds: &Measured) -> Self {
-        let total = window.total();
-        let is_judged = is_enough(&total, window, bounds);
-        let worst = worst(&total, bounds, self.baseline_us()).filter(|_| is_judged);
+        let total = window.newest(SLOTS.saturating_sub(self.stale as usize));
+        let this = Self { stale: self.stale.saturating_sub(1), ..self };
+        this.judge(&total, window, bounds)
+    }
+
+    fn judge(self, total: &Counts, window: &Window, bounds: &Measured) -> Self {
+        let is_judged = is_enough(total, window, bounds);
+        let worst = worst(total, bounds, self.baseline_us()).filter(|_| is_judged);
         match worst {
             Some((pressure, reason)) if pressure > 1.0 => {
                 // From the first of the slots' ends that agree to this one, so many slots have passed.
@@ -107,13 +117,13 @@ impl Switch {
             }
             _ => {
                 let next = Self { agreeing: 0, ..self };
-                if is_judged && window.slots().len() == SLOTS { next.learn(&total, window) } else { next }
+                if is_judged && window.slots().len() == SLOTS { next.learn(total, window) } else { next }
             }
         }
     }
 
     fn step_degraded(self, window: &Window, bounds: &Measured, severity: f64) -> Self {
-        let recent = window.newest(SLOTS / 2);
+        let recent = window.newest(RECENT_SLOTS);
         let pressure = worst(&recent, bounds, self.baseline_us()).map_or(0.0, |(pressure, _)| pressure);
         if severity > 0.0 || pressure > MARGIN {
             return Self { agreeing: 0, answered: 0, ..self };
@@ -121,7 +131,8 @@ impl Switch {
         let is_over = seconds(self.agreeing, window) >= f64::from(bounds.recover_after_seconds);
         let answered = self.answered.saturating_add(window.newest(1).answered.into());
         if is_over && answered >= bounds.min_requests.into() {
-            return Self { degraded: false, agreeing: 0, answered: 0, ..self };
+            let stale = (SLOTS - RECENT_SLOTS) as u32;
+            return Self { degraded: false, agreeing: 0, answered: 0, stale, ..self };
         }
         Self { agreeing: self.agreeing.saturating_add(1), answered, ..self }
     }
@@ -180,16 +191,17 @@ fn seconds(slots: u32, window: &Window) -> f64 {
 
 impl Switch {
     /// As bytes, for [`Switch::decode`].
-    pub fn encode(&self) -> [u8; 30] {
+    pub fn encode(&self) -> [u8; 34] {
         let (kind, value) = match self.reason {
             None => (0, 0.0),
             Some(Reason::ErrorRatio(value)) => (1, value),
             Some(Reason::LatencyMs(value)) => (2, value),
             Some(Reason::LatencyRatio(value)) => (3, value),
         };
-        let mut bytes = [0; 30];
+        let mut bytes = [0; 34];
         let fields = [u8::from(self.degraded), kind].into_iter();
         let fields = fields.chain(self.agreeing.to_le_bytes()).chain(self.answered.to_le_bytes());
+        let fields = fields.chain(self.stale.to_le_bytes());
         let fields = fields.chain(self.baseline_us.to_le_bytes()).chain(value.to_le_bytes());
         bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
         bytes
@@ -200,6 +212,7 @@ impl Switch {
         let (&[degraded, kind], rest) = bytes.split_first_chunk()?;
         let (agreeing, rest) = rest.split_first_chunk()?;
         let (answered, rest) = rest.split_first_chunk()?;
+        let (stale, rest) = rest.split_first_chunk()?;
         let (baseline_us, rest) = rest.split_first_chunk()?;
         let value = f64::from_le_bytes(rest.try_into().ok()?);
         let baseline_us = f64::from_le_bytes(*baseline_us);
@@ -214,6 +227,7 @@ impl Switch {
             _ => return None,
         };
         let (agreeing, answered) = (u32::from_le_bytes(*agreeing), u64::from_le_bytes(*answered));
-        Some(Self { degraded: degraded == 1, agreeing, answered, baseline_us, reason })
+        let stale = u32::from_le_bytes(*stale);
+        Some(Self { degraded: degraded == 1, agreeing, answered, stale, baseline_us, reason })
     }
 }

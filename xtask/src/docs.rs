@@ -84,8 +84,8 @@ fn broken(link: &str, from: &Document, documents: &[Document]) -> Option<String>
 fn commands(code: &str) -> impl Iterator<Item = Vec<&str>> {
     code.lines().filter_map(|line| {
         let (_, rest) = line.split_once("cargo xtask")?;
-        // What follows is a comment, or another command.
-        let end = rest.find(['#', ';', '|', '&', ')', '…', '`', '"']).unwrap_or(rest.len());
+        // What follows is a comment, a redirection, or another command.
+        let end = rest.find(['#', ';', '|', '&', '<', '>', ')', '…', '`', '"']).unwrap_or(rest.len());
         Some(rest[..end].split_whitespace().collect())
     })
 }

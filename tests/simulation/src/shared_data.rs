@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::control::Control;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 
 use crate::report::Happening;
@@ -98,8 +98,8 @@ impl SharedData for Host<'_> {
             let tokens = value.first_chunk().map(|tokens| u64::from_le_bytes(*tokens));
             self.written_pico.set(tokens);
         } else if key.ends_with("/control") {
-            let health = if value.first() == Some(&0) { Health::Normal } else { Health::Degraded };
-            self.world.note_health(self.envoy, health);
+            let control = Control::decode(value).expect("a control record");
+            self.world.note_health(self.envoy, control.health());
         }
         written
     }
