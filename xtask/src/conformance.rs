@@ -1,7 +1,8 @@
 //! `cargo xtask conformance`: which Envoys the filter runs on, found out by asking them.
 //!
 //! Every Envoy is asked the probe's table of facts, and runs the tests that ARCHITECTURE.md names for the facts that one
-//! filter cannot see. What comes out is a table in Markdown, which the README shows as it was printed.
+//! filter cannot see. What comes out is a table in Markdown, which the README shows as it was printed. With `--suite`
+//! every Envoy also has to start the demos and to pass the complete end-to-end suite.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +43,8 @@ pub(crate) struct Options {
     /// The newest patch that can run filters of each minor version from 1.36 on
     #[arg(long)]
     all: bool,
-    /// Each demo, and the complete end-to-end suite, too; for the minor versions from 1.38 on, unless told which
+    /// Start each demo and run the complete end-to-end suite, too, and fail where they do; for the newest patch of each
+    /// minor version from 1.38 on, unless told which
     #[arg(long)]
     suite: bool,
 }
@@ -102,7 +104,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         columns.push((version, Column::Asked { facts, tests, demo }));
     }
     print!("{}", table(&rows, &columns, options.suite));
+    let lacking: Vec<_> =
+        columns.iter().filter(|(_, column)| !column.is_complete()).map(|(version, _)| version).collect();
+    ensure!(!options.suite || lacking.is_empty(), "not everything passes on these Envoys: {lacking:?}");
     Ok(())
+}
+
+impl Column {
+    /// Whether each demo starts, and every test has passed.
+    fn is_complete(&self) -> bool {
+        match self {
+            Self::NoRuntime => false,
+            Self::Asked { tests, demo, .. } => *demo == Some(true) && tests.values().all(|passed| *passed),
+        }
+    }
 }
 
 /// Whether each demo starts; says why not.
@@ -325,6 +340,7 @@ mod tests {
             "| Both | — | no |",
             "| the probe's facts `g` | — | no, 1 of 2 |",
         ];
+        assert!(!columns.iter().any(|(_, column)| column.is_complete()));
         let text = table(&rows, &columns, true);
         let of_suite = [
             "| `cargo xtask demo` starts, with each store and with `--overload` | — | yes |",
