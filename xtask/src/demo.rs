@@ -3,8 +3,9 @@
 mod overload;
 
 use std::env;
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::filter::{self, Toolchain};
 use crate::process::{interrupted, pause};
 use crate::redis::Redis;
 use crate::watch::{self, Watched};
-use crate::{step, tools, workspace};
+use crate::{envoy_version, step, tools, workspace};
 
 /// Where the configurations listen: any address, and the loopback.
 const SERVICE_PORT: u16 = 8000;
@@ -66,23 +67,7 @@ impl Store {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    ensure_free((Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into())?;
-    ensure_free((Ipv4Addr::LOCALHOST, ADMIN_PORT).into())?;
-    if options.store == Store::Redis {
-        ensure_redis_port_free()?;
-    }
-    let binary = tools::envoy()?;
-    let redis_server = match options.store {
-        Store::SharedData => None,
-        Store::Redis => Some(tools::redis_server()?),
-    };
-    filter::build(Toolchain::find()?)?;
-
-    let redis = redis_server.as_deref().map(start_redis).transpose()?;
-    let lines = if options.watch { Lines::Kept } else { Lines::Shown };
-    let overload = options.overload.then(|| Overload::start(lines)).transpose()?;
-    let mut demo = Demo { overload, envoy: start_envoy(options, &binary)?, redis };
-
+    let mut demo = Demo::start(options, &tools::envoy()?)?;
     if demo.overload.is_some() {
         Overload::print_what_to_see();
     } else {
@@ -98,6 +83,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Starts every demo with this Envoy, one after the other, and ends it when it serves.
+pub(crate) fn start_each(envoy: &Path) -> Result<()> {
+    for (store, overload) in [(Store::SharedData, false), (Store::Redis, false), (Store::SharedData, true)] {
+        let options = Options { store, log_level: "info".to_owned(), overload, watch: false };
+        Demo::start(&options, envoy)?;
+    }
+    Ok(())
+}
+
 /// What runs; it ends in this order.
 struct Demo {
     overload: Option<Overload>,
@@ -106,6 +100,24 @@ struct Demo {
 }
 
 impl Demo {
+    fn start(options: &Options, binary: &Path) -> Result<Self> {
+        ensure_free((Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into())?;
+        ensure_free((Ipv4Addr::LOCALHOST, ADMIN_PORT).into())?;
+        if options.store == Store::Redis {
+            ensure_redis_port_free()?;
+        }
+        let redis_server = match options.store {
+            Store::SharedData => None,
+            Store::Redis => Some(tools::redis_server()?),
+        };
+        filter::build(Toolchain::find()?)?;
+
+        let redis = redis_server.as_deref().map(start_redis).transpose()?;
+        let lines = if options.watch { Lines::Kept } else { Lines::Shown };
+        let overload = options.overload.then(|| Overload::start(lines)).transpose()?;
+        Ok(Self { overload, envoy: start_envoy(options, binary)?, redis })
+    }
+
     fn wait_until_told(&mut self) -> Result<()> {
         while !interrupted() {
             self.look()?.iter().for_each(step);
@@ -158,11 +170,8 @@ fn start_redis(binary: &Path) -> Result<Redis> {
 
 fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     let log = workspace::target().join("demo/envoy.log");
-    let bootstrap = if options.overload {
-        Overload::bootstrap()
-    } else {
-        workspace::root().join(options.store.bootstrap())
-    };
+    let bootstrap =
+        if options.overload { Overload::bootstrap() } else { shipped(options.store.bootstrap(), binary)? };
     step(format!(
         "starting Envoy with {}; its log: {}",
         workspace::shown(&bootstrap),
@@ -177,6 +186,23 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     // The filter answers this itself, so that then the filter runs too.
     envoy.wait_for(SocketAddr::from((Ipv4Addr::LOCALHOST, SERVICE_PORT)), "/health")?;
     Ok(envoy)
+}
+
+/// The shipped bootstrap, or a copy of it that this Envoy takes.
+fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
+    let file = workspace::root().join(bootstrap);
+    let version = tools::version_of(envoy)?;
+    if envoy_version::follows_writing_in_place(&version).with_context(|| format!("no version: {version}"))? {
+        return Ok(file);
+    }
+    step(format!(
+        "Envoy {version} does not know `watch_modify`, so the demo goes without: save config/tiers.json by a new file \
+         moved over it, as most editors and `sed -i` do"
+    ));
+    let copy = workspace::target().join("demo/envoy.yaml");
+    fs::create_dir_all(workspace::target().join("demo"))?;
+    fs::write(&copy, envoy_version::for_moved_files_alone(&fs::read_to_string(file)?))?;
+    Ok(copy)
 }
 
 /// What to say when Redis has just ended. That is one of the things to try, so it does not end the demo.

