@@ -33,6 +33,7 @@ pub mod upstream;
 pub mod wait;
 pub mod wire;
 
+#[allow(unreachable_pub, reason = "shared with xtask")]
 #[path = "../../common/envoy_version.rs"]
 mod envoy_version;
 mod http1;
