@@ -9,12 +9,10 @@
 //! What usual is, is learned while all is well: a quicker upstream is believed at once, a slower one over ten minutes, so
 //! that a load that rises slowly does not pass for usual. Knows nothing of operators and of who is turned away.
 
+use super::LATENCY_QUANTILE;
 use super::signals::{Counts, SLOTS, Window};
 use crate::config::Measured;
 use crate::health::Health;
-
-/// Of the times to response headers, the share that has to be within a bound.
-const QUANTILE: f64 = 0.9;
 
 /// Of a bound, what has to be kept to on the way back.
 const MARGIN: f64 = 0.9;
@@ -138,7 +136,9 @@ impl Switch {
     }
 
     fn learn(self, total: &Counts, window: &Window) -> Self {
-        let Some(seen_us) = total.latency.quantile_us(QUANTILE).map(|us| us as f64) else { return self };
+        let Some(seen_us) = total.latency.quantile_us(LATENCY_QUANTILE).map(|us| us as f64) else {
+            return self;
+        };
         let share = match self.baseline_us {
             0.0 => 1.0,
             usual if seen_us < usual => FALL,
@@ -169,7 +169,7 @@ pub(super) fn worst(counts: &Counts, bounds: &Measured, baseline_us: Option<f64>
 /// happen: where most requests have not come to an end, it is the time that they wait in all, for each that has (Little's
 /// law), which grows as long as the hang lasts.
 pub(super) fn latency_us(counts: &Counts) -> Option<f64> {
-    let seen_us = counts.latency.quantile_us(QUANTILE).map(|us| us as f64);
+    let seen_us = counts.latency.quantile_us(LATENCY_QUANTILE).map(|us| us as f64);
     let ended = counts.latency.count().saturating_add(counts.errors.into());
     if counts.passed() <= ended.saturating_mul(2) {
         return seen_us;
