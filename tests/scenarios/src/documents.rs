@@ -7,7 +7,7 @@ use crate::support::{ONE_PER_HOUR, await_limit, tier, two_tiers, until};
 use crate::{Gateway, Host, Request, Served, Setup, Source};
 
 /// Follows both documents once a second.
-fn config() -> Value {
+pub fn config() -> Value {
     let mut config = two_tiers(5, 7);
     config["config_source"] = json!({
         "cluster": "config_files",
@@ -18,11 +18,13 @@ fn config() -> Value {
     config
 }
 
-fn tiers(free: u64, pro: u64) -> String {
+/// A tier document with these capacities.
+pub fn tiers(free: u64, pro: u64) -> String {
     json!({"free": tier(free, ONE_PER_HOUR), "pro": tier(pro, ONE_PER_HOUR)}).to_string()
 }
 
-fn api_keys(key: &str) -> String {
+/// A key document with this one.
+pub fn api_keys(key: &str) -> String {
     json!({ key: {"tier": "pro", "id": "pro"} }).to_string()
 }
 

@@ -4,29 +4,7 @@ use e2e::client::Request;
 use e2e::envoy::{Envoy, follows_writing_in_place};
 use e2e::setup::Setup;
 use e2e::wait;
-use serde_json::{Value, json};
-
-use crate::support::{ONE_PER_HOUR, tier, two_tiers};
-
-/// Follows both documents once a second.
-fn config() -> Value {
-    let mut config = two_tiers(5, 7);
-    config["config_source"] = json!({
-        "cluster": "config_files",
-        "tiers": "/tiers.json",
-        "api_keys": "/api_keys.json",
-        "ttl_seconds": 1,
-    });
-    config
-}
-
-fn tiers(free: u64, pro: u64) -> String {
-    json!({"free": tier(free, ONE_PER_HOUR), "pro": tier(pro, ONE_PER_HOUR)}).to_string()
-}
-
-fn api_keys(key: &str) -> String {
-    json!({ key: {"tier": "pro", "id": "pro"} }).to_string()
-}
+use scenarios::documents::{api_keys, config, tiers};
 
 /// Waits until every worker answers a request without a key with this limit.
 #[track_caller]
