@@ -8,7 +8,7 @@ use crate::identity::{Network, Secret};
 use crate::json::Document;
 use crate::load::Load;
 use crate::metrics;
-use crate::reply::{decimal, seconds};
+use crate::reply::{decimal, rounded, seconds};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
 
@@ -193,24 +193,19 @@ fn shown_load(load: &Load, told: Told) -> String {
     let mode = if told == Told::Auto { "auto" } else { "manual" };
     let reason = load.switch.reason().filter(|_| load.switch.health() == Health::Degraded);
     let reason = reason.map_or("null".to_owned(), |reason| {
-        format!(r#"{{"bound":"{}","value":{}}}"#, reason.bound(), shown(reason.value()))
+        format!(r#"{{"bound":"{}","value":{}}}"#, reason.bound(), rounded(reason.value()))
     });
-    let severity = shown(load.controller.severity());
+    let severity = rounded(load.controller.severity());
     let signals = load.signals();
-    let (requests, error_ratio) = (signals.requests, shown(signals.error_ratio));
-    let milliseconds = |us: Option<f64>| us.map_or("null".to_owned(), |us| shown(us / 1_000.0));
+    let (requests, error_ratio) = (signals.requests, rounded(signals.error_ratio));
+    let milliseconds = |us: Option<f64>| us.map_or("null".to_owned(), |us| rounded(us / 1_000.0));
     let (latency, baseline) = (milliseconds(signals.latency_us), milliseconds(signals.baseline_us));
-    let in_flight = shown(signals.in_flight);
+    let in_flight = rounded(signals.in_flight);
     format!(
         ",\"mode\":\"{mode}\",\"reason\":{reason},\"severity\":{severity},\"signals\":{{\
          \"requests\":{requests},\"error_ratio\":{error_ratio},\"latency_ms\":{latency},\
          \"baseline_ms\":{baseline},\"in_flight\":{in_flight}}}"
     )
-}
-
-/// A number that is not negative, as JSON.
-fn shown(number: f64) -> String {
-    decimal((number * 1_000.0).round() as u64)
 }
 
 fn ok(body: String) -> Reply {

@@ -6,7 +6,7 @@ use crate::health::Health;
 use crate::load::switch::Reason;
 use crate::load::{Load, Tally, hand_in_us};
 use crate::metrics::{self, Metrics};
-use crate::reply::decimal;
+use crate::reply::rounded;
 use crate::store::SharedData;
 
 /// One worker's part.
@@ -61,8 +61,8 @@ impl Measuring {
         match load.switch.reason().filter(|_| measured == Health::Degraded) {
             Some(reason) => {
                 metrics.count(transition(reason), 1);
-                let value = decimal((reason.value() * 1_000.0).round() as u64);
-                log::warn!("health measured as {measured}: {} was {value}", reason.bound());
+                let (bound, value) = (reason.bound(), rounded(reason.value()));
+                log::warn!("health measured as {measured}: {bound} was {value}");
             }
             None => {
                 metrics.count(metrics::RECOVERED, 1);

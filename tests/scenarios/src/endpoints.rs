@@ -26,8 +26,9 @@ fn without_timestamp(reply: &Response, asked_at: f64, now: f64) -> Value {
     json
 }
 
+/// Checks that the filter has answered by itself.
 #[track_caller]
-fn assert_own_answer(reply: &Response, status: u16) {
+pub fn assert_own_answer(reply: &Response, status: u16) {
     assert_eq!(reply.status, status, "{}", reply.text());
     assert_eq!(reply.one("content-type"), "application/json");
     for name in ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-tier"] {

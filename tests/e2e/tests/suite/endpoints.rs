@@ -2,24 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::client::{Request, Response};
+use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;
+use scenarios::endpoints::assert_own_answer;
 use serde_json::json;
 
 use crate::support::{TOKEN, assert_headers_complete, health, switch, switch_request, two_tiers};
 
 fn start() -> Envoy {
     Setup::new().config(&two_tiers(5, 7)).start()
-}
-
-#[track_caller]
-fn assert_own_answer(reply: &Response, status: u16) {
-    assert_eq!(reply.status, status, "{}", reply.text());
-    assert_eq!(reply.one("content-type"), "application/json");
-    for name in ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-tier"] {
-        assert!(!reply.has(name), "{name} in {reply:#?}");
-    }
 }
 
 #[test]
