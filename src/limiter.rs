@@ -191,10 +191,15 @@ impl Limiter {
 
     /// Hands in what was counted of the upstream, if it is time, and follows what all workers make of it.
     pub fn measure(&mut self, now_us: u64, data: &impl SharedData) {
-        let control = self.control(data);
-        match &mut self.measuring {
-            Some(measuring) => measuring.hand_in(now_us, control, data, &mut self.metrics),
-            None => measuring::forget(control, &self.control_key, data),
+        let Some(measuring) = &self.measuring else {
+            return measuring::forget(self.control, &self.control_key, data);
+        };
+        // While somebody waits for Redis, ticks come every few milliseconds, and most must not cost a call.
+        if measuring.is_due(now_us) {
+            let control = self.control(data);
+            if let Some(measuring) = &mut self.measuring {
+                measuring.hand_in(now_us, control, data, &mut self.metrics);
+            }
         }
     }
 

@@ -33,11 +33,13 @@ impl Measuring {
         }
     }
 
-    /// Hands in what was counted, if it is time, and follows what was made of it.
+    /// Whether it is time to hand in. Ticks may come much more often.
+    pub fn is_due(&self, now_us: u64) -> bool {
+        now_us >= self.next_us
+    }
+
+    /// Hands in what was counted, and follows what was made of it.
     pub fn hand_in(&mut self, now_us: u64, control: Control, data: &impl SharedData, metrics: &mut Metrics) {
-        if now_us < self.next_us {
-            return;
-        }
         self.next_us = now_us.saturating_add(hand_in_us(&self.bounds));
         let counts = self.tally.take(now_us);
         // Where shared data is contended beyond reason, these counts are lost and the next ones are not.
