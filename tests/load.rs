@@ -13,7 +13,7 @@ const A_SECOND: usize = 2;
 
 /// Half a second in which so many requests were answered after so long, and so many failed.
 fn slot(answered: u32, errors: u32, ms: u64) -> Counts {
-    let mut counts = Counts { answered: answered + errors, errors, ..Counts::default() };
+    let mut counts = Counts { answered: answered + errors, errors, prompt: errors, ..Counts::default() };
     counts.levels[2].passed = answered + errors;
     (0..answered).for_each(|_| counts.latency.add(ms * 1_000));
     counts
@@ -267,13 +267,13 @@ proptest! {
     #[test]
     fn no_counts_break_the_controller(
         slots in prop::collection::vec(
-            (any::<[u32; 6]>(), any::<u64>(), 0..u64::MAX / 2, any::<bool>()), 1..80),
+            (any::<[u32; 7]>(), any::<u64>(), 0..u64::MAX / 2, any::<bool>()), 1..80),
     ) {
         let bounds = Measured::default();
         let mut window = Window::new(bounds.window_seconds);
         let (mut switch, mut controller) = (Switch::default(), Controller::default());
-        for ([passed, refused, shed, answered, errors, slow], kept_milli, us, is_degraded) in slots {
-            let mut counts = Counts { answered, errors, in_flight_us: us, ..Counts::default() };
+        for ([passed, refused, shed, answered, errors, prompt, slow], kept_milli, us, is_degraded) in slots {
+            let mut counts = Counts { answered, errors, prompt, in_flight_us: us, ..Counts::default() };
             counts.levels[5].passed = passed;
             counts.levels[5].refused = refused;
             counts.levels[2].shed = shed;

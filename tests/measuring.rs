@@ -80,7 +80,8 @@ impl Envoy {
         let arrival = Arrival { ticket: 1, at_us: self.data.now_us() };
         match worker.decide(&request, &self.data, arrival) {
             Decision::Admitted(_) => {
-                let response = if may_serve { Response::Good(Some(10_000)) } else { Response::Failed };
+                let response =
+                    if may_serve { Response::Good(Some(10_000)) } else { Response::Failed(Some(10_000)) };
                 worker.tally().expect("health is measured").answered(response);
                 if !may_serve {
                     self.failed.push(tier.to_owned());
@@ -186,7 +187,7 @@ fn an_operators_word_wins_until_it_is_given_back() {
     assert_eq!(envoy.health(), "DEGRADED", "what is measured holds at once");
     envoy.post("DEGRADED");
     envoy.capacity = u64::MAX;
-    envoy.run(8, 100, 20);
+    envoy.run(12, 100, 20);
     assert_eq!(envoy.health(), "DEGRADED", "however well the upstream is");
     envoy.post("AUTO");
     assert_eq!(envoy.health(), "NORMAL");

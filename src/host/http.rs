@@ -203,18 +203,15 @@ impl Drop for HttpRequest {
 /// is read in its place.
 fn measure(tally: &mut Tally, sent_us: u64, now_us: Option<u64>, is_headers_only: bool) {
     let status = response_header(":status").unwrap_or_default();
-    if status.first() == Some(&b'5') {
-        return tally.answered(Response::Failed);
-    }
-    let now_us = if is_headers_only && status == b"200" {
-        match response_header("grpc-status") {
-            Some(status) if is_grpc_server_error(&status) => return tally.answered(Response::Failed),
-            _ => now_us,
-        }
+    let may_be_grpc = is_headers_only && status == b"200";
+    let is_failed = if may_be_grpc {
+        response_header("grpc-status").is_some_and(|status| is_grpc_server_error(&status))
     } else {
-        now_us.or_else(|| Some(HostData.now_us()))
+        status.first() == Some(&b'5')
     };
-    tally.answered(Response::Good(now_us.map(|now_us| now_us.saturating_sub(sent_us))));
+    let now_us = if may_be_grpc { now_us } else { now_us.or_else(|| Some(HostData.now_us())) };
+    let took_us = now_us.map(|now_us| now_us.saturating_sub(sent_us));
+    tally.answered(if is_failed { Response::Failed(took_us) } else { Response::Good(took_us) });
 }
 
 /// The codes that are a server's fault: `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`

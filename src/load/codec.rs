@@ -6,7 +6,7 @@ use super::signals::{Counts, SLOTS, Window};
 use super::switch::Switch;
 
 /// Names this layout. Code of another version that runs in the same Envoy starts anew.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 impl Load {
     /// The record as bytes.
@@ -60,7 +60,7 @@ fn put_counts(bytes: &mut Vec<u8>, counts: &Counts) {
         }
         bytes.extend(level.kept_milli.to_le_bytes());
     }
-    for count in [counts.answered, counts.errors].iter().chain(counts.latency.buckets()) {
+    for count in [counts.answered, counts.errors, counts.prompt].iter().chain(counts.latency.buckets()) {
         bytes.extend(count.to_le_bytes());
     }
     bytes.extend(counts.in_flight_us.to_le_bytes());
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
             }
             level.kept_milli = self.u64()?;
         }
-        for count in [&mut counts.answered, &mut counts.errors] {
+        for count in [&mut counts.answered, &mut counts.errors, &mut counts.prompt] {
             *count = self.u32()?;
         }
         for bucket in counts.latency.buckets_mut() {

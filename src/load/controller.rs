@@ -1,28 +1,30 @@
 //! How much of the traffic is too much: a pure function of the window's signals and of its own last state.
 //!
-//! **What it does.** It holds a limit, in requests a second that the upstream is taken to bear, and sends about that.
+//! **What it does.** It holds a limit, in requests a second that the upstream is taken to bear, and aims at sending that.
 //! The severity is what is asked for beyond it, so when demand rises tenfold severity follows in the same slot, and when
-//! demand falls below the limit nothing is shed. The signals become one number, the strain: 0 as usual, 1 at a bound.
+//! demand falls below the limit nothing is shed ([`crowd`]). What the upstream can do shows in four signs ([`seen`]):
 //!
-//! - Over the bound, the limit falls to what the upstream does well, and a little less is sent until the strain is gone.
-//! - Under it, the limit grows, faster the longer there is room, and only while what is let through is asked for.
-//! - Near the aim, halfway to the bound, what is sent leans against the strain in proportion.
+//! - **A queue** stands where even the quickest requests wait. Then what is answered is what can be done, and the limit
+//!   falls to it; and less than that is sent until the queue is gone. Requests in flight tell that a queue grows, or is
+//!   gone, before the latency of those that have come through it does.
+//! - **Nobody gets anything in time**: the queue is so long that the upstream works on what nobody waits for any more.
+//!   Nothing is lost by sending next to nothing until that is worked off, and then what it was known to do.
+//! - **Errors at once, and no queue**: it may be asked for too much, or be ill. Only what it has not borne before can be
+//!   too much, so no less than that is sent; and if what succeeds falls as what is sent does, the cut is taken back.
+//! - **Neither**: there is room, and the limit grows, faster the longer there is, while what is let through is asked for.
 //!
-//! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. So each cut is a trial. If
-//! what succeeds falls as what is sent does, the cut was in vain: it is taken back, and the strain that is left is borne
-//! until it lessens or, much later, the next trial. An upstream that is dead or fails whatever the load thus gets its
-//! traffic back within seconds. Where clients give up before they are answered, nothing is lost by a deeper cut, and a
-//! queue full of requests that nobody waits for has to be worked off first; so there the limit falls on.
-//!
-//! **Who insists.** Callers that are shed ask again, more often than if they were served, and some callers ask for much
-//! more than others. So a share of what is asked is not a share of what would be sent. How far the two differ is learned
-//! from slot to slot.
+//! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. One that is slow by itself
+//! has requests that are as quick as ever among the slow ones, where service times vary; and where they do not, a cut is a
+//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. An upstream that is dead or
+//! fails whatever the load gets its traffic.
 //!
 //! **What was looked at, what was taken, and what not.**
 //!
 //! - *Envoy's admission control* turns away by a formula of the success ratio alone (after Google's client-side
 //!   throttling). Taken: the limit after a cut is what succeeded. Not taken: a ratio alone is blind to latency, and
 //!   sheds as much of an upstream that fails by itself, where shedding does not help.
+//! - *CoDel* takes the least that anybody waited for the length of a queue that stands, and does not mistake a burst or a
+//!   slow request for one. Taken, with one in ten in place of the least.
 //! - *Netflix's gradient* multiplies a limit on concurrency by the usual latency over the present one. Taken: a usual
 //!   latency as the zero of the scale, and the lean in proportion. Not taken: a limit on requests in flight, which
 //!   would have to be enforced within one request and so by all workers together at each; a rate holds for half a second.
@@ -39,144 +41,149 @@
 //! `tests/overload` closes the loop around it, and says what holds and what does not.
 
 mod bytes;
+mod crowd;
 mod seen;
 
-use self::seen::{JUDGEMENT, LOOK, RATES, Seen, best, slot_seconds, strain};
-use super::shed::{Cut, Demand};
-use super::signals::{LEVELS, Level, Window};
+use self::crowd::Crowd;
+use self::seen::{LOOK, RATES, Seen, best, late, pace, slot_seconds};
+use super::shed::Cut;
+use super::signals::Window;
 use super::switch::Switch;
 use crate::config::Measured;
 use crate::health::Health;
 
-/// A cut is judged after so many slots, and those that are looked at for it.
-const SETTLING_SLOTS: u32 = 2;
-
-/// The strain that is aimed at: half of the way from what is usual to the bound. The upstream is busy, and well.
+/// The strain that is aimed at, from 0 as usual to 1 at a bound: the upstream is busy, and well.
 const TARGET: f64 = 0.5;
 
-/// How far the rate departs from the limit, for a strain off by one.
+/// How far what is sent departs from the limit, for a strain off by one; how much less it is for each second that a bound
+/// is broken; and between which parts of the limit it stays.
 const GAIN: f64 = 0.15;
+const DEEPER: f64 = 0.04;
+const LEAST: f64 = 0.7;
+const MOST: f64 = 1.04;
 
-/// What is sent at least while a queue is drained, of what the upstream can do. An important tier that asks for 0.8 of
-/// that is to be left alone.
-const DRAIN: f64 = 0.85;
-
-/// Below this strain there is room, and the limit grows, by [`FIRST_STEP`] in the first slot; the step doubles every
-/// [`DOUBLING_SLOTS`] for as long as there is room, up to [`LARGEST_STEP`].
+/// Below this strain there is room, and the limit grows by a step each half second. Up to this part of what the upstream
+/// has shown, by [`SURE_STEP`], and further up to that, by [`LIKELY_STEP`].
 const ROOM: f64 = 0.45;
+const SURE: f64 = 0.7;
+const SURE_STEP: f64 = 0.4;
+const LIKELY: f64 = 0.9;
+const LIKELY_STEP: f64 = 0.03;
+
+/// Beyond that by this, and by e times as much every so many half seconds for as long as there is room, up to a step that
+/// is larger where nobody waits at all.
 const FIRST_STEP: f64 = 0.005;
-const DOUBLING_SLOTS: f64 = 2.0;
-const LARGEST_STEP: f64 = 0.15;
+const MULTIPLYING: f64 = 10.0;
+const LARGEST_STEP: f64 = 0.02;
+const LARGEST_IDLE_STEP: f64 = 0.15;
+const IDLE: f64 = 0.05;
 
-/// Less than this of what is aimed at says nothing about whether more could be borne.
+/// Between [`ROOM`] and [`TARGET`] by this, for a strain off by one.
+const NEAR_STEP: f64 = 0.02;
+
+/// Where less than this of what is aimed at is sent, more of it is not known to be borne; or less than that, where the
+/// upstream has shown before that it is.
 const USED: f64 = 0.75;
+const USED_BEFORE: f64 = 0.5;
 
-/// What the limit grows by in a slot between [`ROOM`] and the bound, so that it never stays where it is for good.
-const PROBING_STEP: f64 = 0.001;
+/// The limit grows to no more than this, as a multiple of what is sent.
+const AHEAD: f64 = 1.15;
 
-/// How much of the way to a higher floor is gone in one slot; over this, a floor is only what cutting did not mend, and
-/// the bound gives way to so much more.
-const FLOOR_RISE: f64 = 0.05;
+/// How much of the way to what can be done the limit falls in half a second, and how far from it it stays at most.
+const FALL: f64 = 0.15;
+const FAR: f64 = 1.3;
+
+/// So much may come too late by chance; where more than that does, nobody is taken to get anything in time.
+const SOME_LATE: f64 = 0.1;
+const MOST_LATE: f64 = 0.5;
+
+/// What is sent at least, of what the upstream can do, where nobody gets anything in time; for how many seconds it is
+/// believed that it still can; and how much less is believed in each half second after that.
+const PROBE: f64 = 0.1;
+const BELIEVED: f64 = 8.0;
+const DOUBT: f64 = 0.08;
+
+/// What of that which is known is sent to an upstream that is back after longer than that; and what is known of one that
+/// collapses under what it was sent.
+const COME_BACK: f64 = 0.9;
+const COLLAPSED: f64 = 0.8;
+
+/// For how many seconds after that rates are still of the time before.
+const UNSETTLED: f64 = 2.0;
+
+/// How much of the way to a lower floor is gone in a slot, and to a higher one in half a second; a floor over this is only
+/// what cutting did not mend, and the bound gives way to so much more.
 const FLOOR_FALL: f64 = 0.15;
+const FLOOR_RISE: f64 = 0.015;
 const HIGH_FLOOR: f64 = 0.8;
 const STEP_OVER_FLOOR: f64 = 0.4;
 
-/// How much of the difference between what was to be sent and what was is learned from in a slot, and the most that can
-/// be learned.
-const LEARNING: f64 = 0.4;
-const MOST_INSISTENCE: f64 = 3.0;
-
-/// A limit that proves to be a little too high is lowered to this at most.
-const SMALL_STEP: f64 = 0.96;
-
-/// A cut can be judged where what is sent fell at least to this.
+/// A cut is judged after so many seconds, the time that is looked at for it, and the latency, twice; and where what is sent
+/// fell at least to this.
+const SETTLING: f64 = 1.0;
 const REAL_CUT: f64 = 0.9;
 
-/// Where less than such a part of what is sent is answered at all, less is sent in each of the next slots.
-const FUTILE: f64 = 0.25;
-const FUTILE_STEP: f64 = 0.7;
-const FUTILE_STEPS: u32 = 4;
-
-/// A strain that falls below this within a trial is mending, one that rises over that is not held up by the cut.
+/// A strain that falls below this within a trial is mending; and a trial is over when the strain is back below that.
 const MENDING: f64 = 0.9;
-const WORSENING: f64 = 1.3;
-
-/// After so many slots in which all that is sent has succeeded, what is left of a strain is how the upstream is.
-const LONGEST_TRIAL: u32 = 24;
-
-/// Where less than this succeeds of what is sent, a cut costs next to nothing.
-const WORTH_SPARING: f64 = 0.05;
-
-/// What counts at least of what is sent where it fails anyway.
-const MOST_LOST: f64 = 0.95;
-
-/// Where so much more succeeds than is sent, a queue drains; where less than this does, some of it fails.
-const DRAINING: f64 = 1.05;
-const SERVED: f64 = 0.95;
-
-/// A trial is over when the strain is back below this.
 const MENDED: f64 = 0.8;
 
-/// What of that which is known is sent to an upstream that is back; and what is still known of it a slot later.
-const COME_BACK: f64 = 0.5;
+/// Where less than this succeeds of what is sent, some of it fails.
+const SERVED: f64 = 0.95;
+
+/// Where less than this succeeds, there is nothing to be spared; and what counts at most as lost whatever is sent.
+const WORTH_SPARING: f64 = 0.01;
+const MOST_LOST: f64 = 0.95;
+
+/// What has been borne may vary by so much. An upstream without a queue that does less than that of what it has shown is
+/// not asked for too much, but ill.
+const AS_EVER: f64 = 1.1;
+const ILL: f64 = 0.8;
+
+/// How much of the way to a higher rate is believed to be shown in a slot, and what is still known of it a slot later.
+const SHOWING: f64 = 0.3;
 const FADING: f64 = 0.999;
 
-/// For how many slots a cut that did not help is not tried again; twice as many each time.
-const FIRST_REST: u32 = 60;
-const LONGEST_REST: u32 = 1_200;
+/// For how many seconds a cut that did not help is not tried again; twice as many each time.
+const FIRST_REST: f64 = 30.0;
+const LONGEST_REST: f64 = 600.0;
 
-/// Where next to nothing succeeds, the first cut is to such a part of what is sent.
-const BLIND_CUT: f64 = 1.0 / 64.0;
-
-/// What is being shed, and what led there. All rates are in requests a second.
+/// What is being shed, and what led there. All rates are in requests a second, all times in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Controller {
     severity: f64,
     cut: Cut,
+    /// Who asks.
+    crowd: Crowd,
     /// What the upstream is taken to bear; 0 where no limit is known.
     limit: f64,
-    /// What was to be sent in the last slot; 0 without a limit.
-    aim: f64,
-    /// How often a caller that is shed asks, for once that it would ask if it were served, as a logarithm.
-    insistence: f64,
-    /// For how many slots there has been room.
-    roomy: u32,
+    /// The most that the upstream has lately answered well; fades.
+    shown: f64,
+    /// For how many half seconds there has been room.
+    roomy: f64,
+    /// For how long nobody has got anything in time.
+    silent: f64,
+    /// For how long rates are still of the time when nobody did.
+    unsettled: f64,
     /// The cut that is on trial.
     trial: Trial,
     /// The strain that is there however little is sent.
     floor: f64,
     /// The share of what is sent that fails however little that is.
     lost: f64,
-    /// Slots until a cut that did not help is tried again.
-    rest: u32,
-    /// What was answered well while nothing was wrong; fades.
-    known: f64,
+    /// Until a cut that did not help is tried again.
+    rest: f64,
     /// How often in a row a cut has not helped.
     failures: u32,
-    /// By level, the share of requests that their own buckets refused, as it was last seen.
-    refused: [f64; LEVELS],
 }
 
 /// A cut, until it is known whether it helps.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Trial {
-    /// Slots since the first step of it.
-    slots: u32,
-    /// Slots since the last one; 0 where there is none.
-    age: u32,
-    /// Slots in which nobody got an answer.
-    futile: u32,
-    /// The strain when it began, or when that was last seen to lessen.
+    /// How long ago it was; 0 where there is none.
+    age: f64,
+    /// The most that the strain was since, or what it was when that was last seen to lessen.
     strain: f64,
-    /// How it was before its first step, and before its last.
-    first: Before,
-    last: Before,
-}
-
-/// What there was before a cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Before {
-    /// What was sent, and answered well.
+    /// What was sent before it, and answered well; and what the limit was.
     sent: f64,
     good: f64,
     limit: f64,
@@ -185,24 +192,21 @@ struct Before {
 impl Controller {
     /// One slot further. `health` is what holds now, an operator's word included; nothing is shed while it is `NORMAL`.
     pub fn step(self, window: &Window, bounds: &Measured, switch: &Switch, health: Health) -> Self {
-        let refused = self.refused_by_level(window);
+        let seen = Seen::over(window, &RATES, bounds, switch);
+        let mut next = self;
+        next.shown = self.shown * FADING + SHOWING * (seen.good - self.shown).max(0.0);
+        next.crowd.see(window, self.severity);
         if health == Health::Normal || !bounds.shed {
-            let known = (self.known * FADING).max(Seen::over(window, RATES).good);
-            return Self { refused, known, ..Self::default() };
+            let crowd = Crowd { refused: next.crowd.refused, ..Crowd::default() };
+            return Self { crowd, shown: next.shown, ..Self::default() };
         }
-        let mut next = Self { refused, ..self };
-        let seen = Seen::over(window, RATES);
-        let strain_over = |counts| strain(counts, bounds, switch.baseline_us());
-        // A burst is no overload, and what is over is over.
-        let strain = strain_over(&Seen::over(window, LOOK).counts).min(strain_over(&seen.counts));
-        next.learn_floor(strain);
-        if next.over_floor(strain) > 1.0 {
-            next.press(&seen, strain, window, bounds);
-        } else {
-            next.ease(&seen, strain);
-        }
-        next.aim = next.limit * leaning(next.over_floor(strain));
-        next.turn_away(window, self.aim);
+        let newest = Seen::over(window, &LOOK, bounds, switch);
+        let aim = next.aim(window, &newest, &seen, bounds.error_ratio);
+        // Somebody has to find out whether the upstream is back.
+        let least = f64::from(bounds.min_requests) / f64::from(bounds.window_seconds.max(1));
+        let aim = if next.limit > 0.0 { aim.max(least) } else { 0.0 };
+        next.limit = if next.limit > 0.0 { next.limit.max(least) } else { 0.0 };
+        (next.severity, next.cut) = next.crowd.turn_away(window, aim);
         next
     }
 
@@ -216,6 +220,35 @@ impl Controller {
         self.cut
     }
 
+    /// What to send in the next slot, after the limit has followed what was seen.
+    fn aim(&mut self, window: &Window, newest: &Seen, seen: &Seen, error_ratio: f64) -> f64 {
+        let queue = newest.queue.unwrap_or_default();
+        // A burst of errors is no overload, and what is over is over.
+        let errors = newest.errors.min(seen.errors);
+        // Where some are as quick as ever, the others wait for something else than their turn.
+        let late = if newest.queue.is_some_and(|queue| queue < 1.0) { 0.0 } else { late(window) };
+        self.learn_floor(window, queue, errors);
+        self.listen(window, late);
+        let queued = self.over_floor(queue);
+        let failing = (errors - self.lost).max(0.0) / error_ratio;
+        let strain = queued.max(failing.min(1.0));
+        if late > SOME_LATE {
+            self.wait(window, newest, late);
+        } else if queued > 1.0 {
+            self.press(window, seen, queue);
+        } else if failing > 1.0 {
+            self.try_less(window, seen, errors);
+        } else {
+            self.ease(window, newest, seen, strain);
+        }
+        let leaning = 1.0 + GAIN * (TARGET - strain) - DEEPER * self.trial.age;
+        let aim = self.limit * leaning.clamp(LEAST, MOST);
+        if late <= SOME_LATE {
+            return aim;
+        }
+        aim.min(self.limit * (1.0 - late).max(PROBE)).max(seen.good * LEAST)
+    }
+
     /// Where the strain would be, on a scale from its floor (0) to the bound (1), or to somewhat above a floor that is
     /// near the bound or over it.
     fn over_floor(&self, strain: f64) -> f64 {
@@ -224,186 +257,164 @@ impl Controller {
         ((strain - self.floor) / width).max(0.0)
     }
 
-    /// A strain that is there with nobody waiting is no reason to send less. A lower one is soon
-    /// believed and a higher one slowly: too little is sent for a while, and not too much.
-    fn learn_floor(&mut self, strain: f64) {
-        self.rest = self.rest.saturating_sub(1);
-        if self.rest == 0 && (self.floor > HIGH_FLOOR || self.severity <= 0.0) {
-            self.floor = 0.0;
+    /// A strain that is there however little is sent is no reason to send less. A lower one is soon believed and a higher
+    /// one slowly.
+    fn learn_floor(&mut self, window: &Window, queue: f64, errors: f64) {
+        self.rest = (self.rest - slot_seconds(window)).max(0.0);
+        if self.rest <= 0.0 {
+            self.floor = self.floor.min(HIGH_FLOOR);
             self.lost = 0.0;
         }
-        if strain < self.floor {
-            self.floor += FLOOR_FALL * (strain - self.floor);
-        } else if self.over_floor(strain) <= 1.0 && self.floor <= HIGH_FLOOR && self.severity > 0.0 {
-            self.floor += FLOOR_RISE * (strain.min(HIGH_FLOOR) - self.floor).max(0.0);
+        if self.severity > 0.0 {
+            self.floor += FLOOR_RISE * pace(window) * (queue.min(HIGH_FLOOR) - self.floor).max(0.0);
+        }
+        self.floor += FLOOR_FALL * (queue - self.floor).min(0.0);
+        self.lost += FLOOR_FALL * (errors - self.lost).min(0.0);
+    }
+
+    /// Notes when answers in time end, and when they are back.
+    fn listen(&mut self, window: &Window, late: f64) {
+        let seconds = slot_seconds(window);
+        self.unsettled = (self.unsettled - seconds).max(0.0);
+        if late > MOST_LATE {
+            if self.silent <= 0.0 && self.unsettled <= UNSETTLED / 2.0 && self.limit > 0.0 {
+                self.limit *= COLLAPSED;
+                self.shown *= COLLAPSED;
+            }
+            self.silent += seconds;
+        } else if self.silent > 0.0 {
+            if self.silent > BELIEVED {
+                self.limit = self.limit.max(self.shown * COME_BACK);
+            }
+            self.unsettled = UNSETTLED;
+            self.silent = 0.0;
         }
     }
 
-    /// A bound is broken: cut to what the upstream does well, then see whether that helped.
-    fn press(&mut self, seen: &Seen, strain: f64, window: &Window, bounds: &Measured) {
-        self.roomy = 0;
-        self.trial.slots = self.trial.slots.saturating_add(1);
-        if self.trial.age == 0 {
-            self.cut_to(self.first_cut(seen, window), strain, seen, bounds);
-            return;
-        }
-        let newest = window.newest(LOOK.least);
-        let is_futile = f64::from(newest.answered) < newest.passed() as f64 * FUTILE;
-        if is_futile {
-            // Nobody gets an answer, so that nothing is lost by sending less, and the queue may drain.
-            self.trial.futile = self.trial.futile.saturating_add(1);
-            self.trial.age = 1;
-            let step = if self.trial.futile <= FUTILE_STEPS { FUTILE_STEP } else { 1.0 };
-            self.lower(self.limit * step, bounds);
-            return;
-        }
-        self.trial.age = self.trial.age.saturating_add(1);
-        let judged = Seen::over(window, JUDGEMENT);
-        if self.trial.age > SETTLING_SLOTS.saturating_add(judged.slots as u32) {
-            self.judge(&judged, strain, bounds);
-        }
-    }
-
-    /// What is sent first once a bound is broken.
-    fn first_cut(&self, seen: &Seen, window: &Window) -> f64 {
-        // An upstream that has just collapsed under its queue has shown before what it can do.
-        let doable = seen.good.max(best(window) / 4.0).max(seen.sent * BLIND_CUT);
-        // What did not help the last time is tried with care.
-        let is_sparing = self.failures > 0 && seen.good > seen.sent * WORTH_SPARING;
-        let doable = if is_sparing { doable.max(seen.sent * REAL_CUT) } else { doable };
-        // Little is wrong with a limit that has held so far.
-        let small = self.limit * SMALL_STEP;
-        if doable > small * DRAIN { doable.max(small) } else { doable }
-    }
-
-    /// A bound is still broken some time after a cut.
-    fn judge(&mut self, judged: &Seen, strain: f64, bounds: &Measured) {
-        let (was, served) = (self.trial.strain, judged.good > judged.sent * SERVED);
-        let is_draining = judged.good > judged.sent * DRAINING && judged.counts.answered > JUDGEMENT.answers;
-        if self.trial.slots > LONGEST_TRIAL && served && !is_draining {
-            self.bear(strain);
-        } else if is_draining || served && strain < was * MENDING {
-            self.trial.age = 1;
-            self.trial.strain = strain;
-        } else if strain > was * WORSENING {
-            self.cut_to(judged.good * DRAIN, strain, judged, bounds);
-        } else if let Some(before) = self.trial.in_vain(judged) {
-            // It was not too much that was sent. All is as before the cut.
-            self.limit = before.limit;
-            self.bear(strain);
-            self.lost = (1.0 - judged.good / judged.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
-        } else if served && self.trial.slots > LONGEST_TRIAL / 2 {
-            // All that is sent succeeds, and less of it changes nothing: this is how the upstream is.
-            self.bear(strain);
-        } else if served {
-            self.cut_to(judged.good * DRAIN, strain, judged, bounds);
-        } else {
-            self.cut_to(judged.good, strain, judged, bounds);
-        }
-    }
-
-    /// Takes a step down, whose worth is then to be seen.
-    fn cut_to(&mut self, rate: f64, strain: f64, seen: &Seen, bounds: &Measured) {
-        let before = Before { sent: seen.sent, good: seen.good, limit: self.limit };
-        let first = if self.trial.age == 0 { before } else { self.trial.first };
-        self.trial = Trial { age: 1, strain, first, last: before, ..self.trial };
-        // What fails anyway does not count against what can be sent.
-        self.lower(rate / (1.0 - self.lost), bounds);
-    }
-
-    fn lower(&mut self, rate: f64, bounds: &Measured) {
-        // Somebody has to find out whether the upstream is back.
-        let least = f64::from(bounds.min_requests) / f64::from(bounds.window_seconds.max(1));
-        let limit = if self.limit > 0.0 { self.limit.min(rate) } else { rate };
-        self.limit = limit.max(least);
-    }
-
-    /// Shedding does not mend this strain; it is tried again later.
-    fn bear(&mut self, strain: f64) {
-        if self.trial.futile > 0 && self.limit > 0.0 {
-            // It is back, if not as it was, and need not be found out anew from next to nothing.
-            self.limit = self.limit.max(self.known * COME_BACK / 2.0);
-        }
+    /// Much comes too late to be of use.
+    fn wait(&mut self, window: &Window, newest: &Seen, late: f64) {
+        self.roomy = 0.0;
         self.trial = Trial::default();
-        self.floor = strain;
-        self.rest = FIRST_REST.saturating_mul(1 << self.failures.min(5)).min(LONGEST_REST);
+        (self.floor, self.rest) = (0.0, 0.0);
+        if self.limit <= 0.0 {
+            self.shown = self.shown.max(best(window) * LIKELY);
+            self.limit = self.shown.max(newest.good);
+        } else if late < MOST_LATE {
+            // The rest is worked on in vain.
+            self.lower_to(window, newest.doable / (1.0 - late));
+        } else if self.silent > BELIEVED {
+            self.limit *= 1.0 - DOUBT * pace(window);
+        }
+    }
+
+    /// A queue stands, so that this is what the upstream can do.
+    fn lower_to(&mut self, window: &Window, doable: f64) {
+        if self.unsettled > 0.0 {
+            return;
+        }
+        let doable = doable / (1.0 - self.lost);
+        self.limit += FALL * pace(window) * (doable - self.limit).min(0.0);
+        self.limit = self.limit.min(doable * FAR);
+        self.shown += FALL * pace(window) * (doable - self.shown).min(0.0);
+    }
+
+    /// A queue stands that breaks a bound: send what the upstream can do and a little less, and see whether that helps.
+    fn press(&mut self, window: &Window, seen: &Seen, queue: f64) {
+        self.roomy = 0.0;
+        if self.trial.age <= 0.0 {
+            self.trial = self.trial_of(seen, queue);
+            if self.limit <= 0.0 {
+                self.limit = seen.good.max(self.shown.max(best(window)) / 2.0);
+            }
+        }
+        self.trial.age += slot_seconds(window);
+        self.lower_to(window, seen.doable);
+        if self.trial.age < SETTLING + seen.seconds + 2.0 * seen.quickest {
+            // What was sent before is still being answered.
+            self.trial.strain = self.trial.strain.max(queue);
+            return;
+        }
+        let is_served = seen.good > seen.sent * (1.0 - self.lost) * SERVED;
+        if queue < self.trial.strain * MENDING {
+            self.trial.age = slot_seconds(window);
+            self.trial.strain = queue;
+        } else if is_served && seen.sent < self.trial.good * REAL_CUT {
+            // All that is sent succeeds, and less of it changes nothing: this is how the upstream is.
+            self.limit = self.trial.limit;
+            self.floor = queue;
+            self.bear();
+        }
+    }
+
+    /// Errors, and no queue. If that is because it is asked for too much, less of it gives fewer of them.
+    fn try_less(&mut self, window: &Window, seen: &Seen, errors: f64) {
+        self.roomy = 0.0;
+        let is_known = seen.sent < self.shown * AS_EVER || seen.good < self.shown * ILL;
+        if seen.good < seen.sent * WORTH_SPARING || self.limit <= 0.0 && is_known {
+            self.limit = 0.0;
+            self.lost = errors.min(MOST_LOST);
+            return self.bear();
+        }
+        if self.trial.age <= 0.0 {
+            self.trial = self.trial_of(seen, errors);
+            let doable = seen.good.max(self.shown * SURE);
+            self.limit = if self.limit > 0.0 { self.limit.min(doable) } else { doable };
+        }
+        self.trial.age += slot_seconds(window);
+        if self.trial.age < SETTLING + seen.seconds {
+            return;
+        }
+        let share = seen.sent / self.trial.sent.max(f64::MIN_POSITIVE);
+        if share < REAL_CUT && seen.good <= self.trial.good * share.sqrt() {
+            // It was not too much that was sent. All is as before the cut.
+            self.limit = self.trial.limit;
+            self.lost = (1.0 - seen.good / seen.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
+            self.bear();
+        } else {
+            let doable = seen.good / (1.0 - self.lost);
+            self.limit += FALL * pace(window) * (doable - self.limit).min(0.0);
+        }
+    }
+
+    fn trial_of(&self, seen: &Seen, strain: f64) -> Trial {
+        Trial { age: 0.0, strain, sent: seen.sent, good: seen.good, limit: self.limit }
+    }
+
+    /// Shedding does not mend this; it is tried again later.
+    fn bear(&mut self) {
+        self.trial = Trial::default();
+        self.rest = (FIRST_REST * f64::from(1 << self.failures.min(5))).min(LONGEST_REST);
         self.failures = self.failures.saturating_add(1);
     }
 
     /// All bounds hold: let more through where there is room and where it is asked for.
-    fn ease(&mut self, seen: &Seen, strain: f64) {
-        let strain = self.over_floor(strain);
-        if strain < MENDED && self.trial.age > 0 {
-            if self.trial.futile > 0 {
-                // It is back, and need not be found out anew from next to nothing.
-                self.limit = self.limit.max(self.known * COME_BACK);
-            }
+    fn ease(&mut self, window: &Window, newest: &Seen, seen: &Seen, strain: f64) {
+        if strain < MENDED && self.trial.age > 0.0 {
             self.trial = Trial::default();
             self.failures = 0;
         }
-        self.roomy = if strain < ROOM { self.roomy.saturating_add(1) } else { 0 };
-        let quick = FIRST_STEP * (f64::from(self.roomy) / DOUBLING_SLOTS).exp2();
-        let step = match strain {
-            strain if strain < ROOM => quick.min(LARGEST_STEP),
-            strain if strain < TARGET => PROBING_STEP,
-            _ => PROBING_STEP / 4.0,
-        };
-        // What is not asked for is not known to be borne.
-        if self.severity > 0.0 && seen.newest > self.aim * USED {
-            self.limit *= 1.0 + step;
+        if strain > TARGET {
+            self.roomy = 0.0;
+            return self.lower_to(window, seen.doable);
+        }
+        self.roomy = if strain < ROOM { self.roomy + pace(window) } else { 0.0 };
+        let is_sure = strain < ROOM && self.limit < self.shown * SURE;
+        if newest.sent > self.crowd.aim() * if is_sure { USED_BEFORE } else { USED } {
+            let step = if is_sure { SURE_STEP } else { self.step_up(strain) };
+            let most = (newest.sent * AHEAD).max(self.shown * SURE).max(self.limit);
+            self.limit = (self.limit * (1.0 + step * pace(window))).min(most);
         }
     }
 
-    /// What is turned away, and whose, so that no more is sent than is aimed at.
-    fn turn_away(&mut self, window: &Window, aimed: f64) {
-        let newest = window.newest(1);
-        let seconds = slot_seconds(window);
-        let sent = newest.passed() as f64 / seconds;
-        self.insistence = if self.severity > 0.0 && aimed > 0.0 {
-            let off = (aimed / sent.max(aimed / 4.0)).min(4.0).ln();
-            (self.insistence + LEARNING * off).clamp(-MOST_INSISTENCE, MOST_INSISTENCE)
-        } else {
-            0.0
-        };
-        let mut demand = [Demand::default(); LEVELS];
-        for ((demand, level), refused) in demand.iter_mut().zip(&newest.levels).zip(self.refused) {
-            let shed = f64::from(level.shed) * (1.0 - refused) / self.insistence.exp();
-            demand.rate = (f64::from(level.passed) + shed) / seconds;
-            demand.kept = (level.kept_milli as f64 / 1_000.0 / level.offered().max(1) as f64).min(1.0);
+    /// How much the limit grows by in half a second.
+    fn step_up(&self, strain: f64) -> f64 {
+        if strain >= ROOM {
+            return NEAR_STEP * (TARGET - strain);
         }
-        let total: f64 = demand.iter().map(|level| level.rate).sum();
-        let kept = if self.aim > 0.0 { (self.aim / total.max(f64::MIN_POSITIVE)).min(1.0) } else { 1.0 };
-        self.severity = 1.0 - kept;
-        self.cut = Cut::of(self.severity, &demand);
-    }
-
-    fn refused_by_level(&self, window: &Window) -> [f64; LEVELS] {
-        let mut shares = self.refused;
-        for (share, Level { passed, refused, .. }) in shares.iter_mut().zip(&window.total().levels) {
-            if passed.saturating_add(*refused) > 0 {
-                *share = f64::from(*refused) / (f64::from(*passed) + f64::from(*refused));
-            }
+        if self.limit < self.shown * LIKELY {
+            return LIKELY_STEP;
         }
-        shares
+        let largest = if strain < IDLE { LARGEST_IDLE_STEP } else { LARGEST_STEP };
+        (FIRST_STEP * (self.roomy / MULTIPLYING).exp()).min(largest)
     }
-}
-
-impl Trial {
-    /// Where to go back to if cutting was in vain: what succeeds has fallen as what is sent.
-    fn in_vain(&self, judged: &Seen) -> Option<Before> {
-        if judged.answered < judged.sent / 2.0 {
-            // Most clients give up waiting, and what they waited for has yet to be worked off.
-            return None;
-        }
-        let is_vain = |before: &Before| {
-            let share = judged.sent / before.sent.max(f64::MIN_POSITIVE);
-            share < REAL_CUT && judged.good <= before.good * share.sqrt()
-        };
-        [self.first, self.last].into_iter().find(is_vain)
-    }
-}
-
-/// Which part of the limit is sent, so that the strain comes to what is aimed at.
-fn leaning(strain: f64) -> f64 {
-    (1.0 + GAIN * (TARGET - strain)).clamp(DRAIN, 1.0 + GAIN * TARGET)
 }

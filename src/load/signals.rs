@@ -40,8 +40,10 @@ pub struct Counts {
     pub answered: u32,
     /// Those of them that are server errors.
     pub errors: u32,
-    /// Times to response headers: of responses that are no errors, and of requests whose client gave up after longer
-    /// than a bound.
+    /// Those of these that came no later than an answer may.
+    pub prompt: u32,
+    /// Times to response headers: of responses that are no errors; and of errors and of clients that gave up, where
+    /// they came later than an answer may.
     pub latency: Latency,
     /// Requests in flight, times the microseconds that they were so.
     pub in_flight_us: u64,
@@ -126,6 +128,7 @@ impl Counts {
         }
         self.answered = self.answered.saturating_add(other.answered);
         self.errors = self.errors.saturating_add(other.errors);
+        self.prompt = self.prompt.saturating_add(other.prompt);
         self.latency.merge(&other.latency);
         self.in_flight_us = self.in_flight_us.saturating_add(other.in_flight_us);
     }
@@ -138,6 +141,11 @@ impl Counts {
     /// Responses that are no server errors.
     pub fn good(&self) -> u32 {
         self.answered.saturating_sub(self.errors)
+    }
+
+    /// Requests that came to an end, whichever.
+    pub fn ended(&self) -> u64 {
+        self.latency.count() + u64::from(self.prompt)
     }
 
     /// The share of server errors among responses; 0 where there are none.

@@ -9,8 +9,8 @@
 //! What usual is, is learned while all is well: a quicker upstream is believed at once, a slower one over ten minutes, so
 //! that a load that rises slowly does not pass for usual. Knows nothing of operators and of who is turned away.
 
-use super::LATENCY_QUANTILE;
 use super::signals::{Counts, SLOTS, Window};
+use super::{LATENCY_QUANTILE, QUICKEST};
 use crate::config::Measured;
 use crate::health::Health;
 
@@ -67,6 +67,8 @@ pub struct Switch {
     stale: u32,
     /// The usual time to response headers, in microseconds; 0 while it is not known.
     baseline_us: f64,
+    /// The usual time of the quickest, in microseconds.
+    quickest_us: f64,
     reason: Option<Reason>,
 }
 
@@ -93,6 +95,11 @@ impl Switch {
     /// The time to response headers that nine in ten did not exceed while all was well, in microseconds.
     pub fn baseline_us(&self) -> Option<f64> {
         (self.baseline_us > 0.0).then_some(self.baseline_us)
+    }
+
+    /// The time to response headers that one in ten did not exceed while all was well, in microseconds.
+    pub fn quickest_us(&self) -> f64 {
+        self.quickest_us
     }
 
     fn step_normal(self, window: &Window, bounds: &Measured) -> Self {
@@ -144,7 +151,12 @@ impl Switch {
             usual if seen_us < usual => FALL,
             _ => (seconds(1, window) / RISE_SECONDS).min(1.0),
         };
-        Self { baseline_us: self.baseline_us + share * (seen_us - self.baseline_us), ..self }
+        let quickest_us = total.latency.quantile_us(QUICKEST).map_or(self.quickest_us, |us| us as f64);
+        Self {
+            baseline_us: self.baseline_us + share * (seen_us - self.baseline_us),
+            quickest_us: self.quickest_us + share * (quickest_us - self.quickest_us),
+            ..self
+        }
     }
 }
 
@@ -170,7 +182,7 @@ pub(super) fn worst(counts: &Counts, bounds: &Measured, baseline_us: Option<f64>
 /// law), which grows as long as the hang lasts.
 pub(super) fn latency_us(counts: &Counts) -> Option<f64> {
     let seen_us = counts.latency.quantile_us(LATENCY_QUANTILE).map(|us| us as f64);
-    let ended = counts.latency.count().saturating_add(counts.errors.into());
+    let ended = counts.ended();
     if counts.passed() <= ended.saturating_mul(2) {
         return seen_us;
     }
@@ -191,18 +203,19 @@ fn seconds(slots: u32, window: &Window) -> f64 {
 
 impl Switch {
     /// As bytes, for [`Switch::decode`].
-    pub fn encode(&self) -> [u8; 34] {
+    pub fn encode(&self) -> [u8; 42] {
         let (kind, value) = match self.reason {
             None => (0, 0.0),
             Some(Reason::ErrorRatio(value)) => (1, value),
             Some(Reason::LatencyMs(value)) => (2, value),
             Some(Reason::LatencyRatio(value)) => (3, value),
         };
-        let mut bytes = [0; 34];
+        let mut bytes = [0; 42];
         let fields = [u8::from(self.degraded), kind].into_iter();
         let fields = fields.chain(self.agreeing.to_le_bytes()).chain(self.answered.to_le_bytes());
         let fields = fields.chain(self.stale.to_le_bytes());
-        let fields = fields.chain(self.baseline_us.to_le_bytes()).chain(value.to_le_bytes());
+        let fields = fields.chain(self.baseline_us.to_le_bytes());
+        let fields = fields.chain(self.quickest_us.to_le_bytes()).chain(value.to_le_bytes());
         bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
         bytes
     }
@@ -214,9 +227,11 @@ impl Switch {
         let (answered, rest) = rest.split_first_chunk()?;
         let (stale, rest) = rest.split_first_chunk()?;
         let (baseline_us, rest) = rest.split_first_chunk()?;
+        let (quickest_us, rest) = rest.split_first_chunk()?;
         let value = f64::from_le_bytes(rest.try_into().ok()?);
-        let baseline_us = f64::from_le_bytes(*baseline_us);
-        if !(baseline_us.is_finite() && baseline_us >= 0.0 && value.is_finite() && degraded <= 1) {
+        let (baseline_us, quickest_us) = (f64::from_le_bytes(*baseline_us), f64::from_le_bytes(*quickest_us));
+        let are_times = [baseline_us, quickest_us].iter().all(|us| us.is_finite() && *us >= 0.0);
+        if !(are_times && value.is_finite() && degraded <= 1) {
             return None;
         }
         let reason = match kind {
@@ -228,6 +243,6 @@ impl Switch {
         };
         let (agreeing, answered) = (u32::from_le_bytes(*agreeing), u64::from_le_bytes(*answered));
         let stale = u32::from_le_bytes(*stale);
-        Some(Self { degraded: degraded == 1, agreeing, answered, stale, baseline_us, reason })
+        Some(Self { degraded: degraded == 1, agreeing, answered, stale, baseline_us, quickest_us, reason })
     }
 }

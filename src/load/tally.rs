@@ -15,8 +15,8 @@ const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
 /// How the upstream, or Envoy in its place, has answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// With a server error.
-    Failed,
+    /// With a server error; after so many microseconds, where that is known.
+    Failed(Option<u64>),
     /// With anything else; after so many microseconds, where that is known.
     Good(Option<u64>),
 }
@@ -84,7 +84,13 @@ impl Tally {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.counts.answered = self.counts.answered.saturating_add(1);
         match response {
-            Response::Failed => self.counts.errors = self.counts.errors.saturating_add(1),
+            Response::Failed(took_us) => {
+                self.counts.errors = self.counts.errors.saturating_add(1);
+                match took_us.filter(|took_us| *took_us > self.bearable_us) {
+                    Some(took_us) => self.counts.latency.add(took_us),
+                    None => self.counts.prompt = self.counts.prompt.saturating_add(1),
+                }
+            }
             Response::Good(Some(took_us)) => self.counts.latency.add(took_us),
             Response::Good(None) => {}
         }

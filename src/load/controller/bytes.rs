@@ -1,38 +1,41 @@
 //! The controller's state as bytes: its numbers in order, each a little-endian `f64`.
 
-use super::{Before, Controller, LEVELS, MOST_LOST, Trial};
+use super::{Controller, Crowd, MOST_LOST, Trial};
 use crate::load::shed::Cut;
+use crate::load::signals::LEVELS;
+
+/// Numbers that a state is made of.
+const FIELDS: usize = 20 + LEVELS;
 
 impl Controller {
     /// As bytes, for [`Controller::decode`].
     pub fn encode(&self) -> [u8; FIELDS * 8] {
-        let trial = self.trial;
+        let (crowd, trial) = (self.crowd, self.trial);
+        let [aim, aim_before] = crowd.aims;
         let fields = [
             self.severity,
             self.cut.share,
             f64::from(self.cut.level),
+            crowd.insistence,
+            aim,
+            aim_before,
             self.limit,
-            self.aim,
-            self.insistence,
-            f64::from(self.roomy),
-            f64::from(trial.slots),
-            f64::from(trial.age),
-            f64::from(trial.futile),
+            self.shown,
+            self.roomy,
+            self.silent,
+            self.unsettled,
+            trial.age,
             trial.strain,
-            trial.first.sent,
-            trial.first.good,
-            trial.first.limit,
-            trial.last.sent,
-            trial.last.good,
-            trial.last.limit,
+            trial.sent,
+            trial.good,
+            trial.limit,
             self.floor,
             self.lost,
-            f64::from(self.rest),
-            self.known,
+            self.rest,
             f64::from(self.failures),
         ];
         let mut bytes = [0; FIELDS * 8];
-        let fields = fields.into_iter().chain(self.refused).flat_map(f64::to_le_bytes);
+        let fields = fields.into_iter().chain(crowd.refused).flat_map(f64::to_le_bytes);
         bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
         bytes
     }
@@ -47,33 +50,23 @@ impl Controller {
         Some(Self {
             severity: next()?.clamp(0.0, 1.0),
             cut: Cut { share: next()?, level: next()? as u8 },
+            crowd: Crowd { insistence: next()?, aims: [next()?, next()?], ..Crowd::default() },
             limit: next()?,
-            aim: next()?,
-            insistence: next()?,
-            roomy: next()? as u32,
-            trial: Trial {
-                slots: next()? as u32,
-                age: next()? as u32,
-                futile: next()? as u32,
-                strain: next()?,
-                first: Before { sent: next()?, good: next()?, limit: next()? },
-                last: Before { sent: next()?, good: next()?, limit: next()? },
-            },
+            shown: next()?,
+            roomy: next()?,
+            silent: next()?,
+            unsettled: next()?,
+            trial: Trial { age: next()?, strain: next()?, sent: next()?, good: next()?, limit: next()? },
             floor: next()?,
             lost: next()?.clamp(0.0, MOST_LOST),
-            rest: next()? as u32,
-            known: next()?,
+            rest: next()?,
             failures: next()? as u32,
-            refused: {
-                let mut refused = [0.0; LEVELS];
-                for share in &mut refused {
-                    *share = next()?;
-                }
-                refused
-            },
+        })
+        .and_then(|mut controller| {
+            for share in &mut controller.crowd.refused {
+                *share = next()?;
+            }
+            Some(controller)
         })
     }
 }
-
-/// Numbers that a state is made of.
-const FIELDS: usize = 22 + LEVELS;

@@ -1,74 +1,130 @@
-//! What the newest slots say, as rates and as one number for how much the upstream strains.
+//! What the newest slots say: rates, and the signs of a queue.
 
-use super::super::signals::{Counts, Window};
-use super::super::switch::latency_us;
 use crate::config::Measured;
+use crate::load::QUICKEST;
+use crate::load::signals::{SLOTS, Window};
+use crate::load::switch::Switch;
 
-/// How many slots are looked at: as few as hold so many answers, within these bounds.
-pub(super) const LOOK: Span = Span { answers: 100, least: 2, most: 8 };
+/// How far is looked back for what changes quickly: as few slots as hold so many answers, within bounds in seconds.
+pub(super) const LOOK: Span = Span { answers: 30, least: 1.0, most: 4.0 };
 /// The same for rates, which vary more.
-pub(super) const RATES: Span = Span { answers: 100, least: 4, most: 8 };
-/// The same for a cut that is judged, which takes more certainty.
-pub(super) const JUDGEMENT: Span = Span { answers: 300, least: 4, most: 8 };
+pub(super) const RATES: Span = Span { answers: 100, least: 2.0, most: 4.0 };
 
-/// How many slots to look at. Only as many as hold so many answers, within bounds.
+/// How much more requests in flight may let a queue seem than it has been seen to be.
+const MOST_GROWTH: f64 = 2.0;
+
+/// A bound is at least that much over what is usual, as a share of it.
+const LEAST_WAIT: f64 = 0.2;
+
+/// How far to look back.
 pub(super) struct Span {
-    pub(super) answers: u32,
-    pub(super) least: usize,
-    most: usize,
+    answers: u32,
+    least: f64,
+    most: f64,
 }
 
-/// What the newest slots say.
+/// What the newest slots say. Rates are in requests a second.
 pub(super) struct Seen {
-    /// How many they are.
-    pub(super) slots: usize,
-    pub(super) counts: Counts,
+    /// How long they are, in seconds.
+    pub(super) seconds: f64,
+    /// What was sent, and what of it was answered well.
     pub(super) sent: f64,
-    pub(super) answered: f64,
     pub(super) good: f64,
-    /// What was sent in the last two.
-    pub(super) newest: f64,
+    /// The latter, and a standard deviation more.
+    pub(super) doable: f64,
+    /// The share of errors that came at once.
+    pub(super) errors: f64,
+    /// How long the quickest took, in seconds.
+    pub(super) quickest: f64,
+    /// How long everybody waits for their turn, in multiples of what may be waited until a bound is broken; `None`
+    /// where nobody gets an answer, or no bound is on latency.
+    pub(super) queue: Option<f64>,
 }
 
 impl Seen {
-    pub(super) fn over(window: &Window, span: Span) -> Self {
-        let is_enough = |slots: &usize| window.newest(*slots).answered >= span.answers;
-        let slots = (span.least..span.most).find(is_enough).unwrap_or(span.most);
-        let counts = window.newest(slots);
-        let seconds = slots.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
+    pub(super) fn over(window: &Window, span: &Span, bounds: &Measured, switch: &Switch) -> Self {
+        let counts = window.newest(span.slots(window));
+        let seconds = span.slots(window).min(window.slots().len()).max(1) as f64 * slot_seconds(window);
+        let good = f64::from(counts.good());
+        let quickest = counts.latency.quantile_us(QUICKEST).map(|us| us as f64 / 1e6);
+        // A queue that grows is seen by its requests in flight before it is by their latency; one that is gone, too.
+        let now = in_flight(window) * seconds / good;
+        let waited = quickest.map(|quickest| (quickest * growth(window)).min(now));
         Self {
-            slots,
+            seconds,
             sent: counts.passed() as f64 / seconds,
-            answered: f64::from(counts.answered) / seconds,
-            good: f64::from(counts.good()) / seconds,
-            newest: window.newest(2).passed() as f64 / (2.0 * slot_seconds(window)),
-            counts,
+            good: good / seconds,
+            doable: (good + good.sqrt()) / seconds,
+            errors: f64::from(counts.prompt) / counts.ended().max(1) as f64,
+            quickest: quickest.unwrap_or_default(),
+            queue: waited
+                .zip(may_wait(bounds, switch))
+                .map(|(waited, may_wait)| ((waited - switch.quickest_us() / 1e6) / may_wait).max(0.0)),
         }
     }
 }
 
-/// The worst of the signals, on a scale from what is usual (0) to its bound (1).
-pub(super) fn strain(counts: &Counts, bounds: &Measured, baseline_us: Option<f64>) -> f64 {
-    let errors = counts.error_ratio() / bounds.error_ratio;
-    let Some(seen_us) = latency_us(counts) else { return errors };
-    let usual_us = baseline_us.unwrap_or_default();
-    let absolute_us = bounds.latency_ms.map(|ms| f64::from(ms) * 1_000.0);
-    let relative_us = bounds.latency_ratio.filter(|_| usual_us > 0.0).map(|ratio| usual_us * ratio);
-    let bounds_us = absolute_us.into_iter().chain(relative_us);
-    bounds_us.fold(errors, |worst, bound_us| {
-        let usual_us = usual_us.min(bound_us * 0.8);
-        worst.max((seen_us - usual_us) / (bound_us - usual_us).max(1.0))
-    })
+impl Span {
+    fn slots(&self, window: &Window) -> usize {
+        let is_enough = |slots: &usize| window.newest(*slots).answered >= self.answers;
+        let most = slots(window, self.most);
+        (slots(window, self.least)..most).find(is_enough).unwrap_or(most)
+    }
 }
 
-/// The most that was answered well in two slots of the window, in requests a second.
+/// How long a request may wait for its turn until a bound is broken, in seconds.
+fn may_wait(bounds: &Measured, switch: &Switch) -> Option<f64> {
+    let usual_us = switch.baseline_us().unwrap_or_default();
+    let absolute_us = bounds.latency_ms.map(|ms| f64::from(ms) * 1_000.0);
+    let relative_us = bounds.latency_ratio.filter(|_| usual_us > 0.0).map(|ratio| usual_us * ratio);
+    let bound_us = absolute_us.into_iter().chain(relative_us).min_by(f64::total_cmp)?;
+    Some((bound_us - usual_us).max(bound_us * LEAST_WAIT) / 1e6)
+}
+
+/// Of the requests that the upstream took on in the last second, the share that got nothing in time. Those that it
+/// refused at once it did not take on. Of a hang nothing comes to an end.
+pub(super) fn late(window: &Window) -> f64 {
+    let counts = window.newest(slots(window, 1.0));
+    let (passed, ended) = (counts.passed(), counts.ended());
+    let all = if ended.saturating_mul(2) < passed { passed } else { ended };
+    let accepted = all.saturating_sub(counts.prompt.into());
+    if accepted == 0 { 0.0 } else { 1.0 - (f64::from(counts.good()) / accepted as f64).min(1.0) }
+}
+
+/// The most that was answered well in a second of the window, in requests a second.
 pub(super) fn best(window: &Window) -> f64 {
-    let pairs = window.slots().zip(window.slots().skip(1));
-    let best = pairs.map(|(one, next)| one.good().saturating_add(next.good())).max();
-    f64::from(best.unwrap_or_default()) / (2.0 * slot_seconds(window))
+    let slots = slots(window, 1.0);
+    let good: Vec<_> = window.slots().map(|slot| f64::from(slot.good())).collect();
+    let best = good.windows(slots).map(|slots| slots.iter().sum()).fold(0.0, f64::max);
+    best / (slots as f64 * slot_seconds(window))
+}
+
+/// Requests in flight, in the newest slot.
+fn in_flight(window: &Window) -> f64 {
+    window.newest(1).in_flight_us as f64 / window.slot_us().max(1) as f64
+}
+
+/// How many times as many requests are in flight now as a second ago, when those were sent that are answered now.
+fn growth(window: &Window) -> f64 {
+    let second = slots(window, 1.0);
+    let before = window.slots().rev().skip(second).take(second);
+    let (sum_us, count) =
+        before.fold((0, 0), |(sum_us, count), slot| (slot.in_flight_us.saturating_add(sum_us), count + 1));
+    let before = sum_us as f64 / f64::from(count).max(1.0) / window.slot_us().max(1) as f64;
+    (in_flight(window) / before.max(1.0)).clamp(1.0, MOST_GROWTH)
+}
+
+/// How many slots such a time is; where slots are longer than half a second, as many as if they were not.
+pub(super) fn slots(window: &Window, seconds: f64) -> usize {
+    ((seconds / slot_seconds(window).min(0.5)).ceil() as usize).clamp(1, SLOTS)
 }
 
 /// How long a slot is.
 pub(super) fn slot_seconds(window: &Window) -> f64 {
     window.slot_us().max(1) as f64 / 1e6
+}
+
+/// How many half seconds a slot is, if less than one: what happens within half a second is not seen before that is over.
+pub(super) fn pace(window: &Window) -> f64 {
+    (slot_seconds(window) * 2.0).min(1.0)
 }
