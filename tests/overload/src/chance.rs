@@ -19,6 +19,8 @@ pub enum Spread {
     Constant,
     /// Exponential: as varied as calls by telephone.
     Exponential,
+    /// Half of it always, and half of it exponential: a part that is the same for all, and one that is not.
+    HalfExponential,
     /// Lognormal with this standard deviation of the logarithm: most are quick, a few are slow.
     Lognormal(f64),
 }
@@ -39,6 +41,7 @@ impl Spread {
         match self {
             Self::Constant => mean,
             Self::Exponential => exponential(random, mean),
+            Self::HalfExponential => mean / 2.0 + exponential(random, mean / 2.0),
             Self::Lognormal(sigma) => {
                 let angle = std::f64::consts::TAU * uniform(random);
                 let normal = (-2.0 * uniform(random).ln()).sqrt() * angle.cos();

@@ -11,9 +11,6 @@ use dynamic_rate_limiter::load::shed;
 use dynamic_rate_limiter::load::{Load, Response, Tally};
 use dynamic_rate_limiter::tier::{self, Limit};
 
-/// How often a worker hands in what it counted, in microseconds.
-pub(crate) const HAND_IN_US: u64 = 250_000;
-
 /// A tier, as far as it matters here.
 #[derive(Clone, Copy, Debug)]
 pub struct Tier {
@@ -127,7 +124,7 @@ impl Envoy {
 
     /// Response headers have come, or an error in their place.
     pub(crate) fn answered(&mut self, worker: usize, is_good: bool, took_us: u64) {
-        let response = if is_good { Response::Good(Some(took_us)) } else { Response::Failed };
+        let response = if is_good { Response::Good(Some(took_us)) } else { Response::Failed(Some(took_us)) };
         self.workers[worker].tally.answered(response);
     }
 

@@ -5,18 +5,22 @@
 //!
 //! - **Goodput.** In each phase in which load and upstream stay the same, calls that are served, against what the upstream
 //!   can do: the calls that their buckets let pass, or its capacity, whichever is less. Wanted 0.95; a run fails under
-//!   0.8, and those between are counted.
+//!   0.8, and those between are counted. With an upstream of 100 requests a second or fewer much of what is seen is chance,
+//!   and a run fails under 0.6.
 //! - **The important.** Of enterprise calls, their retries included, 99.9 % are served while that tier alone asks for
 //!   less than 0.8 of capacity. Where the upstream has next to no queue it is 98 %: it refuses a part of what comes in
-//!   bursts, the specification bears that up to `error_ratio`, and some calls meet a refusal four times.
+//!   bursts, the specification bears that up to `error_ratio`, and some calls meet a refusal four times. With few requests it
+//!   is 99 %.
 //! - **Order.** Within what one worker knows, no tier is shed while a less important one is served beyond its
 //!   `min_share`; at every request.
 //! - **Switching.** Two changes of health a disturbance at most. `NORMAL` within `recover_after_seconds` and one window
-//!   after it is over; calls of it that come again are part of it for as long as they ask for more than there is room for.
+//!   after it is over; calls of it that come again are part of it for as long as they ask for more than there is room for. With
+//!   few requests ten seconds more.
 //! - **Sparing.** Nothing is shed while less than 0.9 of capacity is asked for.
 //!
-//! A phase is judged from one window after its begin, and twice the time that the upstream's queue takes: the
-//! specification lets nothing be shed earlier, and a queue full of requests that nobody waits for has to be worked off.
+//! A phase is judged from one window after its begin, or after a queue first builds up in it, and twice the time that the
+//! upstream's queue takes: the specification lets nothing be shed earlier, and a queue full of requests that nobody waits for
+//! has to be worked off.
 //!
 //! With an upstream that is ill by itself (slow, or failing whatever the load), the first, second and last of these do
 //! not hold in every run, and the way back may take longer. Whether shedding helps there can only be found out by

@@ -55,9 +55,24 @@ pub struct Scenario {
     pub bounds: Measured,
     /// Workers of the Envoy.
     pub workers: usize,
-    /// Clients give up after a time between these, in seconds.
-    pub patience: (f64, f64),
+    /// How long anybody waits.
+    pub clients: Clients,
 }
+
+/// How long anybody waits for an answer, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Clients {
+    /// Clients give a request up after a time between these.
+    pub patience: (f64, f64),
+    /// Envoy does so after this, and answers 504.
+    pub route_timeout: f64,
+    /// Nobody tries again later than this.
+    pub deadline: f64,
+}
+
+const PATIENT: Clients =
+    Clients { patience: (1.0, 4.0), route_timeout: f64::INFINITY, deadline: f64::INFINITY };
+const HASTY: Clients = Clients { patience: (1.0, 1.0), route_timeout: 0.9, deadline: 3.0 };
 
 const TIERS: [Tier; 3] = [
     Tier { name: "free", priority: 2, min_share: 0.0, normal: (10, 2.0), degraded: (5, 2.0) },
@@ -65,7 +80,8 @@ const TIERS: [Tier; 3] = [
     Tier { name: "enterprise", priority: 8, min_share: 0.0, normal: (50, 10.0), degraded: (30, 10.0) },
 ];
 
-const MIXES: [(&str, [f64; 3]); 5] = [
+const MIXES: [(&str, [f64; 3]); 6] = [
+    ("free80", [0.8, 0.15, 0.05]),
     ("free90", [0.9, 0.07, 0.03]),
     ("even", [0.34, 0.33, 0.33]),
     ("pro80", [0.1, 0.8, 0.1]),
@@ -73,51 +89,56 @@ const MIXES: [(&str, [f64; 3]); 5] = [
     ("ent90", [0.05, 0.05, 0.9]),
 ];
 
-const UPSTREAMS: [(&str, Upstream); 4] = [
-    // A queue of half a second: latency climbs past its bound, then requests are refused.
-    (
-        "queue",
-        Upstream {
-            servers: 16,
-            service_us: 50_000.0,
-            spread: Spread::Lognormal(0.8),
-            queue: 320,
-            works_for_nobody: true,
-        },
-    ),
-    // Almost no queue: it refuses what it cannot do, and is quick all the while.
-    (
-        "refusing",
-        Upstream {
-            servers: 48,
-            service_us: 100_000.0,
-            spread: Spread::Exponential,
-            queue: 96,
-            works_for_nobody: true,
-        },
-    ),
-    // A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
-    (
-        "deep",
-        Upstream {
-            servers: 16,
-            service_us: 50_000.0,
-            spread: Spread::Exponential,
-            queue: 2_000,
-            works_for_nobody: true,
-        },
-    ),
-    // The same, but it notices when clients have gone.
-    (
-        "endless",
-        Upstream {
-            servers: 32,
-            service_us: 100_000.0,
-            spread: Spread::Lognormal(0.5),
-            queue: 1_000_000,
-            works_for_nobody: false,
-        },
-    ),
+/// A queue of a second: latency climbs past its bound, then requests are refused.
+const QUEUE: Upstream = Upstream {
+    servers: 16,
+    service_us: 50_000.0,
+    spread: Spread::Lognormal(0.8),
+    queue: 320,
+    works_for_nobody: true,
+};
+
+/// Almost no queue: it refuses what it cannot do, and is quick all the while.
+const REFUSING: Upstream = Upstream {
+    servers: 48,
+    service_us: 100_000.0,
+    spread: Spread::Exponential,
+    queue: 96,
+    works_for_nobody: true,
+};
+
+/// A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
+const DEEP: Upstream = Upstream { spread: Spread::Exponential, queue: 2_000, ..QUEUE };
+
+/// No end to the queue, but it notices when clients have gone.
+const ENDLESS: Upstream = Upstream {
+    servers: 32,
+    service_us: 100_000.0,
+    spread: Spread::Lognormal(0.5),
+    queue: 1_000_000,
+    works_for_nobody: false,
+};
+
+/// What `bench overload` has: few requests a second, and two seconds' worth of queue.
+const SMALL: Upstream = Upstream {
+    servers: 10,
+    service_us: 100_000.0,
+    spread: Spread::HalfExponential,
+    queue: 200,
+    works_for_nobody: true,
+};
+
+/// What stands behind an Envoy, before which clients, and seen through a window of how many seconds.
+const UPSTREAMS: [(&str, Upstream, Clients, u32); 8] = [
+    ("queue", QUEUE, PATIENT, 10),
+    ("refusing", REFUSING, PATIENT, 10),
+    ("deep", DEEP, PATIENT, 10),
+    ("endless", ENDLESS, PATIENT, 10),
+    ("small", SMALL, HASTY, 10),
+    // Five seconds' worth of queue behind a route timeout of 0.9 s.
+    ("backlog", Upstream { queue: 500, ..SMALL }, HASTY, 10),
+    ("brisk", QUEUE, PATIENT, 3),
+    ("calm", QUEUE, PATIENT, 30),
 ];
 
 /// Before and after everything.
@@ -126,11 +147,17 @@ const CALM: f64 = 0.5;
 /// Every scenario by its name.
 pub fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
-    for (upstream_name, upstream) in UPSTREAMS {
+    for (upstream_name, upstream, clients, window_seconds) in UPSTREAMS {
         for (mix_name, mix) in MIXES {
             for (shape, phases) in shapes() {
                 let name = format!("{upstream_name}-{mix_name}-{shape}");
-                scenarios.push(scenario(name, upstream, mix, phases));
+                let mut scenario = scenario(name, upstream, mix, phases);
+                scenario.clients = clients;
+                scenario.bounds.window_seconds = window_seconds;
+                if upstream.capacity() <= 100.0 {
+                    scenario.workers = 1;
+                }
+                scenarios.push(scenario);
             }
         }
     }
@@ -144,7 +171,7 @@ pub fn quick() -> Vec<Scenario> {
     scenarios
 }
 
-const QUICK: [&str; 21] = [
+const QUICK: [&str; 24] = [
     "queue-free90-step0.85",
     "queue-even-step1.1",
     "queue-even-step1.6",
@@ -166,6 +193,9 @@ const QUICK: [&str; 21] = [
     "deep-even-dead0.85",
     "endless-even-step5",
     "endless-ent60-step2",
+    "small-free80-step10",
+    "backlog-free80-step5",
+    "brisk-even-step3",
 ];
 
 /// One that nobody has listed.
@@ -189,7 +219,7 @@ pub fn drawn(seed: u64) -> Scenario {
     let (shape, phases) = shapes[between(0.0, shapes.len() as f64) as usize].clone();
     let mut drawn = scenario(format!("drawn-{shape}"), upstream, parts.map(|part| part / sum), phases);
     for tier in &mut drawn.tiers[..2] {
-        tier.min_share = (between(-0.1, 0.1).max(0.0) * 1_000.0).round() / 1_000.0;
+        tier.min_share = (between(-0.02, 0.02).max(0.0) * 1_000.0).round() / 1_000.0;
     }
     drawn.workers = between(1.0, 8.99) as usize;
     drawn
@@ -197,7 +227,7 @@ pub fn drawn(seed: u64) -> Scenario {
 
 fn scenario(name: String, upstream: Upstream, mix: [f64; 3], phases: Vec<Phase>) -> Scenario {
     let bounds = Measured::default();
-    Scenario { name, upstream, tiers: TIERS, mix, phases, bounds, workers: 4, patience: (1.0, 4.0) }
+    Scenario { name, upstream, tiers: TIERS, mix, phases, bounds, workers: 4, clients: PATIENT }
 }
 
 fn shapes() -> Vec<(String, Vec<Phase>)> {

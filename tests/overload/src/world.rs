@@ -5,9 +5,10 @@ use std::collections::BinaryHeap;
 
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::load::controller::Controller;
+use dynamic_rate_limiter::load::hand_in_us;
 
 use crate::chance::{Random, exponential, uniform};
-use crate::envoy::{Caller, Envoy, HAND_IN_US, Verdict};
+use crate::envoy::{Caller, Envoy, Verdict};
 use crate::scenario::{Phase, Scenario};
 use crate::upstream::{Condition, Taken, Work};
 
@@ -77,6 +78,7 @@ enum Event {
 
 struct Call {
     caller: Caller,
+    begun_us: u64,
     bin: usize,
     worker: usize,
     attempt: u8,
@@ -111,7 +113,7 @@ pub fn run(scenario: &Scenario, seed: u64) -> Story {
         calls: Vec::new(),
         work: Work::new(scenario.upstream),
         life: 0,
-        envoy: Envoy::new(&scenario.tiers, scenario.bounds, scenario.workers),
+        envoy: Envoy::new(&scenario.tiers, scenario.bounds, scenario.workers + 1),
         phase: 0,
         phase_since_us: 0,
         story: Story { bins: vec![Bin::default()], transitions: Vec::new(), disorder: Vec::new() },
@@ -121,8 +123,8 @@ pub fn run(scenario: &Scenario, seed: u64) -> Story {
         world.at(from_us, Event::Phase(index));
         from_us += (phase.seconds * 1e6) as u64;
     }
-    for worker in 0..scenario.workers {
-        world.at(HAND_IN_US * (worker as u64 + 1) / scenario.workers as u64, Event::HandIn(worker));
+    for worker in 0..=scenario.workers {
+        world.hand_in_soon(worker);
     }
     world.at(BIN_US, Event::Note);
     world.at(0, Event::Call);
@@ -147,6 +149,12 @@ impl World<'_> {
         self.at(self.now_us + us, event);
     }
 
+    /// Workers begin together, and their clocks are nearly the same.
+    fn hand_in_soon(&mut self, worker: usize) {
+        let late_us = 1_000 + self.random.below(2_000);
+        self.after(hand_in_us(&self.scenario.bounds) + late_us, Event::HandIn(worker));
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
             Event::Phase(index) => self.enter(index),
@@ -160,7 +168,7 @@ impl World<'_> {
                 if self.envoy.health() != before {
                     self.story.transitions.push(self.now_us as f64 / 1e6);
                 }
-                self.after(HAND_IN_US, Event::HandIn(worker));
+                self.hand_in_soon(worker);
             }
             Event::Note => self.note(),
         }
@@ -215,9 +223,18 @@ impl World<'_> {
         let number = (callers * uniform(&mut self.random).powi(2)) as u64;
         let bin = self.story.bins.len() - 1;
         self.bin().calls[tier] += 1;
-        let worker = self.random.below(self.scenario.workers as u64) as usize;
+        // Nobody calls at the first one: so it is with the thread of Envoy that serves nobody.
+        let worker = 1 + self.random.below(self.scenario.workers as u64) as usize;
         let caller = Caller { tier, number };
-        self.calls.push(Call { caller, bin, worker, attempt: 0, sent_us: 0, is_waiting: false });
+        self.calls.push(Call {
+            caller,
+            begun_us: self.now_us,
+            bin,
+            worker,
+            attempt: 0,
+            sent_us: 0,
+            is_waiting: false,
+        });
         self.attempt(self.calls.len() - 1);
     }
 
@@ -238,8 +255,9 @@ impl World<'_> {
                 (call.sent_us, call.is_waiting) = (self.now_us, true);
                 let attempt = index as u64 * 256 + u64::from(call.attempt);
                 self.bin().sent += 1;
-                let (least, most) = self.scenario.patience;
+                let (least, most) = self.scenario.clients.patience;
                 let patience = least + (most - least) * ((number * 7 + tier as u64) % 10) as f64 / 9.0;
+                let patience = patience.min(self.scenario.clients.route_timeout);
                 self.after((patience * 1e6) as u64, Event::Impatient(attempt));
                 match self.work.take(attempt, &mut self.random) {
                     Taken::Started(us) => self.after(us, Event::Done { attempt, life: self.life }),
@@ -283,7 +301,12 @@ impl World<'_> {
             let index = (attempt / 256) as usize;
             let call = &mut self.calls[index];
             call.is_waiting = false;
-            self.envoy.abandoned(call.worker, self.now_us - call.sent_us);
+            let waited_us = self.now_us - call.sent_us;
+            if waited_us as f64 >= self.scenario.clients.route_timeout * 1e6 - 1.0 {
+                self.envoy.answered(call.worker, false, waited_us);
+            } else {
+                self.envoy.abandoned(call.worker, waited_us);
+            }
             self.retry(index, None);
         }
     }
@@ -294,13 +317,16 @@ impl World<'_> {
         if told_us.is_some() {
             call.attempt += 1;
         }
-        if call.attempt >= ATTEMPTS {
+        let back_off =
+            BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
+        let wait_us = told_us.unwrap_or(back_off as u64);
+        let is_too_late =
+            (self.now_us + wait_us - call.begun_us) as f64 > self.scenario.clients.deadline * 1e6;
+        if call.attempt >= ATTEMPTS || is_too_late {
             self.story.bins[call.bin].given_up[call.caller.tier] += 1;
             return;
         }
-        let back_off =
-            BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
-        self.after(told_us.unwrap_or(back_off as u64), Event::Attempt(index));
+        self.after(wait_us, Event::Attempt(index));
     }
 }
 
