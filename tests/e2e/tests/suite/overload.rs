@@ -68,11 +68,11 @@ fn crowded() -> Value {
     })
 }
 
-/// Half of what the upstream can bear, then five times as much as it can, then half again until the test has seen enough.
+/// Half of what the upstream can bear, then ten times as much as it can, then half again until the test has seen enough.
 fn plan() -> Plan {
     let patience = Patience { timeout_ms: 2_000, deadline_ms: 2_000, retries: 0, back_off_ms: 0 };
     let capacity = SHAPE.capacity();
-    Plan { capacity, before: 4, overload: 12, after: 30, times: 5.0, normal: 0.5, seed: 1, patience }
+    Plan { capacity, before: 4, overload: 12, after: 30, times: 10.0, normal: 0.5, seed: 1, patience }
 }
 
 /// What `GET /system/health` tells.
@@ -205,7 +205,7 @@ fn assert_important_callers_are_served(outcomes: &[Outcome], settled: Duration, 
     let lost = asked(ENTERPRISE) - of(ENTERPRISE, Fate::Served);
     assert!(lost <= 1 + asked(ENTERPRISE) / 10, "enterprise callers are served: {counts:?}");
     assert!(of(FREE, Fate::Shed) > asked(FREE) / 2, "most free callers are shed: {counts:?}");
-    assert!(of(PRO, Fate::Served) > asked(PRO) / 4, "and pro callers get what is left: {counts:?}");
+    assert!(of(PRO, Fate::Served) > asked(PRO) / 8, "and pro callers get what is left: {counts:?}");
 }
 
 /// A free caller who comes again and again.
