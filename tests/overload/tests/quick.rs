@@ -7,7 +7,7 @@ use overload::world::run;
 #[test]
 fn in_a_few_scenarios_all_holds_that_has_to() {
     let scenarios = quick();
-    assert_eq!(scenarios.len(), 21, "each name in the list is a scenario's");
+    assert_eq!(scenarios.len(), 24, "each name in the list is a scenario's");
     for scenario in scenarios {
         let story = run(&scenario, 1);
         let verdict = judge(&scenario, &story);
