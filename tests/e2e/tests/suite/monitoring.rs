@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use e2e::setup::Setup;
 use e2e::shipped_files::{promtool, yaml};
 use e2e::upstream::refusing;
 use e2e::wait;
+use rush::upstream::{Condition, Shape, Upstream};
 use serde_json::{Value, json};
 
 use crate::production::{self, ADMIN_TOKEN, shipped};
@@ -131,7 +132,9 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
     let mut redis = production::redis();
     let upstream = production::upstream();
     let (limiter, folder) = production::limiter(&redis, upstream.address(), |_| ());
-    let (crowded, unwell) = (crowded(), unwell());
+    let failing = Upstream::start(SHAPE, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream");
+    failing.set(Condition { failing: 0.5, ..Condition::default() });
+    let (crowded, unwell) = (crowded(), unwell(failing.address()));
     let targets = [limiter.listener("metrics"), crowded.admin_address(), unwell.admin_address()];
     wait::until("the documents, and Redis", || {
         let tier = production::ask(&limiter, &Request::get("/").key("enterprise")).tier();
@@ -208,8 +211,12 @@ fn crowded() -> Envoy {
     Setup::new().config(&config).trusted_hops(1).quiet().start()
 }
 
-/// A limiter that measures the health of an upstream that is not there.
-fn unwell() -> Envoy {
+/// More than anybody asks for.
+const SHAPE: Shape = Shape { slots: 20, service_ms: 2, queue: 20 };
+
+/// A limiter that measures the health of an upstream half of whose answers are errors. Whether that is because it is asked
+/// for too much, it tries to find out.
+fn unwell(upstream: SocketAddr) -> Envoy {
     let config = json!({
         "tiers": {"free": tier(1_000, 1.0)},
         "health": {
@@ -217,10 +224,10 @@ fn unwell() -> Envoy {
             "degrade_after_seconds": 1, "recover_after_seconds": 600
         },
     });
-    Setup::new().config(&config).trusted_hops(1).upstream(refusing()).quiet().start()
+    Setup::new().config(&config).trusted_hops(1).upstream(upstream).quiet().start()
 }
 
-/// Callers at ease; in trouble, one far above its limit, addresses without end, and callers of an upstream that is gone.
+/// Callers at ease; in trouble, one far above its limit, addresses without end, and callers of an upstream that fails.
 fn drive([limiter, crowded, unwell]: [&Envoy; 3], is_trouble: &AtomicBool, is_over: &AtomicBool) {
     let mut to_limiter = production::connect(limiter);
     let mut to_crowded = crowded.connect();
