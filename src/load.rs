@@ -146,14 +146,6 @@ impl Load {
         self.controller.cut()
     }
 
-    /// How long a response may take at most without being too slow, in microseconds.
-    fn bearable_us(&self, bounds: &Measured) -> u64 {
-        let absolute = bounds.latency_ms.map(|bound| u64::from(bound) * 1_000);
-        let usual = self.switch.baseline_us().zip(bounds.latency_ratio);
-        let relative = usual.map(|(baseline_us, ratio)| (baseline_us * ratio) as u64);
-        absolute.into_iter().chain(relative).min().unwrap_or(u64::MAX)
-    }
-
     /// The record's key.
     pub fn key(namespace: &str) -> String {
         record_key(namespace, "load")

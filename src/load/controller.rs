@@ -204,8 +204,12 @@ impl Controller {
         let aim = next.aim(window, &newest, &seen, bounds.error_ratio);
         // Somebody has to find out whether the upstream is back.
         let least = f64::from(bounds.min_requests) / f64::from(bounds.window_seconds.max(1));
-        let aim = if next.limit > 0.0 { aim.max(least) } else { 0.0 };
-        next.limit = if next.limit > 0.0 { next.limit.max(least) } else { 0.0 };
+        let aim = if next.limit > 0.0 {
+            next.limit = next.limit.max(least);
+            aim.max(least)
+        } else {
+            0.0
+        };
         (next.severity, next.cut) = next.crowd.turn_away(window, aim);
         next
     }
@@ -313,9 +317,8 @@ impl Controller {
             return;
         }
         let doable = doable / (1.0 - self.lost);
-        self.limit += FALL * pace(window) * (doable - self.limit).min(0.0);
-        self.limit = self.limit.min(doable * FAR);
-        self.shown += FALL * pace(window) * (doable - self.shown).min(0.0);
+        self.limit = fall(window, self.limit, doable).min(doable * FAR);
+        self.shown = fall(window, self.shown, doable);
     }
 
     /// A queue stands that breaks a bound: send what the upstream can do and a little less, and see whether that helps.
@@ -371,8 +374,7 @@ impl Controller {
             self.lost = (1.0 - seen.good / seen.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
             self.bear();
         } else {
-            let doable = seen.good / (1.0 - self.lost);
-            self.limit += FALL * pace(window) * (doable - self.limit).min(0.0);
+            self.limit = fall(window, self.limit, seen.good / (1.0 - self.lost));
         }
     }
 
@@ -417,4 +419,9 @@ impl Controller {
         let largest = if strain < IDLE { LARGEST_IDLE_STEP } else { LARGEST_STEP };
         (FIRST_STEP * (self.roomy / MULTIPLYING).exp()).min(largest)
     }
+}
+
+/// A rate one slot later that falls to another, where that is lower.
+fn fall(window: &Window, rate: f64, to: f64) -> f64 {
+    rate + FALL * pace(window) * (to - rate).min(0.0)
 }

@@ -102,6 +102,14 @@ impl Switch {
         self.quickest_us
     }
 
+    /// How long a response may take at most without being too slow, in microseconds; `None`: no bound is on that.
+    pub fn bound_us(&self, bounds: &Measured) -> Option<f64> {
+        let absolute_us = bounds.latency_ms.map(|bound| f64::from(bound) * 1_000.0);
+        let relative_us =
+            self.baseline_us().zip(bounds.latency_ratio).map(|(usual_us, ratio)| usual_us * ratio);
+        absolute_us.into_iter().chain(relative_us).min_by(f64::total_cmp)
+    }
+
     fn step_normal(self, window: &Window, bounds: &Measured) -> Self {
         let total = window.newest(SLOTS.saturating_sub(self.stale as usize));
         let this = Self { stale: self.stale.saturating_sub(1), ..self };

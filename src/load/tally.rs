@@ -117,7 +117,7 @@ impl Tally {
     /// Follows what was made of what all handed in.
     pub fn follow(&mut self, load: &Load, bounds: &Measured) {
         self.cut = load.cut();
-        self.bearable_us = load.bearable_us(bounds);
+        self.bearable_us = load.switch.bound_us(bounds).map_or(u64::MAX, |bound_us| bound_us as u64);
     }
 
     fn note(&mut self, tier: &Tier, count: impl FnOnce(&mut Level)) {

@@ -18,7 +18,7 @@ const LEAST_WAIT: f64 = 0.2;
 
 /// How far to look back.
 pub(super) struct Span {
-    answers: u32,
+    answers: u64,
     least: f64,
     most: f64,
 }
@@ -43,8 +43,9 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn over(window: &Window, span: &Span, bounds: &Measured, switch: &Switch) -> Self {
-        let counts = window.newest(span.slots(window));
-        let seconds = span.slots(window).min(window.slots().len()).max(1) as f64 * slot_seconds(window);
+        let slots = span.slots(window);
+        let counts = window.newest(slots);
+        let seconds = slots.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
         let good = f64::from(counts.good());
         let quickest = counts.latency.quantile_us(QUICKEST).map(|us| us as f64 / 1e6);
         // A queue that grows is seen by its requests in flight before it is by their latency; one that is gone, too.
@@ -66,7 +67,9 @@ impl Seen {
 
 impl Span {
     fn slots(&self, window: &Window) -> usize {
-        let is_enough = |slots: &usize| window.newest(*slots).answered >= self.answers;
+        let answered =
+            |slots| window.slots().rev().take(slots).map(|slot| u64::from(slot.answered)).sum::<u64>();
+        let is_enough = |slots: &usize| answered(*slots) >= self.answers;
         let most = slots(window, self.most);
         (slots(window, self.least)..most).find(is_enough).unwrap_or(most)
     }
@@ -75,9 +78,7 @@ impl Span {
 /// How long a request may wait for its turn until a bound is broken, in seconds.
 fn may_wait(bounds: &Measured, switch: &Switch) -> Option<f64> {
     let usual_us = switch.baseline_us().unwrap_or_default();
-    let absolute_us = bounds.latency_ms.map(|ms| f64::from(ms) * 1_000.0);
-    let relative_us = bounds.latency_ratio.filter(|_| usual_us > 0.0).map(|ratio| usual_us * ratio);
-    let bound_us = absolute_us.into_iter().chain(relative_us).min_by(f64::total_cmp)?;
+    let bound_us = switch.bound_us(bounds)?;
     Some((bound_us - usual_us).max(bound_us * LEAST_WAIT) / 1e6)
 }
 
