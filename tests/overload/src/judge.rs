@@ -4,16 +4,13 @@
 use dynamic_rate_limiter::health::Health;
 
 use crate::scenario::{Phase, Scenario};
-use crate::upstream::Condition;
+use crate::upstream::{Condition, FEW};
 use crate::world::{ATTEMPTS, BIN_US, Bin, Story};
 
 /// The share of what the upstream can do that has to be done; and where it does few requests a second, so that chance is
 /// much of what is seen.
 pub const GOODPUT: f64 = 0.8;
 const GOODPUT_OF_FEW: f64 = 0.6;
-
-/// So many requests a second are few.
-const FEW: f64 = 100.0;
 
 /// What is wanted. It is counted how often that is missed.
 pub const WANTED_GOODPUT: f64 = 0.95;
@@ -63,7 +60,7 @@ pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
         if phase.is_steady() && settled + SHORTEST < to {
             let bins = between(story, settled, to);
             let short = judge_goodput(scenario, phase, bins, &mut verdict);
-            let is_much = !is_small(scenario) && capacity(scenario, phase) > FEW / 2.0;
+            let is_much = !scenario.upstream.is_small() && capacity(scenario, phase) > FEW / 2.0;
             let is_ill = phase.condition.is_partial();
             let place =
                 if is_much && is_ill && fits(scenario, phase) { &mut verdict.violations } else { &mut found };
@@ -147,10 +144,6 @@ fn seconds(bins: usize) -> f64 {
     bins as f64 * BIN_US as f64 / 1e6
 }
 
-fn is_small(scenario: &Scenario) -> bool {
-    scenario.upstream.capacity() <= FEW
-}
-
 /// Whether all that is asked for is less than 0.9 of what the upstream can do, if every failure is tried again: whatever
 /// is wrong, nobody needs to be shed.
 fn fits(scenario: &Scenario, phase: &Phase) -> bool {
@@ -172,7 +165,7 @@ fn judge_goodput(scenario: &Scenario, phase: &Phase, bins: &[Bin], verdict: &mut
     }
     let done = sum(&|bin| bin.good) / doable;
     verdict.goodput = Some(verdict.goodput.map_or(done, |least| least.min(done)));
-    let wanted = if is_small(scenario) { GOODPUT_OF_FEW } else { GOODPUT };
+    let wanted = if scenario.upstream.is_small() { GOODPUT_OF_FEW } else { GOODPUT };
     let short = || format!("goodput {done:.3} of {doable:.0} a second, wanted {wanted}, in {phase}");
     (done < wanted).then(short)
 }
@@ -205,7 +198,7 @@ fn judge_enterprise(scenario: &Scenario, verdict: &Verdict, found: &mut Vec<Stri
     let queue = scenario.upstream.queue as f64 / scenario.upstream.capacity();
     let allowed = match queue {
         queue if queue < SHORT_QUEUE_SECONDS => FAILED_OF_REFUSING,
-        _ if is_small(scenario) => FAILED_OF_FEW,
+        _ if scenario.upstream.is_small() => FAILED_OF_FEW,
         _ => FAILED,
     };
     if f64::from(failed) > (allowed * f64::from(calls)).max(2.0) {
@@ -224,7 +217,7 @@ fn judge_recovery(
     let back = last.map_or(0.0, |bin| seconds(bin + 1) - over).max(0.0);
     verdict.recovery = Some(verdict.recovery.unwrap_or_default().max(back));
     let wanted = f64::from(scenario.bounds.recover_after_seconds + scenario.bounds.window_seconds);
-    let wanted = if is_small(scenario) { wanted + RECOVERY_OF_FEW } else { wanted };
+    let wanted = if scenario.upstream.is_small() { wanted + RECOVERY_OF_FEW } else { wanted };
     if back > wanted {
         found.push(format!("NORMAL {back} s after it was over, wanted {wanted} s at most"));
     }

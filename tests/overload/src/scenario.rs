@@ -154,7 +154,7 @@ pub fn all() -> Vec<Scenario> {
                 let mut scenario = scenario(name, upstream, mix, phases);
                 scenario.clients = clients;
                 scenario.bounds.window_seconds = window_seconds;
-                if upstream.capacity() <= 100.0 {
+                if upstream.is_small() {
                     scenario.workers = 1;
                 }
                 scenarios.push(scenario);

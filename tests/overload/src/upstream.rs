@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 
 use crate::chance::{Random, Spread, uniform};
 
+/// So many requests a second are few.
+pub const FEW: f64 = 100.0;
+
 /// What the upstream is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Upstream {
@@ -23,6 +26,11 @@ impl Upstream {
     /// Requests a second that it can do.
     pub fn capacity(&self) -> f64 {
         f64::from(self.servers) * 1e6 / self.service_us
+    }
+
+    /// Whether these are so few that chance is much of what is seen.
+    pub fn is_small(&self) -> bool {
+        self.capacity() <= FEW
     }
 }
 

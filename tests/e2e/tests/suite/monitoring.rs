@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use e2e::setup::Setup;
 use e2e::shipped_files::{promtool, yaml};
 use e2e::upstream::refusing;
 use e2e::wait;
-use rush::upstream::{Condition, Shape, Upstream};
+use rush::upstream::{Condition, Shape};
 use serde_json::{Value, json};
 
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::{repository_root, save};
-use crate::support::tier;
+use crate::support::{limited_upstream, tier};
 
 const FOLDER: &str = "deploy/monitoring";
 const DASHBOARD: &str = "deploy/monitoring/grafana/dashboards/rate_limiter.json";
@@ -132,7 +132,7 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
     let mut redis = production::redis();
     let upstream = production::upstream();
     let (limiter, folder) = production::limiter(&redis, upstream.address(), |_| ());
-    let failing = Upstream::start(SHAPE, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream");
+    let failing = limited_upstream(SHAPE);
     failing.set(Condition { failing: 0.5, ..Condition::default() });
     let (crowded, unwell) = (crowded(), unwell(failing.address()));
     let targets = [limiter.listener("metrics"), crowded.admin_address(), unwell.admin_address()];

@@ -2,7 +2,6 @@
 //! knows better. Spec section 12.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use e2e::client::{Request, Response};
@@ -12,10 +11,12 @@ use e2e::setup::Setup;
 use e2e::{http2, load, sha256_hex, upstream, wait};
 use rush::plan::{CALLERS, Patience, Plan, key};
 use rush::report::{Fate, Outcome};
-use rush::upstream::{Shape, Upstream};
+use rush::upstream::Shape;
 use serde_json::{Map, Value, json};
 
-use crate::support::{ONE_PER_HOUR, TOKEN, health, switch, switch_request, tier, two_tiers};
+use crate::support::{
+    ONE_PER_HOUR, TOKEN, health, limited_upstream, switch, switch_request, tier, two_tiers,
+};
 
 const FREE: usize = 0;
 const PRO: usize = 1;
@@ -113,7 +114,7 @@ fn shed_stranger(envoy: &Envoy) -> Response {
 #[test]
 fn overload_turns_health_sheds_the_free_spares_the_important_and_passes() {
     let _alone = wait::alone();
-    let upstream = Upstream::start(SHAPE, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream");
+    let upstream = limited_upstream(SHAPE);
     let envoy = Setup::new().config(&crowded()).trusted_hops(1).upstream(upstream.address()).quiet().start();
     let mut regular = Regular::new(&envoy);
     regular.ask();

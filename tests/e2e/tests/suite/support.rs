@@ -1,8 +1,11 @@
 //! What several subjects share: configurations in short, and what a complete answer looks like.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::sha256_hex;
+use rush::upstream::{Shape, Upstream};
 use serde_json::Value;
 
 pub(crate) use scenarios::support::{ONE_PER_HOUR, TOKEN, assert_headers_complete, switch_request, tier};
@@ -11,6 +14,11 @@ pub(crate) use scenarios::support::{ONE_PER_HOUR, TOKEN, assert_headers_complete
 pub(crate) fn two_tiers(free: u64, pro: u64) -> Value {
     sha256_hex(TOKEN);
     scenarios::support::two_tiers(free, pro)
+}
+
+/// An upstream that can do so much and no more.
+pub(crate) fn limited_upstream(shape: Shape) -> Upstream {
+    Upstream::start(shape, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream")
 }
 
 /// Sets the health.
