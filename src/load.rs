@@ -16,7 +16,7 @@ pub use tally::{Response, Tally};
 
 use self::controller::Controller;
 use self::shed::Cut;
-use self::signals::{Counts, SLOTS, Window};
+use self::signals::{Counts, Window};
 use self::switch::Switch;
 use crate::config::Measured;
 use crate::health::{Health, Told};
@@ -104,10 +104,9 @@ impl Load {
 
     /// Adds what was seen up to `now_us`.
     pub fn add(&mut self, counts: &Counts, bounds: &Measured, told: Told, now_us: u64) {
-        let window = Window::new(bounds.window_seconds);
-        if self.window.slot_us() != window.slot_us() {
+        if self.window.seconds() != bounds.window_seconds {
             // The configuration has changed, and slots of another length cannot be told apart.
-            self.window = window;
+            self.window = Window::new(bounds.window_seconds);
             self.open_since_us = now_us;
         }
         // Workers hand in at nearly the same moments, and not quite as often as they should. So that each slot has the same
@@ -116,7 +115,7 @@ impl Load {
         let elapsed_us = now_us.saturating_sub(self.open_since_us);
         let over = elapsed_us.saturating_add(hand_in_us(bounds) / 2) / slot_us;
         // After a long pause what came before it is of no interest any more.
-        for _ in 0..over.min(SLOTS as u64 + 1) {
+        for _ in 0..over.min(self.window.size() as u64 + 1) {
             self.window.push(std::mem::take(&mut self.open));
             self.step(bounds, told);
         }

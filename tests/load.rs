@@ -1,19 +1,22 @@
 //! The load on the upstream: when the switch turns, who is turned away for a severity, and states as bytes.
 
 use dynamic_rate_limiter::config::Measured;
-use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::health::{Health, Told};
 use dynamic_rate_limiter::load::controller::Controller;
 use dynamic_rate_limiter::load::shed::{Cut, Demand, place};
-use dynamic_rate_limiter::load::signals::{Counts, LEVELS, SLOTS, Window};
+use dynamic_rate_limiter::load::signals::{Counts, LEVELS, Window};
 use dynamic_rate_limiter::load::switch::{Reason, Switch};
+use dynamic_rate_limiter::load::{Load, Response, Tally};
 use proptest::prelude::*;
 
-/// Slots in a second.
+/// Slots in a second, and in the default window.
 const A_SECOND: usize = 2;
+const SLOTS: usize = 20;
 
 /// Half a second in which so many requests were answered after so long, and so many failed.
 fn slot(answered: u32, errors: u32, ms: u64) -> Counts {
-    let mut counts = Counts { answered: answered + errors, errors, prompt: errors, ..Counts::default() };
+    let mut counts =
+        Counts { answered: answered + errors, errors, prompt: errors, at_once: errors, ..Counts::default() };
     counts.levels[2].passed = answered + errors;
     (0..answered).for_each(|_| counts.latency.add(ms * 1_000));
     counts
@@ -267,13 +270,13 @@ proptest! {
     #[test]
     fn no_counts_break_the_controller(
         slots in prop::collection::vec(
-            (any::<[u32; 7]>(), any::<u64>(), 0..u64::MAX / 2, any::<bool>()), 1..80),
+            (any::<[u32; 8]>(), any::<u64>(), 0..u64::MAX / 2, any::<bool>()), 1..80),
     ) {
         let bounds = Measured::default();
         let mut window = Window::new(bounds.window_seconds);
         let (mut switch, mut controller) = (Switch::default(), Controller::default());
-        for ([passed, refused, shed, answered, errors, prompt, slow], kept_milli, us, is_degraded) in slots {
-            let mut counts = Counts { answered, errors, prompt, in_flight_us: us, ..Counts::default() };
+        for ([passed, refused, shed, answered, errors, prompt, at_once, slow], kept_milli, us, is_degraded) in slots {
+            let mut counts = Counts { answered, errors, prompt, at_once, in_flight_us: us, ..Counts::default() };
             counts.levels[5].passed = passed;
             counts.levels[5].refused = refused;
             counts.levels[2].shed = shed;
@@ -288,6 +291,39 @@ proptest! {
             prop_assert_eq!(Controller::decode(&controller.encode()), Some(controller));
         }
     }
+}
+
+#[test]
+fn an_error_is_work_if_it_took_the_time_that_work_takes_and_no_longer_than_an_answer_may() {
+    let bounds = Measured::default();
+    let mut load = Load::new(&bounds, 0);
+    let half_seconds = (1..=2 * SLOTS as u64).map(|half| half * 500_000);
+    half_seconds.for_each(|now_us| load.add(&slot(50, 0, 40), &bounds, Told::Auto, now_us));
+    let counts_of = |tally: &mut Tally, us| {
+        tally.answered(Response::Failed(us));
+        let counts = tally.take(0);
+        assert_eq!((counts.answered, counts.errors), (1, 1));
+        (counts.prompt, counts.at_once, counts.worked(), counts.latency.count())
+    };
+    let mut tally = Tally::new(1, 0);
+    assert_eq!(counts_of(&mut tally, Some(30_000)), (1, 1, 0, 0), "nothing is known of how long work takes");
+    tally.follow(&load, &bounds);
+    for refused_us in [None, Some(0), Some(10_000)] {
+        assert_eq!(counts_of(&mut tally, refused_us), (1, 1, 0, 0), "{refused_us:?}");
+    }
+    for worked_us in [30_000, 40_000, 100_000] {
+        assert_eq!(counts_of(&mut tally, Some(worked_us)), (1, 0, 1, 1), "{worked_us}");
+    }
+    assert_eq!(counts_of(&mut tally, Some(2_000_000)), (0, 0, 0, 1));
+}
+
+#[test]
+fn slots_are_half_a_second_unless_the_window_is_very_short_or_very_long() {
+    let shape = |seconds| (Window::new(seconds).size(), Window::new(seconds).slot_us());
+    assert_eq!(shape(1), (20, 50_000));
+    assert_eq!(shape(10), (20, 500_000));
+    assert_eq!(shape(60), (120, 500_000));
+    assert_eq!(shape(300), (120, 2_500_000));
 }
 
 #[test]

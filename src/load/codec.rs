@@ -2,11 +2,11 @@
 
 use super::Load;
 use super::controller::Controller;
-use super::signals::{Counts, SLOTS, Window};
+use super::signals::{Counts, Window};
 use super::switch::Switch;
 
 /// Names this layout. Code of another version that runs in the same Envoy starts anew.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 impl Load {
     /// The record as bytes.
@@ -15,7 +15,7 @@ impl Load {
         let mut bytes = Vec::with_capacity((slots.len() + 2) * size_of::<Counts>());
         bytes.extend(LAYOUT.to_le_bytes());
         bytes.extend(self.open_since_us.to_le_bytes());
-        bytes.extend(self.window.slot_us().to_le_bytes());
+        bytes.extend(self.window.seconds().to_le_bytes());
         put_part(&mut bytes, &self.switch.encode());
         put_part(&mut bytes, &self.controller.encode());
         bytes.extend((slots.len() as u32).to_le_bytes());
@@ -32,14 +32,13 @@ impl Load {
             return None;
         }
         let open_since_us = reader.u64()?;
-        let slot_us = reader.u64()?;
+        let mut window = Window::new(reader.u32()?);
         let switch = Switch::decode(reader.part()?)?;
         let controller = Controller::decode(reader.part()?)?;
         let count = reader.u32()?;
-        if count as usize > SLOTS {
+        if count as usize > window.size() {
             return None;
         }
-        let mut window = Window::of_slots(slot_us);
         for _ in 0..count {
             window.push(reader.counts()?);
         }
@@ -60,7 +59,9 @@ fn put_counts(bytes: &mut Vec<u8>, counts: &Counts) {
         }
         bytes.extend(level.kept_milli.to_le_bytes());
     }
-    for count in [counts.answered, counts.errors, counts.prompt].iter().chain(counts.latency.buckets()) {
+    for count in
+        [counts.answered, counts.errors, counts.prompt, counts.at_once].iter().chain(counts.latency.buckets())
+    {
         bytes.extend(count.to_le_bytes());
     }
     bytes.extend(counts.in_flight_us.to_le_bytes());
@@ -99,7 +100,7 @@ impl<'a> Reader<'a> {
             }
             level.kept_milli = self.u64()?;
         }
-        for count in [&mut counts.answered, &mut counts.errors, &mut counts.prompt] {
+        for count in [&mut counts.answered, &mut counts.errors, &mut counts.prompt, &mut counts.at_once] {
             *count = self.u32()?;
         }
         for bucket in counts.latency.buckets_mut() {

@@ -9,9 +9,14 @@
 //!   gone, before the latency of those that have come through it does.
 //! - **Nobody gets anything in time**: the queue is so long that the upstream works on what nobody waits for any more.
 //!   Nothing is lost by sending next to nothing until that is worked off, and then what it was known to do.
-//! - **Errors at once, and no queue**: it may be asked for too much, or be ill. Only what it has not borne before can be
-//!   too much, so no less than that is sent; and if what succeeds falls as what is sent does, the cut is taken back.
-//! - **Neither**: there is room, and the limit grows, faster the longer there is, while what is let through is asked for.
+//! - **Refusals**, which are errors that came sooner than work takes, and no queue: it may be asked for too much, or be
+//!   ill. Only what it has not borne before can be too much, so no less than that is sent; and if what is worked on falls as
+//!   what is sent does, the cut is taken back.
+//! - **Neither**: there is room, and the limit grows, faster the longer there is, while what is let through is asked for;
+//!   at once where everything is as quick as usual. A limit that has turned nobody away for a while is forgotten.
+//!
+//! An error that took the time that work takes is work: it says what the upstream can do as a good answer does, and
+//! nothing of whether it is asked for too much.
 //!
 //! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. One that is slow by itself
 //! has requests that are as quick as ever among the slow ones, where service times vary; and where they do not, a cut is a
@@ -45,7 +50,7 @@ mod crowd;
 mod seen;
 
 use self::crowd::Crowd;
-use self::seen::{LOOK, RATES, Seen, best, late, pace, slot_seconds};
+use self::seen::{LOOK, RATES, Seen, best, doable, late, pace, refused, slot_seconds};
 use super::shed::Cut;
 use super::signals::Window;
 use super::switch::Switch;
@@ -57,9 +62,9 @@ const TARGET: f64 = 0.5;
 
 /// How far what is sent departs from the limit, for a strain off by one; how much less it is for each second that a bound
 /// is broken; and between which parts of the limit it stays.
-const GAIN: f64 = 0.15;
-const DEEPER: f64 = 0.04;
-const LEAST: f64 = 0.7;
+const GAIN: f64 = 0.08;
+const DEEPER: f64 = 0.03;
+const LEAST: f64 = 0.8;
 const MOST: f64 = 1.04;
 
 /// Below this strain there is room, and the limit grows by a step each half second. Up to this part of what the upstream
@@ -78,6 +83,16 @@ const LARGEST_STEP: f64 = 0.02;
 const LARGEST_IDLE_STEP: f64 = 0.15;
 const IDLE: f64 = 0.05;
 
+/// By this where nine in ten are as quick as usual, or nearly so, with enough answers that this is not chance, and hardly
+/// any were refused within the window.
+const USUAL_STEP: f64 = 0.15;
+const AS_USUAL: f64 = 1.1;
+const ENOUGH: f64 = 250.0;
+const FEW_REFUSED: f64 = 0.01;
+
+/// Where there was room for so many half seconds and nobody was turned away, no limit is needed.
+const FREE: f64 = 10.0;
+
 /// Between [`ROOM`] and [`TARGET`] by this, for a strain off by one.
 const NEAR_STEP: f64 = 0.02;
 
@@ -89,8 +104,13 @@ const USED_BEFORE: f64 = 0.5;
 /// The limit grows to no more than this, as a multiple of what is sent.
 const AHEAD: f64 = 1.15;
 
+/// How long a queue has to stand until what is worked on is known to be what can be done; and over how many seconds that
+/// is seen at most.
+const LEAST_BUSY: f64 = 1.0;
+const MOST_BUSY: f64 = 4.0;
+
 /// How much of the way to what can be done the limit falls in half a second, and how far from it it stays at most.
-const FALL: f64 = 0.15;
+const FALL: f64 = 0.1;
 const FAR: f64 = 1.3;
 
 /// So much may come too late by chance; where more than that does, nobody is taken to get anything in time.
@@ -103,10 +123,12 @@ const PROBE: f64 = 0.1;
 const BELIEVED: f64 = 8.0;
 const DOUBT: f64 = 0.08;
 
-/// What of that which is known is sent to an upstream that is back after longer than that; and what is known of one that
-/// collapses under what it was sent.
+/// What of that which is known is sent to an upstream that is back after longer than that.
 const COME_BACK: f64 = 0.9;
+
+/// What is known of one that collapses under what it was sent: the best that it did, between these parts of that.
 const COLLAPSED: f64 = 0.8;
+const COLLAPSED_MOST: f64 = 0.4;
 
 /// For how many seconds after that rates are still of the time before.
 const UNSETTLED: f64 = 2.0;
@@ -127,10 +149,10 @@ const REAL_CUT: f64 = 0.9;
 const MENDING: f64 = 0.9;
 const MENDED: f64 = 0.8;
 
-/// Where less than this succeeds of what is sent, some of it fails.
+/// Where less than this is worked on in time of what is sent, some of it fails.
 const SERVED: f64 = 0.95;
 
-/// Where less than this succeeds, there is nothing to be spared; and what counts at most as lost whatever is sent.
+/// Where less than this is, there is nothing to be spared; and what counts at most as lost whatever is sent.
 const WORTH_SPARING: f64 = 0.01;
 const MOST_LOST: f64 = 0.95;
 
@@ -156,10 +178,14 @@ pub struct Controller {
     crowd: Crowd,
     /// What the upstream is taken to bear; 0 where no limit is known.
     limit: f64,
-    /// The most that the upstream has lately answered well; fades.
+    /// The most that the upstream has lately done in time; fades.
     shown: f64,
     /// For how many half seconds there has been room.
     roomy: f64,
+    /// For how many half seconds the limit has turned nobody away.
+    unused: f64,
+    /// For how long a queue has stood, and the upstream been busy all the time.
+    busy: f64,
     /// For how long nobody has got anything in time.
     silent: f64,
     /// For how long rates are still of the time when nobody did.
@@ -168,7 +194,7 @@ pub struct Controller {
     trial: Trial,
     /// The strain that is there however little is sent.
     floor: f64,
-    /// The share of what is sent that fails however little that is.
+    /// The share of what is sent that is refused however little that is.
     lost: f64,
     /// Until a cut that did not help is tried again.
     rest: f64,
@@ -183,9 +209,9 @@ struct Trial {
     age: f64,
     /// The most that the strain was since, or what it was when that was last seen to lessen.
     strain: f64,
-    /// What was sent before it, and answered well; and what the limit was.
+    /// What was sent before it, and worked on in time; and what the limit was.
     sent: f64,
-    good: f64,
+    worked: f64,
     limit: f64,
 }
 
@@ -194,7 +220,7 @@ impl Controller {
     pub fn step(self, window: &Window, bounds: &Measured, switch: &Switch, health: Health) -> Self {
         let seen = Seen::over(window, &RATES, bounds, switch);
         let mut next = self;
-        next.shown = self.shown * FADING + SHOWING * (seen.good - self.shown).max(0.0);
+        next.shown = self.shown * FADING + SHOWING * (seen.worked - self.shown).max(0.0);
         next.crowd.see(window, self.severity);
         if health == Health::Normal || !bounds.shed {
             let crowd = Crowd { refused: next.crowd.refused, ..Crowd::default() };
@@ -227,21 +253,22 @@ impl Controller {
     /// What to send in the next slot, after the limit has followed what was seen.
     fn aim(&mut self, window: &Window, newest: &Seen, seen: &Seen, error_ratio: f64) -> f64 {
         let queue = newest.queue.unwrap_or_default();
-        // A burst of errors is no overload, and what is over is over.
-        let errors = newest.errors.min(seen.errors);
+        // A burst of refusals is no overload, and what is over is over.
+        let refused = newest.refused.min(seen.refused);
         // Where some are as quick as ever, the others wait for something else than their turn.
         let late = if newest.queue.is_some_and(|queue| queue < 1.0) { 0.0 } else { late(window) };
-        self.learn_floor(window, queue, errors);
+        self.learn_floor(window, queue, refused);
         self.listen(window, late);
         let queued = self.over_floor(queue);
-        let failing = (errors - self.lost).max(0.0) / error_ratio;
+        let failing = (refused - self.lost).max(0.0) / error_ratio;
         let strain = queued.max(failing.min(1.0));
+        self.busy = if queued > TARGET { self.busy + slot_seconds(window) } else { 0.0 };
         if late > SOME_LATE {
             self.wait(window, newest, late);
         } else if queued > 1.0 {
             self.press(window, seen, queue);
         } else if failing > 1.0 {
-            self.try_less(window, seen, errors);
+            self.try_less(window, seen, refused);
         } else {
             self.ease(window, newest, seen, strain);
         }
@@ -250,7 +277,7 @@ impl Controller {
         if late <= SOME_LATE {
             return aim;
         }
-        aim.min(self.limit * (1.0 - late).max(PROBE)).max(seen.good * LEAST)
+        aim.min(self.limit * (1.0 - late).max(PROBE)).max(seen.worked * LEAST)
     }
 
     /// Where the strain would be, on a scale from its floor (0) to the bound (1), or to somewhat above a floor that is
@@ -263,7 +290,7 @@ impl Controller {
 
     /// A strain that is there however little is sent is no reason to send less. A lower one is soon believed and a higher
     /// one slowly.
-    fn learn_floor(&mut self, window: &Window, queue: f64, errors: f64) {
+    fn learn_floor(&mut self, window: &Window, queue: f64, refused: f64) {
         self.rest = (self.rest - slot_seconds(window)).max(0.0);
         if self.rest <= 0.0 {
             self.floor = self.floor.min(HIGH_FLOOR);
@@ -273,7 +300,7 @@ impl Controller {
             self.floor += FLOOR_RISE * pace(window) * (queue.min(HIGH_FLOOR) - self.floor).max(0.0);
         }
         self.floor += FLOOR_FALL * (queue - self.floor).min(0.0);
-        self.lost += FLOOR_FALL * (errors - self.lost).min(0.0);
+        self.lost += FLOOR_FALL * (refused - self.lost).min(0.0);
     }
 
     /// Notes when answers in time end, and when they are back.
@@ -282,7 +309,7 @@ impl Controller {
         self.unsettled = (self.unsettled - seconds).max(0.0);
         if late > MOST_LATE {
             if self.silent <= 0.0 && self.unsettled <= UNSETTLED / 2.0 && self.limit > 0.0 {
-                self.limit *= COLLAPSED;
+                self.limit *= (best(window) / self.limit).clamp(COLLAPSED_MOST, COLLAPSED);
                 self.shown *= COLLAPSED;
             }
             self.silent += seconds;
@@ -302,16 +329,24 @@ impl Controller {
         (self.floor, self.rest) = (0.0, 0.0);
         if self.limit <= 0.0 {
             self.shown = self.shown.max(best(window) * LIKELY);
-            self.limit = self.shown.max(newest.good);
+            self.limit = self.shown.max(newest.worked);
         } else if late < MOST_LATE {
             // The rest is worked on in vain.
-            self.lower_to(window, newest.doable / (1.0 - late));
+            self.lower_to(window, doable(window, newest.seconds) / (1.0 - late));
         } else if self.silent > BELIEVED {
             self.limit *= 1.0 - DOUBT * pace(window);
         }
     }
 
-    /// A queue stands, so that this is what the upstream can do.
+    /// While a queue stands, what is done is what can be done.
+    fn lower_to_done(&mut self, window: &Window) {
+        if self.busy >= LEAST_BUSY {
+            self.lower_to(window, doable(window, self.busy.min(MOST_BUSY)));
+        }
+    }
+
+    /// This is what the upstream can do. (Inlined, it takes half a KiB of the filter.)
+    #[inline(never)]
     fn lower_to(&mut self, window: &Window, doable: f64) {
         if self.unsettled > 0.0 {
             return;
@@ -327,40 +362,40 @@ impl Controller {
         if self.trial.age <= 0.0 {
             self.trial = self.trial_of(seen, queue);
             if self.limit <= 0.0 {
-                self.limit = seen.good.max(self.shown.max(best(window)) / 2.0);
+                self.limit = seen.worked.max(self.shown.max(best(window)) / 2.0);
             }
         }
         self.trial.age += slot_seconds(window);
-        self.lower_to(window, seen.doable);
+        self.lower_to_done(window);
         if self.trial.age < SETTLING + seen.seconds + 2.0 * seen.quickest {
             // What was sent before is still being answered.
             self.trial.strain = self.trial.strain.max(queue);
             return;
         }
-        let is_served = seen.good > seen.sent * (1.0 - self.lost) * SERVED;
+        let is_served = seen.worked > seen.sent * (1.0 - self.lost) * SERVED;
         if queue < self.trial.strain * MENDING {
             self.trial.age = slot_seconds(window);
             self.trial.strain = queue;
-        } else if is_served && seen.sent < self.trial.good * REAL_CUT {
-            // All that is sent succeeds, and less of it changes nothing: this is how the upstream is.
+        } else if is_served && seen.sent < self.trial.worked * REAL_CUT {
+            // All that is sent is worked on, and less of it changes nothing: this is how the upstream is.
             self.limit = self.trial.limit;
             self.floor = queue;
             self.bear();
         }
     }
 
-    /// Errors, and no queue. If that is because it is asked for too much, less of it gives fewer of them.
-    fn try_less(&mut self, window: &Window, seen: &Seen, errors: f64) {
+    /// Refusals, and no queue. If that is because it is asked for too much, less of it gives fewer of them.
+    fn try_less(&mut self, window: &Window, seen: &Seen, refused: f64) {
         self.roomy = 0.0;
-        let is_known = seen.sent < self.shown * AS_EVER || seen.good < self.shown * ILL;
-        if seen.good < seen.sent * WORTH_SPARING || self.limit <= 0.0 && is_known {
+        let is_known = seen.sent < self.shown * AS_EVER || seen.worked < self.shown * ILL;
+        if seen.worked < seen.sent * WORTH_SPARING || self.limit <= 0.0 && is_known {
             self.limit = 0.0;
-            self.lost = errors.min(MOST_LOST);
+            self.lost = refused.min(MOST_LOST);
             return self.bear();
         }
         if self.trial.age <= 0.0 {
-            self.trial = self.trial_of(seen, errors);
-            let doable = seen.good.max(self.shown * SURE);
+            self.trial = self.trial_of(seen, refused);
+            let doable = seen.worked.max(self.shown * SURE);
             self.limit = if self.limit > 0.0 { self.limit.min(doable) } else { doable };
         }
         self.trial.age += slot_seconds(window);
@@ -368,18 +403,18 @@ impl Controller {
             return;
         }
         let share = seen.sent / self.trial.sent.max(f64::MIN_POSITIVE);
-        if share < REAL_CUT && seen.good <= self.trial.good * share.sqrt() {
+        if share < REAL_CUT && seen.worked <= self.trial.worked * share.sqrt() {
             // It was not too much that was sent. All is as before the cut.
             self.limit = self.trial.limit;
-            self.lost = (1.0 - seen.good / seen.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
+            self.lost = (1.0 - seen.worked / seen.sent.max(f64::MIN_POSITIVE)).clamp(0.0, MOST_LOST);
             self.bear();
         } else {
-            self.limit = fall(window, self.limit, seen.good / (1.0 - self.lost));
+            self.limit = fall(window, self.limit, seen.worked / (1.0 - self.lost));
         }
     }
 
     fn trial_of(&self, seen: &Seen, strain: f64) -> Trial {
-        Trial { age: 0.0, strain, sent: seen.sent, good: seen.good, limit: self.limit }
+        Trial { age: 0.0, strain, sent: seen.sent, worked: seen.worked, limit: self.limit }
     }
 
     /// Shedding does not mend this; it is tried again later.
@@ -397,21 +432,29 @@ impl Controller {
         }
         if strain > TARGET {
             self.roomy = 0.0;
-            return self.lower_to(window, seen.doable);
+            return self.lower_to_done(window);
         }
         self.roomy = if strain < ROOM { self.roomy + pace(window) } else { 0.0 };
+        self.unused = if self.severity > 0.0 { 0.0 } else { self.unused + pace(window) };
+        if self.unused.min(self.roomy) > FREE {
+            self.limit = 0.0;
+            return;
+        }
         let is_sure = strain < ROOM && self.limit < self.shown * SURE;
         if newest.sent > self.crowd.aim() * if is_sure { USED_BEFORE } else { USED } {
-            let step = if is_sure { SURE_STEP } else { self.step_up(strain) };
+            let step = if is_sure { SURE_STEP } else { self.step_up(window, strain, seen) };
             let most = (newest.sent * AHEAD).max(self.shown * SURE).max(self.limit);
             self.limit = (self.limit * (1.0 + step * pace(window))).min(most);
         }
     }
 
     /// How much the limit grows by in half a second.
-    fn step_up(&self, strain: f64) -> f64 {
+    fn step_up(&self, window: &Window, strain: f64, seen: &Seen) -> f64 {
         if strain >= ROOM {
             return NEAR_STEP * (TARGET - strain);
+        }
+        if seen.worked * seen.seconds > ENOUGH && seen.slowness < AS_USUAL && refused(window) < FEW_REFUSED {
+            return USUAL_STEP;
         }
         if self.limit < self.shown * LIKELY {
             return LIKELY_STEP;

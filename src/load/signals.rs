@@ -42,8 +42,10 @@ pub struct Counts {
     pub errors: u32,
     /// Those of these that came no later than an answer may.
     pub prompt: u32,
-    /// Times to response headers: of responses that are no errors; and of errors and of clients that gave up, where
-    /// they came later than an answer may.
+    /// And those of these that came sooner than work takes, so that the upstream has not worked on them.
+    pub at_once: u32,
+    /// Times to response headers, but of errors that came at once; and of clients that gave up, where that was later than
+    /// an answer may be.
     pub latency: Latency,
     /// Requests in flight, times the microseconds that they were so.
     pub in_flight_us: u64,
@@ -129,6 +131,7 @@ impl Counts {
         self.answered = self.answered.saturating_add(other.answered);
         self.errors = self.errors.saturating_add(other.errors);
         self.prompt = self.prompt.saturating_add(other.prompt);
+        self.at_once = self.at_once.saturating_add(other.at_once);
         self.latency.merge(&other.latency);
         self.in_flight_us = self.in_flight_us.saturating_add(other.in_flight_us);
     }
@@ -143,9 +146,14 @@ impl Counts {
         self.answered.saturating_sub(self.errors)
     }
 
+    /// Responses that took the time that work takes and no longer than they may, well or not.
+    pub fn worked(&self) -> u32 {
+        self.good().saturating_add(self.prompt.saturating_sub(self.at_once))
+    }
+
     /// Requests that came to an end, whichever.
     pub fn ended(&self) -> u64 {
-        self.latency.count() + u64::from(self.prompt)
+        self.latency.count() + u64::from(self.at_once)
     }
 
     /// The share of server errors among responses; 0 where there are none.
@@ -157,24 +165,33 @@ impl Counts {
 /// The last moments, in slots of equal length.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Window {
-    /// What was seen, the oldest first; at most [`SLOTS`].
+    /// What was seen, the oldest first.
     slots: VecDeque<Counts>,
-    /// How long one slot is, in microseconds.
+    seconds: u32,
+    size: usize,
     slot_us: u64,
 }
 
-/// Slots of a window.
-pub const SLOTS: usize = 20;
+/// Slots of a window: as many as there are half seconds in it, within these bounds.
+const LEAST_SLOTS: u32 = 20;
+const MOST_SLOTS: u32 = 120;
 
 impl Window {
     /// An empty window of that many seconds.
     pub fn new(seconds: u32) -> Self {
-        Self::of_slots(u64::from(seconds) * 1_000_000 / SLOTS as u64)
+        let size = seconds.saturating_mul(2).clamp(LEAST_SLOTS, MOST_SLOTS);
+        let slot_us = u64::from(seconds) * 1_000_000 / u64::from(size);
+        Self { slots: VecDeque::new(), seconds, size: size as usize, slot_us }
     }
 
-    /// An empty window of slots that are so long, in microseconds.
-    pub(super) fn of_slots(slot_us: u64) -> Self {
-        Self { slots: VecDeque::new(), slot_us }
+    /// How long it is when it is full, in seconds.
+    pub fn seconds(&self) -> u32 {
+        self.seconds
+    }
+
+    /// How many slots it has then.
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// How long one slot is, in microseconds.
@@ -184,7 +201,7 @@ impl Window {
 
     /// Takes in what was seen in one slot's time; the oldest goes.
     pub fn push(&mut self, counts: Counts) {
-        if self.slots.len() >= SLOTS {
+        if self.slots.len() >= self.size {
             self.slots.pop_front();
         }
         self.slots.push_back(counts);
@@ -204,6 +221,6 @@ impl Window {
 
     /// What all of it saw together.
     pub fn total(&self) -> Counts {
-        self.newest(SLOTS)
+        self.newest(self.size)
     }
 }

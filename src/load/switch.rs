@@ -9,7 +9,7 @@
 //! What usual is, is learned while all is well: a quicker upstream is believed at once, a slower one over ten minutes, so
 //! that a load that rises slowly does not pass for usual. Knows nothing of operators and of who is turned away.
 
-use super::signals::{Counts, SLOTS, Window};
+use super::signals::{Counts, Window};
 use super::{LATENCY_QUANTILE, QUICKEST};
 use crate::config::Measured;
 use crate::health::Health;
@@ -17,8 +17,8 @@ use crate::health::Health;
 /// Of a bound, what has to be kept to on the way back.
 const MARGIN: f64 = 0.9;
 
-/// What is judged on the way back.
-const RECENT_SLOTS: usize = SLOTS / 2;
+/// What takes less than this share of what the quickest take is not worked on.
+const LEAST_WORK: f64 = 0.5;
 
 /// How much of the way to a smaller baseline is gone in one slot.
 const FALL: f64 = 0.2;
@@ -102,6 +102,11 @@ impl Switch {
         self.quickest_us
     }
 
+    /// How long a response takes at least that is worked on, in microseconds; `None` while it is not known.
+    pub fn working_us(&self) -> Option<f64> {
+        (self.quickest_us > 0.0).then_some(self.quickest_us * LEAST_WORK)
+    }
+
     /// How long a response may take at most without being too slow, in microseconds; `None`: no bound is on that.
     pub fn bound_us(&self, bounds: &Measured) -> Option<f64> {
         let absolute_us = bounds.latency_ms.map(|bound| f64::from(bound) * 1_000.0);
@@ -111,7 +116,7 @@ impl Switch {
     }
 
     fn step_normal(self, window: &Window, bounds: &Measured) -> Self {
-        let total = window.newest(SLOTS.saturating_sub(self.stale as usize));
+        let total = window.newest(window.size().saturating_sub(self.stale as usize));
         let this = Self { stale: self.stale.saturating_sub(1), ..self };
         this.judge(&total, window, bounds)
     }
@@ -130,13 +135,18 @@ impl Switch {
             }
             _ => {
                 let next = Self { agreeing: 0, ..self };
-                if is_judged && window.slots().len() == SLOTS { next.learn(total, window) } else { next }
+                if is_judged && window.slots().len() == window.size() {
+                    next.learn(total, window)
+                } else {
+                    next
+                }
             }
         }
     }
 
     fn step_degraded(self, window: &Window, bounds: &Measured, severity: f64) -> Self {
-        let recent = window.newest(RECENT_SLOTS);
+        let newer_half = window.size() / 2;
+        let recent = window.newest(newer_half);
         let pressure = worst(&recent, bounds, self.baseline_us()).map_or(0.0, |(pressure, _)| pressure);
         if severity > 0.0 || pressure > MARGIN {
             return Self { agreeing: 0, answered: 0, ..self };
@@ -144,7 +154,7 @@ impl Switch {
         let is_over = seconds(self.agreeing, window) >= f64::from(bounds.recover_after_seconds);
         let answered = self.answered.saturating_add(window.newest(1).answered.into());
         if is_over && answered >= bounds.min_requests.into() {
-            let stale = (SLOTS - RECENT_SLOTS) as u32;
+            let stale = (window.size() - newer_half) as u32;
             return Self { degraded: false, agreeing: 0, answered: 0, stale, ..self };
         }
         Self { agreeing: self.agreeing.saturating_add(1), answered, ..self }

@@ -31,6 +31,8 @@ pub struct Tally {
     cut: Cut,
     /// How long a request may wait at most without being too slow, in microseconds.
     bearable_us: u64,
+    /// How long a response takes at least that was worked on, in microseconds.
+    working_us: u64,
     random: u64,
 }
 
@@ -43,6 +45,7 @@ impl Tally {
             since_us: now_us,
             cut: Cut::default(),
             bearable_us: u64::MAX,
+            working_us: u64::MAX,
             random: random | 1,
         }
     }
@@ -84,15 +87,20 @@ impl Tally {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.counts.answered = self.counts.answered.saturating_add(1);
         match response {
-            Response::Failed(took_us) => {
-                self.counts.errors = self.counts.errors.saturating_add(1);
-                match took_us.filter(|took_us| *took_us > self.bearable_us) {
-                    Some(took_us) => self.counts.latency.add(took_us),
-                    None => self.counts.prompt = self.counts.prompt.saturating_add(1),
-                }
-            }
+            Response::Failed(took_us) => self.failed(took_us.unwrap_or_default()),
             Response::Good(Some(took_us)) => self.counts.latency.add(took_us),
             Response::Good(None) => {}
+        }
+    }
+
+    fn failed(&mut self, took_us: u64) {
+        let is_prompt = took_us <= self.bearable_us;
+        let is_at_once = is_prompt && took_us < self.working_us;
+        self.counts.errors = self.counts.errors.saturating_add(1);
+        self.counts.prompt = self.counts.prompt.saturating_add(is_prompt.into());
+        self.counts.at_once = self.counts.at_once.saturating_add(is_at_once.into());
+        if !is_at_once {
+            self.counts.latency.add(took_us);
         }
     }
 
@@ -118,6 +126,7 @@ impl Tally {
     pub fn follow(&mut self, load: &Load, bounds: &Measured) {
         self.cut = load.cut();
         self.bearable_us = load.switch.bound_us(bounds).map_or(u64::MAX, |bound_us| bound_us as u64);
+        self.working_us = load.switch.working_us().map_or(u64::MAX, |us| us as u64);
     }
 
     fn note(&mut self, tier: &Tier, count: impl FnOnce(&mut Level)) {

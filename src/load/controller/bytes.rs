@@ -5,7 +5,7 @@ use crate::load::shed::Cut;
 use crate::load::signals::LEVELS;
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 20 + LEVELS;
+const FIELDS: usize = 22 + LEVELS;
 
 impl Controller {
     /// As bytes, for [`Controller::decode`].
@@ -22,12 +22,14 @@ impl Controller {
             self.limit,
             self.shown,
             self.roomy,
+            self.unused,
+            self.busy,
             self.silent,
             self.unsettled,
             trial.age,
             trial.strain,
             trial.sent,
-            trial.good,
+            trial.worked,
             trial.limit,
             self.floor,
             self.lost,
@@ -54,9 +56,11 @@ impl Controller {
             limit: next()?,
             shown: next()?,
             roomy: next()?,
+            unused: next()?,
+            busy: next()?,
             silent: next()?,
             unsettled: next()?,
-            trial: Trial { age: next()?, strain: next()?, sent: next()?, good: next()?, limit: next()? },
+            trial: Trial { age: next()?, strain: next()?, sent: next()?, worked: next()?, limit: next()? },
             floor: next()?,
             lost: next()?.clamp(0.0, MOST_LOST),
             rest: next()?,

@@ -1,9 +1,9 @@
 //! What the newest slots say: rates, and the signs of a queue.
 
 use crate::config::Measured;
-use crate::load::QUICKEST;
-use crate::load::signals::{SLOTS, Window};
+use crate::load::signals::Window;
 use crate::load::switch::Switch;
+use crate::load::{LATENCY_QUANTILE, QUICKEST};
 
 /// How far is looked back for what changes quickly: as few slots as hold so many answers, within bounds in seconds.
 pub(super) const LOOK: Span = Span { answers: 30, least: 1.0, most: 4.0 };
@@ -27,15 +27,15 @@ pub(super) struct Span {
 pub(super) struct Seen {
     /// How long they are, in seconds.
     pub(super) seconds: f64,
-    /// What was sent, and what of it was answered well.
+    /// What was sent, and what was worked on in time, whether it was answered well or not.
     pub(super) sent: f64,
-    pub(super) good: f64,
-    /// The latter, and a standard deviation more.
-    pub(super) doable: f64,
-    /// The share of errors that came at once.
-    pub(super) errors: f64,
+    pub(super) worked: f64,
+    /// The share that was refused at once.
+    pub(super) refused: f64,
     /// How long the quickest took, in seconds.
     pub(super) quickest: f64,
+    /// How long nine in ten took at most, in multiples of what is usual.
+    pub(super) slowness: f64,
     /// How long everybody waits for their turn, in multiples of what may be waited until a bound is broken; `None`
     /// where nobody gets an answer, or no bound is on latency.
     pub(super) queue: Option<f64>,
@@ -46,23 +46,33 @@ impl Seen {
         let slots = span.slots(window);
         let counts = window.newest(slots);
         let seconds = slots.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
-        let good = f64::from(counts.good());
+        let worked = f64::from(counts.worked());
+        let latency_us = counts.latency.quantile_us(LATENCY_QUANTILE).map(|us| us as f64);
         let quickest = counts.latency.quantile_us(QUICKEST).map(|us| us as f64 / 1e6);
         // A queue that grows is seen by its requests in flight before it is by their latency; one that is gone, too.
-        let now = in_flight(window) * seconds / good;
+        let now = in_flight(window) * seconds / worked;
         let waited = quickest.map(|quickest| (quickest * growth(window)).min(now));
         Self {
             seconds,
             sent: counts.passed() as f64 / seconds,
-            good: good / seconds,
-            doable: (good + good.sqrt()) / seconds,
-            errors: f64::from(counts.prompt) / counts.ended().max(1) as f64,
+            worked: worked / seconds,
+            refused: f64::from(counts.at_once) / counts.ended().max(1) as f64,
             quickest: quickest.unwrap_or_default(),
+            slowness: latency_us
+                .zip(switch.baseline_us())
+                .map_or(f64::INFINITY, |(us, usual_us)| us / usual_us),
             queue: waited
                 .zip(may_wait(bounds, switch))
                 .map(|(waited, may_wait)| ((waited - switch.quickest_us() / 1e6) / may_wait).max(0.0)),
         }
     }
+}
+
+/// What was worked on in time in the newest seconds, and a standard deviation more, in requests a second.
+pub(super) fn doable(window: &Window, seconds: f64) -> f64 {
+    let slots = slots(window, seconds).min(window.slots().len());
+    let worked = f64::from(window.newest(slots).worked());
+    (worked + worked.sqrt()) / (slots.max(1) as f64 * slot_seconds(window))
 }
 
 impl Span {
@@ -88,15 +98,21 @@ pub(super) fn late(window: &Window) -> f64 {
     let counts = window.newest(slots(window, 1.0));
     let (passed, ended) = (counts.passed(), counts.ended());
     let all = if ended.saturating_mul(2) < passed { passed } else { ended };
-    let accepted = all.saturating_sub(counts.prompt.into());
-    if accepted == 0 { 0.0 } else { 1.0 - (f64::from(counts.good()) / accepted as f64).min(1.0) }
+    let accepted = all.saturating_sub(counts.at_once.into());
+    if accepted == 0 { 0.0 } else { 1.0 - (f64::from(counts.worked()) / accepted as f64).min(1.0) }
 }
 
-/// The most that was answered well in a second of the window, in requests a second.
+/// The share of requests that the upstream refused at once, in all of the window.
+pub(super) fn refused(window: &Window) -> f64 {
+    let counts = window.total();
+    f64::from(counts.at_once) / counts.ended().max(1) as f64
+}
+
+/// The most that was worked on in time in a second of the window, in requests a second.
 pub(super) fn best(window: &Window) -> f64 {
     let slots = slots(window, 1.0);
-    let good: Vec<_> = window.slots().map(|slot| f64::from(slot.good())).collect();
-    let best = good.windows(slots).map(|slots| slots.iter().sum()).fold(0.0, f64::max);
+    let worked: Vec<_> = window.slots().map(|slot| f64::from(slot.worked())).collect();
+    let best = worked.windows(slots).map(|slots| slots.iter().sum()).fold(0.0, f64::max);
     best / (slots as f64 * slot_seconds(window))
 }
 
@@ -117,7 +133,7 @@ fn growth(window: &Window) -> f64 {
 
 /// How many slots such a time is; where slots are longer than half a second, as many as if they were not.
 pub(super) fn slots(window: &Window, seconds: f64) -> usize {
-    ((seconds / slot_seconds(window).min(0.5)).ceil() as usize).clamp(1, SLOTS)
+    ((seconds / slot_seconds(window).min(0.5)).ceil() as usize).clamp(1, window.size())
 }
 
 /// How long a slot is.

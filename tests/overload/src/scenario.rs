@@ -141,6 +141,9 @@ const UPSTREAMS: [(&str, Upstream, Clients, u32); 8] = [
     ("calm", QUEUE, PATIENT, 30),
 ];
 
+/// A phase of so many seconds is short, whatever the window.
+const SHORT: f64 = 6.0;
+
 /// Before and after everything.
 const CALM: f64 = 0.5;
 
@@ -154,6 +157,11 @@ pub fn all() -> Vec<Scenario> {
                 let mut scenario = scenario(name, upstream, mix, phases);
                 scenario.clients = clients;
                 scenario.bounds.window_seconds = window_seconds;
+                // What is learned and judged takes its time with a long window.
+                let longer = f64::from(window_seconds) / f64::from(Measured::default().window_seconds);
+                for phase in scenario.phases.iter_mut().filter(|phase| phase.seconds > SHORT) {
+                    phase.seconds *= longer.max(1.0);
+                }
                 if upstream.is_small() {
                     scenario.workers = 1;
                 }
