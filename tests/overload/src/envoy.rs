@@ -7,6 +7,7 @@ use dynamic_rate_limiter::bucket::{self, Bucket, Outcome};
 use dynamic_rate_limiter::config::Measured;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health::Told;
+use dynamic_rate_limiter::load::controller::Controller;
 use dynamic_rate_limiter::load::shed;
 use dynamic_rate_limiter::load::{Load, Response, Tally};
 use dynamic_rate_limiter::tier::{self, Limit};
@@ -60,6 +61,9 @@ pub(crate) enum Verdict {
     Shed(u64),
 }
 
+/// Which numbers of a controller's state are its limit and what the upstream has shown.
+const KNOWN: [usize; 2] = [6, 7];
+
 pub(crate) struct Envoy {
     tiers: Vec<(Tier, tier::Tier)>,
     bounds: Measured,
@@ -94,6 +98,15 @@ impl Envoy {
             load: Load::new(&bounds, 0),
             disorder: Vec::new(),
         }
+    }
+
+    /// The limiter is told how many requests a second the upstream can do, in place of what it has found out.
+    pub(crate) fn tell(&mut self, capacity: f64) {
+        let mut bytes = self.load.controller.encode();
+        for field in KNOWN {
+            bytes[field * 8..][..8].copy_from_slice(&capacity.to_le_bytes());
+        }
+        self.load.controller = Controller::decode(&bytes).expect("a state");
     }
 
     pub(crate) fn health(&self) -> Health {

@@ -1,16 +1,18 @@
 //! What has to hold, exactly. Whatever is judged over a time is judged from when it can hold by the specification's own
-//! words: see [`settled`].
+//! words, see [`settled`]; and goodput by what can be had, which a limiter has shown that did not have to find out anything.
 
 use dynamic_rate_limiter::health::Health;
 
 use crate::scenario::{Phase, Scenario};
-use crate::upstream::{Condition, FEW};
+use crate::upstream::Condition;
 use crate::world::{ATTEMPTS, BIN_US, Bin, Story};
 
-/// The share of what the upstream can do that has to be done; and where it does few requests a second, so that chance is
-/// much of what is seen.
+/// The share of what can be had that has to be; less where the upstream is ill, and where it does few requests a second, so
+/// that chance is much of what is seen.
 pub const GOODPUT: f64 = 0.8;
+const GOODPUT_OF_ILL: f64 = 0.7;
 const GOODPUT_OF_FEW: f64 = 0.6;
+const GOODPUT_OF_FEW_AND_ILL: f64 = 0.4;
 
 /// What is wanted. It is counted how often that is missed.
 pub const WANTED_GOODPUT: f64 = 0.95;
@@ -36,8 +38,9 @@ const LONGEST_RETRY_AFTER: f64 = 11.0;
 /// What a run came to.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// The least share of what the upstream could do that it did, in any steady phase.
-    pub goodput: Option<f64>,
+    /// What was done as a share of what the upstream can do; and what can be had of that, at most 1. Of the steady phase in
+    /// which it was the least share of that.
+    pub goodput: Option<(f64, f64)>,
     /// Important calls that had to be served, and those that were not.
     pub enterprise: (u32, u32),
     /// The longest way back to `NORMAL`, in seconds.
@@ -48,23 +51,18 @@ pub struct Verdict {
     pub shortfalls: Vec<String>,
 }
 
-/// Judges a run.
-pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
+/// Judges a run, beside one of the same world in which the limiter was told what the upstream can do.
+pub fn judge(scenario: &Scenario, story: &Story, told: &Story) -> Verdict {
     let mut verdict = Verdict::default();
     let mut found = Vec::new();
     let mut from = 0.0;
     for (index, phase) in scenario.phases.iter().enumerate() {
         let to = from + phase.seconds;
         let over = backlog_over(scenario, phase, story, from, to);
-        let settled = settled(scenario, phase, strained(scenario, story, from, to), over);
-        if phase.is_steady() && settled + SHORTEST < to {
+        if let Some(settled) = steady_from(scenario, phase, story, from, to) {
             let bins = between(story, settled, to);
-            let short = judge_goodput(scenario, phase, bins, &mut verdict);
-            let is_much = !scenario.upstream.is_small() && capacity(scenario, phase) > FEW / 2.0;
-            let is_ill = phase.condition.is_partial();
-            let place =
-                if is_much && is_ill && fits(scenario, phase) { &mut verdict.violations } else { &mut found };
-            place.extend(short);
+            let told = steady_from(scenario, phase, told, from, to).map(|settled| between(told, settled, to));
+            judge_goodput(scenario, phase, bins, told, &mut verdict);
             judge_sparing(scenario, phase, between(story, settled, to), &mut found);
             let room = scenario.upstream.capacity() * (0.8 - phase.load.0 * scenario.mix[2]);
             let over = last_over(story, from, to, room, &|bin| bin.leftover[2]);
@@ -86,13 +84,20 @@ pub fn judge(scenario: &Scenario, story: &Story) -> Verdict {
     verdict
 }
 
-/// From when on a phase is judged. Nothing may be shed before a bound was broken for `degrade_after_seconds`, which the
+/// From when on a phase is judged; `None` where it is not.
+fn steady_from(scenario: &Scenario, phase: &Phase, story: &Story, from: f64, to: f64) -> Option<f64> {
+    let over = backlog_over(scenario, phase, story, from, to);
+    let settled = settled(scenario, phase, strained(scenario, story, from, to), over);
+    (phase.is_steady() && settled + SHORTEST < to).then_some(settled)
+}
+
+/// When a phase can hold what is asked of it. Nothing may be shed before a bound was broken for `degrade_after_seconds`, which the
 /// window delays, so a window has to pass. By then the upstream's queue may be full of requests whose clients have gone;
 /// to work it off takes its length twice, if half of what is done goes to new ones. Of what clients have given up, an
 /// upstream that notices that has no more than they wait.
 fn settled(scenario: &Scenario, phase: &Phase, from: f64, over: f64) -> f64 {
     let window = f64::from(scenario.bounds.window_seconds);
-    let queue = scenario.upstream.queue as f64 / capacity(scenario, phase).max(1.0);
+    let queue = scenario.upstream.queue as f64 / phase.condition.capacity(&scenario.upstream).max(1.0);
     let queue =
         if scenario.upstream.works_for_nobody { queue } else { queue.min(scenario.clients.patience.1) };
     (from + window + 2.0 * queue).max(over + window / 2.0)
@@ -102,16 +107,6 @@ fn settled(scenario: &Scenario, phase: &Phase, from: f64, over: f64) -> f64 {
 fn strained(scenario: &Scenario, story: &Story, from: f64, to: f64) -> f64 {
     let is_strained = |bin: &Bin| bin.waiting > scenario.upstream.queue / 4;
     from + between(story, from, to).iter().position(is_strained).map_or(0.0, seconds)
-}
-
-/// Requests a second that the upstream can do in a phase.
-fn capacity(scenario: &Scenario, phase: &Phase) -> f64 {
-    let capacity = scenario.upstream.capacity();
-    match phase.condition {
-        Condition::Slow(factor) => capacity / factor,
-        Condition::Dead | Condition::Hanging => 0.0,
-        Condition::Well | Condition::Failing(_) => capacity,
-    }
 }
 
 /// When it no longer matters what was before a calm phase: calls that began earlier, and come again, fit in beside those
@@ -149,25 +144,46 @@ fn seconds(bins: usize) -> f64 {
 fn fits(scenario: &Scenario, phase: &Phase) -> bool {
     let failing = if let Condition::Failing(share) = phase.condition { share } else { 0.0 };
     let attempts: f64 = (0..i32::from(ATTEMPTS)).map(|attempt| failing.powi(attempt)).sum();
-    phase.load.0 * attempts * scenario.upstream.capacity() < 0.9 * capacity(scenario, phase)
+    phase.load.0 * attempts * scenario.upstream.capacity()
+        < 0.9 * phase.condition.capacity(&scenario.upstream)
 }
 
-fn judge_goodput(scenario: &Scenario, phase: &Phase, bins: &[Bin], verdict: &mut Verdict) -> Option<String> {
+fn judge_goodput(
+    scenario: &Scenario,
+    phase: &Phase,
+    bins: &[Bin],
+    told: Option<&[Bin]>,
+    verdict: &mut Verdict,
+) {
+    let Some(done) = goodput(scenario, phase, bins) else { return };
+    let told = told.and_then(|bins| goodput(scenario, phase, bins)).unwrap_or(1.0).min(1.0);
+    let is_least = verdict.goodput.is_none_or(|(least, can_be_had)| done / told < least / can_be_had);
+    if is_least {
+        verdict.goodput = Some((done, told));
+    }
+    let wanted = match (scenario.upstream.is_small(), phase.condition.is_partial()) {
+        (false, false) => GOODPUT,
+        (false, true) => GOODPUT_OF_ILL,
+        (true, false) => GOODPUT_OF_FEW,
+        (true, true) => GOODPUT_OF_FEW_AND_ILL,
+    };
+    if done < wanted * told {
+        let short =
+            format!("goodput {done:.3}, wanted {wanted} of the {told:.3} that can be had, in {phase}");
+        verdict.violations.push(short);
+    }
+}
+
+/// Calls that are served, as a share of what the upstream can do; `None` where it can do nothing.
+fn goodput(scenario: &Scenario, phase: &Phase, bins: &[Bin]) -> Option<f64> {
     let sum =
         |count: &dyn Fn(&Bin) -> u32| f64::from(bins.iter().map(count).sum::<u32>()) / seconds(bins.len());
     // Of calls whose every attempt succeeds with such a probability so many are served in the end.
     let good = if let Condition::Failing(share) = phase.condition { 1.0 - share } else { 1.0 };
     let served = 1.0 - (1.0 - good).powi(i32::from(ATTEMPTS));
     let offered = sum(&|bin| bin.calls.iter().sum::<u32>() - bin.refused.iter().sum::<u32>());
-    let doable = (offered * served).min(capacity(scenario, phase) * good);
-    if doable <= 0.0 {
-        return None;
-    }
-    let done = sum(&|bin| bin.good) / doable;
-    verdict.goodput = Some(verdict.goodput.map_or(done, |least| least.min(done)));
-    let wanted = if scenario.upstream.is_small() { GOODPUT_OF_FEW } else { GOODPUT };
-    let short = || format!("goodput {done:.3} of {doable:.0} a second, wanted {wanted}, in {phase}");
-    (done < wanted).then(short)
+    let doable = (offered * served).min(phase.condition.capacity(&scenario.upstream) * good);
+    (doable > 0.0).then(|| sum(&|bin| bin.good) / doable)
 }
 
 /// Nothing is shed while less is asked for than 0.9 of what the upstream can do.
@@ -184,7 +200,7 @@ fn judge_sparing(scenario: &Scenario, phase: &Phase, bins: &[Bin], found: &mut V
 fn count_enterprise(scenario: &Scenario, phase: &Phase, bins: &[Bin], verdict: &mut Verdict) {
     let asked = phase.load.0 * scenario.upstream.capacity() * scenario.mix[2];
     let can_succeed = !matches!(phase.condition, Condition::Failing(_));
-    if can_succeed && asked < 0.8 * capacity(scenario, phase) {
+    if can_succeed && asked < 0.8 * phase.condition.capacity(&scenario.upstream) {
         // Who calls in the last seconds is overtaken by what comes next.
         for bin in bins.iter().rev().skip(10) {
             verdict.enterprise.0 += bin.served[2] + bin.given_up[2];

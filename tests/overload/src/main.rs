@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use clap::Parser;
 use overload::judge::{Verdict, WANTED_GOODPUT, judge};
 use overload::scenario::{Scenario, all, drawn, quick};
-use overload::world::{BIN_US, Story, run};
+use overload::world::{BIN_US, Story, run, run_told};
 
 /// An upstream, callers that try again, and the filter's own controller between them
 #[derive(Parser)]
@@ -36,8 +36,17 @@ struct Arguments {
 struct Tally {
     runs: u32,
     failed: u32,
+    /// With less goodput than is wanted of what can be had.
+    below: u32,
+    found_out: Missed,
+    told: Missed,
+}
+
+/// Runs of a limiter that find out what the upstream can do, or is told, in which something is missed.
+#[derive(Default)]
+struct Missed {
+    goodput: u32,
     short: u32,
-    below_wanted: u32,
 }
 
 fn main() -> ExitCode {
@@ -72,8 +81,8 @@ fn main() -> ExitCode {
 
 impl Tally {
     fn run(&mut self, scenario: &Scenario, seed: u64, again: &str, is_verbose: bool) {
-        let story = run(scenario, seed);
-        let verdict = judge(scenario, &story);
+        let (story, told) = (run(scenario, seed), run_told(scenario, seed));
+        let verdict = judge(scenario, &story, &told);
         if is_verbose {
             print_story(&story);
         }
@@ -85,21 +94,31 @@ impl Tally {
         }
         self.runs += 1;
         self.failed += u32::from(!verdict.violations.is_empty());
-        self.short += u32::from(!verdict.shortfalls.is_empty());
-        let is_below = verdict.goodput.is_some_and(|goodput| goodput < WANTED_GOODPUT);
-        self.below_wanted += u32::from(is_below && verdict.shortfalls.is_empty());
+        let is_below = |(done, can_be_had)| done < WANTED_GOODPUT * can_be_had;
+        self.below += u32::from(verdict.goodput.is_some_and(is_below));
+        self.found_out.note(&verdict);
+        self.told.note(&judge(scenario, &told, &told));
     }
 
     fn say(&self, elapsed: Duration) {
+        let Self { runs, failed, below, found_out, told } = self;
         println!(
-            "{} runs in {:.0} s: {} failed, {} with a goodput under {WANTED_GOODPUT} for all that, {} fell short with an \
-             upstream that is ill by itself",
-            self.runs,
+            "{runs} runs in {:.0} s: {failed} failed, {below} with a goodput under {WANTED_GOODPUT} of what can be had\n\
+             under {WANTED_GOODPUT} of what the upstream can do: {}, and {} with a limiter that is told what that is\n\
+             short elsewhere, with an upstream that is ill by itself: {}, and {} with a limiter that is told",
             elapsed.as_secs_f64(),
-            self.failed,
-            self.below_wanted,
-            self.short
+            found_out.goodput,
+            told.goodput,
+            found_out.short,
+            told.short,
         );
+    }
+}
+
+impl Missed {
+    fn note(&mut self, verdict: &Verdict) {
+        self.goodput += u32::from(verdict.goodput.is_some_and(|(done, _)| done < WANTED_GOODPUT));
+        self.short += u32::from(!verdict.shortfalls.is_empty());
     }
 }
 
@@ -109,14 +128,15 @@ fn line(scenario: &Scenario, story: &Story, verdict: &Verdict) -> String {
         ([], shortfalls) => format!("short: {}", shortfalls.join("; ")),
         _ => "FAILS".to_owned(),
     };
-    let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.3}"));
+    let goodput = verdict.goodput.map(|(done, can_be_had)| format!("{done:.3} of {can_be_had:.3}"));
+    let back = verdict.recovery.map(|seconds| format!("{seconds:.3}"));
     let (calls, failed) = verdict.enterprise;
     format!(
-        "{:<28} goodput {:>5}, enterprise {failed:>3} of {calls:>5} failed, health changed at {:?}, back after {} s: {said}",
+        "{:<28} goodput {:>14}, enterprise {failed:>3} of {calls:>5} failed, health changed at {:?}, back after {} s: {said}",
         scenario.name,
-        number(verdict.goodput),
+        goodput.as_deref().unwrap_or("-"),
         story.transitions,
-        number(verdict.recovery),
+        back.as_deref().unwrap_or("-"),
     )
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::chance::{Random, Spread, uniform};
 
 /// So many requests a second are few.
-pub const FEW: f64 = 100.0;
+const FEW: f64 = 100.0;
 
 /// What the upstream is made of.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,15 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// Requests a second that an upstream can do.
+    pub fn capacity(self, upstream: &Upstream) -> f64 {
+        match self {
+            Self::Slow(factor) => upstream.capacity() / factor,
+            Self::Dead | Self::Hanging => 0.0,
+            Self::Well | Self::Failing(_) => upstream.capacity(),
+        }
+    }
+
     /// Whether it still does something, but not as it should.
     pub fn is_partial(self) -> bool {
         matches!(self, Self::Slow(_) | Self::Failing(_))

@@ -88,6 +88,7 @@ struct Call {
 
 struct World<'a> {
     scenario: &'a Scenario,
+    is_told: bool,
     random: Random,
     now_us: u64,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
@@ -104,8 +105,18 @@ struct World<'a> {
 
 /// Runs a scenario from its begin to its end.
 pub fn run(scenario: &Scenario, seed: u64) -> Story {
+    run_with(scenario, seed, false)
+}
+
+/// The same with a limiter that is told at each moment what the upstream can do, and has nothing to find out.
+pub fn run_told(scenario: &Scenario, seed: u64) -> Story {
+    run_with(scenario, seed, true)
+}
+
+fn run_with(scenario: &Scenario, seed: u64, is_told: bool) -> Story {
     let mut world = World {
         scenario,
+        is_told,
         random: Random::new(seed),
         now_us: 0,
         events: BinaryHeap::new(),
@@ -164,6 +175,9 @@ impl World<'_> {
             Event::Impatient(attempt) => self.impatient(attempt),
             Event::HandIn(worker) => {
                 let before = self.envoy.health();
+                if self.is_told && before == Health::Degraded {
+                    self.envoy.tell(self.phase().condition.capacity(&self.scenario.upstream));
+                }
                 self.envoy.hand_in(worker, self.now_us);
                 if self.envoy.health() != before {
                     self.story.transitions.push(self.now_us as f64 / 1e6);
