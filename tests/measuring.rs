@@ -80,8 +80,9 @@ impl Envoy {
         let arrival = Arrival { ticket: 1, at_us: self.data.now_us() };
         match worker.decide(&request, &self.data, arrival) {
             Decision::Admitted(_) => {
+                // What it cannot do it refuses at once.
                 let response =
-                    if may_serve { Response::Good(Some(10_000)) } else { Response::Failed(Some(10_000)) };
+                    if may_serve { Response::Good(Some(10_000)) } else { Response::Failed(Some(1_000)) };
                 worker.tally().expect("health is measured").answered(response);
                 if !may_serve {
                     self.failed.push(tier.to_owned());
