@@ -317,6 +317,24 @@ fn an_error_is_work_if_it_took_the_time_that_work_takes_and_no_longer_than_an_an
     assert_eq!(counts_of(&mut tally, Some(2_000_000)), (0, 0, 0, 1));
 }
 
+/// Two workers, of which one serves nobody, hand in four times a second; now the one comes first and now the other.
+#[test]
+fn each_slot_has_as_many_hand_ins_of_a_worker_whoever_comes_first() {
+    let bounds = Measured::default();
+    let mut load = Load::new(&bounds, 0);
+    let (idle, mut busy) = (Counts::default(), Counts::default());
+    busy.levels[2].passed = 10;
+    for turn in 1..=200 {
+        let late_us = |worker: u64| (turn * 7 + worker * 3) % 5 * 400;
+        let mut both =
+            [(0, &idle), (1, &busy)].map(|(worker, counts)| (turn * 252_000 + late_us(worker), counts));
+        both.sort_by_key(|(now_us, _)| *now_us);
+        both.iter().for_each(|(now_us, counts)| load.add(counts, &bounds, Told::Auto, *now_us));
+        let passed: Vec<_> = load.window.slots().map(Counts::passed).collect();
+        assert!(passed.iter().skip(1).all(|passed| *passed == 20), "{passed:?}");
+    }
+}
+
 #[test]
 fn slots_are_half_a_second_unless_the_window_is_very_short_or_very_long() {
     let shape = |seconds| (Window::new(seconds).size(), Window::new(seconds).slot_us());
