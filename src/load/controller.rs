@@ -50,7 +50,7 @@ mod crowd;
 mod seen;
 
 use self::crowd::Crowd;
-use self::seen::{LOOK, RATES, Seen, best, doable, late, pace, refused, slot_seconds};
+use self::seen::{LOOK, RATES, Seen, best, doable, late, pace, slot_seconds};
 use super::shed::Cut;
 use super::signals::Window;
 use super::switch::Switch;
@@ -453,7 +453,10 @@ impl Controller {
         if strain >= ROOM {
             return NEAR_STEP * (TARGET - strain);
         }
-        if seen.worked * seen.seconds > ENOUGH && seen.slowness < AS_USUAL && refused(window) < FEW_REFUSED {
+        if seen.worked * seen.seconds > ENOUGH
+            && seen.slowness < AS_USUAL
+            && window.total().refused_ratio() < FEW_REFUSED
+        {
             return USUAL_STEP;
         }
         if self.limit < self.shown * LIKELY {

@@ -156,6 +156,11 @@ impl Counts {
         self.latency.count() + u64::from(self.at_once)
     }
 
+    /// The share of requests that the upstream refused at once, among those that came to an end; 0 where there are none.
+    pub fn refused_ratio(&self) -> f64 {
+        f64::from(self.at_once) / self.ended().max(1) as f64
+    }
+
     /// The share of server errors among responses; 0 where there are none.
     pub fn error_ratio(&self) -> f64 {
         f64::from(self.errors) / f64::from(self.answered.max(1))

@@ -56,7 +56,7 @@ impl Seen {
             seconds,
             sent: counts.passed() as f64 / seconds,
             worked: worked / seconds,
-            refused: f64::from(counts.at_once) / counts.ended().max(1) as f64,
+            refused: counts.refused_ratio(),
             quickest: quickest.unwrap_or_default(),
             slowness: latency_us
                 .zip(switch.baseline_us())
@@ -100,12 +100,6 @@ pub(super) fn late(window: &Window) -> f64 {
     let all = if ended.saturating_mul(2) < passed { passed } else { ended };
     let accepted = all.saturating_sub(counts.at_once.into());
     if accepted == 0 { 0.0 } else { 1.0 - (f64::from(counts.worked()) / accepted as f64).min(1.0) }
-}
-
-/// The share of requests that the upstream refused at once, in all of the window.
-pub(super) fn refused(window: &Window) -> f64 {
-    let counts = window.total();
-    f64::from(counts.at_once) / counts.ended().max(1) as f64
 }
 
 /// The most that was worked on in time in a second of the window, in requests a second.
