@@ -4,11 +4,11 @@
 use dynamic_rate_limiter::health::Health;
 
 use crate::scenario::{Phase, Scenario};
-use crate::upstream::Condition;
+use crate::upstream::{Condition, FEW};
 use crate::world::{ATTEMPTS, BIN_US, Bin, Story};
 
-/// The share of what can be had that has to be; less where the upstream is ill, and where it does few requests a second, so
-/// that chance is much of what is seen.
+/// The share of what the upstream can do that has to be done, or of what can be had where it is ill; and where it does few
+/// requests a second, so that chance is much of what is seen.
 pub const GOODPUT: f64 = 0.8;
 const GOODPUT_OF_ILL: f64 = 0.7;
 const GOODPUT_OF_FEW: f64 = 0.6;
@@ -38,9 +38,10 @@ const LONGEST_RETRY_AFTER: f64 = 11.0;
 /// What a run came to.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// What was done as a share of what the upstream can do; and what can be had of that, at most 1. Of the steady phase in
-    /// which it was the least share of that.
-    pub goodput: Option<(f64, f64)>,
+    /// The least share of what the upstream could do that it did, in any steady phase.
+    pub goodput: Option<f64>,
+    /// The least share of what can be had of that, at most all, in any steady phase.
+    pub had: Option<f64>,
     /// Important calls that had to be served, and those that were not.
     pub enterprise: (u32, u32),
     /// The longest way back to `NORMAL`, in seconds.
@@ -58,7 +59,6 @@ pub fn judge(scenario: &Scenario, story: &Story, told: &Story) -> Verdict {
     let mut from = 0.0;
     for (index, phase) in scenario.phases.iter().enumerate() {
         let to = from + phase.seconds;
-        let over = backlog_over(scenario, phase, story, from, to);
         if let Some(settled) = steady_from(scenario, phase, story, from, to) {
             let bins = between(story, settled, to);
             let told = steady_from(scenario, phase, told, from, to).map(|settled| between(told, settled, to));
@@ -69,6 +69,7 @@ pub fn judge(scenario: &Scenario, story: &Story, told: &Story) -> Verdict {
             count_enterprise(scenario, phase, between(story, settled.max(over), to), &mut verdict);
         }
         if index > 0 && scenario.phases[index - 1].is_disturbed() && !phase.is_disturbed() {
+            let over = backlog_over(scenario, phase, story, from, to);
             judge_recovery(scenario, story, over, &mut verdict, &mut found);
         }
         from = to;
@@ -156,21 +157,23 @@ fn judge_goodput(
     verdict: &mut Verdict,
 ) {
     let Some(done) = goodput(scenario, phase, bins) else { return };
-    let told = told.and_then(|bins| goodput(scenario, phase, bins)).unwrap_or(1.0).min(1.0);
-    let is_least = verdict.goodput.is_none_or(|(least, can_be_had)| done / told < least / can_be_had);
-    if is_least {
-        verdict.goodput = Some((done, told));
-    }
-    let wanted = match (scenario.upstream.is_small(), phase.condition.is_partial()) {
-        (false, false) => GOODPUT,
-        (false, true) => GOODPUT_OF_ILL,
-        (true, false) => GOODPUT_OF_FEW,
-        (true, true) => GOODPUT_OF_FEW_AND_ILL,
+    let can_be_had = told.and_then(|bins| goodput(scenario, phase, bins)).unwrap_or(1.0).min(1.0);
+    let least = |noted: Option<f64>, new: f64| Some(noted.map_or(new, |noted| noted.min(new)));
+    verdict.goodput = least(verdict.goodput, done);
+    verdict.had = least(verdict.had, done / can_be_had);
+    let is_few = scenario.upstream.is_small() || phase.condition.capacity(&scenario.upstream) <= FEW / 2.0;
+    // An upstream that is ill and has enough to spare for all that has no excuse.
+    let is_ill = phase.condition.is_partial() && (is_few || !fits(scenario, phase));
+    let (wanted, excused) = match (is_few, is_ill) {
+        (false, false) => (GOODPUT, 1.0),
+        (true, false) => (GOODPUT_OF_FEW, 1.0),
+        (false, true) => (GOODPUT_OF_ILL, can_be_had),
+        (true, true) => (GOODPUT_OF_FEW_AND_ILL, can_be_had),
     };
-    if done < wanted * told {
-        let short =
-            format!("goodput {done:.3}, wanted {wanted} of the {told:.3} that can be had, in {phase}");
-        verdict.violations.push(short);
+    if done < wanted * excused {
+        verdict.violations.push(format!(
+            "goodput {done:.3} of the {excused:.3} that can be had, wanted {wanted} of that, in {phase}"
+        ));
     }
 }
 

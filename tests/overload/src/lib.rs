@@ -7,9 +7,9 @@
 //!   can do: the calls that their buckets let pass, or its capacity, whichever is less. Nobody can have all of that, since
 //!   requests come by chance and callers are let through for half a second at a time. So each world is run a second time
 //!   with a limiter that is told at each moment what the upstream can do ([`world::run_told`]), and what that has is what
-//!   can be had. Wanted is 0.95 of it; a run fails under 0.8, or 0.7 where the upstream is ill, and those between are
-//!   counted. With an upstream of 100 requests a second or fewer much of what is seen is chance, and a run fails under 0.6,
-//!   or 0.4 where it is ill too.
+//!   can be had. Wanted is 0.95, and those between are counted; a run fails under 0.8 of what the upstream can do, or 0.7 of
+//!   what can be had where it is ill and asked for more than it can do. With an upstream of 100 requests a second or fewer
+//!   much of what is seen is chance, and a run fails under 0.6 and 0.4.
 //! - **The important.** Of enterprise calls, their retries included, 99.9 % are served while that tier alone asks for
 //!   less than 0.8 of capacity. Where the upstream has next to no queue it is 98 %: it refuses a part of what comes in
 //!   bursts, the specification bears that up to `error_ratio`, and some calls meet a refusal four times. With few requests it

@@ -94,8 +94,7 @@ impl Tally {
         }
         self.runs += 1;
         self.failed += u32::from(!verdict.violations.is_empty());
-        let is_below = |(done, can_be_had)| done < WANTED_GOODPUT * can_be_had;
-        self.below += u32::from(verdict.goodput.is_some_and(is_below));
+        self.below += u32::from(verdict.had.is_some_and(|had| had < WANTED_GOODPUT));
         self.found_out.note(&verdict);
         self.told.note(&judge(scenario, &told, &told));
     }
@@ -117,7 +116,7 @@ impl Tally {
 
 impl Missed {
     fn note(&mut self, verdict: &Verdict) {
-        self.goodput += u32::from(verdict.goodput.is_some_and(|(done, _)| done < WANTED_GOODPUT));
+        self.goodput += u32::from(verdict.goodput.is_some_and(|goodput| goodput < WANTED_GOODPUT));
         self.short += u32::from(!verdict.shortfalls.is_empty());
     }
 }
@@ -128,15 +127,15 @@ fn line(scenario: &Scenario, story: &Story, verdict: &Verdict) -> String {
         ([], shortfalls) => format!("short: {}", shortfalls.join("; ")),
         _ => "FAILS".to_owned(),
     };
-    let goodput = verdict.goodput.map(|(done, can_be_had)| format!("{done:.3} of {can_be_had:.3}"));
-    let back = verdict.recovery.map(|seconds| format!("{seconds:.3}"));
+    let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.3}"));
     let (calls, failed) = verdict.enterprise;
     format!(
-        "{:<28} goodput {:>14}, enterprise {failed:>3} of {calls:>5} failed, health changed at {:?}, back after {} s: {said}",
+        "{:<28} goodput {:>5}, {:>5} of what can be had, enterprise {failed:>3} of {calls:>5} failed, health changed at {:?}, back after {} s: {said}",
         scenario.name,
-        goodput.as_deref().unwrap_or("-"),
+        number(verdict.goodput),
+        number(verdict.had),
         story.transitions,
-        back.as_deref().unwrap_or("-"),
+        number(verdict.recovery),
     )
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::chance::{Random, Spread, uniform};
 
 /// So many requests a second are few.
-const FEW: f64 = 100.0;
+pub const FEW: f64 = 100.0;
 
 /// What the upstream is made of.
 #[derive(Clone, Copy, Debug)]
