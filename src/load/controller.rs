@@ -13,15 +13,17 @@
 //!   ill. Only what it has not borne before can be too much, so no less than that is sent; and if what is worked on falls as
 //!   what is sent does, the cut is taken back.
 //! - **Neither**: there is room, and the limit grows, faster the longer there is, while what is let through is asked for;
-//!   at once where everything is as quick as usual. A limit that has turned nobody away for a while is forgotten.
+//!   where everything is as quick as usual, at once to what was borne before. A limit that has turned nobody away for a
+//!   while is forgotten.
 //!
 //! An error that took the time that work takes is work: it says what the upstream can do as a good answer does, and
 //! nothing of whether it is asked for too much.
 //!
 //! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. One that is slow by itself
 //! has requests that are as quick as ever among the slow ones, where service times vary; and where they do not, a cut is a
-//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. An upstream that is dead or
-//! fails whatever the load gets its traffic.
+//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. What may be chance is not cut
+//! for: a queue has to stand for a while first, or to be long. An upstream that is dead or fails whatever the load gets
+//! its traffic.
 //!
 //! **What was looked at, what was taken, and what not.**
 //!
@@ -50,7 +52,7 @@ mod crowd;
 mod seen;
 
 use self::crowd::Crowd;
-use self::seen::{LOOK, RATES, Seen, best, doable, late, pace, slot_seconds};
+use self::seen::{IDLE, LOOK, RATES, Seen, best, doable, late, pace, slot_seconds};
 use super::shed::Cut;
 use super::signals::Window;
 use super::switch::Switch;
@@ -81,7 +83,6 @@ const FIRST_STEP: f64 = 0.005;
 const MULTIPLYING: f64 = 10.0;
 const LARGEST_STEP: f64 = 0.02;
 const LARGEST_IDLE_STEP: f64 = 0.15;
-const IDLE: f64 = 0.05;
 
 /// By this where nine in ten are as quick as usual, or nearly so, with enough answers that this is not chance, and hardly
 /// any were refused within the window.
@@ -90,8 +91,10 @@ const AS_USUAL: f64 = 1.1;
 const ENOUGH: f64 = 250.0;
 const FEW_REFUSED: f64 = 0.01;
 
-/// Where there was room for so many half seconds and nobody was turned away, no limit is needed.
+/// Where nobody was turned away for so many half seconds, and no bound was broken, no limit is needed; the second where
+/// there was no room for a part of them.
 const FREE: f64 = 10.0;
+const FREE_BUSY: f64 = 20.0;
 
 /// Between [`ROOM`] and [`TARGET`] by this, for a strain off by one.
 const NEAR_STEP: f64 = 0.02;
@@ -108,6 +111,10 @@ const AHEAD: f64 = 1.15;
 /// is seen at most.
 const LEAST_BUSY: f64 = 1.0;
 const MOST_BUSY: f64 = 4.0;
+
+/// A queue that comes by chance is gone sooner than this, in seconds; one over so many bounds is not by chance.
+const CHANCE_SECONDS: f64 = 2.0;
+const NO_CHANCE: f64 = 2.0;
 
 /// How much of the way to what can be done the limit falls in half a second, and how far from it it stays at most.
 const FALL: f64 = 0.1;
@@ -180,6 +187,8 @@ pub struct Controller {
     limit: f64,
     /// The most that the upstream has lately done in time; fades.
     shown: f64,
+    /// The most that it has lately done while everything was as quick as usual; fades while it is.
+    borne: f64,
     /// For how many half seconds there has been room.
     roomy: f64,
     /// For how many half seconds the limit has turned nobody away.
@@ -218,15 +227,18 @@ struct Trial {
 impl Controller {
     /// One slot further. `health` is what holds now, an operator's word included; nothing is shed while it is `NORMAL`.
     pub fn step(self, window: &Window, bounds: &Measured, switch: &Switch, health: Health) -> Self {
-        let seen = Seen::over(window, &RATES, bounds, switch);
+        let seen = Seen::over(window, &RATES, bounds, switch, self.limit > 0.0);
         let mut next = self;
-        next.shown = self.shown * FADING + SHOWING * (seen.worked - self.shown).max(0.0);
+        next.shown = show(self.shown, seen.worked);
+        if seen.is_usual() {
+            next.borne = show(self.borne, seen.worked);
+        }
         next.crowd.see(window, self.severity);
         if health == Health::Normal || !bounds.shed {
             let crowd = Crowd { refused: next.crowd.refused, ..Crowd::default() };
-            return Self { crowd, shown: next.shown, ..Self::default() };
+            return Self { crowd, shown: next.shown, borne: next.borne, ..Self::default() };
         }
-        let newest = Seen::over(window, &LOOK, bounds, switch);
+        let newest = Seen::over(window, &LOOK, bounds, switch, self.limit > 0.0);
         let aim = next.aim(window, &newest, &seen, bounds.error_ratio);
         // Somebody has to find out whether the upstream is back.
         let least = f64::from(bounds.min_requests) / f64::from(bounds.window_seconds.max(1));
@@ -265,7 +277,7 @@ impl Controller {
         self.busy = if queued > TARGET { self.busy + slot_seconds(window) } else { 0.0 };
         if late > SOME_LATE {
             self.wait(window, newest, late);
-        } else if queued > 1.0 {
+        } else if queued > 1.0 && (self.limit > 0.0 || self.busy >= CHANCE_SECONDS || queued > NO_CHANCE) {
             self.press(window, seen, queue);
         } else if failing > 1.0 {
             self.try_less(window, seen, refused);
@@ -306,9 +318,12 @@ impl Controller {
     /// Notes when answers in time end, and when they are back.
     fn listen(&mut self, window: &Window, late: f64) {
         let seconds = slot_seconds(window);
+        let was_unsettled = self.unsettled > UNSETTLED / 2.0;
         self.unsettled = (self.unsettled - seconds).max(0.0);
         if late > MOST_LATE {
-            if self.silent <= 0.0 && self.unsettled <= UNSETTLED / 2.0 && self.limit > 0.0 {
+            // Now, or once it is of what was sent since there were answers again.
+            let is_new = self.silent <= 0.0 || was_unsettled;
+            if is_new && self.unsettled <= UNSETTLED / 2.0 && self.limit > 0.0 {
                 self.limit *= (best(window) / self.limit).clamp(COLLAPSED_MOST, COLLAPSED);
                 self.shown *= COLLAPSED;
             }
@@ -430,20 +445,20 @@ impl Controller {
             self.trial = Trial::default();
             self.failures = 0;
         }
-        if strain > TARGET {
-            self.roomy = 0.0;
-            return self.lower_to_done(window);
-        }
         self.roomy = if strain < ROOM { self.roomy + pace(window) } else { 0.0 };
         self.unused = if self.severity > 0.0 { 0.0 } else { self.unused + pace(window) };
-        if self.unused.min(self.roomy) > FREE {
+        if self.unused.min(self.roomy) > FREE || self.unused > FREE_BUSY {
             self.limit = 0.0;
             return;
         }
-        let is_sure = strain < ROOM && self.limit < self.shown * SURE;
+        if strain > TARGET {
+            return self.lower_to_done(window);
+        }
+        let known = (self.shown * SURE).max(if newest.is_usual() { self.borne } else { 0.0 });
+        let is_sure = strain < ROOM && self.limit < known;
         if newest.sent > self.crowd.aim() * if is_sure { USED_BEFORE } else { USED } {
             let step = if is_sure { SURE_STEP } else { self.step_up(window, strain, seen) };
-            let most = (newest.sent * AHEAD).max(self.shown * SURE).max(self.limit);
+            let most = if is_sure { known } else { (newest.sent * AHEAD).max(known).max(self.limit) };
             self.limit = (self.limit * (1.0 + step * pace(window))).min(most);
         }
     }
@@ -465,6 +480,11 @@ impl Controller {
         let largest = if strain < IDLE { LARGEST_IDLE_STEP } else { LARGEST_STEP };
         (FIRST_STEP * (self.roomy / MULTIPLYING).exp()).min(largest)
     }
+}
+
+/// The most that was lately done, a slot later in which so much was.
+fn show(most: f64, done: f64) -> f64 {
+    most * FADING + SHOWING * (done - most).max(0.0)
 }
 
 /// A rate one slot later that falls to another, where that is lower.

@@ -5,7 +5,7 @@ use crate::load::shed::Cut;
 use crate::load::signals::LEVELS;
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 22 + LEVELS;
+const FIELDS: usize = 23 + LEVELS;
 
 impl Controller {
     /// As bytes, for [`Controller::decode`].
@@ -21,6 +21,7 @@ impl Controller {
             aim_before,
             self.limit,
             self.shown,
+            self.borne,
             self.roomy,
             self.unused,
             self.busy,
@@ -55,6 +56,7 @@ impl Controller {
             crowd: Crowd { insistence: next()?, aims: [next()?, next()?], ..Crowd::default() },
             limit: next()?,
             shown: next()?,
+            borne: next()?,
             roomy: next()?,
             unused: next()?,
             busy: next()?,

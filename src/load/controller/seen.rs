@@ -13,6 +13,11 @@ pub(super) const RATES: Span = Span { answers: 100, least: 2.0, most: 4.0 };
 /// How much more requests in flight may let a queue seem than it has been seen to be.
 const MOST_GROWTH: f64 = 2.0;
 
+/// With a queue shorter than this, in multiples of what may be waited, nobody waits; and nearly all is as quick as usual
+/// where nine in ten take at most this, in multiples of what is usual.
+pub(super) const IDLE: f64 = 0.05;
+const NEARLY_USUAL: f64 = 1.5;
+
 /// A bound is at least that much over what is usual, as a share of it.
 const LEAST_WAIT: f64 = 0.2;
 
@@ -42,7 +47,14 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn over(window: &Window, span: &Span, bounds: &Measured, switch: &Switch) -> Self {
+    /// `is_limited`: whether it is known that the upstream can be asked for too much. Until it is, nothing is made of chance.
+    pub(super) fn over(
+        window: &Window,
+        span: &Span,
+        bounds: &Measured,
+        switch: &Switch,
+        is_limited: bool,
+    ) -> Self {
         let slots = span.slots(window);
         let counts = window.newest(slots);
         let seconds = slots.min(window.slots().len()).max(1) as f64 * slot_seconds(window);
@@ -51,7 +63,7 @@ impl Seen {
         let quickest = counts.latency.quantile_us(QUICKEST).map(|us| us as f64 / 1e6);
         // A queue that grows is seen by its requests in flight before it is by their latency; one that is gone, too.
         let now = in_flight(window) * seconds / worked;
-        let waited = quickest.map(|quickest| (quickest * growth(window)).min(now));
+        let waited = quickest.map(|quickest| (quickest * growth(window, is_limited)).min(now));
         Self {
             seconds,
             sent: counts.passed() as f64 / seconds,
@@ -65,6 +77,11 @@ impl Seen {
                 .zip(may_wait(bounds, switch))
                 .map(|(waited, may_wait)| ((waited - switch.quickest_us() / 1e6) / may_wait).max(0.0)),
         }
+    }
+
+    /// Whether nobody waits, and nearly all is as quick as usual.
+    pub(super) fn is_usual(&self) -> bool {
+        self.slowness < NEARLY_USUAL && self.queue.is_some_and(|queue| queue < IDLE)
     }
 }
 
@@ -115,14 +132,17 @@ fn in_flight(window: &Window) -> f64 {
     window.newest(1).in_flight_us as f64 / window.slot_us().max(1) as f64
 }
 
-/// How many times as many requests are in flight now as a second ago, when those were sent that are answered now.
-fn growth(window: &Window) -> f64 {
+/// How many times as many requests are in flight now as a second ago, when those were sent that are answered now; or at
+/// least how many times, as far as it is not by chance, which is their standard deviation.
+fn growth(window: &Window, with_chance: bool) -> f64 {
     let second = slots(window, 1.0);
     let before = window.slots().rev().skip(second).take(second);
     let (sum_us, count) =
         before.fold((0, 0), |(sum_us, count), slot| (slot.in_flight_us.saturating_add(sum_us), count + 1));
     let before = sum_us as f64 / f64::from(count).max(1.0) / window.slot_us().max(1) as f64;
-    (in_flight(window) / before.max(1.0)).clamp(1.0, MOST_GROWTH)
+    let now = in_flight(window);
+    let chance = if with_chance { 0.0 } else { now.sqrt() };
+    ((now - chance) / before.max(1.0)).clamp(1.0, MOST_GROWTH)
 }
 
 /// How many slots such a time is; where slots are longer than half a second, as many as if they were not.
