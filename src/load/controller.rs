@@ -275,11 +275,12 @@ impl Controller {
         let failing = (refused - self.lost).max(0.0) / error_ratio;
         let strain = queued.max(failing.min(1.0));
         self.busy = if queued > TARGET { self.busy + slot_seconds(window) } else { 0.0 };
+        let may_be_chance = self.limit <= 0.0 && self.busy < CHANCE_SECONDS && queued <= NO_CHANCE;
         if late > SOME_LATE {
             self.wait(window, newest, late);
-        } else if queued > 1.0 && (self.limit > 0.0 || self.busy >= CHANCE_SECONDS || queued > NO_CHANCE) {
+        } else if queued > 1.0 && !may_be_chance {
             self.press(window, seen, queue);
-        } else if failing > 1.0 {
+        } else if failing > 1.0 && queued <= 1.0 {
             self.try_less(window, seen, refused);
         } else {
             self.ease(window, newest, seen, strain);
@@ -439,7 +440,7 @@ impl Controller {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// All bounds hold: let more through where there is room and where it is asked for.
+    /// All bounds hold, or are broken by chance: let more through where there is room and where it is asked for.
     fn ease(&mut self, window: &Window, newest: &Seen, seen: &Seen, strain: f64) {
         if strain < MENDED && self.trial.age > 0.0 {
             self.trial = Trial::default();
