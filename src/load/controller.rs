@@ -13,16 +13,16 @@
 //!   ill. Only what it has not borne before can be too much, so no less than that is sent; and if what is worked on falls as
 //!   what is sent does, the cut is taken back.
 //! - **Neither**: there is room, and the limit grows, faster the longer there is, while what is let through is asked for;
-//!   where everything is as quick as usual, at once to what was borne before. A limit that has turned nobody away for a
-//!   while is forgotten.
+//!   where everything is as quick as usual, within seconds to what was done before when it was. A limit that has turned
+//!   nobody away for a while is forgotten.
 //!
 //! An error that took the time that work takes is work: it says what the upstream can do as a good answer does, and
 //! nothing of whether it is asked for too much.
 //!
 //! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. One that is slow by itself
 //! has requests that are as quick as ever among the slow ones, where service times vary; and where they do not, a cut is a
-//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. What may be chance is not cut
-//! for: a queue has to stand for a while first, or to be long. An upstream that is dead or fails whatever the load gets
+//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. As long as no limit is known, what
+//! may be chance is not cut for: a queue has to stand for a while first, or to be long. An upstream that is dead or fails whatever the load gets
 //! its traffic.
 //!
 //! **What was looked at, what was taken, and what not.**
@@ -84,12 +84,15 @@ const MULTIPLYING: f64 = 10.0;
 const LARGEST_STEP: f64 = 0.02;
 const LARGEST_IDLE_STEP: f64 = 0.15;
 
-/// By this where nine in ten are as quick as usual, or nearly so, with enough answers that this is not chance, and hardly
-/// any were refused within the window.
+/// By this up to what was done before when all was as quick as usual, if it is again; and beyond, where nine in ten are as
+/// quick as usual, or nearly so, with enough answers that this is not chance, and hardly any were refused within the window.
 const USUAL_STEP: f64 = 0.15;
 const AS_USUAL: f64 = 1.1;
 const ENOUGH: f64 = 250.0;
 const FEW_REFUSED: f64 = 0.01;
+
+/// What was done when all was as quick as usual is believed no longer if a bound is broken within so many seconds of that.
+const TRUSTING: f64 = 5.0;
 
 /// Where nobody was turned away for so many half seconds, and no bound was broken, no limit is needed; the second where
 /// there was no room for a part of them.
@@ -188,7 +191,9 @@ pub struct Controller {
     /// The most that the upstream has lately done in time; fades.
     shown: f64,
     /// The most that it has lately done while everything was as quick as usual; fades while it is.
-    borne: f64,
+    usual_best: f64,
+    /// For how long it is still to be seen whether it does that again, after it was let through.
+    trusting: f64,
     /// For how many half seconds there has been room.
     roomy: f64,
     /// For how many half seconds the limit has turned nobody away.
@@ -231,12 +236,12 @@ impl Controller {
         let mut next = self;
         next.shown = show(self.shown, seen.worked);
         if seen.is_usual() {
-            next.borne = show(self.borne, seen.worked);
+            next.usual_best = show(self.usual_best, seen.worked);
         }
         next.crowd.see(window, self.severity);
         if health == Health::Normal || !bounds.shed {
             let crowd = Crowd { refused: next.crowd.refused, ..Crowd::default() };
-            return Self { crowd, shown: next.shown, borne: next.borne, ..Self::default() };
+            return Self { crowd, shown: next.shown, usual_best: next.usual_best, ..Self::default() };
         }
         let newest = Seen::over(window, &LOOK, bounds, switch, self.limit > 0.0);
         let aim = next.aim(window, &newest, &seen, bounds.error_ratio);
@@ -275,6 +280,18 @@ impl Controller {
         let failing = (refused - self.lost).max(0.0) / error_ratio;
         let strain = queued.max(failing.min(1.0));
         self.busy = if queued > TARGET { self.busy + slot_seconds(window) } else { 0.0 };
+        let holds = strain < 1.0 && late <= SOME_LATE;
+        self.roomy = if holds && strain < ROOM { self.roomy + pace(window) } else { 0.0 };
+        let is_unused = holds && self.limit > 0.0 && self.severity <= 0.0;
+        self.unused = if is_unused { self.unused + pace(window) } else { 0.0 };
+        self.trusting = (self.trusting - slot_seconds(window)).max(0.0);
+        if !holds && self.trusting > 0.0 {
+            // It does not bear any more what it bore.
+            self.usual_best = self.usual_best.min(seen.worked);
+            if late <= SOME_LATE {
+                self.limit = self.limit.min(seen.worked);
+            }
+        }
         let may_be_chance = self.limit <= 0.0 && self.busy < CHANCE_SECONDS && queued <= NO_CHANCE;
         if late > SOME_LATE {
             self.wait(window, newest, late);
@@ -340,7 +357,6 @@ impl Controller {
 
     /// Much comes too late to be of use.
     fn wait(&mut self, window: &Window, newest: &Seen, late: f64) {
-        self.roomy = 0.0;
         self.trial = Trial::default();
         (self.floor, self.rest) = (0.0, 0.0);
         if self.limit <= 0.0 {
@@ -374,7 +390,6 @@ impl Controller {
 
     /// A queue stands that breaks a bound: send what the upstream can do and a little less, and see whether that helps.
     fn press(&mut self, window: &Window, seen: &Seen, queue: f64) {
-        self.roomy = 0.0;
         if self.trial.age <= 0.0 {
             self.trial = self.trial_of(seen, queue);
             if self.limit <= 0.0 {
@@ -402,7 +417,6 @@ impl Controller {
 
     /// Refusals, and no queue. If that is because it is asked for too much, less of it gives fewer of them.
     fn try_less(&mut self, window: &Window, seen: &Seen, refused: f64) {
-        self.roomy = 0.0;
         let is_known = seen.sent < self.shown * AS_EVER || seen.worked < self.shown * ILL;
         if seen.worked < seen.sent * WORTH_SPARING || self.limit <= 0.0 && is_known {
             self.limit = 0.0;
@@ -446,20 +460,27 @@ impl Controller {
             self.trial = Trial::default();
             self.failures = 0;
         }
-        self.roomy = if strain < ROOM { self.roomy + pace(window) } else { 0.0 };
-        self.unused = if self.severity > 0.0 { 0.0 } else { self.unused + pace(window) };
         if self.unused.min(self.roomy) > FREE || self.unused > FREE_BUSY {
             self.limit = 0.0;
+            self.trial = Trial::default();
             return;
         }
         if strain > TARGET {
             return self.lower_to_done(window);
         }
-        let known = (self.shown * SURE).max(if newest.is_usual() { self.borne } else { 0.0 });
-        let is_sure = strain < ROOM && self.limit < known;
-        if newest.sent > self.crowd.aim() * if is_sure { USED_BEFORE } else { USED } {
-            let step = if is_sure { SURE_STEP } else { self.step_up(window, strain, seen) };
-            let most = if is_sure { known } else { (newest.sent * AHEAD).max(known).max(self.limit) };
+        let usual_best = if newest.is_usual() { self.usual_best } else { 0.0 };
+        let known = usual_best.max(self.shown * SURE);
+        let is_known = strain < ROOM && self.limit < known;
+        if newest.sent > self.crowd.aim() * if is_known { USED_BEFORE } else { USED } {
+            let step = if !is_known {
+                self.step_up(window, strain, seen)
+            } else if self.limit < self.shown * SURE {
+                SURE_STEP
+            } else {
+                self.trusting = TRUSTING;
+                USUAL_STEP
+            };
+            let most = if is_known { known } else { (newest.sent * AHEAD).max(known).max(self.limit) };
             self.limit = (self.limit * (1.0 + step * pace(window))).min(most);
         }
     }

@@ -5,7 +5,7 @@ use crate::load::shed::Cut;
 use crate::load::signals::LEVELS;
 
 /// Numbers that a state is made of.
-const FIELDS: usize = 23 + LEVELS;
+const FIELDS: usize = 24 + LEVELS;
 
 impl Controller {
     /// As bytes, for [`Controller::decode`].
@@ -21,7 +21,8 @@ impl Controller {
             aim_before,
             self.limit,
             self.shown,
-            self.borne,
+            self.usual_best,
+            self.trusting,
             self.roomy,
             self.unused,
             self.busy,
@@ -45,34 +46,60 @@ impl Controller {
 
     /// The state that these bytes are; `None` where they are none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let fields: &[u8; FIELDS * 8] = bytes.try_into().ok()?;
-        let mut fields =
-            fields.chunks_exact(8).map(|field| field.try_into().map_or(f64::NAN, f64::from_le_bytes));
-        let mut next = || fields.next().filter(|field| field.is_finite());
+        let bytes: &[u8; FIELDS * 8] = bytes.try_into().ok()?;
+        let mut fields = [0.0; FIELDS];
+        for (field, bytes) in fields.iter_mut().zip(bytes.chunks_exact(8)) {
+            *field = f64::from_le_bytes(bytes.try_into().ok()?);
+            if !field.is_finite() {
+                return None;
+            }
+        }
+        let [
+            severity,
+            share,
+            level,
+            insistence,
+            aim,
+            aim_before,
+            limit,
+            shown,
+            usual_best,
+            trusting,
+            roomy,
+            unused,
+            busy,
+            silent,
+            unsettled,
+            age,
+            strain,
+            sent,
+            worked,
+            limit_before,
+            floor,
+            lost,
+            rest,
+            failures,
+            refused @ ..,
+        ] = fields;
         // Out of range is clipped by the conversions to whole numbers.
         Some(Self {
-            severity: next()?.clamp(0.0, 1.0),
-            cut: Cut { share: next()?, level: next()? as u8 },
-            crowd: Crowd { insistence: next()?, aims: [next()?, next()?], ..Crowd::default() },
-            limit: next()?,
-            shown: next()?,
-            borne: next()?,
-            roomy: next()?,
-            unused: next()?,
-            busy: next()?,
-            silent: next()?,
-            unsettled: next()?,
-            trial: Trial { age: next()?, strain: next()?, sent: next()?, worked: next()?, limit: next()? },
-            floor: next()?,
-            lost: next()?.clamp(0.0, MOST_LOST),
-            rest: next()?,
-            failures: next()? as u32,
-        })
-        .and_then(|mut controller| {
-            for share in &mut controller.crowd.refused {
-                *share = next()?;
-            }
-            Some(controller)
+            severity: severity.clamp(0.0, 1.0),
+            cut: Cut { share, level: level as u8 },
+            crowd: Crowd { insistence, aims: [aim, aim_before], refused },
+            limit,
+            shown,
+            usual_best,
+            trusting,
+            roomy,
+            unused,
+            busy,
+            silent,
+            unsettled,
+            trial: Trial { age, strain, sent, worked, limit: limit_before },
+            floor,
+            lost: lost.clamp(0.0, MOST_LOST),
+            rest,
+            failures: failures as u32,
         })
     }
 }

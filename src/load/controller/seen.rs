@@ -139,7 +139,10 @@ fn growth(window: &Window, with_chance: bool) -> f64 {
     let before = window.slots().rev().skip(second).take(second);
     let (sum_us, count) =
         before.fold((0, 0), |(sum_us, count), slot| (slot.in_flight_us.saturating_add(sum_us), count + 1));
-    let before = sum_us as f64 / f64::from(count).max(1.0) / window.slot_us().max(1) as f64;
+    if count == 0 {
+        return 1.0;
+    }
+    let before = sum_us as f64 / f64::from(count) / window.slot_us().max(1) as f64;
     let now = in_flight(window);
     let chance = if with_chance { 0.0 } else { now.sqrt() };
     ((now - chance) / before.max(1.0)).clamp(1.0, MOST_GROWTH)

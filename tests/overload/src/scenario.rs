@@ -179,7 +179,7 @@ pub fn quick() -> Vec<Scenario> {
     scenarios
 }
 
-const QUICK: [&str; 24] = [
+const QUICK: [&str; 25] = [
     "queue-free90-step0.85",
     "queue-even-step1.1",
     "queue-even-step1.6",
@@ -191,6 +191,7 @@ const QUICK: [&str; 24] = [
     "queue-ent60-climb3",
     "queue-even-slow0.15",
     "queue-even-slow0.5",
+    "queue-even-fewer0.85",
     "queue-even-failing0.5",
     "queue-free90-broken0.85",
     "queue-even-dead0.5",
@@ -255,6 +256,7 @@ fn shapes() -> Vec<(String, Vec<Phase>)> {
     let troubles = [
         ("slow", Condition::Slow(5.0)),
         ("slowish", Condition::Slow(2.5)),
+        ("fewer", Condition::Fewer(0.4)),
         ("failing", Condition::Failing(0.3)),
         ("broken", Condition::Failing(0.9)),
         ("dead", Condition::Dead),

@@ -41,6 +41,8 @@ pub enum Condition {
     Well,
     /// Every request takes so many times as long.
     Slow(f64),
+    /// Only this share of its servers is left.
+    Fewer(f64),
     /// This share of requests fails, whatever the load.
     Failing(f64),
     /// It refuses connections.
@@ -54,6 +56,7 @@ impl Condition {
     pub fn capacity(self, upstream: &Upstream) -> f64 {
         match self {
             Self::Slow(factor) => upstream.capacity() / factor,
+            Self::Fewer(share) => upstream.capacity() * share,
             Self::Dead | Self::Hanging => 0.0,
             Self::Well | Self::Failing(_) => upstream.capacity(),
         }
@@ -61,7 +64,7 @@ impl Condition {
 
     /// Whether it still does something, but not as it should.
     pub fn is_partial(self) -> bool {
-        matches!(self, Self::Slow(_) | Self::Failing(_))
+        matches!(self, Self::Slow(_) | Self::Fewer(_) | Self::Failing(_))
     }
 }
 
@@ -90,7 +93,7 @@ impl Work {
         if self.condition == Condition::Dead {
             return Taken::Refused;
         }
-        if self.busy < self.upstream.servers {
+        if self.busy < self.servers() {
             self.busy += 1;
             return Taken::Started(self.service_us(random));
         }
@@ -107,7 +110,9 @@ impl Work {
         random: &mut Random,
         is_wanted: impl Fn(u64) -> bool,
     ) -> Option<(u64, u64)> {
-        while let Some(attempt) = self.queue.pop_front() {
+        while self.busy <= self.servers()
+            && let Some(attempt) = self.queue.pop_front()
+        {
             if self.upstream.works_for_nobody || is_wanted(attempt) {
                 return Some((attempt, self.service_us(random)));
             }
@@ -133,6 +138,13 @@ impl Work {
 
     pub(crate) fn waiting(&self) -> usize {
         self.queue.len()
+    }
+
+    fn servers(&self) -> u32 {
+        match self.condition {
+            Condition::Fewer(share) => (f64::from(self.upstream.servers) * share).round() as u32,
+            _ => self.upstream.servers,
+        }
     }
 
     fn service_us(&self, random: &mut Random) -> u64 {
