@@ -21,9 +21,9 @@
 //!
 //! **Only what helps.** Shedding mends an upstream that is asked for too much, and no other. One that is slow by itself
 //! has requests that are as quick as ever among the slow ones, where service times vary; and where they do not, a cut is a
-//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. As long as no limit is known, what
-//! may be chance is not cut for: a queue has to stand for a while first, or to be long. An upstream that is dead or fails whatever the load gets
-//! its traffic.
+//! trial: if it leaves latency as it is, that is borne, and only what comes on top counts. As long as no limit is known,
+//! what may be chance is not cut for: a queue has to stand for a while first, or to be long. An upstream that is dead or
+//! fails whatever the load gets its traffic.
 //!
 //! **What was looked at, what was taken, and what not.**
 //!
@@ -279,13 +279,8 @@ impl Controller {
         let queued = self.over_floor(queue);
         let failing = (refused - self.lost).max(0.0) / error_ratio;
         let strain = queued.max(failing.min(1.0));
-        self.busy = if queued > TARGET { self.busy + slot_seconds(window) } else { 0.0 };
-        let holds = strain < 1.0 && late <= SOME_LATE;
-        self.roomy = if holds && strain < ROOM { self.roomy + pace(window) } else { 0.0 };
-        let is_unused = holds && self.limit > 0.0 && self.severity <= 0.0;
-        self.unused = if is_unused { self.unused + pace(window) } else { 0.0 };
-        self.trusting = (self.trusting - slot_seconds(window)).max(0.0);
-        if !holds && self.trusting > 0.0 {
+        self.count(window, queued, strain, late);
+        if self.trusting > 0.0 && (strain >= 1.0 || late > SOME_LATE) {
             // It does not bear any more what it bore.
             self.usual_best = self.usual_best.min(seen.worked);
             if late <= SOME_LATE {
@@ -308,6 +303,17 @@ impl Controller {
             return aim;
         }
         aim.min(self.limit * (1.0 - late).max(PROBE)).max(seen.worked * LEAST)
+    }
+
+    /// Counts for how long it has been as it is.
+    fn count(&mut self, window: &Window, queued: f64, strain: f64, late: f64) {
+        let holds = strain < 1.0 && late <= SOME_LATE;
+        let is_unused = holds && self.limit > 0.0 && self.severity <= 0.0;
+        let further = |time: f64, goes_on, by| if goes_on { time + by } else { 0.0 };
+        self.busy = further(self.busy, queued > TARGET, slot_seconds(window));
+        self.roomy = further(self.roomy, holds && strain < ROOM, pace(window));
+        self.unused = further(self.unused, is_unused, pace(window));
+        self.trusting = (self.trusting - slot_seconds(window)).max(0.0);
     }
 
     /// Where the strain would be, on a scale from its floor (0) to the bound (1), or to somewhat above a floor that is

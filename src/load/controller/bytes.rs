@@ -54,52 +54,31 @@ impl Controller {
                 return None;
             }
         }
-        let [
-            severity,
-            share,
-            level,
-            insistence,
-            aim,
-            aim_before,
-            limit,
-            shown,
-            usual_best,
-            trusting,
-            roomy,
-            unused,
-            busy,
-            silent,
-            unsettled,
-            age,
-            strain,
-            sent,
-            worked,
-            limit_before,
-            floor,
-            lost,
-            rest,
-            failures,
-            refused @ ..,
-        ] = fields;
+        let mut fields = fields.into_iter();
+        let mut next = || fields.next().unwrap_or_default();
         // Out of range is clipped by the conversions to whole numbers.
         Some(Self {
-            severity: severity.clamp(0.0, 1.0),
-            cut: Cut { share, level: level as u8 },
-            crowd: Crowd { insistence, aims: [aim, aim_before], refused },
-            limit,
-            shown,
-            usual_best,
-            trusting,
-            roomy,
-            unused,
-            busy,
-            silent,
-            unsettled,
-            trial: Trial { age, strain, sent, worked, limit: limit_before },
-            floor,
-            lost: lost.clamp(0.0, MOST_LOST),
-            rest,
-            failures: failures as u32,
+            severity: next().clamp(0.0, 1.0),
+            cut: Cut { share: next(), level: next() as u8 },
+            crowd: Crowd { insistence: next(), aims: [next(), next()], ..Crowd::default() },
+            limit: next(),
+            shown: next(),
+            usual_best: next(),
+            trusting: next(),
+            roomy: next(),
+            unused: next(),
+            busy: next(),
+            silent: next(),
+            unsettled: next(),
+            trial: Trial { age: next(), strain: next(), sent: next(), worked: next(), limit: next() },
+            floor: next(),
+            lost: next().clamp(0.0, MOST_LOST),
+            rest: next(),
+            failures: next() as u32,
+        })
+        .map(|mut controller| {
+            controller.crowd.refused.fill_with(next);
+            controller
         })
     }
 }

@@ -132,9 +132,9 @@ fn in_flight(window: &Window) -> f64 {
     window.newest(1).in_flight_us as f64 / window.slot_us().max(1) as f64
 }
 
-/// How many times as many requests are in flight now as a second ago, when those were sent that are answered now; or at
-/// least how many times, as far as it is not by chance, which is their standard deviation.
-fn growth(window: &Window, with_chance: bool) -> f64 {
+/// How many times as many requests are in flight now as a second ago, when those were sent that are answered now. Where no
+/// limit is known, a standard deviation of them is chance.
+fn growth(window: &Window, is_limited: bool) -> f64 {
     let second = slots(window, 1.0);
     let before = window.slots().rev().skip(second).take(second);
     let (sum_us, count) =
@@ -144,7 +144,7 @@ fn growth(window: &Window, with_chance: bool) -> f64 {
     }
     let before = sum_us as f64 / f64::from(count) / window.slot_us().max(1) as f64;
     let now = in_flight(window);
-    let chance = if with_chance { 0.0 } else { now.sqrt() };
+    let chance = if is_limited { 0.0 } else { now.sqrt() };
     ((now - chance) / before.max(1.0)).clamp(1.0, MOST_GROWTH)
 }
 

@@ -104,20 +104,25 @@ impl Work {
         Taken::Queued
     }
 
-    /// A server is done. The next in the queue that is worth it, and how long it takes.
-    pub(crate) fn done(
+    /// A server is done.
+    pub(crate) fn done(&mut self) {
+        self.busy -= 1;
+    }
+
+    /// If a server is free: the next in the queue that is worth it, and how long it takes.
+    pub(crate) fn start_next(
         &mut self,
         random: &mut Random,
         is_wanted: impl Fn(u64) -> bool,
     ) -> Option<(u64, u64)> {
-        while self.busy <= self.servers()
+        while self.busy < self.servers()
             && let Some(attempt) = self.queue.pop_front()
         {
             if self.upstream.works_for_nobody || is_wanted(attempt) {
+                self.busy += 1;
                 return Some((attempt, self.service_us(random)));
             }
         }
-        self.busy -= 1;
         None
     }
 

@@ -215,6 +215,7 @@ impl World<'_> {
             }
         }
         self.work.condition = condition;
+        self.start_waiting();
     }
 
     fn phase(&self) -> &Phase {
@@ -286,11 +287,17 @@ impl World<'_> {
         let is_good = life == self.life && self.work.succeeds(&mut self.random);
         self.answer(attempt, is_good);
         if life == self.life {
-            let calls = &self.calls;
-            let next = self.work.done(&mut self.random, |attempt| is_waiting(calls, attempt));
-            if let Some((attempt, us)) = next {
-                self.after(us, Event::Done { attempt, life });
-            }
+            self.work.done();
+            self.start_waiting();
+        }
+    }
+
+    /// Servers that are free take on what waits.
+    fn start_waiting(&mut self) {
+        while let Some((attempt, us)) =
+            self.work.start_next(&mut self.random, |attempt| is_waiting(&self.calls, attempt))
+        {
+            self.after(us, Event::Done { attempt, life: self.life });
         }
     }
 
