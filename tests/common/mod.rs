@@ -15,7 +15,6 @@ use dynamic_rate_limiter::request::{Arrival, Request};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;
 
-/// Microseconds in a second.
 pub const SECOND: u64 = 1_000_000;
 
 /// A request that came in at the start of time; only what waits for Redis is asked when it came.
@@ -75,7 +74,6 @@ impl FakeData {
         self.records.borrow().keys().cloned().collect()
     }
 
-    /// Bytes of all values.
     pub fn size(&self) -> usize {
         self.records.borrow().values().map(|(value, _)| value.len()).sum()
     }

@@ -73,7 +73,6 @@ pub struct Connection {
     is_authenticated: bool,
 }
 
-/// The server.
 #[derive(Default)]
 pub struct ModelRedis {
     pub now_us: u64,

@@ -10,18 +10,12 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 pub struct Certificate {
     /// Of the authority that signed it.
     pub authority: PathBuf,
-    /// The certificate itself.
     pub certificate: PathBuf,
-    /// Its private key.
     pub key: PathBuf,
 }
 
 impl Certificate {
     /// Writes a certificate for `name`, signed by an authority made for it alone, into a folder.
-    ///
-    /// # Panics
-    ///
-    /// When the files cannot be written, or `name` is no DNS name.
     pub fn write(folder: &Path, name: &str) -> Self {
         let file = |suffix: &str| folder.join(format!("{name}.{suffix}.pem"));
         let (authority_key, server_key) = (new_key(), new_key());

@@ -24,7 +24,6 @@ pub(crate) fn assert_no_secret(response: &Response) {
     canary::assert_none(&canary::search(places));
 }
 
-/// One kept-alive connection.
 #[derive(Debug)]
 pub struct Connection {
     reader: BufReader<TcpStream>,
@@ -34,10 +33,6 @@ pub struct Connection {
 
 impl Connection {
     /// Connects from whatever address the system chooses.
-    ///
-    /// # Panics
-    ///
-    /// When the connection is refused.
     #[track_caller]
     pub fn open(to: SocketAddr) -> Self {
         Self::connect(to, None)
@@ -45,10 +40,6 @@ impl Connection {
 
     /// Connects from `127.0.0.<last>`: Linux lets a client use all of 127/8, so a test has
     /// as many IPv4 clients as it likes.
-    ///
-    /// # Panics
-    ///
-    /// When the connection is refused.
     #[track_caller]
     pub fn open_from(last: u8, to: SocketAddr) -> Self {
         Self::connect(to, Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))))
@@ -83,10 +74,6 @@ impl Connection {
     }
 
     /// Sends one request and reads its answer.
-    ///
-    /// # Panics
-    ///
-    /// When there is no complete answer in time.
     #[track_caller]
     pub fn send(&mut self, request: &Request) -> Response {
         match self.try_send(request) {
@@ -96,11 +83,6 @@ impl Connection {
     }
 
     /// Sends one request and reads its answer.
-    ///
-    /// # Errors
-    ///
-    /// When there is no complete answer in time. A request that the server stops reading, because
-    /// it has already answered, is no error.
     pub fn try_send(&mut self, request: &Request) -> io::Result<Response> {
         let written = self.write(&request.encode());
         match self.read(&request.method) {
@@ -110,19 +92,11 @@ impl Connection {
     }
 
     /// Puts these bytes on the wire as they are.
-    ///
-    /// # Errors
-    ///
-    /// When the peer has closed or takes nothing.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.reader.get_mut().write_all(bytes)
     }
 
     /// Reads the answer to a request of this method, passing over `1xx` answers.
-    ///
-    /// # Errors
-    ///
-    /// When the peer closes, stays silent or says what is no HTTP.
     pub fn read(&mut self, method: &str) -> io::Result<Response> {
         loop {
             let head = http1::read_head(&mut self.reader)?.ok_or(io::ErrorKind::ConnectionAborted)?;
@@ -146,10 +120,6 @@ impl Connection {
     }
 
     /// How long a read may wait; twenty seconds unless told.
-    ///
-    /// # Panics
-    ///
-    /// When `limit` is zero.
     pub fn read_timeout(&mut self, limit: Duration) {
         self.reader.get_mut().set_read_timeout(Some(limit)).expect("a read timeout above zero");
     }
@@ -160,10 +130,6 @@ impl Connection {
     }
 
     /// Closes with a TCP reset instead of a clean end.
-    ///
-    /// # Panics
-    ///
-    /// When the socket takes no options any more.
     pub fn reset(self) {
         let socket = Socket::from(self.reader.into_inner());
         socket.set_linger(Some(Duration::ZERO)).expect("an open socket");

@@ -25,11 +25,6 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Starts to ask.
-    ///
-    /// # Panics
-    ///
-    /// When there is no runtime to be had.
     pub fn gather(to: SocketAddr, plan: Plan) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -45,10 +40,6 @@ impl Crowd {
     }
 
     /// Ends, if the plan is not over yet; gives what became of all that has been answered.
-    ///
-    /// # Panics
-    ///
-    /// When the load did.
     pub fn disperse(self) -> Vec<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("no panic in the load")

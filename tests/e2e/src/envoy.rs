@@ -27,20 +27,12 @@ const LOG_TAIL_LINES: usize = 40;
 const TRAPS: [&str; 3] = ["Function: proxy_on_", "Uncaught RuntimeError", "panicked at"];
 
 /// Envoy's binary, from `ENVOY_BIN`.
-///
-/// # Panics
-///
-/// When the variable is not set: a test that cannot run fails.
 #[track_caller]
 pub fn envoy_bin() -> PathBuf {
     from_env("ENVOY_BIN")
 }
 
 /// Whether that Envoy can watch for files that are written in place (`watch_modify`), and not for those moved alone.
-///
-/// # Panics
-///
-/// When it does not say its version.
 #[track_caller]
 pub fn follows_writing_in_place() -> bool {
     static FOLLOWS: OnceLock<bool> = OnceLock::new();
@@ -62,20 +54,12 @@ pub fn adapted(bootstrap: String) -> String {
 }
 
 /// The filter, from `FILTER_WASM`.
-///
-/// # Panics
-///
-/// When the variable is not set: a test that cannot run fails.
 #[track_caller]
 pub fn filter_wasm() -> PathBuf {
     from_env("FILTER_WASM")
 }
 
 /// The path that `cargo xtask test` hands in as that variable.
-///
-/// # Panics
-///
-/// When it does not.
 #[track_caller]
 pub fn from_env(name: &str) -> PathBuf {
     match std::env::var_os(name) {
@@ -85,7 +69,6 @@ pub fn from_env(name: &str) -> PathBuf {
     }
 }
 
-/// A running Envoy.
 #[derive(Debug)]
 pub struct Envoy {
     child: Child,
@@ -98,10 +81,6 @@ pub struct Envoy {
 impl Envoy {
     /// Runs `command`, an Envoy with its configuration, and waits until it serves. Its log and its
     /// admin address go to files in `dir`, which lives as long as the Envoy.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up; the message holds the end of its log.
     #[track_caller]
     pub fn start(dir: TempDir, command: Command) -> Self {
         let mut launched = Launched::new(&dir, command);
@@ -118,10 +97,6 @@ impl Envoy {
     }
 
     /// Runs `command`, which must end by itself because its configuration is refused.
-    ///
-    /// # Panics
-    ///
-    /// When it does not end.
     #[track_caller]
     pub(crate) fn start_refused(dir: TempDir, command: Command) -> String {
         let mut launched = Launched::new(&dir, command);
@@ -133,10 +108,6 @@ impl Envoy {
     }
 
     /// The main listener's address, or the only one's where none is called that.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such listener.
     #[track_caller]
     pub fn address(&self) -> SocketAddr {
         match self.listeners.get(MAIN) {
@@ -146,10 +117,6 @@ impl Envoy {
     }
 
     /// The address of the listener with this name.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such listener.
     #[track_caller]
     pub fn listener(&self, name: &str) -> SocketAddr {
         match self.listeners.get(name) {
@@ -170,20 +137,11 @@ impl Envoy {
     }
 
     /// Sends one request to the main listener on a connection of its own.
-    ///
-    /// # Panics
-    ///
-    /// When there is no complete answer in time.
     #[track_caller]
     pub fn send(&self, request: &Request) -> Response {
         self.connect().send(request)
     }
 
-    /// Asks Envoy's admin endpoint.
-    ///
-    /// # Panics
-    ///
-    /// When it does not answer.
     #[track_caller]
     pub fn admin(&self, path: &str) -> String {
         match get(self.admin, path) {
@@ -205,10 +163,6 @@ impl Envoy {
     }
 
     /// Waits until a metric has this value; workers report once a second.
-    ///
-    /// # Panics
-    ///
-    /// When it does not get there.
     #[track_caller]
     pub fn await_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
         let mut last = None;
@@ -243,10 +197,6 @@ impl Envoy {
     }
 
     /// Waits for a line that holds all of `words`; gives it.
-    ///
-    /// # Panics
-    ///
-    /// When there is none in time.
     #[track_caller]
     pub fn await_log(&self, words: &[&str]) -> String {
         wait::until(&format!("a log line with {words:?}"), || self.log_lines(words).into_iter().next())
@@ -262,10 +212,6 @@ impl Envoy {
     }
 
     /// Envoy's resident memory in KiB.
-    ///
-    /// # Panics
-    ///
-    /// When Envoy is gone.
     #[track_caller]
     pub fn resident_kib(&self) -> u64 {
         let status =
@@ -283,10 +229,6 @@ impl Envoy {
 
     /// Replaces one of the documents that `config_files` serves as editors do: a new file, renamed
     /// over the old one.
-    ///
-    /// # Panics
-    ///
-    /// When the file cannot be written.
     #[track_caller]
     pub fn save(&self, name: &str, text: &str) {
         let path = self.dir.path().join(CONFIG_FOLDER).join(name);
@@ -294,10 +236,6 @@ impl Envoy {
     }
 
     /// Overwrites one of the documents that `config_files` serves in place.
-    ///
-    /// # Panics
-    ///
-    /// When the file cannot be written.
     #[track_caller]
     pub fn edit_in_place(&self, name: &str, text: &str) {
         let path = self.dir.path().join(CONFIG_FOLDER).join(name);
@@ -305,10 +243,6 @@ impl Envoy {
     }
 
     /// Delivers the next plugin configuration by ECDS, without waiting for it to take hold.
-    ///
-    /// # Panics
-    ///
-    /// When this Envoy was not set up for ECDS.
     #[track_caller]
     pub fn deliver(&mut self, config: &Value) {
         let path = self.dir.path().join(ECDS_FILE);
@@ -332,10 +266,6 @@ impl Envoy {
 
 impl Envoy {
     /// Every secret in what Envoy shows to an operator who may not see its configuration.
-    ///
-    /// # Panics
-    ///
-    /// When it runs and does not show it.
     #[track_caller]
     pub fn secrets(&self) -> Vec<String> {
         let shown =

@@ -18,7 +18,6 @@ use crate::{http2, sha256_hex, wait};
 /// Connections for each worker, so that every worker has one.
 const CONNECTIONS_PER_WORKER: usize = 10;
 
-/// Starts real Envoys.
 #[derive(Clone, Copy, Debug)]
 pub struct RealEnvoy;
 
@@ -41,7 +40,6 @@ impl Host for RealEnvoy {
 /// What the cluster `config_files` does, by path.
 type Documents = Arc<Mutex<HashMap<String, Served>>>;
 
-/// Everything around Envoy.
 struct World {
     setup: scenarios::Setup,
     upstream: Upstream,
@@ -241,7 +239,6 @@ impl Gateway for Running {
     }
 }
 
-/// Where the health is.
 const HEALTH: &str = "system:health:status";
 
 impl scenarios::Redis for Redis {

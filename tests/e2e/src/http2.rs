@@ -17,10 +17,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends all requests as concurrent streams of one connection; answers come in their order.
 /// Trailers are appended to an answer's headers.
-///
-/// # Panics
-///
-/// When the connection or one of the streams breaks.
 #[track_caller]
 pub fn send_all(to: SocketAddr, requests: &[Request]) -> Vec<Response> {
     let exchange = runtime().block_on(async {
@@ -33,10 +29,6 @@ pub fn send_all(to: SocketAddr, requests: &[Request]) -> Vec<Response> {
 }
 
 /// Sends one request on a connection of its own.
-///
-/// # Panics
-///
-/// When the connection or the stream breaks.
 #[track_caller]
 pub fn send(to: SocketAddr, request: &Request) -> Response {
     send_all(to, std::slice::from_ref(request)).remove(0)
@@ -49,10 +41,6 @@ pub fn grpc_call(path: &str) -> Request {
 
 /// Starts a gRPC server that answers every call with an empty message and `grpc-status: 0`;
 /// gives its address.
-///
-/// # Panics
-///
-/// When there is no port to listen on.
 pub fn grpc_server() -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))

@@ -99,13 +99,11 @@ pub fn during<T>(
 pub struct Exchange {
     /// Which of the connections, counted from zero.
     pub connection: usize,
-    /// When it was sent.
     pub sent: Instant,
     /// How long the answer took.
     pub took: Duration,
     /// How much of that this machine gave to none of us.
     pub stalled: Duration,
-    /// The answer.
     pub answer: io::Result<Response>,
 }
 
@@ -181,7 +179,6 @@ fn keep_asking(
     exchanges
 }
 
-/// Counts answers by status.
 pub fn tally<'a>(exchanges: impl IntoIterator<Item = &'a Exchange>) -> Tally {
     let mut tally = Tally::new();
     for exchange in exchanges {
@@ -190,7 +187,6 @@ pub fn tally<'a>(exchanges: impl IntoIterator<Item = &'a Exchange>) -> Tally {
     tally
 }
 
-/// Adds two tallies.
 pub fn merge(mut left: Tally, right: Tally) -> Tally {
     for (status, count) in right {
         *left.entry(status).or_default() += count;

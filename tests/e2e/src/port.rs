@@ -9,10 +9,6 @@ const FIRST: u16 = 20_000;
 const PORTS: u16 = 12_000;
 
 /// An address on the loopback where nothing listens, and that nobody else in this process is given.
-///
-/// # Panics
-///
-/// When every port is taken.
 pub fn reserve() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Another test run beside this one starts to look somewhere else.

@@ -19,11 +19,6 @@ const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.
 /// Connections that are opened at most until two workers have answered.
 const MOST_CONNECTIONS: usize = 400;
 
-/// The table.
-///
-/// # Panics
-///
-/// When it is not there or no JSON.
 pub fn facts() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../probe-filter/facts.json");
     let text = std::fs::read_to_string(path).expect("the table of facts");
@@ -40,11 +35,6 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts it.
-    ///
-    /// # Panics
-    ///
-    /// When Envoy does not come up.
     #[track_caller]
     pub fn start(table: &Value) -> Self {
         let upstream = Upstream::start(answer);

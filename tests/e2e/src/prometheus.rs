@@ -5,24 +5,16 @@ use std::collections::BTreeMap;
 /// One line of the exposition: name, labels, value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// The metric's name.
     pub name: String,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its value.
     pub value: f64,
 }
 
-/// One scrape.
 #[derive(Clone, Debug)]
 pub struct Scrape(Vec<Sample>);
 
 impl Scrape {
     /// Reads the text format. Label values hold no escapes in what Envoy writes about us.
-    ///
-    /// # Panics
-    ///
-    /// On a line that is no sample.
     pub fn parse(text: &str) -> Self {
         let samples = text
             .lines()
@@ -43,10 +35,6 @@ impl Scrape {
     }
 
     /// The value of the sample with this name and, among its labels, all of these.
-    ///
-    /// # Panics
-    ///
-    /// When more than one sample fits.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let fitting: Vec<_> = self
             .named(name)

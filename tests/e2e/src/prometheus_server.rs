@@ -16,7 +16,6 @@ use crate::{port, process, wait};
 
 const START: Duration = Duration::from_secs(30);
 
-/// A running Prometheus.
 #[derive(Debug)]
 pub struct Prometheus {
     dir: TempDir,
@@ -26,10 +25,6 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// Starts one with these files in one folder, of which `prometheus.yml` is its configuration.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up; the message holds its log.
     #[track_caller]
     pub fn start(files: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -58,10 +53,6 @@ impl Prometheus {
     }
 
     /// What an expression gives now: the samples of a vector.
-    ///
-    /// # Panics
-    ///
-    /// When Prometheus does not take the expression.
     #[track_caller]
     pub fn query(&self, expression: &str) -> Vec<(BTreeMap<String, String>, f64)> {
         let data = self.api(&format!("query?query={}", percent_encoded(expression)));

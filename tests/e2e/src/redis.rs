@@ -22,7 +22,6 @@ const START: Duration = Duration::from_secs(30);
 /// What a failing test shows of the log.
 const LOG_TAIL_LINES: usize = 20;
 
-/// The test's own user.
 const USER: &str = "e2e-harness";
 
 /// A `redis-server`, running or not.
@@ -37,20 +36,12 @@ pub struct Redis {
 
 impl Redis {
     /// Starts one that keeps nothing on disk, on a port of its own.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up.
     #[track_caller]
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// Starts one with these lines in its configuration file; `{second}` in them is another port of its own.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up; the message holds the end of its log.
     #[track_caller]
     pub fn start_with(lines: &[&str]) -> Self {
         let mut redis = Self::not_started(lines);
@@ -59,20 +50,12 @@ impl Redis {
     }
 
     /// Starts one that is a node of a cluster.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up.
     #[track_caller]
     pub fn start_node() -> Self {
         Self::start_with(&["cluster-enabled yes", "cluster-node-timeout 2000", "cluster-port {second}"])
     }
 
     /// Starts one that also speaks TLS, on [`Redis::tls_address`].
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up.
     #[track_caller]
     pub fn start_tls(certificate: &Certificate, lines: &[&str]) -> Self {
         let tls = [
@@ -87,10 +70,6 @@ impl Redis {
     }
 
     /// One that has an address, where nothing listens until [`Redis::restart`].
-    ///
-    /// # Panics
-    ///
-    /// When there is no temporary directory to be had.
     #[track_caller]
     pub fn not_started(lines: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -112,12 +91,10 @@ impl Redis {
         Self { dir, address, second_port, child: None }
     }
 
-    /// Where Envoy finds it.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it speaks TLS.
     pub fn tls_address(&self) -> SocketAddr {
         SocketAddr::new(self.address.ip(), self.second_port)
     }
@@ -128,10 +105,6 @@ impl Redis {
     }
 
     /// Starts it where nothing runs, on the same port, and waits until it answers.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up; the message holds the end of its log.
     #[track_caller]
     pub fn restart(&mut self) {
         self.launch();
@@ -142,10 +115,6 @@ impl Redis {
     }
 
     /// [`Redis::restart`] without waiting for it to have its data; until then it answers `LOADING`.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up; the message holds the end of its log.
     #[track_caller]
     pub fn restart_loading(&mut self) {
         self.launch();
@@ -165,30 +134,17 @@ impl Redis {
     }
 
     /// Freezes it: connections stay open, and the kernel still accepts new ones, but nothing is answered.
-    ///
-    /// # Panics
-    ///
-    /// When it does not run.
     #[track_caller]
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
     }
 
     /// Ends a [`Redis::freeze`].
-    ///
-    /// # Panics
-    ///
-    /// When it does not run.
     #[track_caller]
     pub fn thaw(&self) {
         self.signal(libc::SIGCONT);
     }
 
-    /// Runs one command.
-    ///
-    /// # Panics
-    ///
-    /// When Redis does not answer, or with an error.
     #[track_caller]
     pub fn command(&self, words: &[&str]) -> Reply {
         match self.try_command(words) {
@@ -198,20 +154,11 @@ impl Redis {
         }
     }
 
-    /// Runs one command.
-    ///
-    /// # Errors
-    ///
-    /// When Redis does not answer.
     pub fn try_command(&self, words: &[&str]) -> io::Result<Reply> {
         self.connect()?.command(words)
     }
 
     /// Begins a command without waiting for its end.
-    ///
-    /// # Panics
-    ///
-    /// When Redis does not take it.
     #[track_caller]
     pub fn begin(&self, words: &[&str]) {
         self.connect().and_then(|mut connection| connection.send(words)).expect("a command sent");
@@ -225,10 +172,6 @@ impl Redis {
     }
 
     /// A bucket's fields, `(tokens, last_refill)`; `None` where there is no such key.
-    ///
-    /// # Panics
-    ///
-    /// When it has other fields.
     #[track_caller]
     pub fn bucket(&self, key: &str) -> Option<(String, String)> {
         let mut fields = self.command(&["HGETALL", key]).texts();
@@ -316,10 +259,6 @@ impl Redis {
 
 impl Redis {
     /// Every secret in its keys and values, its log and its ACL log. One that does not run has its log alone.
-    ///
-    /// # Panics
-    ///
-    /// When it runs and does not answer.
     #[track_caller]
     pub fn secrets(&self) -> Vec<String> {
         let mut shown = String::new();

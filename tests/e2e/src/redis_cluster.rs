@@ -13,20 +13,14 @@ const MASTERS: u32 = 3;
 /// Nodes meet and vote by gossip, some of it once a second.
 const FORMATION: Duration = Duration::from_secs(60);
 
-/// The cluster.
 #[derive(Debug)]
 pub struct RedisCluster {
     masters: Vec<Redis>,
-    /// Of the first master.
     replica: Redis,
 }
 
 impl RedisCluster {
     /// Starts it and waits until every node has every slot's owner.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up.
     #[track_caller]
     pub fn start() -> Self {
         let masters: Vec<_> = (0..MASTERS).map(|_| Redis::start_node()).collect();
@@ -65,7 +59,6 @@ impl RedisCluster {
         cluster
     }
 
-    /// Where its masters are.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.masters.iter().map(Redis::address).collect()
     }
@@ -81,10 +74,6 @@ impl RedisCluster {
     }
 
     /// Which of the masters has this key's slot by the order they were started with.
-    ///
-    /// # Panics
-    ///
-    /// When Redis does not say.
     #[track_caller]
     pub fn master_of(&self, key: &str) -> usize {
         let slot = self.slot_of(key);
@@ -92,10 +81,6 @@ impl RedisCluster {
     }
 
     /// Moves a key's slot with all that is in it to another master, as `redis-cli --cluster reshard` does.
-    ///
-    /// # Panics
-    ///
-    /// When a node refuses.
     #[track_caller]
     pub fn migrate_slot_of(&self, key: &str, to: usize) {
         let from = &self.masters[self.master_of(key)];
@@ -124,10 +109,6 @@ impl RedisCluster {
     }
 
     /// Makes the replica take the first master's place, in agreement with it, so that nothing is lost.
-    ///
-    /// # Panics
-    ///
-    /// When it does not.
     #[track_caller]
     pub fn fail_over(&self) {
         self.replica.command(&["CLUSTER", "FAILOVER"]);
@@ -135,10 +116,6 @@ impl RedisCluster {
     }
 
     /// Kills the first master; the others promote its replica.
-    ///
-    /// # Panics
-    ///
-    /// When they do not.
     #[track_caller]
     pub fn kill_first_master(&mut self) {
         self.masters[0].kill();

@@ -8,27 +8,20 @@ use std::time::Duration;
 /// A Redis that stands still is a test's own doing, and a test that asks one then has a defect.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// `+OK` and the like.
     Status(String),
     /// An error, its code first.
     Error(String),
-    /// A whole number.
     Integer(i64),
     /// A string, `None` for the null reply.
     Text(Option<String>),
-    /// A list.
     List(Vec<Reply>),
 }
 
 impl Reply {
     /// The text of a status or string.
-    ///
-    /// # Panics
-    ///
-    /// When the reply is another kind.
     #[track_caller]
     pub fn text(&self) -> &str {
         match self {
@@ -37,11 +30,6 @@ impl Reply {
         }
     }
 
-    /// The number.
-    ///
-    /// # Panics
-    ///
-    /// When the reply is another kind.
     #[track_caller]
     pub fn integer(&self) -> i64 {
         match self {
@@ -51,10 +39,6 @@ impl Reply {
     }
 
     /// The list's entries, each a text.
-    ///
-    /// # Panics
-    ///
-    /// When the reply is another kind.
     #[track_caller]
     pub fn texts(&self) -> Vec<String> {
         match self {

@@ -70,10 +70,6 @@ impl Default for Setup {
 
 impl Setup {
     /// The filter without any configuration.
-    ///
-    /// # Panics
-    ///
-    /// When there is no temporary directory to be had.
     pub fn new() -> Self {
         Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
@@ -100,14 +96,12 @@ impl Setup {
         }
     }
 
-    /// Envoy alone.
     pub fn without_filter() -> Self {
         let mut setup = Self::new();
         setup.listeners[0].plugin = Plugin::NoFilter;
         setup
     }
 
-    /// The plugin configuration.
     pub fn config(self, config: &Value) -> Self {
         self.config_text(&config.to_string())
     }
@@ -194,10 +188,6 @@ impl Setup {
     }
 
     /// Fields of the HTTP connection manager, over the defaults.
-    ///
-    /// # Panics
-    ///
-    /// When `fields` is no object.
     pub fn hcm(mut self, fields: &Value) -> Self {
         let fields = fields.as_object().expect("an object of HCM fields");
         self.hcm.extend(fields.clone());
@@ -209,7 +199,6 @@ impl Setup {
         self.hcm(&json!({"use_remote_address": true, "xff_num_trusted_hops": hops}))
     }
 
-    /// Replaces the route table.
     pub fn routes(mut self, routes: &Value) -> Self {
         self.routes = routes.as_array().cloned().unwrap_or_default();
         self
@@ -245,10 +234,6 @@ impl Setup {
 
     /// The cluster `config_files` is this Envoy itself, serving `tiers.json` and `api_keys.json`
     /// from a folder that [`Envoy::save`] and [`Envoy::edit_in_place`] write to.
-    ///
-    /// # Panics
-    ///
-    /// When the files cannot be written.
     pub fn config_files(mut self, tiers: &str, api_keys: &str) -> Self {
         let folder = self.dir.path().join(CONFIG_FOLDER);
         std::fs::create_dir_all(&folder).expect("a folder for the documents");
@@ -265,10 +250,6 @@ impl Setup {
     }
 
     /// Starts Envoy and waits until it serves.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come up; the message holds the end of its log.
     #[track_caller]
     pub fn start(self) -> Envoy {
         let (dir, command) = self.prepare();
@@ -276,10 +257,6 @@ impl Setup {
     }
 
     /// Starts an Envoy that must refuse its configuration; gives its log.
-    ///
-    /// # Panics
-    ///
-    /// When it comes up all the same.
     #[track_caller]
     pub fn start_refused(self) -> String {
         let (dir, command) = self.prepare();

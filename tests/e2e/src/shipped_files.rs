@@ -12,10 +12,6 @@ const TO_JSON: &str = "import json, ruamel.yaml, sys\n\
     print(json.dumps(ruamel.yaml.YAML(typ='safe', pure=True).load(open(sys.argv[1]))))";
 
 /// The content of a YAML file.
-///
-/// # Panics
-///
-/// When it is no YAML, or nothing that JSON could say.
 #[track_caller]
 pub fn yaml(path: &Path) -> Value {
     let (success, said) = run(Command::new(python()).args(["-c", TO_JSON]).arg(path));

@@ -12,13 +12,11 @@ use crate::http1::{self, BodyLength};
 /// One request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The method.
     pub method: String,
     /// The request target, byte for byte.
     pub target: String,
     /// The headers in the order they came.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body, chunks joined.
     pub body: Vec<u8>,
 }
 
@@ -57,10 +55,6 @@ pub struct Upstream {
 
 impl Upstream {
     /// Starts a server that asks `script` what to answer.
-    ///
-    /// # Panics
-    ///
-    /// When there is no port to listen on.
     pub fn start(script: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port to listen on");
         let address = listener.local_addr().expect("a bound listener");
@@ -81,7 +75,6 @@ impl Upstream {
         Self { address, received }
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -102,10 +95,6 @@ impl Upstream {
 }
 
 /// An address that refuses connections.
-///
-/// # Panics
-///
-/// When there is no port to bind.
 pub fn refusing() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port to bind");
     listener.local_addr().expect("a bound listener")

@@ -29,10 +29,6 @@ pub fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<
 }
 
 /// Asks `probe` until it gives a value.
-///
-/// # Panics
-///
-/// When `limit` passes first; the message says `what` was waited for.
 #[track_caller]
 pub fn until_within<T>(limit: Duration, what: &str, probe: impl FnMut() -> Option<T>) -> T {
     match poll(limit, probe) {
@@ -48,10 +44,6 @@ pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Unix time in seconds.
-///
-/// # Panics
-///
-/// When this machine's clock stands before 1970.
 pub fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock stands after 1970").as_secs_f64()
 }
@@ -76,7 +68,6 @@ const NAP: Duration = Duration::from_millis(1);
 const STALL: Duration = Duration::from_millis(4);
 
 impl Stalls {
-    /// Begins to watch.
     pub fn watch() -> Self {
         let wanted = Arc::new(());
         let still_wanted = Arc::clone(&wanted);
@@ -95,10 +86,6 @@ impl Stalls {
     }
 
     /// Ends; gives what was seen.
-    ///
-    /// # Panics
-    ///
-    /// When the watching thread did.
     pub fn end(self) -> Stalled {
         drop(self.wanted);
         Stalled(self.watcher.join().expect("the watcher only sleeps"))

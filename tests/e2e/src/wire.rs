@@ -17,11 +17,9 @@ use crate::port;
 /// What becomes of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It arrives.
     None,
     /// It never does.
     Silence,
-    /// This does instead.
     Garbage(Vec<u8>),
     /// It does, and then once more.
     Twice,
@@ -59,10 +57,6 @@ struct Link {
 
 impl Wire {
     /// Starts one without a fault.
-    ///
-    /// # Panics
-    ///
-    /// When there is no port to listen on.
     pub fn start(target: SocketAddr) -> Self {
         let state = Arc::new(State {
             target,
@@ -76,7 +70,6 @@ impl Wire {
         wire
     }
 
-    /// Where Envoy finds it.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -86,7 +79,6 @@ impl Wire {
         *lock(&self.state.fault) = fault;
     }
 
-    /// Resets every open connection.
     pub fn cut(&self) {
         for link in lock(&self.state.open).drain(..).filter_map(|link| link.upgrade()) {
             link.reset();
@@ -105,10 +97,6 @@ impl Wire {
     }
 
     /// Ends [`Wire::refuse`].
-    ///
-    /// # Panics
-    ///
-    /// When somebody else has taken the port.
     pub fn listen(&mut self) {
         if self.acceptor.is_some() {
             return;

@@ -25,7 +25,6 @@ pub unsafe extern "C" fn __sanitizer_cov_8bit_counters_init(start: *mut u8, end:
     }
 }
 
-/// Whether this build counts.
 pub fn is_counted() -> bool {
     COUNTERS.lock().is_ok_and(|counters| !counters.is_empty())
 }

@@ -24,21 +24,16 @@ thread_local! {
 /// Most inputs that are kept in the corpus of a target besides those that people wrote.
 const MAX_KEPT: usize = 12;
 
-/// When to stop.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// After so many inputs.
     Inputs(u64),
-    /// After so long.
     Time(Duration),
 }
 
 /// An input for which a property does not hold.
 #[derive(Debug)]
 pub struct Found {
-    /// The input.
     pub input: Vec<u8>,
-    /// What the property says.
     pub message: String,
     /// How many inputs were fine before it.
     pub number: u64,
@@ -47,7 +42,6 @@ pub struct Found {
 /// What a search without a find has done.
 #[derive(Debug, Default)]
 pub struct Searched {
-    /// How many inputs held.
     pub inputs: u64,
     /// How many counters were reached; none where the build does not count.
     pub reached: usize,

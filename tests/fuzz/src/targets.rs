@@ -25,7 +25,6 @@ pub struct Target {
     pub words: &'static [&'static str],
 }
 
-/// All of them.
 pub const ALL: &[Target] = &[
     Target { name: "plugin", check: plugin::check, words: plugin::WORDS },
     Target { name: "documents", check: documents::check, words: plugin::WORDS },

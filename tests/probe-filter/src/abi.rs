@@ -178,7 +178,6 @@ pub(crate) enum Metric {
     Histogram = 2,
 }
 
-/// WASI's clocks.
 pub(crate) const WALL: u32 = 0;
 pub(crate) const MONOTONIC: u32 = 1;
 

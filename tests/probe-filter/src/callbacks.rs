@@ -4,7 +4,6 @@ use crate::abi::{self, Buffer, Map};
 use crate::state::{self, Entry, Waiting};
 use crate::{Ask, Next, ask, bodies, grpc, headers, http_calls, pauses, queues, replies, timers};
 
-/// What a callback returns.
 const CONTINUE: u32 = 0;
 const PAUSE: u32 = 1;
 const HOLD: u32 = 4;

@@ -32,7 +32,6 @@ mod timers;
 enum Next {
     /// Answer it with this text.
     Answer(String),
-    /// Go on.
     Pass,
     /// Stop here; with `allow_on_headers_stop_iteration` the body still comes, and is gathered.
     Pause,
@@ -40,13 +39,9 @@ enum Next {
     Hold,
 }
 
-/// One question.
 struct Ask {
-    /// The request's context.
     id: u32,
-    /// Its root context.
     root: u32,
-    /// The path's second part.
     name: String,
     /// The path's third part, if any.
     argument: String,

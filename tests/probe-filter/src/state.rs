@@ -186,7 +186,6 @@ pub(crate) fn wait_for(id: u32, what: Waiting, number: u32) {
     with(|state| state.waiting.insert((what, number), id));
 }
 
-/// Who waits for that.
 pub(crate) fn waiting(what: Waiting, number: u32) -> Option<u32> {
     with(|state| {
         let opening = state.opening.filter(|_| what == Waiting::Stream);

@@ -5,7 +5,6 @@ use crate::replies::TICK_MS;
 use crate::state;
 use crate::{Ask, Next};
 
-/// Longer than anybody waits.
 const NEVER_MS: u32 = 3_600_000;
 
 pub(crate) fn ask(ask: &Ask) -> Option<Next> {

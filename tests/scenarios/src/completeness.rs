@@ -4,16 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-/// How a scenario begins.
 const BEGINNING: &str = "pub fn ";
 const ARGUMENT: &str = "(host: &dyn Host) {";
 
 /// Checks that the running test program has a test `scenarios::<subject>::<name>` for each scenario in this crate's
 /// sources, and none besides.
-///
-/// # Panics
-///
-/// When one is missing, or the program does not say which tests it has.
 pub fn assert_all_run() {
     let program = std::env::current_exe().expect("a test program");
     let list = Command::new(program).args(["--list", "--format", "terse"]).output().expect("a list of tests");

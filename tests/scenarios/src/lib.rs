@@ -180,14 +180,12 @@ macro_rules! scenarios {
 
 /// Something that filters run in.
 pub trait Host {
-    /// Starts it.
     fn start(&self, setup: &Setup) -> Box<dyn Gateway>;
 
     /// Starts it with a configuration that it must refuse; gives its log.
     fn start_refused(&self, setup: &Setup) -> String;
 }
 
-/// A limiter that serves.
 pub trait Gateway {
     /// Sends one request and gives the answer. Any worker may get it.
     fn send(&mut self, request: &Request) -> Response;
@@ -195,7 +193,6 @@ pub trait Gateway {
     /// Sends the same request to every worker at least once.
     fn send_to_every_worker(&mut self, request: &Request) -> Vec<Response>;
 
-    /// Lets time pass.
     fn pass(&mut self, time: Duration);
 
     /// Unix time in seconds.
@@ -243,7 +240,6 @@ pub trait Redis {
     /// The names of all buckets.
     fn buckets(&mut self) -> Vec<String>;
 
-    /// Deletes a bucket.
     fn delete_bucket(&mut self, name: &str);
 
     /// The health that is in it.
@@ -267,7 +263,6 @@ pub trait Redis {
     /// It is gone: its connections break, and it takes no other.
     fn kill(&mut self);
 
-    /// It is there again.
     fn restart(&mut self);
 }
 
@@ -289,7 +284,6 @@ pub enum Served {
 pub enum Source {
     /// It serves the setup's documents.
     Serves,
-    /// Nobody takes a connection.
     Refuses,
     /// Envoy has no such cluster.
     Missing,
@@ -300,7 +294,6 @@ pub enum Source {
 pub struct Setup {
     /// The plugin configuration, if there is any.
     pub config: Option<Value>,
-    /// How many workers.
     pub workers: u32,
     /// What the VM's environment holds.
     pub variables: Vec<(String, String)>,
@@ -316,7 +309,6 @@ pub struct Setup {
     pub answers: Vec<(String, Answer)>,
     /// What the cluster `config_files` does about a path.
     pub documents: Vec<(String, Served)>,
-    /// Where that cluster is.
     pub source: Source,
     /// Whether configurations can be delivered while it serves.
     pub takes_deliveries: bool,
@@ -338,11 +330,8 @@ pub const REDIS_CLUSTER: &str = "redis";
 /// An answer of the upstream.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// HTTP status.
     pub status: u16,
-    /// Names and values.
     pub headers: Vec<(String, String)>,
-    /// The body.
     pub body: String,
     /// How long the upstream takes.
     pub after: Duration,
@@ -384,12 +373,10 @@ impl Setup {
         }
     }
 
-    /// With this plugin configuration.
     pub fn config(self, config: &Value) -> Self {
         Self { config: Some(config.clone()), ..self }
     }
 
-    /// With so many workers.
     pub fn workers(self, workers: u32) -> Self {
         Self { workers, ..self }
     }
@@ -417,13 +404,11 @@ impl Setup {
         self
     }
 
-    /// With another listener.
     pub fn listener(mut self, name: &str, config: &Value) -> Self {
         self.listeners.push((name.to_owned(), config.clone()));
         self
     }
 
-    /// With a Redis.
     pub fn redis(self) -> Self {
         Self { has_redis: true, ..self }
     }

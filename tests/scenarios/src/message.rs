@@ -10,13 +10,11 @@ const SHOWN_BYTES: usize = 200;
 /// One request. The `host` header is added; every other header is the test's.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The method.
     pub method: String,
     /// The request target, byte for byte.
     pub target: String,
     /// Names and values in the order they go out.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body.
     pub body: Body,
     /// The client's address where it is not the usual one; only for a gateway whose callers have addresses.
     pub from: Option<String>,
@@ -25,7 +23,6 @@ pub struct Request {
 /// How a request's body goes out.
 #[derive(Clone, Debug)]
 pub enum Body {
-    /// There is none.
     None,
     /// With a `content-length`.
     Sized(Vec<u8>),
@@ -124,11 +121,9 @@ impl Request {
 /// One answer, trailers included among the headers where HTTP/2 brought some.
 #[derive(Clone)]
 pub struct Response {
-    /// The status code.
     pub status: u16,
     /// Names and values in the order they came.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body, chunks joined.
     pub body: Vec<u8>,
 }
 
@@ -162,11 +157,6 @@ impl Response {
         !self.all(name).is_empty()
     }
 
-    /// The header's only value.
-    ///
-    /// # Panics
-    ///
-    /// When it is missing or there more than once.
     #[track_caller]
     pub fn one(&self, name: &str) -> String {
         let mut values = self.all(name);
@@ -175,10 +165,6 @@ impl Response {
     }
 
     /// The header's only value as a number.
-    ///
-    /// # Panics
-    ///
-    /// When it is missing, doubled or not a whole number.
     #[track_caller]
     pub fn number(&self, name: &str) -> u64 {
         let value = self.one(name);
@@ -206,16 +192,10 @@ impl Response {
         self.one("x-ratelimit-tier")
     }
 
-    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON.
-    ///
-    /// # Panics
-    ///
-    /// When it is not.
     #[track_caller]
     pub fn json(&self) -> Value {
         match serde_json::from_slice(&self.body) {

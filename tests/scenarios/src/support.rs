@@ -47,7 +47,6 @@ pub fn switch_request(status: &str) -> Request {
     Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN)
 }
 
-/// Sets the health.
 #[track_caller]
 pub fn switch(gateway: &mut dyn Gateway, status: &str) {
     let reply = gateway.send(&switch_request(status));

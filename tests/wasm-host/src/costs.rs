@@ -26,9 +26,7 @@ const CONFIGURATION: &str = r#""tiers": {
 /// What one kind of request costs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// WebAssembly instructions.
     pub fuel: u64,
-    /// Host calls, by name.
     pub calls: BTreeMap<String, u64>,
 }
 
@@ -151,12 +149,10 @@ fn with_redis(table: &mut Vec<(String, Cost)>) {
     table.push(("Redis, known key: 32 at once".to_owned(), many));
 }
 
-/// The recorded table.
 pub fn recorded_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("costs.txt")
 }
 
-/// The table as text.
 pub fn shown(table: &[(String, Cost)]) -> String {
     let mut text = String::from(
         "# Guest fuel and host calls of each kind of request, one request each. Recorded by\n\

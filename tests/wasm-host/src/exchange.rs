@@ -65,7 +65,6 @@ impl World {
         response.unwrap_or_else(|| panic!("no answer to {request:?}"))
     }
 
-    /// Sends headers.
     pub fn begin(&mut self, worker: usize, request: &Request, is_whole: bool) -> Id {
         self.last_context += 1;
         let (vm, root, context) = (self.workers[worker].vm, self.workers[worker].root, self.last_context);
@@ -258,7 +257,6 @@ impl World {
         self.turns.push_back(Turn::Delete(vm, context));
     }
 
-    /// A client goes away.
     pub fn leave(&mut self, id: Id) {
         let exchange = &mut self.exchanges[id];
         if !exchange.is_gone {

@@ -84,7 +84,6 @@ pub struct Failure {
     pub after: u32,
     /// How many go wrong then.
     pub times: u32,
-    /// What happens.
     pub act: Act,
 }
 

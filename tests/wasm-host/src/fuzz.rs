@@ -27,32 +27,23 @@ const MAX_STEPS: usize = 300;
 /// What came of some sequences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Sequences.
     pub inputs: u64,
-    /// Callbacks.
     pub callbacks: u64,
-    /// Requests begun.
     pub requests: u64,
     /// Of these, answered by the filter.
     pub answered: u64,
     /// Of these, let through to their upstream.
     pub forwarded: u64,
-    /// Configurations taken and refused.
     pub configured: u64,
-    /// The latter.
     pub refused: u64,
     /// Sequences in which a host call went wrong.
     pub failed_calls: u64,
-    /// Connections to Redis.
     pub connections: u64,
-    /// The dearest callback.
     pub most_fuel: u64,
-    /// The largest VM.
     pub most_memory_bytes: u64,
 }
 
 impl Summary {
-    /// Adds another one's counts.
     pub fn add(&mut self, other: Self) {
         self.inputs += other.inputs;
         self.callbacks += other.callbacks;
@@ -179,7 +170,6 @@ fn run(bytes: &[u8]) -> Summary {
     summary
 }
 
-/// One thing that happens.
 fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
     let worker = input.byte() % 2;
     let vm = world.workers[worker].vm;

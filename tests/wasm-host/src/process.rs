@@ -21,20 +21,17 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Moves both on.
     pub fn advance_us(&self, us: u64) {
         self.monotonic_ns.set(self.monotonic_ns.get() + us * 1_000);
         self.wall_ns.set(self.wall_ns.get().saturating_add(us * 1_000));
     }
 
-    /// A guest looks.
     pub(crate) fn is_read(&self) {
         let ns = self.ns_per_look.get();
         self.monotonic_ns.set(self.monotonic_ns.get() + ns);
         self.wall_ns.set(self.wall_ns.get().saturating_add(ns));
     }
 
-    /// Microseconds since start.
     pub fn now_us(&self) -> u64 {
         self.monotonic_ns.get() / 1_000
     }
@@ -59,10 +56,8 @@ pub(crate) struct Queue {
     pub(crate) items: VecDeque<Vec<u8>>,
 }
 
-/// One Envoy process.
 #[derive(Debug)]
 pub struct Process {
-    /// Its clocks.
     pub clock: Rc<Clock>,
     /// Its log level: 0 is trace, 2 info, 6 off.
     pub log_level: Cell<u32>,
@@ -72,7 +67,6 @@ pub struct Process {
     pub environment: RefCell<Vec<(String, Vec<u8>)>>,
     /// Whether stats are kept: a `stats_matcher` may leave the filter's out.
     pub keeps_stats: Cell<bool>,
-    /// Clusters that Envoy has.
     pub clusters: RefCell<Vec<String>>,
     shared_data: RefCell<HashMap<Key, (Vec<u8>, u32)>>,
     last_cas: Cell<u32>,
@@ -146,7 +140,6 @@ impl Process {
         self.stats.borrow_mut().entry((kind, name.to_owned())).or_insert(0);
     }
 
-    /// Changes a stat.
     pub(crate) fn change_stat(&self, kind: StatKind, name: &str, change: impl FnOnce(u64) -> u64) {
         if self.keeps_stats.get()
             && let Some(value) = self.stats.borrow_mut().get_mut(&(kind, name.to_owned()))

@@ -12,25 +12,19 @@ use crate::world::{Turn, World};
 /// gRPC's name for a peer that is not there.
 pub(crate) const UNAVAILABLE: u32 = 14;
 
-/// What Redis does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Answers at once.
     Up,
     /// Takes connections and commands, and answers when it is up again.
     Frozen,
-    /// Takes no connection.
     Refuses,
     /// Takes connections; the test answers by [`World::redis_says`].
     ByHand,
 }
 
-/// The server.
 pub struct Redis {
     clock: Rc<Clock>,
-    /// What it knows.
     pub model: ModelRedis,
-    /// What it does.
     pub mode: Mode,
     /// Replies and commands travel in pieces of so many bytes.
     pub piece_bytes: usize,
@@ -144,7 +138,6 @@ impl World {
         self.settle();
     }
 
-    /// All connections break.
     pub fn redis_hangs_up(&mut self) {
         for link in 0..self.links.len() {
             if std::mem::take(&mut self.links[link].is_open) {

@@ -39,13 +39,11 @@ impl Request {
         Self { body: body.as_ref().to_vec(), ..Self::new("POST", path) }
     }
 
-    /// With one more header.
     pub fn with(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
-    /// With an API key.
     pub fn key(self, key: impl AsRef<[u8]>) -> Self {
         self.with("x-api-key", key)
     }
@@ -108,7 +106,6 @@ pub struct Response {
     pub status: u32,
     /// Without `:status`.
     pub headers: Headers,
-    /// The body.
     pub body: Vec<u8>,
     /// What the upstream got before it answered; nothing if the filter answered.
     pub upstream_got: Option<Forwarded>,
@@ -131,17 +128,13 @@ impl Response {
         self.headers.iter().filter(|(known, _)| known == name).count()
     }
 
-    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// What reaches the upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
-    /// The body.
     pub body: Vec<u8>,
-    /// Whether trailers came.
     pub has_trailers: bool,
 }

@@ -2,13 +2,10 @@
 
 use crate::world::World;
 
-/// The admin token.
 pub const ADMIN_TOKEN: &str = "canary-admin-token-5d1f";
 /// An API key, of tier `pro`.
 pub const API_KEY: &str = "canary-api-key-91c7";
-/// The password of Redis.
 pub const REDIS_PASSWORD: &str = "canary-redis-password-77aa";
-/// The user of Redis.
 pub const REDIS_USER: &str = "canary-redis-user-03be";
 /// What all of them start with, and those of the scenarios.
 const CANARIES: [&[u8]; 2] = [b"canary-", b"c4nary-"];

@@ -64,11 +64,8 @@ pub(crate) enum Out {
 /// A request of the filter's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpCall {
-    /// Names the call.
     pub token: u32,
-    /// Where it goes.
     pub cluster: String,
-    /// What is asked.
     pub headers: Headers,
     /// How long it may take.
     pub timeout_ms: u32,
@@ -79,7 +76,6 @@ pub struct HttpCall {
 }
 
 impl HttpCall {
-    /// What is asked for.
     pub fn path(&self) -> String {
         String::from_utf8_lossy(header(&self.headers, ":path").unwrap_or_default()).into_owned()
     }
@@ -160,7 +156,6 @@ impl fmt::Display for Event {
     }
 }
 
-/// A root context's timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timer {
     pub(crate) period_us: u64,

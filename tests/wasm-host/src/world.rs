@@ -19,11 +19,9 @@ const MAX_TURNS: usize = 200_000;
 /// What a world starts with.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The plugin configuration.
     pub configuration: Vec<u8>,
     /// What Envoy hands to the VM.
     pub environment: Vec<(String, Vec<u8>)>,
-    /// How many Envoys.
     pub envoys: usize,
     /// How many workers each has.
     pub workers: usize,
@@ -64,19 +62,16 @@ impl Setup {
         }
     }
 
-    /// With so many workers.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// With so many Envoys.
     pub fn envoys(mut self, envoys: usize) -> Self {
         self.envoys = envoys;
         self
     }
 
-    /// With another variable.
     pub fn variable(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.environment.push((name.to_owned(), value.as_ref().to_vec()));
         self
@@ -104,13 +99,10 @@ pub(crate) struct Worker {
     pub(crate) allows_stop: bool,
 }
 
-/// Everything there is.
 pub struct World {
     /// The clocks that all share.
     pub clock: Rc<Clock>,
-    /// The Envoys.
     pub processes: Vec<Rc<Process>>,
-    /// The Redis.
     pub redis: Redis,
     /// What the configuration cluster answers by path: status and body. Nothing: no answer yet.
     pub documents: HashMap<String, (u32, Vec<u8>)>,
@@ -402,7 +394,6 @@ impl World {
         self.advance_us(ms * 1_000);
     }
 
-    /// The same in microseconds.
     pub fn advance_us(&mut self, us: u64) {
         self.settle();
         let until_us = self.clock.now_us() + us;
@@ -436,7 +427,6 @@ impl World {
         timers.min()
     }
 
-    /// A worker's VM.
     pub fn vm(&mut self, worker: usize) -> &mut Vm {
         &mut self.vms[self.workers[worker].vm]
     }

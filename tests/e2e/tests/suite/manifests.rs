@@ -205,7 +205,6 @@ pub(crate) fn assert_health_is_set(at: SocketAddr, redis: &Redis) {
     await_degraded(at);
 }
 
-/// Every worker follows.
 #[track_caller]
 pub(crate) fn await_degraded(at: SocketAddr) {
     wait::until("the health of all", || {

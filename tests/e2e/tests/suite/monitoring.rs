@@ -293,14 +293,12 @@ fn impatient_rules() -> String {
     lines.collect()
 }
 
-/// The alerts that fire.
 #[track_caller]
 fn firing(prometheus: &Prometheus) -> Vec<String> {
     let alerts = prometheus.alerts().into_iter();
     alerts.filter(|(_, state)| state == "firing").map(|(alert, _)| alert).collect()
 }
 
-/// The shipped rules.
 #[track_caller]
 fn rules() -> Vec<Value> {
     let rules = yaml(&repository_root().join(FOLDER).join("rules.yml"));

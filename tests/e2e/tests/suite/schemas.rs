@@ -21,10 +21,6 @@ const TO_JSON: &str = "import json, ruamel.yaml, sys\n\
     print(json.dumps(list(ruamel.yaml.YAML(typ='safe', pure=True).load_all(sys.stdin))))";
 
 /// The documents of a YAML text.
-///
-/// # Panics
-///
-/// When it is no YAML, or nothing that JSON could say.
 #[track_caller]
 pub(crate) fn documents(text: &str) -> Vec<Value> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -36,10 +32,6 @@ pub(crate) fn documents(text: &str) -> Vec<Value> {
 }
 
 /// Checks an object of Kubernetes' own against Kubernetes' own schemas (OpenAPI, strict, of several versions).
-///
-/// # Errors
-///
-/// What is wrong with it.
 pub(crate) fn check_kubernetes(object: &Value) -> Result<(), String> {
     for version in KUBERNETES {
         let (success, said) = with_file(object, |file| {
@@ -56,10 +48,6 @@ pub(crate) fn check_kubernetes(object: &Value) -> Result<(), String> {
 }
 
 /// Checks an object of Istio's against types that were generated from Istio's CRDs.
-///
-/// # Errors
-///
-/// What is wrong with it.
 pub(crate) fn check_istio(object: &Value) -> Result<(), String> {
     let spec = &object["spec"];
     check_envelope(object)?;
@@ -72,10 +60,6 @@ pub(crate) fn check_istio(object: &Value) -> Result<(), String> {
 
 /// Checks an object of Envoy Gateway's against a schema of our own that knows the fields that we use: no package
 /// registry carries Envoy Gateway's CRDs.
-///
-/// # Errors
-///
-/// What is wrong with it.
 pub(crate) fn check_envoy_gateway(object: &Value) -> Result<(), String> {
     check_envelope(object)?;
     let schema = format!("schemas/envoy-gateway/{}.json", text(&object["kind"]));

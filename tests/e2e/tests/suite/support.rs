@@ -21,7 +21,6 @@ pub(crate) fn limited_upstream(shape: Shape) -> Upstream {
     Upstream::start(shape, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream")
 }
 
-/// Sets the health.
 #[track_caller]
 pub(crate) fn switch(envoy: &Envoy, status: &str) {
     let reply = envoy.send(&switch_request(status));

@@ -45,7 +45,6 @@ fn steps(document: &str, at_least: usize) -> Vec<Step> {
     steps
 }
 
-/// Types all of it.
 fn type_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Path) {
     for step in steps {
         let mut command = step

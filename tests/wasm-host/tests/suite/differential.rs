@@ -17,7 +17,6 @@ use crate::gateway::HostileHost;
 /// One token in some ten days.
 const NEVER: f64 = 0.000_001;
 
-/// Requests of a script.
 const REQUESTS: usize = 400;
 
 /// Headers of the filter whose values are the same wherever it runs.

@@ -12,7 +12,6 @@ use wasm_host::{Id, LIMITER, World};
 /// The cluster that serves documents.
 const SOURCE: &str = "config_files";
 
-/// Where the health is.
 const HEALTH: &str = "system:health:status";
 
 /// Longer than any request waits.
@@ -21,7 +20,6 @@ const PATIENCE_US: u64 = 20_000_000;
 /// Between two looks at whether an answer is there, and at what the cluster of documents has been asked.
 const LOOK_US: u64 = 5_000;
 
-/// Starts hostile hosts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostileHost;
 
@@ -103,7 +101,6 @@ struct Running {
     /// The number of each other listener's plugin, on the first worker.
     listeners: BTreeMap<String, usize>,
     passed_on: Vec<String>,
-    /// Documents that break off.
     breaks_off: BTreeSet<String>,
 }
 

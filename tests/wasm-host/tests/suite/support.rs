@@ -47,7 +47,6 @@ pub(crate) fn keyed() -> Request {
     Request::get("/test").key(API_KEY)
 }
 
-/// A change of health.
 pub(crate) fn change(status: &str) -> Request {
     Request::post("/system/health", format!(r#"{{"status":"{status}"}}"#)).with("x-admin-token", ADMIN_TOKEN)
 }

@@ -131,7 +131,6 @@ pub(super) const TIME: &[Case] = &[
     },
 ];
 
-/// Answers that are none.
 pub(super) const SPEECH: &[Case] = &[
     Case {
         name: "every answer comes twice",
@@ -189,7 +188,6 @@ pub(super) const SPEECH: &[Case] = &[
     },
 ];
 
-/// Answers that are refusals.
 pub(super) const REFUSALS: &[Case] = &[
     Case {
         name: "maxmemory reached",
