@@ -219,11 +219,21 @@ fn an_exempt_path_matches_exactly_or_by_prefix() {
 }
 
 #[test]
-fn every_configuration_in_the_readme_is_a_good_one() {
-    let blocks: Vec<&str> = include_str!("../README.md").split("```json\n").skip(1).collect();
-    assert!(!blocks.is_empty());
-    for block in blocks {
-        let json = block.split("```").next().expect("an end of the block");
+fn every_configuration_in_the_documents_is_a_good_one() {
+    let pages = [include_str!("../README.md"), include_str!("../docs/limits.md")];
+    let blocks: Vec<_> = pages.iter().flat_map(|page| configurations(page)).collect();
+    assert_eq!(blocks.len(), 2);
+    for json in blocks {
         assert_eq!(parse(json).err(), None, "{json}");
     }
+}
+
+/// The plugin configurations on a page: blocks of JSON, and values in blocks of Envoy's configuration.
+fn configurations(page: &str) -> impl Iterator<Item = &str> {
+    let blocks = page.split("```").skip(1).step_by(2);
+    blocks.filter_map(|block| {
+        block
+            .strip_prefix("json\n")
+            .or_else(|| Some(block.strip_prefix("yaml\n")?.split_once("value: |\n")?.1))
+    })
 }

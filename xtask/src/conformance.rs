@@ -1,7 +1,7 @@
 //! `cargo xtask conformance`: which Envoys the filter runs on, found out by asking them.
 //!
-//! Every Envoy is asked the probe's table of facts, and runs the tests that ARCHITECTURE.md names for the facts that one
-//! filter cannot see. What comes out is a table in Markdown, which the README shows as it was printed. With `--suite`
+//! Every Envoy is asked the probe's table of facts, and runs the tests that docs/envoy-facts.md names for the facts that one
+//! filter cannot see. What comes out is a table in Markdown, which docs/compatibility.md shows as printed. With `--suite`
 //! every Envoy also has to start the demos and to pass the complete end-to-end suite.
 
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ pub(crate) struct Options {
     suite: bool,
 }
 
-/// A row of ARCHITECTURE.md's table of facts.
+/// A row of docs/envoy-facts.md's table of facts.
 struct Row {
     fact: String,
     /// Names of tests; one that ends in `::` stands for all of its module.
@@ -69,12 +69,12 @@ enum Column {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let needed = needed_by_end_to_end()?;
     let suite = build_suite()?;
-    let rows = rows(&fs::read_to_string(workspace::root().join("ARCHITECTURE.md"))?)?;
+    let rows = rows(&fs::read_to_string(workspace::root().join("docs/envoy-facts.md"))?)?;
     let known = test_names(&suite)?;
     for test in rows.iter().flat_map(|row| &row.tests) {
         ensure!(
             known.iter().any(|name| belongs(name, test)),
-            "ARCHITECTURE.md names the test `{test}`, which is not there"
+            "docs/envoy-facts.md names the test `{test}`, which is not there"
         );
     }
 
@@ -201,9 +201,8 @@ fn test_names(suite: &Path) -> Result<Vec<String>> {
 }
 
 /// The table of facts: `| fact | `module::test`, … |`.
-fn rows(architecture: &str) -> Result<Vec<Row>> {
-    let table =
-        architecture.split("| fact | test |").nth(1).context("no table of facts in ARCHITECTURE.md")?;
+fn rows(page: &str) -> Result<Vec<Row>> {
+    let table = page.split("| fact | test |").nth(1).context("no table of facts in docs/envoy-facts.md")?;
     table
         .lines()
         .skip(2)
@@ -321,8 +320,8 @@ mod tests {
     const LOG: &str = "\ntest a::one ... ok\nfact g/x: yes\nfact g/y: no\ntest a::two ... said\nFAILED\n\
                        failures:\n\n---- a::two stdout ----\n\nfailures:\n    a::two\n\ntest result: FAILED.\n";
 
-    fn architecture() -> String {
-        fs::read_to_string(workspace::root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md")
+    fn facts_page() -> String {
+        fs::read_to_string(workspace::root().join("docs/envoy-facts.md")).expect("docs/envoy-facts.md")
     }
 
     #[test]
@@ -353,9 +352,9 @@ mod tests {
 
     /// So that the table stays true without an Envoy, too.
     #[test]
-    fn every_test_that_the_architecture_names_is_there() {
+    fn every_test_that_the_page_of_facts_names_is_there() {
         let suite = workspace::root().join("tests/e2e/tests/suite");
-        let rows = rows(&architecture()).expect("the table of facts");
+        let rows = rows(&facts_page()).expect("the table of facts");
         assert!(rows.len() > 20);
         for test in rows.iter().flat_map(|row| &row.tests) {
             let (module, name) = test.rsplit_once("::").expect("module::test");

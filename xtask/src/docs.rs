@@ -123,7 +123,7 @@ fn every_command_of_ours_that_a_document_names_is_one() {
 fn what_does_not_exist_is_found() {
     let documents = documents();
     let readme = documents.iter().find(|document| document.path.ends_with("README.md")).expect("README.md");
-    for link in ["docs/nowhere.md", "#nowhere", "TESTING.md#nowhere", "src/lib.rs#L3"] {
+    for link in ["docs/nowhere.md", "#nowhere", "docs/testing.md#nowhere", "src/lib.rs#L3"] {
         assert!(broken(link, readme, &documents).is_some(), "{link}");
     }
     for link in ["#try-it", "docs/operating.md#reasons", "xtask", "https://example.org/nowhere"] {

@@ -111,7 +111,7 @@ fn the_tour_prints_what_it_shows() {
 #[test]
 fn the_readme_prints_what_it_shows() {
     let (envoy, folder) = demo(None, &[], slower);
-    type_all(&steps("README.md", 5), None, &envoy, &folder);
+    type_all(&steps("README.md", 4), None, &envoy, &folder);
 }
 
 /// The shipped tiers with other rates.
