@@ -1,0 +1,29 @@
+//! Moments on the clock that all workers of one Envoy share.
+
+use std::time::Duration;
+
+/// A moment on the store's clock ([`crate::store::SharedData::now_us`]). Arithmetic saturates and never traps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StoreTime(u64);
+
+impl StoreTime {
+    /// So many microseconds after the clock's epoch.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since the clock's epoch.
+    pub const fn as_micros(self) -> u64 {
+        self.0
+    }
+
+    /// The time that has passed since `earlier`; zero if the clock has stepped back.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The moment `duration` later.
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+    }
+}
