@@ -17,9 +17,9 @@ use crate::{http, step, workspace};
 /// How long the upstream may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long Envoy waits for the upstream: a little shorter than callers wait for Envoy, so that it can tell them, and
-/// knows itself, that the upstream did not answer.
-const ROUTE_TIMEOUT: &str = "0.9s";
+/// The route timeout where callers wait a second: a little shorter, so that Envoy answers and knows itself that the
+/// upstream did not.
+pub(crate) const ROUTE_TIMEOUT: &str = "0.9s";
 
 /// The limiter's own word on health.
 pub(crate) const HEALTH_PATH: &str = "/system/health";
@@ -72,13 +72,18 @@ impl Program {
     }
 }
 
+/// Where an Envoy listens, what it protects, and how.
+pub(crate) struct Between {
+    pub(crate) service: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) upstream: SocketAddr,
+    pub(crate) route_timeout: &'static str,
+    pub(crate) protection: Option<Value>,
+}
+
 /// An Envoy between callers, whose addresses it takes from `X-Forwarded-For`, and the upstream.
-pub(crate) fn bootstrap(
-    service: SocketAddr,
-    admin: SocketAddr,
-    upstream: SocketAddr,
-    protection: Option<Value>,
-) -> Value {
+pub(crate) fn bootstrap(between: Between) -> Value {
+    let Between { service, admin, upstream, route_timeout, protection } = between;
     let router = json!({
         "name": "envoy.filters.http.router",
         "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
@@ -105,7 +110,7 @@ pub(crate) fn bootstrap(
                             "domains": ["*"],
                             "routes": [{
                                 "match": {"prefix": "/"},
-                                "route": {"cluster": "upstream", "timeout": ROUTE_TIMEOUT},
+                                "route": {"cluster": "upstream", "timeout": route_timeout},
                             }],
                         }]},
                     },

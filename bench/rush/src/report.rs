@@ -85,11 +85,16 @@ pub struct Report {
     pub plan: Plan,
     /// Second by second.
     pub seconds: Vec<Second>,
-    /// How long it took to serve those of the overload that were served, in milliseconds.
+    /// Latency of the most important tier in the overload, of requests that were served, in milliseconds.
     pub served_ms: Vec<f32>,
+    /// The same before the overload, of all tiers.
+    pub usual_ms: Vec<f32>,
     /// How much later than due requests were sent, in milliseconds.
     pub late_ms: Vec<f32>,
 }
+
+/// The begin of an overload.
+pub const BEGIN_SECONDS: u32 = 5;
 
 /// How many seconds in a row have to be good for a service to have recovered.
 const GOOD_SECONDS: usize = 3;
@@ -140,6 +145,7 @@ impl Report {
             plan,
             seconds: vec![Second::default(); plan.seconds() as usize],
             served_ms: Vec::new(),
+            usual_ms: Vec::new(),
             late_ms: Vec::new(),
         }
     }
@@ -149,8 +155,13 @@ impl Report {
         let second = outcome.arrival.at.as_secs() as u32;
         let Some(counts) = self.seconds.get_mut(second as usize) else { return };
         counts.add(outcome);
-        if outcome.fate == Fate::Served && self.plan.phase(second) == Phase::Overload {
-            self.served_ms.push(outcome.took.as_secs_f32() * 1_000.0);
+        let took_ms = outcome.took.as_secs_f32() * 1_000.0;
+        match (outcome.fate, self.plan.phase(second)) {
+            (Fate::Served, Phase::Before) => self.usual_ms.push(took_ms),
+            (Fate::Served, Phase::Overload) if outcome.arrival.tier == TIERS - 1 => {
+                self.served_ms.push(took_ms)
+            }
+            _ => {}
         }
         self.late_ms.push(outcome.late.as_secs_f32() * 1_000.0);
     }
@@ -174,23 +185,43 @@ impl Report {
         f64::from(overload.of(Fate::Served)[tier]) / f64::from(overload.asked[tier].max(1))
     }
 
-    /// The same for the second half of the overload, when whoever needs time to act has had it.
+    /// The same from [`BEGIN_SECONDS`] after its begin on.
     pub fn settled_success(&self, tier: usize) -> f64 {
-        let settled = self.plan.before + self.plan.overload / 2..self.plan.before + self.plan.overload;
-        let seconds = self.seconds.get(settled.start as usize..settled.end as usize).unwrap_or_default();
+        let end = (self.plan.before + self.plan.overload) as usize;
+        let settled = (self.plan.before + BEGIN_SECONDS) as usize..end;
+        let seconds = self.seconds.get(settled).unwrap_or_default();
         let count =
             |of: fn(&Second) -> [u32; TIERS]| seconds.iter().map(|second| of(second)[tier]).sum::<u32>();
         f64::from(count(|second| second.of(Fate::Served))) / f64::from(count(|second| second.asked).max(1))
     }
 
-    /// Requests a second that were served in the overload.
-    pub fn goodput(&self) -> f64 {
-        f64::from(self.phase(Phase::Overload).sum(Fate::Served)) / f64::from(self.plan.overload.max(1))
+    /// Of the requests of each second, those that were served: a second in the first [`BEGIN_SECONDS`] of the overload, and after.
+    pub fn goodput(&self) -> [f64; 2] {
+        let (from, to) = (self.plan.before, self.plan.before + self.plan.overload);
+        let begin = (from + BEGIN_SECONDS).min(to);
+        [(from, begin), (begin, to)].map(|(from, to)| self.served(from, to) / f64::from((to - from).max(1)))
     }
 
-    /// The time that a share of what was served in the overload did not exceed; `None` where nothing was.
+    /// Requests of these seconds that were served.
+    pub fn served(&self, from: u32, to: u32) -> f64 {
+        let seconds = self.seconds.get(from as usize..to as usize).unwrap_or_default();
+        seconds.iter().map(|second| f64::from(second.sum(Fate::Served))).sum()
+    }
+
+    /// The share of all requests after the overload that was served, 0 to 1.
+    pub fn success_after(&self) -> f64 {
+        let after = self.phase(Phase::After);
+        f64::from(after.sum(Fate::Served)) / f64::from(after.asked.iter().sum::<u32>().max(1))
+    }
+
+    /// A quantile of the most important tier's latency in the overload; `None` where nothing was served.
     pub fn latency_ms(&self, quantile: f64) -> Option<f32> {
         percentile(&self.served_ms, quantile)
+    }
+
+    /// The same of all tiers before the overload.
+    pub fn usual_ms(&self, quantile: f64) -> Option<f32> {
+        percentile(&self.usual_ms, quantile)
     }
 
     /// The same for how late requests were sent.
@@ -242,10 +273,11 @@ mod tests {
             report.add(&outcome(10 + index % 30, 0, Fate::Shed, 1));
         }
         report.add(&outcome(39, 2, Fate::TimedOut, 3_000));
-        assert_eq!(report.goodput(), 2.0);
+        assert_eq!((report.goodput(), report.served(0, 10)), ([2.0, 2.0], 1.0));
         assert_eq!((report.success(2), report.success(0)), (60.0 / 61.0, 0.0));
-        assert_eq!((report.settled_success(2), report.settled_success(0)), (30.0 / 31.0, 0.0));
+        assert_eq!((report.settled_success(2), report.settled_success(0)), (50.0 / 51.0, 0.0));
         assert_eq!((report.latency_ms(0.5), report.latency_ms(0.99)), (Some(129.0), Some(159.0)));
+        assert_eq!(report.usual_ms(0.5), Some(9_000.0));
         assert_eq!(report.phase(Phase::Overload).sum(Fate::Shed), 60);
     }
 

@@ -1,27 +1,31 @@
 //! Reports side by side, as a Markdown table.
 
 use crate::plan::{Phase, Plan, TIER_NAMES, TIERS};
-use crate::report::{Fate, Report};
+use crate::report::{BEGIN_SECONDS, Fate, Report};
 
 /// A request that is sent later than this was not asked when it was due, and a machine on which that happens to one in a
 /// hundred is too busy to measure anything.
 const LATE_MS: f32 = 50.0;
 
-/// The table, with a line before it that says what was measured.
+/// Two protections are compared over so many seconds.
+const WINDOW_SECONDS: u32 = 5;
+
+/// The table, with a line before it that says what was measured, and a comparison of the last report with the others.
 pub fn markdown(reports: &[Report]) -> String {
-    let Some(first) = reports.first() else { return "nothing was measured\n".to_owned() };
-    let mut text = format!("{}\n\n", conditions(&first.plan));
-    text += "| protection | served in overload, a second | p50 | p99 |";
-    for tier in (0..TIERS).rev() {
-        text += &format!(" {} served |", TIER_NAMES[tier]);
-    }
-    let important = TIER_NAMES[TIERS - 1];
-    text +=
-        &format!(" {important}, second half | told to wait | failed | recovered after |\n|---|--:|--:|--:|");
-    text += &"--:|".repeat(TIERS + 4);
+    let Some((last, others)) = reports.split_last() else { return "nothing was measured\n".to_owned() };
+    let mut text = format!("{}\n\n", conditions(&last.plan));
+    let [free, pro, important] = TIER_NAMES;
+    text += &format!(
+        "| protection | served/s, first {BEGIN_SECONDS} s | after | {important} | after {BEGIN_SECONDS} s | {pro} | {free} | \
+         {important} p50 | p99 | told to wait | failed | served after the overload | all served after |\n|---|"
+    );
+    text += &"--:|".repeat(12);
     text += "\n";
     for report in reports {
         text += &row(report);
+    }
+    for other in others {
+        text += &format!("\n{}", comparison(last, other));
     }
     for report in reports.iter().filter(|report| report.late_ms(0.99) > LATE_MS) {
         text += &format!(
@@ -50,33 +54,53 @@ fn conditions(plan: &Plan) -> String {
 }
 
 fn row(report: &Report) -> String {
-    let milliseconds =
-        |quantile| report.latency_ms(quantile).map_or("–".to_owned(), |ms| format!("{ms:.0} ms"));
+    let milliseconds = |latency: Option<f32>, usual: Option<f32>| match (latency, usual) {
+        (Some(latency), Some(usual)) => format!("{latency:.0} ms (usual {usual:.0})"),
+        _ => "–".to_owned(),
+    };
     let overload = report.phase(Phase::Overload);
     let asked = f64::from(overload.asked.iter().sum::<u32>().max(1));
     let share = |fates: &[Fate]| {
         let count: u32 = fates.iter().map(|fate| overload.sum(*fate)).sum();
         percent(f64::from(count) / asked)
     };
-    let mut row = format!(
-        "| {} | {:.0} | {} | {} |",
-        report.name,
-        report.goodput(),
-        milliseconds(0.5),
-        milliseconds(0.99)
-    );
-    for tier in (0..TIERS).rev() {
+    let [begin, after] = report.goodput();
+    let important = TIERS - 1;
+    let mut row =
+        format!("| {} | {begin:.1} | {after:.1} | {} |", report.name, percent(report.success(important)));
+    row += &format!(" {} |", percent(report.settled_success(important)));
+    for tier in (0..important).rev() {
         row += &format!(" {} |", percent(report.success(tier)));
+    }
+    for quantile in [0.5, 0.99] {
+        row += &format!(" {} |", milliseconds(report.latency_ms(quantile), report.usual_ms(quantile)));
     }
     let recovery = report.recovery_seconds();
     row += &format!(
         " {} | {} | {} | {} |\n",
-        percent(report.settled_success(TIERS - 1)),
         share(&[Fate::Shed, Fate::Limited]),
         share(&[Fate::Error, Fate::TimedOut, Fate::Broken]),
+        percent(report.success_after()),
         recovery.map_or(format!("not within {} s", report.plan.after), |seconds| format!("{seconds} s")),
     );
     row
+}
+
+/// In how many windows the first served fewer requests than the second, and by how many at most.
+fn comparison(ours: &Report, other: &Report) -> String {
+    let starts = 0..=ours.plan.seconds().saturating_sub(WINDOW_SECONDS);
+    let missing =
+        |from: u32| other.served(from, from + WINDOW_SECONDS) - ours.served(from, from + WINDOW_SECONDS);
+    let fewer = starts.clone().filter(|from| missing(*from) > 0.0).count();
+    let worst = starts.clone().max_by(|one, two| missing(*one).total_cmp(&missing(*two))).unwrap_or(0);
+    format!(
+        "{} beside {}: fewer served in {fewer} of {} windows of {WINDOW_SECONDS} s; at most {:.0} fewer, of {:.0}, from second {worst}.\n",
+        ours.name,
+        other.name,
+        starts.count(),
+        missing(worst).max(0.0),
+        other.served(worst, worst + WINDOW_SECONDS),
+    )
 }
 
 fn percent(share: f64) -> String {
@@ -95,6 +119,7 @@ mod tests {
         let text = markdown(&reports);
         let bars: Vec<_> =
             text.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
-        assert_eq!(bars, [12; 4], "{text}");
+        assert!(text.contains("ours beside nothing: fewer served in 0 of 66 windows"), "{text}");
+        assert_eq!(bars, [14; 4], "{text}");
     }
 }

@@ -1,8 +1,5 @@
-//! A server that can do so many requests at once, makes some more wait, and refuses the rest.
-//!
-//! It is what a pool of worker threads with a backlog is. In particular it does not notice that a caller has gone
-//! away: what has been accepted is worked on, whether or not somebody still waits for it. That is why an overloaded
-//! service without protection does work all the time and serves nobody.
+//! A pool of workers with a queue, bounded or not. It does not notice that a client has left: each accepted request is
+//! processed. That is why an overloaded service without protection is busy all the time and serves no request in time.
 
 use std::convert::Infallible;
 use std::io;
@@ -33,13 +30,16 @@ pub struct Shape {
     /// How many requests it works on at once
     #[arg(long, default_value_t = 10)]
     pub slots: usize,
-    /// How long a request takes on average, in milliseconds: half of it always, the other half by chance
+    /// How long a request takes on average, in milliseconds; lognormal
     #[arg(long, default_value_t = 100)]
     pub service_ms: u64,
-    /// How many requests may wait for their turn; more are refused with 503 at once
-    #[arg(long, default_value_t = 200)]
-    pub queue: usize,
+    /// How many requests may wait; further ones get 503 at once. Without it the queue has no bound
+    #[arg(long)]
+    pub queue: Option<usize>,
 }
+
+/// Standard deviation of the logarithm of service times.
+const SIGMA: f64 = 0.5;
 
 impl Shape {
     /// How many requests it can serve in a second.
@@ -76,6 +76,8 @@ struct State {
     shape: Shape,
     condition: Mutex<Condition>,
     slots: Semaphore,
+    /// With a fixed seed, so that the n-th request that is processed takes the same time whoever protects the upstream.
+    rng: Mutex<fastrand::Rng>,
     /// Requests that are being worked on or wait.
     accepted: AtomicUsize,
 }
@@ -115,6 +117,7 @@ impl State {
             shape,
             condition: Mutex::default(),
             slots: Semaphore::new(shape.slots),
+            rng: Mutex::new(fastrand::Rng::with_seed(1)),
             accepted: AtomicUsize::new(0),
         }
     }
@@ -129,7 +132,7 @@ impl State {
 
     /// Takes a place among those that are worked on or wait, where there is one.
     fn accept(&self) -> bool {
-        let most = self.shape.slots + self.shape.queue;
+        let most = self.shape.queue.map_or(usize::MAX, |queue| self.shape.slots + queue);
         let more = |accepted| (accepted < most).then_some(accepted + 1);
         self.accepted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
@@ -140,16 +143,18 @@ impl State {
         let slot = self.slots.acquire().await;
         let condition = self.condition();
         let mean = self.shape.service_ms as f64 / 1_000.0 * condition.slowdown;
-        tokio::time::sleep(Duration::from_secs_f64(service_seconds(mean, fastrand::f64()))).await;
+        let seconds = mean * lognormal(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         drop(slot);
         self.accepted.fetch_sub(1, Ordering::Relaxed);
         fastrand::f64() >= condition.failing
     }
 }
 
-/// Half of the mean always, and an exponential time with half of the mean on top.
-fn service_seconds(mean: f64, chance: f64) -> f64 {
-    mean / 2.0 - mean / 2.0 * (1.0 - chance).max(1e-6).ln()
+/// With a mean of 1.
+fn lognormal(rng: &mut fastrand::Rng) -> f64 {
+    let normal = (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos();
+    (SIGMA * normal - SIGMA * SIGMA / 2.0).exp()
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -216,13 +221,12 @@ fn reply(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use super::service_seconds;
+    use super::lognormal;
 
     #[test]
     fn service_times_have_the_mean_that_was_asked_for() {
-        let times = (0..100_000).map(|index| service_seconds(0.1, (f64::from(index) + 0.5) / 100_000.0));
-        let mean = times.sum::<f64>() / 100_000.0;
-        assert!((mean - 0.1).abs() < 0.0005, "{mean}");
-        assert!(service_seconds(0.1, 0.0) >= 0.05);
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mean = (0..100_000).map(|_| lognormal(&mut rng)).sum::<f64>() / 100_000.0;
+        assert!((mean - 1.0).abs() < 0.01, "{mean}");
     }
 }

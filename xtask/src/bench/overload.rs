@@ -1,12 +1,12 @@
 //! The same minute of overload with no protection, with each of Envoy's own, and with ours.
 //!
 //! The upstream is a model of small capacity (`bench/rush/src/upstream.rs`), so that it is the bottleneck and not the
-//! machine; the load knows nothing of what becomes of it, as real callers do not. Every variant gets the same arrivals,
-//! a fresh Envoy and a fresh upstream.
+//! machine. Load is open loop: callers do not wait for each other's responses. Every variant gets the same arrivals and
+//! the same service times, a fresh Envoy with two workers and a fresh upstream.
 
-use std::net::SocketAddr;
+use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{directory, loopback};
 use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
-use crate::overload::{HEALTH_PATH, Program, bootstrap, ours, write};
+use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, write};
 use crate::process::run as run_program;
 use crate::{step, tools, workspace};
 
@@ -25,13 +25,85 @@ const SERVICE_PORT: u16 = 18030;
 const ADMIN_PORT: u16 = 18031;
 const UPSTREAM_PORT: u16 = 18032;
 
-/// Normal load before the overload, in seconds: long enough for everybody to learn what is usual.
-const BEFORE_SECONDS: u32 = 10;
+/// An upstream and its callers.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum World {
+    /// 50 requests a second, a queue without bound; clients wait and do not retry
+    Unbounded,
+    /// 100 requests a second, a queue of two seconds; clients wait a second and retry
+    Bounded,
+}
 
-/// What the upstream can serve: ten requests at once, each of which takes 100 ms on average.
-const SLOTS: u32 = 10;
+/// What the upstream and the load get as arguments.
+struct Shape {
+    slots: u32,
+    queue: Option<u32>,
+    route_timeout: &'static str,
+    before: u32,
+    overload: u32,
+    after: u32,
+    timeout_ms: u32,
+    retries: u32,
+}
+
+/// How long the upstream works on a request.
 const SERVICE_MS: u32 = 100;
-const CAPACITY: u32 = SLOTS * 1_000 / SERVICE_MS;
+
+impl World {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unbounded => "unbounded",
+            Self::Bounded => "bounded",
+        }
+    }
+
+    fn shape(self) -> Shape {
+        match self {
+            Self::Unbounded => Shape {
+                slots: 5,
+                queue: None,
+                route_timeout: "2s",
+                before: 12,
+                overload: 25,
+                after: 15,
+                timeout_ms: 3_000,
+                retries: 0,
+            },
+            Self::Bounded => Shape {
+                slots: 10,
+                queue: Some(200),
+                route_timeout: ROUTE_TIMEOUT,
+                before: 10,
+                overload: 30,
+                after: 30,
+                timeout_ms: 1_000,
+                retries: 2,
+            },
+        }
+    }
+}
+
+impl Shape {
+    fn upstream(&self) -> Vec<String> {
+        let mut arguments = arguments(&[("slots", self.slots), ("service-ms", SERVICE_MS)]);
+        arguments.extend(self.queue.iter().flat_map(|queue| ["--queue".to_owned(), queue.to_string()]));
+        arguments
+    }
+
+    fn plan(&self, options: &Options) -> Vec<String> {
+        let mut plan = arguments(&[
+            ("capacity", self.slots * 1_000 / SERVICE_MS),
+            ("before", self.before),
+            ("overload", self.overload),
+            ("after", self.after),
+            ("times", options.times),
+            ("timeout-ms", self.timeout_ms),
+            ("retries", self.retries),
+        ]);
+        plan.extend(["--seed".to_owned(), options.seed.to_string()]);
+        plan
+    }
+}
 
 /// How many times the upstream's slots `adaptive_concurrency` may let in at once.
 const MOST_CONCURRENCY: u32 = 5;
@@ -39,24 +111,15 @@ const MOST_CONCURRENCY: u32 = 5;
 #[derive(clap::Args)]
 #[group(id = "overload")]
 pub(super) struct Options {
-    /// How long the overload lasts, and how long the normal load after it
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(5..))]
-    seconds: u32,
     /// How many times what the upstream can serve is asked for
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
-    /// How often a client tries again after a server error or a timeout
-    #[arg(long, default_value_t = 2)]
-    retries: u32,
-    /// How many requests wait for their turn in the upstream before it refuses more: by default two seconds' worth
-    #[arg(long, default_value_t = 200)]
-    queue: u32,
-    /// Decides who asks when
+    /// Decides which requests arrive when
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the plot goes
-    #[arg(long, default_value = "target/bench/overload.svg", value_name = "FILE")]
-    svg: PathBuf,
+    /// Only this upstream
+    #[arg(long)]
+    upstream: Option<World>,
     /// Only this variant, or these if given more than once
     #[arg(long)]
     only: Vec<Variant>,
@@ -92,11 +155,11 @@ impl Variant {
         }
     }
 
-    fn filter(self) -> Option<Value> {
+    fn filter(self, slots: u32) -> Option<Value> {
         match self {
             Self::None => None,
             Self::AdmissionControl => Some(admission_control()),
-            Self::AdaptiveConcurrency => Some(adaptive_concurrency()),
+            Self::AdaptiveConcurrency => Some(adaptive_concurrency(slots)),
             // As documented, without any bound of our own.
             Self::Ours => Some(ours(&json!({}))),
         }
@@ -128,7 +191,7 @@ fn admission_control() -> Value {
 /// what ours is not, how much the upstream can bear: the ideal time is measured with as many requests as the upstream can
 /// work on, and the limit never exceeds a few times that (while all is well it grows up to its bound, and an overload
 /// then finds it there). The ideal time is not measured again within the run, since that would only cost goodput.
-fn adaptive_concurrency() -> Value {
+fn adaptive_concurrency(slots: u32) -> Value {
     json!({
         "name": "envoy.filters.http.adaptive_concurrency",
         "typed_config": {
@@ -137,10 +200,10 @@ fn adaptive_concurrency() -> Value {
             "gradient_controller_config": {
                 "sample_aggregate_percentile": {"value": 50},
                 "concurrency_limit_params": {
-                    "max_concurrency_limit": MOST_CONCURRENCY * SLOTS,
+                    "max_concurrency_limit": MOST_CONCURRENCY * slots,
                     "concurrency_update_interval": "0.5s",
                 },
-                "min_rtt_calc_params": {"interval": "300s", "request_count": 50, "min_concurrency": SLOTS},
+                "min_rtt_calc_params": {"interval": "300s", "request_count": 50, "min_concurrency": slots},
             },
         },
     })
@@ -154,72 +217,62 @@ pub(super) fn run(options: &Options) -> Result<()> {
         filter::build(Toolchain::find()?)?;
     }
     let program = Program::build()?;
-    let mut reports = Vec::new();
-    for (index, variant) in variants.iter().enumerate() {
-        step(format!(
-            "{} of {}: {}, {} s",
-            index + 1,
-            variants.len(),
-            variant.description(),
-            BEFORE_SECONDS + 2 * options.seconds
-        ));
-        reports.push(measure(&program, &envoy, *variant, options).with_context(|| variant.name())?);
+    for world in [World::Unbounded, World::Bounded] {
+        if options.upstream.is_some_and(|only| only != world) {
+            continue;
+        }
+        let mut reports = Vec::new();
+        for variant in &variants {
+            step(format!("upstream {}: {}", world.name(), variant.description()));
+            reports
+                .push(measure(&program, &envoy, (world, *variant), options).with_context(|| variant.name())?);
+        }
+        let svg = directory()?.join(format!("overload-{}.svg", world.name()));
+        run_program(program.verb("table").args(&reports).arg("--svg").arg(&svg))?;
+        step(format!("the plot: {}", workspace::shown(&svg)));
     }
-    let svg = workspace::root().join(&options.svg);
-    run_program(program.verb("table").args(&reports).arg("--svg").arg(&svg))?;
-    step(format!("the plot: {}", workspace::shown(&svg)));
+    let load = fs::read_to_string("/proc/loadavg")?;
+    step(format!("load of this machine at the end (1, 5, 15 minutes): {}", load.trim()));
     Ok(())
 }
 
 /// Runs the load against one variant; gives where its report is.
-fn measure(program: &Program, envoy: &PathBuf, variant: Variant, options: &Options) -> Result<PathBuf> {
+fn measure(
+    program: &Program,
+    envoy: &Path,
+    (world, variant): (World, Variant),
+    options: &Options,
+) -> Result<PathBuf> {
     let [service, admin, upstream] = [SERVICE_PORT, ADMIN_PORT, UPSTREAM_PORT].map(loopback);
     for address in [service, admin, upstream] {
         ensure_free(address)?;
     }
-    let file = |extension: &str| -> Result<PathBuf> {
-        Ok(directory()?.join(format!("overload-{}", variant.name())).with_extension(extension))
+    let directory = directory()?;
+    let file = |extension: &str| {
+        directory.join(format!("overload-{}-{}", world.name(), variant.name())).with_extension(extension)
     };
-    let shape = arguments(&[("slots", SLOTS), ("service-ms", SERVICE_MS), ("queue", options.queue)]);
-    let _upstream = program.upstream(upstream, &shape, &file("upstream.log")?)?;
+    let shape = world.shape();
+    let _upstream = program.upstream(upstream, &shape.upstream(), &file("upstream.log"))?;
 
-    let config = file("json")?;
-    write(&bootstrap(service, admin, upstream, variant.filter()), &config)?;
+    let config = file("json");
+    let (route_timeout, protection) = (shape.route_timeout, variant.filter(shape.slots));
+    write(&bootstrap(Between { service, admin, upstream, route_timeout, protection }), &config)?;
     let mut command = Command::new(envoy);
-    command.arg("--config-path").arg(&config).args(["--concurrency", "1", "--log-level", "warning"]);
-    let mut envoy = Envoy::start(&mut command, &file("log")?)?;
+    command.arg("--config-path").arg(&config).args(["--concurrency", "2", "--log-level", "warning"]);
+    let mut envoy = Envoy::start(&mut command, &file("log"))?;
     envoy.wait_for(admin, "/ready")?;
 
-    let report = file("report.json")?;
-    run_program(&mut load(program, variant, service, &report, options)?)?;
-    envoy.check()?;
-    Ok(report)
-}
-
-fn load(
-    program: &Program,
-    variant: Variant,
-    service: SocketAddr,
-    report: &PathBuf,
-    options: &Options,
-) -> Result<Command> {
-    let mut plan = arguments(&[
-        ("capacity", CAPACITY),
-        ("before", BEFORE_SECONDS),
-        ("overload", options.seconds),
-        ("after", options.seconds),
-        ("times", options.times),
-        ("retries", options.retries),
-    ]);
-    plan.extend(["--seed".to_owned(), options.seed.to_string()]);
-    let mut command = program.load(service, &plan);
-    command.args(["--name", variant.description()]).arg("--report").arg(report);
+    let report = file("report.json");
+    let mut load = program.load(service, &shape.plan(options));
+    load.args(["--name", variant.description()]).arg("--report").arg(&report);
     if variant == Variant::Ours {
-        command.args(["--health", HEALTH_PATH]);
+        load.args(["--health", HEALTH_PATH]);
     }
     // Its lines are progress; the table alone goes where we print.
-    command.stdout(Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?));
-    Ok(command)
+    load.stdout(Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?));
+    run_program(&mut load)?;
+    envoy.check()?;
+    Ok(report)
 }
 
 fn arguments(values: &[(&str, u32)]) -> Vec<String> {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{ADMIN_PORT, SERVICE_PORT};
 use crate::envoy::ensure_free;
-use crate::overload::{HEALTH_PATH, Program, bootstrap, ours, tiers, write};
+use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, tiers, write};
 use crate::process::Running;
 use crate::{step, workspace};
 
@@ -53,7 +53,10 @@ impl Overload {
         // A little quicker than by default, so that there is something to see.
         let bounds = json!({"degrade_after_seconds": 1, "recover_after_seconds": 5});
         let service = (Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into();
-        write(&bootstrap(service, loopback(ADMIN_PORT), upstream, Some(ours(&bounds))), &Self::bootstrap())?;
+        let admin = loopback(ADMIN_PORT);
+        let (route_timeout, protection) = (ROUTE_TIMEOUT, Some(ours(&bounds)));
+        let between = Between { service, admin, upstream, route_timeout, protection };
+        write(&bootstrap(between), &Self::bootstrap())?;
         write(&tiers(), &Self::tiers())?;
         let log = workspace::target().join("demo/upstream.log");
         step(format!("starting an upstream of limited capacity; its log: {}", workspace::shown(&log)));

@@ -212,7 +212,7 @@ fn crowded() -> Envoy {
 }
 
 /// More than anybody asks for.
-const SHAPE: Shape = Shape { slots: 20, service_ms: 2, queue: 20 };
+const SHAPE: Shape = Shape { slots: 20, service_ms: 2, queue: Some(20) };
 
 /// A limiter that measures the health of an upstream half of whose answers are errors. Whether that is because it is asked
 /// for too much, it tries to find out.

@@ -26,7 +26,7 @@ const ENTERPRISE: usize = 2;
 const CAPACITY: u64 = 100_000;
 
 /// Sixty requests a second, of which a second's worth may wait.
-const SHAPE: Shape = Shape { slots: 6, service_ms: 100, queue: 60 };
+const SHAPE: Shape = Shape { slots: 6, service_ms: 100, queue: Some(60) };
 
 /// Between health turning and the judgement of what is served then: time for the queue to drain.
 const SETTLING: Duration = Duration::from_secs(3);
