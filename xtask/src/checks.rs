@@ -82,10 +82,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The searches that `soak` runs for longer, each with an amount and a seed that stay the same.
 fn search() -> Result<()> {
     let redis_server = tools::redis_server()?;
-    let searches: [(&str, &str, &[&str]); 4] = [
+    let searches: [(&str, &str, &[&str]); 3] = [
         ("simulation", "simulation", &["--worlds", "1500"]),
         ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40"]),
-        ("overload", "overload", &["--quick"]),
         ("fuzzing", "fuzz", &["--inputs", "20000"]),
     ];
     for (what, package, amount) in searches {

@@ -32,7 +32,7 @@ enum Part {
     Simulation,
     /// The same with a real Redis and the real script
     SimulationRedis,
-    /// An upstream, callers that try again, and the controller of the load between them
+    /// Upstreams that can be overloaded, callers, and the overload control between them
     Overload,
     /// Bytes from outside, into the limiter's own functions
     Fuzz,
@@ -77,10 +77,7 @@ impl Part {
                 let mut command = timed("simulation", &["--redis", "real"]);
                 run(command.env("REDIS_SERVER", tools::redis_server()?))
             }
-            Self::Overload => {
-                run(search("overload").args(["--seed", &seed.to_string()]))?;
-                run(&mut timed("overload", &[]))
-            }
+            Self::Overload => run(&mut timed("overload", &[])),
             Self::Fuzz => run(&mut timed("fuzz", &[])),
             Self::Callbacks => {
                 let wasm = filter::build(Toolchain::find()?)?;

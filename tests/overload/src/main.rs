@@ -1,52 +1,59 @@
-//! `cargo xtask soak overload`: worlds, until all scenarios have been through, the time is over or something is wrong.
+//! `cargo xtask soak overload`: worlds, until the time is over. A run is judged by itself, and all runs of a scenario
+//! together, where less is left to chance.
 
-use std::io::IsTerminal;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use clap::Parser;
-use overload::judge::{Verdict, WANTED_GOODPUT, judge};
+use clap::{Parser, ValueEnum};
+use overload::judge::{Check, beside, judge};
+use overload::protection::{Gradients, Nothing, Protection};
 use overload::scenario::{Scenario, all, drawn, quick};
-use overload::world::{BIN_US, Story, run, run_told};
+use overload::workers::Workers;
+use overload::world::{BIN_US, Run, run, workers};
 
-/// An upstream, callers that try again, and the filter's own controller between them
+/// Upstreams that can be overloaded, callers, and the filter's own overload control between them
 #[derive(Parser)]
 struct Arguments {
     /// Only scenarios whose names contain this
     #[arg(default_value = "")]
     name: String,
-    /// A few scenarios, in which everything happens that can
+    /// Those that every run of the tests looks at
     #[arg(long)]
     quick: bool,
-    /// Scenarios that are drawn at random, for so long
-    #[arg(long, conflicts_with_all = ["quick", "name"])]
+    /// One seed after the other, for so long; without it, one
+    #[arg(long)]
     seconds: Option<u64>,
-    /// Brings a run back; drawn where absent
+    /// Repeats a run; drawn where absent
     #[arg(long)]
     seed: Option<u64>,
-    /// What happened in each half second
+    /// What stands between callers and upstream
+    #[arg(long, default_value = "ours")]
+    protection: Kind,
+    /// Print what was found for every row, not only for those that do not hold
+    #[arg(long)]
+    table: bool,
+    /// Print what happened in each half second
     #[arg(long)]
     verbose: bool,
-    /// Which scenarios there are
+    /// Print the names of all scenarios
     #[arg(long)]
     list: bool,
 }
 
-#[derive(Default)]
-struct Tally {
-    runs: u32,
-    failed: u32,
-    /// With less goodput than is wanted of what can be had.
-    below: u32,
-    found_out: Missed,
-    told: Missed,
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Kind {
+    Ours,
+    AdaptiveConcurrency,
+    None,
 }
 
-/// Runs of a limiter that find out what the upstream can do, or is told, in which something is missed.
 #[derive(Default)]
-struct Missed {
-    goodput: u32,
-    short: u32,
+struct Sweep {
+    runs: u32,
+    failed: u32,
+    /// By scenario: the checks of all its runs together.
+    sums: BTreeMap<String, Vec<Check>>,
 }
 
 fn main() -> ExitCode {
@@ -55,108 +62,95 @@ fn main() -> ExitCode {
         all().iter().for_each(|scenario| println!("{}", scenario.name));
         return ExitCode::SUCCESS;
     }
-    let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000_000);
-    let seed = arguments.seed.unwrap_or_else(new_seed);
-    println!("seed {seed}");
-    let started = Instant::now();
-    let mut tally = Tally::default();
-    if let Some(seconds) = arguments.seconds {
-        while tally.runs == 0 || started.elapsed() < Duration::from_secs(seconds) {
-            let seed = seed.wrapping_add(tally.runs.into());
-            tally.run(&drawn(seed), seed, "--seconds 1", arguments.verbose);
-        }
-    } else {
+    let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000);
+    let first = arguments.seed.unwrap_or_else(new_seed);
+    let (started, mut sweep) = (Instant::now(), Sweep::default());
+    let is_over = || arguments.seconds.is_none_or(|seconds| started.elapsed() > Duration::from_secs(seconds));
+    for seed in first.. {
         let mut scenarios = if arguments.quick { quick() } else { all() };
+        if !arguments.quick {
+            scenarios.push(drawn(seed));
+        }
         scenarios.retain(|scenario| scenario.name.contains(&arguments.name));
-        for (index, scenario) in scenarios.iter().enumerate() {
-            if std::io::stderr().is_terminal() {
-                eprint!("\r[{}/{}] {:<40}\r", index + 1, scenarios.len(), scenario.name);
+        for scenario in &scenarios {
+            sweep.run(scenario, seed, &arguments);
+            if seed > first && is_over() {
+                break;
             }
-            tally.run(scenario, seed, &scenario.name, arguments.verbose);
+        }
+        if is_over() {
+            break;
         }
     }
-    tally.say(started.elapsed());
-    if tally.failed > 0 || tally.runs == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let missed = sweep.print(arguments.table);
+    println!(
+        "{} runs in {:.0} s from seed {first}: {} failed; {missed} rows do not hold in all runs together",
+        sweep.runs,
+        started.elapsed().as_secs_f64(),
+        sweep.failed
+    );
+    let holds = sweep.runs > 0 && sweep.failed == 0 && missed == 0;
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-impl Tally {
-    fn run(&mut self, scenario: &Scenario, seed: u64, again: &str, is_verbose: bool) {
-        let (story, told) = (run(scenario, seed), run_told(scenario, seed));
-        let verdict = judge(scenario, &story, &told);
-        if is_verbose {
-            print_story(&story);
+impl Sweep {
+    fn run(&mut self, scenario: &Scenario, seed: u64, arguments: &Arguments) {
+        let ours = run(scenario, seed, protection(arguments.protection, scenario, seed).as_mut());
+        let mut checks = judge(scenario, &ours, seed);
+        if arguments.protection == Kind::Ours && scenario.is_compared() {
+            let gradient = run(scenario, seed, &mut Gradients::new(scenario.clusters.len(), seed));
+            checks.extend(beside(scenario, &ours, &gradient));
         }
-        println!("{}", line(scenario, &story, &verdict));
-        for violation in &verdict.violations {
-            println!(
-                "    {violation}\n    again: cargo xtask soak overload --seed {seed}, or overload {again} --verbose"
-            );
+        if arguments.verbose {
+            print(&ours);
+        }
+        let failed: Vec<&Check> = checks.iter().filter(|check| !check.found.holds()).collect();
+        if !failed.is_empty() {
+            self.failed += 1;
+            let name = &scenario.name;
+            println!("{name}, {} workers: again with overload {name} --seed {seed}", workers(scenario, seed));
+            failed.iter().for_each(|check| println!("    {check}"));
         }
         self.runs += 1;
-        self.failed += u32::from(!verdict.violations.is_empty());
-        self.below += u32::from(verdict.had.is_some_and(|had| had < WANTED_GOODPUT));
-        self.found_out.note(&verdict);
-        self.told.note(&judge(scenario, &told, &told));
+        match self.sums.get_mut(&scenario.name) {
+            Some(sums) if sums.len() == checks.len() => {
+                sums.iter_mut().zip(&checks).for_each(|(sum, check)| sum.found.add(check.found));
+            }
+            Some(_) => {}
+            None => _ = self.sums.insert(scenario.name.clone(), checks),
+        }
     }
 
-    fn say(&self, elapsed: Duration) {
-        let Self { runs, failed, below, found_out, told } = self;
-        println!(
-            "{runs} runs in {:.0} s: {failed} failed, {below} with a goodput under {WANTED_GOODPUT} of what can be had\n\
-             under {WANTED_GOODPUT} of what the upstream can do: {}, and {} with a limiter that is told what that is\n\
-             short elsewhere, with an upstream that is ill by itself: {}, and {} with a limiter that is told",
-            elapsed.as_secs_f64(),
-            found_out.goodput,
-            told.goodput,
-            found_out.short,
-            told.short,
-        );
-    }
-}
-
-impl Missed {
-    fn note(&mut self, verdict: &Verdict) {
-        self.goodput += u32::from(verdict.goodput.is_some_and(|goodput| goodput < WANTED_GOODPUT));
-        self.short += u32::from(!verdict.shortfalls.is_empty());
+    /// Returns how many rows do not hold.
+    fn print(&self, all: bool) -> usize {
+        let mut missed = 0;
+        for (name, sums) in &self.sums {
+            for check in sums {
+                missed += usize::from(!check.found.holds());
+                if all || !check.found.holds() {
+                    println!("{} {name}, {check}", if check.found.holds() { "      " } else { "MISSED" });
+                }
+            }
+        }
+        missed
     }
 }
 
-fn line(scenario: &Scenario, story: &Story, verdict: &Verdict) -> String {
-    let said = match (verdict.violations.as_slice(), verdict.shortfalls.as_slice()) {
-        ([], []) => "holds".to_owned(),
-        ([], shortfalls) => format!("short: {}", shortfalls.join("; ")),
-        _ => "FAILS".to_owned(),
-    };
-    let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.3}"));
-    let (calls, failed) = verdict.enterprise;
-    format!(
-        "{:<28} goodput {:>5}, {:>5} of what can be had, enterprise {failed:>3} of {calls:>5} failed, health changed at {:?}, back after {} s: {said}",
-        scenario.name,
-        number(verdict.goodput),
-        number(verdict.had),
-        story.transitions,
-        number(verdict.recovery),
-    )
+fn protection(kind: Kind, scenario: &Scenario, seed: u64) -> Box<dyn Protection> {
+    match kind {
+        Kind::Ours => Box::new(Workers::new(workers(scenario, seed), scenario.has_gauges)),
+        Kind::AdaptiveConcurrency => Box::new(Gradients::new(scenario.clusters.len(), seed)),
+        Kind::None => Box::new(Nothing::default()),
+    }
 }
 
-fn print_story(story: &Story) {
-    println!(
-        "  time health   severity   calls   sent   good   shed (free, pro, enterprise)   waiting   limit"
-    );
-    for (index, bin) in story.bins.iter().enumerate() {
-        println!(
-            "{:6.1} {:8} {:8.3} {:>7} {:>6} {:>6}   {:>6} {:>6} {:>6} {:>19}   {:?}",
-            index as f64 * BIN_US as f64 / 1e6,
-            bin.health.name(),
-            bin.severity,
-            bin.calls.iter().sum::<u32>(),
-            bin.sent,
-            bin.good,
-            bin.shed[0],
-            bin.shed[1],
-            bin.shed[2],
-            bin.waiting,
-            bin.controller,
-        );
+fn print(run: &Run) {
+    println!("cluster  time   served/s   upstream's queue   limit");
+    for (cluster, bins) in run.bins.iter().enumerate() {
+        for (index, bin) in bins.iter().enumerate() {
+            let seconds = index as f64 * BIN_US as f64 / 1e6;
+            let served = bin.useful * 1e6 / BIN_US as f64;
+            println!("{cluster:7} {seconds:5.1} {served:10.1} {:18} {:7.1}", bin.queue, bin.limit);
+        }
     }
 }

@@ -1,283 +1,256 @@
-//! What happens in a world: an upstream, callers, and phases of load and of trouble.
+//! What happens in a world: clusters with their upstreams, callers, and phases of load and trouble.
 
-use std::fmt;
+use fastrand::Rng;
 
-use dynamic_rate_limiter::config::Measured;
+use crate::chance::Spread;
+use crate::upstream::{Condition, Discipline, Upstream};
 
-use crate::chance::{Random, Spread, uniform};
-use crate::envoy::Tier;
-use crate::upstream::{Condition, Upstream};
+pub const TIERS: usize = 3;
 
-/// How much is asked for: in multiples of what the upstream can do while it is well.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Free, pro and enterprise: the default priorities.
+pub const PRIORITIES: [u8; TIERS] = [2, 5, 8];
+
+/// A world, except for its seed.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub name: String,
+    pub clusters: Vec<Cluster>,
+    /// `None`: 1 to 16, drawn.
+    pub workers: Option<usize>,
+    /// Connections from callers; each belongs to one worker, and some workers have many more than others.
+    pub connections: usize,
+    /// Other programs take the CPU: workers stand still for up to 100 ms, this many times a second each.
+    pub pauses_per_second: f64,
+    /// When the VM of the first worker traps, in seconds.
+    pub trap_at: Option<f64>,
+    /// Whether Envoy keeps the gauges that workers share (`stats_matcher`).
+    pub has_gauges: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub upstream: Upstream,
+    pub clients: Clients,
+    /// Share of each tier in the calls.
+    pub mix: [f64; TIERS],
+    pub phases: Vec<Phase>,
+}
+
+#[derive(Clone, Copy, Debug)]
 pub struct Phase {
-    /// How long it takes, in seconds.
     pub seconds: f64,
-    /// Load at its begin and at its end.
-    pub load: (f64, f64),
-    /// What is wrong with the upstream.
+    /// Calls a second.
+    pub rate: f64,
     pub condition: Condition,
 }
 
-impl Phase {
-    /// Whether it is a disturbance, which health may follow.
-    pub fn is_disturbed(&self) -> bool {
-        self.load.0.max(self.load.1) > 0.9 || self.condition != Condition::Well
-    }
-
-    /// Whether load and upstream stay the same in it.
-    pub fn is_steady(&self) -> bool {
-        self.load.0 == self.load.1
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (from, to) = self.load;
-        write!(formatter, "{} s at a load of {from} to {to}, upstream {:?}", self.seconds, self.condition)
-    }
-}
-
-/// A world, but for its seed.
-#[derive(Clone, Debug)]
-pub struct Scenario {
-    /// Brings it back, together with the seed.
-    pub name: String,
-    /// What is asked.
-    pub upstream: Upstream,
-    /// Three tiers, the least important first.
-    pub tiers: [Tier; 3],
-    /// Their shares of the calls.
-    pub mix: [f64; 3],
-    /// One after the other.
-    pub phases: Vec<Phase>,
-    /// The bounds in the configuration.
-    pub bounds: Measured,
-    /// Workers of the Envoy.
-    pub workers: usize,
-    /// How long anybody waits.
-    pub clients: Clients,
-}
-
-/// How long anybody waits for an answer, in seconds.
+/// Times in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Clients {
-    /// Clients give a request up after a time between these.
+    /// A client leaves when a request has taken a time between these.
     pub patience: (f64, f64),
-    /// Envoy does so after this, and answers 504.
+    /// Envoy answers 504 when the upstream has taken longer.
     pub route_timeout: f64,
-    /// Nobody tries again later than this.
+    /// How many times a call is tried, as long as it is no older than the deadline.
+    pub tries: u32,
     pub deadline: f64,
+    /// Share of responses that are streams, and how long these last.
+    pub streams: f64,
+    pub stream_seconds: f64,
 }
 
-const PATIENT: Clients =
-    Clients { patience: (1.0, 4.0), route_timeout: f64::INFINITY, deadline: f64::INFINITY };
-const HASTY: Clients = Clients { patience: (1.0, 1.0), route_timeout: 0.9, deadline: 3.0 };
+impl Cluster {
+    pub fn capacity(&self, phase: usize) -> f64 {
+        self.upstream.capacity(self.phases[phase].condition)
+    }
 
-const TIERS: [Tier; 3] = [
-    Tier { name: "free", priority: 2, min_share: 0.0, normal: (10, 2.0), degraded: (5, 2.0) },
-    Tier { name: "pro", priority: 5, min_share: 0.0, normal: (25, 4.0), degraded: (15, 4.0) },
-    Tier { name: "enterprise", priority: 8, min_share: 0.0, normal: (50, 10.0), degraded: (30, 10.0) },
-];
+    /// What is asked for in multiples of what the upstream can do.
+    pub fn load(&self, phase: usize) -> f64 {
+        self.phases[phase].rate / self.capacity(phase)
+    }
+}
 
-const MIXES: [(&str, [f64; 3]); 6] = [
-    ("free80", [0.8, 0.15, 0.05]),
-    ("free90", [0.9, 0.07, 0.03]),
-    ("even", [0.34, 0.33, 0.33]),
-    ("pro80", [0.1, 0.8, 0.1]),
-    ("ent60", [0.25, 0.15, 0.6]),
-    ("ent90", [0.05, 0.05, 0.9]),
-];
-
-/// A queue of a second: latency climbs past its bound, then requests are refused.
-const QUEUE: Upstream = Upstream {
-    servers: 16,
-    service_us: 50_000.0,
-    spread: Spread::Lognormal(0.8),
-    queue: 320,
-    works_for_nobody: true,
+/// Open loop: no client leaves early or tries again.
+const OPEN_LOOP: Clients = Clients {
+    patience: (30.0, 30.0),
+    route_timeout: 2.0,
+    tries: 1,
+    deadline: 30.0,
+    streams: 0.0,
+    stream_seconds: 0.0,
 };
+const RETRYING: Clients =
+    Clients { patience: (1.0, 1.0), route_timeout: 0.9, tries: 3, deadline: 3.0, ..OPEN_LOOP };
+const LEAVING: Clients = Clients { patience: (0.6, 4.0), ..OPEN_LOOP };
+const STREAMING: Clients = Clients { streams: 0.3, stream_seconds: 20.0, ..OPEN_LOOP };
 
-/// Almost no queue: it refuses what it cannot do, and is quick all the while.
-const REFUSING: Upstream = Upstream {
-    servers: 48,
-    service_us: 100_000.0,
-    spread: Spread::Exponential,
-    queue: 96,
-    works_for_nobody: true,
-};
+const UNBOUNDED: usize = 1 << 40;
 
-/// A queue of six seconds, longer than most clients wait: once it is full, all work is for nobody.
-const DEEP: Upstream = Upstream { spread: Spread::Exponential, queue: 2_000, ..QUEUE };
-
-/// No end to the queue, but it notices when clients have gone.
-const ENDLESS: Upstream = Upstream {
-    servers: 32,
+/// 50 requests a second.
+const SMALL: Upstream = Upstream {
+    servers: 5.0,
     service_us: 100_000.0,
     spread: Spread::Lognormal(0.5),
-    queue: 1_000_000,
-    works_for_nobody: false,
+    discipline: Discipline::Queue(UNBOUNDED),
+    notices_leaving: false,
 };
+/// 5,000 requests a second.
+const LARGE: Upstream = Upstream { servers: 100.0, service_us: 20_000.0, ..SMALL };
 
-/// What `bench overload` has: few requests a second, and two seconds' worth of queue.
-const SMALL: Upstream = Upstream {
-    servers: 10,
-    service_us: 100_000.0,
-    spread: Spread::HalfExponential,
-    queue: 200,
-    works_for_nobody: true,
-};
-
-/// What stands behind an Envoy, before which clients, and seen through a window of how many seconds.
-const UPSTREAMS: [(&str, Upstream, Clients, u32); 8] = [
-    ("queue", QUEUE, PATIENT, 10),
-    ("refusing", REFUSING, PATIENT, 10),
-    ("deep", DEEP, PATIENT, 10),
-    ("endless", ENDLESS, PATIENT, 10),
-    ("small", SMALL, HASTY, 10),
-    // Five seconds' worth of queue behind a route timeout of 0.9 s.
-    ("backlog", Upstream { queue: 500, ..SMALL }, HASTY, 10),
-    ("brisk", QUEUE, PATIENT, 3),
-    ("calm", QUEUE, PATIENT, 30),
+const MIX: [f64; TIERS] = [0.80, 0.15, 0.05];
+const MIXES: [(&str, [f64; TIERS]); 4] = [
+    ("mostly-free", [0.90, 0.07, 0.03]),
+    ("even", [0.34, 0.33, 0.33]),
+    ("mostly-pro", [0.1, 0.8, 0.1]),
+    ("mostly-enterprise", [0.05, 0.05, 0.9]),
 ];
 
-/// A phase of so many seconds is short, whatever the window.
-const SHORT: f64 = 6.0;
-
-/// Before and after everything.
-const CALM: f64 = 0.5;
-
-/// Every scenario by its name.
+/// Every named scenario.
 pub fn all() -> Vec<Scenario> {
-    let mut scenarios = Vec::new();
-    for (upstream_name, upstream, clients, window_seconds) in UPSTREAMS {
-        for (mix_name, mix) in MIXES {
-            for (shape, phases) in shapes() {
-                let name = format!("{upstream_name}-{mix_name}-{shape}");
-                let mut scenario = scenario(name, upstream, mix, phases);
-                scenario.clients = clients;
-                scenario.bounds.window_seconds = window_seconds;
-                // What is learned and judged takes its time with a long window.
-                let longer = f64::from(window_seconds) / f64::from(Measured::default().window_seconds);
-                for phase in scenario.phases.iter_mut().filter(|phase| phase.seconds > SHORT) {
-                    phase.seconds *= longer.max(1.0);
-                }
-                if upstream.is_small() {
-                    scenario.workers = 1;
-                }
-                scenarios.push(scenario);
-            }
-        }
+    let step = |times: f64| [(12.0, 25.0), (25.0, 50.0 * times), (15.0, 25.0)];
+    let mut all = Vec::new();
+    for times in [1.5, 2.0, 3.0, 5.0, 10.0, 20.0] {
+        all.push(one(&format!("queue-{times}x"), SMALL, &step(times)));
     }
-    scenarios
+    for (name, spread) in [("constant", Spread::Constant), ("exponential", Spread::Exponential)] {
+        all.push(one(&format!("{name}-10x"), Upstream { spread, ..SMALL }, &step(10.0)));
+    }
+    for times in [1.5, 3.0, 10.0] {
+        let thrashing = Upstream { discipline: Discipline::Thrashing, spread: Spread::Exponential, ..SMALL };
+        all.push(one(&format!("thrashing-{times}x"), thrashing, &step(times)));
+    }
+    for (name, mix) in MIXES {
+        all.push(one(&format!("{name}-2x"), SMALL, &step(2.0)).with(|cluster| cluster.mix = mix));
+    }
+    all.push(one("spike-20x", SMALL, &[(20.0, 25.0), (6.0, 1_000.0), (20.0, 25.0)]));
+    all.push(one("large-5x", LARGE, &[(8.0, 2_500.0), (12.0, 25_000.0), (6.0, 2_500.0)]));
+    let quick = Upstream { service_us: 5_000.0, ..SMALL };
+    all.push(one("5ms-10x", quick, &[(12.0, 500.0), (15.0, 10_000.0), (8.0, 500.0)]));
+    let slow = Upstream { servers: 100.0, service_us: 2e6, ..SMALL };
+    let patient = Clients { route_timeout: 15.0, ..OPEN_LOOP };
+    all.push(one("2s-10x", slow, &[(30.0, 25.0), (60.0, 500.0), (20.0, 25.0)]).with(|c| c.clients = patient));
+
+    // Upstreams that can do what is asked for.
+    all.push(one("spare-0.7", SMALL, &[(40.0, 35.0)]));
+    all.push(one("spare-0.85", SMALL, &[(60.0, 42.5)]));
+    all.push(one("rise-tenfold", LARGE, &[(12.0, 200.0), (15.0, 2_000.0), (10.0, 200.0)]));
+    all.push(one("rise-hundredfold", LARGE, &[(12.0, 20.0), (15.0, 2_000.0), (10.0, 20.0)]));
+    for load in [0.1, 0.5, 0.89] {
+        let upstream = Upstream { servers: 20.0, ..SMALL };
+        let rate = load * upstream.capacity(Condition::Slow(4.0));
+        all.push(trouble(&format!("slow-{load}"), upstream, rate, 40.0, Condition::Slow(4.0)));
+    }
+    for rate in [25.0, 100.0, 400.0] {
+        let upstream = Upstream { servers: 100_000.0, ..SMALL };
+        all.push(trouble(&format!("delay-{rate}"), upstream, rate, 40.0, Condition::Slow(4.0)));
+    }
+    for share in [0.3, 0.9] {
+        all.push(trouble(&format!("failing-{share}"), SMALL, 25.0, 30.0, Condition::Failing(share)));
+    }
+    all.push(trouble("down", SMALL, 25.0, 20.0, Condition::Down));
+
+    // Upstreams that can suddenly do less, or more.
+    all.push(trouble("slow-3.4x", SMALL, 42.5, 30.0, Condition::Slow(4.0)));
+    all.push(trouble("half-gone", SMALL, 40.0, 20.0, Condition::Servers(0.4)));
+    all.push(trouble("hang", SMALL, 40.0, 10.0, Condition::Servers(0.0)));
+    let mut autoscale = one("autoscale", SMALL, &[(12.0, 25.0), (20.0, 150.0), (30.0, 150.0)]);
+    autoscale.clusters[0].phases[2].condition = Condition::Servers(4.0);
+    all.push(autoscale);
+
+    // Other queues and clients.
+    let busy = Upstream { servers: 10.0, discipline: Discipline::Queue(200), ..SMALL };
+    let busy_step = [(12.0, 50.0), (25.0, 1_000.0), (15.0, 50.0)];
+    all.push(one("bounded-10x-retries", busy, &busy_step).with(|c| c.clients = RETRYING));
+    all.push(one("queue-10x-retries", SMALL, &step(10.0)).with(|c| c.clients = RETRYING));
+    all.push(one("queue-3x-leaving", SMALL, &step(3.0)).with(|c| c.clients = LEAVING));
+    all.push(one("queue-3x-streams", SMALL, &step(3.0)).with(|c| c.clients = STREAMING));
+    let notices = Upstream { servers: 32.0, notices_leaving: true, ..SMALL };
+    all.push(one("notices-leaving-3x", notices, &[(12.0, 160.0), (25.0, 960.0), (15.0, 160.0)]));
+
+    // Workers.
+    all.push(Scenario {
+        workers: Some(16),
+        connections: 24,
+        ..one("few-connections-10x", SMALL, &step(10.0))
+    });
+    all.push(Scenario { pauses_per_second: 2.0, ..one("busy-cpu-10x", SMALL, &step(10.0)) });
+    all.push(Scenario { workers: Some(4), trap_at: Some(20.0), ..one("trap-5x", SMALL, &step(5.0)) });
+    all.push(Scenario { has_gauges: false, ..one("no-gauges-10x", SMALL, &step(10.0)) });
+    for (name, other) in [("small", SMALL), ("large", LARGE)] {
+        let mut two = one(&format!("beside-{name}"), SMALL, &step(10.0));
+        let half = other.capacity(Condition::Well) / 2.0;
+        two.clusters.extend(one("", other, &[(52.0, half)]).clusters);
+        all.push(two);
+    }
+    all
 }
 
-/// A few of them, in which everything happens that can.
+/// Some that together contain everything, for every run of the tests.
 pub fn quick() -> Vec<Scenario> {
-    let mut scenarios = all();
-    scenarios.retain(|scenario| QUICK.iter().any(|name| scenario.name == *name));
-    scenarios
+    const LEFT_OUT: [&str; 4] = ["large-5x", "beside-large", "5ms-10x", "delay-400"];
+    all().into_iter().filter(|scenario| !LEFT_OUT.contains(&scenario.name.as_str())).collect()
 }
 
-const QUICK: [&str; 25] = [
-    "queue-free90-step0.85",
-    "queue-even-step1.1",
-    "queue-even-step1.6",
-    "queue-ent90-step2",
-    "queue-free90-step5",
-    "queue-even-step10",
-    "queue-even-ramp3",
-    "queue-pro80-spike20",
-    "queue-ent60-climb3",
-    "queue-even-slow0.15",
-    "queue-even-slow0.5",
-    "queue-even-fewer0.85",
-    "queue-even-failing0.5",
-    "queue-free90-broken0.85",
-    "queue-even-dead0.5",
-    "queue-even-hanging0.85",
-    "refusing-even-step3",
-    "refusing-pro80-spike3",
-    "deep-free90-step2",
-    "deep-even-dead0.85",
-    "endless-even-step5",
-    "endless-ent60-step2",
-    "small-free80-step10",
-    "backlog-free80-step5",
-    "brisk-even-step3",
-];
-
-/// One that nobody has listed.
+/// A scenario that nobody has listed.
 pub fn drawn(seed: u64) -> Scenario {
-    let mut random = Random::new(seed ^ 0x5eed);
-    let mut between = |least: f64, most: f64| least + (most - least) * uniform(&mut random);
-    let spread = match between(0.0, 3.0) as u32 {
-        0 => Spread::Exponential,
-        1 => Spread::Constant,
-        _ => Spread::Lognormal(between(0.3, 1.0)),
+    let mut rng = Rng::with_seed(seed);
+    let mut log_uniform = |least: f64, most: f64| least * (most / least).powf(rng.f64());
+    let service_us = log_uniform(5e3, 5e5);
+    let servers = log_uniform(4.0, 64.0).round();
+    let times = log_uniform(1.5, 20.0);
+    let important = log_uniform(0.01, 0.7 / times.min(10.0));
+    let spread = [Spread::Exponential, Spread::Lognormal(0.3), Spread::Lognormal(0.8)][rng.usize(..3)];
+    let discipline = [Discipline::Queue(UNBOUNDED), Discipline::Thrashing][usize::from(rng.u8(..4) == 0)];
+    let upstream = Upstream { servers, service_us, spread, discipline, notices_leaving: rng.bool() };
+    let capacity = upstream.capacity(Condition::Well);
+    let usual = capacity * (0.2 + 0.6 * rng.f64());
+    let mut drawn = match rng.u8(..4) {
+        0 => trouble("drawn-slow", upstream, usual / 4.0, 30.0, Condition::Slow(4.0)),
+        1 => trouble("drawn-half-gone", upstream, usual.max(0.75 * capacity), 20.0, Condition::Servers(0.5)),
+        _ => one("drawn-step", upstream, &[(12.0, usual), (25.0, times * capacity), (15.0, usual)]),
     };
-    let servers = between(16.0, 64.0) as u32;
-    let service_us = between(20_000.0, 150_000.0);
-    let queue_seconds = between(0.3, 6.0);
-    let queue = (f64::from(servers) * 1e6 / service_us * queue_seconds) as usize;
-    let works_for_nobody = between(0.0, 1.0) < 0.7;
-    let upstream = Upstream { servers, service_us, spread, queue, works_for_nobody };
-    let parts = [between(0.05, 1.0), between(0.05, 1.0), between(0.05, 1.0)];
-    let sum: f64 = parts.iter().sum();
-    let shapes = shapes();
-    let (shape, phases) = shapes[between(0.0, shapes.len() as f64) as usize].clone();
-    let mut drawn = scenario(format!("drawn-{shape}"), upstream, parts.map(|part| part / sum), phases);
-    for tier in &mut drawn.tiers[..2] {
-        tier.min_share = (between(-0.02, 0.02).max(0.0) * 1_000.0).round() / 1_000.0;
-    }
-    drawn.workers = between(1.0, 8.99) as usize;
-    drawn
+    drawn.connections = [10, 100, 1_000][rng.usize(..3)];
+    let others = 1.0 - important;
+    drawn = drawn.with(|cluster| cluster.mix = [others * 0.8, others * 0.2, important]);
+    let patient = Clients { route_timeout: 2f64.max(service_us * 10.0 / 1e6), ..OPEN_LOOP };
+    drawn.with(|cluster| cluster.clients = patient)
 }
 
-fn scenario(name: String, upstream: Upstream, mix: [f64; 3], phases: Vec<Phase>) -> Scenario {
-    let bounds = Measured::default();
-    Scenario { name, upstream, tiers: TIERS, mix, phases, bounds, workers: 4, clients: PATIENT }
+/// One cluster, whose upstream is well: phases of so many seconds and calls a second.
+fn one(name: &str, upstream: Upstream, phases: &[(f64, f64)]) -> Scenario {
+    let phase = |&(seconds, rate): &(f64, f64)| Phase { seconds, rate, condition: Condition::Well };
+    let phases = phases.iter().map(phase).collect();
+    Scenario::of(name, Cluster { upstream, clients: OPEN_LOOP, mix: MIX, phases })
 }
 
-fn shapes() -> Vec<(String, Vec<Phase>)> {
-    let mut shapes = Vec::new();
-    for load in [0.5, 0.7, 0.85, 1.1, 1.3, 1.6, 2.0, 3.0, 5.0, 10.0, 20.0] {
-        shapes.push((format!("step{load}"), around(vec![well(40.0, load, load)])));
-    }
-    for load in [1.5, 3.0, 10.0] {
-        let phases = vec![well(30.0, CALM, load), well(20.0, load, load), well(30.0, load, CALM)];
-        shapes.push((format!("ramp{load}"), around(phases)));
-    }
-    for load in [3.0, 20.0] {
-        shapes.push((format!("spike{load}"), around(vec![well(6.0, load, load)])));
-        let climb = vec![well(20.0, 2.0, 2.0), well(6.0, load, load), well(30.0, 2.0, 2.0)];
-        shapes.push((format!("climb{load}"), around(climb)));
-    }
-    let troubles = [
-        ("slow", Condition::Slow(5.0)),
-        ("slowish", Condition::Slow(2.5)),
-        ("fewer", Condition::Fewer(0.4)),
-        ("failing", Condition::Failing(0.3)),
-        ("broken", Condition::Failing(0.9)),
-        ("dead", Condition::Dead),
-        ("hanging", Condition::Hanging),
-    ];
-    for (name, condition) in troubles {
-        for load in [0.15, 0.5, 0.85, 3.0] {
-            let trouble = Phase { seconds: 60.0, load: (load, load), condition };
-            shapes.push((format!("{name}{load}"), around(vec![trouble])));
+/// The load stays the same, and something is wrong with the upstream for a while.
+fn trouble(name: &str, upstream: Upstream, rate: f64, seconds: f64, condition: Condition) -> Scenario {
+    let mut scenario = one(name, upstream, &[(20.0, rate), (seconds, rate), (20.0, rate)]);
+    scenario.clusters[0].phases[1].condition = condition;
+    scenario
+}
+
+impl Scenario {
+    /// Nothing but this cluster.
+    pub fn of(name: &str, cluster: Cluster) -> Self {
+        Self {
+            name: name.to_owned(),
+            clusters: vec![cluster],
+            workers: None,
+            connections: 200,
+            pauses_per_second: 0.0,
+            trap_at: None,
+            has_gauges: true,
         }
     }
-    shapes
-}
 
-fn around(middle: Vec<Phase>) -> Vec<Phase> {
-    let mut phases = vec![well(20.0, CALM, CALM)];
-    phases.extend(middle);
-    phases.push(well(70.0, CALM, CALM));
-    phases
-}
+    /// Whether `adaptive_concurrency` is modelled with all that happens here.
+    pub fn is_compared(&self) -> bool {
+        self.clusters.len() == 1 && self.trap_at.is_none()
+    }
 
-fn well(seconds: f64, from: f64, to: f64) -> Phase {
-    Phase { seconds, load: (from, to), condition: Condition::Well }
+    fn with(mut self, change: impl FnOnce(&mut Cluster)) -> Self {
+        change(&mut self.clusters[0]);
+        self
+    }
 }

@@ -1,164 +1,233 @@
-//! The upstream: some servers, a queue before them, and what goes wrong with it.
+//! The upstream: servers with a queue, or processor sharing that thrashes, and what can go wrong with it.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
-use crate::chance::{Random, Spread, uniform};
+use fastrand::Rng;
 
-/// So many requests a second are few.
-pub const FEW: f64 = 100.0;
+use crate::chance::Spread;
 
-/// What the upstream is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Upstream {
-    /// Requests that are worked on at a time.
-    pub servers: u32,
-    /// Mean time of that, in microseconds.
+    pub servers: f64,
+    /// Mean time that a server works on one request.
     pub service_us: f64,
-    /// How that varies.
     pub spread: Spread,
-    /// How many may wait; who finds the queue full is refused at once, with a 503.
-    pub queue: usize,
-    /// Whether it works on requests whose clients have gone. Most servers do.
-    pub works_for_nobody: bool,
+    pub discipline: Discipline,
+    /// Whether it drops requests from its queue when their clients leave. Most servers do not.
+    pub notices_leaving: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Discipline {
+    /// First come, first served; with this many in the queue, further requests get 503 at once.
+    Queue(usize),
+    /// All requests share the servers. With more than twice as many requests as servers, throughput declines, to a third at
+    /// twelve times as many.
+    Thrashing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Condition {
+    Well,
+    /// Every request takes this many times as long.
+    Slow(f64),
+    /// It has this many times its servers; 0 is a hang: no request is started.
+    Servers(f64),
+    /// This share of responses is a 500.
+    Failing(f64),
+    /// It refuses connections.
+    Down,
 }
 
 impl Upstream {
-    /// Requests a second that it can do.
-    pub fn capacity(&self) -> f64 {
-        f64::from(self.servers) * 1e6 / self.service_us
-    }
-
-    /// Whether these are so few that chance is much of what is seen.
-    pub fn is_small(&self) -> bool {
-        self.capacity() <= FEW
-    }
-}
-
-/// What is wrong with it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Condition {
-    /// Nothing.
-    Well,
-    /// Every request takes so many times as long.
-    Slow(f64),
-    /// Only this share of its servers is left.
-    Fewer(f64),
-    /// This share of requests fails, whatever the load.
-    Failing(f64),
-    /// It refuses connections.
-    Dead,
-    /// It takes requests and never answers.
-    Hanging,
-}
-
-impl Condition {
-    /// Requests a second that an upstream can do.
-    pub fn capacity(self, upstream: &Upstream) -> f64 {
-        match self {
-            Self::Slow(factor) => upstream.capacity() / factor,
-            Self::Fewer(share) => upstream.capacity() * share,
-            Self::Dead | Self::Hanging => 0.0,
-            Self::Well | Self::Failing(_) => upstream.capacity(),
+    /// Requests a second that it can serve in this condition.
+    pub fn capacity(&self, condition: Condition) -> f64 {
+        let usual = self.servers * 1e6 / self.service_us;
+        match condition {
+            Condition::Well | Condition::Failing(_) => usual,
+            Condition::Slow(times) => usual / times,
+            Condition::Servers(times) => usual * times,
+            Condition::Down => 0.0,
         }
     }
-
-    /// Whether it still does something, but not as it should.
-    pub fn is_partial(self) -> bool {
-        matches!(self, Self::Slow(_) | Self::Fewer(_) | Self::Failing(_))
-    }
 }
 
-/// What became of a request that was sent to it.
-pub(crate) enum Taken {
-    /// It is worked on, and done after so many microseconds.
-    Started(u64),
-    Queued,
-    Refused,
+/// A request in service. Ordered by when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Job {
+    /// Microseconds; with processor sharing: what each request has been given since the start, in billionths of a request.
+    end: u64,
+    request: u64,
+    started_us: u64,
+    work_ppm: u64,
 }
 
-/// The upstream at work.
-pub(crate) struct Work {
+/// A request that the upstream has finished.
+pub struct Done {
+    pub request: u64,
+    pub started_us: u64,
+    /// How large it was, in multiples of the mean.
+    pub work: f64,
+    pub is_failed: bool,
+}
+
+/// The upstream at work. The n-th request that it starts is the same size whoever protects it, so that two protections
+/// can be compared.
+pub struct Work {
     upstream: Upstream,
-    pub(crate) condition: Condition,
-    busy: u32,
+    condition: Condition,
+    rng: Rng,
+    running: BinaryHeap<Reverse<Job>>,
     queue: VecDeque<u64>,
+    /// With processor sharing: what each request has been given since the start, in requests, and until when that is counted.
+    given: f64,
+    given_until_us: u64,
 }
 
 impl Work {
-    pub(crate) fn new(upstream: Upstream) -> Self {
-        Self { upstream, condition: Condition::Well, busy: 0, queue: VecDeque::new() }
+    pub fn new(upstream: Upstream, seed: u64) -> Self {
+        Self {
+            upstream,
+            condition: Condition::Well,
+            rng: Rng::with_seed(seed),
+            running: BinaryHeap::new(),
+            queue: VecDeque::new(),
+            given: 0.0,
+            given_until_us: 0,
+        }
     }
 
-    pub(crate) fn take(&mut self, attempt: u64, random: &mut Random) -> Taken {
-        if self.condition == Condition::Dead {
-            return Taken::Refused;
-        }
-        if self.busy < self.servers() {
-            self.busy += 1;
-            return Taken::Started(self.service_us(random));
-        }
-        if self.queue.len() >= self.upstream.queue {
-            return Taken::Refused;
-        }
-        self.queue.push_back(attempt);
-        Taken::Queued
+    pub fn set(&mut self, condition: Condition, now_us: u64) {
+        self.share_until(now_us);
+        self.condition = condition;
+        self.start(now_us);
     }
 
-    /// A server is done.
-    pub(crate) fn done(&mut self) {
-        self.busy -= 1;
+    /// Whether it takes the request.
+    pub fn submit(&mut self, request: u64, now_us: u64) -> bool {
+        let room = match self.upstream.discipline {
+            Discipline::Queue(most) => self.queue.len() < most + self.free_servers(),
+            Discipline::Thrashing => true,
+        };
+        if self.condition == Condition::Down || !room {
+            return false;
+        }
+        self.share_until(now_us);
+        self.queue.push_back(request);
+        self.start(now_us);
+        true
     }
 
-    /// If a server is free: the next in the queue that is worth it, and how long it takes.
-    pub(crate) fn start_next(
-        &mut self,
-        random: &mut Random,
-        is_wanted: impl Fn(u64) -> bool,
-    ) -> Option<(u64, u64)> {
-        while self.busy < self.servers()
-            && let Some(attempt) = self.queue.pop_front()
-        {
-            if self.upstream.works_for_nobody || is_wanted(attempt) {
-                self.busy += 1;
-                return Some((attempt, self.service_us(random)));
+    /// Nobody waits for the response any more.
+    pub fn leave(&mut self, request: u64) {
+        if self.upstream.notices_leaving {
+            self.queue.retain(|other| *other != request);
+        }
+    }
+
+    /// When the next request is done.
+    pub fn next_us(&self) -> Option<u64> {
+        let Reverse(job) = self.running.peek()?;
+        Some(match self.upstream.discipline {
+            Discipline::Queue(_) => job.end,
+            Discipline::Thrashing => {
+                let seconds = (job.end as f64 / 1e9 - self.given) / self.share();
+                self.given_until_us + (seconds.max(0.0) * 1e6).ceil() as u64
             }
-        }
-        None
+        })
     }
 
-    /// Whether a request that was worked on succeeds.
-    pub(crate) fn succeeds(&self, random: &mut Random) -> bool {
-        match self.condition {
-            Condition::Failing(share) => uniform(random) >= share,
-            Condition::Dead => false,
-            _ => true,
-        }
+    /// The request that is done at [`Work::next_us`], which is now.
+    pub fn finish(&mut self, now_us: u64) -> Option<Done> {
+        self.share_until(now_us);
+        let Reverse(Job { request, started_us, work_ppm, .. }) = self.running.pop()?;
+        self.start(now_us);
+        let is_failed = match self.condition {
+            Condition::Failing(share) => self.rng.f64() < share,
+            Condition::Down => true,
+            _ => false,
+        };
+        Some(Done { request, started_us, work: work_ppm as f64 / 1e6, is_failed })
     }
 
-    /// The process ends and another begins: nobody waits in it any more. Returns who did.
-    pub(crate) fn restart(&mut self) -> Vec<u64> {
-        self.busy = 0;
-        self.queue.drain(..).collect()
-    }
-
-    pub(crate) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.queue.len()
     }
 
-    fn servers(&self) -> u32 {
-        match self.condition {
-            Condition::Fewer(share) => (f64::from(self.upstream.servers) * share).round() as u32,
-            _ => self.upstream.servers,
+    fn start(&mut self, now_us: u64) {
+        while (self.upstream.discipline == Discipline::Thrashing || self.free_servers() > 0)
+            && let Some(request) = self.queue.pop_front()
+        {
+            let work = self.upstream.spread.draw(&mut self.rng);
+            let end = match (self.upstream.discipline, self.condition) {
+                (Discipline::Thrashing, _) => ((self.given + work) * 1e9) as u64,
+                (_, Condition::Slow(times)) => now_us + (work * times * self.upstream.service_us) as u64,
+                _ => now_us + (work * self.upstream.service_us) as u64,
+            };
+            let work_ppm = (work * 1e6) as u64;
+            self.running.push(Reverse(Job { end, request, started_us: now_us, work_ppm }));
         }
     }
 
-    fn service_us(&self, random: &mut Random) -> u64 {
-        let factor = match self.condition {
-            Condition::Slow(factor) => factor,
-            // Until long after the end of the world.
-            Condition::Hanging => return u64::MAX / 4,
-            _ => 1.0,
+    fn free_servers(&self) -> usize {
+        let servers = match self.condition {
+            Condition::Servers(times) => self.upstream.servers * times,
+            _ => self.upstream.servers,
         };
-        self.upstream.spread.draw(random, self.upstream.service_us * factor).max(1.0) as u64
+        (servers.round() as usize).saturating_sub(self.running.len())
+    }
+
+    /// What processor sharing gives to each request, in requests a second.
+    fn share(&self) -> f64 {
+        let (servers, jobs) = (self.upstream.servers, self.running.len() as f64);
+        let whole = (1.0 - (jobs - 2.0 * servers) / (15.0 * servers)).clamp(1.0 / 3.0, 1.0);
+        self.upstream.capacity(self.condition) * whole * (jobs / servers).min(1.0) / jobs
+    }
+
+    fn share_until(&mut self, now_us: u64) {
+        if self.upstream.discipline == Discipline::Thrashing && !self.running.is_empty() {
+            self.given += self.share() * (now_us - self.given_until_us) as f64 / 1e6;
+        }
+        self.given_until_us = now_us;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Discipline, Upstream, Work};
+    use crate::chance::Spread;
+
+    /// Requests a second that are finished with always so many in flight.
+    fn throughput(discipline: Discipline, in_flight: u64) -> f64 {
+        let spread = Spread::Exponential;
+        let upstream = Upstream { servers: 5.0, service_us: 1e5, spread, discipline, notices_leaving: false };
+        let mut work = Work::new(upstream, 1);
+        (0..in_flight).for_each(|request| assert!(work.submit(request, 0)));
+        let mut now_us = 0;
+        for request in 0..20_000 {
+            now_us = work.next_us().expect("requests are in flight");
+            work.finish(now_us);
+            work.submit(request, now_us);
+        }
+        20_000.0 / (now_us as f64 / 1e6)
+    }
+
+    #[test]
+    fn throughput_is_as_the_discipline_says() {
+        let cases = [
+            (Discipline::Queue(1_000), 4, 40.0),
+            (Discipline::Queue(1_000), 60, 50.0),
+            (Discipline::Thrashing, 4, 40.0),
+            (Discipline::Thrashing, 5, 50.0),
+            (Discipline::Thrashing, 10, 50.0),
+            (Discipline::Thrashing, 35, 33.3),
+            (Discipline::Thrashing, 60, 16.7),
+            (Discipline::Thrashing, 200, 16.7),
+        ];
+        for (discipline, in_flight, wanted) in cases {
+            let found = throughput(discipline, in_flight);
+            assert!((found / wanted - 1.0).abs() < 0.03, "{discipline:?}, {in_flight} in flight: {found}");
+        }
     }
 }

@@ -1,358 +1,443 @@
-//! Who calls when, and what comes of it.
+//! One run: who calls when, and what becomes of it, under a virtual clock. It follows from scenario, protection and seed.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 
-use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::load::controller::Controller;
-use dynamic_rate_limiter::load::hand_in_us;
+use fastrand::Rng;
 
-use crate::chance::{Random, exponential, uniform};
-use crate::envoy::{Caller, Envoy, Verdict};
-use crate::scenario::{Phase, Scenario};
-use crate::upstream::{Condition, Taken, Work};
+use crate::chance::exponential;
+use crate::protection::{Arrival, End, Output, Protection};
+use crate::scenario::{PRIORITIES, Scenario, TIERS};
+use crate::upstream::{Done, Work};
 
-/// How often what happened is noted, in microseconds.
 pub const BIN_US: u64 = 500_000;
 
-/// A call is tried so many times in all.
-pub const ATTEMPTS: u8 = 4;
+/// Wait before the second try where no Retry-After says otherwise; it doubles, and varies by half.
+const BACK_OFF_SECONDS: f64 = 0.2;
 
-/// Wait before the second attempt where no Retry-After says otherwise; it doubles, and varies by half.
-const BACK_OFF_US: f64 = 100_000.0;
+/// A more important request may wait this long in one worker while a less important one is sent by another.
+const ORDER_US: u64 = 20_000;
 
-/// Mean calls a second of one caller, by tier: what a tier asks for beyond that, it asks for by more callers.
-const CALLS_A_SECOND: [f64; 3] = [0.3, 0.7, 1.5];
-
-/// What happened in half a second. By tier where it is an array.
-#[derive(Clone, Debug, Default)]
-pub struct Bin {
-    /// Calls that began.
-    pub calls: [u32; 3],
-    /// Of those that began: refused by the caller's own bucket, served in the end, and given up.
-    pub refused: [u32; 3],
-    /// See `refused`.
-    pub served: [u32; 3],
-    /// See `refused`.
-    pub given_up: [u32; 3],
-    /// Calls that were served just then, whenever they began.
-    pub good: u32,
-    /// Requests that were sent to the upstream.
-    pub sent: u32,
-    /// Requests that were shed.
-    pub shed: [u32; 3],
-    /// Requests of calls that began in an earlier phase: what is left of it.
-    pub leftover: [u32; 3],
-    /// Which phase it was.
+/// Calls of one cluster; a call is tried again after a failure by clients that do so.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub cluster: usize,
     pub phase: usize,
-    /// What held at the end.
-    pub health: Health,
-    /// See `health`.
-    pub severity: f64,
-    /// See `health`.
-    pub controller: Controller,
-    /// Requests in the upstream's queue at the end.
-    pub waiting: usize,
+    pub tier: usize,
+    pub begun_us: u64,
+    pub tries: u32,
+    /// Tries that were shed.
+    pub shed: u32,
+    pub fate: Fate,
+    /// From the arrival of the last try to its response.
+    pub latency_us: u64,
+    caller: u64,
+    worker: usize,
+    arrived_us: u64,
 }
 
-/// What happened, and what is wrong with the order in which tiers were shed.
-pub struct Story {
-    /// By time.
-    pub bins: Vec<Bin>,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fate {
+    Waiting,
+    Sent,
+    /// Will be tried again.
+    Between,
+    Served,
+    Failed,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Bin {
+    /// Work that the upstream did for requests that were served, in multiples of a mean request.
+    pub useful: f64,
+    pub queue: usize,
+    pub limit: f64,
+}
+
+pub struct Run {
+    pub calls: Vec<Call>,
+    /// By cluster and half second.
+    pub bins: Vec<Vec<Bin>>,
     /// When health changed, in seconds.
     pub transitions: Vec<f64>,
-    /// Tiers that were shed before less important ones.
-    pub disorder: Vec<String>,
+    /// Requests that were sent although a more important one had been waiting.
+    pub out_of_order: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Phase(usize),
-    Call,
-    Attempt(usize),
-    Done { attempt: u64, life: u32 },
-    Impatient(u64),
-    HandIn(usize),
+    Phase(usize, usize),
+    Call(usize),
+    Try(usize),
+    Response { request: u64, is_failed: bool },
+    RouteTimeout(u64),
+    Leave(u64),
+    StreamEnd { request: u64 },
+    Pause(usize),
+    Trap,
     Note,
 }
 
-struct Call {
-    caller: Caller,
-    begun_us: u64,
-    bin: usize,
-    worker: usize,
-    attempt: u8,
-    sent_us: u64,
-    is_waiting: bool,
+struct Client {
+    phase: usize,
+    rng: Rng,
+    work: Work,
 }
 
 struct World<'a> {
     scenario: &'a Scenario,
-    is_told: bool,
-    random: Random,
+    protection: &'a mut dyn Protection,
     now_us: u64,
+    end_us: u64,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
-    sequence: u64,
-    calls: Vec<Call>,
-    work: Work,
-    /// Counts restarts of the upstream: who is done in an earlier life has failed.
-    life: u32,
-    envoy: Envoy,
-    phase: usize,
-    phase_since_us: u64,
-    story: Story,
+    pushed: u64,
+    clients: Vec<Client>,
+    rng: Rng,
+    /// The worker of each connection.
+    connections: Vec<usize>,
+    /// Until when each worker stands still.
+    paused_until_us: Vec<u64>,
+    /// Cluster, tier, worker, arrival and request of all that wait.
+    waiting: BTreeSet<(usize, usize, usize, u64, u64)>,
+    run: Run,
 }
 
-/// Runs a scenario from its begin to its end.
-pub fn run(scenario: &Scenario, seed: u64) -> Story {
-    run_with(scenario, seed, false)
+/// Workers of the Envoy in the world of this seed.
+pub fn workers(scenario: &Scenario, seed: u64) -> usize {
+    scenario.workers.unwrap_or_else(|| [1, 2, 4, 8, 16][Rng::with_seed(seed).usize(..5)])
 }
 
-/// The same with a limiter that is told at each moment what the upstream can do, and has nothing to find out.
-pub fn run_told(scenario: &Scenario, seed: u64) -> Story {
-    run_with(scenario, seed, true)
-}
-
-fn run_with(scenario: &Scenario, seed: u64, is_told: bool) -> Story {
+pub fn run(scenario: &Scenario, seed: u64, protection: &mut dyn Protection) -> Run {
+    let mut rng = Rng::with_seed(seed);
+    let workers = workers(scenario, seed);
+    // Half as many connections at each worker as at the one before it, down to an eighth.
+    let shares: Vec<f64> = (0..workers).map(|worker| 0.5f64.powi(worker.min(3) as i32)).collect();
+    let connections = (0..scenario.connections).map(|_| weighted(&mut rng, &shares)).collect();
+    let client = |(index, cluster): (usize, &crate::scenario::Cluster)| {
+        let seed = seed.wrapping_mul(31).wrapping_add(index as u64);
+        Client { phase: 0, rng: Rng::with_seed(seed), work: Work::new(cluster.upstream, !seed) }
+    };
+    let clients: Vec<Client> = scenario.clusters.iter().enumerate().map(client).collect();
     let mut world = World {
         scenario,
-        is_told,
-        random: Random::new(seed),
+        protection,
         now_us: 0,
+        end_us: 0,
         events: BinaryHeap::new(),
-        sequence: 0,
-        calls: Vec::new(),
-        work: Work::new(scenario.upstream),
-        life: 0,
-        envoy: Envoy::new(&scenario.tiers, scenario.bounds, scenario.workers + 1),
-        phase: 0,
-        phase_since_us: 0,
-        story: Story { bins: vec![Bin::default()], transitions: Vec::new(), disorder: Vec::new() },
+        pushed: 0,
+        rng,
+        connections,
+        paused_until_us: vec![0; workers],
+        waiting: BTreeSet::new(),
+        run: Run {
+            calls: Vec::new(),
+            bins: vec![vec![Bin::default()]; clients.len()],
+            transitions: Vec::new(),
+            out_of_order: 0,
+        },
+        clients,
     };
-    let mut from_us = 0;
-    for (index, phase) in scenario.phases.iter().enumerate() {
-        world.at(from_us, Event::Phase(index));
-        from_us += (phase.seconds * 1e6) as u64;
-    }
-    for worker in 0..=scenario.workers {
-        world.hand_in_soon(worker);
-    }
-    world.at(BIN_US, Event::Note);
-    world.at(0, Event::Call);
-    while let Some(Reverse((at_us, _, event))) = world.events.pop() {
-        if at_us >= from_us {
-            break;
-        }
-        world.now_us = at_us;
-        world.happen(event);
-    }
-    world.story.disorder = world.envoy.disorder;
-    world.story
+    world.prepare();
+    world.play();
+    world.run
+}
+
+fn weighted(rng: &mut Rng, shares: &[f64]) -> usize {
+    let mut drawn = rng.f64() * shares.iter().sum::<f64>();
+    let below = |share: &f64| {
+        drawn -= share;
+        drawn < 0.0
+    };
+    shares.iter().position(below).unwrap_or(shares.len() - 1)
+}
+
+fn us(seconds: f64) -> u64 {
+    (seconds * 1e6) as u64
 }
 
 impl World<'_> {
+    fn prepare(&mut self) {
+        for (cluster, of) in self.scenario.clusters.iter().enumerate() {
+            let mut from_us = 0;
+            for (phase, of) in of.phases.iter().enumerate() {
+                self.at(from_us, Event::Phase(cluster, phase));
+                from_us += us(of.seconds);
+            }
+            self.end_us = self.end_us.max(from_us);
+            self.at(0, Event::Call(cluster));
+        }
+        if self.scenario.pauses_per_second > 0.0 {
+            (0..self.paused_until_us.len()).for_each(|worker| self.at(0, Event::Pause(worker)));
+        }
+        if let Some(seconds) = self.scenario.trap_at {
+            self.at(us(seconds), Event::Trap);
+        }
+        self.at(BIN_US, Event::Note);
+    }
+
+    /// Whatever is next: an event, a response of an upstream, a timeout of a worker.
+    fn play(&mut self) {
+        loop {
+            let done = (0..self.clients.len())
+                .filter_map(|cluster| Some((self.clients[cluster].work.next_us()?, cluster)))
+                .min();
+            let timeout = (0..self.paused_until_us.len())
+                .filter_map(|worker| {
+                    let next_us = self.protection.next_us(worker)?;
+                    Some((next_us.max(self.paused_until_us[worker]), worker))
+                })
+                .min();
+            let event_us = self.events.peek().map_or(u64::MAX, |Reverse((us, ..))| *us);
+            let done_us = done.map_or(u64::MAX, |(us, _)| us);
+            let timeout_us = timeout.map_or(u64::MAX, |(us, _)| us);
+            self.now_us = event_us.min(done_us).min(timeout_us).max(self.now_us);
+            if self.now_us >= self.end_us {
+                return;
+            }
+            match (done, timeout) {
+                (Some((us, cluster)), _) if us <= event_us.min(timeout_us) => self.done(cluster),
+                (_, Some((us, worker))) if us <= event_us => {
+                    self.timeout(worker);
+                }
+                _ => {
+                    if let Some(Reverse((_, _, event))) = self.events.pop() {
+                        self.happen(event);
+                    }
+                }
+            }
+            self.take_outputs();
+        }
+    }
+
+    fn timeout(&mut self, worker: usize) {
+        self.protection.handle_timeout(worker, self.now_us);
+        // All workers soon know of a change; the first one speaks for all.
+        if worker == 0 && self.protection.is_degraded() == self.run.transitions.len().is_multiple_of(2) {
+            self.run.transitions.push(self.now_us as f64 / 1e6);
+        }
+    }
+
     fn at(&mut self, us: u64, event: Event) {
-        self.sequence += 1;
-        self.events.push(Reverse((us, self.sequence, event)));
+        self.pushed += 1;
+        self.events.push(Reverse((us, self.pushed, event)));
     }
 
-    fn after(&mut self, us: u64, event: Event) {
-        self.at(self.now_us + us, event);
+    fn after(&mut self, seconds: f64, event: Event) {
+        self.at(self.now_us + us(seconds), event);
     }
 
-    /// Workers begin together, and their clocks are nearly the same.
-    fn hand_in_soon(&mut self, worker: usize) {
-        let late_us = 1_000 + self.random.below(2_000);
-        self.after(hand_in_us(&self.scenario.bounds) + late_us, Event::HandIn(worker));
+    /// The call of a request, if that is its latest try and still open.
+    fn open(&mut self, request: u64) -> Option<&mut Call> {
+        let call = &mut self.run.calls[(request / 8) as usize];
+        let is_open = u64::from(call.tries) == request % 8 && matches!(call.fate, Fate::Waiting | Fate::Sent);
+        is_open.then_some(call)
     }
 
     fn happen(&mut self, event: Event) {
-        match event {
-            Event::Phase(index) => self.enter(index),
-            Event::Call => self.call(),
-            Event::Attempt(call) => self.attempt(call),
-            Event::Done { attempt, life } => self.done(attempt, life),
-            Event::Impatient(attempt) => self.impatient(attempt),
-            Event::HandIn(worker) => {
-                let before = self.envoy.health();
-                if self.is_told && before == Health::Degraded {
-                    self.envoy.tell(self.phase().condition.capacity(&self.scenario.upstream));
-                }
-                self.envoy.hand_in(worker, self.now_us);
-                if self.envoy.health() != before {
-                    self.story.transitions.push(self.now_us as f64 / 1e6);
-                }
-                self.hand_in_soon(worker);
+        let worker = match event {
+            Event::Try(call) => Some(self.run.calls[call].worker),
+            Event::Response { request, .. } | Event::RouteTimeout(request) | Event::Leave(request) => {
+                self.open(request).map(|call| call.worker)
             }
+            _ => None,
+        };
+        if let Some(until_us) = worker.map(|worker| self.paused_until_us[worker])
+            && until_us > self.now_us
+        {
+            return self.at(until_us, event);
+        }
+        match event {
+            Event::Phase(cluster, phase) => {
+                let client = &mut self.clients[cluster];
+                client.phase = phase;
+                client.work.set(self.scenario.clusters[cluster].phases[phase].condition, self.now_us);
+            }
+            Event::Call(cluster) => self.call(cluster),
+            Event::Try(call) => self.try_once(call),
+            Event::Response { request, is_failed } => self.respond(request, is_failed),
+            Event::RouteTimeout(request) => self.give_up(request, End::Timeout),
+            Event::Leave(request) => self.give_up(request, End::Left),
+            Event::StreamEnd { request } => {
+                let call = &self.run.calls[(request / 8) as usize];
+                self.protection.over(call.worker, call.cluster, request, self.now_us);
+            }
+            Event::Pause(worker) => {
+                self.paused_until_us[worker] = self.now_us + us(0.1 * self.rng.f64());
+                let next = exponential(&mut self.rng, 1.0 / self.scenario.pauses_per_second);
+                self.after(0.1 + next, Event::Pause(worker));
+            }
+            Event::Trap => self.trap(0),
             Event::Note => self.note(),
         }
     }
 
-    fn bin(&mut self) -> &mut Bin {
-        self.story.bins.last_mut().expect("one from the begin")
-    }
-
     fn note(&mut self) {
-        let (phase, health) = (self.phase, self.envoy.health());
-        let (severity, waiting) = (self.envoy.load.controller.severity(), self.work.waiting());
-        let controller = self.envoy.load.controller;
-        let bin = self.bin();
-        (bin.phase, bin.health, bin.severity, bin.waiting) = (phase, health, severity, waiting);
-        bin.controller = controller;
-        self.story.bins.push(Bin { phase, ..Bin::default() });
-        self.after(BIN_US, Event::Note);
-    }
-
-    fn enter(&mut self, index: usize) {
-        (self.phase, self.phase_since_us) = (index, self.now_us);
-        let condition = self.scenario.phases[index].condition;
-        let stopped = |condition| matches!(condition, Condition::Dead | Condition::Hanging);
-        if self.work.condition != condition && (condition == Condition::Dead || stopped(self.work.condition))
-        {
-            self.life += 1;
-            for attempt in self.work.restart() {
-                self.answer(attempt, false);
-            }
+        for (cluster, bins) in self.run.bins.iter_mut().enumerate() {
+            let index = (self.now_us / BIN_US) as usize - 1;
+            bins.resize(bins.len().max(index + 2), Bin::default());
+            bins[index].queue = self.clients[cluster].work.waiting();
+            bins[index].limit = self.protection.limit(cluster);
         }
-        self.work.condition = condition;
-        self.start_waiting();
-    }
-
-    fn phase(&self) -> &Phase {
-        &self.scenario.phases[self.phase]
+        self.after(BIN_US as f64 / 1e6, Event::Note);
     }
 
     /// A call begins, and the next one is due.
-    fn call(&mut self) {
-        let gone = (self.now_us - self.phase_since_us) as f64 / 1e6 / self.phase().seconds;
-        let (from, to) = self.phase().load;
-        let rate = (from + (to - from) * gone.min(1.0)) * self.scenario.upstream.capacity();
-        let wait_us = exponential(&mut self.random, 1e6 / rate) as u64;
-        self.after(wait_us, Event::Call);
-
-        let drawn = uniform(&mut self.random);
-        let [free, pro, _] = self.scenario.mix;
-        let tier = usize::from(drawn > free) + usize::from(drawn > free + pro);
-        // As many callers as it takes; some call much more often than others.
-        let callers = (rate * self.scenario.mix[tier] / CALLS_A_SECOND[tier]).ceil();
-        let number = (callers * uniform(&mut self.random).powi(2)) as u64;
-        let bin = self.story.bins.len() - 1;
-        self.bin().calls[tier] += 1;
-        // Nobody calls at the first one: so it is with the thread of Envoy that serves nobody.
-        let worker = 1 + self.random.below(self.scenario.workers as u64) as usize;
-        let caller = Caller { tier, number };
-        self.calls.push(Call {
-            caller,
+    fn call(&mut self, cluster: usize) {
+        let of = &self.scenario.clusters[cluster];
+        let client = &mut self.clients[cluster];
+        let wait = exponential(&mut client.rng, 1.0 / of.phases[client.phase].rate);
+        let tier = weighted(&mut client.rng, &of.mix);
+        // Some callers call much more often than others.
+        let callers = [2_000.0, 200.0, 40.0][tier];
+        let number = (callers * client.rng.f64().powi(2)) as u64;
+        let caller = number * TIERS as u64 + tier as u64;
+        let connection = (caller.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % self.connections.len();
+        self.run.calls.push(Call {
+            cluster,
+            phase: client.phase,
+            tier,
             begun_us: self.now_us,
-            bin,
-            worker,
-            attempt: 0,
-            sent_us: 0,
-            is_waiting: false,
+            tries: 0,
+            shed: 0,
+            fate: Fate::Between,
+            latency_us: 0,
+            caller,
+            worker: self.connections[connection],
+            arrived_us: 0,
         });
-        self.attempt(self.calls.len() - 1);
+        self.after(wait, Event::Call(cluster));
+        self.happen(Event::Try(self.run.calls.len() - 1));
     }
 
-    fn attempt(&mut self, index: usize) {
-        let is_leftover = self.story.bins[self.calls[index].bin].phase < self.phase;
-        let call = &mut self.calls[index];
-        let Caller { tier, number } = call.caller;
-        self.story.bins.last_mut().expect("one from the begin").leftover[tier] += u32::from(is_leftover);
-        match self.envoy.arrive(call.caller, call.worker, self.now_us) {
-            Verdict::Refused => self.story.bins[call.bin].refused[tier] += 1,
-            Verdict::Shed(seconds) => {
-                self.bin().shed[tier] += 1;
-                let jitter_us = self.random.below(1_000_000);
-                self.retry(index, Some(seconds * 1_000_000 + jitter_us));
-            }
-            Verdict::Passed => {
-                call.attempt += 1;
-                (call.sent_us, call.is_waiting) = (self.now_us, true);
-                let attempt = index as u64 * 256 + u64::from(call.attempt);
-                self.bin().sent += 1;
-                let (least, most) = self.scenario.clients.patience;
-                let patience = least + (most - least) * ((number * 7 + tier as u64) % 10) as f64 / 9.0;
-                let patience = patience.min(self.scenario.clients.route_timeout);
-                self.after((patience * 1e6) as u64, Event::Impatient(attempt));
-                match self.work.take(attempt, &mut self.random) {
-                    Taken::Started(us) => self.after(us, Event::Done { attempt, life: self.life }),
-                    Taken::Queued => {}
-                    Taken::Refused => self.answer(attempt, false),
+    fn try_once(&mut self, index: usize) {
+        let call = &mut self.run.calls[index];
+        call.tries += 1;
+        (call.arrived_us, call.fate) = (self.now_us, Fate::Waiting);
+        let request = index as u64 * 8 + u64::from(call.tries);
+        let Call { cluster, tier, caller, worker, .. } = *call;
+        self.waiting.insert((cluster, tier, worker, self.now_us, request));
+        let (least, most) = self.scenario.clusters[cluster].clients.patience;
+        let patience = least + (most - least) * self.rng.f64();
+        self.after(patience, Event::Leave(request));
+        let arrival = Arrival { worker, cluster, request, priority: PRIORITIES[tier], caller };
+        self.protection.arrive(arrival, self.now_us);
+    }
+
+    fn take_outputs(&mut self) {
+        while let Some(output) = self.protection.poll_output() {
+            match output {
+                Output::Send(request) => self.send(request),
+                Output::Shed(request) => {
+                    self.take_from_queue(request);
+                    self.run.calls[(request / 8) as usize].shed += 1;
+                    let retry_after = 1.0 + 2.0 * self.rng.f64();
+                    self.fail((request / 8) as usize, Some(retry_after));
                 }
             }
         }
     }
 
-    fn done(&mut self, attempt: u64, life: u32) {
-        let is_good = life == self.life && self.work.succeeds(&mut self.random);
-        self.answer(attempt, is_good);
-        if life == self.life {
-            self.work.done();
-            self.start_waiting();
+    fn send(&mut self, request: u64) {
+        let now_us = self.now_us;
+        let (cluster, tier, worker) = self.take_from_queue(request);
+        let call = &mut self.run.calls[(request / 8) as usize];
+        call.fate = Fate::Sent;
+        let has_waited = |tier, other| {
+            let limit_us = if other == worker { 0 } else { ORDER_US };
+            let first =
+                self.waiting.range((cluster, tier, other, 0, 0)..(cluster, tier, other + 1, 0, 0)).next();
+            first.is_some_and(|(_, _, _, arrived_us, _)| arrived_us + limit_us < now_us)
+        };
+        let workers = self.paused_until_us.len();
+        let is_late = (tier + 1..TIERS).any(|tier| (0..workers).any(|other| has_waited(tier, other)));
+        self.run.out_of_order += u32::from(is_late);
+        self.after(self.scenario.clusters[cluster].clients.route_timeout, Event::RouteTimeout(request));
+        if !self.clients[cluster].work.submit(request, now_us) {
+            self.at(now_us, Event::Response { request, is_failed: true });
         }
     }
 
-    /// Servers that are free take on what waits.
-    fn start_waiting(&mut self) {
-        while let Some((attempt, us)) =
-            self.work.start_next(&mut self.random, |attempt| is_waiting(&self.calls, attempt))
-        {
-            self.after(us, Event::Done { attempt, life: self.life });
-        }
+    /// Cluster, tier and worker of a request that waits no longer.
+    fn take_from_queue(&mut self, request: u64) -> (usize, usize, usize) {
+        let Call { cluster, tier, worker, arrived_us, fate, .. } = *self.open(request).expect("it is open");
+        assert_eq!(fate, Fate::Waiting);
+        self.waiting.remove(&(cluster, tier, worker, arrived_us, request));
+        (cluster, tier, worker)
     }
 
-    fn answer(&mut self, attempt: u64, is_good: bool) {
-        if !is_waiting(&self.calls, attempt) {
+    /// The upstream has finished a request.
+    fn done(&mut self, cluster: usize) {
+        let now_us = self.now_us;
+        let Some(Done { request, started_us, work, is_failed }) = self.clients[cluster].work.finish(now_us)
+        else {
+            return;
+        };
+        if self.open(request).is_none() {
             return;
         }
-        let index = (attempt / 256) as usize;
-        let call = &mut self.calls[index];
-        call.is_waiting = false;
-        self.envoy.answered(call.worker, is_good, self.now_us - call.sent_us);
-        if is_good {
-            self.story.bins[call.bin].served[call.caller.tier] += 1;
-            self.bin().good += 1;
-        } else {
-            self.retry(index, None);
-        }
-    }
-
-    fn impatient(&mut self, attempt: u64) {
-        if is_waiting(&self.calls, attempt) {
-            let index = (attempt / 256) as usize;
-            let call = &mut self.calls[index];
-            call.is_waiting = false;
-            let waited_us = self.now_us - call.sent_us;
-            if waited_us as f64 >= self.scenario.clients.route_timeout * 1e6 - 1.0 {
-                self.envoy.answered(call.worker, false, waited_us);
-            } else {
-                self.envoy.abandoned(call.worker, waited_us);
+        if !is_failed {
+            let (from, to) = (started_us / BIN_US, now_us / BIN_US);
+            let bins = &mut self.run.bins[cluster];
+            bins.resize(bins.len().max(to as usize + 1), Bin::default());
+            for bin in from..=to {
+                let in_bin_us = now_us.min((bin + 1) * BIN_US) - started_us.max(bin * BIN_US);
+                bins[bin as usize].useful += work * in_bin_us as f64 / (now_us - started_us).max(1) as f64;
             }
-            self.retry(index, None);
+        }
+        self.happen(Event::Response { request, is_failed });
+    }
+
+    fn respond(&mut self, request: u64, is_failed: bool) {
+        let now_us = self.now_us;
+        let Some(call) = self.open(request) else { return };
+        let (worker, cluster) = (call.worker, call.cluster);
+        (call.fate, call.latency_us) = (Fate::Served, now_us - call.arrived_us);
+        self.protection.end(worker, cluster, request, End::Response { is_failed }, now_us);
+        let clients = &self.scenario.clusters[cluster].clients;
+        let is_stream = !is_failed && self.rng.f64() < clients.streams;
+        self.after(if is_stream { clients.stream_seconds } else { 0.0 }, Event::StreamEnd { request });
+        if is_failed {
+            self.fail((request / 8) as usize, None);
         }
     }
 
-    fn retry(&mut self, index: usize, told_us: Option<u64>) {
-        let call = &mut self.calls[index];
-        // Shed attempts count as attempts.
-        if told_us.is_some() {
-            call.attempt += 1;
+    /// The client or Envoy waits no longer for the response.
+    fn give_up(&mut self, request: u64, end: End) {
+        let now_us = self.now_us;
+        let Some(call) = self.open(request) else { return };
+        let (worker, cluster, fate) = (call.worker, call.cluster, call.fate);
+        if fate == Fate::Waiting {
+            self.take_from_queue(request);
         }
-        let back_off =
-            BACK_OFF_US * f64::from(1u32 << call.attempt) * (0.5 + uniform(&mut self.random)) / 2.0;
-        let wait_us = told_us.unwrap_or(back_off as u64);
-        let is_too_late =
-            (self.now_us + wait_us - call.begun_us) as f64 > self.scenario.clients.deadline * 1e6;
-        if call.attempt >= ATTEMPTS || is_too_late {
-            self.story.bins[call.bin].given_up[call.caller.tier] += 1;
-            return;
-        }
-        self.after(wait_us, Event::Attempt(index));
+        self.protection.end(worker, cluster, request, end, now_us);
+        self.clients[cluster].work.leave(request);
+        self.fail((request / 8) as usize, None);
     }
-}
 
-/// Whether the client of that attempt still waits for it.
-fn is_waiting(calls: &[Call], attempt: u64) -> bool {
-    let call = &calls[(attempt / 256) as usize];
-    call.is_waiting && u64::from(call.attempt) == attempt % 256
+    /// A try has failed: the client tries again if it wants to.
+    fn fail(&mut self, index: usize, retry_after: Option<f64>) {
+        let call = &mut self.run.calls[index];
+        let clients = &self.scenario.clusters[call.cluster].clients;
+        let back_off = BACK_OFF_SECONDS * f64::from(1u32 << (call.tries - 1)) * (0.5 + self.rng.f64());
+        let wait = retry_after.unwrap_or(back_off);
+        let age = (self.now_us - call.begun_us) as f64 / 1e6;
+        let is_tried_again = call.tries < clients.tries && age + wait < clients.deadline;
+        call.fate = if is_tried_again { Fate::Between } else { Fate::Failed };
+        if is_tried_again {
+            self.after(wait, Event::Try(index));
+        }
+    }
+
+    /// The VM of a worker traps: its requests fail, and a new VM knows nothing of them.
+    fn trap(&mut self, worker: usize) {
+        self.protection.trap(worker, self.now_us);
+        let is_lost = |call: &Call| call.worker == worker && matches!(call.fate, Fate::Waiting | Fate::Sent);
+        let lost = (0..self.run.calls.len()).filter(|index| is_lost(&self.run.calls[*index]));
+        for index in lost.collect::<Vec<_>>() {
+            if self.run.calls[index].fate == Fate::Waiting {
+                self.take_from_queue(index as u64 * 8 + u64::from(self.run.calls[index].tries));
+            }
+            self.fail(index, None);
+        }
+    }
 }
