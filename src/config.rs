@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use crate::identity::{Network, Secret};
 use crate::json::{Document, Field, Fields};
+use crate::shown::{listed, quoted};
 use crate::store::redis::session::Credentials;
 use crate::tier::Tier;
 
@@ -209,12 +210,12 @@ impl Config {
         let fetched = documents.tiers.clone().or_else(|| plugin.tiers.clone());
         let tiers: Vec<Rc<Tier>> = fetched.unwrap_or_else(built_in_tiers).into_iter().map(Rc::new).collect();
         let named = |name: &str| tiers.iter().find(|tier| tier.name == name).cloned();
-        let known = || tiers.iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
+        let known = || listed(tiers.iter().map(|tier| tier.name.as_str()));
 
         let DefaultTier { name, field } = &plugin.default_tier;
         let default_tier = named(name)
             .or_else(|| tiers.first().filter(|_| lenient).cloned())
-            .ok_or_else(|| format!("{field}: found {name:?}, wanted one of the tiers {}", known()))?;
+            .ok_or_else(|| format!("{field}: found {}, wanted one of the tiers {}", quoted(name), known()))?;
         let entries = documents.api_keys.as_ref().unwrap_or(&plugin.api_keys);
         let namespace = &plugin.settings.namespace;
         let callers = entries
@@ -304,7 +305,8 @@ fn config_ttl(value: &[u8]) -> Result<u32, String> {
     let text = String::from_utf8_lossy(value);
     let seconds = text.trim().parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
     seconds.ok_or_else(|| {
-        format!("CONFIG_TTL: found {text:?}, wanted a whole number of seconds from 1 to 86400")
+        let found = quoted(&text);
+        format!("CONFIG_TTL: found {found}, wanted a whole number of seconds from 1 to 86400")
     })
 }
 

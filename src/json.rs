@@ -9,8 +9,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// Most characters of a found string that an error shows.
-const SHOWN_CHARS: usize = 40;
+use crate::shown::{Shown, quoted};
 
 /// One JSON value.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,19 +246,8 @@ impl<'a> Fields<'a> {
 
 fn join(path: &str, name: &str) -> String {
     match path {
-        "" => shortened(name),
-        _ => format!("{path}.{}", shortened(name)),
-    }
-}
-
-fn quoted(text: &str) -> String {
-    format!("{:?}", shortened(text))
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
+        "" => Shown(name).to_string(),
+        _ => format!("{path}.{}", Shown(name)),
     }
 }
 

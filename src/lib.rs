@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod overload;
 pub mod reply;
 pub mod request;
+pub mod shown;
 pub mod store;
 pub mod tier;
 pub mod time;

@@ -1,12 +1,13 @@
 //! The door to Envoy: the only code that knows the proxy-wasm ABI, compiled for wasm alone.
 //!
 //! [`root`] is the plugin (configuration, ticks, fetched documents), [`http`] one request, [`worker`] what the
-//! requests of a worker share, [`pipe`] its stream to Redis, [`bridge`] that stream's other end, and the rest are
+//! requests of a worker share, [`pipe`] its stream to Redis, [`bridge`] that stream's other end, [`log`] what it writes, and the rest are
 //! the host calls that the limiter asks for through its traits.
 
 mod bridge;
 mod calls;
 mod http;
+mod log;
 mod metrics;
 mod pipe;
 mod root;
@@ -16,10 +17,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::RootContext;
-use proxy_wasm::types::LogLevel;
 
 proxy_wasm::main! {{
-    proxy_wasm::set_log_level(LogLevel::Info);
+    log::install();
     proxy_wasm::set_root_context(root_context);
 }}
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{BufferType, ContextType, LogLevel, MapType, Status};
+use proxy_wasm::types::{BufferType, ContextType, MapType, Status};
 
 use super::calls::{HostData, unix_us};
 use super::http::HttpRequest;
@@ -18,6 +18,7 @@ use crate::documents::{self, Fetched, MAX_DOCUMENT_BYTES};
 use crate::limiter::Limiter;
 use crate::load::hand_in_us;
 use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
+use crate::shown::{Shown, quoted};
 use crate::store::redis::session::Credentials;
 use crate::store::{SharedData, record_key, update};
 
@@ -81,7 +82,7 @@ impl Root {
             match called {
                 Ok(token) => Call::Waiting(token),
                 Err(Status::BadArgument) => {
-                    Call::Answered(Err(format!("there is no cluster {:?} in Envoy", source.cluster)))
+                    Call::Answered(Err(format!("there is no cluster {} in Envoy", quoted(&source.cluster))))
                 }
                 Err(_) => Call::Answered(Err("the request could not be sent".to_owned())),
             }
@@ -155,7 +156,7 @@ impl Context for Root {
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
-        follow_log_level();
+        super::log::follow_level();
         let configuration = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
         match self.apply(&configuration.ok().flatten().unwrap_or_default()) {
             Ok(()) => {
@@ -184,7 +185,7 @@ impl RootContext for Root {
             return;
         }
         self.next_second_us = now_us.saturating_add(SECOND_US);
-        follow_log_level();
+        super::log::follow_level();
         let limiter = &mut worker.limiter;
         if let Some(fingerprint) = self.unannounced.take() {
             announce(limiter, fingerprint);
@@ -241,7 +242,7 @@ fn fetched(headers: usize, body_size: usize) -> Result<Vec<u8>, String> {
             let body = hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, body_size);
             Ok(body.ok().flatten().unwrap_or_default())
         }
-        Some(status) => Err(format!("found status {}, wanted 200", String::from_utf8_lossy(status))),
+        Some(status) => Err(format!("found status {}, wanted 200", Shown(&String::from_utf8_lossy(status)))),
         None => Err("found no response, wanted status 200".to_owned()),
     }
 }
@@ -282,9 +283,4 @@ fn environment() -> Environment {
         config_ttl: variable("CONFIG_TTL"),
         redis: Credentials { username: variable("REDIS_USERNAME"), password: variable("REDIS_PASSWORD") },
     }
-}
-
-/// Formats no line that Envoy would throw away. The level may change while Envoy runs.
-fn follow_log_level() {
-    proxy_wasm::set_log_level(hostcalls::get_log_level().unwrap_or(LogLevel::Info));
 }

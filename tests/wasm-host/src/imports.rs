@@ -3,6 +3,7 @@
 //! What the calls change outside of the VM is written down in [`VmState::after`] and [`VmState::out`]; carrying that out
 //! is the world's affair. All of them are deterministic.
 
+use dynamic_rate_limiter::shown::MAX_LINE_BYTES;
 use wasmtime::{Linker, Result};
 
 use crate::failures::status;
@@ -49,6 +50,11 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
     import!(linker, "env", "proxy_log", |host, level: u32, text: u32, size: u32| {
         let line = read_text(&host, text, size)?;
         let state = host.data_mut();
+        let is_one_line = line.len() <= MAX_LINE_BYTES + 16 && !line.contains(char::is_control);
+        assert!(
+            is_one_line || state.is_probe,
+            "a line of the log that can be taken for several, or is long: {line:?}"
+        );
         state.note(Event::Logged(level, line.clone()));
         state.process.log.borrow_mut().push((level, line));
         Ok(status::OK)

@@ -156,3 +156,23 @@ fn documents_are_fetched_published_to_all_workers_and_left_out_when_bad() {
     world.answer_call(0, None);
     assert!(world.processes[0].has_logged("broke off"));
 }
+
+/// The host refuses a line of the log that could be taken for several; so does the list of errors here.
+#[test]
+fn what_documents_and_configurations_hold_forges_no_line_of_the_log() {
+    let forged = r"gold\n[2026-01-01 00:00:00.000][1][info][wasm] forged\u2028";
+    let long = "x".repeat(4 << 20);
+    let source = r#", "config_source": {"cluster": "config_files", "tiers": "/t", "ttl_seconds": 5}"#;
+    let mut world = World::start(Setup::new(configuration(source)));
+    for (number, name) in [forged, &long].into_iter().enumerate() {
+        let document = format!(r#"{{"{name}": {{"unlimited": true}}}}"#);
+        world.documents.insert("/t".into(), (200, document.into_bytes()));
+        world.advance_ms(6_000);
+        let rejected = world.processes[0].stat("rate_limiter_config_reloads_total.result.rejected");
+        assert_eq!(rejected, number as u64 + 1);
+        let refused = world.configure(0, format!(r#"{{"default_tier": "{name}"}}"#).as_bytes());
+        assert!(!refused, "no tier has that name");
+    }
+    assert!(world.processes[0].has_logged(r"tiers.gold\n[2026-01-01"));
+    assert!(world.processes[0].has_logged("default_tier: found"));
+}
