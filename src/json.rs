@@ -4,12 +4,16 @@
 //! found and what was wanted. Duplicate members are refused (with most parsers the last one silently wins),
 //! and values are never printed from fields that may hold a secret.
 
+mod members;
+
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::shown::{Shown, quoted};
+
+pub use members::{Batch, MAX_MEMBER_BYTES, MemberReader};
 
 /// One JSON value.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,12 +36,46 @@ pub struct Document(Value);
 impl Document {
     /// Parses one JSON document; the error says what is wrong and where, never what a string holds.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes).map(Document).map_err(|error| format!("not valid JSON: {error}"))
+        Self::read(bytes).map_err(|error| error.to_string())
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, SyntaxError> {
+        serde_json::from_slice(without_bom(bytes)).map(Document).map_err(|error| SyntaxError::from(&error))
     }
 
     /// The document's top value, called `name` in errors.
     pub fn root(&self, name: &str) -> Field<'_> {
         Field { path: name.to_owned(), value: &self.0, secret: false }
+    }
+}
+
+/// A text without the mark that some editors put in front of it.
+fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// What is wrong with a text that is no JSON, and where.
+#[derive(Clone, Debug)]
+struct SyntaxError {
+    message: String,
+    line: usize,
+    column: usize,
+    /// Whether it is that the text ends too soon.
+    is_end: bool,
+}
+
+impl From<&serde_json::Error> for SyntaxError {
+    fn from(error: &serde_json::Error) -> Self {
+        let text = error.to_string();
+        let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned();
+        Self { message, line: error.line(), column: error.column(), is_end: error.is_eof() }
+    }
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { message, line, column, .. } = self;
+        write!(formatter, "not valid JSON: {message} at line {line} column {column}")
     }
 }
 

@@ -237,3 +237,12 @@ fn configurations(page: &str) -> impl Iterator<Item = &str> {
             .or_else(|| Some(block.strip_prefix("yaml\n")?.split_once("value: |\n")?.1))
     })
 }
+
+#[test]
+fn a_byte_order_mark_in_front_is_accepted() {
+    assert!(parse("\u{feff}{\"default_tier\": \"pro\"}").is_ok());
+    assert_eq!(
+        parse("\u{feff}{").err().as_deref(),
+        Some("not valid JSON: EOF while parsing an object at line 1 column 1")
+    );
+}

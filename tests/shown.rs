@@ -114,7 +114,7 @@ fn no_error_of_the_configuration_has_more_than_a_line() {
 #[test]
 fn an_error_that_lists_the_tiers_does_not_list_thousands() {
     let tiers: Vec<String> =
-        (0..10_000).map(|number| format!(r#""t{number}": {{"unlimited": true}}"#)).collect();
+        (0..4_000).map(|number| format!(r#""t{number}": {{"unlimited": true}}"#)).collect();
     let document = format!(r#"{{"default_tier": "gold", "tiers": {{{}}}}}"#, tiers.join(","));
     let error = Plugin::parse(document.as_bytes(), &Environment::default()).expect_err("no such tier");
     assert!(error.starts_with("default_tier: found \"gold\", wanted one of the tiers t0, t1, "), "{error}");

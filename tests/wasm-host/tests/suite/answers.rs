@@ -161,7 +161,7 @@ fn documents_are_fetched_published_to_all_workers_and_left_out_when_bad() {
 #[test]
 fn what_documents_and_configurations_hold_forges_no_line_of_the_log() {
     let forged = r"gold\n[2026-01-01 00:00:00.000][1][info][wasm] forged\u2028";
-    let long = "x".repeat(4 << 20);
+    let long = "x".repeat(1 << 20);
     let source = r#", "config_source": {"cluster": "config_files", "tiers": "/t", "ttl_seconds": 5}"#;
     let mut world = World::start(Setup::new(configuration(source)));
     for (number, name) in [forged, &long].into_iter().enumerate() {
@@ -169,7 +169,7 @@ fn what_documents_and_configurations_hold_forges_no_line_of_the_log() {
         world.documents.insert("/t".into(), (200, document.into_bytes()));
         world.advance_ms(6_000);
         let rejected = world.processes[0].stat("rate_limiter_config_reloads_total.result.rejected");
-        assert_eq!(rejected, number as u64 + 1);
+        assert_eq!(rejected, 2 * number as u64 + 1, "each document and each configuration once");
         let refused = world.configure(0, format!(r#"{{"default_tier": "{name}"}}"#).as_bytes());
         assert!(!refused, "no tier has that name");
     }
