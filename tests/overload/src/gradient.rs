@@ -1,7 +1,11 @@
 //! Envoy's `adaptive_concurrency` filter with its gradient controller, as its documentation describes it and with the
 //! defaults of its configuration: one limit for all workers, no queue, no tiers.
 
+use std::collections::{HashMap, VecDeque};
+
 use fastrand::Rng;
+
+use crate::protection::{Arrival, End, Output, Protection};
 
 /// `concurrency_update_interval`; Envoy has no default, its documentation's example has this.
 const UPDATE_INTERVAL_US: u64 = 100_000;
@@ -19,7 +23,9 @@ const INTERVALS_AT_MINIMUM: u32 = 5;
 
 pub struct Gradient {
     limit: f64,
-    in_flight: usize,
+    /// When each request in flight was sent.
+    in_flight: HashMap<u64, u64>,
+    outputs: VecDeque<Output>,
     samples_us: Vec<u64>,
     min_rtt_us: f64,
     /// Set while the minimum is measured: when that began, and the limit before.
@@ -34,7 +40,8 @@ impl Gradient {
     pub fn new(seed: u64) -> Self {
         Self {
             limit: MIN_CONCURRENCY,
-            in_flight: 0,
+            in_flight: HashMap::new(),
+            outputs: VecDeque::new(),
             samples_us: Vec::new(),
             min_rtt_us: 0.0,
             measuring: Some((0, MIN_CONCURRENCY)),
@@ -45,47 +52,57 @@ impl Gradient {
         }
     }
 
-    /// Whether a request is forwarded; otherwise it gets 503.
-    pub fn admit(&mut self) -> bool {
-        let is_forwarded = (self.in_flight as f64) < self.limit.floor();
-        self.in_flight += usize::from(is_forwarded);
-        is_forwarded
+    /// `sample_aggregate_percentile`.
+    fn median_us(&mut self) -> Option<f64> {
+        let mut samples = std::mem::take(&mut self.samples_us);
+        samples.sort_unstable();
+        samples.get(samples.len() / 2).map(|us| *us as f64)
+    }
+}
+
+impl Protection for Gradient {
+    fn arrive(&mut self, arrival: Arrival, now_us: u64) {
+        let is_sent = (self.in_flight.len() as f64) < self.limit.floor();
+        if is_sent {
+            self.in_flight.insert(arrival.request, now_us);
+        }
+        let output = if is_sent { Output::Send } else { Output::Shed };
+        self.outputs.push_back(output(arrival.request));
     }
 
-    /// A response, or a timeout, which Envoy answers with 504 and counts as any other.
-    pub fn answered(&mut self, sent_us: u64, now_us: u64) {
-        self.in_flight -= 1;
-        match self.measuring {
-            Some((since_us, before)) => {
-                if sent_us >= since_us {
-                    self.samples_us.push(now_us - sent_us);
-                }
-                if self.samples_us.len() >= MIN_RTT_REQUESTS {
-                    self.min_rtt_us = self.median_us().unwrap_or_default();
-                    (self.measuring, self.limit, self.at_minimum) = (None, before, 0);
-                    let jitter = 1.0 + JITTER * self.rng.f64();
-                    self.next_measurement_us = now_us + (MIN_RTT_INTERVAL_US as f64 * jitter) as u64;
-                    self.next_update_us = now_us + UPDATE_INTERVAL_US;
-                }
-            }
-            None => self.samples_us.push(now_us - sent_us),
+    /// A timeout is answered with 504 and counts as any other response.
+    fn end(&mut self, _: usize, request: u64, end: End, now_us: u64) {
+        let sent_us = self.in_flight.remove(&request).expect("it was sent at once");
+        let is_sample = match (end, self.measuring) {
+            (End::Left, _) => false,
+            (_, Some((since_us, _))) => sent_us >= since_us,
+            (_, None) => true,
+        };
+        if is_sample {
+            self.samples_us.push(now_us - sent_us);
+        }
+        if let Some((_, before)) = self.measuring
+            && self.samples_us.len() >= MIN_RTT_REQUESTS
+        {
+            self.min_rtt_us = self.median_us().unwrap_or_default();
+            (self.measuring, self.limit, self.at_minimum) = (None, before, 0);
+            let jitter = 1.0 + JITTER * self.rng.f64();
+            self.next_measurement_us = now_us + (MIN_RTT_INTERVAL_US as f64 * jitter) as u64;
+            self.next_update_us = now_us + UPDATE_INTERVAL_US;
         }
     }
 
-    pub fn limit(&self) -> f64 {
-        self.limit
+    fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
     }
 
-    /// A client has left.
-    pub fn cancelled(&mut self) {
-        self.in_flight -= 1;
+    /// The first worker's timer runs for all.
+    fn next_us(&self, worker: usize) -> Option<u64> {
+        let is_due = worker == 0 && self.measuring.is_none();
+        is_due.then_some(self.next_update_us.min(self.next_measurement_us))
     }
 
-    pub fn next_us(&self) -> u64 {
-        if self.measuring.is_some() { u64::MAX } else { self.next_update_us.min(self.next_measurement_us) }
-    }
-
-    pub fn handle_timeout(&mut self, now_us: u64) {
+    fn handle_timeout(&mut self, _: usize, now_us: u64) {
         self.next_update_us = now_us + UPDATE_INTERVAL_US;
         if now_us >= self.next_measurement_us || self.at_minimum >= INTERVALS_AT_MINIMUM {
             self.samples_us.clear();
@@ -99,10 +116,7 @@ impl Gradient {
         }
     }
 
-    /// `sample_aggregate_percentile`.
-    fn median_us(&mut self) -> Option<f64> {
-        let mut samples = std::mem::take(&mut self.samples_us);
-        samples.sort_unstable();
-        samples.get(samples.len() / 2).map(|us| *us as f64)
+    fn limit(&self, _: usize) -> f64 {
+        self.limit
     }
 }

@@ -246,7 +246,8 @@ pub fn beside(scenario: &Scenario, ours: &Run, gradient: &Run) -> Vec<Check> {
 #[cfg(test)]
 mod tests {
     use super::{Found, judge};
-    use crate::protection::{Gradients, Nothing};
+    use crate::gradient::Gradient;
+    use crate::protection::Nothing;
     use crate::scenario::all;
     use crate::world::run;
 
@@ -262,7 +263,7 @@ mod tests {
     fn a_world_is_its_scenario_and_its_seed() {
         let scenario = all().swap_remove(0);
         let calls = |seed| {
-            let run = run(&scenario, seed, &mut Gradients::new(1, seed));
+            let run = run(&scenario, seed, &mut Gradient::new(seed));
             run.calls.iter().map(|call| (call.begun_us, call.latency_us)).collect::<Vec<_>>()
         };
         assert_eq!(calls(1), calls(1));

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
+use overload::gradient::Gradient;
 use overload::judge::{Check, beside, judge};
-use overload::protection::{Gradients, Nothing, Protection};
+use overload::protection::{Nothing, Protection};
 use overload::scenario::{Scenario, all, drawn, quick};
 use overload::workers::Workers;
 use overload::world::{BIN_US, Run, run, workers};
@@ -98,7 +99,7 @@ impl Sweep {
         let ours = run(scenario, seed, protection(arguments.protection, scenario, seed).as_mut());
         let mut checks = judge(scenario, &ours, seed);
         if arguments.protection == Kind::Ours && scenario.is_compared() {
-            let gradient = run(scenario, seed, &mut Gradients::new(scenario.clusters.len(), seed));
+            let gradient = run(scenario, seed, &mut Gradient::new(seed));
             checks.extend(beside(scenario, &ours, &gradient));
         }
         if arguments.verbose {
@@ -139,7 +140,7 @@ impl Sweep {
 fn protection(kind: Kind, scenario: &Scenario, seed: u64) -> Box<dyn Protection> {
     match kind {
         Kind::Ours => Box::new(Workers::new(workers(scenario, seed), scenario.has_gauges)),
-        Kind::AdaptiveConcurrency => Box::new(Gradients::new(scenario.clusters.len(), seed)),
+        Kind::AdaptiveConcurrency => Box::new(Gradient::new(seed)),
         Kind::None => Box::new(Nothing::default()),
     }
 }

@@ -131,7 +131,7 @@ impl Protection for Workers {
         self.after_call(worker, now);
     }
 
-    fn end(&mut self, worker: usize, _: usize, request: u64, end: End, now_us: u64) {
+    fn end(&mut self, worker: usize, request: u64, end: End, now_us: u64) {
         let now = self.at(worker, now_us);
         let outcome = match end {
             End::Response { is_failed } => Outcome::Response { failed: is_failed },
@@ -143,7 +143,7 @@ impl Protection for Workers {
     }
 
     /// The request is long finished: its place must not be given back a second time.
-    fn over(&mut self, worker: usize, _: usize, request: u64, now_us: u64) {
+    fn over(&mut self, worker: usize, request: u64, now_us: u64) {
         let now = self.at(worker, now_us);
         self.workers[worker].finish(RequestId(request as u32), Outcome::ClientLeft, now, &self.memory);
         self.after_call(worker, now);

@@ -259,7 +259,7 @@ impl World<'_> {
             Event::Leave(request) => self.give_up(request, End::Left),
             Event::StreamEnd { request } => {
                 let call = &self.run.calls[(request / 8) as usize];
-                self.protection.over(call.worker, call.cluster, request, self.now_us);
+                self.protection.over(call.worker, request, self.now_us);
             }
             Event::Pause(worker) => {
                 self.paused_until_us[worker] = self.now_us + us(0.1 * self.rng.f64());
@@ -392,7 +392,7 @@ impl World<'_> {
         let Some(call) = self.open(request) else { return };
         let (worker, cluster) = (call.worker, call.cluster);
         (call.fate, call.latency_us) = (Fate::Served, now_us - call.arrived_us);
-        self.protection.end(worker, cluster, request, End::Response { is_failed }, now_us);
+        self.protection.end(worker, request, End::Response { is_failed }, now_us);
         let clients = &self.scenario.clusters[cluster].clients;
         let is_stream = !is_failed && self.rng.f64() < clients.streams;
         self.after(if is_stream { clients.stream_seconds } else { 0.0 }, Event::StreamEnd { request });
@@ -409,7 +409,7 @@ impl World<'_> {
         if fate == Fate::Waiting {
             self.take_from_queue(request);
         }
-        self.protection.end(worker, cluster, request, end, now_us);
+        self.protection.end(worker, request, end, now_us);
         self.clients[cluster].work.leave(request);
         self.fail((request / 8) as usize, None);
     }
