@@ -100,6 +100,11 @@ pub fn judge(scenario: &Scenario, run: &Run, seed: u64) -> Vec<Check> {
             from = to;
         }
     }
+    // A worker that pauses sends late, and without gauges workers know nothing of each other's queues.
+    if scenario.has_gauges && scenario.pauses_per_second == 0.0 {
+        let found = Found::Misses { missed: run.out_of_order, of: run.sent, allowed: 0.001 };
+        checks.push(Check { row: "sent before a more important one", cluster: 0, phase: 0, found });
+    }
     checks
 }
 

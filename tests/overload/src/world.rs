@@ -60,7 +60,8 @@ pub struct Run {
     pub bins: Vec<Vec<Bin>>,
     /// When health changed, in seconds.
     pub transitions: Vec<f64>,
-    /// Requests that were sent although a more important one had been waiting.
+    /// Requests that were sent, and those of them for which a more important one had to wait.
+    pub sent: u32,
     pub out_of_order: u32,
 }
 
@@ -133,6 +134,7 @@ pub fn run(scenario: &Scenario, seed: u64, protection: &mut dyn Protection) -> R
             calls: Vec::new(),
             bins: vec![vec![Bin::default()]; clients.len()],
             transitions: Vec::new(),
+            sent: 0,
             out_of_order: 0,
         },
         clients,
@@ -350,6 +352,7 @@ impl World<'_> {
         };
         let workers = self.paused_until_us.len();
         let is_late = (tier + 1..TIERS).any(|tier| (0..workers).any(|other| has_waited(tier, other)));
+        self.run.sent += 1;
         self.run.out_of_order += u32::from(is_late);
         self.after(self.scenario.clusters[cluster].clients.route_timeout, Event::RouteTimeout(request));
         if !self.clients[cluster].work.submit(request, now_us) {
