@@ -2,7 +2,9 @@
 
 use super::admission_queue::AdmissionQueue;
 use super::shared::{ClusterId, Gauge, Shared};
-use super::{Observations, Parameters};
+use super::{ConcurrencyLimit, Observations, Parameters};
+use crate::store::update;
+use crate::time::StoreTime;
 
 /// One worker's view of one cluster: its queue, its observations, and the limit as it was last read.
 #[derive(Debug)]
@@ -12,17 +14,27 @@ pub(super) struct ClusterControl {
     pub(super) observations: Observations,
     pub(super) limit: f64,
     pub(super) in_flight_here: u32,
+    pub(super) queue_limit: f64,
+    epoch: u32,
+    sampled_since: StoreTime,
+    key: String,
+    pub(super) view: Option<ConcurrencyLimit>,
     published: i64,
 }
 
 impl ClusterControl {
-    pub(super) fn new(id: ClusterId, parameters: &Parameters) -> Self {
+    pub(super) fn new(id: ClusterId, key: String, parameters: &Parameters) -> Self {
         Self {
             id,
             queue: AdmissionQueue::default(),
             observations: Observations::default(),
             limit: parameters.initial_limit,
             in_flight_here: 0,
+            queue_limit: parameters.initial_limit,
+            epoch: 0,
+            sampled_since: StoreTime::default(),
+            key,
+            view: None,
             published: 0,
         }
     }
@@ -42,15 +54,58 @@ impl ClusterControl {
         if has_room && !(has_queues && self.is_outranked(priority, shared)) {
             self.in_flight_here = self.in_flight_here.saturating_add(1);
             self.observations.peak = self.observations.peak.max(in_flight);
+            self.observations.sent += 1.0;
             return true;
         }
         shared.add(self.id, Gauge::InFlight, -1);
         false
     }
 
+    pub(super) fn sample(&mut self, sent: StoreTime, now: StoreTime) {
+        if sent >= self.sampled_since {
+            self.observations.sample(now.since(sent));
+        }
+    }
+
+    pub(super) fn refresh(&mut self, now: StoreTime) {
+        if let Some(view) = &self.view {
+            self.limit = view.limit(now);
+        }
+    }
+
+    pub(super) fn flush(&mut self, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
+        let mut observations = std::mem::take(&mut self.observations);
+        observations.in_flight =
+            shared.read(self.id, Gauge::InFlight).map_or(0.0, |g| f64::from(g as u32 as i32));
+        let epoch = self.epoch;
+        let updated = update(shared, &self.key, |bytes, _| {
+            let stored = bytes.and_then(|bytes| serde_json::from_slice::<ConcurrencyLimit>(bytes).ok());
+            let mut limit = stored.unwrap_or_else(|| ConcurrencyLimit::new(parameters, now));
+            let mut mine = observations;
+            if limit.epoch().0 != epoch {
+                (mine.samples, mine.latency_s, mine.latency_s2) = (0.0, 0.0, 0.0);
+            }
+            limit.update(&mine, parameters, now);
+            let bytes = serde_json::to_vec(&limit).unwrap_or_default();
+            (limit, Some(bytes))
+        });
+        if let Ok(updated) = updated {
+            let limit = updated.value;
+            let (epoch, since) = limit.epoch();
+            if epoch != self.epoch {
+                self.epoch = epoch;
+                self.sampled_since = since.max(now);
+            }
+            self.queue_limit = limit.queue_limit();
+            self.view = Some(limit);
+            self.refresh(now);
+        }
+    }
+
     /// Gives a place back.
     pub(super) fn give_back(&mut self, shared: &impl Shared) {
         self.in_flight_here = self.in_flight_here.saturating_sub(1);
+        self.observations.ended += 1.0;
         shared.add(self.id, Gauge::InFlight, -1);
     }
 

@@ -25,6 +25,8 @@ pub struct Parameters {
     pub min_queue: usize,
     /// Most requests in the queues of a worker.
     pub max_queue: usize,
+    /// Of the places that are given back while the limit falls, the share that stays free.
+    pub drain: f64,
     /// The share of requests shed that turns health `DEGRADED`.
     pub shed_ratio: f64,
 }
@@ -34,14 +36,15 @@ impl Default for Parameters {
         Self {
             initial_limit: 20.0,
             latency_target: 1.5,
-            interval: Duration::from_millis(250),
+            interval: Duration::from_millis(50),
             min_samples: 8.0,
             headroom: 4.0,
-            probe_interval: Duration::from_secs(10),
+            probe_interval: Duration::from_secs(20),
             tick: Duration::from_millis(5),
             max_wait: Duration::from_secs(1),
             min_queue: 16,
             max_queue: 1_024,
+            drain: 0.4,
             shed_ratio: 0.1,
         }
     }

@@ -10,6 +10,7 @@ use super::shared::{ClusterId, Shared};
 use super::{Outcome, Parameters};
 use crate::config::Measured;
 use crate::health::Health;
+use crate::store::record_key;
 use crate::time::StoreTime;
 
 /// Most clusters with a limit of their own.
@@ -85,6 +86,7 @@ struct Request {
 #[derive(Debug)]
 pub struct OverloadControl {
     parameters: Parameters,
+    namespace: String,
     clusters: Vec<(Vec<u8>, ClusterControl)>,
     requests: HashMap<RequestId, Request>,
     outputs: VecDeque<Output>,
@@ -96,13 +98,15 @@ impl OverloadControl {
     pub fn new(
         parameters: Parameters,
         _thresholds: Measured,
-        _namespace: &str,
+        namespace: &str,
         _random: u64,
         now: StoreTime,
     ) -> Self {
-        let others = (Vec::new(), ClusterControl::new(ClusterId(0), &parameters));
+        let others =
+            (Vec::new(), ClusterControl::new(ClusterId(0), record_key(namespace, "overload/"), &parameters));
         Self {
             parameters,
+            namespace: namespace.to_owned(),
             clusters: vec![others],
             requests: HashMap::new(),
             outputs: VecDeque::new(),
@@ -119,7 +123,8 @@ impl OverloadControl {
             return ClusterId(0);
         }
         let id = ClusterId(self.clusters.len() as u8);
-        self.clusters.push((name.to_vec(), ClusterControl::new(id, &self.parameters)));
+        let key = record_key(&self.namespace, &format!("overload/{}", String::from_utf8_lossy(name)));
+        self.clusters.push((name.to_vec(), ClusterControl::new(id, key, &self.parameters)));
         id
     }
 
@@ -143,7 +148,7 @@ impl OverloadControl {
         cluster.observations.waited += 1.0;
         let rank = cluster.queue.push(request, priority, place, now);
         self.requests.insert(request, Request { cluster: id, has_body, stage: Stage::Waiting(rank) });
-        let room = (cluster.limit as usize).clamp(self.parameters.min_queue, self.parameters.max_queue);
+        let room = (cluster.queue_limit as usize).clamp(self.parameters.min_queue, self.parameters.max_queue);
         let evicted = if cluster.queue.len() > room { cluster.queue.pop_worst() } else { None };
         if let Some(evicted) = evicted {
             cluster.observations.shed += 1.0;
@@ -174,7 +179,7 @@ impl OverloadControl {
             Stage::InFlight { since, is_complete } => {
                 cluster.give_back(shared);
                 if is_complete && matches!(outcome, Outcome::Response { failed: false }) {
-                    cluster.observations.sample(now.since(since));
+                    cluster.sample(since, now);
                 }
             }
         }
@@ -184,7 +189,12 @@ impl OverloadControl {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: StoreTime, shared: &impl Shared) {
         let long_ago = now.as_micros().saturating_sub(self.parameters.max_wait.as_micros() as u64);
+        let is_due = now >= self.next_flush;
         for (_, cluster) in &mut self.clusters {
+            if is_due {
+                cluster.flush(&self.parameters, now, shared);
+            }
+            cluster.refresh(now);
             for request in cluster.queue.pop_waiting_since(StoreTime::from_micros(long_ago)) {
                 cluster.observations.shed += 1.0;
                 self.requests.remove(&request);
@@ -214,6 +224,11 @@ impl OverloadControl {
     /// What the signals of all workers say.
     pub fn health(&self) -> Health {
         Health::Normal
+    }
+
+    /// For debugging.
+    pub fn view(&self, id: usize) -> Option<&super::ConcurrencyLimit> {
+        self.clusters.get(id).and_then(|(_, c)| c.view.as_ref())
     }
 
     /// What is shown of the clusters that have had a request.
