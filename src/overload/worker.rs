@@ -120,6 +120,9 @@ impl OverloadControl {
             return ClusterId(known as u8);
         }
         if self.clusters.len() > MAX_CLUSTERS {
+            if let Some((_, others)) = self.clusters.first_mut() {
+                others.is_used = true;
+            }
             return ClusterId(0);
         }
         let id = ClusterId(self.clusters.len() as u8);
@@ -191,7 +194,7 @@ impl OverloadControl {
         let long_ago = now.as_micros().saturating_sub(self.parameters.max_wait.as_micros() as u64);
         let is_due = now >= self.next_flush;
         for (_, cluster) in &mut self.clusters {
-            if is_due {
+            if is_due && cluster.is_used {
                 cluster.flush(&self.parameters, now, shared);
             }
             cluster.refresh(now);
