@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod overload;
 pub mod reply;
 pub mod request;
+pub mod requests;
 pub mod shown;
 pub mod store;
 pub mod tier;

@@ -44,6 +44,8 @@ pub enum Decision {
     Unavailable(Answer),
     /// The upstream cannot bear it: 503, with the answer's headers; the caller is to wait so many seconds.
     Shed(Answer, u64),
+    /// The first documents have to be applied or refused first; then it is decided anew.
+    AwaitsDocuments,
     /// The filter answers it once its body is there: pass it to [`Limiter::change_health`].
     AwaitsBody(PendingChange),
     /// Redis is asked first; [`Limiter::next_decision`] has the rest.

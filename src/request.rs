@@ -1,13 +1,16 @@
-//! A request, as far as anybody here looks at one.
+//! What the limiter reads of a request.
 
-/// Names a request that has to wait, until it is answered.
-pub type Ticket = u32;
+/// Names a request of one worker from its arrival to its end.
+pub type RequestId = u32;
+
+/// The same, as the Redis client calls it.
+pub type Ticket = RequestId;
 
 /// When a request came in, and what to call it if it has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
     /// Names it among those that wait.
-    pub ticket: Ticket,
+    pub ticket: RequestId,
     /// The store's clock when its headers came in, in microseconds.
     pub at_us: u64,
 }

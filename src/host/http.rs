@@ -3,26 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::{Action, BufferType};
+use proxy_wasm::types::Action;
 
-use super::calls::{
-    HeaderBlock, HostData, HostRequest, response_header, send_local_reply, set_response_header,
-};
+use super::calls::{HeaderBlock, HostData, response_header, send_local_reply};
 use super::worker::Worker;
-use crate::admin::{self, MAX_BODY_BYTES, PendingChange, Reply};
+use crate::admin::Reply;
 use crate::limiter::Decision;
 use crate::load::{Response, Tally};
 use crate::reply::{self, Answer};
-use crate::request::Arrival;
 use crate::store::SharedData;
-
-/// How long the body of a change may take, in microseconds.
-const BODY_TIMEOUT_US: u64 = 10_000_000;
-
-/// Most requests of one worker that wait for a body at a time. Each has shown the admin token.
-const MAX_AWAITED_BODIES: usize = 64;
 
 /// Envoy's `StopAllIterationAndWatermark`: the request waits with its body, which its client may not send on.
 const PAUSE_WITH_BODY: u32 = 4;
@@ -47,57 +37,25 @@ extern "C" fn replaces_proxy_on_request_headers(context: u32, headers: usize, en
     if HOLD_BODY.take() { PAUSE_WITH_BODY } else { action }
 }
 
-/// A request on its way.
+/// What Envoy does with a request whose headers have come in.
+pub(super) enum Next {
+    /// It goes on to the next filter.
+    GoOn,
+    /// It waits, and Envoy collects its body; or it was answered.
+    Wait,
+    /// It waits, and Envoy reads no more of its body.
+    WaitWithBody,
+}
+
+/// The context that Envoy gives each request. What is known of the request is in [`Worker`].
 pub(super) struct HttpRequest {
     id: u32,
     worker: Option<Rc<RefCell<Worker>>>,
-    stage: Stage,
-}
-
-/// What is still to be done for it.
-enum Stage {
-    /// Nothing.
-    Done,
-    /// Its response gets the answer's headers. Its own headers came in at the first time, and it went on at the second.
-    AwaitsResponse(Answer, u64, u64),
-    /// It changes health once its body is there; so much of it is.
-    AwaitsBody(PendingChange, Vec<u8>),
-    /// It waits until Redis has decided. Its headers came in at that time.
-    AwaitsRedis(u64),
 }
 
 impl HttpRequest {
     pub(super) fn new(id: u32, worker: Option<Rc<RefCell<Worker>>>) -> Self {
-        Self { id, worker, stage: Stage::Done }
-    }
-
-    /// Carries out the change that was waiting for its body.
-    fn change_health(&mut self) -> Action {
-        let (Stage::AwaitsBody(pending, body), Some(worker)) = (&self.stage, &self.worker) else {
-            return Action::Continue;
-        };
-        let decision = worker.borrow_mut().change_health(pending, body, self.id);
-        self.stage = match decision {
-            Decision::Replied(reply) => {
-                send_reply(&reply);
-                Stage::Done
-            }
-            _ => Stage::AwaitsRedis(HostData.now_us()),
-        };
-        Action::Pause
-    }
-
-    /// Whether it still waits for Redis. The root context, which lets it go on, cannot tell it.
-    fn awaits_redis(&mut self) -> bool {
-        let Stage::AwaitsRedis(started_us) = self.stage else {
-            return false;
-        };
-        let admitted = self.worker.as_ref().and_then(|worker| worker.borrow_mut().take_admitted(self.id));
-        match admitted {
-            Some((answer, sent_us)) => self.stage = Stage::AwaitsResponse(answer, started_us, sent_us),
-            None => return true,
-        }
-        false
+        Self { id, worker }
     }
 }
 
@@ -105,93 +63,42 @@ impl Context for HttpRequest {}
 
 impl HttpContext for HttpRequest {
     fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
-        let Some(worker) = self.worker.clone() else {
-            return Action::Continue;
-        };
-        let mut worker = worker.borrow_mut();
-        let started_us = HostData.now_us();
-        match worker.decide(&HostRequest, Arrival { ticket: self.id, at_us: started_us }) {
-            Decision::Exempt => Action::Continue,
-            Decision::Admitted(answer) => {
-                self.stage = Stage::AwaitsResponse(answer, started_us, started_us);
-                Action::Continue
-            }
-            answer @ (Decision::Refused(_)
-            | Decision::Unavailable(_)
-            | Decision::Shed(..)
-            | Decision::Replied(_)) => {
-                send_local(&worker, &answer, started_us);
-                Action::Pause
-            }
-            Decision::AwaitsRedis => {
-                self.stage = Stage::AwaitsRedis(started_us);
+        let Some(worker) = &self.worker else { return Action::Continue };
+        match worker.borrow_mut().on_request_headers(self.id, end_of_stream) {
+            Next::GoOn => Action::Continue,
+            Next::Wait => Action::Pause,
+            Next::WaitWithBody => {
                 HOLD_BODY.set(true);
                 Action::Pause
-            }
-            Decision::AwaitsBody(pending) => {
-                if !end_of_stream && worker.bodies.wait_for(self.id, HostData.now_us()) == Err(TooMany) {
-                    send_reply(&admin::too_many_bodies());
-                    return Action::Pause;
-                }
-                drop(worker);
-                self.stage = Stage::AwaitsBody(pending, Vec::new());
-                if end_of_stream { self.change_health() } else { Action::Pause }
             }
         }
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        if self.awaits_redis() {
-            return Action::Pause;
-        }
-        let Stage::AwaitsBody(_, body) = &mut self.stage else {
-            return Action::Continue;
-        };
-        // While we pause, Envoy gathers the body: `size` is that of all that has come. One byte over the bound
-        // is enough to know that it is too long.
-        let bytes = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size.min(MAX_BODY_BYTES + 1));
-        *body = bytes.ok().flatten().unwrap_or_default();
-        if end_of_stream || body.len() > MAX_BODY_BYTES { self.change_health() } else { Action::Pause }
+        let Some(worker) = &self.worker else { return Action::Continue };
+        worker.borrow_mut().on_request_body(self.id, size, end_of_stream)
     }
 
     /// A body may end with trailers, and then no call says that it was the last of it.
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
-        if self.awaits_redis() { Action::Pause } else { self.change_health() }
+        let Some(worker) = &self.worker else { return Action::Continue };
+        worker.borrow_mut().on_request_trailers(self.id)
     }
 
     /// Also called for replies that Envoy or another filter makes itself, which are responses like any other.
     fn on_http_response_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
-        if let (true, Some(worker)) = (self.awaits_redis(), &self.worker) {
-            // Somebody else has answered it meanwhile.
-            worker.borrow_mut().forget(self.id);
-        }
-        if let Stage::AwaitsResponse(answer, started_us, sent_us) =
-            std::mem::replace(&mut self.stage, Stage::Done)
-            && let Some(worker) = &self.worker
-        {
-            let mut worker = worker.borrow_mut();
-            let now_us = write_headers(&worker, &answer, started_us, set_response_header);
-            if let Some(tally) = worker.limiter.tally() {
-                measure(tally, sent_us, now_us, end_of_stream);
-            }
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().on_response_headers(self.id, end_of_stream);
         }
         Action::Continue
     }
 }
 
-/// A client that goes away is not waited for.
+/// The request has ended. Without response headers before, its client has left.
 impl Drop for HttpRequest {
     fn drop(&mut self) {
-        let Some(worker) = &self.worker else { return };
-        match self.stage {
-            Stage::AwaitsBody(..) => worker.borrow_mut().bodies.forget(self.id),
-            Stage::AwaitsRedis(_) => worker.borrow_mut().forget(self.id),
-            Stage::AwaitsResponse(_, _, sent_us) => {
-                if let Some(tally) = worker.borrow_mut().limiter.tally() {
-                    tally.abandoned(HostData.now_us().saturating_sub(sent_us));
-                }
-            }
-            Stage::Done => {}
+        if let Some(worker) = &self.worker {
+            worker.borrow_mut().on_end(self.id);
         }
     }
 }
@@ -201,7 +108,7 @@ impl Drop for HttpRequest {
 ///
 /// A gRPC response that fails at once is a 200 of headers alone, and says so in them. Where the time is not known, that
 /// is read in its place.
-fn measure(tally: &mut Tally, sent_us: u64, now_us: Option<u64>, is_headers_only: bool) {
+pub(super) fn measure(tally: &mut Tally, sent_us: u64, now_us: Option<u64>, is_headers_only: bool) {
     let status = response_header(":status").unwrap_or_default();
     let may_be_grpc = is_headers_only && status == b"200";
     let is_failed = if may_be_grpc {
@@ -220,44 +127,6 @@ fn is_grpc_server_error(status: &[u8]) -> bool {
     matches!(status, b"2" | b"4" | b"8" | b"13" | b"14" | b"15")
 }
 
-/// Requests that wait for their body, and until when.
-///
-/// Without this bound a client could hold a request open for ever; and in an Envoy whose configuration lacks
-/// `allow_on_headers_stop_iteration` no body ever comes, which the answer then says.
-#[derive(Default)]
-pub(super) struct AwaitedBodies {
-    deadlines_us: Vec<(u32, u64)>,
-}
-
-/// As many requests wait as may.
-#[derive(PartialEq)]
-struct TooMany;
-
-impl AwaitedBodies {
-    fn wait_for(&mut self, id: u32, now_us: u64) -> Result<(), TooMany> {
-        if self.deadlines_us.len() >= MAX_AWAITED_BODIES {
-            return Err(TooMany);
-        }
-        self.deadlines_us.push((id, now_us.saturating_add(BODY_TIMEOUT_US)));
-        Ok(())
-    }
-
-    pub(super) fn forget(&mut self, id: u32) {
-        self.deadlines_us.retain(|(awaited, _)| *awaited != id);
-    }
-
-    /// Answers those that have waited too long. Called from the root context.
-    pub(super) fn give_up(&mut self, now_us: u64) {
-        let late = self.deadlines_us.extract_if(.., |(_, deadline_us)| *deadline_us <= now_us);
-        for (id, _) in late {
-            // A request that is gone has no context, and needs no answer.
-            if hostcalls::set_effective_context(id).is_ok() {
-                send_reply(&admin::body_timed_out());
-            }
-        }
-    }
-}
-
 /// Answers the request in effect, if the decision is an answer.
 pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) {
     match decision {
@@ -266,7 +135,11 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) 
         Decision::Unavailable(answer) => send_text(worker, answer, started_us, 503, Some(1)),
         Decision::Shed(answer, seconds) => send_text(worker, answer, started_us, 503, Some(*seconds)),
         Decision::Replied(reply) => send_reply(reply),
-        Decision::Exempt | Decision::Admitted(_) | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {}
+        Decision::Exempt
+        | Decision::Admitted(_)
+        | Decision::AwaitsDocuments
+        | Decision::AwaitsBody(_)
+        | Decision::AwaitsRedis => {}
     }
 }
 
@@ -281,7 +154,7 @@ fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, ret
     send_local_reply(status, headers, body.as_bytes());
 }
 
-fn send_reply(reply: &Reply) {
+pub(super) fn send_reply(reply: &Reply) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"application/json");
     if let Some((name, value)) = &reply.header {
@@ -291,7 +164,7 @@ fn send_reply(reply: &Reply) {
 }
 
 /// Writes the headers; what the clock says, where a header needs that.
-fn write_headers(
+pub(super) fn write_headers(
     worker: &Worker,
     answer: &Answer,
     started_us: u64,

@@ -1,18 +1,17 @@
-//! What the requests of one worker share: the limiter, the pipe to Redis, and those that wait.
-
-use std::collections::HashMap;
+//! One worker: its limiter, its stream to Redis, and its requests.
 
 use proxy_wasm::hostcalls;
+use proxy_wasm::types::{Action, BufferType};
 
-use super::calls::{HostData, HostRequest};
-use super::http::{AwaitedBodies, send_local};
+use super::calls::{HostData, HostRequest, set_response_header};
+use super::http::{Next, measure, send_local, send_reply, write_headers};
 use super::metrics;
 use super::pipe::Pipe;
-use crate::admin::PendingChange;
+use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::fleet::Fleet;
 use crate::limiter::{Decision, Limiter};
-use crate::reply::Answer;
-use crate::request::{Arrival, Ticket};
+use crate::request::{Arrival, RequestId};
+use crate::requests::{InProgress, Requests, SentOn, State};
 use crate::store::SharedData;
 
 /// One decision in so many is timed: timing costs two host calls, which a request is better off without.
@@ -27,14 +26,10 @@ const MAX_ANSWERS: usize = 32;
 /// One worker of Envoy.
 pub(super) struct Worker {
     pub(super) limiter: Limiter,
-    pub(super) bodies: AwaitedBodies,
+    requests: Requests,
     /// The root context, on whose behalf the pipe is used.
     root: u32,
     pipe: Option<Pipe>,
-    /// Requests that wait for Redis, and when their headers came in, in microseconds.
-    waiting: HashMap<Ticket, u64>,
-    /// Requests that have been let go on since, what their responses are to say, and when that was, in microseconds.
-    admitted: HashMap<Ticket, (Answer, u64)>,
     decisions: u32,
     duration_histogram: Option<u32>,
 }
@@ -44,48 +39,101 @@ impl Worker {
         let settings = &limiter.config().settings;
         let redis = settings.redis.as_ref();
         let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone(), settings.measured));
-        Self {
-            limiter,
-            bodies: AwaitedBodies::default(),
-            root,
-            pipe,
-            waiting: HashMap::new(),
-            admitted: HashMap::new(),
-            decisions: 0,
-            duration_histogram,
+        Self { limiter, requests: Requests::default(), root, pipe, decisions: 0, duration_histogram }
+    }
+
+    /// Decides about a request whose headers have come in.
+    pub(super) fn on_request_headers(&mut self, id: RequestId, end_of_stream: bool) -> Next {
+        let arrival = Arrival { ticket: id, at_us: HostData.now_us() };
+        let arrived_us = arrival.at_us;
+        match self.decide(arrival) {
+            Decision::Exempt => Next::GoOn,
+            Decision::Admitted(answer) => {
+                self.requests.send_on(id, arrived_us, SentOn { answer, at_us: arrived_us });
+                Next::GoOn
+            }
+            Decision::AwaitsDocuments => {
+                self.requests.wait_for_documents(id, arrived_us);
+                Next::WaitWithBody
+            }
+            Decision::AwaitsRedis => {
+                self.requests.wait_for_redis(id, arrived_us);
+                Next::WaitWithBody
+            }
+            Decision::AwaitsBody(change) if end_of_stream => {
+                self.change_health(id, &change, b"");
+                Next::Wait
+            }
+            Decision::AwaitsBody(change) => {
+                if self.requests.wait_for_body(id, arrived_us, change).is_err() {
+                    send_reply(&admin::too_many_bodies());
+                }
+                Next::Wait
+            }
+            answer @ (Decision::Refused(_)
+            | Decision::Unavailable(_)
+            | Decision::Shed(..)
+            | Decision::Replied(_)) => {
+                send_local(self, &answer, arrived_us);
+                Next::Wait
+            }
         }
     }
 
-    /// Decides about a request whose headers came in.
-    pub(super) fn decide(&mut self, request: &HostRequest, arrival: Arrival) -> Decision {
-        let decision = self.limiter.decide(request, &HostData, arrival);
-        self.note(&decision, arrival);
-        if !matches!(decision, Decision::AwaitsRedis) {
-            self.time(arrival.at_us);
+    /// Takes in a piece of a request's body. `size` is that of all that Envoy has collected.
+    pub(super) fn on_request_body(&mut self, id: RequestId, size: usize, end_of_stream: bool) -> Action {
+        if !matches!(self.requests.state(id), Some(State::WaitsForBody(..))) {
+            return self.action(id);
         }
-        decision
-    }
-
-    /// Carries out a change of health whose body has come.
-    pub(super) fn change_health(&mut self, pending: &PendingChange, body: &[u8], ticket: Ticket) -> Decision {
-        self.bodies.forget(ticket);
-        let arrival = Arrival { ticket, at_us: HostData.now_us() };
-        let decision = self.limiter.change_health(pending, body, &HostData, arrival);
-        self.note(&decision, arrival);
-        decision
-    }
-
-    /// The answer for a request that has been let go on since it asked Redis, and when that was.
-    pub(super) fn take_admitted(&mut self, ticket: Ticket) -> Option<(Answer, u64)> {
-        self.admitted.remove(&ticket)
-    }
-
-    /// Forgets a request that is gone.
-    pub(super) fn forget(&mut self, ticket: Ticket) {
-        self.waiting.remove(&ticket);
-        if self.admitted.remove(&ticket).is_some() {
-            self.withdraw();
+        // One byte over the bound is enough to know that it is too long.
+        let bytes = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size.min(MAX_BODY_BYTES + 1));
+        let body = bytes.ok().flatten().unwrap_or_default();
+        let is_complete = end_of_stream || body.len() > MAX_BODY_BYTES;
+        self.requests.keep_body(id, body);
+        if is_complete {
+            self.change_health_with_body(id);
         }
+        Action::Pause
+    }
+
+    /// A request ends with trailers: its body is complete.
+    pub(super) fn on_request_trailers(&mut self, id: RequestId) -> Action {
+        if self.change_health_with_body(id) { Action::Pause } else { self.action(id) }
+    }
+
+    /// Completes the response headers of a request that was sent on. In any other state, Envoy or another filter has
+    /// answered the request, and nothing waits for it any more.
+    pub(super) fn on_response_headers(&mut self, id: RequestId, end_of_stream: bool) {
+        let Some(InProgress { arrived_us, state: State::SentOn(sent_on) }) = self.requests.end(id) else {
+            return;
+        };
+        let now_us = write_headers(self, &sent_on.answer, arrived_us, set_response_header);
+        if let Some(tally) = self.limiter.tally() {
+            measure(tally, sent_on.at_us, now_us, end_of_stream);
+        }
+    }
+
+    /// A request has ended. If it was sent on and no response headers came, its client has left.
+    pub(super) fn on_end(&mut self, id: RequestId) {
+        if let Some(InProgress { state: State::SentOn(sent_on), .. }) = self.requests.end(id)
+            && let Some(tally) = self.limiter.tally()
+        {
+            tally.abandoned(HostData.now_us().saturating_sub(sent_on.at_us));
+        }
+    }
+
+    /// Decides requests that waited for the first documents; so many, that the rest has to be decided by another call.
+    #[allow(dead_code)]
+    pub(super) fn decide_after_documents(&mut self) {
+        for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
+            let Some(request) = self.requests.end(id) else { continue };
+            if hostcalls::set_effective_context(id).is_ok() {
+                let now_us = HostData.now_us();
+                let decision = self.decide(Arrival { ticket: id, at_us: now_us });
+                self.carry_out(id, request.arrived_us, now_us, decision);
+            }
+        }
+        self.return_to_root();
     }
 
     /// Takes in what Redis sent.
@@ -129,7 +177,7 @@ impl Worker {
         });
         let now_us = HostData.now_us();
         self.limiter.measure(now_us, &HostData);
-        self.bodies.give_up(now_us);
+        self.give_up_bodies(now_us);
         self.return_to_root();
     }
 
@@ -147,37 +195,43 @@ impl Worker {
     fn answer(&mut self, now_us: u64) {
         let mut is_away = false;
         for _ in 0..MAX_ANSWERS {
-            let Some((ticket, decision)) = self.limiter.next_decision(now_us, &HostData) else {
+            let Some((id, decision)) = self.limiter.next_decision(now_us, &HostData) else {
                 break;
             };
-            let started_us = self.waiting.remove(&ticket);
-            let is_there = started_us.is_some() && hostcalls::set_effective_context(ticket).is_ok();
-            let Some(started_us) = started_us.filter(|_| is_there) else {
-                if matches!(decision, Decision::Admitted(_)) {
-                    self.withdraw();
+            let waits = matches!(self.requests.state(id), Some(State::WaitsForRedis));
+            let request = if waits { self.requests.end(id) } else { None };
+            match request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
+                Some(request) => {
+                    is_away = true;
+                    self.time(request.arrived_us);
+                    self.carry_out(id, request.arrived_us, now_us, decision);
                 }
-                continue;
-            };
-            self.time(started_us);
-            is_away = true;
-            match decision {
-                Decision::Admitted(answer) => {
-                    self.admitted.insert(ticket, (answer, now_us));
-                    let _ = hostcalls::resume_http_request();
-                }
-                Decision::Refused(_)
-                | Decision::Unavailable(_)
-                | Decision::Shed(..)
-                | Decision::Replied(_) => {
-                    send_local(self, &decision, started_us);
-                }
-                Decision::Exempt | Decision::AwaitsBody(_) | Decision::AwaitsRedis => {
-                    let _ = hostcalls::resume_http_request();
-                }
+                // It has ended meanwhile.
+                None if matches!(decision, Decision::Admitted(_)) => self.withdraw(),
+                None => {}
             }
         }
         if is_away {
             self.return_to_root();
+        }
+    }
+
+    /// Does what was decided about a request that waits, which is the one in effect.
+    fn carry_out(&mut self, id: RequestId, arrived_us: u64, now_us: u64, decision: Decision) {
+        match decision {
+            Decision::Admitted(answer) => {
+                let sent_on = SentOn { answer, at_us: now_us };
+                self.requests.send_on(id, arrived_us, sent_on);
+                let _ = hostcalls::resume_http_request();
+            }
+            Decision::Refused(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
+                send_local(self, &decision, arrived_us);
+            }
+            Decision::AwaitsRedis => self.requests.wait_for_redis(id, arrived_us),
+            Decision::AwaitsDocuments => self.requests.wait_for_documents(id, arrived_us),
+            Decision::Exempt | Decision::AwaitsBody(_) => {
+                let _ = hostcalls::resume_http_request();
+            }
         }
     }
 
@@ -186,12 +240,51 @@ impl Worker {
         let _ = hostcalls::set_effective_context(self.root);
     }
 
-    /// Remembers a request that waits for Redis, and sees to it that Redis is asked.
-    fn note(&mut self, decision: &Decision, arrival: Arrival) {
-        if matches!(decision, Decision::AwaitsRedis) {
-            self.waiting.insert(arrival.ticket, arrival.at_us);
-        }
+    fn decide(&mut self, arrival: Arrival) -> Decision {
+        let decision = self.limiter.decide(&HostRequest, &HostData, arrival);
         self.wake();
+        if !matches!(decision, Decision::AwaitsRedis | Decision::AwaitsDocuments) {
+            self.time(arrival.at_us);
+        }
+        decision
+    }
+
+    /// Carries out a change of health whose body is complete; false where the request is none.
+    fn change_health_with_body(&mut self, id: RequestId) -> bool {
+        if !matches!(self.requests.state(id), Some(State::WaitsForBody(..))) {
+            return false;
+        }
+        if let Some(InProgress { state: State::WaitsForBody(change, body), .. }) = self.requests.end(id) {
+            self.change_health(id, &change, &body);
+        }
+        true
+    }
+
+    fn change_health(&mut self, id: RequestId, change: &PendingChange, body: &[u8]) {
+        let arrival = Arrival { ticket: id, at_us: HostData.now_us() };
+        let decision = self.limiter.change_health(change, body, &HostData, arrival);
+        self.wake();
+        match decision {
+            Decision::AwaitsRedis => self.requests.wait_for_redis(id, arrival.at_us),
+            _ => send_local(self, &decision, arrival.at_us),
+        }
+    }
+
+    /// What Envoy does with what else arrives of a request.
+    fn action(&self, id: RequestId) -> Action {
+        match self.requests.state(id) {
+            Some(State::WaitsForRedis | State::WaitsForDocuments) => Action::Pause,
+            Some(State::WaitsForBody(..) | State::SentOn(_)) | None => Action::Continue,
+        }
+    }
+
+    /// Answers the admin requests that have waited too long for their bodies.
+    fn give_up_bodies(&mut self, now_us: u64) {
+        while let Some(id) = self.requests.end_without_body(now_us) {
+            if hostcalls::set_effective_context(id).is_ok() {
+                send_reply(&admin::body_timed_out());
+            }
+        }
     }
 
     /// A request that was admitted has gone away before it was sent on.

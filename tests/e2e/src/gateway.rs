@@ -184,6 +184,15 @@ impl Gateway for Running {
         replies
     }
 
+    fn send_and_leave(&mut self, request: &Request, copies: usize, after: Duration) {
+        let bytes = self.addressed(request).encode();
+        let mut connections: Vec<_> = (0..copies).map(|_| self.envoys[0].connect()).collect();
+        for connection in &mut connections {
+            connection.write(&bytes).expect("a request written");
+        }
+        std::thread::sleep(after);
+    }
+
     fn pass(&mut self, time: Duration) {
         std::thread::sleep(time);
     }

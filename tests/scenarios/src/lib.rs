@@ -33,6 +33,7 @@ pub mod exemptions;
 pub mod grpc;
 pub mod health_switch;
 pub mod identity;
+pub mod measured_health;
 pub mod metrics;
 pub mod paths;
 pub mod redis_buckets;
@@ -148,6 +149,9 @@ macro_rules! scenarios {
                 keys_and_groups_of_headers_follow_a_delivery
                 a_delivery_without_a_source_ends_the_rule_of_its_documents
             }
+            measured_health {
+                clients_that_leave_a_hanging_upstream_are_measured_with_either_store
+            }
             redis_buckets {
                 every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented
                 key_prefix_is_what_every_bucket_begins_with
@@ -192,6 +196,9 @@ pub trait Gateway {
 
     /// Sends the same request to every worker at least once.
     fn send_to_every_worker(&mut self, request: &Request) -> Vec<Response>;
+
+    /// Sends so many copies at once, on connections of their own, and closes those after a time without an answer.
+    fn send_and_leave(&mut self, request: &Request, copies: usize, after: Duration);
 
     fn pass(&mut self, time: Duration);
 

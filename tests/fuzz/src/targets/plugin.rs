@@ -129,7 +129,10 @@ fn serve(plugin: Plugin) {
                 Decision::AwaitsBody(pending) => {
                     limiter.change_health(&pending, br#"{"status":"DEGRADED"}"#, &data, ARRIVAL);
                 }
-                Decision::Exempt | Decision::Replied(_) | Decision::AwaitsRedis => {}
+                Decision::Exempt
+                | Decision::Replied(_)
+                | Decision::AwaitsRedis
+                | Decision::AwaitsDocuments => {}
             }
         }
     }

@@ -173,7 +173,7 @@ impl World {
                     other => panic!("{other:?}"),
                 }
             }
-            Decision::Exempt | Decision::AwaitsRedis => {}
+            Decision::Exempt | Decision::AwaitsRedis | Decision::AwaitsDocuments => {}
         }
     }
 

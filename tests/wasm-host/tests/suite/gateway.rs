@@ -227,6 +227,16 @@ impl Gateway for Running {
         (0..self.workers()).map(|worker| self.send_to(worker, request)).collect()
     }
 
+    fn send_and_leave(&mut self, request: &Request, copies: usize, after: Duration) {
+        let answer = self.upstream_answer(request);
+        let encoded = self.encoded(request, &answer);
+        let ids: Vec<Id> =
+            (0..copies).map(|copy| self.world.begin(copy % self.workers(), &encoded, true)).collect();
+        self.world.settle();
+        self.pass(after);
+        ids.into_iter().for_each(|id| self.world.leave(id));
+    }
+
     fn pass(&mut self, time: Duration) {
         self.advance_us(u64::try_from(time.as_micros()).expect("a short time"));
     }

@@ -1,0 +1,158 @@
+//! The requests of one worker: each is one value, from its arrival to its end.
+//!
+//! A request that is answered or exempt at its headers never gets an entry. Any other is in one [`State`] at a time, and
+//! only the transitions here change it. What Envoy does with a request in a state is the host's part.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::admin::PendingChange;
+use crate::reply::Answer;
+use crate::request::RequestId;
+
+/// How long the body of an admin request may take, in microseconds.
+const BODY_TIMEOUT_US: u64 = 10_000_000;
+
+/// Most admin requests of one worker that wait for a body at a time. Each has shown the admin token.
+const MAX_AWAITED_BODIES: usize = 64;
+
+/// Where a request is between its headers and its end.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// It is decided when the first documents have been applied or refused. Envoy holds it back, body included.
+    WaitsForDocuments,
+    /// Redis decides it. Envoy holds it back, body included.
+    WaitsForRedis,
+    /// It changes health when its body is complete. Envoy collects the body; this much has arrived.
+    WaitsForBody(PendingChange, Vec<u8>),
+    /// It was sent on, and waits for response headers.
+    SentOn(SentOn),
+}
+
+/// A request that was sent on.
+#[derive(Clone, Debug)]
+pub struct SentOn {
+    /// What its response headers say.
+    pub answer: Answer,
+    /// When it was sent on, by the store's clock, in microseconds.
+    pub at_us: u64,
+}
+
+/// A request that has an entry.
+#[derive(Clone, Debug)]
+pub struct InProgress {
+    /// When its headers arrived, by the store's clock, in microseconds.
+    pub arrived_us: u64,
+    /// Where it is now.
+    pub state: State,
+}
+
+/// As many requests wait for a body as may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyBodies;
+
+/// The requests of one worker that have not ended.
+#[derive(Debug, Default)]
+pub struct Requests {
+    by_id: HashMap<RequestId, InProgress, BuildHasherDefault<IdHasher>>,
+    /// The admin requests that wait for a body, earliest deadline first.
+    body_deadlines: BTreeSet<(u64, RequestId)>,
+}
+
+impl Requests {
+    /// Holds a request until the first documents have been applied or refused.
+    pub fn wait_for_documents(&mut self, id: RequestId, arrived_us: u64) {
+        self.enter(id, arrived_us, State::WaitsForDocuments);
+    }
+
+    /// Holds a request until Redis has decided.
+    pub fn wait_for_redis(&mut self, id: RequestId, arrived_us: u64) {
+        self.enter(id, arrived_us, State::WaitsForRedis);
+    }
+
+    /// Waits for the body of an admin request.
+    pub fn wait_for_body(
+        &mut self,
+        id: RequestId,
+        arrived_us: u64,
+        change: PendingChange,
+    ) -> Result<(), TooManyBodies> {
+        if self.body_deadlines.len() >= MAX_AWAITED_BODIES {
+            return Err(TooManyBodies);
+        }
+        self.enter(id, arrived_us, State::WaitsForBody(change, Vec::new()));
+        self.body_deadlines.insert((body_deadline_us(arrived_us), id));
+        Ok(())
+    }
+
+    /// Keeps what has arrived of the body of an admin request.
+    pub fn keep_body(&mut self, id: RequestId, arrived: Vec<u8>) {
+        if let Some(InProgress { state: State::WaitsForBody(_, body), .. }) = self.by_id.get_mut(&id) {
+            *body = arrived;
+        }
+    }
+
+    /// The request goes on, at once or after it has waited.
+    pub fn send_on(&mut self, id: RequestId, arrived_us: u64, sent_on: SentOn) {
+        self.enter(id, arrived_us, State::SentOn(sent_on));
+    }
+
+    /// Where a request is; `None` where it has ended or never had to be remembered.
+    pub fn state(&self, id: RequestId) -> Option<&State> {
+        self.by_id.get(&id).map(|request| &request.state)
+    }
+
+    /// Takes the request out: it was answered, its client left, or it is decided anew.
+    pub fn end(&mut self, id: RequestId) -> Option<InProgress> {
+        let ended = self.by_id.remove(&id)?;
+        if matches!(ended.state, State::WaitsForBody(..)) {
+            self.body_deadlines.remove(&(body_deadline_us(ended.arrived_us), id));
+        }
+        Some(ended)
+    }
+
+    /// Takes out the request that has waited too long for its body, if there is one.
+    pub fn end_without_body(&mut self, now_us: u64) -> Option<RequestId> {
+        let (_, id) = *self.body_deadlines.first().filter(|(deadline_us, _)| *deadline_us <= now_us)?;
+        self.end(id).map(|_| id)
+    }
+
+    /// Up to `most` requests that wait for the first documents, oldest first.
+    pub fn waiting_for_documents(&self, most: usize) -> Vec<RequestId> {
+        let waits = |request: &InProgress| matches!(request.state, State::WaitsForDocuments);
+        let waiting = self.by_id.iter().filter(|(_, request)| waits(request));
+        let mut ids: Vec<RequestId> = waiting.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids.truncate(most);
+        ids
+    }
+
+    fn enter(&mut self, id: RequestId, arrived_us: u64, state: State) {
+        self.end(id);
+        self.by_id.insert(id, InProgress { arrived_us, state });
+    }
+}
+
+fn body_deadline_us(arrived_us: u64) -> u64 {
+    arrived_us.saturating_add(BODY_TIMEOUT_US)
+}
+
+/// Spreads the ids over the table. Envoy counts them up and no client can choose one, so a keyed hash, which costs a request
+/// ten times as much, would protect nothing.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // 2^64 divided by the golden ratio: the product's high bits, which the table looks at, differ for neighbours.
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
