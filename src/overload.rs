@@ -6,6 +6,7 @@
 
 mod admission_queue;
 mod cluster;
+mod cluster_record;
 mod concurrency_limit;
 mod health_detector;
 mod parameters;
@@ -13,10 +14,11 @@ mod shared;
 mod window;
 mod worker;
 
-pub use admission_queue::AdmissionQueue;
-pub use concurrency_limit::ConcurrencyLimit;
+pub use admission_queue::{AdmissionQueue, Rank};
+pub use cluster_record::{ClusterRecord, WorkerEntry};
+pub use concurrency_limit::{ConcurrencyLimit, Estimate, State};
 pub use health_detector::{HealthDetector, Reason, Signals};
 pub use parameters::Parameters;
-pub use shared::{ClusterId, Gauge, Shared};
-pub use window::{Observations, Outcome};
+pub use shared::{ClusterId, Gauge, Gauges, Shared};
+pub use window::{CallerCounts, CallerObservations, Observations, Outcome};
 pub use worker::{Admission, Arrival, ClusterReport, Output, OverloadControl, RequestId, rotating_place};

@@ -39,9 +39,9 @@ impl AdmissionQueue {
     }
 
     /// The priorities that wait, six bits for each: 1 where a request of it waits.
-    pub fn priorities(&self) -> i64 {
+    pub fn priorities(&self) -> u64 {
         let bits = self.of_priority.iter().zip(0_u32..);
-        bits.filter(|(count, _)| **count > 0).fold(0, |all, (_, priority)| all | 1 << (6 * priority))
+        bits.filter(|(count, _)| **count > 0).fold(0, |all, (_, priority)| all | 1_u64 << (6 * priority))
     }
 
     /// Adds a request; returns its rank, by which it can be removed.

@@ -1,114 +1,131 @@
 //! One worker's view of one cluster.
 
+use std::time::Duration;
+
 use super::admission_queue::AdmissionQueue;
-use super::shared::{ClusterId, Gauge, Shared};
-use super::{ConcurrencyLimit, Observations, Parameters};
+use super::cluster_record::{ClusterRecord, WorkerEntry};
+use super::shared::{ClusterId, Gauge, Gauges, Shared};
+use super::{Observations, Parameters};
 use crate::store::update;
 use crate::time::StoreTime;
 
-/// One worker's view of one cluster: its queue, its observations, and the limit as it was last read.
+/// A worker that has taken so many places in a row leaves one to the others that wait.
+const PLACES_IN_A_ROW: u32 = 4;
+
+/// One worker's view of one cluster: its queue, its observations, and the record as it was last read.
 #[derive(Debug)]
 pub(super) struct ClusterControl {
-    pub(super) id: ClusterId,
+    pub(super) name: Vec<u8>,
+    pub(super) is_used: bool,
     pub(super) queue: AdmissionQueue,
     pub(super) observations: Observations,
-    pub(super) limit: f64,
-    pub(super) in_flight_here: u32,
-    pub(super) is_used: bool,
-    pub(super) queue_limit: f64,
-    epoch: u32,
-    sampled_since: StoreTime,
+    pub(super) record: ClusterRecord,
+    id: ClusterId,
+    worker: u64,
     key: String,
-    pub(super) view: Option<ConcurrencyLimit>,
-    published: i64,
+    /// The limit, or this worker's share of it.
+    pub(super) limit: f64,
+    in_flight: u32,
+    sampled_since: StoreTime,
+    demand: f64,
+    published: u64,
+    places_in_a_row: u32,
+    yields_until: StoreTime,
+    flushed: StoreTime,
 }
 
 impl ClusterControl {
-    pub(super) fn new(id: ClusterId, key: String, parameters: &Parameters) -> Self {
+    pub(super) fn new(
+        id: ClusterId,
+        name: &[u8],
+        key: String,
+        worker: u64,
+        parameters: &Parameters,
+        now: StoreTime,
+    ) -> Self {
         Self {
-            id,
+            name: name.to_vec(),
+            is_used: false,
             queue: AdmissionQueue::default(),
             observations: Observations::default(),
-            limit: parameters.initial_limit,
-            in_flight_here: 0,
-            is_used: id != ClusterId(0),
-            queue_limit: parameters.initial_limit,
-            epoch: 0,
-            sampled_since: StoreTime::default(),
+            record: ClusterRecord::new(parameters, now),
+            id,
+            worker,
             key,
-            view: None,
+            limit: parameters.initial_limit,
+            in_flight: 0,
+            sampled_since: now,
+            demand: 0.0,
             published: 0,
+            places_in_a_row: 0,
+            yields_until: now,
+            flushed: StoreTime::default(),
         }
     }
 
     /// Takes a place in flight, if one is free and no worker has a more important request in its queue.
     pub(super) fn take_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
         shared.add(self.id, Gauge::InFlight, 1);
-        let Some(gauge) = shared.read(self.id, Gauge::InFlight) else {
-            let is_free = f64::from(self.in_flight_here) < self.limit;
-            self.in_flight_here = self.in_flight_here.saturating_add(is_free.into());
+        let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
+            let is_free = f64::from(self.in_flight) < self.limit;
+            self.note_taken(is_free, f64::from(self.in_flight));
             return is_free;
         };
-        // The low half is signed: an excess of one worker's subtractions must not look like 2³² in flight.
-        let in_flight = f64::from(gauge as u32 as i32);
-        let has_queues = gauge.wrapping_add(1 << 31) >> 32 != 0;
-        let has_room = in_flight <= self.limit.ceil();
-        if has_room && !(has_queues && self.is_outranked(priority, shared)) {
-            self.in_flight_here = self.in_flight_here.saturating_add(1);
-            self.observations.peak = self.observations.peak.max(in_flight);
+        let mut gauges = Gauges::new(in_flight, 0);
+        let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
+        if is_free && gauges.queues > 0 {
+            gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
+        }
+        let is_next = gauges.highest_waiting().is_none_or(|highest| highest <= priority);
+        if !(is_free && is_next) {
+            shared.add(self.id, Gauge::InFlight, -1);
+        }
+        self.note_taken(is_free && is_next, f64::from(gauges.in_flight));
+        is_free && is_next
+    }
+
+    fn note_taken(&mut self, is_taken: bool, in_flight: f64) {
+        if is_taken {
+            self.in_flight = self.in_flight.saturating_add(1);
             self.observations.sent += 1.0;
-            return true;
-        }
-        shared.add(self.id, Gauge::InFlight, -1);
-        false
-    }
-
-    pub(super) fn sample(&mut self, sent: StoreTime, now: StoreTime) {
-        if sent >= self.sampled_since {
-            self.observations.sample(now.since(sent));
+            self.observations.peak = self.observations.peak.max(in_flight);
         }
     }
 
-    pub(super) fn refresh(&mut self, now: StoreTime) {
-        if let Some(view) = &self.view {
-            self.limit = view.limit(now);
-        }
-    }
-
-    pub(super) fn flush(&mut self, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
-        let mut observations = std::mem::take(&mut self.observations);
-        observations.in_flight =
-            shared.read(self.id, Gauge::InFlight).map_or(0.0, |g| f64::from(g as u32 as i32));
-        let epoch = self.epoch;
-        let updated = update(shared, &self.key, |bytes, _| {
-            let stored = bytes.and_then(|bytes| serde_json::from_slice::<ConcurrencyLimit>(bytes).ok());
-            let mut limit = stored.unwrap_or_else(|| ConcurrencyLimit::new(parameters, now));
-            let mut mine = observations;
-            if limit.epoch().0 != epoch {
-                (mine.samples, mine.latency_s, mine.latency_s2) = (0.0, 0.0, 0.0);
-            }
-            limit.update(&mine, parameters, now);
-            let bytes = serde_json::to_vec(&limit).unwrap_or_default();
-            (limit, Some(bytes))
-        });
-        if let Ok(updated) = updated {
-            let limit = updated.value;
-            let (epoch, since) = limit.epoch();
-            if epoch != self.epoch {
-                self.epoch = epoch;
-                self.sampled_since = since.max(now);
-            }
-            self.queue_limit = limit.queue_limit();
-            self.view = Some(limit);
-            self.refresh(now);
-        }
+    /// Takes a place whether one is free or not.
+    pub(super) fn take_place_anyway(&mut self, shared: &impl Shared) {
+        shared.add(self.id, Gauge::InFlight, 1);
+        self.note_taken(true, 0.0);
     }
 
     /// Gives a place back.
     pub(super) fn give_back(&mut self, shared: &impl Shared) {
-        self.in_flight_here = self.in_flight_here.saturating_sub(1);
+        self.in_flight = self.in_flight.saturating_sub(1);
         self.observations.ended += 1.0;
         shared.add(self.id, Gauge::InFlight, -1);
+    }
+
+    /// Whether the place that was just given back is left to the other workers that wait: else those with many requests
+    /// in flight would take every place again before the others look for one.
+    pub(super) fn leaves_place(&mut self, tick: Duration, now: StoreTime, shared: &impl Shared) -> bool {
+        let Some(priority) = self.queue.best_priority() else { return false };
+        if now < self.yields_until {
+            return true;
+        }
+        let waiting = shared.read(self.id, Gauge::Waiting).unwrap_or_default();
+        let workers = Gauges::new(0, waiting).waiting.get(usize::from(priority)).copied().unwrap_or_default();
+        self.places_in_a_row = if workers > 1 { self.places_in_a_row.saturating_add(1) } else { 0 };
+        if self.places_in_a_row < PLACES_IN_A_ROW {
+            return false;
+        }
+        self.places_in_a_row = 0;
+        self.yields_until = now.after(2 * tick);
+        true
+    }
+
+    /// Whether it still leaves places to others.
+    pub(super) fn is_yielding(&self, now: StoreTime) -> bool {
+        now < self.yields_until
     }
 
     /// Publishes which priorities wait here.
@@ -117,7 +134,7 @@ impl ClusterControl {
         if waiting == self.published {
             return;
         }
-        shared.add(self.id, Gauge::Waiting, waiting.wrapping_sub(self.published));
+        shared.add(self.id, Gauge::Waiting, waiting.wrapping_sub(self.published) as i64);
         let queues = i64::from(waiting != 0) - i64::from(self.published != 0);
         if queues != 0 {
             shared.add(self.id, Gauge::InFlight, queues << 32);
@@ -125,8 +142,80 @@ impl ClusterControl {
         self.published = waiting;
     }
 
-    fn is_outranked(&self, priority: u8, shared: &impl Shared) -> bool {
-        let waiting = shared.read(self.id, Gauge::Waiting).unwrap_or_default();
-        waiting.checked_ilog2().is_some_and(|highest| highest / 6 > u32::from(priority))
+    /// Counts a response that is no server error.
+    pub(super) fn note_response(&mut self, sent: StoreTime, latency: Duration) {
+        self.observations.responses += 1.0;
+        if latency.as_secs_f64() > self.record.limit.usual_s() {
+            self.observations.over_usual += 1.0;
+        }
+        if sent >= self.sampled_since {
+            self.observations.sample(latency);
+        }
+    }
+
+    /// How many requests may be in flight, as of now.
+    pub(super) fn refresh(&mut self, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
+        let limit = self.record.limit.limit(now);
+        let has_gauge = shared.read(self.id, Gauge::InFlight).is_some();
+        self.limit = if has_gauge { limit } else { self.record.share(self.worker, limit, now, parameters) };
+    }
+
+    /// Writes into the record what was observed here, and reads what follows from what all workers observed.
+    ///
+    /// A cluster without a request is looked at once in `max_wait` only.
+    pub(super) fn flush(
+        &mut self,
+        learns: bool,
+        parameters: &Parameters,
+        now: StoreTime,
+        shared: &impl Shared,
+    ) {
+        let is_idle =
+            self.in_flight == 0 && self.queue.is_empty() && self.observations == Observations::default();
+        if is_idle && now.since(self.flushed) < parameters.max_wait {
+            return;
+        }
+        self.flushed = now;
+        let observations = std::mem::take(&mut self.observations);
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        self.demand += parameters.share * (observations.arrivals + f64::from(waiting) - self.demand);
+        let entry = WorkerEntry {
+            worker: self.worker,
+            at_us: now.as_micros(),
+            in_flight: self.in_flight,
+            waiting,
+            priorities: self.published,
+            demand: self.demand,
+        };
+        let read = |gauge| shared.read(self.id, gauge);
+        let gauges = read(Gauge::InFlight)
+            .map(|in_flight| Gauges::new(in_flight, read(Gauge::Waiting).unwrap_or_default()));
+        let epoch = self.record.limit.epoch().0;
+        let updated = update(shared, &self.key, |bytes, _| {
+            let stored = bytes.and_then(ClusterRecord::decode);
+            let mut record = stored.unwrap_or_else(|| ClusterRecord::new(parameters, now));
+            let is_same_epoch = record.limit.epoch().0 == epoch;
+            let observations = if is_same_epoch { observations } else { observations.without_samples() };
+            record.limit.learn_usual(&observations, learns, now);
+            let excess = record.update(&observations, entry, gauges, parameters, now);
+            let bytes = record.encode();
+            ((record, excess), Some(bytes))
+        });
+        // Where all attempts were lost to other workers, these observations are lost, and the next ones are not.
+        let Ok(updated) = updated else { return };
+        let (record, excess) = updated.value;
+        let (in_flight, waiting) = excess.values();
+        if in_flight != 0 {
+            shared.add(self.id, Gauge::InFlight, in_flight.saturating_neg());
+        }
+        if waiting != 0 {
+            shared.add(self.id, Gauge::Waiting, waiting.saturating_neg());
+        }
+        let (now_epoch, since) = record.limit.epoch();
+        if now_epoch != epoch {
+            self.sampled_since = since.max(now);
+        }
+        self.record = record;
+        self.refresh(parameters, now, shared);
     }
 }

@@ -76,6 +76,11 @@ pub struct ConcurrencyLimit {
     epoch: u32,
     epoch_since_us: u64,
     totals: Observations,
+    /// In flight when it was last looked at.
+    in_flight: f64,
+    /// What nine in ten responses usually do not exceed, and when it was last adjusted.
+    usual_s: f64,
+    usual_us: u64,
     sampled_us: u64,
     /// When the baseline was last known to be right.
     verified_us: Option<u64>,
@@ -93,6 +98,9 @@ impl ConcurrencyLimit {
             epoch: 0,
             epoch_since_us: now_us,
             totals: Observations::default(),
+            in_flight: 0.0,
+            usual_s: f64::MAX,
+            usual_us: now_us,
             sampled_us: now_us,
             verified_us: None,
         }
@@ -118,6 +126,23 @@ impl ConcurrencyLimit {
         self.baseline.and_then(|baseline| Duration::try_from_secs_f64(baseline.mean_s).ok())
     }
 
+    /// What nine in ten responses usually do not exceed, in seconds.
+    pub fn usual_s(&self) -> f64 {
+        self.usual_s
+    }
+
+    /// Follows what is usual: the share of responses that exceed it says how far it is off.
+    pub fn learn_usual(&mut self, observations: &Observations, learns: bool, now: StoreTime) {
+        let elapsed_s = seconds(self.usual_us, now);
+        self.usual_us = now.as_micros();
+        if self.usual_s == f64::MAX {
+            self.usual_s = self.baseline.map_or(f64::MAX, |baseline| 2.0 * baseline.mean_s);
+        } else if learns && observations.responses > 0.0 {
+            let off = observations.over_usual / observations.responses - 0.1;
+            self.usual_s *= (off * elapsed_s.min(1.0) / 20.0).exp();
+        }
+    }
+
     /// What the limit does.
     pub fn state(&self) -> State {
         self.state
@@ -129,13 +154,20 @@ impl ConcurrencyLimit {
     }
 
     /// Takes in what one worker observed, and decides if there is enough to decide by.
-    pub fn update(&mut self, observations: &Observations, parameters: &Parameters, now: StoreTime) {
+    pub fn update(
+        &mut self,
+        observations: &Observations,
+        in_flight: f64,
+        parameters: &Parameters,
+        now: StoreTime,
+    ) {
         self.totals.merge(observations);
+        self.in_flight = in_flight;
         if observations.samples > 0.0 {
             self.sampled_us = now.as_micros();
         }
         let age_s = seconds(self.epoch_since_us, now).max(1e-3);
-        let seen = self.totals.latency();
+        let seen = Estimate::of(&self.totals, parameters);
         // The first responses are the short ones: a mean is that of all once so many have come as were in flight, twice.
         // Until then it can only be too low.
         let is_enough = seen.samples >= parameters.min_samples;
@@ -157,7 +189,7 @@ impl ConcurrencyLimit {
             _ if !is_enough => {}
             State::Open | State::Limiting if is_slow && self.waits() => {
                 let before = is_steady.then_some(seen);
-                let in_flight = self.limit.min(self.totals.in_flight.max(1.0));
+                let in_flight = self.limit.min(self.in_flight.max(1.0));
                 let fitting = self.totals.ended / age_s * baseline.mean_s * parameters.latency_target;
                 self.cut(before, in_flight, fitting.clamp(in_flight / 4.0, 0.9 * in_flight), parameters, now);
             }
@@ -238,7 +270,7 @@ impl ConcurrencyLimit {
 
     fn grow(&mut self, baseline: Estimate, seen: Estimate, parameters: &Parameters, now: StoreTime) {
         let goal_s = baseline.mean_s * parameters.latency_target;
-        let interval_s = parameters.probe_interval.as_secs_f64().max(20.0 * baseline.mean_s);
+        let interval_s = parameters.verify_interval.as_secs_f64().max(20.0 * baseline.mean_s);
         if !self.waits() {
             self.transition(State::Open, now);
         } else if self.verified_us.is_some_and(|verified_us| seconds(verified_us, now) > interval_s) {
@@ -271,7 +303,7 @@ impl ConcurrencyLimit {
 
     fn fall(&mut self, to: f64, state: State, parameters: &Parameters, now: StoreTime) {
         let throughput = self.totals.ended.max(1.0) / seconds(self.epoch_since_us, now).max(1e-3);
-        let from = self.limit(now).min(self.totals.in_flight.max(to));
+        let from = self.limit(now).min(self.in_flight.max(to));
         self.ramp = Ramp { from, per_second: parameters.drain * throughput, since_us: now.as_micros() };
         self.limit = to.max(1.0);
         let ramp_s = ((from - self.limit) / self.ramp.per_second.max(1e-3)).clamp(0.0, 10.0);
@@ -299,15 +331,20 @@ impl ConcurrencyLimit {
     fn begin_epoch(&mut self, now: StoreTime) {
         self.epoch = self.epoch.wrapping_add(1);
         self.epoch_since_us = now.as_micros();
-        self.totals = Observations {
-            in_flight: self.totals.in_flight,
-            peak: self.totals.in_flight,
-            ..Observations::default()
-        };
+        self.totals = Observations { peak: self.in_flight, ..Observations::default() };
     }
 }
 
 impl Estimate {
+    /// The mean of samples. Few of them are taken to vary as an exponential distribution does.
+    pub fn of(observed: &Observations, parameters: &Parameters) -> Self {
+        let n = observed.samples.max(1.0);
+        let mean_s = (observed.latency_s / n).max(1e-6);
+        let variance = (observed.latency_s2 / n / mean_s.powi(2) - 1.0).max(0.0);
+        let variance = (variance * n + parameters.min_samples) / (n + parameters.min_samples);
+        Self { mean_s, error: (variance / n).sqrt(), samples: observed.samples }
+    }
+
     /// What the mean is at least, but for one time in forty.
     pub fn low(&self) -> f64 {
         self.mean_s / (1.0 + 2.0 * self.error)

@@ -3,32 +3,38 @@
 use std::time::Duration;
 
 /// The parameters of the overload control. No other constant steers it.
+///
+/// "Sweep" as a source means that the worlds of `tests/overload` hold with this value and not with half or twice of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parameters {
-    /// Requests in flight that are allowed before anything is known.
+    /// Requests in flight before anything is known, and at least while the limit is not reached. Source: sweep.
     pub initial_limit: f64,
-    /// The mean latency that the limit aims at, in multiples of the baseline.
+    /// The mean latency that the limit aims at, in multiples of the baseline. Source: the most important tier's latency
+    /// may triple at most (SPEC, section 12), and its own wait comes on top.
     pub latency_target: f64,
-    /// Shortest time between two decisions about a limit, and the longest between two flushes of a worker.
-    pub interval: Duration,
-    /// Fewest samples that decide something about a limit.
-    pub min_samples: f64,
-    /// The limit while it is not reached, in multiples of the highest number in flight.
+    /// How many times the mean number in flight fits while the limit is not reached. Source: an upstream four times
+    /// slower than usual under light load sheds nothing (SPEC, section 12).
     pub headroom: f64,
-    /// Longest time between two probes.
-    pub probe_interval: Duration,
-    /// How often a worker with a queue looks for a place that another worker gave back.
-    pub tick: Duration,
-    /// Longest time in the queue.
-    pub max_wait: Duration,
-    /// Shortest queue of a cluster in a worker.
-    pub min_queue: usize,
-    /// Most requests in the queues of a worker.
-    pub max_queue: usize,
-    /// Of the places that are given back while the limit falls, the share that stays free.
+    /// Samples: fewer decide nothing. Source: the mean of eight exponential latencies varies by a third.
+    pub min_samples: f64,
+    /// Samples that the baseline remembers. Source: their mean varies by a fourteenth at most.
+    pub baseline_samples: f64,
+    /// Standard errors by which two means have to differ. Source: one time in forty by chance.
+    pub sigmas: f64,
+    /// Of places that are given back while the limit falls, the share that is not taken again. Source: at most this much is
+    /// missing to the most important tier while a queue in the upstream is worked off; sweep.
     pub drain: f64,
-    /// The share of requests shed that turns health `DEGRADED`.
-    pub shed_ratio: f64,
+    /// The share of requests that is not noticed: that wait, are shed, or are slower than a bound. Source: SPEC, section 12.
+    pub share: f64,
+    /// Time between two flushes of a worker. Source: a tenfold rise doubles the limit every two of them.
+    pub flush_interval: Duration,
+    /// Time between two measurements of the baseline under load. Source: each costs half of the throughput for a third of
+    /// a second; 1 % in all.
+    pub verify_interval: Duration,
+    /// How often a worker with a queue looks for a free place. Source: "within milliseconds" (issue: across workers).
+    pub tick: Duration,
+    /// Longest wait in the queue; a worker that is silent for twice as long is dead. Source: SPEC, section 12.
+    pub max_wait: Duration,
 }
 
 impl Default for Parameters {
@@ -36,16 +42,16 @@ impl Default for Parameters {
         Self {
             initial_limit: 20.0,
             latency_target: 1.5,
-            interval: Duration::from_millis(50),
-            min_samples: 8.0,
             headroom: 4.0,
-            probe_interval: Duration::from_secs(20),
+            min_samples: 8.0,
+            baseline_samples: 200.0,
+            sigmas: 2.0,
+            drain: 0.4,
+            share: 0.1,
+            flush_interval: Duration::from_millis(50),
+            verify_interval: Duration::from_secs(20),
             tick: Duration::from_millis(5),
             max_wait: Duration::from_secs(1),
-            min_queue: 16,
-            max_queue: 1_024,
-            drain: 0.4,
-            shed_ratio: 0.1,
         }
     }
 }

@@ -1,55 +1,53 @@
-//! What a worker observes between two flushes.
+//! What a worker observes between two flushes. All of it adds up, over workers and over time.
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-use super::concurrency_limit::Estimate;
-
-/// How a request that was sent to the upstream ended, for the overload control.
+/// How a request that asked for a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Response headers of the upstream; `failed`: a 5xx status.
+    /// Response headers of the upstream. `failed`: a server error.
     Response {
-        /// Whether it is a server error.
+        /// Whether the status is 5xx.
         failed: bool,
     },
-    /// No response: a timeout, a reset, no healthy host.
+    /// None: a timeout, a reset, no healthy host.
     NoResponse,
     /// The client left before the response headers.
     ClientLeft,
-    /// It ended without having been sent to the upstream, such as by a local reply of another filter.
+    /// It was not sent to the upstream after all: another filter answered it.
     NotSent,
 }
 
-/// What one worker has observed of one cluster since its last flush. Two of them add up.
+/// What was observed of one cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observations {
-    /// The epoch of the samples.
-    pub epoch: u32,
     /// Requests that arrived.
     pub arrivals: f64,
-    /// Requests that had to wait.
+    /// Of these, those that had to wait.
     pub waited: f64,
     /// Requests that were shed.
     pub shed: f64,
-    /// Requests sent.
+    /// Places that were taken.
     pub sent: f64,
-    /// Places given back.
+    /// Places that were given back.
     pub ended: f64,
-    /// Responses of the upstream that count as samples.
+    /// Responses to requests that were sent in this epoch of the limit and are no server errors.
     pub samples: f64,
     /// Their latencies, in seconds, added up.
     pub latency_s: f64,
-    /// And their squares.
+    /// The squares of these.
     pub latency_s2: f64,
-    /// Highest number in flight of all workers that was seen.
+    /// Responses that took longer than nine in ten usually do.
+    pub over_usual: f64,
+    /// Responses that are no server errors.
+    pub responses: f64,
+    /// The highest number in flight that was seen.
     pub peak: f64,
-    /// The last number in flight that was seen.
-    pub in_flight: f64,
 }
 
 impl Observations {
-    /// Adds what was observed elsewhere or at another time.
+    /// Adds what was observed elsewhere or later.
     pub fn merge(&mut self, other: &Self) {
         self.arrivals += other.arrivals;
         self.waited += other.waited;
@@ -59,23 +57,107 @@ impl Observations {
         self.samples += other.samples;
         self.latency_s += other.latency_s;
         self.latency_s2 += other.latency_s2;
+        self.over_usual += other.over_usual;
+        self.responses += other.responses;
         self.peak = self.peak.max(other.peak);
-        self.in_flight = other.in_flight;
     }
 
-    /// Counts a response after `latency`.
+    /// Counts a sample.
     pub fn sample(&mut self, latency: Duration) {
         self.samples += 1.0;
         self.latency_s += latency.as_secs_f64();
         self.latency_s2 += latency.as_secs_f64().powi(2);
     }
 
-    /// The mean latency. Few samples are taken to vary as an exponential distribution does.
-    pub fn latency(&self) -> Estimate {
-        let n = self.samples.max(1.0);
-        let mean_s = (self.latency_s / n).max(1e-6);
-        let variance = (self.latency_s2 / n / mean_s.powi(2) - 1.0).max(0.0);
-        let variance = (variance * n + 4.0) / (n + 4.0);
-        Estimate { mean_s, error: (variance / n).sqrt(), samples: self.samples }
+    /// The same without its samples.
+    pub fn without_samples(self) -> Self {
+        Self { samples: 0.0, latency_s: 0.0, latency_s2: 0.0, ..self }
+    }
+}
+
+/// Callers whose observations are kept apart. More share a number, by their hash.
+const CALLERS: usize = 64;
+
+/// What was observed of one caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CallerCounts {
+    /// Requests that ended in a response or a failure, or take too long already.
+    pub requests: f64,
+    /// Of these, server errors.
+    pub errors: f64,
+    /// Of these, those that took longer than a bound.
+    pub slow: f64,
+    /// Requests that were shed.
+    pub shed: f64,
+}
+
+/// What was observed of all callers, in bounded memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallerObservations {
+    callers: Vec<CallerCounts>,
+}
+
+impl Default for CallerObservations {
+    fn default() -> Self {
+        Self { callers: vec![CallerCounts::default(); CALLERS] }
+    }
+}
+
+impl CallerObservations {
+    /// The counts of a caller.
+    pub fn of(&mut self, caller: u64) -> Option<&mut CallerCounts> {
+        let caller = caller.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        self.callers.get_mut(caller as usize % CALLERS)
+    }
+
+    /// Adds what was observed elsewhere or later.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, more) in self.callers.iter_mut().zip(&other.callers) {
+            mine.requests += more.requests;
+            mine.errors += more.errors;
+            mine.slow += more.slow;
+            mine.shed += more.shed;
+        }
+    }
+
+    /// Lets what was observed until now count by `factor` only.
+    pub fn fade(&mut self, factor: f64) {
+        for counts in &mut self.callers {
+            counts.requests *= factor;
+            counts.errors *= factor;
+            counts.slow *= factor;
+            counts.shed *= factor;
+        }
+    }
+
+    /// All together.
+    pub fn total(&self) -> CallerCounts {
+        self.weighed(f64::INFINITY)
+    }
+
+    /// All together, where no caller counts for more than the median caller does.
+    pub fn balanced(&self) -> CallerCounts {
+        let mut all: Vec<f64> =
+            self.callers.iter().map(CallerCounts::all).filter(|all| *all >= 0.5).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        self.weighed(all.get(all.len() / 2).copied().unwrap_or(1.0).max(1.0))
+    }
+
+    fn weighed(&self, most: f64) -> CallerCounts {
+        let mut sum = CallerCounts::default();
+        for counts in self.callers.iter().filter(|counts| counts.all() > 0.0) {
+            let weight = (most / counts.all()).min(1.0);
+            sum.requests += counts.requests * weight;
+            sum.errors += counts.errors * weight;
+            sum.slow += counts.slow * weight;
+            sum.shed += counts.shed * weight;
+        }
+        sum
+    }
+}
+
+impl CallerCounts {
+    fn all(&self) -> f64 {
+        self.requests + self.shed
     }
 }

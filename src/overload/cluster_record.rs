@@ -1,0 +1,145 @@
+//! What all workers know of one cluster: one record in shared data, written a few times a second.
+
+use serde::{Deserialize, Serialize};
+
+use super::shared::Gauges;
+use super::{ConcurrencyLimit, Observations, Parameters};
+use crate::time::StoreTime;
+
+/// Most workers in a record.
+const MAX_WORKERS: usize = 256;
+
+/// What one worker holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerEntry {
+    /// The worker: a random number.
+    pub worker: u64,
+    /// When this was written, in microseconds.
+    pub at_us: u64,
+    /// Its requests in flight.
+    pub in_flight: u32,
+    /// Its requests in the queue.
+    pub waiting: u32,
+    /// What it has published of its queue in the gauges.
+    pub priorities: u64,
+    /// Requests that arrive in it, as a share of what counts.
+    pub demand: f64,
+}
+
+/// The record of one cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// How many may be in flight.
+    pub limit: ConcurrencyLimit,
+    /// Requests that were shed since the record began.
+    pub shed: f64,
+    workers: Vec<WorkerEntry>,
+    /// What the gauges have held beyond all workers at each flush since then, in microseconds.
+    excess_since_us: u64,
+    excess: Gauges,
+    flushes: u32,
+}
+
+impl ClusterRecord {
+    /// Nothing known yet.
+    pub fn new(parameters: &Parameters, now: StoreTime) -> Self {
+        Self {
+            limit: ConcurrencyLimit::new(parameters, now),
+            shed: 0.0,
+            workers: Vec::new(),
+            excess_since_us: now.as_micros(),
+            excess: Gauges::default(),
+            flushes: 0,
+        }
+    }
+
+    /// The record that these bytes are; `None` where another version of the program has written them.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// As bytes, for [`ClusterRecord::decode`].
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Requests in flight of all workers.
+    pub fn in_flight(&self) -> u64 {
+        self.workers.iter().map(|entry| u64::from(entry.in_flight)).sum()
+    }
+
+    /// Requests in the queues of all workers.
+    pub fn waiting(&self) -> u64 {
+        self.workers.iter().map(|entry| u64::from(entry.waiting)).sum()
+    }
+
+    /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
+    ///
+    /// A worker that traps never gives its places back. So each worker says what it holds, and what the gauges hold beyond
+    /// all that are alive, at every flush of two seconds, belongs to none. A worker that was taken for dead and is not
+    /// leaves the gauges too low in the same way, and that is put right in the same way.
+    pub fn update(
+        &mut self,
+        observations: &Observations,
+        entry: WorkerEntry,
+        gauges: Option<Gauges>,
+        parameters: &Parameters,
+        now: StoreTime,
+    ) -> Gauges {
+        let dead_after = 2 * parameters.max_wait;
+        let is_alive = |entry: &WorkerEntry| now.since(StoreTime::from_micros(entry.at_us)) < dead_after;
+        self.workers.retain(|other| other.worker != entry.worker && is_alive(other));
+        if self.workers.len() < MAX_WORKERS {
+            self.workers.push(entry);
+        }
+        self.shed += observations.shed;
+        let in_flight = gauges.map_or(self.in_flight() as f64, |gauges| f64::from(gauges.in_flight));
+        self.limit.update(observations, in_flight, parameters, now);
+        gauges.map_or(Gauges::default(), |gauges| self.find_excess(gauges, parameters, now))
+    }
+
+    /// Of `limit` places, those that are the worker's own, by its share of the demand. The parts of a place that each
+    /// worker has go round, so that over time each has its share.
+    pub fn share(&self, worker: u64, limit: f64, now: StoreTime, parameters: &Parameters) -> f64 {
+        let whole: f64 = self.workers.iter().map(|entry| entry.demand).sum();
+        let turn = now.as_micros() / (parameters.flush_interval.as_micros() as u64).max(1);
+        let phase = (turn as f64 * 0.618_034).fract();
+        let mut entries = self.workers.clone();
+        entries.sort_unstable_by_key(|entry| entry.worker);
+        let (mut from, places) = (phase, limit.ceil());
+        for entry in entries {
+            let to = from + places * if whole > 0.0 { entry.demand / whole } else { 1.0 };
+            if entry.worker == worker {
+                return to.floor() - from.floor();
+            }
+            from = to;
+        }
+        places
+    }
+
+    fn find_excess(&mut self, gauges: Gauges, parameters: &Parameters, now: StoreTime) -> Gauges {
+        let held = self.workers.iter().fold(Gauges::default(), |sum, entry| {
+            let queues = u64::from(entry.priorities != 0) << 32;
+            sum.zip(Gauges::new(queues + u64::from(entry.in_flight), entry.priorities), i32::saturating_add)
+        });
+        let excess = gauges.zip(held, i32::saturating_sub);
+        self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
+        self.flushes = self.flushes.saturating_add(1);
+        if now.since(StoreTime::from_micros(self.excess_since_us)) < parameters.max_wait
+            || f64::from(self.flushes) < parameters.min_samples
+        {
+            return Gauges::default();
+        }
+        (self.excess_since_us, self.flushes) = (now.as_micros(), 0);
+        self.excess
+    }
+}
+
+/// Of two numbers of one sign, that which is nearer to zero; zero if their signs differ.
+fn nearer_to_zero(one: i32, other: i32) -> i32 {
+    match (one.signum(), other.signum()) {
+        (1, 1) => one.min(other),
+        (-1, -1) => one.max(other),
+        _ => 0,
+    }
+}
