@@ -11,20 +11,17 @@
 mod common;
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use common::random::{Random, number_from_env, seed_from_env};
 use common::redis::parse_command;
 use common::{IntervalOracle, SECOND, limit};
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, Verdict, available_pico, take};
-use dynamic_rate_limiter::store::redis::resp::{Decoder, Reply, push_command};
+use dynamic_rate_limiter::store::redis::resp::push_command;
 use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, Taken};
 use dynamic_rate_limiter::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
+use harness::redis::Redis;
+use redis::{Connection, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, from_redis_value};
 
 /// A year of 365 days, in microseconds.
 const YEAR: u64 = 365 * 24 * 3600 * SECOND;
@@ -35,111 +32,38 @@ const YEAR_2200: u64 = 7_258_118_400 * SECOND;
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// A Redis of a test's own: on a socket in a folder of its own, and gone with the test.
-struct Server {
-    process: Child,
-    folder: PathBuf,
-}
-
-impl Server {
-    fn start_and_connect() -> (Self, Client) {
-        let mut server = Self::start();
-        let client = server.connect();
-        (server, client)
-    }
-
-    fn start() -> Self {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("redis_script.{}.{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder for temporary files");
-        let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
-        let mut command = Command::new(&program);
-        command.arg("--port").arg("0").arg("--unixsocket").arg(folder.join("socket"));
-        command.arg("--save").arg("").arg("--appendonly").arg("no").arg("--dir").arg(&folder);
-        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        let process = started.unwrap_or_else(|error| {
-            panic!(
-                "{program:?} does not start: {error}. This test needs a real Redis: `apt-get install redis-server`, \
-                 or set REDIS_SERVER to the path of one."
-            )
-        });
-        Self { process, folder }
-    }
-
-    fn connect(&mut self) -> Client {
-        let give_up = Instant::now() + Duration::from_secs(20);
-        loop {
-            match UnixStream::connect(self.folder.join("socket")) {
-                Ok(stream) => return Client { stream, decoder: Decoder::default(), input: vec![0; 1 << 16] },
-                Err(error) => {
-                    let ended = self.process.try_wait().expect("our own child");
-                    assert!(ended.is_none(), "redis-server has ended: {ended:?}");
-                    assert!(Instant::now() < give_up, "redis-server does not listen: {error}");
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// A connection that speaks what the limiter speaks, and reads with the limiter's own decoder.
+/// A connection that sends what the limiter sends, to a Redis that ends with it.
 struct Client {
-    stream: UnixStream,
-    decoder: Decoder,
-    input: Vec<u8>,
+    connection: Connection,
+    _server: Redis,
 }
 
 impl Client {
+    fn start() -> Self {
+        let server = Redis::start();
+        Self { connection: server.connect().expect("a connection"), _server: server }
+    }
+
     fn send(&mut self, commands: &[u8]) {
-        self.stream.write_all(commands).expect("Redis reads");
+        self.connection.send_packed_command(commands).expect("Redis reads");
     }
 
-    /// Lets `read` have the next reply.
-    fn reply<T>(&mut self, read: impl Fn(Reply<'_>) -> T) -> T {
-        loop {
-            if let Some(reply) = self.decoder.next_reply().expect("replies") {
-                return read(reply);
-            }
-            let length = match self.stream.read(&mut self.input) {
-                Ok(0) => panic!("Redis hung up"),
-                Ok(length) => length,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => panic!("Redis does not answer: {error}"),
-            };
-            self.decoder.push(&self.input[..length]);
-        }
+    fn reply<T: FromRedisValue>(&mut self) -> RedisResult<T> {
+        Ok(from_redis_value(self.connection.recv_response()?.extract_error()?)?)
     }
 
-    /// The reply to one command as text; nothing for null.
-    fn ask(&mut self, words: &[&str]) -> Option<String> {
-        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    /// The script's answer to the limiter's own command.
+    fn take(&mut self, take: &Take, sequence: u32, script: Script) -> RedisResult<Taken> {
         let mut command = Vec::new();
-        push_command(&mut command, &words);
+        take.push(&mut command, sequence, script);
         self.send(&command);
-        self.reply(text)
+        let text: String = self.reply()?;
+        Ok(Taken::parse(text.as_bytes()).expect("an answer of the script"))
     }
 
-    fn number(&mut self, words: &[&str]) -> i64 {
-        self.ask(words).and_then(|text| text.parse().ok()).expect("a number")
-    }
-}
-
-fn text(reply: Reply<'_>) -> Option<String> {
-    match reply {
-        Reply::Simple(text) | Reply::Integer(text) | Reply::Bulk(text) => {
-            Some(String::from_utf8_lossy(text).into_owned())
-        }
-        Reply::Null => None,
-        Reply::Error(error) => panic!("Redis refuses: {}", String::from_utf8_lossy(error)),
+    fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
+        let mut command = redis::Cmd::new();
+        command.arg(words).query(&mut self.connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 }
 
@@ -179,7 +103,7 @@ struct LuaBucket {
 
 impl LuaBucket {
     fn new(mut client: Client) -> Self {
-        let sha1 = client.ask(&["SCRIPT", "LOAD", &script_with_clock()]).expect("a hash");
+        let sha1 = client.ask(&["SCRIPT", "LOAD", &script_with_clock()]);
         Self { client, sha1, sequence: 0, batch: Vec::new() }
     }
 
@@ -209,26 +133,24 @@ impl LuaBucket {
     }
 
     fn seen(&mut self) -> Seen {
-        self.client.reply(|reply| {
-            let text = text(reply).expect("an answer");
-            let mut parts = text.split('|');
-            let mut part = || parts.next().expect("four parts");
-            Seen {
-                taken: Taken::parse(part().as_bytes()).expect("an answer of the script"),
-                tokens: part().to_owned(),
-                last_refill: part().to_owned(),
-                is_kept: match part().parse::<u64>() {
-                    Ok(ttl_ms) if (HOUR_MS - 1_000..=HOUR_MS).contains(&ttl_ms) => true,
-                    Err(_) if text.ends_with("|-2") => false,
-                    _ => panic!("the key is not kept for as long as it should be: {text}"),
-                },
-            }
-        })
+        let text: String = self.client.reply().expect("an answer");
+        let mut parts = text.split('|');
+        let mut part = || parts.next().expect("four parts");
+        Seen {
+            taken: Taken::parse(part().as_bytes()).expect("an answer of the script"),
+            tokens: part().to_owned(),
+            last_refill: part().to_owned(),
+            is_kept: match part().parse::<u64>() {
+                Ok(ttl_ms) if (HOUR_MS - 1_000..=HOUR_MS).contains(&ttl_ms) => true,
+                Err(_) if text.ends_with("|-2") => false,
+                _ => panic!("the key is not kept for as long as it should be: {text}"),
+            },
+        }
     }
 
     fn skip(&mut self, replies: usize) {
         for _ in 0..replies {
-            self.client.reply(text);
+            self.client.reply::<redis::Value>().expect("a reply");
         }
     }
 
@@ -283,14 +205,12 @@ fn expected(
 
 #[test]
 fn the_hash_is_the_one_that_redis_computes() {
-    let (_server, mut client) = Server::start_and_connect();
-    assert_eq!(client.ask(&["SCRIPT", "LOAD", TAKE]).as_deref(), Some(TAKE_SHA1));
+    assert_eq!(Client::start().ask::<String>(&["SCRIPT", "LOAD", TAKE]), TAKE_SHA1);
 }
 
 #[test]
 fn lua_decides_like_rust_case_by_case() {
-    let (_server, client) = Server::start_and_connect();
-    let mut lua = LuaBucket::new(client);
+    let mut lua = LuaBucket::new(Client::start());
     let token = PICO_PER_TOKEN;
     let now = YEAR_2024 + 123_456_789;
     let one_per_second = limit(10, 1_000_000);
@@ -427,8 +347,7 @@ fn lua_decides_like_rust_case_by_case() {
 
 #[test]
 fn fields_count_as_a_human_would_write_them_and_garbage_counts_as_absent() {
-    let (_server, client) = Server::start_and_connect();
-    let mut lua = LuaBucket::new(client);
+    let mut lua = LuaBucket::new(Client::start());
     let limit = limit(1_000, 1_000_000);
     let take = question("fields", limit);
     let token = PICO_PER_TOKEN;
@@ -505,77 +424,56 @@ fn fields_count_as_a_human_would_write_them_and_garbage_counts_as_absent() {
 
 #[test]
 fn the_key_expires_after_keep_ms_and_every_request_begins_that_anew() {
-    let (_server, mut client) = Server::start_and_connect();
+    let mut client = Client::start();
     let slow = limit(1, 1);
     let take = Take { key: "kept".to_owned(), limit: slow, keep_ms: 50_000 };
     let mut ask = |script| {
-        let mut command = Vec::new();
-        take.push(&mut command, 7, script);
-        client.send(&command);
-        let answer = client.reply(text).expect("an answer");
-        let taken = Taken::parse(answer.as_bytes()).expect("an answer of the script");
+        let taken = client.take(&take, 7, script).expect("an answer");
         assert_eq!(taken.sequence, 7);
         let clock_us = UNIX_EPOCH.elapsed().expect("a clock after 1970").as_micros() as u64;
         assert!(clock_us.abs_diff(taken.now_us) < 20 * SECOND, "it is Redis' clock");
-        let ttl_ms = client.number(&["PTTL", "kept"]);
+        let ttl_ms: u64 = client.ask(&["PTTL", "kept"]);
         // The reply to the second command may come a while after that to the first.
         assert!((30_000..=50_000).contains(&ttl_ms), "{ttl_ms} ms");
-        client.number(&["PEXPIRE", "kept", "20000"]);
+        client.ask::<()>(&["PEXPIRE", "kept", "20000"]);
         taken.admitted
     };
     assert!(ask(Script::Text), "a new bucket is kept");
     assert!(!ask(Script::Hash), "a refusal keeps it longer");
     assert!(!ask(Script::Text), "and so does the next");
-    let stored = client.ask(&["HGET", "kept", "last_refill"]).expect("a field");
+    let stored: String = client.ask(&["HGET", "kept", "last_refill"]);
     // A clock that is behind what is stored.
-    client.number(&["HSET", "kept", "last_refill", "9999999999"]);
-    let mut command = Vec::new();
-    take.push(&mut command, 8, Script::Hash);
-    client.send(&command);
-    assert!(!Taken::parse(client.reply(text).expect("an answer").as_bytes()).expect("an answer").admitted);
-    assert!(client.number(&["PTTL", "kept"]) > 30_000, "a refusal after a step back");
-    let again = client.ask(&["HGET", "kept", "last_refill"]).expect("a field");
+    client.ask::<()>(&["HSET", "kept", "last_refill", "9999999999"]);
+    assert!(!client.take(&take, 8, Script::Hash).expect("an answer").admitted);
+    assert!(client.ask::<u64>(&["PTTL", "kept"]) > 30_000, "a refusal after a step back");
+    let again: String = client.ask(&["HGET", "kept", "last_refill"]);
     assert!(again >= stored && again.as_str() < "9999999999", "counts on from the clock as it is");
 
     let longest =
         Take { key: "longest".to_owned(), limit: limit(MAX_CAPACITY, 1), keep_ms: 10_000_000_000_000_000 };
-    let mut command = Vec::new();
-    longest.push(&mut command, u32::MAX, Script::Hash);
-    client.send(&command);
-    let taken = Taken::parse(client.reply(text).expect("an answer").as_bytes()).expect("an answer");
+    let taken = client.take(&longest, u32::MAX, Script::Hash).expect("an answer");
     assert_eq!((taken.sequence, taken.admitted), (u32::MAX, true));
-    assert!(client.number(&["PTTL", "longest"]) > 9_000_000_000_000_000);
+    assert!(client.ask::<u64>(&["PTTL", "longest"]) > 9_000_000_000_000_000);
 }
 
 #[test]
 fn what_is_no_bucket_is_left_alone_and_said_to_be() {
-    let (_server, mut client) = Server::start_and_connect();
-    client.ask(&["SET", "string", "mine"]);
-    let mut command = Vec::new();
-    question("string", limit(1, 1)).push(&mut command, 1, Script::Text);
-    client.send(&command);
-    let error = client.reply(|reply| match reply {
-        Reply::Error(error) => String::from_utf8_lossy(error).into_owned(),
-        other => panic!("no error: {other:?}"),
-    });
-    assert!(error.starts_with("WRONGTYPE "), "the session tells it by its first word: {error}");
-    assert_eq!(client.ask(&["GET", "string"]).as_deref(), Some("mine"));
-    assert_eq!(client.number(&["PTTL", "string"]), -1, "and does not expire");
+    let mut client = Client::start();
+    client.ask::<()>(&["SET", "string", "mine"]);
+    let error = client.take(&question("string", limit(1, 1)), 1, Script::Text).expect_err("no bucket");
+    assert_eq!(error.code(), Some("WRONGTYPE"), "the session tells it by its first word: {error}");
+    assert_eq!(client.ask::<String>(&["GET", "string"]), "mine");
+    assert_eq!(client.ask::<i64>(&["PTTL", "string"]), -1, "and does not expire");
 }
 
 #[test]
 fn a_script_that_is_not_there_is_said_not_to_be() {
-    let (_server, mut client) = Server::start_and_connect();
-    let mut command = Vec::new();
-    question("key", limit(1, 1)).push(&mut command, 1, Script::Hash);
-    client.send(&command);
-    client.reply(|reply| assert!(matches!(reply, Reply::Error(error) if error.starts_with(b"NOSCRIPT "))));
-    let mut command = Vec::new();
-    question("key", limit(1, 1)).push(&mut command, 2, Script::Text);
-    question("key", limit(1, 1)).push(&mut command, 3, Script::Hash);
-    client.send(&command);
-    for (sequence, admitted) in [(2, true), (3, false)] {
-        let taken = Taken::parse(client.reply(text).expect("an answer").as_bytes()).expect("an answer");
+    let mut client = Client::start();
+    let take = question("key", limit(1, 1));
+    let error = client.take(&take, 1, Script::Hash).expect_err("no script");
+    assert_eq!(error.kind(), ErrorKind::Server(ServerErrorKind::NoScript), "{error}");
+    for (sequence, script, admitted) in [(2, Script::Text, true), (3, Script::Hash, false)] {
+        let taken = client.take(&take, sequence, script).expect("an answer");
         assert_eq!((taken.sequence, taken.admitted), (sequence, admitted), "EVAL makes the hash known");
     }
 }
@@ -667,8 +565,7 @@ fn lua_decides_like_rust_at_random() {
     const BATCH: u64 = 2_000;
     let operations = number_from_env("BUCKET_OPERATIONS", 200_000);
     let mut random = Random::new(seed_from_env("BUCKET_SEED"));
-    let (_server, client) = Server::start_and_connect();
-    let mut lua = LuaBucket::new(client);
+    let mut lua = LuaBucket::new(Client::start());
     let mut callers: Vec<Caller> = (0..CALLERS)
         .map(|number| Caller {
             take: question(&format!("caller:{number}"), any_limit(&mut random)),
@@ -714,8 +611,7 @@ fn lua_decides_like_rust_at_random() {
 #[test]
 fn a_redis_clock_that_steps_back_mints_nothing_and_blocks_nobody() {
     let mut random = Random::new(seed_from_env("BUCKET_SEED"));
-    let (_server, client) = Server::start_and_connect();
-    let mut lua = LuaBucket::new(client);
+    let mut lua = LuaBucket::new(Client::start());
     for run in 0..40 {
         let rate = random.of_any_size(5_000_000);
         let limit = limit(1 + random.below(20) as u32, rate);

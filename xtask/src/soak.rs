@@ -93,9 +93,20 @@ impl Part {
 /// One of the searches that are programs of their own, built to be quick and with every check.
 pub(crate) fn search(package: &str) -> Command {
     let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--profile", "soak", "--package", package, "--"]);
+    command.args(["run", "--quiet", "--profile", "soak", "--package", package]);
+    if package == "fuzz" {
+        // For a target that is named, what runs at build time is not instrumented.
+        let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        command.args(["--features", "search", "--target", &target]).env("RUSTFLAGS", INSTRUMENTED);
+    }
+    command.arg("--");
     command
 }
+
+/// As cargo-fuzz sets it for libFuzzer, without a sanitizer, which only nightly compilers have.
+const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
 
 /// A test binary over and over until the time is up, each round with a larger amount than in CI and the next seed.
 fn rounds(time: Duration, seed: u64, test: &str, names: (&str, &str), amount: u64) -> Result<()> {

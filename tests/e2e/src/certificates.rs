@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use harness::redis::Redis;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// The files that a server with a certificate needs, and its clients.
@@ -39,6 +40,20 @@ impl Certificate {
             fs::write(path, text).expect("a file written");
         }
         written
+    }
+
+    /// Starts a Redis that also speaks TLS, on [`Redis::tls_address`].
+    #[track_caller]
+    pub fn start_redis(&self, lines: &[&str]) -> Redis {
+        let tls = [
+            "tls-port {second}".to_owned(),
+            "tls-auth-clients no".to_owned(),
+            format!("tls-ca-cert-file {}", self.authority.display()),
+            format!("tls-cert-file {}", self.certificate.display()),
+            format!("tls-key-file {}", self.key.display()),
+        ];
+        let lines: Vec<_> = tls.iter().map(String::as_str).chain(lines.iter().copied()).collect();
+        Redis::start_with(&lines)
     }
 }
 

@@ -10,7 +10,6 @@ use serde_json::Value;
 use crate::client::Connection;
 use crate::envoy::Envoy;
 use crate::redis::Redis;
-use crate::resp::Reply;
 use crate::setup::Setup;
 use crate::upstream::{Answer, Upstream, refusing};
 use crate::{http2, sha256_hex, wait};
@@ -45,7 +44,7 @@ struct World {
     upstream: Upstream,
     documents: Documents,
     source: Upstream,
-    redis: Option<Redis>,
+    redis: Option<RealRedis>,
 }
 
 struct Running {
@@ -86,7 +85,7 @@ impl World {
             if setup.is_redis_up {
                 redis.restart();
             }
-            redis
+            RealRedis(redis)
         });
         Self { setup: setup.clone(), upstream, documents, source, redis }
     }
@@ -119,7 +118,7 @@ impl World {
             setup = setup.without_filter_stats();
         }
         if let Some(redis) = &self.redis {
-            setup = setup.redis(redis.address());
+            setup = setup.redis(redis.0.address());
         }
         let named = wanted.listeners.iter();
         setup = named.fold(setup, |setup, (name, config)| setup.listener(name, config));
@@ -250,47 +249,46 @@ impl Gateway for Running {
 
 const HEALTH: &str = "system:health:status";
 
-impl scenarios::Redis for Redis {
+struct RealRedis(Redis);
+
+impl scenarios::Redis for RealRedis {
     fn buckets(&mut self) -> Vec<String> {
-        self.keys().into_iter().filter(|key| key != HEALTH).collect()
+        self.0.keys().into_iter().filter(|key| key != HEALTH).collect()
     }
 
     fn delete_bucket(&mut self, name: &str) {
-        assert_eq!(self.command(&["DEL", name]).integer(), 1, "no bucket {name}");
+        assert_eq!(self.0.command(&["DEL", name]).integer(), 1, "no bucket {name}");
     }
 
     fn health(&mut self) -> Option<String> {
-        match self.command(&["GET", HEALTH]) {
-            Reply::Text(text) => text,
-            other => panic!("{HEALTH} is {other:?}"),
-        }
+        self.0.command(&["GET", HEALTH]).optional_text()
     }
 
     fn keeps_health(&mut self) -> bool {
-        self.command(&["PTTL", HEALTH]).integer() == -1
+        self.0.command(&["PTTL", HEALTH]).integer() == -1
     }
 
     fn set_health(&mut self, health: &str) {
-        self.command(&["SET", HEALTH, health]);
+        self.0.command(&["SET", HEALTH, health]);
     }
 
     fn scripts(&mut self) -> u64 {
-        self.calls("evalsha") + self.calls("eval")
+        self.0.calls("evalsha") + self.0.calls("eval")
     }
 
     fn freeze(&mut self) {
-        Redis::freeze(self);
+        self.0.freeze();
     }
 
     fn thaw(&mut self) {
-        Redis::thaw(self);
+        self.0.thaw();
     }
 
     fn kill(&mut self) {
-        Redis::kill(self);
+        self.0.kill();
     }
 
     fn restart(&mut self) {
-        Redis::restart(self);
+        self.0.restart();
     }
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::client::{Connection, Request, Response};
 use crate::envoy::from_env;
-use crate::{port, process, wait};
+use harness::{port, process, wait};
 
 const START: Duration = Duration::from_secs(30);
 

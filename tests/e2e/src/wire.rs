@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::port;
+use harness::port;
 
 /// What becomes of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

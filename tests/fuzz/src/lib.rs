@@ -1,10 +1,8 @@
 //! Bytes from outside, into the limiter's own functions.
 //!
 //! Everything that an operator, a client or Redis can send reaches the limiter as bytes. Each target takes such bytes
-//! and panics where a property does not hold; the search changes the inputs of the corpus at random and hands them
-//! over, always the same ones from the same seed. In reading order: [`targets`] (what must hold), [`corpus`] (where
-//! the search starts), [`mutation`] (how an input becomes another), [`coverage`] (which inputs are worth keeping),
-//! [`search`].
+//! and panics where a property does not hold. libFuzzer changes the inputs of the corpus, keeps those that reach a part
+//! of the limiter that none has reached, and changes these.
 
 #[path = "../../common/mod.rs"]
 #[allow(
@@ -14,10 +12,33 @@
     reason = "it belongs to the tests of the root crate"
 )]
 mod common;
-pub mod corpus;
-pub mod coverage;
-pub mod mutation;
-pub mod search;
 pub mod targets;
 
+use std::path::{Path, PathBuf};
+
+use targets::Target;
+
 pub use common::random::Random;
+
+/// The folders of a target's inputs. What a search keeps goes to the first.
+pub fn corpus(target: Target) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![folder.join("corpus").join(target.name)];
+    if target.name == "plugin" {
+        folders.push(folder.join("../config/bad"));
+    }
+    folders
+}
+
+/// The shipped documents, in the form that a target takes.
+pub fn shipped(target: Target) -> Option<Vec<u8>> {
+    let [tiers, api_keys] = ["tiers", "api_keys"].map(|name| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../config/{name}.json"));
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    });
+    match target.name {
+        "plugin" => Some([b"{\"tiers\":", &tiers[..], b",\"api_keys\":", &api_keys, b"}"].concat()),
+        "documents" => Some([tiers, api_keys].join(&0)),
+        _ => None,
+    }
+}

@@ -21,8 +21,8 @@ pub struct Target {
     pub name: &'static str,
     /// The property, for any bytes at all.
     pub check: fn(&[u8]),
-    /// Texts that inputs of this kind are likely to have.
-    pub words: &'static [&'static str],
+    /// Texts that inputs of this kind are likely to have, with bars between them.
+    pub words: &'static str,
 }
 
 pub const ALL: &[Target] = &[
@@ -32,7 +32,7 @@ pub const ALL: &[Target] = &[
     Target { name: "admin", check: admin::check, words: admin::WORDS },
     Target { name: "resp", check: resp::check, words: resp::WORDS },
     Target { name: "session", check: session::check, words: resp::WORDS },
-    Target { name: "frames", check: frames::check, words: &["\0\0\0\0\0", "\0\0\0\0\u{1}"] },
+    Target { name: "frames", check: frames::check, words: "\0\0\0\0\0|\0\0\0\0\u{1}" },
     Target { name: "identity", check: identity::check, words: identity::WORDS },
 ];
 

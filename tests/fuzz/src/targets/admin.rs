@@ -4,20 +4,8 @@ use dynamic_rate_limiter::admin::{MAX_BODY_BYTES, requested_health};
 use dynamic_rate_limiter::config::Measured;
 use serde_json::Value;
 
-pub(super) const WORDS: &[&str] = &[
-    "status",
-    "NORMAL",
-    "DEGRADED",
-    "AUTO",
-    "normal",
-    "null",
-    "{\"status\":\"NORMAL\"}",
-    "\\u0000",
-    "\\ud800",
-    "\\/",
-    "[",
-    "{",
-];
+pub(super) const WORDS: &str = "\
+    status|NORMAL|DEGRADED|AUTO|normal|null|{\"status\":\"NORMAL\"}|\\u0000|\\ud800|\\/|[|{";
 
 pub(super) fn check(body: &[u8]) {
     check_where(body, None, &["NORMAL", "DEGRADED"]);

@@ -2,31 +2,9 @@
 
 use dynamic_rate_limiter::identity::{Network, Secret, reads_as_address};
 
-pub(super) const WORDS: &[&str] = &[
-    "127.0.0.1",
-    "0.0.0.0",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::ffff:1.2.3.4",
-    "::ffff:0:0",
-    "2001:db8::",
-    "fe80::1%eth0",
-    "[",
-    "]",
-    "]:",
-    ":0",
-    ":65535",
-    ":65536",
-    "%",
-    "/",
-    "/64",
-    "/128",
-    "unknown",
-    "00",
-    "0x1",
-    " ",
-];
+pub(super) const WORDS: &str = "\
+    127.0.0.1|0.0.0.0|255.255.255.255|::|::1|::ffff:1.2.3.4|::ffff:0:0|2001:db8::|fe80::1%eth0|[|]|]:|\
+    :0|:65535|:65536|%|/|/64|/128|unknown|00|0x1| ";
 
 pub(super) fn check(bytes: &[u8]) {
     let (prefix, source) = bytes.split_first().map_or((64, bytes), |(first, rest)| (first % 128 + 1, rest));

@@ -15,39 +15,12 @@ use dynamic_rate_limiter::store::SharedData;
 use super::check_answer;
 use crate::common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
 
-pub(super) const WORDS: &[&str] = &[
-    "GET /\n",
-    "POST /system/health\n",
-    "GET /system/health\n",
-    "GET /health\n",
-    "OPTIONS /\n",
-    "PUT ",
-    "HEAD ",
-    "CONNECT ",
-    "x-api-key: ",
-    "x-admin-token: ",
-    "x-admin-token: the admin token\n",
-    "origin: ",
-    "access-control-request-method: ",
-    "from: 192.0.2.1:1\n",
-    "from: [2001:db8::1]:1\n",
-    "from: ",
-    "wait: 1000000\n",
-    "wait: 60000000\n",
-    "wait: ",
-    "body: {\"status\":\"DEGRADED\"}\n",
-    "body: {\"status\":\"NORMAL\"}\n",
-    "\n\n",
-    "?",
-    "/open",
-    "/metrics",
-    "//",
-    "%2f",
-    "pro",
-    "blocked",
-    "unlimited",
-    "\u{fffd}",
-];
+pub(super) const WORDS: &str = "\
+    GET /\n|POST /system/health\n|GET /system/health\n|GET /health\n|OPTIONS /\n|PUT |HEAD |CONNECT |\
+    x-api-key: |x-admin-token: |x-admin-token: the admin token\n|origin: |\
+    access-control-request-method: |from: 192.0.2.1:1\n|from: [2001:db8::1]:1\n|from: |wait: 1000000\n|\
+    wait: 60000000\n|wait: |body: {\"status\":\"DEGRADED\"}\n|body: {\"status\":\"NORMAL\"}\n|\n\n|?|\
+    /open|/metrics|//|%2f|pro|blocked|unlimited|\u{fffd}";
 
 const CONFIGURATIONS: [&str; 4] = [
     r#"{"api_keys": {"pro": "pro", "free": "free"}}"#,

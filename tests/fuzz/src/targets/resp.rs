@@ -6,34 +6,11 @@ use dynamic_rate_limiter::store::redis::script::Taken;
 use super::pieces;
 use crate::Random;
 
-pub(super) const WORDS: &[&str] = &[
-    "\r\n",
-    "+OK\r\n",
-    "$-1\r\n",
-    "$0\r\n\r\n",
-    "$4096\r\n",
-    "$4097\r\n",
-    "$9999\r\n",
-    "$10000\r\n",
-    "$-2\r\n",
-    ":-\r\n",
-    ":1\r\n",
-    "*1\r\n",
-    "%1\r\n",
-    "_\r\n",
-    "-NOSCRIPT \r\n",
-    "-MOVED 1 127.0.0.1:1\r\n",
-    "-LOADING \r\n",
-    "-ERR \r\n",
-    "-NOAUTH \r\n",
-    "-READONLY \r\n",
-    "-OOM \r\n",
-    "-CLUSTERDOWN \r\n",
-    "-upstream failure\r\n",
-    "$37\r\n1 1 9.000000000000 1699564800.123456\r\n",
-    "18446744073709551615",
-    " 0 0.000000000000 ",
-];
+pub(super) const WORDS: &str = "\
+    \r\n|+OK\r\n|$-1\r\n|$0\r\n\r\n|$4096\r\n|$4097\r\n|$9999\r\n|$10000\r\n|$-2\r\n|:-\r\n|:1\r\n|\
+    *1\r\n|%1\r\n|_\r\n|-NOSCRIPT \r\n|-MOVED 1 127.0.0.1:1\r\n|-LOADING \r\n|-ERR \r\n|-NOAUTH \r\n|\
+    -READONLY \r\n|-OOM \r\n|-CLUSTERDOWN \r\n|-upstream failure\r\n|\
+    $37\r\n1 1 9.000000000000 1699564800.123456\r\n|18446744073709551615| 0 0.000000000000 ";
 
 /// A reply, and what the stream came to: its end, or nothing that can be read.
 type Heard = (Vec<String>, Result<(), ()>);

@@ -163,7 +163,7 @@ fn a_password_where_redis_wants_none_does_no_harm_to_requests() {
 fn redis_may_be_reached_over_tls() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let certificate = Certificate::write(folder.path(), NAME);
-    let redis = Redis::start_tls(&certificate, &[&format!("requirepass {PASSWORD}")]);
+    let redis = certificate.start_redis(&[&format!("requirepass {PASSWORD}")]);
     let envoy = Setup::new()
         .config(&config(PATIENT_MS, "local"))
         .redis_tls(redis.tls_address(), &certificate.authority)
@@ -178,7 +178,7 @@ fn a_redis_that_cannot_show_who_it_is_gets_no_password() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let trusted = Certificate::write(folder.path(), NAME);
     let strange = Certificate::write(folder.path(), "elsewhere.test");
-    let (tls, plain) = (Redis::start_tls(&strange, &[]), Redis::start());
+    let (tls, plain) = (strange.start_redis(&[]), Redis::start());
     let cases = [
         ("an unknown authority", tls.tls_address(), &trusted.authority, "ssl.fail_verify_error"),
         ("another name", tls.tls_address(), &strange.authority, "ssl.fail_verify_san"),

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
-use e2e::resp::Reply;
 use e2e::setup::Setup;
 use e2e::wait;
 use serde_json::json;
@@ -23,10 +22,7 @@ fn start(redis: &Redis) -> Envoy {
 }
 
 fn stored(redis: &Redis) -> Option<String> {
-    match redis.command(&["GET", KEY]) {
-        Reply::Text(text) => text,
-        other => panic!("{KEY} is {other:?}"),
-    }
+    redis.command(&["GET", KEY]).optional_text()
 }
 
 /// Waits until a request is told this health, and not longer than a change may travel.

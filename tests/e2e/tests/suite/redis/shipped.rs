@@ -74,7 +74,7 @@ fn with_one_redis_over_tls() {
     let upstream = Upstream::start(|_| Answer::ok("upstream"));
     let folder = tempfile::tempdir().expect("a temporary directory");
     let certificate = Certificate::write(folder.path(), "redis.example.com");
-    let redis = Redis::start_tls(&certificate, &["requirepass c4nary-shipped-password"]);
+    let redis = certificate.start_redis(&["requirepass c4nary-shipped-password"]);
     let upstream_port = port_value(upstream.address().port());
     let redis_port = port_value(redis.tls_address().port());
     let changes = [

@@ -10,12 +10,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use redis::{Client, Connection, FromRedisValue, RedisError, RedisResult, Value, from_redis_value};
 use tempfile::TempDir;
 
-use crate::canary;
-use crate::certificates::Certificate;
-use crate::resp::{Connection, Reply};
-use crate::{port, process, wait};
+use crate::{canary, port, process, wait};
+
+/// A Redis that stands still is a test's own doing, and a test that asks one then has a defect.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const START: Duration = Duration::from_secs(30);
 
@@ -55,20 +56,6 @@ impl Redis {
         Self::start_with(&["cluster-enabled yes", "cluster-node-timeout 2000", "cluster-port {second}"])
     }
 
-    /// Starts one that also speaks TLS, on [`Redis::tls_address`].
-    #[track_caller]
-    pub fn start_tls(certificate: &Certificate, lines: &[&str]) -> Self {
-        let tls = [
-            "tls-port {second}".to_owned(),
-            "tls-auth-clients no".to_owned(),
-            format!("tls-ca-cert-file {}", certificate.authority.display()),
-            format!("tls-cert-file {}", certificate.certificate.display()),
-            format!("tls-key-file {}", certificate.key.display()),
-        ];
-        let lines: Vec<_> = tls.iter().map(String::as_str).chain(lines.iter().copied()).collect();
-        Self::start_with(&lines)
-    }
-
     /// One that has an address, where nothing listens until [`Redis::restart`].
     #[track_caller]
     pub fn not_started(lines: &[&str]) -> Self {
@@ -100,7 +87,7 @@ impl Redis {
     }
 
     /// Where the other nodes of its cluster find it.
-    pub(crate) fn bus_port(&self) -> u16 {
+    pub fn bus_port(&self) -> u16 {
         self.second_port
     }
 
@@ -110,7 +97,7 @@ impl Redis {
         self.launch();
         wait::until_within(START, "Redis answers", || {
             self.assert_runs();
-            matches!(self.try_command(&["PING"]), Ok(Reply::Status(_))).then_some(())
+            self.try_command(&["PING"]).ok()
         });
     }
 
@@ -120,7 +107,7 @@ impl Redis {
         self.launch();
         wait::until_within(START, "Redis listens", || {
             self.assert_runs();
-            self.try_command(&["PING"]).ok()
+            self.try_command(&["PING"]).map_or_else(|error| error.code().map(drop), |_| Some(()))
         });
     }
 
@@ -145,29 +132,31 @@ impl Redis {
         self.signal(libc::SIGCONT);
     }
 
+    /// Runs one command on a connection of its own.
     #[track_caller]
     pub fn command(&self, words: &[&str]) -> Reply {
-        match self.try_command(words) {
-            Ok(Reply::Error(error)) => panic!("{words:?}: {error}"),
-            Ok(reply) => reply,
-            Err(error) => panic!("{words:?}: {error}\n{}", self.log_tail()),
-        }
+        self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}\n{}", self.log_tail()))
     }
 
-    pub fn try_command(&self, words: &[&str]) -> io::Result<Reply> {
-        self.connect()?.command(words)
+    pub fn try_command(&self, words: &[&str]) -> RedisResult<Reply> {
+        command(words).query(&mut self.connect()?).map(Reply)
     }
 
     /// Begins a command without waiting for its end.
     #[track_caller]
     pub fn begin(&self, words: &[&str]) {
-        self.connect().and_then(|mut connection| connection.send(words)).expect("a command sent");
+        let begun = self
+            .connect()
+            .and_then(|mut connection| connection.send_packed_command(&command(words).get_packed_command()));
+        begun.expect("a command sent");
     }
 
-    /// Every command has a connection of its own.
-    fn connect(&self) -> io::Result<Connection> {
-        let mut connection = Connection::open(&socket(&self.dir))?;
-        connection.command(&["AUTH", USER, "any"])?;
+    /// A connection over the server's own socket file, as the test's own user.
+    pub fn connect(&self) -> RedisResult<Connection> {
+        let url = format!("redis+unix://{}?user={USER}&pass=any", socket(&self.dir).display());
+        let connection = Client::open(url)?.get_connection_with_timeout(TIMEOUT)?;
+        connection.set_read_timeout(Some(TIMEOUT))?;
+        connection.set_write_timeout(Some(TIMEOUT))?;
         Ok(connection)
     }
 
@@ -265,17 +254,67 @@ impl Redis {
         if self.child.is_some() {
             // One that stands still, or is still loading, gets on first.
             self.signal(libc::SIGCONT);
-            let keys = wait::until_within(START, "Redis lists its keys", || {
-                self.try_command(&["KEYS", "*"]).ok().filter(|reply| matches!(reply, Reply::List(_)))
-            });
+            let keys =
+                wait::until_within(START, "Redis lists its keys", || self.try_command(&["KEYS", "*"]).ok());
             for key in keys.texts() {
                 for command in ["HGETALL", "GET"] {
-                    shown += &format!("{key} {:?}\n", self.try_command(&[command, &key]));
+                    shown += &format!("{key} {}\n", self.shown(&[command, &key]));
                 }
             }
-            shown += &format!("{:?}\n", self.try_command(&["ACL", "LOG"]));
+            shown += &self.shown(&["ACL", "LOG"]);
         }
         canary::search([("Redis", shown.into_bytes()), ("Redis' log", self.log().into_bytes())])
+    }
+
+    fn shown(&self, words: &[&str]) -> String {
+        self.try_command(words).map_or_else(|error: RedisError| error.to_string(), |reply| text_of(&reply.0))
+    }
+}
+
+/// What Redis answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply(Value);
+
+impl Reply {
+    #[track_caller]
+    pub fn text(&self) -> String {
+        self.read()
+    }
+
+    /// Nothing for the null reply.
+    #[track_caller]
+    pub fn optional_text(&self) -> Option<String> {
+        self.read()
+    }
+
+    #[track_caller]
+    pub fn integer(&self) -> i64 {
+        self.read()
+    }
+
+    #[track_caller]
+    pub fn texts(&self) -> Vec<String> {
+        self.read()
+    }
+
+    #[track_caller]
+    fn read<T: FromRedisValue>(&self) -> T {
+        from_redis_value(self.0.clone()).unwrap_or_else(|error| panic!("{self:?}: {error}"))
+    }
+}
+
+fn command(words: &[&str]) -> redis::Cmd {
+    let mut command = redis::Cmd::new();
+    command.arg(words);
+    command
+}
+
+/// All that is in a reply, whether or not it is text.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(" "),
+        other => format!("{other:?}"),
     }
 }
 

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::redis::Redis;
-use crate::resp::Reply;
 use crate::wait;
 
 const SLOTS: u32 = 16_384;
@@ -42,8 +41,7 @@ impl RedisCluster {
         });
         let master = id(seed);
         wait::until_within(FORMATION, "a replica of the first master", || {
-            matches!(cluster.replica.try_command(&["CLUSTER", "REPLICATE", &master]), Ok(Reply::Status(_)))
-                .then_some(())
+            cluster.replica.try_command(&["CLUSTER", "REPLICATE", &master]).ok()
         });
         cluster.until("every slot is served", |node| {
             node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok")
@@ -147,5 +145,5 @@ impl RedisCluster {
 
 #[track_caller]
 fn id(node: &Redis) -> String {
-    node.command(&["CLUSTER", "MYID"]).text().to_owned()
+    node.command(&["CLUSTER", "MYID"]).text()
 }

@@ -14,7 +14,7 @@ type Order = (Command, mpsc::Sender<io::Result<Child>>);
 /// `PR_SET_PDEATHSIG` fires when the spawning *thread* ends, and a test's thread ends with its
 /// test while an Envoy in a `static` goes on; so one thread that lives as long as the process
 /// spawns them all.
-pub(crate) fn spawn(command: Command) -> io::Result<Child> {
+pub fn spawn(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
     let orders = SPAWNER.get_or_init(|| {
         let (sender, receiver) = mpsc::channel::<Order>();
