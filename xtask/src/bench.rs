@@ -86,7 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn costs() -> Result<()> {
     let wasm = filter::build(Toolchain::find()?)?;
     step("counting instructions and host calls");
-    run_program(soak::search("wasm-host").arg("costs").env("FILTER_WASM", wasm))
+    run_program(soak::search("wasm-host")?.arg("costs").env("FILTER_WASM", wasm))
 }
 
 /// What a measurement needs of the machine.

@@ -88,7 +88,7 @@ fn search() -> Result<()> {
         ("fuzzing", "fuzz", &["--inputs", "10000"]),
     ];
     for (what, package, amount) in searches {
-        let mut search = soak::search(package);
+        let mut search = soak::search(package)?;
         check(what, search.args(amount).args(["--seed", "1"]).env("REDIS_SERVER", &redis_server))?;
     }
     Ok(())

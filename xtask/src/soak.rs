@@ -66,22 +66,22 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
 impl Part {
     fn run(self, time: Duration, seed: u64) -> Result<()> {
         let timed = |package: &str, arguments: &[&str]| {
-            let mut command = search(package);
+            let mut command = search(package)?;
             command.args(arguments);
             command.args(["--seconds", &time.as_secs().to_string(), "--seed", &seed.to_string()]);
-            command
+            Ok::<_, anyhow::Error>(command)
         };
         match self {
-            Self::Simulation => run(&mut timed("simulation", &[])),
+            Self::Simulation => run(&mut timed("simulation", &[])?),
             Self::SimulationRedis => {
-                let mut command = timed("simulation", &["--redis", "real"]);
+                let mut command = timed("simulation", &["--redis", "real"])?;
                 run(command.env("REDIS_SERVER", tools::redis_server()?))
             }
-            Self::Overload => run(&mut timed("overload", &[])),
-            Self::Fuzz => run(&mut timed("fuzz", &[])),
+            Self::Overload => run(&mut timed("overload", &[])?),
+            Self::Fuzz => run(&mut timed("fuzz", &[])?),
             Self::Callbacks => {
                 let wasm = filter::build(Toolchain::find()?)?;
-                run(timed("wasm-host", &["fuzz"]).env("FILTER_WASM", wasm))
+                run(timed("wasm-host", &["fuzz"])?.env("FILTER_WASM", wasm))
             }
             Self::Bucket => rounds(time, seed, "bucket", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 2_000_000),
             Self::Script => rounds(time, seed, "redis_script", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 500_000),
@@ -91,16 +91,19 @@ impl Part {
 }
 
 /// One of the searches that are programs of their own, built to be quick and with every check.
-pub(crate) fn search(package: &str) -> Command {
+pub(crate) fn search(package: &str) -> Result<Command> {
     let mut command = workspace::cargo();
     command.args(["run", "--quiet", "--profile", "soak", "--package", package]);
     if package == "fuzz" {
+        if tools::on_path("c++").is_none() {
+            tools::debian_packages(&["g++"]).context("libFuzzer is C++")?;
+        }
         // For a target that is named, what runs at build time is not instrumented.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         command.args(["--features", "search", "--target", &target]).env("RUSTFLAGS", INSTRUMENTED);
     }
     command.arg("--");
-    command
+    Ok(command)
 }
 
 /// As cargo-fuzz sets it for libFuzzer, without a sanitizer, which only nightly compilers have.

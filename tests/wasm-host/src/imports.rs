@@ -16,12 +16,13 @@ use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState};
 mod calls;
 mod wasi;
 
-/// Defines one import: its failures are scripted by its name. What names memory that is not the guest's ends the test,
-/// unless the guest is the probe, which asks what Envoy says to that.
+/// Defines one import, whose arguments are of type `u32` if nothing else is said: its failures are scripted by its name.
+/// What names memory that is not the guest's ends the test, unless the guest is the probe, which asks what Envoy says to
+/// that.
 macro_rules! import {
-    ($linker:ident, $module:literal, $name:literal, |$host:ident $(, $argument:ident: $kind:ty)*| $body:expr) => {
-        $linker.func_wrap($module, $name, |mut host: Host<'_> $(, $argument: $kind)*| -> Result<u32> {
-            if let Some(status) = host.data_mut().enter($name) {
+    ($linker:ident $module:ident $name:ident($host:ident $(, $argument:ident $(: $kind:ty)?)*) $body:block) => {
+        let function = |mut host: Host<'_> $(, $argument: kind!($($kind)?))*| {
+            if let Some(status) = host.data_mut().enter(stringify!($name)) {
                 return Ok(status);
             }
             let is_forgiven = host.data().is_probe;
@@ -31,11 +32,21 @@ macro_rules! import {
                 Err(error) if is_forgiven && error.is::<OutOfBounds>() => Ok(status::INVALID_MEMORY_ACCESS),
                 result => result,
             }
-        })?;
+        };
+        $linker.func_wrap(stringify!($module), stringify!($name), function)?;
     };
 }
 
-use import;
+macro_rules! kind {
+    () => {
+        u32
+    };
+    ($kind:ty) => {
+        $kind
+    };
+}
+
+pub(crate) use {import, kind};
 
 pub(crate) fn define(linker: &mut Linker<VmState>) -> Result<()> {
     proxy(linker)?;
@@ -47,7 +58,7 @@ pub(crate) fn define(linker: &mut Linker<VmState>) -> Result<()> {
 }
 
 fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(linker, "env", "proxy_log", |host, level: u32, text: u32, size: u32| {
+    import! { linker env proxy_log(host, level, text, size) {
         let line = read_text(&host, text, size)?;
         let state = host.data_mut();
         let is_one_line = line.len() <= MAX_LINE_BYTES + 16 && !line.contains(char::is_control);
@@ -58,33 +69,33 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
         state.note(Event::Logged(level, line.clone()));
         state.process.log.borrow_mut().push((level, line));
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_get_log_level", |host, to: u32| {
+    } }
+    import! { linker env proxy_get_log_level(host, to) {
         let level = host.data().process.log_level.get();
         write_u32(&mut host, to, level)?;
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_get_current_time_nanoseconds", |host, to: u32| {
+    } }
+    import! { linker env proxy_get_current_time_nanoseconds(host, to) {
         let now = host.data().process.clock.wall_ns.get();
         write_u64(&mut host, to, now)?;
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_set_tick_period_milliseconds", |host, period_ms: u32| {
+    } }
+    import! { linker env proxy_set_tick_period_milliseconds(host, period_ms) {
         let now_us = host.data().process.clock.now_us();
         let period_us = u64::from(period_ms) * 1_000;
         let root = host.data().root();
         let timer = (period_us > 0).then_some(Timer { period_us, due_us: now_us + period_us });
         host.data_mut().roots.insert(root, timer);
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_set_effective_context", |host, context: u32| {
+    } }
+    import! { linker env proxy_set_effective_context(host, context) {
         if !host.data().exists(context) {
             return Ok(status::BAD_ARGUMENT);
         }
         host.data_mut().effective = context;
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_continue_stream", |host, kind: u32| {
+    } }
+    import! { linker env proxy_continue_stream(host, kind) {
         let context = host.data().context();
         match (kind, host.data().streams.contains_key(&context)) {
             (0 | 1, true) => {
@@ -99,205 +110,154 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
             (0 | 1, false) => Ok(status::OK),
             _ => Ok(status::BAD_ARGUMENT),
         }
-    });
-    import!(linker, "env", "proxy_close_stream", |host, kind: u32| {
+    } }
+    import! { linker env proxy_close_stream(host, kind) {
         let context = host.data().context();
         if kind <= 1 && host.data().streams.contains_key(&context) {
             host.data_mut().after.push_back(After::Close(context));
         }
         Ok(if kind <= 3 { status::OK } else { status::BAD_ARGUMENT })
-    });
-    import!(
-        linker,
-        "env",
-        "proxy_send_local_response",
-        |host,
-         code: u32,
-         _details: u32,
-         _details_size: u32,
-         body: u32,
-         body_size: u32,
-         headers: u32,
-         headers_size: u32,
-         grpc_status: i32| {
-            let body = read(&host, body, body_size)?;
-            let headers = match read_headers(&read(&host, headers, headers_size)?) {
-                Some(headers) => headers,
-                // Envoy replies without them.
-                None if host.data().is_probe => Headers::new(),
-                None => bail!("a local reply with headers in no known form"),
-            };
-            let context = host.data().context();
-            if host.data().streams.contains_key(&context) {
-                let reply = LocalReply { status: code, headers, body, grpc_status };
-                host.data_mut().after.push_back(After::Reply(context, reply));
-            }
-            Ok(status::OK)
+    } }
+    import! { linker env proxy_send_local_response(
+        host, code, _details, _details_size, body, body_size, headers, headers_size, grpc_status: i32
+    ) {
+        let body = read(&host, body, body_size)?;
+        let headers = match read_headers(&read(&host, headers, headers_size)?) {
+            Some(headers) => headers,
+            // Envoy replies without them.
+            None if host.data().is_probe => Headers::new(),
+            None => bail!("a local reply with headers in no known form"),
+        };
+        let context = host.data().context();
+        if host.data().streams.contains_key(&context) {
+            let reply = LocalReply { status: code, headers, body, grpc_status };
+            host.data_mut().after.push_back(After::Reply(context, reply));
         }
-    );
-    import!(linker, "env", "proxy_get_property", |host, path: u32, size: u32, to: u32, size_to: u32| {
+        Ok(status::OK)
+    } }
+    import! { linker env proxy_get_property(host, path, size, to, size_to) {
         let path = read(&host, path, size)?;
         match host.data().property(&path) {
             Ok(value) => hand_over(&mut host, &value, to, size_to),
             Err(status) => Ok(status),
         }
-    });
+    } }
     Ok(())
 }
 
 fn headers_and_bodies(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(
-        linker,
-        "env",
-        "proxy_get_header_map_value",
-        |host, map: u32, name: u32, size: u32, to: u32, size_to: u32| {
-            let name = read_text(&host, name, size)?.to_lowercase();
-            let Some(headers) = host.data_mut().map(map) else {
-                return Ok(status::BAD_ARGUMENT);
-            };
-            let value = headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
-            match value {
-                Some(value) => hand_over(&mut host, &value, to, size_to),
-                None => Ok(status::NOT_FOUND),
-            }
+    import! { linker env proxy_get_header_map_value(host, map, name, size, to, size_to) {
+        let name = read_text(&host, name, size)?.to_lowercase();
+        let Some(headers) = host.data_mut().map(map) else {
+            return Ok(status::BAD_ARGUMENT);
+        };
+        let value = headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+        match value {
+            Some(value) => hand_over(&mut host, &value, to, size_to),
+            None => Ok(status::NOT_FOUND),
         }
-    );
-    import!(
-        linker,
-        "env",
-        "proxy_replace_header_map_value",
-        |host, map: u32, name: u32, name_size: u32, value: u32, size: u32| {
-            let name = read_text(&host, name, name_size)?.to_lowercase();
-            let value = read(&host, value, size)?;
-            let Some(headers) = host.data_mut().map(map) else {
-                return Ok(status::BAD_ARGUMENT);
-            };
-            match headers.iter().position(|(known, _)| *known == name) {
-                Some(index) => {
-                    headers[index].1 = value;
-                    let mut at = 0;
-                    headers.retain(|(known, _)| {
-                        at += 1;
-                        *known != name || at == index + 1
-                    });
-                }
-                None => headers.push((name, value)),
+    } }
+    import! { linker env proxy_replace_header_map_value(host, map, name, name_size, value, size) {
+        let name = read_text(&host, name, name_size)?.to_lowercase();
+        let value = read(&host, value, size)?;
+        let Some(headers) = host.data_mut().map(map) else {
+            return Ok(status::BAD_ARGUMENT);
+        };
+        match headers.iter().position(|(known, _)| *known == name) {
+            Some(index) => {
+                headers[index].1 = value;
+                let mut at = 0;
+                headers.retain(|(known, _)| {
+                    at += 1;
+                    *known != name || at == index + 1
+                });
             }
-            Ok(status::OK)
+            None => headers.push((name, value)),
         }
-    );
-    import!(
-        linker,
-        "env",
-        "proxy_add_header_map_value",
-        |host, map: u32, name: u32, name_size: u32, value: u32, size: u32| {
-            let name = read_text(&host, name, name_size)?.to_lowercase();
-            let value = read(&host, value, size)?;
-            match host.data_mut().map(map) {
-                Some(headers) => headers.push((name, value)),
-                None => return Ok(status::BAD_ARGUMENT),
-            }
-            Ok(status::OK)
+        Ok(status::OK)
+    } }
+    import! { linker env proxy_add_header_map_value(host, map, name, name_size, value, size) {
+        let name = read_text(&host, name, name_size)?.to_lowercase();
+        let value = read(&host, value, size)?;
+        match host.data_mut().map(map) {
+            Some(headers) => headers.push((name, value)),
+            None => return Ok(status::BAD_ARGUMENT),
         }
-    );
-    import!(linker, "env", "proxy_remove_header_map_value", |host, map: u32, name: u32, size: u32| {
+        Ok(status::OK)
+    } }
+    import! { linker env proxy_remove_header_map_value(host, map, name, size) {
         let name = read_text(&host, name, size)?.to_lowercase();
         match host.data_mut().map(map) {
             Some(headers) => headers.retain(|(known, _)| *known != name),
             None => return Ok(status::BAD_ARGUMENT),
         }
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_get_header_map_pairs", |host, map: u32, to: u32, size_to: u32| {
+    } }
+    import! { linker env proxy_get_header_map_pairs(host, map, to, size_to) {
         let headers = host.data_mut().map(map).map(|headers| headers.clone()).unwrap_or_default();
         let bytes = if headers.is_empty() { Vec::new() } else { write_headers(&headers) };
         hand_over(&mut host, &bytes, to, size_to)
-    });
-    import!(
-        linker,
-        "env",
-        "proxy_get_buffer_bytes",
-        |host, kind: u32, start: u32, length: u32, to: u32, size_to: u32| {
-            let Some(buffer) = host.data_mut().buffer(kind) else {
-                return Ok(status::NOT_FOUND);
-            };
-            let start = (start as usize).min(buffer.len());
-            let end = (start + length as usize).min(buffer.len());
-            let bytes = buffer[start..end].to_vec();
-            hand_over(&mut host, &bytes, to, size_to)
+    } }
+    import! { linker env proxy_get_buffer_bytes(host, kind, start, length, to, size_to) {
+        let Some(buffer) = host.data_mut().buffer(kind) else {
+            return Ok(status::NOT_FOUND);
+        };
+        let start = (start as usize).min(buffer.len());
+        let end = (start + length as usize).min(buffer.len());
+        let bytes = buffer[start..end].to_vec();
+        hand_over(&mut host, &bytes, to, size_to)
+    } }
+    import! { linker env proxy_set_buffer_bytes(host, kind, start, length, bytes, size) {
+        let bytes = read(&host, bytes, size)?;
+        let Some(buffer) = host.data_mut().buffer(kind) else {
+            return Ok(status::NOT_FOUND);
+        };
+        // Envoy knows three ways: in front of all, instead of all, behind all.
+        match (start, length) {
+            (0, 0) => drop(buffer.splice(0..0, bytes)),
+            (0, length) if length as usize >= buffer.len() => *buffer = bytes,
+            (start, _) if start as usize >= buffer.len() && start > 0 => buffer.extend(bytes),
+            _ => return Ok(status::BAD_ARGUMENT),
         }
-    );
-    import!(
-        linker,
-        "env",
-        "proxy_set_buffer_bytes",
-        |host, kind: u32, start: u32, length: u32, bytes: u32, size: u32| {
-            let bytes = read(&host, bytes, size)?;
-            let Some(buffer) = host.data_mut().buffer(kind) else {
-                return Ok(status::NOT_FOUND);
-            };
-            // Envoy knows three ways: in front of all, instead of all, behind all.
-            match (start, length) {
-                (0, 0) => drop(buffer.splice(0..0, bytes)),
-                (0, length) if length as usize >= buffer.len() => *buffer = bytes,
-                (start, _) if start as usize >= buffer.len() && start > 0 => buffer.extend(bytes),
-                _ => return Ok(status::BAD_ARGUMENT),
-            }
-            Ok(status::OK)
-        }
-    );
+        Ok(status::OK)
+    } }
     Ok(())
 }
 
 fn shared(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(
-        linker,
-        "env",
-        "proxy_get_shared_data",
-        |host, key: u32, key_size: u32, to: u32, size_to: u32, cas_to: u32| {
-            let key = read(&host, key, key_size)?;
-            let state = host.data();
-            let Some((value, cas)) = state.process.get_shared(&state.vm_id, &key) else {
-                return Ok(status::NOT_FOUND);
-            };
-            write_u32(&mut host, cas_to, cas)?;
-            hand_over(&mut host, &value, to, size_to)
+    import! { linker env proxy_get_shared_data(host, key, key_size, to, size_to, cas_to) {
+        let key = read(&host, key, key_size)?;
+        let state = host.data();
+        let Some((value, cas)) = state.process.get_shared(&state.vm_id, &key) else {
+            return Ok(status::NOT_FOUND);
+        };
+        write_u32(&mut host, cas_to, cas)?;
+        hand_over(&mut host, &value, to, size_to)
+    } }
+    import! { linker env proxy_set_shared_data(host, key, key_size, value, size, cas) {
+        let (key, value) = (read(&host, key, key_size)?, read(&host, value, size)?);
+        if let Some(act) = host.data_mut().another_worker.take() {
+            act(&host.data().process);
         }
-    );
-    import!(
-        linker,
-        "env",
-        "proxy_set_shared_data",
-        |host, key: u32, key_size: u32, value: u32, size: u32, cas: u32| {
-            let (key, value) = (read(&host, key, key_size)?, read(&host, value, size)?);
-            if let Some(act) = host.data_mut().another_worker.take() {
-                act(&host.data().process);
-            }
-            let state = host.data();
-            Ok(state.process.set_shared(&state.vm_id, &key, &value, cas))
-        }
-    );
-    import!(linker, "env", "proxy_register_shared_queue", |host, name: u32, size: u32, to: u32| {
+        let state = host.data();
+        Ok(state.process.set_shared(&state.vm_id, &key, &value, cas))
+    } }
+    import! { linker env proxy_register_shared_queue(host, name, size, to) {
         let name = read(&host, name, size)?;
         let state = host.data();
         let token = state.process.register_queue(&state.vm_id, &name, state.index, state.root());
         write_u32(&mut host, to, token)?;
         Ok(status::OK)
-    });
-    import!(
-        linker,
-        "env",
-        "proxy_resolve_shared_queue",
-        |host, vm_id: u32, vm_id_size: u32, name: u32, size: u32, to: u32| {
-            let (vm_id, name) = (read_text(&host, vm_id, vm_id_size)?, read(&host, name, size)?);
-            let Some(token) = host.data().process.resolve_queue(&vm_id, &name) else {
-                return Ok(status::NOT_FOUND);
-            };
-            write_u32(&mut host, to, token)?;
-            Ok(status::OK)
-        }
-    );
-    import!(linker, "env", "proxy_enqueue_shared_queue", |host, token: u32, data: u32, size: u32| {
+    } }
+    import! { linker env proxy_resolve_shared_queue(host, vm_id, vm_id_size, name, size, to) {
+        let (vm_id, name) = (read_text(&host, vm_id, vm_id_size)?, read(&host, name, size)?);
+        let Some(token) = host.data().process.resolve_queue(&vm_id, &name) else {
+            return Ok(status::NOT_FOUND);
+        };
+        write_u32(&mut host, to, token)?;
+        Ok(status::OK)
+    } }
+    import! { linker env proxy_enqueue_shared_queue(host, token, data, size) {
         let data = read(&host, data, size)?;
         match host.data().process.queues.borrow_mut().get_mut(&token) {
             Some(queue) => queue.items.push_back(data),
@@ -305,8 +265,8 @@ fn shared(linker: &mut Linker<VmState>) -> Result<()> {
         }
         host.data_mut().out.push_back(Out::Enqueued(token));
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_dequeue_shared_queue", |host, token: u32, to: u32, size_to: u32| {
+    } }
+    import! { linker env proxy_dequeue_shared_queue(host, token, to, size_to) {
         let taken =
             host.data().process.queues.borrow_mut().get_mut(&token).map(|queue| queue.items.pop_front());
         match taken {
@@ -314,12 +274,12 @@ fn shared(linker: &mut Linker<VmState>) -> Result<()> {
             Some(None) => Ok(status::EMPTY),
             None => Ok(status::NOT_FOUND),
         }
-    });
+    } }
     Ok(())
 }
 
 fn stats(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(linker, "env", "proxy_define_metric", |host, kind: u32, name: u32, size: u32, to: u32| {
+    import! { linker env proxy_define_metric(host, kind, name, size, to) {
         let name = read_text(&host, name, size)?;
         let kind = match kind {
             0 => StatKind::Counter,
@@ -333,8 +293,8 @@ fn stats(linker: &mut Linker<VmState>) -> Result<()> {
         state.metrics.insert(id, (kind, name));
         write_u32(&mut host, to, id)?;
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_increment_metric", |host, id: u32, offset: i64| {
+    } }
+    import! { linker env proxy_increment_metric(host, id, offset: i64) {
         let Some((kind, name)) = host.data().metrics.get(&id) else {
             return Ok(status::NOT_FOUND);
         };
@@ -343,8 +303,8 @@ fn stats(linker: &mut Linker<VmState>) -> Result<()> {
         }
         host.data().process.change_stat(*kind, name, |value| value.wrapping_add_signed(offset));
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_record_metric", |host, id: u32, value: u64| {
+    } }
+    import! { linker env proxy_record_metric(host, id, value: u64) {
         let Some((kind, name)) = host.data().metrics.get(&id) else {
             return Ok(status::NOT_FOUND);
         };
@@ -355,8 +315,8 @@ fn stats(linker: &mut Linker<VmState>) -> Result<()> {
         };
         host.data().process.change_stat(*kind, name, change);
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_get_metric", |host, id: u32, to: u32| {
+    } }
+    import! { linker env proxy_get_metric(host, id, to) {
         let Some((kind, name)) = host.data().metrics.get(&id) else {
             return Ok(status::NOT_FOUND);
         };
@@ -366,6 +326,6 @@ fn stats(linker: &mut Linker<VmState>) -> Result<()> {
         let value = host.data().process.stat(name);
         write_u64(&mut host, to, value)?;
         Ok(status::OK)
-    });
+    } }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use wasmtime::{Linker, Result};
 
-use super::import;
+use super::{import, kind};
 use crate::failures::status;
 use crate::guest::{Host, OutOfBounds, bail, read, read_headers, read_text, write_u32};
 use crate::state::{HttpCall, Out, VmState};
@@ -19,17 +19,10 @@ pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
 }
 
 fn http_call(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(linker, "env", "proxy_http_call", |host,
-                                               cluster: u32,
-                                               cluster_size: u32,
-                                               headers: u32,
-                                               headers_size: u32,
-                                               _body: u32,
-                                               _body_size: u32,
-                                               _trailers: u32,
-                                               _trailers_size: u32,
-                                               timeout_ms: u32,
-                                               to: u32| {
+    import! { linker env proxy_http_call(
+        host, cluster, cluster_size, headers, headers_size, _body, _body_size, _trailers, _trailers_size,
+        timeout_ms, to
+    ) {
         let cluster = read_text(&host, cluster, cluster_size)?;
         let Some(headers) = read_headers(&read(&host, headers, headers_size)?) else {
             bail!("a call with headers in no known form");
@@ -46,21 +39,14 @@ fn http_call(linker: &mut Linker<VmState>) -> Result<()> {
         let call = HttpCall { token, cluster, headers, timeout_ms, context, due_us };
         host.data_mut().out.push_back(Out::HttpCall(call));
         Ok(status::OK)
-    });
+    } }
     Ok(())
 }
 
 fn grpc_streams(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(linker, "env", "proxy_grpc_stream", |host,
-                                                 service: u32,
-                                                 service_size: u32,
-                                                 _name: u32,
-                                                 _name_size: u32,
-                                                 _method: u32,
-                                                 _method_size: u32,
-                                                 _metadata: u32,
-                                                 _metadata_size: u32,
-                                                 to: u32| {
+    import! { linker env proxy_grpc_stream(
+        host, service, service_size, _name, _name_size, _method, _method_size, _metadata, _metadata_size, to
+    ) {
         let service = read(&host, service, service_size)?;
         // What is no such message is a cluster's name.
         let bare = || String::from_utf8(service.clone()).ok();
@@ -76,29 +62,29 @@ fn grpc_streams(linker: &mut Linker<VmState>) -> Result<()> {
         host.data_mut().grpc_streams.insert(token, context);
         host.data_mut().out.push_back(Out::Open(token, cluster));
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_grpc_send", |host, token: u32, data: u32, size: u32, _end: u32| {
+    } }
+    import! { linker env proxy_grpc_send(host, token, data, size, _end) {
         let data = read(&host, data, size)?;
         if let Some(refused) = refused(&host, token) {
             return Ok(refused);
         }
         host.data_mut().out.push_back(Out::Send(token, data));
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_grpc_cancel", |host, token: u32| {
+    } }
+    import! { linker env proxy_grpc_cancel(host, token) {
         if let Some(refused) = refused(&host, token) {
             return Ok(refused);
         }
         host.data_mut().grpc_streams.remove(&token);
         host.data_mut().out.push_back(Out::Cancel(token));
         Ok(status::OK)
-    });
-    import!(linker, "env", "proxy_grpc_close", |host, token: u32| {
+    } }
+    import! { linker env proxy_grpc_close(host, token) {
         match refused(&host, token) {
             Some(refused) => Ok(refused),
             None => bail!("the filter closes a stream, which this host does not have: the limiter cancels"),
         }
-    });
+    } }
     Ok(())
 }
 

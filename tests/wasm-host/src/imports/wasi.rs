@@ -3,41 +3,36 @@
 
 use wasmtime::{Linker, Result};
 
-use super::import;
+use super::{import, kind};
 use crate::failures::status;
 use crate::guest::{Host, OutOfBounds, bail, read, write, write_u32, write_u64};
 use crate::state::{Event, VmState};
 
 pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
-    import!(
-        linker,
-        "wasi_snapshot_preview1",
-        "clock_time_get",
-        |host, clock: u32, _precision: u64, to: u32| {
-            const INVALID: u32 = 28;
-            let clocks = &host.data().process.clock;
-            clocks.is_read();
-            let now = match clock {
-                0 => clocks.wall_ns.get(),
-                1 => clocks.monotonic_ns.get(),
-                _ => return Ok(INVALID),
-            };
-            write_u64(&mut host, to, now)?;
-            Ok(0)
-        }
-    );
-    import!(linker, "wasi_snapshot_preview1", "random_get", |host, to: u32, size: u32| {
+    import! { linker wasi_snapshot_preview1 clock_time_get(host, clock, _precision: u64, to) {
+        const INVALID: u32 = 28;
+        let clocks = &host.data().process.clock;
+        clocks.is_read();
+        let now = match clock {
+            0 => clocks.wall_ns.get(),
+            1 => clocks.monotonic_ns.get(),
+            _ => return Ok(INVALID),
+        };
+        write_u64(&mut host, to, now)?;
+        Ok(0)
+    } }
+    import! { linker wasi_snapshot_preview1 random_get(host, to, size) {
         let bytes: Vec<u8> = (0..size).map(|_| host.data_mut().next_random() as u8).collect();
         write(&mut host, to, &bytes)?;
         Ok(0)
-    });
-    import!(linker, "wasi_snapshot_preview1", "environ_sizes_get", |host, count_to: u32, size_to: u32| {
+    } }
+    import! { linker wasi_snapshot_preview1 environ_sizes_get(host, count_to, size_to) {
         let variables = environment(&host);
         write_u32(&mut host, count_to, variables.len() as u32)?;
         write_u32(&mut host, size_to, variables.iter().map(Vec::len).sum::<usize>() as u32)?;
         Ok(0)
-    });
-    import!(linker, "wasi_snapshot_preview1", "environ_get", |host, list: u32, buffer: u32| {
+    } }
+    import! { linker wasi_snapshot_preview1 environ_get(host, list, buffer) {
         let mut at = buffer;
         for (index, variable) in environment(&host).iter().enumerate() {
             write_u32(&mut host, list + index as u32 * 4, at)?;
@@ -45,26 +40,21 @@ pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
             at += variable.len() as u32;
         }
         Ok(0)
-    });
-    import!(
-        linker,
-        "wasi_snapshot_preview1",
-        "fd_write",
-        |host, _file: u32, list: u32, count: u32, to: u32| {
-            let mut text = Vec::new();
-            for index in 0..count {
-                let slice = read(&host, list + index * 8, 8)?;
-                let [at, size] =
-                    [0, 4].map(|from| u32::from_le_bytes([0, 1, 2, 3].map(|byte| slice[from + byte])));
-                text.extend(read(&host, at, size)?);
-            }
-            write_u32(&mut host, to, text.len() as u32)?;
-            let line = String::from_utf8_lossy(&text).into_owned();
-            host.data_mut().note(Event::Logged(4, line.clone()));
-            host.data().process.log.borrow_mut().push((4, line));
-            Ok(0)
+    } }
+    import! { linker wasi_snapshot_preview1 fd_write(host, _file, list, count, to) {
+        let mut text = Vec::new();
+        for index in 0..count {
+            let slice = read(&host, list + index * 8, 8)?;
+            let [at, size] =
+                [0, 4].map(|from| u32::from_le_bytes([0, 1, 2, 3].map(|byte| slice[from + byte])));
+            text.extend(read(&host, at, size)?);
         }
-    );
+        write_u32(&mut host, to, text.len() as u32)?;
+        let line = String::from_utf8_lossy(&text).into_owned();
+        host.data_mut().note(Event::Logged(4, line.clone()));
+        host.data().process.log.borrow_mut().push((4, line));
+        Ok(0)
+    } }
     linker.func_wrap("wasi_snapshot_preview1", "proc_exit", |code: u32| -> Result<()> {
         bail!("the filter ended itself with code {code}")
     })?;
