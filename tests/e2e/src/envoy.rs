@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use harness::bootstrap::string_value;
 use harness::process;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 use crate::canary;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
-use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN, string_value};
+use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN};
 use crate::{envoy_version, wait};
 
 /// Envoy compiles the filter for each worker before it serves, and other tests run beside.

@@ -3,18 +3,17 @@
 //! The table is `tests/probe-filter/facts.json`, which says itself how it is to be read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use harness::bootstrap::{self, socket, tcp};
 use serde_json::{Map, Value, json};
 
 use crate::client::{Connection, Request, Response};
 use crate::envoy::{Envoy, envoy_bin, from_env};
 use crate::http2;
 use crate::upstream::{Answer, Received, Upstream, refusing};
-
-const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 
 /// Connections that are opened at most until two workers have answered.
 const MOST_CONNECTIONS: usize = 400;
@@ -40,7 +39,7 @@ impl Probe {
         let upstream = Upstream::start(answer);
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("bootstrap.json");
-        let bootstrap = bootstrap(table, &upstream);
+        let bootstrap = configuration(table, &upstream);
         std::fs::write(&path, bootstrap.to_string()).expect("the bootstrap written");
         let mut command = Command::new(envoy_bin());
         command.arg("-c").arg(&path).args(["--concurrency", "2", "--component-log-level", "wasm:info"]);
@@ -165,36 +164,18 @@ fn answer(request: &Received) -> Answer {
     }
 }
 
-fn bootstrap(table: &Value, upstream: &Upstream) -> Value {
+fn configuration(table: &Value, upstream: &Upstream) -> Value {
     let plugins = table["plugins"].as_object().expect("plugins");
     let listeners: Vec<_> = plugins.iter().map(|(name, plugin)| listener(table, name, plugin)).collect();
-    let grpc = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}},
-    }});
     let clusters = [
-        ("upstream", upstream.address(), json!({})),
-        ("refusing", refusing(), grpc.clone()),
-        ("grpc", http2::grpc_server(), grpc),
+        bootstrap::cluster("upstream", &[socket(upstream.address())]),
+        bootstrap::http2_cluster("refusing", &[socket(refusing())]),
+        bootstrap::http2_cluster("grpc", &[socket(http2::grpc_server())]),
     ];
-    let clusters = clusters.map(|(name, address, options)| {
-        json!({
-            "name": name,
-            "connect_timeout": "1s",
-            "typed_extension_protocol_options": options,
-            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {
-                "address": socket(&address.ip().to_string(), address.port()),
-            }}]}]},
-        })
-    });
     json!({
-        "admin": {"address": socket("127.0.0.1", 0)},
+        "admin": {"address": tcp("127.0.0.1", 0)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     })
-}
-
-fn socket(address: &str, port: u16) -> Value {
-    json!({"socket_address": {"address": address, "port_value": port}})
 }
 
 fn listener(table: &Value, name: &str, plugin: &Value) -> Value {
@@ -208,49 +189,27 @@ fn listener(table: &Value, name: &str, plugin: &Value) -> Value {
     };
     let handed_on: Vec<_> =
         table["environment_of_envoy"].as_object().into_iter().flatten().map(|v| v.0).collect();
-    let wasm = json!({"@type": WASM_TYPE, "config": {
-        "name": name,
-        "root_id": plugin["root_id"],
-        "allow_on_headers_stop_iteration": plugin["allow_on_headers_stop_iteration"],
-        "failure_policy": "FAIL_RELOAD",
-        "configuration": configuration,
-        "vm_config": {
-            "vm_id": plugin["vm_id"],
-            "runtime": "envoy.wasm.runtime.v8",
-            "code": {"local": {"filename": probe_wasm()}},
-            "environment_variables": {"key_values": table["environment"], "host_env_keys": handed_on},
-        },
-    }});
-    json!({
-        "name": name,
-        "address": socket("127.0.0.1", 0),
-        "filter_chains": [{"filters": [{
-            "name": "envoy.filters.network.http_connection_manager",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                "stat_prefix": name,
-                // An address in `x-forwarded-for` is the client's, which lets a test have any.
-                "use_remote_address": true,
-                "xff_num_trusted_hops": 1,
-                "http_protocol_options": {"enable_trailers": true},
-                "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{
-                    "match": {"prefix": "/"},
-                    "route": {"cluster": "upstream"},
-                }]}]},
-                "http_filters": [
-                    {"name": "probe", "typed_config": wasm},
-                    {"name": "envoy.filters.http.router", "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-                    }},
-                ],
-            },
-        }]}],
-    })
-}
-
-/// The probe, from `PROBE_WASM`.
-fn probe_wasm() -> PathBuf {
-    from_env("PROBE_WASM")
+    let mut probe = bootstrap::wasm(
+        "probe",
+        &from_env("PROBE_WASM"),
+        json!({
+            "name": name,
+            "root_id": plugin["root_id"],
+            "allow_on_headers_stop_iteration": plugin["allow_on_headers_stop_iteration"],
+            "configuration": configuration,
+        }),
+    );
+    let vm = &mut probe["typed_config"]["config"]["vm_config"];
+    vm["vm_id"] = plugin["vm_id"].clone();
+    vm["environment_variables"] = json!({"key_values": table["environment"], "host_env_keys": handed_on});
+    let fields = json!({
+        // An address in `x-forwarded-for` is the client's, which lets a test have any.
+        "use_remote_address": true,
+        "xff_num_trusted_hops": 1,
+        "http_protocol_options": {"enable_trailers": true},
+        "route_config": bootstrap::routes(&json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}])),
+    });
+    bootstrap::listener(name, &tcp("127.0.0.1", 0), fields, [probe])
 }
 
 fn texts(object: &Value) -> Vec<(String, String)> {

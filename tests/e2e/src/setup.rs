@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use harness::bootstrap::{self, WASM_TYPE, socket, string_value, tcp, wasm};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -15,6 +16,9 @@ pub use redis::REDIS_CLUSTER;
 
 /// The listener that [`Envoy::send`] talks to.
 pub const MAIN: &str = "main";
+
+/// The filter by all of its names.
+const LIMITER: &str = "rate_limiter";
 
 /// The file that delivers the filter's configuration when it comes by ECDS.
 pub(crate) const ECDS_FILE: &str = "ecds/rate_limiter.json";
@@ -215,21 +219,14 @@ impl Setup {
     /// Sends everything on to this address over HTTP/2.
     pub fn http2_upstream(self, address: SocketAddr) -> Self {
         let mut setup = self.upstream(address);
-        if let Some(cluster) = setup.clusters.last_mut() {
-            cluster["typed_extension_protocol_options"] = json!({
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": {"http2_protocol_options": {}},
-                },
-            });
-        }
+        setup.clusters.pop();
+        setup.clusters.push(bootstrap::http2_cluster("upstream", &[socket(address)]));
         setup
     }
 
     /// One more cluster with this one endpoint.
     pub fn cluster(self, name: &str, address: SocketAddr) -> Self {
-        let endpoint = tcp(&address.ip().to_string(), address.port());
-        self.cluster_at(name, &endpoint)
+        self.cluster_at(name, socket(address))
     }
 
     /// The cluster `config_files` is this Envoy itself, serving `tiers.json` and `api_keys.json`
@@ -246,7 +243,7 @@ impl Setup {
             address: pipe.clone(),
             plugin: Plugin::NoFilter,
         });
-        self.cluster_at("config_files", &pipe)
+        self.cluster_at("config_files", pipe)
     }
 
     /// Starts Envoy and waits until it serves.
@@ -299,48 +296,23 @@ impl Setup {
             "admin": {"address": tcp("127.0.0.1", 0)},
             "stats_flush_interval": "1s",
             "stats_config": stats,
-            "bootstrap_extensions": [{
-                "name": "envoy.bootstrap.internal_listener",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
-            }],
+            "bootstrap_extensions": [bootstrap::internal_listeners()],
             "static_resources": {"listeners": listeners, "clusters": self.clusters},
         })
     }
 
     fn listener_json(&self, listener: &Listener) -> Value {
-        let mut hcm = json!({
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": listener.name,
-            "use_remote_address": true,
-            "request_timeout": "30s",
-            "stream_idle_timeout": "30s",
-        });
+        let mut hcm =
+            json!({"use_remote_address": true, "request_timeout": "30s", "stream_idle_timeout": "30s"});
         if listener.name == CONFIG_FOLDER {
             hcm["route_config"] = file_routes(&self.dir.path().join(CONFIG_FOLDER));
         } else {
-            hcm["route_config"] =
-                json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": self.routes}]});
+            hcm["route_config"] = bootstrap::routes(&json!(self.routes));
             for (field, value) in &self.hcm {
                 hcm[field] = value.clone();
             }
         }
-        hcm["http_filters"] = Value::Array(
-            self.limiter(listener)
-                .into_iter()
-                .chain([json!({
-                    "name": "envoy.filters.http.router",
-                    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
-                })])
-                .collect(),
-        );
-        json!({
-            "name": listener.name,
-            "address": listener.address,
-            "filter_chains": [{"filters": [{
-                "name": "envoy.filters.network.http_connection_manager",
-                "typed_config": hcm,
-            }]}],
-        })
+        bootstrap::listener(&listener.name, &listener.address, hcm, self.limiter(listener))
     }
 
     fn limiter(&self, listener: &Listener) -> Option<Value> {
@@ -351,7 +323,7 @@ impl Setup {
             let path = self.dir.path().join(ECDS_FILE);
             let folder = path.parent().expect("a file in a folder");
             return Some(json!({
-                "name": "rate_limiter",
+                "name": LIMITER,
                 "config_discovery": {
                     "type_urls": [WASM_TYPE],
                     "config_source": {
@@ -364,25 +336,17 @@ impl Setup {
                 },
             }));
         }
-        Some(json!({"name": "rate_limiter", "typed_config": self.wasm(&listener.plugin)}))
+        Some(self.wasm(&listener.plugin))
     }
 
     fn wasm(&self, plugin: &Plugin) -> Value {
         let env: Map<String, Value> =
             self.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
         let host_env: Vec<_> = self.host_env.iter().map(|(name, _)| name).collect();
-        let mut config = json!({
-            "name": "rate_limiter",
-            "root_id": "rate_limiter",
-            "allow_on_headers_stop_iteration": self.bodies,
-            "failure_policy": "FAIL_RELOAD",
-            "vm_config": {
-                "vm_id": "rate_limiter",
-                "runtime": "envoy.wasm.runtime.v8",
-                "code": {"local": {"filename": filter_wasm()}},
-                "environment_variables": {"key_values": env, "host_env_keys": host_env},
-            },
-        });
+        let mut filter =
+            wasm(LIMITER, &filter_wasm(), json!({"allow_on_headers_stop_iteration": self.bodies}));
+        let config = &mut filter["typed_config"]["config"];
+        config["vm_config"]["environment_variables"] = json!({"key_values": env, "host_env_keys": host_env});
         match plugin {
             Plugin::NoFilter | Plugin::Bare => {}
             Plugin::Text(text) => config["configuration"] = string_value(text),
@@ -393,7 +357,7 @@ impl Setup {
                 });
             }
         }
-        json!({"@type": WASM_TYPE, "config": config})
+        filter
     }
 
     fn discovery_response(&self, plugin: &Plugin, version: &str) -> Value {
@@ -401,39 +365,16 @@ impl Setup {
             "version_info": version,
             "resources": [{
                 "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
-                "name": "rate_limiter",
-                "typed_config": self.wasm(plugin),
+                "name": LIMITER,
+                "typed_config": self.wasm(plugin)["typed_config"],
             }],
         })
     }
 
-    fn cluster_at(mut self, name: &str, endpoint: &Value) -> Self {
-        self.clusters.push(json!({
-            "name": name,
-            "connect_timeout": "1s",
-            "load_assignment": {
-                "cluster_name": name,
-                "endpoints": endpoints(std::slice::from_ref(endpoint)),
-            },
-        }));
+    fn cluster_at(mut self, name: &str, endpoint: Value) -> Self {
+        self.clusters.push(bootstrap::cluster(name, &[endpoint]));
         self
     }
-}
-
-const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
-
-pub(crate) fn string_value(text: &str) -> Value {
-    json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text})
-}
-
-fn tcp(address: &str, port: u16) -> Value {
-    json!({"socket_address": {"address": address, "port_value": port}})
-}
-
-fn endpoints(addresses: &[Value]) -> Value {
-    let endpoints: Vec<_> =
-        addresses.iter().map(|address| json!({"endpoint": {"address": address}})).collect();
-    json!([{"lb_endpoints": endpoints}])
 }
 
 /// The same labels as the shipped bootstrap's; that one is tested by booting it.

@@ -1,9 +1,10 @@
 //! What the suites share.
 //!
-//! [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, both started by [`process`] on a
+//! [`bootstrap`] has the pieces of Envoy's configuration. [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, both started by [`process`] on a
 //! [`port`] of their own. [`wait`] holds the only loop that waits for something, [`canary`] looks for secrets wherever
 //! there should be none.
 
+pub mod bootstrap;
 pub mod canary;
 pub mod port;
 pub mod process;

@@ -6,8 +6,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use redis::{Client, Connection, FromRedisValue, RedisError, RedisResult, Value, from_redis_value};
@@ -84,6 +85,12 @@ impl Redis {
 
     pub fn tls_address(&self) -> SocketAddr {
         SocketAddr::new(self.address.ip(), self.second_port)
+    }
+
+    /// Its process id.
+    #[track_caller]
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("Redis runs").id()
     }
 
     /// Where the other nodes of its cluster find it.
@@ -232,8 +239,7 @@ impl Redis {
 
     #[track_caller]
     fn signal(&self, signal: libc::c_int) {
-        let child = self.child.as_ref().expect("Redis runs");
-        let pid = libc::pid_t::try_from(child.id()).expect("a process id");
+        let pid = libc::pid_t::try_from(self.id()).expect("a process id");
         // SAFETY: kill takes two integers; the process is our child and not waited for, so its id is its own.
         let result = unsafe { libc::kill(pid, signal) };
         assert_eq!(result, 0, "signal {signal}: {}", io::Error::last_os_error());
@@ -328,8 +334,16 @@ impl Drop for Redis {
     }
 }
 
-fn redis_server() -> PathBuf {
-    std::env::var_os("REDIS_SERVER").map_or_else(|| "redis-server".into(), PathBuf::from)
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on this program is started, whatever `REDIS_SERVER` says.
+pub fn use_program(redis_server: PathBuf) {
+    let _ = PROGRAM.set(redis_server);
+}
+
+fn redis_server() -> &'static Path {
+    let named = || std::env::var_os("REDIS_SERVER").map_or_else(|| "redis-server".into(), PathBuf::from);
+    PROGRAM.get_or_init(named)
 }
 
 fn socket(dir: &TempDir) -> PathBuf {

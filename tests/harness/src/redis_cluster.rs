@@ -6,69 +6,90 @@ use std::time::Duration;
 use crate::redis::Redis;
 use crate::wait;
 
-const SLOTS: u32 = 16_384;
-const MASTERS: u32 = 3;
+const SLOTS: usize = 16_384;
+const MASTERS: usize = 3;
 
 /// Nodes meet and vote by gossip, some of it once a second.
 const FORMATION: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct RedisCluster {
-    masters: Vec<Redis>,
-    replica: Redis,
+    /// First the masters, then the replica of the first, if there is one.
+    nodes: Vec<Redis>,
 }
 
 impl RedisCluster {
     /// Starts it and waits until every node has every slot's owner.
     #[track_caller]
     pub fn start() -> Self {
-        let masters: Vec<_> = (0..MASTERS).map(|_| Redis::start_node()).collect();
-        let replica = Redis::start_node();
-        for (index, master) in (0..).zip(&masters) {
+        let cluster = Self::form(MASTERS + 1);
+        cluster.add_replica();
+        cluster
+    }
+
+    /// The same without a replica.
+    #[track_caller]
+    pub fn of_masters() -> Self {
+        Self::form(MASTERS)
+    }
+
+    #[track_caller]
+    fn form(count: usize) -> Self {
+        let cluster = Self { nodes: (0..count).map(|_| Redis::start_node()).collect() };
+        for (index, master) in cluster.masters().iter().enumerate() {
             let first = SLOTS * index / MASTERS;
             let last = SLOTS * (index + 1) / MASTERS - 1;
             master.command(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
             master.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
         }
-        let cluster = Self { masters, replica };
-        let seed = &cluster.masters[0];
-        for node in cluster.nodes().skip(1) {
+        for node in &cluster.nodes[1..] {
             let (port, bus) = (node.address().port().to_string(), node.bus_port().to_string());
-            seed.command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+            cluster.nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
         }
         cluster.until("every node knows every other", |node| {
-            node.command(&["CLUSTER", "NODES"]).text().lines().count() == cluster.nodes().count()
+            node.command(&["CLUSTER", "NODES"]).text().lines().count() == count
         });
-        let master = id(seed);
-        wait::until_within(FORMATION, "a replica of the first master", || {
-            cluster.replica.try_command(&["CLUSTER", "REPLICATE", &master]).ok()
-        });
-        cluster.until("every slot is served", |node| {
-            node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok")
-        });
-        wait::until_within(FORMATION, "the replica is in step", || {
-            cluster
-                .replica
-                .command(&["INFO", "replication"])
-                .text()
-                .contains("master_link_status:up")
-                .then_some(())
-        });
+        cluster.until_served();
         cluster
     }
 
+    #[track_caller]
+    fn until_served(&self) {
+        self.until("every slot is served", |node| {
+            node.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok")
+        });
+    }
+
+    #[track_caller]
+    fn add_replica(&self) {
+        let master = id(&self.nodes[0]);
+        wait::until_within(FORMATION, "a replica of the first master", || {
+            self.replica().try_command(&["CLUSTER", "REPLICATE", &master]).ok()
+        });
+        self.until_served();
+        wait::until_within(FORMATION, "the replica is in step", || {
+            let info = self.replica().command(&["INFO", "replication"]);
+            info.text().contains("master_link_status:up").then_some(())
+        });
+    }
+
+    /// The masters as they were started.
+    pub fn masters(&self) -> &[Redis] {
+        &self.nodes[..MASTERS]
+    }
+
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.masters.iter().map(Redis::address).collect()
+        self.masters().iter().map(Redis::address).collect()
     }
 
     /// One of the masters as it was started, counted from zero.
     pub fn master(&self, index: usize) -> &Redis {
-        &self.masters[index]
+        &self.nodes[index]
     }
 
     /// The replica of the first master.
     pub fn replica(&self) -> &Redis {
-        &self.replica
+        &self.nodes[MASTERS]
     }
 
     /// Which of the masters has this key's slot by the order they were started with.
@@ -81,8 +102,8 @@ impl RedisCluster {
     /// Moves a key's slot with all that is in it to another master, as `redis-cli --cluster reshard` does.
     #[track_caller]
     pub fn migrate_slot_of(&self, key: &str, to: usize) {
-        let from = &self.masters[self.master_of(key)];
-        let to = &self.masters[to];
+        let from = &self.nodes[self.master_of(key)];
+        let to = &self.nodes[to];
         let slot = self.slot_of(key).to_string();
         let (from_id, to_id) = (id(from), id(to));
         to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
@@ -101,7 +122,7 @@ impl RedisCluster {
         }
         std::thread::sleep(Duration::from_millis(300));
         to.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
-        for node in &self.masters {
+        for node in self.masters() {
             node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
         }
     }
@@ -109,37 +130,33 @@ impl RedisCluster {
     /// Makes the replica take the first master's place, in agreement with it, so that nothing is lost.
     #[track_caller]
     pub fn fail_over(&self) {
-        self.replica.command(&["CLUSTER", "FAILOVER"]);
+        self.replica().command(&["CLUSTER", "FAILOVER"]);
         self.await_promotion();
     }
 
     /// Kills the first master; the others promote its replica.
     #[track_caller]
     pub fn kill_first_master(&mut self) {
-        self.masters[0].kill();
+        self.nodes[0].kill();
         self.await_promotion();
     }
 
     #[track_caller]
     fn await_promotion(&self) {
         wait::until_within(FORMATION, "the replica is a master", || {
-            self.replica.command(&["INFO", "replication"]).text().contains("role:master").then_some(())
+            self.replica().command(&["INFO", "replication"]).text().contains("role:master").then_some(())
         });
     }
 
     #[track_caller]
-    fn slot_of(&self, key: &str) -> u32 {
-        let slot = self.replica.command(&["CLUSTER", "KEYSLOT", key]).integer();
-        u32::try_from(slot).expect("a slot")
-    }
-
-    fn nodes(&self) -> impl Iterator<Item = &Redis> {
-        self.masters.iter().chain([&self.replica])
+    fn slot_of(&self, key: &str) -> usize {
+        let slot = self.replica().command(&["CLUSTER", "KEYSLOT", key]).integer();
+        usize::try_from(slot).expect("a slot")
     }
 
     #[track_caller]
     fn until(&self, what: &str, holds: impl Fn(&Redis) -> bool) {
-        wait::until_within(FORMATION, what, || self.nodes().all(&holds).then_some(()));
+        wait::until_within(FORMATION, what, || self.nodes.iter().all(&holds).then_some(()));
     }
 }
 

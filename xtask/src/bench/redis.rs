@@ -7,6 +7,7 @@
 mod servers;
 mod variant;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,8 +17,8 @@ use super::{Machine, Timing, WARM_UP_SECONDS, ensure_answer, ensure_answers, med
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::process::pause;
-use crate::{http, step};
-use servers::{Addresses, Servers};
+use crate::{http, step, tools};
+use servers::Servers;
 use variant::Variant;
 
 /// How often a measurement is tried in which Redis was not asked as it should, or not waited for. A
@@ -137,9 +138,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     filter::build(Toolchain::find()?)?;
     let wanted = |variant: &&Variant| options.only.is_empty() || options.only.contains(variant);
     let variants: Vec<Variant> = Variant::ALL.iter().filter(wanted).copied().collect();
-    let addresses = Addresses::new();
-    let mut bench =
-        Bench { servers: Servers::start(&machine, &addresses, &variants)?, machine, addresses, options };
+    // The measured Envoy alone is put on the first CPU again. What starts from here on is where we are.
+    machine.leave_first_cpu()?;
+    harness::redis::use_program(tools::redis_server()?);
+    let mut bench = Bench { servers: Servers::start(&machine, &variants)?, machine, options };
 
     // The variants of one number of connections follow each other, for they are compared.
     let mut results: Vec<Series> = Vec::new();
@@ -160,7 +162,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
 struct Bench<'a> {
     servers: Servers,
     machine: Machine,
-    addresses: Addresses,
     options: &'a Options,
 }
 
@@ -197,19 +198,19 @@ impl Bench<'_> {
     }
 
     fn measure_once(&mut self, variant: Variant, connections: u32) -> Result<Measurement> {
-        let Self { servers, machine, addresses, options } = self;
-        ensure_free(addresses.service)?;
-        ensure_free(addresses.admin)?;
-        let bootstrap = variant.bootstrap(addresses, &servers.script);
-        let mut envoy =
-            machine.measured_envoy(&format!("upstream-{}", variant.name()), &bootstrap, addresses.admin)?;
-        verify(variant, addresses)?;
+        let Self { servers, machine, options } = self;
+        let (service, admin) = (servers.service(), servers.admin());
+        ensure_free(service)?;
+        ensure_free(admin)?;
+        let bootstrap = variant.bootstrap(servers)?;
+        let mut envoy = machine.measured_envoy(&format!("upstream-{}", variant.name()), &bootstrap, admin)?;
+        verify(variant, service)?;
 
-        let load = Load { address: addresses.service, callers: variant.callers(), connections };
+        let load = Load { address: service, callers: variant.callers(), connections };
         load.run(machine.wrk(), WARM_UP_SECONDS)?;
         let (redis, other) = (servers.redis_processes(variant), servers.other_processes(variant));
         let spent = || Ok::<_, anyhow::Error>([cpu_us(&[envoy.id()])?, cpu_us(&redis)?, cpu_us(&other)?]);
-        let asked = || Ok::<_, anyhow::Error>((servers.questions(variant)?, fallbacks(variant, addresses)?));
+        let asked = || Ok::<_, anyhow::Error>((servers.questions(variant), fallbacks(variant, admin)?));
         let (asked_before, before) = (asked()?, spent()?);
         let report = load.run(machine.wrk(), options.timing.seconds)?;
         let (after, asked_after) = (spent()?, asked()?);
@@ -248,10 +249,8 @@ impl Bench<'_> {
 }
 
 /// Sees to it that a variant does what its name says.
-fn verify(variant: Variant, addresses: &Addresses) -> Result<()> {
-    let ask = || {
-        ensure_answer(addresses.service, variant.api_key(), variant.refuses(), variant.has_limit_headers())
-    };
+fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
+    let ask = || ensure_answer(service, variant.api_key(), variant.refuses(), variant.has_limit_headers());
     // The first requests take the token of a bucket that refuses, find no connection to Redis yet
     // and are decided without, or bring webdis its connections.
     for _ in 0..20 {
@@ -264,11 +263,11 @@ fn verify(variant: Variant, addresses: &Addresses) -> Result<()> {
 }
 
 /// How many requests `on_failure` has decided so far.
-fn fallbacks(variant: Variant, addresses: &Addresses) -> Result<f64> {
+fn fallbacks(variant: Variant, admin: SocketAddr) -> Result<f64> {
     if !variant.has_pipe() {
         return Ok(0.0);
     }
-    let stats = http::get(addresses.admin, "/stats?filter=fallback_decisions", &[])?.body;
+    let stats = http::get(admin, "/stats?filter=fallback_decisions", &[])?.body;
     let count = stats.lines().find_map(|line| line.trim().strip_prefix(FALLBACKS)?.trim().parse().ok());
     count.with_context(|| format!("no `{FALLBACKS} <number>` among Envoy's stats"))
 }

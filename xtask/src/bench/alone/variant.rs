@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
+use harness::bootstrap::extension;
 use serde_json::{Value, json};
 
 use super::super::config::{REFUSED_KEY, answer, callers, keys, limiter, listener, socket, wasm};
@@ -113,17 +114,15 @@ fn native() -> Value {
     let descriptors: Vec<Value> = keys()
         .map(|key| json!({"entries": [{"key": "api_key", "value": key}], "token_bucket": endless}))
         .collect();
-    json!({
-        "name": "envoy.filters.http.local_ratelimit",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
-            "stat_prefix": "bench",
-            "token_bucket": endless,
-            "always_consume_default_token_bucket": false,
-            "filter_enabled": always,
-            "filter_enforced": always,
-            "descriptors": descriptors,
-            "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
-        },
-    })
+    let fields = json!({
+        "stat_prefix": "bench",
+        "token_bucket": endless,
+        "always_consume_default_token_bucket": false,
+        "filter_enabled": always,
+        "filter_enforced": always,
+        "descriptors": descriptors,
+        "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
+    });
+    let kind = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+    extension("envoy.filters.http.local_ratelimit", kind, fields)
 }

@@ -2,17 +2,21 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
+use anyhow::Result;
 use clap::ValueEnum;
+use harness::bootstrap::{
+    cluster, extension, internal, internal_listeners, redis_bridge, redis_nodes, redis_proxy, socket,
+};
 use serde_json::{Value, json};
 
-use super::super::config::{KEYS, REFUSED_KEY, answer, bridge, callers, limiter, listener, socket};
+use super::super::config::{FILTER, KEYS, REFUSED_KEY, answer, callers, limiter, listener};
 use super::super::load::Callers;
-use super::servers::Addresses;
+use super::servers::Servers;
 
 /// What the limiter calls the cluster that leads to Redis.
 const PIPE: &str = "redis";
-const PROXY: &str = "redis_proxy";
 const NODES: &str = "redis_nodes";
 
 /// One way to run Envoy in front of an upstream.
@@ -101,36 +105,31 @@ impl Variant {
         matches!(self, Self::Redis | Self::RedisRefusing | Self::Webdis)
     }
 
-    /// An Envoy in front of the upstream, with this variant's filter. `script` is the name by which
-    /// Redis knows the limiter's own.
-    pub(super) fn bootstrap(self, addresses: &Addresses, script: &str) -> Value {
+    /// An Envoy in front of the upstream, with this variant's filter.
+    pub(super) fn bootstrap(self, servers: &Servers) -> Result<Value> {
         let host = json!({
             "name": "bench",
             "domains": ["*"],
             "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}],
         });
-        let mut listeners = vec![listener(addresses.service, self.filter(script), &host)];
-        let mut clusters = vec![cluster("upstream", &[socket(addresses.upstream)])];
+        let mut listeners = vec![listener(servers.service(), self.filter(&servers.script), &host)];
+        let mut clusters = vec![cluster("upstream", &[socket(servers.upstream())])];
+        let pipe = |endpoint| redis_bridge(PIPE, &endpoint, Path::new(FILTER));
         match self {
             Self::None | Self::SharedData | Self::SharedDataRefusing => {}
-            Self::Redis | Self::RedisRefusing => clusters.push(pipe(&socket(addresses.redis))),
+            Self::Redis | Self::RedisRefusing => clusters.push(pipe(socket(servers.redis()?))),
             Self::RedisCluster => {
-                clusters.push(pipe(&json!({"envoy_internal_address": {"server_listener_name": PROXY}})));
-                clusters.push(nodes(&addresses.nodes));
-                listeners.push(proxy());
+                clusters.push(pipe(internal(NODES)));
+                clusters.push(redis_nodes(NODES, &servers.nodes()?, refresh()));
+                listeners.push(redis_proxy(NODES, &proxy_settings()));
             }
-            Self::Webdis => clusters.push(cluster("webdis", &[socket(addresses.webdis)])),
+            Self::Webdis => clusters.push(cluster("webdis", &[socket(servers.webdis())])),
         }
-        json!({
-            "admin": {"address": socket(addresses.admin)},
-            "bootstrap_extensions": [{
-                "name": "envoy.bootstrap.internal_listener",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
-                },
-            }],
+        Ok(json!({
+            "admin": {"address": socket(servers.admin())},
+            "bootstrap_extensions": [internal_listeners()],
             "static_resources": {"listeners": listeners, "clusters": clusters},
-        })
+        }))
     }
 
     fn filter(self, script: &str) -> Option<Value> {
@@ -158,86 +157,26 @@ pub(super) fn upstream(address: SocketAddr) -> Value {
 /// who asks and read the reply: an external authorizer has a fixed path, and looks at the status,
 /// which webdis makes 200 whatever Redis says.
 fn lua(script: &str) -> Value {
+    let code = format!("local sha = \"{script}\"\n{}", include_str!("webdis.lua"));
+    let fields = json!({"default_source_code": {"inline_string": code}});
+    extension("envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.Lua", fields)
+}
+
+/// As in deploy/redis-cluster/envoy.yaml, and so is [`refresh`].
+fn proxy_settings() -> Value {
     json!({
-        "name": "envoy.filters.http.lua",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua",
-            "default_source_code": {
-                "inline_string": format!("local sha = \"{script}\"\n{}", include_str!("webdis.lua")),
-            },
-        },
+        "op_timeout": "0.1s",
+        "enable_redirection": true,
+        "dns_cache_config": {"name": NODES, "dns_lookup_family": "V4_PREFERRED"},
     })
 }
 
-/// As in deploy/redis/envoy.yaml.
-fn pipe(endpoint: &Value) -> Value {
-    let mut pipe = cluster(PIPE, std::slice::from_ref(endpoint));
-    pipe["upstream_config"] = json!({
-        "name": "envoy.filters.connection_pools.http.tcp",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.tcp.v3.TcpConnectionPoolProto",
-        },
-    });
-    let codec = json!({
-        "name": "envoy.filters.http.upstream_codec",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
-        },
-    });
-    pipe["typed_extension_protocol_options"] = json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-            "http_filters": [bridge(), codec],
-        },
-    });
-    pipe
-}
-
-/// As in deploy/redis-cluster/envoy.yaml, and so is [`nodes`].
-fn proxy() -> Value {
+fn refresh() -> Value {
     json!({
-        "name": PROXY,
-        "internal_listener": {},
-        "filter_chains": [{"filters": [{
-            "name": "envoy.filters.network.redis_proxy",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.redis_proxy.v3.RedisProxy",
-                "stat_prefix": "redis",
-                "settings": {
-                    "op_timeout": "0.1s",
-                    "enable_redirection": true,
-                    "dns_cache_config": {"name": NODES, "dns_lookup_family": "V4_PREFERRED"},
-                },
-                "prefix_routes": {"catch_all_route": {"cluster": NODES}},
-            },
-        }]}],
-    })
-}
-
-fn nodes(addresses: &[SocketAddr]) -> Value {
-    let mut nodes = cluster(NODES, &addresses.iter().copied().map(socket).collect::<Vec<_>>());
-    nodes["lb_policy"] = json!("CLUSTER_PROVIDED");
-    nodes["cluster_type"] = json!({
-        "name": "envoy.clusters.redis",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.clusters.redis.v3.RedisClusterConfig",
-            "cluster_refresh_rate": "1s",
-            "cluster_refresh_timeout": "0.5s",
-            "redirect_refresh_interval": "0.5s",
-            "redirect_refresh_threshold": 5,
-            "failure_refresh_threshold": 5,
-        },
-    });
-    nodes
-}
-
-fn cluster(name: &str, addresses: &[Value]) -> Value {
-    let endpoints: Vec<Value> =
-        addresses.iter().map(|address| json!({"endpoint": {"address": address}})).collect();
-    json!({
-        "name": name,
-        "connect_timeout": "0.25s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "cluster_refresh_rate": "1s",
+        "cluster_refresh_timeout": "0.5s",
+        "redirect_refresh_interval": "0.5s",
+        "redirect_refresh_threshold": 5,
+        "failure_refresh_threshold": 5,
     })
 }
