@@ -99,7 +99,11 @@ struct Machine {
 
 impl Machine {
     fn find() -> Result<Self> {
-        Ok(Self { envoy: tools::envoy()?, wrk: tools::wrk()?, cpus: available_parallelism()?.get() })
+        Ok(Self {
+            envoy: tools::envoy()?,
+            wrk: tools::program("WRK", &["wrk"], "wrk")?.0,
+            cpus: available_parallelism()?.get(),
+        })
     }
 
     /// Whether the measured Envoy has a CPU of its own.

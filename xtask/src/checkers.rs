@@ -1,6 +1,5 @@
 //! Programs that check what we ship for others: Prometheus with its promtool, and schemas with validators for them.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::process::{output_of, run};
-use crate::tools::{debian_packages, on_path};
+use crate::tools::{make_python, program};
 use crate::{step, workspace};
 
 /// Python packages that carry schemas, and validators for them: of Compose files and GitHub's workflows, of SBOMs, of
@@ -21,21 +20,8 @@ const PACKAGES: [&str; 3] = [
 
 /// Prometheus and promtool: the user's own if there are any, else Debian's.
 pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
-    Ok((prometheus_program("PROMETHEUS", "prometheus")?, prometheus_program("PROMTOOL", "promtool")?))
-}
-
-fn prometheus_program(variable: &str, program: &str) -> Result<PathBuf> {
-    let own = env::var_os(variable).map(PathBuf::from).or_else(|| on_path(program));
-    let binary = match own {
-        Some(binary) => binary,
-        None => {
-            debian_packages(&["prometheus"])
-                .with_context(|| format!("no {program}: set {variable}, or have Debian's prometheus"))?;
-            on_path(program)
-                .with_context(|| format!("no `{program}` on PATH, though its package is installed"))?
-        }
-    };
-    Ok(std::path::absolute(binary)?)
+    let find = |variable, name| program(variable, &[name], "prometheus");
+    Ok((find("PROMETHEUS", "prometheus")?.0, find("PROMTOOL", "promtool")?.0))
 }
 
 /// The validator of JSON schemas, in a virtual environment of its own whose Python also reads YAML.
@@ -70,15 +56,7 @@ fn environment() -> Result<PathBuf> {
         return Ok(environment);
     }
     step(format!("installing {} into {}", PACKAGES.join(", "), workspace::shown(&environment)));
-    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-    if !has_venv.is_ok_and(|python| python.status.success()) {
-        debian_packages(&["python3", "python3-venv"])
-            .context("checking what we ship needs Python 3 with venv")?;
-    }
-    if environment.exists() {
-        fs::remove_dir_all(&environment)?;
-    }
-    run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    make_python(&environment).context("checking what we ship needs Python 3 with venv")?;
     run(Command::new(environment.join("bin/pip"))
         .args(["install", "--quiet", "--disable-pip-version-check"])
         .args(PACKAGES))

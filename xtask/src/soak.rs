@@ -95,9 +95,7 @@ pub(crate) fn search(package: &str) -> Result<Command> {
     let mut command = workspace::cargo();
     command.args(["run", "--quiet", "--profile", "soak", "--package", package]);
     if package == "fuzz" {
-        if tools::on_path("c++").is_none() {
-            tools::debian_packages(&["g++"]).context("libFuzzer is C++")?;
-        }
+        tools::program("CXX", &["c++"], "g++").context("libFuzzer is C++")?;
         // For a target that is named, what runs at build time is not instrumented.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         command.args(["--features", "search", "--target", &target]).env("RUSTFLAGS", INSTRUMENTED);

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -89,54 +89,54 @@ pub(crate) fn install_envoy(version: &str) -> Result<PathBuf> {
 
 /// Does something with a pip of our own, in a virtual environment that is gone afterwards.
 fn in_python<T>(name: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-    if !has_venv.is_ok_and(|python| python.status.success()) {
-        debian_packages(&["python3", "python3-venv"])
-            .with_context(|| format!("Envoy's package needs Python 3 with venv; or {OTHER_ENVOYS}"))?;
-    }
     let environment = workspace::target().join("tools").join(format!("{name}.partial"));
-    if environment.exists() {
-        fs::remove_dir_all(&environment)?;
-    }
-    run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    make_python(&environment)
+        .with_context(|| format!("Envoy's package needs Python 3 with venv; or {OTHER_ENVOYS}"))?;
     let done = work(&environment.join("bin/pip"))?;
     fs::remove_dir_all(&environment)?;
     Ok(done)
 }
 
-/// The load generator.
-pub(crate) fn wrk() -> Result<PathBuf> {
-    if let Some(wrk) = on_path("wrk") {
-        return Ok(wrk);
+/// Makes a virtual environment, in the place of one that may be there.
+pub(crate) fn make_python(environment: &Path) -> Result<()> {
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    if !has_venv.is_ok_and(|python| python.status.success()) {
+        debian_packages(&["python3", "python3-venv"])?;
     }
-    debian_packages(&["wrk"])?;
-    on_path("wrk").context("no `wrk` on PATH, though its package is installed")
+    if environment.exists() {
+        fs::remove_dir_all(environment)?;
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(environment))
 }
 
-/// Redis' HTTP gateway, for the bench.
-pub(crate) fn webdis() -> Result<PathBuf> {
-    if let Some(webdis) = on_path("webdis") {
-        return Ok(webdis);
+/// The program that a variable names, else the first of these names on PATH, else what a Debian package brings; and
+/// where it is from.
+pub(crate) fn program(variable: &str, names: &[&str], package: &str) -> Result<(PathBuf, String)> {
+    if let Some(binary) = env::var_os(variable) {
+        return Ok((std::path::absolute(PathBuf::from(binary))?, variable.to_owned()));
     }
-    debian_packages(&["webdis"])?;
-    on_path("webdis").context("no `webdis` on PATH, though its package is installed")
+    if let Some(binary) = names.iter().find_map(|name| on_path(name)) {
+        return Ok((binary, "PATH".to_owned()));
+    }
+    let wanted = names.join(" or ");
+    debian_packages(&[package])
+        .with_context(|| format!("no {wanted}: set {variable}, or have Debian's {package}"))?;
+    let binary = names.iter().find_map(|name| on_path(name));
+    let binary = binary.with_context(|| format!("no {wanted} on PATH, though {package} is installed"))?;
+    Ok((binary, "Debian".to_owned()))
 }
 
 /// The programs that the documents have people type, with the Debian packages that bring them.
 pub(crate) fn typed_programs() -> Result<()> {
-    for (program, package) in [("curl", "curl"), ("ss", "iproute2"), ("redis-cli", "redis-tools")] {
-        if on_path(program).is_none() {
-            debian_packages(&[package])
-                .with_context(|| format!("the documents' commands are tested, and use `{program}`"))?;
-        }
+    for (name, package) in [("curl", "curl"), ("ss", "iproute2"), ("redis-cli", "redis-tools")] {
+        program("", &[name], package).context("the documents' commands are tested")?;
     }
     Ok(())
 }
 
 /// Redis, or Valkey, which speaks the same: the user's own if there is one, else Debian's.
 pub(crate) fn redis_server() -> Result<PathBuf> {
-    let (binary, found) = find_redis_server()?;
-    let binary = std::path::absolute(binary)?;
+    let (binary, found) = program("REDIS_SERVER", &["redis-server", "valkey-server"], "redis-server")?;
     let is_none = || format!("{} (from {found}) is no Redis", binary.display());
     let printed = output_of(Command::new(&binary).arg("--version")).with_context(is_none)?;
     // `Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=…`
@@ -144,20 +144,6 @@ pub(crate) fn redis_server() -> Result<PathBuf> {
     let version = rest.split(' ').next().unwrap_or_default();
     step(format!("{name} {version}, from {found}: {}", workspace::shown(&binary)));
     Ok(binary)
-}
-
-fn find_redis_server() -> Result<(PathBuf, &'static str)> {
-    if let Some(binary) = env::var_os("REDIS_SERVER") {
-        return Ok((binary.into(), "REDIS_SERVER"));
-    }
-    if let Some(binary) = on_path("redis-server").or_else(|| on_path("valkey-server")) {
-        return Ok((binary, "PATH"));
-    }
-    debian_packages(&["redis-server"])
-        .context("no Redis: set REDIS_SERVER to a redis-server or valkey-server, or have Debian's")?;
-    let binary =
-        on_path("redis-server").context("no `redis-server` on PATH, though its package is installed")?;
-    Ok((binary, "Debian"))
 }
 
 /// Sees to it that Debian packages are installed. Without root it only says what to run.
@@ -225,10 +211,5 @@ fn is_installed(package: &str) -> bool {
 
 /// The first program of that name on PATH.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
-    let is_program = |path: &Path| {
-        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    };
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|directory| directory.join(program))
-        .find(|path| is_program(path))
+    which::which(program).ok()
 }

@@ -134,7 +134,7 @@ impl Webdis {
     fn start(machine: &Machine, redis: SocketAddr) -> Result<Self> {
         let address = loopback(WEBDIS_PORT);
         ensure_free(address)?;
-        let binary = tools::webdis()?;
+        let (binary, _) = tools::program("WEBDIS", &["webdis"], "webdis")?;
         let directory = directory()?;
         let (file, log) = (directory.join("webdis-settings.json"), directory.join("webdis.log"));
         let settings = json!({
