@@ -9,6 +9,7 @@ use crate::bucket::{Outcome, Verdict};
 use crate::charge::Charge;
 use crate::config::{OnFailure, RedisSettings};
 use crate::control::{Control, Redis};
+use crate::generation::Role;
 use crate::health::Told;
 use crate::identity::Network;
 use crate::metrics::Metrics;
@@ -95,6 +96,9 @@ pub struct Fleet {
     /// has nothing to tell.
     is_used: bool,
     was_connected: bool,
+    /// What this generation of the plugin may do, as of the last tick. Before the first one, nothing can
+    /// contradict it.
+    role: Role,
     /// Whether it has been said that the health in Redis cannot be read.
     has_complained: bool,
 }
@@ -119,6 +123,7 @@ impl Fleet {
             news: None,
             is_used: false,
             was_connected: false,
+            role: Role::Newest,
             has_complained: false,
         }
     }
@@ -179,10 +184,14 @@ impl Fleet {
         self.session.closed(detail, now_us);
     }
 
-    /// Sees to deadlines, probes and the health in Redis.
-    pub fn tick(&mut self, now_us: u64, data: &impl SharedData) {
+    /// Sees to deadlines; in the newest generation to probes and the health in Redis, too.
+    pub fn tick(&mut self, now_us: u64, role: Role, data: &impl SharedData) {
+        self.role = role;
+        if role == Role::Superseded {
+            self.session.release_if_idle(now_us);
+        }
         self.session.tick(now_us);
-        if now_us < self.next_poll_us {
+        if role == Role::Superseded || now_us < self.next_poll_us {
             return;
         }
         self.next_poll_us = now_us.saturating_add(POLL_US);
@@ -294,6 +303,9 @@ impl Fleet {
         now_us: u64,
         data: &impl SharedData,
     ) {
+        if self.role == Role::Superseded {
+            return;
+        }
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
             if known.told != Told::default() {
@@ -317,7 +329,8 @@ impl Fleet {
     /// Tells the other workers, and the log, what has become of Redis.
     fn tell_news(&mut self, data: &impl SharedData) {
         self.news = self.session.take_event().or(self.news.take());
-        let is_ours_to_tell = self.is_used || self.was_connected || self.news == Some(Event::Connected);
+        let is_known = self.is_used || self.was_connected || self.news == Some(Event::Connected);
+        let is_ours_to_tell = is_known && self.role == Role::Newest;
         let Some(event) = self.news.take_if(|_| is_ours_to_tell) else {
             return;
         };

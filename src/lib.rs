@@ -35,6 +35,7 @@ pub mod config;
 pub mod control;
 pub mod documents;
 pub mod fleet;
+pub mod generation;
 pub mod guard;
 pub mod health;
 #[cfg(target_arch = "wasm32")]

@@ -13,6 +13,7 @@ use crate::config::{Config, ConfigSource, Documents, OnFailure, Plugin};
 use crate::control::{Control, Redis};
 use crate::documents::{self, Failure, Fetched, Texts};
 use crate::fleet::{Answered, Charged, Fleet, NotAsked};
+use crate::generation::Role;
 use crate::health::{Health, Told};
 use crate::identity::{MAX_KEY_BYTES, Network, Secret};
 use crate::load::Tally;
@@ -192,7 +193,16 @@ impl Limiter {
     }
 
     /// Hands in what was counted of the upstream, if it is time, and follows what all workers make of it.
-    pub fn measure(&mut self, now_us: u64, data: &impl SharedData) {
+    ///
+    /// A superseded generation measures nothing: its window may be another, and its upstream's health is not
+    /// its own to tell.
+    pub fn measure(&mut self, now_us: u64, role: Role, data: &impl SharedData) {
+        if role == Role::Superseded {
+            if let Some(measuring) = &mut self.measuring {
+                measuring.discard(now_us);
+            }
+            return;
+        }
         let Some(measuring) = &self.measuring else {
             return measuring::forget(self.control, &self.control_key, data);
         };

@@ -38,6 +38,12 @@ impl Measuring {
         now_us >= self.next_us
     }
 
+    /// Drops what was counted, and sheds no longer.
+    pub fn discard(&mut self, now_us: u64) {
+        self.tally.take(now_us);
+        self.tally.stop_shedding();
+    }
+
     /// Hands in what was counted, and follows what was made of it.
     pub fn hand_in(&mut self, now_us: u64, control: Control, data: &impl SharedData, metrics: &mut Metrics) {
         self.next_us = now_us.saturating_add(hand_in_us(&self.bounds));

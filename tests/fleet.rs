@@ -15,6 +15,7 @@ use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::fleet::POLL_US;
+use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::{Health, Told};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
@@ -114,7 +115,7 @@ impl World {
 
     fn tick(&mut self, name: Name) -> Vec<(Ticket, Decision)> {
         let (worker, data, _) = self.worker(name);
-        worker.fleet().tick(data.now_us(), data);
+        worker.fleet().tick(data.now_us(), Role::Newest, data);
         self.exchange(name)
     }
 

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, limiter};
+use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::load::{Load, Response};
@@ -61,7 +62,7 @@ impl Envoy {
             }
             self.data.advance(HAND_IN_US);
             for worker in &mut self.workers {
-                worker.measure(self.data.now_us(), &self.data);
+                worker.measure(self.data.now_us(), Role::Newest, &self.data);
             }
         }
     }
@@ -205,7 +206,7 @@ fn where_health_is_told_it_is_not_measured() {
     assert_eq!(reply["detail"], "body.status: found \"AUTO\", wanted \"NORMAL\" or \"DEGRADED\"");
     let shown = envoy.shown();
     assert_eq!(shown.as_object().expect("an object").len(), 2, "{shown}");
-    envoy.workers[0].measure(envoy.data.now_us(), &envoy.data);
+    envoy.workers[0].measure(envoy.data.now_us(), Role::Newest, &envoy.data);
     assert!(!envoy.data.keys().iter().any(|key| key == LOAD_KEY));
 }
 
@@ -275,7 +276,7 @@ fn what_was_measured_survives_a_reload_and_ends_with_measuring() {
     other["health"]["mode"] = json!("manual");
     envoy.workers = (0..2).map(|_| limiter(&envoy.data, &other.to_string())).collect();
     assert_eq!(envoy.health(), "DEGRADED", "a configuration that is only tried changes nothing");
-    envoy.workers[0].measure(envoy.data.now_us(), &envoy.data);
+    envoy.workers[0].measure(envoy.data.now_us(), Role::Newest, &envoy.data);
     assert_eq!(envoy.health(), "NORMAL");
 }
 

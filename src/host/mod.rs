@@ -16,7 +16,7 @@ mod worker;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use proxy_wasm::hostcalls;
-use proxy_wasm::traits::RootContext;
+use proxy_wasm::traits::{Context, RootContext};
 
 proxy_wasm::main! {{
     log::install();
@@ -27,9 +27,17 @@ proxy_wasm::main! {{
 fn root_context(id: u32) -> Box<dyn RootContext> {
     match hostcalls::get_property(vec!["plugin_root_id"]).ok().flatten().as_deref() {
         Some(b"redis_bridge") => Box::new(bridge::BridgeRoot),
+        Some(b"shared_data") => Box::new(SharedDataRoot),
         _ => Box::new(root::Root::new(id)),
     }
 }
+
+/// A service of Envoy's bootstrap that does nothing: while its VM lives, Envoy keeps the shared data of that
+/// `vm_id`, also when no listener has the limiter.
+struct SharedDataRoot;
+
+impl Context for SharedDataRoot {}
+impl RootContext for SharedDataRoot {}
 
 /// A number that differs from VM to VM and from call to call.
 fn random() -> u64 {

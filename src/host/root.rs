@@ -1,7 +1,7 @@
 //! The plugin in one worker: configuration, the once-a-second tick, fetched documents.
 
 use std::cell::RefCell;
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,12 +15,13 @@ use super::worker::Worker;
 use super::{metrics, random};
 use crate::config::{ConfigSource, Environment, Plugin};
 use crate::documents::{self, Fetched, MAX_DOCUMENT_BYTES};
+use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
 use crate::load::hand_in_us;
 use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
 use crate::shown::{Shown, quoted};
+use crate::store::SharedData;
 use crate::store::redis::session::Credentials;
-use crate::store::{SharedData, record_key, update};
 
 /// Between ticks without a Redis, which needs more: metrics are at most so old, and so is the wall clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -34,13 +35,19 @@ const FIRST_TICK: Duration = Duration::from_millis(100);
 /// How long a document may take at most; no longer than until the next fetch, which another worker may make.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
+thread_local! {
+    /// The generations of all plugins in this VM.
+    static GENERATIONS: RefCell<Generations> = const { RefCell::new(Generations::new()) };
+}
+
 /// The plugin's root context.
 pub(super) struct Root {
     id: u32,
     worker: Option<Rc<RefCell<Worker>>>,
     fetch: Option<Fetch>,
-    /// Fingerprint of the configuration that was applied, until the first tick.
-    unannounced: Option<[u8; 8]>,
+    /// Whether the first tick is still to come. A VM that Envoy merely tries a configuration in does not live
+    /// to see it.
+    awaits_first_tick: bool,
     /// When to do next what is done once a second.
     next_second_us: u64,
 }
@@ -58,7 +65,7 @@ enum Call {
 
 impl Root {
     pub(super) fn new(id: u32) -> Self {
-        Self { id, worker: None, fetch: None, unannounced: None, next_second_us: 0 }
+        Self { id, worker: None, fetch: None, awaits_first_tick: false, next_second_us: 0 }
     }
 
     fn apply(&mut self, configuration: &[u8]) -> Result<(), String> {
@@ -67,10 +74,21 @@ impl Root {
         metrics::probe_changes();
         let mut limiter = Limiter::new(plugin, &HostData, (random(), random()))?;
         limiter.set_wall_clock(unix_us(), HostData.now_us());
-        self.unannounced = Some(fingerprint(configuration));
+        self.awaits_first_tick = true;
+        let namespace = &limiter.config().settings.namespace;
+        GENERATIONS.with_borrow_mut(|generations| {
+            let name = hostcalls::get_property(vec!["plugin_name"]).ok().flatten().unwrap_or_default();
+            let identity = PluginIdentity { name: &name, namespace, fingerprint: fingerprint(configuration) };
+            generations.add(self.id, identity, HostData.now_us());
+        });
         let histogram = metrics::histogram(DECISION_DURATION);
         self.worker = Some(Rc::new(RefCell::new(Worker::new(self.id, limiter, histogram))));
         Ok(())
+    }
+
+    /// What it may do now.
+    fn role(&self) -> Role {
+        GENERATIONS.with_borrow(|generations| generations.role(self.id, &HostData))
     }
 
     fn start_fetch(&mut self, source: &ConfigSource) {
@@ -102,7 +120,8 @@ impl Root {
         let Some(worker) = &self.worker else { return };
         let limiter = &mut worker.borrow_mut().limiter;
         let settings = limiter.config().settings.clone();
-        if let Some(source) = &settings.config_source {
+        // It may have been superseded since it sent the requests.
+        if let Some(source) = settings.config_source.as_ref().filter(|_| self.role() == Role::Newest) {
             limiter.publish(source, fetch.into_fetched(), &HostData);
         }
     }
@@ -174,22 +193,26 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         let Some(worker) = self.worker.clone() else { return };
         let mut worker = worker.borrow_mut();
-        if self.unannounced.is_some() && !worker.has_pipe() {
+        let is_first = std::mem::take(&mut self.awaits_first_tick);
+        if is_first && !worker.has_pipe() {
             let measured = worker.limiter.config().settings.measured;
             let tick = measured.map_or(TICK, |bounds| Duration::from_micros(hand_in_us(&bounds)));
             let _ = hostcalls::set_tick_period(tick);
         }
-        worker.tick();
         let now_us = HostData.now_us();
-        if now_us < self.next_second_us {
+        let is_due = now_us >= self.next_second_us;
+        if is_due {
+            let claimed = GENERATIONS.with_borrow(|generations| generations.claim(self.id, &HostData));
+            announce(&mut worker.limiter, claimed);
+        }
+        let role = self.role();
+        worker.tick(role);
+        if !is_due {
             return;
         }
         self.next_second_us = now_us.saturating_add(SECOND_US);
         super::log::follow_level();
         let limiter = &mut worker.limiter;
-        if let Some(fingerprint) = self.unannounced.take() {
-            announce(limiter, fingerprint);
-        }
         limiter.set_wall_clock(unix_us(), now_us);
         limiter.refresh(&HostData);
         metrics::report(limiter.metrics.drain());
@@ -197,6 +220,7 @@ impl RootContext for Root {
         drop(worker);
         if let Some(source) = &settings.config_source
             && self.fetch.is_none()
+            && role == Role::Newest
             && documents::claim_fetch(&HostData, &settings.namespace, source)
         {
             self.start_fetch(source);
@@ -210,6 +234,7 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
+        GENERATIONS.with_borrow_mut(Generations::note_request);
         Some(Box::new(HttpRequest::new(context_id, self.worker.clone())))
     }
 
@@ -221,6 +246,7 @@ impl RootContext for Root {
 /// Hands over what was counted since the last tick.
 impl Drop for Root {
     fn drop(&mut self) {
+        GENERATIONS.with_borrow_mut(|generations| generations.remove(self.id, &HostData));
         if let Some(worker) = &self.worker {
             metrics::report(worker.borrow_mut().limiter.metrics.drain());
         }
@@ -247,29 +273,24 @@ fn fetched(headers: usize, body_size: usize) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Says that a configuration is in force, unless another worker of this Envoy has said so: each applies it.
-///
-/// Called at the first tick, which a VM that Envoy merely tries a configuration in does not live to see.
-fn announce(limiter: &mut Limiter, fingerprint: [u8; 8]) {
-    let key = record_key(&limiter.config().settings.namespace, "plugin_configuration");
-    let noted = update(&HostData, &key, |stored, _| {
-        let news = stored != Some(fingerprint.as_slice());
-        ((news, stored.is_none()), news.then_some(fingerprint))
-    });
-    let (news, first) = noted.map_or((false, false), |updated| updated.value);
-    if first {
-        log::info!("dynamic-rate-limiter {} started", env!("CARGO_PKG_VERSION"));
+/// Says that a configuration is in force.
+fn announce(limiter: &mut Limiter, claimed: Claimed) {
+    match claimed {
+        Claimed::Unchanged => return,
+        Claimed::First => log::info!("dynamic-rate-limiter {} started", env!("CARGO_PKG_VERSION")),
+        Claimed::Replaced => {}
     }
-    if news {
-        log::info!("configuration applied: {}", limiter.summary());
-        limiter.metrics.count(CONFIG_APPLIED, 1);
-    }
+    log::info!("configuration applied: {}", limiter.summary());
+    limiter.metrics.count(CONFIG_APPLIED, 1);
 }
 
-fn fingerprint(configuration: &[u8]) -> [u8; 8] {
+/// Differs between configurations, environments and versions of the filter.
+fn fingerprint(configuration: &[u8]) -> u64 {
+    let mut variables: Vec<_> = std::env::vars_os().collect();
+    variables.sort();
     let mut hasher = DefaultHasher::new();
-    hasher.write(configuration);
-    hasher.finish().to_le_bytes()
+    (env!("CARGO_PKG_VERSION"), configuration, variables).hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 fn environment() -> Environment {

@@ -9,6 +9,7 @@ use super::metrics;
 use super::pipe::Pipe;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::fleet::Fleet;
+use crate::generation::Role;
 use crate::limiter::{Decision, Limiter};
 use crate::request::{Arrival, RequestId};
 use crate::requests::{InProgress, Requests, SentOn, State};
@@ -168,15 +169,15 @@ impl Worker {
         self.pipe.is_some()
     }
 
-    /// Sees to deadlines.
-    pub(super) fn tick(&mut self) {
+    /// Sees to deadlines, and to shared state if this generation is the newest.
+    pub(super) fn tick(&mut self, role: Role) {
         self.at_pipe(|pipe, fleet, now_us| {
-            fleet.tick(now_us, &HostData);
+            fleet.tick(now_us, role, &HostData);
             pipe.flush(fleet);
             pipe.rest(fleet);
         });
         let now_us = HostData.now_us();
-        self.limiter.measure(now_us, &HostData);
+        self.limiter.measure(now_us, role, &HostData);
         self.give_up_bodies(now_us);
         self.return_to_root();
     }

@@ -129,6 +129,11 @@ impl Tally {
         self.working_us = load.switch.working_us().map_or(u64::MAX, |us| us as u64);
     }
 
+    /// Sheds no request until [`Tally::follow`] says so again.
+    pub fn stop_shedding(&mut self) {
+        self.cut = Cut::default();
+    }
+
     fn note(&mut self, tier: &Tier, count: impl FnOnce(&mut Level)) {
         if let Some(level) = self.counts.levels.get_mut(usize::from(tier.priority)) {
             count(level);

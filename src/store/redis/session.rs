@@ -296,6 +296,24 @@ impl<T> Session<T> {
         self.effects.close = false;
     }
 
+    /// Closes the stream if no question waits for a reply, and leaves it to the next question to find out
+    /// whether Redis is there again. For an owner that does nothing of its own accord; called before each
+    /// [`Session::tick`].
+    pub fn release_if_idle(&mut self, now_us: u64) {
+        match self.state {
+            State::Idle => {}
+            State::Broken { until_us } if now_us < until_us => {}
+            State::Broken { .. } => self.state = State::Idle,
+            State::Open | State::Probing(_) => {
+                if !self.sent.iter().any(|sent| matches!(sent.asker, Asker::Waiting(_))) {
+                    self.sent.clear();
+                    self.drop_stream();
+                    self.state = State::Idle;
+                }
+            }
+        }
+    }
+
     /// Gives up on questions whose time is over, and probes when it is time to.
     pub fn tick(&mut self, now_us: u64) {
         if let State::Broken { until_us } = self.state {

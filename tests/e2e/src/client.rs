@@ -119,6 +119,14 @@ impl Connection {
         }
     }
 
+    /// Sends a request whose response goes on for as long as this connection; reads the head of that.
+    #[track_caller]
+    pub fn start_stream(&mut self, request: &Request) -> u16 {
+        self.write(&request.encode()).expect("written");
+        let head = http1::read_head(&mut self.reader).expect("read").expect("a response");
+        parse_response_head(&head).expect("a response head").0
+    }
+
     /// How long a read may wait; twenty seconds unless told.
     pub fn read_timeout(&mut self, limit: Duration) {
         self.reader.get_mut().set_read_timeout(Some(limit)).expect("a read timeout above zero");

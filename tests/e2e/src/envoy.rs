@@ -9,15 +9,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use harness::bootstrap::string_value;
-use harness::{envoy_version, process};
+use harness::process;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::canary;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
-use crate::setup::{CONFIG_FOLDER, ECDS_FILE, MAIN};
-use crate::wait;
+use crate::setup::{CONFIG_FOLDER, ECDS_FILE, LDS_FILE, MAIN};
+use crate::{envoy_version, wait};
 
 /// Envoy compiles the filter for each worker before it serves, and other tests run beside.
 const START: Duration = Duration::from_secs(60);
@@ -247,15 +247,39 @@ impl Envoy {
     /// Delivers the next plugin configuration by ECDS, without waiting for it to take hold.
     #[track_caller]
     pub fn deliver(&mut self, config: &Value) {
+        self.deliver_plugin(|plugin| plugin["configuration"] = string_value(&config.to_string()));
+    }
+
+    /// Delivers the plugin's `PluginConfig` after `change`, as [`Envoy::deliver`] does.
+    #[track_caller]
+    pub fn deliver_plugin(&mut self, change: impl FnOnce(&mut Value)) {
         let path = self.dir.path().join(ECDS_FILE);
         let current = fs::read_to_string(&path).expect("set up with `by_ecds`");
         let mut response: Value = serde_json::from_str(&current).expect("written by the harness");
         self.deliveries += 1;
         response["version_info"] = json!(self.deliveries.to_string());
-        response["resources"][0]["typed_config"]["config"]["configuration"] =
-            string_value(&config.to_string());
+        change(&mut response["resources"][0]["typed_config"]["config"]);
         // Not beside the old one: Envoy would read that again when the new one is written.
         replace(&path, &self.dir.path().join("next"), &response.to_string());
+    }
+
+    /// Delivers the listeners by LDS after `change`, and waits until those are there and no others.
+    #[track_caller]
+    pub fn change_listeners(&mut self, change: impl FnOnce(&mut Vec<Value>)) {
+        let path = self.dir.path().join(LDS_FILE);
+        let current = fs::read_to_string(&path).expect("set up with `by_lds`");
+        let mut response: Value = serde_json::from_str(&current).expect("written by the harness");
+        self.deliveries += 1;
+        response["version_info"] = json!(self.deliveries.to_string());
+        let listeners = response["resources"].as_array_mut().expect("listeners");
+        change(listeners);
+        let wanted = listeners.len();
+        replace(&path, &self.dir.path().join("next"), &response.to_string());
+        wait::until("the listeners taken", || {
+            let updates = self.stat("listener_manager.lds.update_success");
+            self.listeners = listener_addresses(self.admin);
+            (updates > self.deliveries && self.listeners.len() == wanted).then_some(())
+        });
     }
 
     /// How many configurations have come by ECDS, and how many of those were refused.

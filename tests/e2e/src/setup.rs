@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use harness::bootstrap::{self, WASM_TYPE, socket, string_value, tcp, wasm};
+use harness::bootstrap::{self, WASM_TYPE, extension, socket, string_value, tcp, wasm};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -22,6 +22,9 @@ const LIMITER: &str = "rate_limiter";
 
 /// The file that delivers the filter's configuration when it comes by ECDS.
 pub(crate) const ECDS_FILE: &str = "ecds/rate_limiter.json";
+
+/// The file that holds the listeners when they come by LDS.
+pub(crate) const LDS_FILE: &str = "lds/listeners.json";
 
 /// The folder that the cluster `config_files` serves.
 pub(crate) const CONFIG_FOLDER: &str = "config";
@@ -41,6 +44,8 @@ enum Plugin {
 #[derive(Debug)]
 struct Listener {
     name: String,
+    /// The name of its filter.
+    plugin_name: &'static str,
     address: Value,
     plugin: Plugin,
 }
@@ -61,6 +66,8 @@ pub struct Setup {
     /// Listeners that only this Envoy itself can reach, in full.
     internal_listeners: Vec<Value>,
     ecds: bool,
+    lds: Option<u32>,
+    keeps_shared_data: bool,
     bodies: bool,
     filter_stats: bool,
     filter_log: &'static str,
@@ -89,11 +96,14 @@ impl Setup {
             clusters: Vec::new(),
             listeners: vec![Listener {
                 name: MAIN.to_owned(),
+                plugin_name: LIMITER,
                 address: tcp("127.0.0.1", 0),
                 plugin: Plugin::Bare,
             }],
             internal_listeners: Vec::new(),
             ecds: false,
+            lds: None,
+            keeps_shared_data: false,
             bodies: true,
             filter_stats: true,
             filter_log: "debug",
@@ -128,6 +138,19 @@ impl Setup {
         self
     }
 
+    /// The listeners come from a file by LDS; [`Envoy::change_listeners`] writes the next ones. One that is
+    /// replaced or removed drains for so long.
+    pub fn by_lds(mut self, drain_seconds: u32) -> Self {
+        self.lds = Some(drain_seconds);
+        self
+    }
+
+    /// A service in the bootstrap keeps shared data, as in the shipped configurations.
+    pub fn keeps_shared_data(mut self) -> Self {
+        self.keeps_shared_data = true;
+        self
+    }
+
     /// Leaves out `allow_on_headers_stop_iteration`, without which no body reaches a filter that
     /// waits for one.
     pub fn without_bodies(mut self) -> Self {
@@ -148,9 +171,15 @@ impl Setup {
     }
 
     /// One more listener with a filter of its own.
-    pub fn listener(mut self, name: &str, config: &Value) -> Self {
+    pub fn listener(self, name: &str, config: &Value) -> Self {
+        self.named_listener(name, LIMITER, config)
+    }
+
+    /// The same, with another name for the filter.
+    pub fn named_listener(mut self, name: &str, plugin_name: &'static str, config: &Value) -> Self {
         self.listeners.push(Listener {
             name: name.to_owned(),
+            plugin_name,
             address: tcp("127.0.0.1", 0),
             plugin: Plugin::Text(config.to_string()),
         });
@@ -162,7 +191,8 @@ impl Setup {
         let mut address = tcp("::", 0);
         address["socket_address"]["ipv4_compat"] = json!(true);
         let plugin = self.listeners[0].plugin.clone();
-        self.listeners.push(Listener { name: name.to_owned(), address, plugin });
+        let name = name.to_owned();
+        self.listeners.push(Listener { name, plugin_name: LIMITER, address, plugin });
         self
     }
 
@@ -240,6 +270,7 @@ impl Setup {
         let pipe = json!({"pipe": {"path": self.dir.path().join("files.sock")}});
         self.listeners.push(Listener {
             name: CONFIG_FOLDER.to_owned(),
+            plugin_name: LIMITER,
             address: pipe.clone(),
             plugin: Plugin::NoFilter,
         });
@@ -265,13 +296,26 @@ impl Setup {
         let path = self.dir.path().join("bootstrap.json");
         std::fs::write(&path, format!("{bootstrap:#}")).expect("the bootstrap written");
         if self.ecds {
-            let plugin = &self.listeners[0].plugin;
-            let resource = self.discovery_response(plugin, "initial");
+            let resource = self.discovery_response(&self.listeners[0], "initial");
             let path = self.dir.path().join(ECDS_FILE);
             std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder for ECDS");
             std::fs::write(path, resource.to_string()).expect("the ECDS file written");
         }
+        if self.lds.is_some() {
+            let path = self.dir.path().join(LDS_FILE);
+            std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder for LDS");
+            let listeners = self.listeners.iter().map(|listener| {
+                let mut resource = self.listener_json(listener);
+                resource["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
+                resource
+            });
+            let response = json!({"version_info": "initial", "resources": listeners.collect::<Vec<_>>()});
+            std::fs::write(path, response.to_string()).expect("the LDS file written");
+        }
         let mut command = Command::new(crate::envoy::envoy_bin());
+        if let Some(seconds) = self.lds {
+            command.args(["--drain-time-s", &seconds.to_string(), "--drain-strategy", "immediate"]);
+        }
         command
             .arg("-c")
             .arg(&path)
@@ -286,17 +330,32 @@ impl Setup {
 
     fn bootstrap(&self) -> Value {
         let mut listeners: Vec<_> = self.listeners.iter().map(|l| self.listener_json(l)).collect();
+        let mut dynamic_resources = json!({});
+        if self.lds.is_some() {
+            listeners.clear();
+            let path = self.dir.path().join(LDS_FILE);
+            let folder = path.parent().expect("a file in a folder");
+            dynamic_resources["lds_config"] = json!({
+                "resource_api_version": "V3",
+                "path_config_source": {"path": path, "watched_directory": watched(folder)},
+            });
+        }
         listeners.extend(self.internal_listeners.clone());
         let mut stats = json!({"stats_tags": stats_tags()});
         if !self.filter_stats {
             stats["stats_matcher"] = json!({"exclusion_list": {"patterns": [{"contains": "rate_limiter_"}]}});
+        }
+        let mut bootstrap_extensions = vec![bootstrap::internal_listeners()];
+        if self.keeps_shared_data {
+            bootstrap_extensions.push(self.shared_data_service());
         }
         json!({
             "node": {"id": "e2e", "cluster": "e2e", "locality": {"zone": self.zone}},
             "admin": {"address": tcp("127.0.0.1", 0)},
             "stats_flush_interval": "1s",
             "stats_config": stats,
-            "bootstrap_extensions": [bootstrap::internal_listeners()],
+            "bootstrap_extensions": bootstrap_extensions,
+            "dynamic_resources": dynamic_resources,
             "static_resources": {"listeners": listeners, "clusters": self.clusters},
         })
     }
@@ -336,18 +395,31 @@ impl Setup {
                 },
             }));
         }
-        Some(self.wasm(&listener.plugin))
+        Some(self.wasm(listener))
     }
 
-    fn wasm(&self, plugin: &Plugin) -> Value {
+    /// The service of the shipped bootstraps that keeps the limiter's shared data.
+    fn shared_data_service(&self) -> Value {
+        let mut filter = self.wasm(&self.listeners[0]);
+        let vm_config = filter["typed_config"]["config"]["vm_config"].take();
+        let config = json!({"name": "shared_data", "root_id": "shared_data", "vm_config": vm_config});
+        let kind = "envoy.extensions.wasm.v3.WasmService";
+        extension("envoy.bootstrap.wasm", kind, json!({"singleton": true, "config": config}))
+    }
+
+    fn environment_variables(&self) -> Value {
         let env: Map<String, Value> =
             self.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
         let host_env: Vec<_> = self.host_env.iter().map(|(name, _)| name).collect();
-        let mut filter =
-            wasm(LIMITER, &filter_wasm(), json!({"allow_on_headers_stop_iteration": self.bodies}));
+        json!({"key_values": env, "host_env_keys": host_env})
+    }
+
+    fn wasm(&self, listener: &Listener) -> Value {
+        let fields = json!({"name": listener.plugin_name, "allow_on_headers_stop_iteration": self.bodies});
+        let mut filter = wasm(LIMITER, &filter_wasm(), fields);
         let config = &mut filter["typed_config"]["config"];
-        config["vm_config"]["environment_variables"] = json!({"key_values": env, "host_env_keys": host_env});
-        match plugin {
+        config["vm_config"]["environment_variables"] = self.environment_variables();
+        match &listener.plugin {
             Plugin::NoFilter | Plugin::Bare => {}
             Plugin::Text(text) => config["configuration"] = string_value(text),
             Plugin::Struct(value) => {
@@ -360,13 +432,13 @@ impl Setup {
         filter
     }
 
-    fn discovery_response(&self, plugin: &Plugin, version: &str) -> Value {
+    fn discovery_response(&self, listener: &Listener, version: &str) -> Value {
         json!({
             "version_info": version,
             "resources": [{
                 "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
                 "name": LIMITER,
-                "typed_config": self.wasm(plugin)["typed_config"],
+                "typed_config": self.wasm(listener)["typed_config"],
             }],
         })
     }

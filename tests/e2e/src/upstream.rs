@@ -31,6 +31,8 @@ pub enum Answer {
     Reset,
     /// A TCP reset in the middle of a `200` response's body.
     BreakOff,
+    /// An event stream with one event, which goes on until the client leaves.
+    Stream,
 }
 
 impl Answer {
@@ -118,6 +120,13 @@ fn serve(
         match answer {
             Answer::Respond(status, headers, body) => {
                 respond(reader.get_mut(), status, &headers, &body)?;
+            }
+            Answer::Stream => {
+                let stream =
+                    b"HTTP/1.1 200 Scripted\r\ncontent-type: text/event-stream\r\n\r\ndata: first\n\n";
+                reader.get_mut().write_all(stream)?;
+                // Ends when the connection does.
+                return io::copy(&mut reader, &mut io::sink()).map(drop);
             }
             Answer::Reset | Answer::BreakOff | Answer::Late(..) => {
                 if matches!(answer, Answer::BreakOff) {

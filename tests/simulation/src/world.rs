@@ -8,6 +8,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 
 use dynamic_rate_limiter::fleet::POLL_US;
+use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
@@ -445,7 +446,7 @@ impl World {
             limiter.refresh(&host);
             self.count_evictions(limiter.metrics.drain());
             let Some(fleet) = limiter.fleet() else { return };
-            fleet.tick(clock_us, &host);
+            fleet.tick(clock_us, Role::Newest, &host);
             fleet.is_waiting()
         };
         self.tick_after(index, if is_waiting { self.quick_tick_us() } else { POLL_US });

@@ -22,6 +22,12 @@ impl Setup {
         self
     }
 
+    /// Adds one more such cluster, `second_redis`, which leads to another Redis.
+    pub fn second_redis(mut self, address: SocketAddr) -> Self {
+        self.clusters.push(redis_bridge("second_redis", &socket(address), &filter_wasm()));
+        self
+    }
+
     /// The same over TLS, trusting the authority in this file and expecting the name `redis.test`.
     pub fn redis_tls(self, address: SocketAddr, authority: &Path) -> Self {
         let mut setup = self.redis(address);

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::guard::{MAX_BAD_TOKENS, WINDOW_US};
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
@@ -13,7 +14,7 @@ use dynamic_rate_limiter::request::Arrival;
 use dynamic_rate_limiter::store::SharedData;
 
 use super::check_answer;
-use harness::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
+use crate::common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
 
 pub(super) const WORDS: &str = "\
     GET /\n|POST /system/health\n|GET /system/health\n|GET /health\n|OPTIONS /\n|PUT |HEAD |CONNECT |\
@@ -156,7 +157,7 @@ impl World {
         self.admitted.clear();
         let Some(fleet) = self.limiter.fleet() else { return };
         fleet.take_effects();
-        fleet.tick(data.now_us(), data);
+        fleet.tick(data.now_us(), Role::Newest, data);
         while let Some((ticket, decision)) = self.limiter.next_decision(data.now_us(), data) {
             assert!((1..=self.ticket).contains(&ticket));
             match decision {

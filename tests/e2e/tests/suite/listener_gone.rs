@@ -1,0 +1,111 @@
+//! The last listener with the filter is taken away and comes back: the service in the bootstrap keeps what
+//! was known.
+
+use std::path::Path;
+use std::time::Duration;
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::setup::Setup;
+use e2e::shipped_files::yaml;
+use e2e::wait;
+use serde_json::Value;
+
+use crate::support::{health, switch, two_tiers};
+
+/// Longer than the old listener drains.
+const GAP: Duration = Duration::from_secs(3);
+
+const CAPACITY: u64 = 10;
+
+/// Spends tokens, sets the health, and closes the endpoint to an address that guesses.
+fn use_up(envoy: &Envoy) {
+    switch(envoy, "DEGRADED");
+    for spent in 1..=4 {
+        assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), CAPACITY - spent);
+    }
+    assert_eq!((0..6).map(|_| guess(envoy)).collect::<Vec<_>>(), [403, 403, 403, 403, 403, 429]);
+}
+
+/// The status that a wrong token gets.
+fn guess(envoy: &Envoy) -> u16 {
+    let guess = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
+    Connection::open_from(23, envoy.address()).send(&guess).status
+}
+
+/// Takes the listener away, waits, and brings it back.
+fn take_away_and_bring_back(envoy: &mut Envoy) {
+    let mut taken: Vec<Value> = Vec::new();
+    envoy.change_listeners(|listeners| taken.append(listeners));
+    std::thread::sleep(GAP);
+    envoy.change_listeners(|listeners| listeners.append(&mut taken));
+    wait::until("it serves", || (envoy.send(&Request::get("/health")).status == 200).then_some(()));
+}
+
+#[test]
+fn buckets_health_and_the_login_throttle_outlive_the_last_listener() {
+    let setup = Setup::new().config(&two_tiers(100, CAPACITY)).by_lds(1).keeps_shared_data();
+    let mut envoy = setup.start();
+    use_up(&envoy);
+    for round in 1..=2 {
+        take_away_and_bring_back(&mut envoy);
+        assert_eq!(health(&envoy), "DEGRADED");
+        assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), CAPACITY - 4 - round);
+        assert_eq!(guess(&envoy), 429);
+    }
+    // The service itself applies none.
+    envoy.await_metric("rate_limiter_config_reloads_total", &[("result", "applied")], 3.0);
+}
+
+/// The fact that the service is there for.
+#[test]
+fn without_the_service_everything_is_forgotten() {
+    let mut envoy = Setup::new().config(&two_tiers(100, CAPACITY)).by_lds(1).start();
+    use_up(&envoy);
+    take_away_and_bring_back(&mut envoy);
+    assert_eq!(health(&envoy), "NORMAL");
+    assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), CAPACITY - 1);
+    assert_eq!(guess(&envoy), 403);
+}
+
+#[test]
+fn the_service_logs_nothing() {
+    let setup = Setup::new().config(&two_tiers(100, CAPACITY)).by_lds(1).keeps_shared_data().quiet();
+    let mut envoy = setup.start();
+    envoy.await_log(&["configuration applied"]);
+    let before = envoy.log_lines(&["[wasm]"]);
+    envoy.change_listeners(Vec::clear);
+    std::thread::sleep(GAP);
+    assert_eq!(envoy.log_lines(&["[wasm]"]), before);
+}
+
+/// The limiter's and the service's `vm_config` anywhere in a configuration.
+fn vm_configs<'a>(root_id: &str, within: &'a Value, found: &mut Vec<&'a Value>) {
+    if within["root_id"] == root_id {
+        found.push(&within["vm_config"]);
+    }
+    match within {
+        Value::Array(values) => values.iter().for_each(|value| vm_configs(root_id, value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| vm_configs(root_id, value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_service_of_each_shipped_bootstrap_is_in_the_limiters_vm() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for file in [
+        "envoy.yaml",
+        "deploy/redis/envoy.yaml",
+        "deploy/redis-tls/envoy.yaml",
+        "deploy/redis-cluster/envoy.yaml",
+        "deploy/compose/limiter.yaml",
+    ] {
+        let bootstrap = yaml(&root.join(file));
+        let (mut limiters, mut services) = (Vec::new(), Vec::new());
+        vm_configs("rate_limiter", &bootstrap, &mut limiters);
+        vm_configs("shared_data", &bootstrap["bootstrap_extensions"], &mut services);
+        assert_eq!((limiters.len(), services.len()), (1, 1), "{file}");
+        assert_eq!(limiters, services, "{file}");
+    }
+}

@@ -1,0 +1,365 @@
+//! A delivery replaces the plugin, and one open stream keeps the replaced one alive: it answers that stream
+//! and leaves alone what all share.
+
+use std::time::{Duration, Instant};
+
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
+use e2e::redis::Redis;
+use e2e::setup::{REDIS_CLUSTER, Setup};
+use e2e::upstream::{Answer, Upstream};
+use e2e::wait;
+use serde_json::{Value, json};
+
+use crate::support::{health, switch, two_tiers};
+
+/// How long a state must hold that a superseded generation would end: it polled four times a second, and its
+/// health was judged once a second.
+const HOLDS: Duration = Duration::from_secs(3);
+
+/// How long a changed health may take to be known everywhere, on a busy machine.
+const TRAVELS: Duration = Duration::from_millis(1_500);
+
+/// Whether a stream of the first configuration stays open while the others are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Stream,
+    /// The control.
+    Nothing,
+}
+
+const BOTH: [Held; 2] = [Held::Nothing, Held::Stream];
+
+/// An Envoy that gets its configurations one after the other, each told by the limit of the free tier.
+struct Gateway {
+    envoy: Envoy,
+    limit: u64,
+    _streams: Vec<Connection>,
+}
+
+impl Gateway {
+    /// An upstream with an event stream and an endpoint that fails, and a first configuration.
+    fn start(setup: Setup, first: &Value, held: Held) -> Self {
+        let upstream = Upstream::start(|request| match request.target.as_str() {
+            "/stream" => Answer::Stream,
+            "/fails" => Answer::with(500, &[]),
+            _ => Answer::ok("ok"),
+        });
+        let limit = FIRST_LIMIT;
+        let envoy = setup
+            .config(&numbered(first, limit))
+            .cluster("upstream", upstream.address())
+            .routes(&json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}]))
+            .hcm(&json!({"stream_idle_timeout": "0s"}))
+            .trusted_hops(1)
+            .by_ecds()
+            .quiet()
+            .start();
+        let mut gateway = Self { envoy, limit, _streams: Vec::new() };
+        if held == Held::Stream {
+            gateway.hold_stream();
+        }
+        gateway
+    }
+
+    /// Opens a stream and keeps it.
+    fn hold_stream(&mut self) {
+        let mut connection = self.envoy.connect();
+        assert_eq!(connection.start_stream(&caller("/stream", 0).key("pro")), 200);
+        self._streams.push(connection);
+    }
+
+    /// Delivers a configuration, and waits until requests are decided by it.
+    #[track_caller]
+    fn deliver(&mut self, config: &Value) {
+        self.deliver_with(config, |_| {});
+    }
+
+    /// The same with a change of the whole plugin.
+    #[track_caller]
+    fn deliver_with(&mut self, config: &Value, change: impl FnOnce(&mut Value)) {
+        self.limit += 1;
+        let text = numbered(config, self.limit).to_string();
+        self.envoy.deliver_plugin(|plugin| {
+            plugin["configuration"]["value"] = json!(text);
+            change(plugin);
+        });
+        let wanted = self.limit;
+        wait::until(&format!("limit {wanted}"), || {
+            (self.envoy.send(&caller("/", 0)).limit() == wanted).then_some(())
+        });
+        // Two ticks, so that each generation knows what it is.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+
+    /// Sends requests of many callers, which the upstream fails, until the health is `DEGRADED`.
+    #[track_caller]
+    fn fail_until_degraded(&self) {
+        let mut connection = self.envoy.connect();
+        let mut callers = (0..200).cycle();
+        wait::until_within(Duration::from_secs(30), "DEGRADED by errors", || {
+            for _ in 0..20 {
+                connection.send(&caller("/fails", callers.next()?));
+            }
+            (health(&self.envoy) == "DEGRADED").then_some(())
+        });
+    }
+
+    /// Checks that the health stays what it is, while requests fail.
+    #[track_caller]
+    fn assert_health_stays(&self, wanted: &str) {
+        let began = Instant::now();
+        let mut connection = self.envoy.connect();
+        for number in (0..200).cycle() {
+            let response = connection.send(&caller("/fails", number));
+            assert_eq!(response.one("x-system-health"), wanted, "after {:?}", began.elapsed());
+            std::thread::sleep(Duration::from_millis(5));
+            if began.elapsed() > HOLDS {
+                break;
+            }
+        }
+    }
+}
+
+/// The free tier's limit in the first configuration. No caller here comes near it.
+const FIRST_LIMIT: u64 = 10_000;
+
+/// The configuration, told by its limit.
+fn numbered(config: &Value, limit: u64) -> Value {
+    let mut config = config.clone();
+    config["tiers"]["free"]["base"]["capacity"] = json!(limit);
+    config
+}
+
+fn caller(target: &str, number: usize) -> Request {
+    Request::get(target).forwarded_for(&format!("203.0.113.{}", number % 200 + 1))
+}
+
+fn plain() -> Value {
+    two_tiers(FIRST_LIMIT, 1_000)
+}
+
+fn measured(window_seconds: u64) -> Value {
+    let mut config = plain();
+    config["health"] = json!({
+        "mode": "auto", "window_seconds": window_seconds, "min_requests": 20,
+        // Health does not come back by itself while a test looks on.
+        "degrade_after_seconds": 1, "recover_after_seconds": 60, "shed": false,
+    });
+    config
+}
+
+fn in_redis(cluster: &str) -> Value {
+    let mut config = plain();
+    config["store"] = json!({"kind": "redis", "cluster": cluster, "timeout_ms": 1_000});
+    config
+}
+
+#[track_caller]
+fn await_health(envoy: &Envoy, wanted: &str) {
+    let reached = wait::poll(TRAVELS, || (health(envoy) == wanted).then_some(()));
+    assert!(reached.is_some(), "{} instead of {wanted}", health(envoy));
+}
+
+/// Connections that this Redis has, without the one that asks.
+fn connections(redis: &Redis) -> usize {
+    let list = redis.command(&["CLIENT", "LIST", "TYPE", "NORMAL"]).text();
+    list.lines().filter(|line| !line.contains("cmd=client")).count()
+}
+
+#[test]
+fn health_is_measured_with_the_new_window() {
+    for held in BOTH {
+        let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
+        gateway.deliver(&measured(4));
+        gateway.fail_until_degraded();
+    }
+}
+
+#[test]
+fn what_was_measured_ends_with_measured_health() {
+    for held in BOTH {
+        let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
+        gateway.fail_until_degraded();
+        gateway.deliver(&plain());
+        wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
+        gateway.assert_health_stays("NORMAL");
+    }
+}
+
+#[test]
+fn an_operators_change_is_not_undone_by_a_redis_that_was_left() {
+    let redis = Redis::start();
+    for held in BOTH {
+        let setup = Setup::new().workers(1).redis(redis.address());
+        let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
+        switch(&gateway.envoy, "NORMAL");
+        gateway.deliver(&plain());
+        switch(&gateway.envoy, "DEGRADED");
+        gateway.assert_health_stays("DEGRADED");
+    }
+}
+
+#[test]
+fn from_one_redis_to_another_the_health_of_the_new_one_holds() {
+    let (left, current) = (Redis::start(), Redis::start());
+    let elsewhere = Setup::new().config(&in_redis(REDIS_CLUSTER)).redis(current.address()).quiet().start();
+    elsewhere.send(&caller("/", 0));
+    for held in BOTH {
+        let setup = Setup::new().workers(1).redis(left.address()).second_redis(current.address());
+        let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
+        switch(&gateway.envoy, "NORMAL");
+        gateway.deliver(&in_redis("second_redis"));
+        switch(&gateway.envoy, "DEGRADED");
+        gateway.assert_health_stays("DEGRADED");
+        for status in ["NORMAL", "DEGRADED", "NORMAL"] {
+            switch(&elsewhere, status);
+            await_health(&gateway.envoy, status);
+        }
+        assert_eq!(connections(&left), 0);
+    }
+}
+
+#[test]
+fn thirty_deliveries_leave_no_connection_to_redis_open() {
+    let redis = Redis::start();
+    let setup = Setup::new().workers(1).redis(redis.address());
+    let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), Held::Stream);
+    for _ in 0..30 {
+        gateway.deliver(&in_redis(REDIS_CLUSTER));
+        gateway.hold_stream();
+    }
+    // The worker's, and that of the main thread, which looks for a changed health when its turn comes.
+    wait::until("two connections at most", || (connections(&redis) <= 2).then_some(()));
+}
+
+#[test]
+fn documents_of_the_source_that_was_left_are_fetched_no_more() {
+    for held in BOTH {
+        let files = Upstream::start(|_| Answer::ok("{}"));
+        let source = |path: &str| {
+            let mut config = plain();
+            config["config_source"] = json!({"cluster": "config_files", "api_keys": path, "ttl_seconds": 1});
+            config
+        };
+        let setup = Setup::new().workers(1).cluster("config_files", files.address());
+        let mut gateway = Gateway::start(setup, &source("/left.json"), held);
+        gateway.deliver(&source("/current.json"));
+        let fetched = |path: &str| files.targets().iter().filter(|target| *target == path).count();
+        let (left, current) = (fetched("/left.json"), fetched("/current.json"));
+        std::thread::sleep(HOLDS);
+        assert_eq!(fetched("/left.json"), left, "{held:?}");
+        assert!(fetched("/current.json") > current, "{held:?}");
+    }
+}
+
+#[test]
+fn a_configuration_that_returns_while_a_stream_holds_it_acts_again() {
+    let redis = Redis::start();
+    let setup = Setup::new().workers(1).config(&in_redis(REDIS_CLUSTER)).redis(redis.address());
+    let elsewhere = setup.quiet().start();
+    elsewhere.send(&caller("/", 0));
+    for held in BOTH {
+        let setup = Setup::new().workers(1).redis(redis.address());
+        let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
+        gateway.deliver(&plain());
+        gateway.limit = FIRST_LIMIT - 1;
+        gateway.deliver(&in_redis(REDIS_CLUSTER));
+        for status in ["DEGRADED", "NORMAL"] {
+            switch(&elsewhere, status);
+            await_health(&gateway.envoy, status);
+        }
+    }
+}
+
+#[test]
+fn another_environment_makes_another_vm_and_the_old_one_is_silent() {
+    for held in BOTH {
+        let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
+        gateway.fail_until_degraded();
+        gateway.deliver_with(&plain(), |plugin| {
+            plugin["vm_config"]["environment_variables"]["key_values"] = json!({"CONFIG_TTL": "7"});
+        });
+        wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
+        gateway.assert_health_stays("NORMAL");
+    }
+}
+
+#[test]
+fn a_refused_configuration_changes_nothing() {
+    for held in BOTH {
+        let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
+        let (came, refused) = gateway.envoy.deliveries();
+        gateway.envoy.deliver(&json!({"unheard_of": 1}));
+        wait::until("refused", || (gateway.envoy.deliveries() == (came + 1, refused + 1)).then_some(()));
+        gateway.fail_until_degraded();
+        gateway.deliver(&plain());
+        wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
+        gateway.assert_health_stays("NORMAL");
+    }
+}
+
+#[test]
+fn streams_on_every_worker_are_silent_too() {
+    let mut gateway = Gateway::start(Setup::new().workers(4), &measured(3), Held::Nothing);
+    (0..16).for_each(|_| gateway.hold_stream());
+    gateway.fail_until_degraded();
+    gateway.deliver(&plain());
+    wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
+    gateway.assert_health_stays("NORMAL");
+}
+
+#[test]
+fn a_listener_that_drains_is_silent_too() {
+    let upstream = Upstream::start(|request| match request.target.as_str() {
+        "/fails" => Answer::with(500, &[]),
+        _ => Answer::ok("ok"),
+    });
+    let setup = Setup::new().workers(1).config(&numbered(&measured(3), FIRST_LIMIT));
+    let mut envoy = setup.upstream(upstream.address()).trusted_hops(1).by_lds(300).quiet().start();
+    let mut drains = envoy.connect();
+    let mut callers = 0..;
+    wait::until_within(Duration::from_secs(30), "DEGRADED by errors", || {
+        drains.send(&caller("/fails", callers.next()?));
+        (health(&envoy) == "DEGRADED").then_some(())
+    });
+    let text = numbered(&plain(), FIRST_LIMIT + 1).to_string();
+    envoy.change_listeners(|listeners| {
+        let manager = &mut listeners[0]["filter_chains"][0]["filters"][0]["typed_config"];
+        manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"] = json!(text);
+    });
+    wait::until("the new listener", || {
+        (envoy.send(&caller("/", 0)).limit() == FIRST_LIMIT + 1).then_some(())
+    });
+    wait::until("NORMAL", || (health(&envoy) == "NORMAL").then_some(()));
+    let began = Instant::now();
+    // Envoy tells the client of a listener that drains to close, with the next response.
+    let last = drains.send(&caller("/fails", 0));
+    assert_eq!((last.limit(), last.one("connection").as_str()), (FIRST_LIMIT, "close"));
+    while began.elapsed() < HOLDS {
+        assert_eq!(health(&envoy), "NORMAL", "after {:?}", began.elapsed());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn two_plugins_with_one_namespace_both_act() {
+    let redis = Redis::start();
+    let files = Upstream::start(|_| Answer::ok("{}"));
+    let mut with_documents = plain();
+    with_documents["config_source"] =
+        json!({"cluster": "config_files", "api_keys": "/keys.json", "ttl_seconds": 1});
+    let envoy = Setup::new()
+        .workers(1)
+        .config(&in_redis(REDIS_CLUSTER))
+        .redis(redis.address())
+        .cluster("config_files", files.address())
+        .named_listener("second", "second_limiter", &with_documents)
+        .quiet()
+        .start();
+    envoy.send(&caller("/", 0));
+    redis.command(&["SET", "system:health:status", "DEGRADED"]);
+    await_health(&envoy, "DEGRADED");
+    let fetched = files.targets().len();
+    wait::until("another fetch", || (files.targets().len() > fetched).then_some(()));
+}
