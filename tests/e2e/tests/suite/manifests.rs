@@ -110,7 +110,8 @@ pub(crate) fn wasm_volume<'a>(init: &'a Value, proxy: &Value, volumes: &Value) -
     place
 }
 
-/// Starts Envoy with this bootstrap in which `place` holds the filter. `prepare` may add files to the folder, which is
+/// Starts Envoy with this bootstrap and these arguments, in which `place` holds the filter. `prepare` may add
+/// files to the folder, which is
 /// `{folder}` in the bootstrap.
 #[track_caller]
 pub(crate) fn boot(
@@ -127,6 +128,7 @@ pub(crate) fn boot(
     std::os::unix::fs::symlink(filter_wasm(), folder.join("dynamic_rate_limiter.wasm")).expect("a link");
     prepare(&folder);
     let mut command = Command::new(envoy_bin());
+    let arguments = arguments.iter().map(|argument| argument.replace(place, &here));
     command.args(["-c", "envoy.json", "--concurrency", "2"]).args(arguments).current_dir(&folder);
     Envoy::start(dir, with_environment(command, env))
 }
