@@ -217,9 +217,9 @@ impl Fleet {
         self.session.is_waiting()
     }
 
-    /// How long a request may wait for Redis, in microseconds.
-    pub fn timeout_us(&self) -> u64 {
-        self.session.timeout_us()
+    /// How often to call [`Fleet::tick`] while somebody waits, in microseconds.
+    pub fn tick_us(&self) -> u64 {
+        self.session.tick_us()
     }
 
     /// Whether there is anything to send or to answer.

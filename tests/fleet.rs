@@ -98,12 +98,12 @@ impl World {
         self.envoys.iter().for_each(|envoy| envoy.data.advance(us));
     }
 
-    /// Time goes by, with a tick of every worker now and then.
+    /// Time goes by, with a tick of every worker each millisecond, as while somebody waits.
     fn run(&mut self, us: u64) -> Vec<(Ticket, Decision)> {
         let mut decisions = Vec::new();
         let mut left_us = us;
         while left_us > 0 {
-            let step_us = left_us.min(5 * MS);
+            let step_us = left_us.min(MS);
             left_us -= step_us;
             self.advance(step_us);
             for name in self.names() {
@@ -696,8 +696,7 @@ fn a_change_that_redis_does_not_take_is_an_error_and_changes_nothing() {
             world.is_frozen = true;
             let (ticket, _) = world.start_post((0, 0), DEGRADED);
             world.exchange((0, 0));
-            world.advance(SECOND);
-            (ticket, world.tick((0, 0)))
+            (ticket, world.run(SECOND))
         }),
         ("known to be lost", |world| {
             world.is_down = true;
@@ -840,10 +839,8 @@ fn without_redis_the_policy_decides_and_is_counted() {
         world.is_frozen = true;
         let tickets = [0; 4].map(|_| world.decide((0, 0), &get).0);
         world.exchange((0, 0));
-        world.advance(TIMEOUT - 1);
-        assert!(world.tick((0, 0)).is_empty(), "{policy}: they wait for as long as they may");
-        world.advance(1);
-        let decisions = world.tick((0, 0));
+        assert!(world.run(TIMEOUT - 1).is_empty(), "{policy}: they wait for as long as they may");
+        let decisions = world.run(1);
         assert_eq!(decisions.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), tickets, "{policy}");
         // The bucket of this Envoy alone is full and shared by its workers.
         let told = |decision: &Decision| match decision {

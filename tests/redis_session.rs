@@ -13,6 +13,7 @@ use common::{SECOND, limit};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_REFUSALS};
 use dynamic_rate_limiter::store::redis::failure::Reason;
+use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, TIMER_RESOLUTION_US};
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{
     Answer, Credentials, Declined, Effects, Event, Failure, MAX_QUESTIONS, Overwrite, Question, Session,
@@ -115,7 +116,19 @@ impl Talk {
         }
     }
 
+    /// Time goes by in an idle worker, whose ticks come when they are due.
     fn pass(&mut self, us: u64) {
+        let until_us = self.now_us + us;
+        while self.session.is_waiting() && self.now_us + self.session.tick_us() < until_us {
+            self.now_us += self.session.tick_us();
+            self.session.tick(self.now_us);
+        }
+        self.now_us = until_us;
+        self.session.tick(self.now_us);
+    }
+
+    /// Time goes by in a worker that does something else, and ticks late.
+    fn stall(&mut self, us: u64) {
         self.now_us += us;
         self.session.tick(self.now_us);
     }
@@ -231,6 +244,69 @@ fn gives_up_at_the_very_microsecond_of_the_deadline() {
     talk.pass(TIMEOUT);
     assert_eq!(talk.outcomes(), [], "nobody is told twice");
     assert!(talk.session.is_asked(), "what is answered once is one failure, however long it takes");
+}
+
+#[test]
+fn a_busy_worker_reads_what_lies_in_its_socket_before_it_gives_up() {
+    // (how late the first tick comes, whether the time until then is charged to Redis)
+    let tick_us = Talk::new().session.tick_us();
+    for (first_tick_us, is_charged) in [
+        (tick_us, true),
+        (tick_us + TIMER_RESOLUTION_US, true),
+        (tick_us + TIMER_RESOLUTION_US + 1, false),
+        (TIMEOUT, false),
+        (SECOND, false),
+    ] {
+        let mut talk = Talk::new();
+        talk.ask(1, take(1));
+        talk.flush();
+        talk.stall(first_tick_us);
+        assert_eq!(talk.outcomes(), [], "{first_tick_us} µs: no reply could have been read");
+        let charged_us = if is_charged { first_tick_us } else { TIMEOUT / MAX_TURNS };
+        talk.pass(TIMEOUT - charged_us - 1);
+        assert_eq!(talk.outcomes(), [], "{first_tick_us} µs: a tick early");
+        talk.pass(1);
+        assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "{first_tick_us} µs");
+    }
+    let mut talk = Talk::new();
+    for id in 1..=5 {
+        talk.ask(id, take(id));
+        talk.flush();
+        talk.stall(10 * TIMEOUT);
+        talk.deliver();
+        assert_eq!(talk.outcomes(), [(id, Ok(()))]);
+    }
+    assert!(talk.session.is_asked());
+}
+
+#[test]
+fn a_worker_that_is_busy_for_good_gives_up_after_so_many_turns() {
+    for (timeout_us, late_us) in [(TIMEOUT, 50 * MS), (TIMEOUT, 7 * MS), (SECOND, 600 * MS)] {
+        let mut talk = Talk::new();
+        talk.session = Session::new(Credentials::default(), "#probe".to_owned(), timeout_us, 7);
+        assert_eq!(talk.session.ask(1, take(1), timeout_us, talk.now_us), Ok(()));
+        talk.flush();
+        for turn in 1..MAX_TURNS {
+            talk.stall(late_us);
+            assert_eq!(talk.outcomes(), [], "turn {turn}");
+        }
+        talk.stall(late_us);
+        assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "{timeout_us} µs, {late_us} µs late");
+    }
+}
+
+#[test]
+fn a_probe_does_not_fail_because_its_worker_is_busy() {
+    let mut talk = Talk::new();
+    talk.break_the_connection();
+    talk.wait_for_probe();
+    for _ in 0..2 {
+        talk.stall(2 * CONNECT_TIMEOUT);
+        talk.deliver();
+        talk.flush();
+    }
+    talk.deliver();
+    assert!(talk.session.is_asked());
 }
 
 #[test]
@@ -980,7 +1056,7 @@ impl World {
     }
 
     fn tick_us(&self) -> u64 {
-        if self.session.is_waiting() { 5 * MS } else { 250 * MS }
+        if self.session.is_waiting() { self.session.tick_us() } else { 250 * MS }
     }
 
     fn flush(&mut self) {

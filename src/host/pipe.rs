@@ -16,9 +16,6 @@ use crate::load::hand_in_us;
 use crate::store::SharedData;
 use crate::store::redis::session::Effects;
 
-/// Between ticks while somebody waits: a quarter of the time that a request may wait, within these bounds.
-const FAST_TICKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
-
 /// Between ticks otherwise, at most.
 const SLOW_TICK: Duration = Duration::from_micros(POLL_US);
 
@@ -60,9 +57,7 @@ impl Pipe {
             self.is_awake = hostcalls::enqueue_shared_queue(queue.id, Some(b"!")).is_ok();
         }
         if fleet.is_waiting() {
-            let (shortest, longest) = FAST_TICKS;
-            let quarter = Duration::from_micros(fleet.timeout_us() / 4);
-            self.set_tick(quarter.clamp(shortest, longest));
+            self.set_tick(Duration::from_micros(fleet.tick_us()));
         }
     }
 

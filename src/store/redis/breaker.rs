@@ -20,6 +20,7 @@ const LAST_PAUSE_US: u64 = 2_000_000;
 pub struct Breaker {
     /// Lost connections and missed deadlines since the last answer.
     silences: u32,
+    timed_out_at_us: u64,
     /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
     refusals: u32,
     shard_refusals: u32,
@@ -32,12 +33,29 @@ pub struct Breaker {
 impl Breaker {
     /// A closed one. `seed` spreads the pauses of different workers.
     pub fn new(seed: u64) -> Self {
-        Self { silences: 0, refusals: 0, shard_refusals: 0, pauses: 0, closed_at_us: 0, random: seed | 1 }
+        Self {
+            silences: 0,
+            timed_out_at_us: 0,
+            refusals: 0,
+            shard_refusals: 0,
+            pauses: 0,
+            closed_at_us: 0,
+            random: seed | 1,
+        }
     }
 
-    /// Counts a lost connection or a missed deadline.
-    pub fn note_silence(&mut self) {
+    /// Counts a lost connection.
+    pub fn note_loss(&mut self) {
         self.silences += 1;
+    }
+
+    /// Counts missed deadlines. Those of one quarter of the time that a question may take count once: they have one
+    /// cause.
+    pub fn note_timeout(&mut self, timeout_us: u64, now_us: u64) {
+        if self.silences == 0 || now_us.saturating_sub(self.timed_out_at_us) >= timeout_us / 4 {
+            self.silences += 1;
+            self.timed_out_at_us = now_us;
+        }
     }
 
     /// Counts an error reply to a question about a token.

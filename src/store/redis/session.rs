@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use super::breaker::Breaker;
 use super::failure::{Reason, Scope};
+use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed, Reply, push_command};
 use super::script::{Script, Take, Taken};
 use crate::tier::Limit;
@@ -137,7 +138,15 @@ struct Sent<T> {
     /// What was asked; the text is kept for `Take` alone, which may have to be sent again.
     question: Expected,
     sequence: u32,
-    deadline_us: u64,
+    wait: Wait,
+}
+
+/// How long an answer is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// On the session's [`ReplyClock`].
+    since_us: u64,
+    timeout_us: u64,
 }
 
 #[derive(Debug)]
@@ -164,6 +173,7 @@ pub struct Session<T> {
     credentials: Credentials,
     probe: Take,
     timeout_us: u64,
+    clock: ReplyClock,
     state: State,
     breaker: Breaker,
     connected: Option<bool>,
@@ -183,6 +193,7 @@ impl<T> Session<T> {
             credentials,
             probe: Take { key: probe_key, limit: Limit::PROBE, keep_ms: 1000 },
             timeout_us,
+            clock: ReplyClock::new(timeout_us),
             state: State::Idle,
             breaker: Breaker::new(seed),
             connected: None,
@@ -215,7 +226,13 @@ impl<T> Session<T> {
         self.timeout_us
     }
 
-    /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick.
+    /// How often to call [`Session::tick`] while somebody waits, in microseconds.
+    pub fn tick_us(&self) -> u64 {
+        self.clock.interval_us()
+    }
+
+    /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick, or later where the
+    /// worker is too busy to tick in time: see [`ReplyClock`].
     pub fn ask(
         &mut self,
         asker: T,
@@ -230,20 +247,20 @@ impl<T> Session<T> {
             return Err((asker, Declined::QueueFull));
         }
         self.connect(now_us);
-        let deadline_us = now_us.saturating_add(timeout_us);
+        let wait = self.wait(timeout_us, now_us);
         let asker = Asker::Waiting(asker);
         let out = &mut self.effects.send;
         match question {
-            Question::Take(take) => self.send_take(asker, take, Script::Hash, deadline_us),
+            Question::Take(take) => self.send_take(asker, take, Script::Hash, wait),
             Question::Get(key) => {
                 push_command(out, &[b"GET", key.as_bytes()]);
-                self.expect(asker, Expected::Get, deadline_us);
+                self.expect(asker, Expected::Get, wait);
             }
             Question::Set(key, value, overwrite) => {
                 let set: [&[u8]; 4] = [b"SET", key.as_bytes(), value.as_bytes(), b"NX"];
                 let length = if overwrite == Overwrite::Never { 4 } else { 3 };
                 push_command(out, set.get(..length).unwrap_or(&set));
-                self.expect(asker, Expected::Set, deadline_us);
+                self.expect(asker, Expected::Set, wait);
             }
         }
         Ok(())
@@ -320,16 +337,22 @@ impl<T> Session<T> {
             if now_us >= until_us {
                 self.state = State::Probing(Probe::Connecting);
                 self.open_stream(now_us);
-                self.send_probe(now_us.saturating_add(CONNECT_TIMEOUT_US));
+                self.send_probe(CONNECT_TIMEOUT_US, now_us);
             }
             return;
         }
+        if self.sent.is_empty() {
+            return;
+        }
+        let charged_us = self.clock.check(now_us);
         let mut late = 0_usize;
-        for sent in &mut self.sent {
-            if sent.deadline_us > now_us {
+        for Sent { asker, wait, .. } in &mut self.sent {
+            // What was asked while the worker was busy has not used up any of its time yet.
+            wait.since_us = wait.since_us.min(charged_us);
+            if charged_us - wait.since_us < wait.timeout_us {
                 continue;
             }
-            match std::mem::replace(&mut sent.asker, Asker::Gone) {
+            match std::mem::replace(asker, Asker::Gone) {
                 Asker::Waiting(asker) => self.answers.push_back((asker, Err(timeout()))),
                 Asker::Session => {}
                 Asker::Gone => continue,
@@ -339,7 +362,7 @@ impl<T> Session<T> {
         if late == 0 {
             return;
         }
-        self.breaker.note_silence();
+        self.breaker.note_timeout(self.timeout_us, now_us);
         if self.has_failed() {
             self.trip(timeout(), now_us);
         }
@@ -390,23 +413,32 @@ impl<T> Session<T> {
             Some(username) => push_command(&mut self.effects.send, &[b"AUTH", username, password]),
             None => push_command(&mut self.effects.send, &[b"AUTH", password]),
         }
-        let deadline_us = now_us.saturating_add(CONNECT_TIMEOUT_US);
-        self.expect(Asker::Session, Expected::Auth, deadline_us);
+        let wait = self.wait(CONNECT_TIMEOUT_US, now_us);
+        self.expect(Asker::Session, Expected::Auth, wait);
     }
 
-    fn send_probe(&mut self, deadline_us: u64) {
-        self.send_take(Asker::Session, self.probe.clone(), Script::Hash, deadline_us);
+    fn send_probe(&mut self, timeout_us: u64, now_us: u64) {
+        let wait = self.wait(timeout_us, now_us);
+        self.send_take(Asker::Session, self.probe.clone(), Script::Hash, wait);
     }
 
-    fn send_take(&mut self, asker: Asker<T>, take: Take, script: Script, deadline_us: u64) {
+    fn send_take(&mut self, asker: Asker<T>, take: Take, script: Script, wait: Wait) {
         self.sequence = self.sequence.wrapping_add(1);
         take.push(&mut self.effects.send, self.sequence, script);
-        self.expect(asker, Expected::Take(take, script), deadline_us);
+        self.expect(asker, Expected::Take(take, script), wait);
     }
 
     /// Notes what has just been sent: its reply is the next after those that are expected already.
-    fn expect(&mut self, asker: Asker<T>, question: Expected, deadline_us: u64) {
-        self.sent.push_back(Sent { asker, question, sequence: self.sequence, deadline_us });
+    fn expect(&mut self, asker: Asker<T>, question: Expected, wait: Wait) {
+        self.sent.push_back(Sent { asker, question, sequence: self.sequence, wait });
+    }
+
+    /// A wait that begins now.
+    fn wait(&mut self, timeout_us: u64, now_us: u64) -> Wait {
+        if self.sent.is_empty() {
+            self.clock.start(now_us);
+        }
+        Wait { since_us: self.clock.at(now_us), timeout_us }
     }
 
     /// Whether the breaker has to open; a probe has one try.
@@ -434,7 +466,7 @@ impl<T> Session<T> {
             Read::Authenticated => {}
             Read::UnknownScript(take) => match sent.asker {
                 Asker::Gone => {}
-                asker => self.send_take(asker, take, Script::Text, sent.deadline_us),
+                asker => self.send_take(asker, take, Script::Text, sent.wait),
             },
             Read::Refused(failure, scope) => {
                 if let Asker::Waiting(asker) = sent.asker {
@@ -462,7 +494,7 @@ impl<T> Session<T> {
         match self.state {
             State::Probing(Probe::Connecting) => {
                 self.state = State::Probing(Probe::Timed);
-                self.send_probe(now_us.saturating_add(self.timeout_us));
+                self.send_probe(self.timeout_us, now_us);
             }
             State::Probing(Probe::Timed) => {
                 self.state = State::Open;
@@ -475,7 +507,7 @@ impl<T> Session<T> {
 
     /// Closes the stream and fails everybody who waits.
     fn break_off(&mut self, failure: Failure, now_us: u64) {
-        self.breaker.note_silence();
+        self.breaker.note_loss();
         if self.has_failed() {
             return self.trip(failure, now_us);
         }

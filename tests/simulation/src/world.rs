@@ -14,6 +14,7 @@ use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
 use dynamic_rate_limiter::request::{Arrival, Ticket};
 use dynamic_rate_limiter::store::AddressTable;
+use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
 
 use crate::faults::Faults;
 use crate::oracle::Oracle;
@@ -425,7 +426,7 @@ impl World {
     }
 
     pub(crate) fn quick_tick_us(&self) -> u64 {
-        (self.plan.timeout_us / 4).clamp(1_000, 10_000)
+        ReplyClock::new(self.plan.timeout_us).interval_us()
     }
 
     fn tick_after(&self, index: usize, us: u64) {

@@ -13,6 +13,7 @@ use crate::support::{ONE_PER_HOUR, tier};
 
 mod auth;
 mod basics;
+mod busy_worker;
 mod cluster;
 mod deny_record;
 mod faults;

@@ -173,9 +173,15 @@ impl Talk {
         self.session.closed("reset by peer", self.now_us);
     }
 
+    /// Time goes by in an idle worker, whose ticks come when they are due.
     fn pass(&mut self, us: u64) {
-        self.now_us += us;
+        let until_us = self.now_us + us;
         self.redis.now_us += us;
+        while self.session.is_waiting() && self.now_us + self.session.tick_us() < until_us {
+            self.now_us += self.session.tick_us();
+            self.session.tick(self.now_us);
+        }
+        self.now_us = until_us;
         self.session.tick(self.now_us);
         self.settle();
         let late = self.waiting.iter().find(|(_, deadline_us)| **deadline_us <= self.now_us);
