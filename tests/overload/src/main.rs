@@ -100,7 +100,7 @@ impl Sweep {
         let mut checks = judge(scenario, &ours, seed);
         if arguments.protection == Kind::Ours && scenario.is_compared() {
             let gradient = run(scenario, seed, &mut Gradient::new(seed));
-            checks.extend(beside(scenario, &ours, &gradient));
+            checks.push(beside(&ours, &gradient));
         }
         if arguments.verbose {
             print(&ours);

@@ -225,7 +225,7 @@ impl World<'_> {
     }
 
     fn after(&mut self, seconds: f64, event: Event) {
-        self.at(self.now_us + us(seconds), event);
+        self.at(self.now_us.saturating_add(us(seconds)), event);
     }
 
     /// The call of a request, if that is its latest try and still open.
