@@ -134,7 +134,10 @@ impl View<'_> {
         if load < SPARE || fails {
             let follows_overload = phase > 0 && cluster.load(phase - 1) > SPARE && !fails;
             let rises = phase > 0 && cluster.phases[phase].rate >= 5.0 * cluster.phases[phase - 1].rate;
-            let settled = if follows_overload { RECOVERY } else { 0.0 } + if rises { RISE } else { 0.0 };
+            // Calls that are tried again prolong the overload.
+            let retries = if cluster.clients.tries > 1 { cluster.clients.deadline } else { 0.0 };
+            let recovery = if follows_overload { RECOVERY + retries } else { 0.0 };
+            let settled = recovery + if rises { RISE } else { 0.0 };
             rows.push(("shed", self.shed(self.from + settled, self.to, 0.005)));
             if rises {
                 rows.push(("shed, first 10 s of a rise", self.shed(self.from, self.from + RISE, 0.02)));
