@@ -1,23 +1,24 @@
 //! What has to hold: the table of section 12 of the specification, row by row. What is left to chance is judged by how
 //! likely it is: a share of few calls may exceed its bound by as much as chance explains, and by no more.
 
-use crate::protection::Nothing;
-use crate::scenario::{Cluster, Scenario, TIERS};
+use crate::protection::{Nothing, Protection};
+use crate::scenario::{Cluster, OVERLOAD, Scenario, TIERS};
 use crate::upstream::{Condition, Discipline};
 use crate::world::{self, BIN_US, Call, Fate, Run};
 
 /// A run whose shares are exactly at their bounds fails at most once in so many.
 const ONE_IN: f64 = 10_000.0;
 
-/// A load of more than this is overload; below, the upstream can do all that is asked for.
+/// Below this load the upstream can do all that is asked for.
 const SPARE: f64 = 0.9;
-const OVERLOAD: f64 = 1.5;
 /// A tier that asks for less of the capacity than this is served, if it is the most important.
 const IMPORTANT: f64 = 0.8;
 /// Times, in seconds: the begin of an overload; until all are served after it; the begin of a rise.
 const BEGIN: f64 = 5.0;
 const RECOVERY: f64 = 2.0;
 const RISE: f64 = 10.0;
+
+type Make<'a> = dyn Fn() -> Box<dyn Protection> + 'a;
 
 /// So many calls show what latency is usual.
 const REFERENCE: f64 = 10_000.0;
@@ -88,10 +89,12 @@ impl std::fmt::Display for Check {
 }
 
 /// All rows that say something about the phases of a scenario.
-pub fn judge(scenario: &Scenario, run: &Run, seed: u64) -> Vec<Check> {
+///
+/// `protection` makes another of the kind that was in the run.
+pub fn judge(scenario: &Scenario, run: &Run, seed: u64, protection: &Make) -> Vec<Check> {
     let mut checks = Vec::new();
     for (index, cluster) in scenario.clusters.iter().enumerate() {
-        let (mut from, usual) = (0.0, usual_latency(scenario, index, seed));
+        let (mut from, usual) = (0.0, usual_latency(scenario, index, seed, protection));
         for phase in 0..cluster.phases.len() {
             let to = from + cluster.phases[phase].seconds;
             let view = View { cluster, run, index, phase, from, to, is_beside: index > 0 };
@@ -215,8 +218,8 @@ impl View<'_> {
 }
 
 /// Median and 99th percentile of the latency without overload and without protection; for a cluster beside an overloaded
-/// one, of the same calls without that one.
-fn usual_latency(scenario: &Scenario, index: usize, seed: u64) -> (u64, u64) {
+/// one, of the same calls with the same protection without that one.
+fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make) -> (u64, u64) {
     let mut calm = scenario.clone();
     for (other, cluster) in calm.clusters.iter_mut().enumerate() {
         cluster.phases.truncate(1);
@@ -226,7 +229,8 @@ fn usual_latency(scenario: &Scenario, index: usize, seed: u64) -> (u64, u64) {
             cluster.phases[0].rate = f64::MIN_POSITIVE;
         }
     }
-    let run = world::run(&calm, seed, &mut Nothing::default());
+    let mut protection = if index == 0 { Box::new(Nothing::default()) } else { protection() };
+    let run = world::run(&calm, seed, protection.as_mut());
     let is_meant = |call: &&Call| call.cluster == index && call.fate == Fate::Served;
     let mut latencies: Vec<u64> = run.calls.iter().filter(is_meant).map(|call| call.latency_us).collect();
     latencies.sort_unstable();
@@ -275,7 +279,8 @@ mod tests {
     fn without_protection_an_overload_fails_the_table_and_a_light_load_passes() {
         for (name, fails) in [("queue-10x", true), ("queue-1.5x", true), ("spare-0.7", false)] {
             let scenario = all().into_iter().find(|scenario| scenario.name == name).expect("it is listed");
-            let checks = judge(&scenario, &run(&scenario, 1, &mut Nothing::default()), 1);
+            let run = run(&scenario, 1, &mut Nothing::default());
+            let checks = judge(&scenario, &run, 1, &|| Box::new(Nothing::default()));
             assert_eq!(checks.iter().any(|check| !check.found.holds()), fails, "{name}: {checks:?}");
         }
     }

@@ -96,8 +96,9 @@ fn main() -> ExitCode {
 
 impl Sweep {
     fn run(&mut self, scenario: &Scenario, seed: u64, arguments: &Arguments) {
-        let ours = run(scenario, seed, protection(arguments.protection, scenario, seed).as_mut());
-        let mut checks = judge(scenario, &ours, seed);
+        let protection = || protection(arguments.protection, scenario, seed);
+        let ours = run(scenario, seed, protection().as_mut());
+        let mut checks = judge(scenario, &ours, seed, &protection);
         if arguments.protection == Kind::Ours && scenario.is_compared() {
             let gradient = run(scenario, seed, &mut Gradient::new(seed));
             checks.push(beside(&ours, &gradient));

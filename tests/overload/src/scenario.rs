@@ -7,6 +7,9 @@ use crate::upstream::{Condition, Discipline, Upstream};
 
 pub const TIERS: usize = 3;
 
+/// From this load on a cluster is overloaded.
+pub const OVERLOAD: f64 = 1.5;
+
 /// Free, pro and enterprise: the default priorities.
 pub const PRIORITIES: [u8; TIERS] = [2, 5, 8];
 
@@ -244,9 +247,11 @@ impl Scenario {
         }
     }
 
-    /// Whether `adaptive_concurrency` is modelled with all that happens here.
+    /// Whether there is an overload of one cluster, and `adaptive_concurrency` is modelled with all that happens here.
     pub fn is_compared(&self) -> bool {
-        self.clusters.len() == 1 && self.trap_at.is_none()
+        let cluster = &self.clusters[0];
+        let is_overloaded = (0..cluster.phases.len()).any(|phase| cluster.load(phase) >= OVERLOAD);
+        is_overloaded && self.clusters.len() == 1 && self.trap_at.is_none()
     }
 
     fn with(mut self, change: impl FnOnce(&mut Cluster)) -> Self {
