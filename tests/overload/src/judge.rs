@@ -11,12 +11,18 @@ const ONE_IN: f64 = 10_000.0;
 
 /// Below this load the upstream can do all that is asked for.
 const SPARE: f64 = 0.9;
+/// Below this load its queue is short.
+const CALM: f64 = 0.8;
 /// A tier that asks for less of the capacity than this is served, if it is the most important.
 const IMPORTANT: f64 = 0.8;
 /// Times, in seconds: the begin of an overload; until all are served after it; the begin of a rise.
 const BEGIN: f64 = 5.0;
 const RECOVERY: f64 = 2.0;
 const RISE: f64 = 10.0;
+/// Until an overload has turned health `DEGRADED`, and until it has been `NORMAL` again for long: `degrade_after_seconds` and
+/// `recover_after_seconds` with a window each, and 2 s.
+const DEGRADED: f64 = 14.0;
+const NORMAL: f64 = 22.0;
 
 type Make<'a> = dyn Fn() -> Box<dyn Protection> + 'a;
 
@@ -102,6 +108,9 @@ pub fn judge(scenario: &Scenario, run: &Run, seed: u64, protection: &Make) -> Ve
             checks.extend(found.into_iter().map(|(row, found)| Check { row, cluster: index, phase, found }));
             from = to;
         }
+    }
+    if scenario.clusters.len() == 1 && scenario.trap_at.is_none() {
+        checks.extend(health(&scenario.clusters[0], &run.transitions));
     }
     // A worker that pauses sends late, and without gauges workers know nothing of each other's queues.
     if scenario.has_gauges && scenario.pauses_per_second == 0.0 {
@@ -215,6 +224,36 @@ impl View<'_> {
         let missed = served().filter(|call| call.latency_us > than_us).count() as u32;
         Found::Misses { missed, of: served().count() as u32, allowed }
     }
+}
+
+/// Health changes only because of a disturbance, is `DEGRADED` under an overload and `NORMAL` again after it. What a load
+/// nearer to the capacity, or an upstream in trouble, does to it is not judged, except for the number of changes: there
+/// latency itself may break its bound now and then.
+fn health(cluster: &Cluster, transitions: &[f64]) -> Vec<Check> {
+    let is_calm =
+        |phase: usize| cluster.load(phase) < SPARE && cluster.phases[phase].condition == Condition::Well;
+    let is_degraded = |at: f64| transitions.iter().filter(|since| **since < at).count() % 2 == 1;
+    let disturbances = (0..cluster.phases.len()).filter(|phase| !is_calm(*phase)).count();
+    let extra = transitions.len().saturating_sub(2 * disturbances) as u32;
+    let mut checks = vec![("changes of health beyond two a disturbance", 0, extra)];
+    let mut to = 0.0;
+    for (phase, of) in cluster.phases.iter().enumerate() {
+        to += of.seconds;
+        let load = cluster.load(phase);
+        if load >= 2.0 && load.is_finite() && of.seconds >= DEGRADED {
+            checks.push(("NORMAL at the end of an overload", phase, u32::from(!is_degraded(to))));
+        }
+        if is_calm(phase) && of.seconds >= NORMAL {
+            checks.push(("DEGRADED long after an overload", phase, u32::from(is_degraded(to))));
+        }
+    }
+    let check = |(row, phase, missed)| Check {
+        row,
+        cluster: 0,
+        phase,
+        found: Found::Misses { missed, of: 1, allowed: 0.0 },
+    };
+    checks.into_iter().map(check).collect()
 }
 
 /// Median and 99th percentile of the latency without overload and without protection; for a cluster beside an overloaded

@@ -125,6 +125,7 @@ pub fn all() -> Vec<Scenario> {
     for (name, mix) in MIXES {
         all.push(one(&format!("{name}-2x"), SMALL, &step(2.0)).with(|cluster| cluster.mix = mix));
     }
+    all.push(one("recovery-5x", SMALL, &[(12.0, 25.0), (25.0, 250.0), (40.0, 25.0)]));
     all.push(one("spike-20x", SMALL, &[(20.0, 25.0), (6.0, 1_000.0), (20.0, 25.0)]));
     all.push(one("large-5x", LARGE, &[(8.0, 2_500.0), (12.0, 25_000.0), (6.0, 2_500.0)]));
     let quick = Upstream { service_us: 5_000.0, ..SMALL };

@@ -113,9 +113,11 @@ impl Workers {
     }
 }
 
+/// The defaults, but for the bound of 500 ms, which no configuration has whose upstream usually takes longer.
 fn control(random: u64, now_us: u64) -> OverloadControl {
     let now = StoreTime::from_micros(now_us);
-    OverloadControl::new(Parameters::default(), Measured::default(), "default", random, now)
+    let thresholds = Measured { latency_ms: None, ..Measured::default() };
+    OverloadControl::new(Parameters::default(), thresholds, "default", random, now)
 }
 
 impl Protection for Workers {
