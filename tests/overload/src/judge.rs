@@ -231,7 +231,7 @@ impl View<'_> {
 /// latency itself may break its bound now and then.
 fn health(cluster: &Cluster, transitions: &[f64]) -> Vec<Check> {
     let is_calm =
-        |phase: usize| cluster.load(phase) < SPARE && cluster.phases[phase].condition == Condition::Well;
+        |phase: usize| cluster.load(phase) < CALM && cluster.phases[phase].condition == Condition::Well;
     let is_degraded = |at: f64| transitions.iter().filter(|since| **since < at).count() % 2 == 1;
     let disturbances = (0..cluster.phases.len()).filter(|phase| !is_calm(*phase)).count();
     let extra = transitions.len().saturating_sub(2 * disturbances) as u32;
