@@ -25,6 +25,7 @@ use std::process::Command;
 use std::thread::available_parallelism;
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 
@@ -195,6 +196,21 @@ fn ensure_answer(service: SocketAddr, api_key: &str, refuses: bool, has_limit_he
         );
     }
     Ok(())
+}
+
+/// What is measured: all of it, or what was asked for.
+fn chosen<V: ValueEnum + PartialEq + Copy>(only: &[V]) -> Vec<V> {
+    V::value_variants().iter().filter(|variant| only.is_empty() || only.contains(variant)).copied().collect()
+}
+
+/// A variant's name, and what it is.
+fn name<V: ValueEnum>(variant: V) -> String {
+    variant.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+fn description<V: ValueEnum>(variant: V) -> String {
+    let value = variant.to_possible_value();
+    value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -12,6 +12,7 @@
 //! (Envoy calls through the context object, which is gone then), a context created twice (`onCreate` keeps note of it),
 //! and an answer to an HTTP call that is not under way (Envoy finds the call in its own list first, and takes it out).
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -24,38 +25,22 @@ use crate::{LIMITER, Request, Setup, World};
 /// Most steps of a sequence.
 const MAX_STEPS: usize = 300;
 
-/// What came of some sequences.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    pub inputs: u64,
-    pub callbacks: u64,
-    pub requests: u64,
-    /// Of these, answered by the filter.
-    pub answered: u64,
-    /// Of these, let through to their upstream.
-    pub forwarded: u64,
-    pub configured: u64,
-    pub refused: u64,
-    /// Sequences in which a host call went wrong.
-    pub failed_calls: u64,
-    pub connections: u64,
-    pub most_fuel: u64,
-    pub most_memory_bytes: u64,
-}
+/// What came of some sequences, by name; of what is called `most` the largest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary(BTreeMap<&'static str, u64>);
 
 impl Summary {
-    pub fn add(&mut self, other: Self) {
-        self.inputs += other.inputs;
-        self.callbacks += other.callbacks;
-        self.requests += other.requests;
-        self.answered += other.answered;
-        self.forwarded += other.forwarded;
-        self.configured += other.configured;
-        self.refused += other.refused;
-        self.failed_calls += other.failed_calls;
-        self.connections += other.connections;
-        self.most_fuel = self.most_fuel.max(other.most_fuel);
-        self.most_memory_bytes = self.most_memory_bytes.max(other.most_memory_bytes);
+    pub fn count(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    fn note(&mut self, name: &'static str, count: u64) {
+        let sum = self.0.entry(name).or_default();
+        *sum = if name.starts_with("most") { (*sum).max(count) } else { *sum + count };
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        other.0.iter().for_each(|(name, count)| self.note(name, *count));
     }
 }
 
@@ -155,10 +140,11 @@ fn run(bytes: &[u8]) -> Summary {
     let mut input = Reader { bytes };
     let first = configuration(input.byte());
     let mut world = World::boot(Setup { is_quiet: true, ..Setup::new(&first).workers(2) });
-    let mut summary = Summary { inputs: 1, ..Summary::default() };
+    let mut summary = Summary::default();
+    summary.note("inputs", 1);
     for worker in 0..2 {
         assert!(world.configure(worker, first.as_bytes()), "refused: {first}");
-        summary.configured += 1;
+        summary.note("configured", 1);
     }
     for _ in 0..MAX_STEPS {
         if input.bytes.is_empty() {
@@ -357,8 +343,8 @@ fn configure(world: &mut World, input: &mut Reader<'_>, worker: usize, summary: 
         _ => {}
     }
     match world.configure(worker, &bytes) {
-        true => summary.configured += 1,
-        false => summary.refused += 1,
+        true => summary.note("configured", 1),
+        false => summary.note("refused", 1),
     }
 }
 
@@ -396,22 +382,22 @@ fn damage_a_record(world: &mut World, input: &mut Reader<'_>) {
 /// All goes well again; then nobody waits. The world looks for secrets when it is dropped.
 fn finish(world: &mut World, summary: &mut Summary) {
     for worker in 0..2 {
-        summary.failed_calls += u64::from(world.vm(worker).has_failed_a_call());
+        summary.note("failed_calls", u64::from(world.vm(worker).has_failed_a_call()));
         world.vm(worker).script([]);
     }
     world.redis.model.error = None;
     world.redis_comes_up();
     world.advance_ms(12_000);
     assert!(world.undecided().is_empty(), "requests {:?} wait for ever", world.undecided());
-    summary.requests += world.exchanges.len() as u64;
+    summary.note("requests", world.exchanges.len() as u64);
     for response in world.exchanges.iter().filter_map(|exchange| exchange.response.as_ref()) {
-        summary.answered += u64::from(response.upstream_got.is_none());
-        summary.forwarded += u64::from(response.upstream_got.is_some());
+        summary.note("answered", u64::from(response.upstream_got.is_none()));
+        summary.note("forwarded", u64::from(response.upstream_got.is_some()));
     }
-    summary.connections += world.connections() as u64;
+    summary.note("connections", world.connections() as u64);
     for vm in &mut world.vms {
-        summary.callbacks += vm.callbacks;
-        summary.most_fuel = summary.most_fuel.max(vm.most_fuel);
-        summary.most_memory_bytes = summary.most_memory_bytes.max(vm.memory_bytes() as u64);
+        summary.note("callbacks", vm.callbacks);
+        summary.note("most_fuel", vm.most_fuel);
+        summary.note("most_memory_bytes", vm.memory_bytes() as u64);
     }
 }

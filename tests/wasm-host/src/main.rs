@@ -1,70 +1,59 @@
 //! The tools of this crate: what each kind of request costs, and fuzzing for as long as one likes.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::{Args, Parser};
 use wasm_host::{costs, fuzz};
 
-const USAGE: &str = "cargo run -p wasm-host -- costs [--record]
-cargo run --profile soak -p wasm-host -- fuzz [--seconds N | --inputs N] [--seed S] [--from INDEX]
-cargo run --profile soak -p wasm-host -- replay FILE";
+/// What the compiled filter costs, and fuzzing for as long as one likes.
+#[derive(Parser)]
+enum Verb {
+    /// Print what each kind of request costs
+    Costs {
+        /// Keep it as what is expected
+        #[arg(long)]
+        record: bool,
+    },
+    /// Send callbacks in any order
+    Fuzz(Options),
+    /// Send those in a file
+    Replay { file: PathBuf },
+}
+
+#[derive(Args)]
+struct Options {
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// How many sequences, instead
+    #[arg(long)]
+    inputs: Option<u64>,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The number of the first
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+}
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["costs"] => print!("{}", costs::shown(&costs::measure())),
-        ["costs", "--record"] => {
+    match Verb::parse() {
+        Verb::Costs { record: false } => print!("{}", costs::shown(&costs::measure())),
+        Verb::Costs { record: true } => {
             let path = costs::recorded_path();
             std::fs::write(&path, costs::shown(&costs::measure())).expect("a place for the table");
             println!("recorded in {}", path.display());
         }
-        ["fuzz", options @ ..] => return Options::read(options).map_or_else(usage, |options| fuzz(&options)),
-        ["replay", file] => {
-            let bytes = std::fs::read(file).expect("a file to replay");
-            match fuzz::run_sequence(&bytes) {
-                Ok(summary) => println!("{summary:#?}"),
-                Err(text) => {
-                    eprintln!("{text}");
-                    return ExitCode::FAILURE;
-                }
+        Verb::Fuzz(options) => return fuzz(&options),
+        Verb::Replay { file } => match fuzz::run_sequence(&std::fs::read(file).expect("a file to replay")) {
+            Ok(summary) => println!("{summary:#?}"),
+            Err(text) => {
+                eprintln!("{text}");
+                return ExitCode::FAILURE;
             }
-        }
-        _ => return usage(),
+        },
     }
     ExitCode::SUCCESS
-}
-
-fn usage() -> ExitCode {
-    eprintln!("{USAGE}");
-    ExitCode::FAILURE
-}
-
-struct Options {
-    seconds: u64,
-    inputs: u64,
-    seed: u64,
-    from: u64,
-}
-
-impl Options {
-    fn read(words: &[&str]) -> Option<Self> {
-        let mut options = Self { seconds: u64::MAX, inputs: u64::MAX, seed: 1, from: 0 };
-        for pair in words.chunks(2) {
-            let [name, value] = pair else { return None };
-            let value = value.parse().ok()?;
-            match *name {
-                "--seconds" => options.seconds = value,
-                "--inputs" => options.inputs = value,
-                "--seed" => options.seed = value,
-                "--from" => options.from = value,
-                _ => return None,
-            }
-        }
-        if options.seconds == u64::MAX && options.inputs == u64::MAX {
-            options.seconds = 60;
-        }
-        Some(options)
-    }
 }
 
 fn fuzz(options: &Options) -> ExitCode {
@@ -75,18 +64,22 @@ fn fuzz(options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut total = fuzz::Summary::default();
     let mut shown = Duration::ZERO;
-    for index in (from..).take(usize::try_from(inputs).unwrap_or(usize::MAX)) {
-        if start.elapsed().as_secs() >= seconds {
+    for index in from.. {
+        let is_over = match inputs {
+            Some(inputs) => index - from >= inputs,
+            None => start.elapsed().as_secs() >= seconds,
+        };
+        if is_over {
             break;
         }
         let bytes = fuzz::input(seed, index);
         match fuzz::run_sequence(&bytes) {
-            Ok(summary) => total.add(summary),
+            Ok(summary) => total.add(&summary),
             Err(_) => return report(seed, index, &bytes),
         }
         if start.elapsed() > shown + Duration::from_secs(10) {
             shown = start.elapsed();
-            println!("{:>5} s: {} inputs, {} callbacks", shown.as_secs(), total.inputs, total.callbacks);
+            println!("{:>5} s: {} inputs", shown.as_secs(), total.count("inputs"));
         }
     }
     println!("{total:#?}\nin {} s, no failure", start.elapsed().as_secs());

@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 
 use super::load::{Callers, Load, cpu_us, rss_mib};
-use super::{Machine, Timing, WARM_UP_SECONDS, ensure_answer, ensure_answers, loopback, median};
+use super::{
+    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_answer, ensure_answers, loopback, median,
+    name,
+};
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::{http, step, workspace};
@@ -48,17 +51,15 @@ pub(super) fn run(options: &Options) -> Result<()> {
     filter::build(toolchain)?;
     filter::build_package(toolchain, "empty-filter", &workspace::target().join("empty_filter.wasm"))?;
 
-    let wanted = |variant: &&Variant| options.only.is_empty() || options.only.contains(variant);
-    let variants: Vec<Variant> = Variant::ALL.iter().filter(wanted).copied().collect();
     let mut results: Vec<(Variant, Vec<Measurement>)> =
-        variants.into_iter().map(|variant| (variant, Vec::new())).collect();
+        chosen(&options.only).into_iter().map(|variant| (variant, Vec::new())).collect();
     let rounds = options.timing.rounds;
     for round in 1..=rounds {
         for (variant, measurements) in &mut results {
-            let measured = measure(&machine, *variant, options).with_context(|| variant.name())?;
+            let measured = measure(&machine, *variant, options).with_context(|| name(*variant))?;
             step(format!(
                 "round {round} of {rounds}: {:15} {:6.1} µs CPU a request, {:6.0} requests/s",
-                variant.name(),
+                name(*variant),
                 measured.cpu_us,
                 measured.requests_per_second
             ));
@@ -74,7 +75,7 @@ fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Mea
     let [service, admin] = [SERVICE_PORT, ADMIN_PORT].map(loopback);
     ensure_free(service)?;
     ensure_free(admin)?;
-    let mut envoy = machine.measured_envoy(variant.name(), &variant.bootstrap(service, admin), admin)?;
+    let mut envoy = machine.measured_envoy(&name(variant), &variant.bootstrap(service, admin), admin)?;
     verify(variant, service)?;
 
     let load =
@@ -118,7 +119,7 @@ fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinne
     for (variant, measured) in results {
         println!(
             "| {} | {:.1} | {} | {} | {:.0} | {:.2} | {:.2} | {:.0} |",
-            variant.description(),
+            description(*variant),
             median(measured.iter().map(|m| m.cpu_us)),
             cpu_ratio(measured, native),
             cpu_ratio(measured, none),

@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::load::{Load, Report, cpu_us};
-use super::{Machine, Timing, WARM_UP_SECONDS, ensure_answer, ensure_answers, median};
+use super::{
+    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_answer, ensure_answers, median, name,
+};
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::process::pause;
@@ -136,8 +138,7 @@ impl Series {
 pub(super) fn run(options: &Options) -> Result<()> {
     let machine = Machine::find()?;
     filter::build(Toolchain::find()?)?;
-    let wanted = |variant: &&Variant| options.only.is_empty() || options.only.contains(variant);
-    let variants: Vec<Variant> = Variant::ALL.iter().filter(wanted).copied().collect();
+    let variants = chosen(&options.only);
     // The measured Envoy alone is put on the first CPU again. What starts from here on is where we are.
     machine.leave_first_cpu()?;
     harness::redis::use_program(tools::redis_server()?);
@@ -171,10 +172,10 @@ impl Bench<'_> {
         for Series { variant, connections, measured } in results {
             let measurement = self
                 .measure(*variant, *connections)
-                .with_context(|| format!("{}, {}", variant.name(), counted(*connections)))?;
+                .with_context(|| format!("{}, {}", name(*variant), counted(*connections)))?;
             step(format!(
                 "round {round} of {rounds}: {connections:3} connections, {:20} {:6.1} µs CPU a request, p50 {:6.3} ms, {:6.0} requests/s",
-                variant.name(),
+                name(*variant),
                 measurement.cpu_us(),
                 measurement.report.p50_ms,
                 measurement.report.requests_per_second
@@ -191,7 +192,7 @@ impl Bench<'_> {
             match measured.ensure_asked(variant, connections) {
                 Ok(()) => return Ok(measured),
                 Err(error) if attempt == ATTEMPTS => return Err(error),
-                Err(error) => step(format!("{}: {error}; once more", variant.name())),
+                Err(error) => step(format!("{}: {error}; once more", name(variant))),
             }
             attempt += 1;
         }
@@ -203,7 +204,7 @@ impl Bench<'_> {
         ensure_free(service)?;
         ensure_free(admin)?;
         let bootstrap = variant.bootstrap(servers)?;
-        let mut envoy = machine.measured_envoy(&format!("upstream-{}", variant.name()), &bootstrap, admin)?;
+        let mut envoy = machine.measured_envoy(&format!("upstream-{}", name(variant)), &bootstrap, admin)?;
         verify(variant, service)?;
 
         let load = Load { address: service, callers: variant.callers(), connections };
@@ -290,7 +291,7 @@ fn print_table(results: &[Series], connections: u32) {
         };
         println!(
             "| {} | {:.1} | {} | {} | {} | {} | {:.3} | {:.3} | {} | {:.0} | {} | {:.0} |",
-            series.variant.description(),
+            description(series.variant),
             series.median(|m| m.envoy_us),
             part(|m| m.redis_us),
             part(|m| m.other_us),

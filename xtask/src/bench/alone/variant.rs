@@ -11,50 +11,23 @@ use super::super::config::{REFUSED_KEY, answer, callers, keys, limiter, listener
 /// One way to run Envoy.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum Variant {
+    /// no filter
     None,
+    /// Envoy's `local_ratelimit`, a descriptor per key, headers
     Native,
+    /// an empty wasm filter
     Empty,
+    /// ours, shared data, all headers
     Ours,
+    /// ours, refusing (429)
     OursRefusing,
+    /// ours, no headers: less six header calls and a clock
     OursNoHeaders,
+    /// ours, an exempt path: also less the key, the bucket and a clock
     OursExempt,
 }
 
 impl Variant {
-    pub(super) const ALL: [Self; 7] = [
-        Self::None,
-        Self::Native,
-        Self::Empty,
-        Self::Ours,
-        Self::OursRefusing,
-        Self::OursNoHeaders,
-        Self::OursExempt,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Native => "native",
-            Self::Empty => "empty",
-            Self::Ours => "ours",
-            Self::OursRefusing => "ours-refusing",
-            Self::OursNoHeaders => "ours-no-headers",
-            Self::OursExempt => "ours-exempt",
-        }
-    }
-
-    pub(super) fn description(self) -> &'static str {
-        match self {
-            Self::None => "no filter",
-            Self::Native => "Envoy's `local_ratelimit`, a descriptor per key, headers",
-            Self::Empty => "an empty wasm filter",
-            Self::Ours => "ours, shared data, all headers",
-            Self::OursRefusing => "ours, refusing (429)",
-            Self::OursNoHeaders => "ours, no headers: less six header calls and a clock",
-            Self::OursExempt => "ours, an exempt path: also less the key, the bucket and a clock",
-        }
-    }
-
     /// Whether it says in headers what it took.
     pub(super) fn has_limit_headers(self) -> bool {
         matches!(self, Self::Native | Self::Ours | Self::OursRefusing)

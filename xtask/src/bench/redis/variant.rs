@@ -22,50 +22,23 @@ const NODES: &str = "redis_nodes";
 /// One way to run Envoy in front of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum Variant {
+    /// no limiter
     None,
+    /// ours, shared data
     SharedData,
+    /// ours, Redis
     Redis,
+    /// ours, Redis Cluster of three
     RedisCluster,
+    /// a Lua filter that asks webdis, no headers
     Webdis,
+    /// ours, shared data, refusing (429, no upstream)
     SharedDataRefusing,
+    /// ours, Redis, refusing (429, no upstream)
     RedisRefusing,
 }
 
 impl Variant {
-    pub(super) const ALL: [Self; 7] = [
-        Self::None,
-        Self::SharedData,
-        Self::Redis,
-        Self::RedisCluster,
-        Self::Webdis,
-        Self::SharedDataRefusing,
-        Self::RedisRefusing,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::SharedData => "shared-data",
-            Self::Redis => "redis",
-            Self::RedisCluster => "redis-cluster",
-            Self::Webdis => "webdis",
-            Self::SharedDataRefusing => "shared-data-refusing",
-            Self::RedisRefusing => "redis-refusing",
-        }
-    }
-
-    pub(super) fn description(self) -> &'static str {
-        match self {
-            Self::None => "no limiter",
-            Self::SharedData => "ours, shared data",
-            Self::Redis => "ours, Redis",
-            Self::RedisCluster => "ours, Redis Cluster of three",
-            Self::Webdis => "a Lua filter that asks webdis, no headers",
-            Self::SharedDataRefusing => "ours, shared data, refusing (429, no upstream)",
-            Self::RedisRefusing => "ours, Redis, refusing (429, no upstream)",
-        }
-    }
-
     /// Whether it says in headers what it took.
     pub(super) fn has_limit_headers(self) -> bool {
         !matches!(self, Self::None | Self::Webdis)
