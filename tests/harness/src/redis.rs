@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 const START: Duration = Duration::from_secs(30);
 
+const SOCKET: &str = "redis.sock";
+
 /// What a failing test shows of the log.
 const LOG_TAIL_LINES: usize = 20;
 
@@ -68,7 +70,7 @@ impl Redis {
              save \"\"\nappendonly no\nuser {USER} on nopass +@all ~* &*\n",
             address.ip(),
             address.port(),
-            socket(&dir).display(),
+            dir.path().join(SOCKET).display(),
             dir.path().display(),
         );
         for line in lines {
@@ -158,9 +160,13 @@ impl Redis {
         begun.expect("a command sent");
     }
 
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join(SOCKET)
+    }
+
     /// A connection over the server's own socket file, as the test's own user.
     pub fn connect(&self) -> RedisResult<Connection> {
-        let url = format!("redis+unix://{}", socket(&self.dir).display());
+        let url = format!("redis+unix://{}", self.socket().display());
         let mut connection = Client::open(url)?.get_connection_with_timeout(TIMEOUT)?;
         connection.set_read_timeout(Some(TIMEOUT))?;
         connection.set_write_timeout(Some(TIMEOUT))?;
@@ -344,8 +350,4 @@ pub fn use_program(redis_server: PathBuf) {
 fn redis_server() -> &'static Path {
     let named = || std::env::var_os("REDIS_SERVER").map_or_else(|| "redis-server".into(), PathBuf::from);
     PROGRAM.get_or_init(named)
-}
-
-fn socket(dir: &TempDir) -> PathBuf {
-    dir.path().join("redis.sock")
 }

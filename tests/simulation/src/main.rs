@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
-use simulation::redis::Process;
+use simulation::redis::Client;
 use simulation::report::Tally;
 
 /// So many worlds see everything that can happen.
@@ -44,8 +44,8 @@ fn main() -> ExitCode {
 }
 
 fn soak(arguments: &Arguments) -> Result<(), String> {
-    let process = (arguments.redis == Redis::Real).then(Process::start).transpose()?;
-    let mut client = process.as_ref().map(Process::connect).transpose()?;
+    let is_real = arguments.redis == Redis::Real;
+    let mut client = is_real.then(Client::start);
     let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000_000);
     let seed = arguments.seed.unwrap_or_else(new_seed);
     println!("seed {seed}");
@@ -58,7 +58,7 @@ fn soak(arguments: &Arguments) -> Result<(), String> {
     while !is_over(worlds) {
         let world_seed = simulation::world_seed(seed, worlds);
         simulation::run(world_seed, &mut client, &mut tally).map_err(|found| {
-            let real = if process.is_some() { " --redis real" } else { "" };
+            let real = if is_real { " --redis real" } else { "" };
             format!(
                 "{found}\nafter {worlds} worlds and {} operations, {:.1} s. To see it again:\n\
                  cargo xtask soak simulation --seed {world_seed} --worlds 1{real}",
@@ -77,7 +77,7 @@ fn soak(arguments: &Arguments) -> Result<(), String> {
     println!("{worlds} worlds, {} operations in {seconds:.1} s: {a_minute:.0} a minute", tally.operations);
     print!("{tally}");
     match tally.missing() {
-        missing if missing.is_empty() || worlds < ENOUGH_WORLDS || process.is_some() => Ok(()),
+        missing if missing.is_empty() || worlds < ENOUGH_WORLDS || is_real => Ok(()),
         missing => Err(format!("the run proves little: none of {missing:?} ever happened")),
     }
 }

@@ -3,9 +3,6 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico, take};
 use dynamic_rate_limiter::store::redis::resp::push_command;
@@ -279,50 +276,9 @@ pub fn parse_command<'a>(bytes: &'a [u8], words: &mut Vec<&'a [u8]>) -> Option<u
     Some(at)
 }
 
-/// A `redis-server` of our own, in a folder of its own; gone when dropped.
-pub struct Process {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Process {
-    /// Starts the program that `REDIS_SERVER` names, else `redis-server`.
-    pub fn start() -> Result<Self, String> {
-        let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
-        let folder = std::env::temp_dir().join(format!("simulation.{}", std::process::id()));
-        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let mut command = Command::new(&program);
-        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--dir"]).arg(&folder);
-        command.arg("--unixsocket").arg(folder.join("socket")).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().map_err(|error| {
-            format!("{program:?} does not start: {error}; install redis-server or set REDIS_SERVER")
-        })?;
-        Ok(Self { child, folder })
-    }
-
-    /// Connects, once it listens.
-    pub fn connect(&self) -> Result<Client, String> {
-        let give_up = Instant::now() + Duration::from_secs(20);
-        loop {
-            match UnixStream::connect(self.folder.join("socket")) {
-                Ok(stream) => return Ok(Client::new(stream)),
-                Err(error) if Instant::now() > give_up => return Err(format!("redis-server: {error}")),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
 /// A connection to the real server. One carries the commands of all streams, in the order in which they arrive there.
 pub struct Client {
+    _server: harness::redis::Redis,
     stream: UnixStream,
     /// The script as shipped, but for its clock, which comes with the question.
     script: String,
@@ -330,11 +286,14 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(stream: UnixStream) -> Self {
+    /// Starts a server, which ends with the connection.
+    pub fn start() -> Self {
+        let server = harness::redis::Redis::start();
+        let stream = UnixStream::connect(server.socket()).expect("redis-server listens");
         let clock = "redis.call('TIME')";
         assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
         let script = TAKE.replace(clock, "{ARGV[6], ARGV[7]}");
-        let mut client = Self { stream, script, sha1: Vec::new() };
+        let mut client = Self { _server: server, stream, script, sha1: Vec::new() };
         let script = client.script.clone();
         let reply = client.ask(&[b"SCRIPT", b"LOAD", script.as_bytes()]);
         client.sha1 = bulk_of(&reply).expect("a hash").to_vec();
