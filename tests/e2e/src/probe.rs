@@ -1,28 +1,20 @@
-//! The probe filter in a real Envoy, and the table of facts that it is asked about.
-//!
-//! The table is `tests/probe-filter/facts.json`, which says itself how it is to be read.
+//! The probe filter in a real Envoy, to be asked about a table of facts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use harness::bootstrap::{self, socket, tcp};
-use serde_json::{Map, Value, json};
+use scenarios::facts;
+use serde_json::{Value, json};
 
-use crate::client::{Connection, Request, Response};
+use crate::client::Connection;
 use crate::envoy::{Envoy, envoy_bin, from_env};
 use crate::http2;
 use crate::upstream::{Answer, Received, Upstream, refusing};
 
 /// Connections that are opened at most until two workers have answered.
 const MOST_CONNECTIONS: usize = 400;
-
-pub fn facts() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../probe-filter/facts.json");
-    let text = std::fs::read_to_string(path).expect("the table of facts");
-    serde_json::from_str(&text).expect("the table of facts is JSON")
-}
 
 /// An Envoy with the probe in each of the table's plugins, and what that talks to.
 #[derive(Debug)]
@@ -44,7 +36,7 @@ impl Probe {
         let mut command = Command::new(envoy_bin());
         command.arg("-c").arg(&path).args(["--concurrency", "2", "--component-log-level", "wasm:info"]);
         command.current_dir(dir.path());
-        command.envs(texts(&table["environment_of_envoy"]));
+        command.envs(facts::texts(&table["environment_of_envoy"]));
         let envoy = Envoy::start(dir, command);
         let info: Value = serde_json::from_str(&envoy.admin("/server_info")).expect("JSON");
         // `<commit>/1.40.0/Clean/RELEASE/BoringSSL`
@@ -58,8 +50,10 @@ impl Probe {
         let mut connections = BTreeMap::new();
         let steps = fact["exceptions"].get(&self.minor).unwrap_or(&fact["steps"]);
         let steps = steps.as_array().map(Vec::as_slice).unwrap_or_default();
-        let mut found: Vec<_> =
-            steps.iter().flat_map(|step| self.ask(&default_path(fact), step, &mut connections)).collect();
+        let mut found: Vec<_> = steps
+            .iter()
+            .flat_map(|step| self.ask(&format!("/{}", facts::name(fact)), step, &mut connections))
+            .collect();
         if steps.is_empty() {
             found.push("no steps".to_owned());
         }
@@ -79,14 +73,15 @@ impl Probe {
         if step["every_worker"] != true {
             let connection =
                 connections.entry(plugin.to_owned()).or_insert_with(|| Connection::open(address));
-            return send(connection).map_or_else(|error| vec![error], |reply| differences(step, &reply));
+            return send(connection)
+                .map_or_else(|error| vec![error], |reply| facts::differences(step, &reply));
         }
         let mut workers = BTreeSet::new();
         for _ in 0..MOST_CONNECTIONS {
             match send(&mut Connection::open(address)) {
                 Err(error) => return vec![error],
                 Ok(reply) => {
-                    let found = differences(step, &reply);
+                    let found = facts::differences(step, &reply);
                     if !found.is_empty() {
                         return found;
                     }
@@ -101,54 +96,13 @@ impl Probe {
     }
 }
 
-fn default_path(fact: &Value) -> String {
-    let part = |name: &str| fact[name].as_str().unwrap_or_default().to_owned();
-    format!("/{}/{}", part("group"), part("name"))
-}
-
 fn encode(path: &str, step: &Value) -> Vec<u8> {
-    let path = step["path"].as_str().unwrap_or(path);
-    let mut request = Request::new(step["method"].as_str().unwrap_or("GET"), path);
-    for (name, values) in step["headers"].as_object().into_iter().flatten() {
-        for value in values.as_array().into_iter().flatten() {
-            // A character is a byte, so that values may be no UTF-8.
-            let value: Vec<u8> = value.as_str().unwrap_or_default().chars().map(|c| c as u8).collect();
-            request = request.header(name, value);
-        }
-    }
-    if let Some(body) = step["body"].as_str() {
-        request = request.body(body);
-    }
-    let Some(chunks) = step["chunks"].as_array() else { return request.encode() };
-    let chunks = chunks.iter().map(|chunk| chunk.as_str().unwrap_or_default().into()).collect();
-    let mut bytes = request.chunks(chunks).encode();
+    let mut bytes = facts::request(path, step).encode();
     if step["trailers"] == true {
         bytes.truncate(bytes.len() - 2);
         bytes.extend_from_slice(b"x-trailer: 1\r\n\r\n");
     }
     bytes
-}
-
-fn differences(step: &Value, reply: &Response) -> Vec<String> {
-    let mut found = Vec::new();
-    let status = step["status"].as_u64().unwrap_or(200);
-    if u64::from(reply.status) != status {
-        found.push(format!("status {}, wanted {status}", reply.status));
-    }
-    let text = reply.text();
-    if let Some(answer) = step["answer"].as_str()
-        && text != answer
-    {
-        found.push(format!("answer `{text}`, wanted `{answer}`"));
-    }
-    for (name, values) in step["answer_headers"].as_object().into_iter().flatten() {
-        let values: Vec<_> = values.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let got = reply.all(name);
-        if got != values {
-            found.push(format!("header {name} {got:?}, wanted {values:?}"));
-        }
-    }
-    found
 }
 
 /// The upstream of the table: two values of a header, and the request's body or else `ok`.
@@ -210,10 +164,4 @@ fn listener(table: &Value, name: &str, plugin: &Value) -> Value {
         "route_config": bootstrap::routes(&json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}])),
     });
     bootstrap::listener(name, &tcp("127.0.0.1", 0), fields, [probe])
-}
-
-fn texts(object: &Value) -> Vec<(String, String)> {
-    let empty = Map::new();
-    let fields = object.as_object().unwrap_or(&empty);
-    fields.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
 }

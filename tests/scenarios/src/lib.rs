@@ -30,6 +30,7 @@ pub mod documents;
 pub mod endpoints;
 pub mod environment;
 pub mod exemptions;
+pub mod facts;
 pub mod grpc;
 pub mod health_switch;
 pub mod identity;

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use e2e::probe::{Probe, facts};
+use e2e::probe::Probe;
+use scenarios::facts;
 use serde_json::Value;
 
 fn facts_of(table: &Value) -> impl Iterator<Item = &Value> {
@@ -14,7 +15,7 @@ fn facts_of(table: &Value) -> impl Iterator<Item = &Value> {
 #[track_caller]
 fn assert_group(group: &str) {
     static TABLE: OnceLock<Value> = OnceLock::new();
-    let table = TABLE.get_or_init(facts);
+    let table = TABLE.get_or_init(facts::table);
     let probe = Probe::start(table);
     let mut asked = 0;
     let mut found = Vec::new();
@@ -36,7 +37,7 @@ macro_rules! groups {
 
         #[test]
         fn every_group_of_the_table_has_a_test() {
-            let table = facts();
+            let table = facts::table();
             let tested = BTreeSet::from([$(stringify!($group)),*]);
             let listed: BTreeSet<_> = facts_of(&table).filter_map(|fact| fact["group"].as_str()).collect();
             assert_eq!(tested, listed);
@@ -49,7 +50,7 @@ groups! { shared_data clocks plugin metrics headers replies pauses bodies queues
 /// A table that says something wrong is found out: in the answer, the status, a header, and where nothing answers.
 #[test]
 fn a_wrong_table_is_found_out() {
-    let table = facts();
+    let table = facts::table();
     let probe = Probe::start(&table);
     let right = facts_of(&table).find(|fact| fact["name"] == "insert_if_absent").expect("a fact");
     assert_eq!(probe.mismatches(right), [""; 0]);

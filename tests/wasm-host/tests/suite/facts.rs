@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
+use scenarios::{Body, Response, facts};
 use serde_json::Value;
-use wasm_host::{Request, Response, Setup, World};
+use wasm_host::{Request, Setup, World};
+
+use crate::gateway::shown;
 
 /// Facts that are not asked here, and why.
 const LEFT_OUT: &[(&str, &str)] = &[
@@ -35,19 +37,14 @@ struct Probe {
 
 impl Probe {
     fn start(table: &Value) -> Self {
-        let texts = |name: &str| -> Vec<(String, Vec<u8>)> {
-            let variables = table[name].as_object().expect("variables");
-            variables
-                .iter()
-                .map(|(name, value)| (name.clone(), value.as_str().expect("a text").into()))
-                .collect()
-        };
+        let texts =
+            ["environment", "environment_of_envoy"].into_iter().flat_map(|name| facts::texts(&table[name]));
         let setup = Setup {
             is_probe: true,
             is_quiet: true,
             log_level: 2,
             workers: WORKERS,
-            environment: [texts("environment"), texts("environment_of_envoy")].concat(),
+            environment: texts.map(|(name, value)| (name, value.into_bytes())).collect(),
             clusters: vec!["upstream", "refusing", "grpc"],
             refusing: vec!["refusing"],
             greeting: vec!["grpc"],
@@ -72,7 +69,7 @@ impl Probe {
 
     /// Asks about one fact; says what differs from the table.
     fn mismatches(&mut self, fact: &Value) -> Vec<String> {
-        let path = format!("/{}", name_of(fact));
+        let path = format!("/{}", facts::name(fact));
         let steps = fact["steps"].as_array().expect("steps");
         steps.iter().flat_map(|step| self.ask(&path, step)).collect()
     }
@@ -83,34 +80,30 @@ impl Probe {
         let plugin = self.plugins[step["plugin"].as_str().unwrap_or("probe")];
         plugin[..workers]
             .iter()
-            .flat_map(|number| differences(step, &self.send(*number, path, step)))
+            .flat_map(|number| facts::differences(step, &self.send(*number, path, step)))
             .collect()
     }
 
     /// Sends a request, and plays what a client and the clusters do, until there is an answer.
     fn send(&mut self, plugin: usize, path: &str, step: &Value) -> Response {
         let world = &mut self.world;
-        let body: Option<Vec<&str>> = match (step["body"].as_str(), step["chunks"].as_array()) {
-            (Some(body), _) => Some(vec![body]),
-            (None, Some(chunks)) => {
-                Some(chunks.iter().map(|chunk| chunk.as_str().expect("a text")).collect())
+        let asked = facts::request(path, step);
+        let id = world.begin(plugin, &request(&asked), matches!(asked.body, Body::None));
+        match &asked.body {
+            Body::Sized(body) => world.body(id, body, true),
+            Body::Chunked(chunks) => {
+                chunks.iter().for_each(|chunk| world.body(id, chunk, false));
+                match step["trailers"] == true {
+                    true => world.trailers(id),
+                    false => world.body(id, b"", true),
+                }
             }
-            (None, None) => None,
-        };
-        let id = world.begin(plugin, &request(path, step), body.is_none());
-        let is_sized = step["body"].is_string();
-        for piece in body.iter().flatten() {
-            world.body(id, piece.as_bytes(), is_sized);
-        }
-        if step["trailers"] == true {
-            world.trailers(id);
-        } else if body.is_some() && !is_sized {
-            world.body(id, b"", true);
+            Body::None => {}
         }
         world.settle();
         for _ in 0..PATIENCE_MS / LOOK_MS {
             if let Some(response) = world.response(id) {
-                return response.clone();
+                return shown(response);
             }
             if let Some(index) = world.calls.iter().position(|(_, call)| call.path() == "/break_off") {
                 world.answer_call(index, None);
@@ -119,10 +112,6 @@ impl Probe {
         }
         panic!("no answer to {path} within {PATIENCE_MS} ms")
     }
-}
-
-fn name_of(fact: &Value) -> String {
-    format!("{}/{}", fact["group"].as_str().expect("a group"), fact["name"].as_str().expect("a name"))
 }
 
 /// A plugin's configuration as bytes. What is a `Struct` in the table is left out.
@@ -136,55 +125,24 @@ fn configuration(plugin: &Value) -> Vec<u8> {
     }
 }
 
-fn request(path: &str, step: &Value) -> Request {
-    let method = step["method"].as_str().unwrap_or("GET");
-    let mut request = Request::new(method, step["path"].as_str().unwrap_or(path)).from("127.0.0.1:40000");
+fn request(asked: &scenarios::Request) -> Request {
+    let mut request = Request::new(&asked.method, &asked.target).from("127.0.0.1:40000");
     // Envoy's connection manager adds headers of its own.
     request = request.with("x-forwarded-proto", "http").with("x-request-id", "1");
-    for (name, values) in step["headers"].as_object().into_iter().flatten() {
-        for value in values.as_array().expect("values") {
-            // A character is a byte, so that values may be no UTF-8.
-            let value: Vec<u8> = value.as_str().expect("a text").chars().map(|byte| byte as u8).collect();
-            request = request.with(&name.to_lowercase(), value);
-        }
+    for (name, value) in &asked.headers {
+        request = request.with(&name.to_lowercase(), value);
     }
     request.echoed(&[("x-twice", "a"), ("x-twice", "b")], "ok")
 }
 
-fn differences(step: &Value, response: &Response) -> Vec<String> {
-    let mut found = Vec::new();
-    let status = step["status"].as_u64().unwrap_or(200);
-    if u64::from(response.status) != status {
-        found.push(format!("status {}, and Envoy {status}", response.status));
-    }
-    if let Some(answer) = step["answer"].as_str()
-        && response.text() != answer
-    {
-        found.push(format!("{:?}, and Envoy {answer:?}", response.text()));
-    }
-    for (name, values) in step["answer_headers"].as_object().into_iter().flatten() {
-        let values: Vec<_> = values.as_array().expect("values").iter().filter_map(Value::as_str).collect();
-        let got = response.all(name);
-        if got != values {
-            found.push(format!("header {name} {got:?}, and Envoy {values:?}"));
-        }
-    }
-    found
-}
-
-fn table() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../probe-filter/facts.json");
-    serde_json::from_str(&std::fs::read_to_string(path).expect("the table")).expect("JSON")
-}
-
 #[test]
 fn this_host_answers_the_probe_as_envoy_does() {
-    let table = table();
-    let facts = table["facts"].as_array().expect("facts");
+    let table = facts::table();
+    let all = table["facts"].as_array().expect("facts");
     let mut asked = 0;
     let mut differ = Vec::new();
-    for fact in facts {
-        let name = name_of(fact);
+    for fact in all {
+        let name = facts::name(fact);
         if LEFT_OUT.iter().any(|(known, _)| *known == name) {
             continue;
         }
@@ -200,15 +158,15 @@ fn this_host_answers_the_probe_as_envoy_does() {
         }
     }
     assert!(differ.is_empty(), "{} facts differ:\n{}", differ.len(), differ.join("\n"));
-    assert_eq!(asked + LEFT_OUT.len(), facts.len(), "a fact that is left out is not in the table");
+    assert_eq!(asked + LEFT_OUT.len(), all.len(), "a fact that is left out is not in the table");
 }
 
 /// A table that says something wrong is found out: in the answer, the status, a header.
 #[test]
 fn a_wrong_table_is_found_out() {
-    let table = table();
-    let facts = table["facts"].as_array().expect("facts");
-    let right = facts.iter().find(|fact| fact["name"] == "insert_if_absent").expect("a fact");
+    let table = facts::table();
+    let all = table["facts"].as_array().expect("facts");
+    let right = all.iter().find(|fact| fact["name"] == "insert_if_absent").expect("a fact");
     assert_eq!(Probe::start(&table).mismatches(right), [""; 0]);
     for (field, wrong) in [
         ("answer", serde_json::json!("anything else")),

@@ -58,6 +58,12 @@ impl Host for HostileHost {
     }
 }
 
+/// An answer as a client sees it.
+pub(crate) fn shown(response: &wasm_host::Response) -> Response {
+    let status = u16::try_from(response.status).expect("an HTTP status");
+    Response { status, headers: response.headers.clone(), body: response.body.clone() }
+}
+
 fn configuration(config: Option<&Value>) -> Vec<u8> {
     config.map(configuration_of).unwrap_or_default()
 }
@@ -135,8 +141,7 @@ impl Running {
                 if response.upstream_got.is_some() {
                     self.passed_on.push(request.target.clone());
                 }
-                let status = u16::try_from(response.status).expect("an HTTP status");
-                return Response { status, headers: response.headers, body: response.body };
+                return shown(&response);
             }
             self.advance_us(LOOK_US);
         }
