@@ -18,7 +18,7 @@ use crate::filter::{self, Toolchain};
 use crate::process::{interrupted, pause};
 use crate::redis::Redis;
 use crate::watch::{self, Watched};
-use crate::{envoy_version, step, tools, workspace};
+use crate::{step, tools, workspace};
 
 /// Where the configurations listen: any address, and the loopback.
 const SERVICE_PORT: u16 = 8000;
@@ -192,7 +192,9 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
 fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
     let file = workspace::root().join(bootstrap);
     let version = tools::version_of(envoy)?;
-    if envoy_version::follows_writing_in_place(&version).with_context(|| format!("no version: {version}"))? {
+    if harness::envoy_version::follows_writing_in_place(&version)
+        .with_context(|| format!("no version: {version}"))?
+    {
         return Ok(file);
     }
     step(format!(
@@ -201,7 +203,7 @@ fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
     ));
     let copy = workspace::target().join("demo/envoy.yaml");
     fs::create_dir_all(workspace::target().join("demo"))?;
-    fs::write(&copy, envoy_version::for_moved_files_alone(&fs::read_to_string(file)?))?;
+    fs::write(&copy, harness::envoy_version::for_moved_files_alone(&fs::read_to_string(file)?))?;
     Ok(copy)
 }
 

@@ -2,7 +2,7 @@
 //! what is missing and how to get it.
 //!
 //! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `watch`, `checks`, `soak`, `mutants`, `audit`,
-//! `bench`, `conformance`, `dist` and `check_config` are the verbs; `envoy`, `envoy_version`, `redis`, `tools`,
+//! `bench`, `conformance`, `dist` and `check_config` are the verbs; `envoy`, `redis`, `tools`,
 //! `checkers`, `http` and `process` are what they stand on.
 
 mod audit;
@@ -16,8 +16,6 @@ mod dist;
 #[cfg(test)]
 mod docs;
 mod envoy;
-#[path = "../../tests/common/envoy_version.rs"]
-mod envoy_version;
 mod exports;
 mod filter;
 mod http;

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{output_of, run};
-use crate::{envoy_version, step, workspace};
+use crate::{step, workspace};
 
 /// The Envoy that is installed when the machine has none, and the one that CI tests with.
 pub(crate) const ENVOY_VERSION: &str = "1.40.0";
@@ -31,7 +31,7 @@ pub(crate) fn envoy() -> Result<PathBuf> {
 pub(crate) fn version_of(envoy: &Path) -> Result<String> {
     let is_none = || format!("{} is no Envoy", envoy.display());
     let printed = output_of(Command::new(envoy).arg("--version")).with_context(is_none)?;
-    Ok(envoy_version::version(&printed).with_context(is_none)?.to_owned())
+    Ok(harness::envoy_version::version(&printed).with_context(is_none)?.to_owned())
 }
 
 fn find_envoy() -> Result<(PathBuf, &'static str)> {

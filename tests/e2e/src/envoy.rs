@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use harness::bootstrap::string_value;
-use harness::process;
+use harness::{envoy_version, process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ use crate::canary;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, LDS_FILE, MAIN};
-use crate::{envoy_version, wait};
+use crate::wait;
 
 /// Envoy compiles the filter for each worker before it serves, and other tests run beside.
 const START: Duration = Duration::from_secs(60);

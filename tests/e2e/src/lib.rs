@@ -25,9 +25,6 @@ pub mod shipped_files;
 pub mod upstream;
 pub mod wire;
 
-#[allow(unreachable_pub, reason = "shared with xtask")]
-#[path = "../../common/envoy_version.rs"]
-mod envoy_version;
 mod http1;
 
 pub use harness::{canary, port, redis, redis_cluster, sha256_hex, wait};

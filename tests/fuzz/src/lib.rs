@@ -4,21 +4,13 @@
 //! and panics where a property does not hold. libFuzzer changes the inputs of the corpus, keeps those that reach a part
 //! of the limiter that none has reached, and changes these.
 
-#[path = "../../common/mod.rs"]
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::should_implement_trait,
-    reason = "it belongs to the tests of the root crate"
-)]
-mod common;
 pub mod targets;
 
 use std::path::{Path, PathBuf};
 
 use targets::Target;
 
-pub use common::random::Random;
+use harness::random::Random;
 
 /// The folders of a target's inputs. What a search keeps goes to the first.
 pub fn corpus(target: Target) -> Vec<PathBuf> {

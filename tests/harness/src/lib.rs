@@ -1,16 +1,23 @@
 //! What the suites share.
 //!
-//! [`bootstrap`] has the pieces of Envoy's configuration. [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, both started by [`process`] on a
-//! [`port`] of their own. [`wait`] holds the only loop that waits for something, [`canary`] looks for secrets wherever
-//! there should be none.
+//! [`fake_data`] is what a worker sees of an Envoy, [`fake_redis`] a model of Redis in memory, and [`random`] has numbers
+//! that a seed brings back. [`redis`] is a Redis that runs, [`redis_cluster`] several that share the work, both started by
+//! [`process`] on a [`port`] of their own. [`bootstrap`] has the pieces of Envoy's configuration. [`wait`] holds the only
+//! loop that waits for something, [`canary`] looks for secrets wherever there should be none.
 
 pub mod bootstrap;
 pub mod canary;
+pub mod envoy_version;
+pub mod fake_data;
+pub mod fake_redis;
 pub mod port;
 pub mod process;
+pub mod random;
 pub mod redis;
 pub mod redis_cluster;
 pub mod wait;
+
+pub use fake_data::*;
 
 use sha2::Digest as _;
 

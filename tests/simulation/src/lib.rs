@@ -9,9 +9,6 @@
 mod decisions;
 pub mod faults;
 pub mod oracle;
-#[path = "../../common/random.rs"]
-#[allow(missing_docs, clippy::should_implement_trait, reason = "shared with the tests of the root crate")]
-pub mod random;
 pub mod redis;
 pub mod report;
 pub mod shared_data;
@@ -19,6 +16,8 @@ mod streams;
 pub mod worker;
 pub mod workload;
 pub mod world;
+
+pub use harness::random;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

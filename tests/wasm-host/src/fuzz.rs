@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use harness::random::Random;
+
 use crate::failures::{Act, ENVOY_ANSWERS, Failure, HAND_OVER};
 use crate::redis::Mode;
 use crate::secrets::{ADMIN_TOKEN, API_KEY};
@@ -51,16 +53,9 @@ pub fn corpus_path() -> PathBuf {
 
 /// The `index`-th input of a seed: the same bytes on every machine.
 pub fn input(seed: u64, index: u64) -> Vec<u8> {
-    let mut state =
-        (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9)) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56
-    };
-    let length = 32 + next() * 4;
-    (0..length).map(|_| next() as u8).collect()
+    let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index);
+    let length = 32 + random.below(256) * 4;
+    (0..length).map(|_| random.next() as u8).collect()
 }
 
 /// Runs a sequence; what went wrong, if anything did.

@@ -7,14 +7,6 @@
 //! [`World`] is Envoys with their workers, [`Request`] what a client sends, [`redis`] the way there through the real bridge,
 //! [`failures`] what goes wrong, [`secrets`] what must not show; [`costs`] and [`fuzz`] are built on them.
 
-#[path = "../../common/mod.rs"]
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::should_implement_trait,
-    reason = "shared with the tests of the limiter"
-)]
-pub mod common;
 pub mod costs;
 mod exchange;
 pub mod failures;

@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use dynamic_rate_limiter::store::redis::frame;
 
-use crate::common::redis::{Connection, ModelRedis};
 use crate::process::Clock;
 use crate::state::{Headers, Stream};
 use crate::world::{Turn, World};
+use harness::fake_redis::{Connection, ModelRedis};
 
 /// gRPC's name for a peer that is not there.
 pub(crate) const UNAVAILABLE: u32 = 14;

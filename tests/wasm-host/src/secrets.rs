@@ -47,7 +47,7 @@ impl World {
                 search("a header", value);
             }
         }
-        for command in crate::common::redis::parse_commands(whole_commands(&self.redis.received)) {
+        for command in harness::fake_redis::parse_commands(whole_commands(&self.redis.received)) {
             if command.first().is_none_or(|name| name != b"AUTH") {
                 for word in command {
                     search("a command to Redis", &word);
@@ -61,7 +61,7 @@ impl World {
 fn whole_commands(bytes: &[u8]) -> &[u8] {
     let mut length = 0;
     while let Some((_, more)) =
-        crate::common::redis::parse_command(&bytes[length..]).filter(|(_, more)| *more > 0)
+        harness::fake_redis::parse_command(&bytes[length..]).filter(|(_, more)| *more > 0)
     {
         length += more;
         if length == bytes.len() {

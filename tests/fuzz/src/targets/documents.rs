@@ -4,7 +4,7 @@
 use dynamic_rate_limiter::config::{Config, ConfigSource};
 use dynamic_rate_limiter::documents::{Fetched, Texts};
 
-use crate::common::{FakeData, FakeRequest, SECOND, limiter};
+use harness::{FakeData, FakeRequest, SECOND, limiter};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -35,7 +35,7 @@ pub(super) fn check(bytes: &[u8]) {
     }
     // Another worker takes it over at its next request, and the same again is no news.
     let changes = dynamic_rate_limiter::store::SharedData::changes(&data);
-    second.decide(&FakeRequest::get("/"), &data, crate::common::ARRIVAL);
+    second.decide(&FakeRequest::get("/"), &data, harness::ARRIVAL);
     assert_eq!(said(second.config()), force);
     second.publish(&source, fetched, &data);
     assert_eq!(dynamic_rate_limiter::store::SharedData::changes(&data), changes, "published twice");

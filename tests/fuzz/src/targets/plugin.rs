@@ -4,7 +4,7 @@ use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 
 use super::check_answer;
-use crate::common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN};
+use harness::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN};
 
 pub(super) const WORDS: &str = "\
     tiers|api_keys|default_tier|config_source|admin|store|headers|ipv6_prefix|namespace|exempt_paths|\
@@ -50,7 +50,7 @@ fn serve(plugin: Plugin) {
     for advance_us in [0, 1, SECOND, u64::MAX / 2] {
         data.advance(advance_us);
         for (ticket, request) in requests.iter().enumerate() {
-            let arrival = crate::common::ARRIVAL;
+            let arrival = harness::ARRIVAL;
             let arrival = dynamic_rate_limiter::request::Arrival { ticket: ticket as u32, ..arrival };
             match limiter.decide(request, &data, arrival) {
                 Decision::Admitted(answer)

@@ -14,7 +14,7 @@ use dynamic_rate_limiter::request::Arrival;
 use dynamic_rate_limiter::store::SharedData;
 
 use super::check_answer;
-use crate::common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
+use harness::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
 
 pub(super) const WORDS: &str = "\
     GET /\n|POST /system/health\n|GET /system/health\n|GET /health\n|OPTIONS /\n|PUT |HEAD |CONNECT |\

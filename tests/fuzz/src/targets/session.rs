@@ -12,8 +12,8 @@ use dynamic_rate_limiter::store::redis::session::{
     Answer, Credentials, MAX_QUESTIONS, Overwrite, Question, Session,
 };
 
-use crate::common::redis::{Connection, ModelRedis, parse_command};
-use crate::common::{SECOND, limit};
+use harness::fake_redis::{Connection, ModelRedis, parse_command};
+use harness::{SECOND, limit};
 
 const TIMEOUT_US: u64 = 20_000;
 

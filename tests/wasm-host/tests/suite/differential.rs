@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use e2e::gateway::RealEnvoy;
+use harness::random::Random;
 use scenarios::support::{PATIENT_MS, SECRETS, TOKEN, await_redis, in_redis, sha256_hex};
 use scenarios::{Host, Request, Response, Setup};
 use serde_json::{Value, json};
-use wasm_host::common::random::Random;
 
 use crate::gateway::HostileHost;
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, take};
 use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1};
 
-use super::{SECOND, limit};
+use crate::{SECOND, limit};
 
 /// The words of a command.
 pub type Command = Vec<Vec<u8>>;
