@@ -61,7 +61,7 @@ impl Connection {
     }
 
     /// Connects, where a refusal is an answer too.
-    pub(crate) fn try_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
+    pub fn try_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         if let Some(from) = from {
             socket.bind(&SocketAddr::new(from, 0).into())?;

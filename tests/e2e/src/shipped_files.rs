@@ -25,6 +25,12 @@ pub fn check_compose(path: &Path) -> (bool, String) {
     check(path, "vendor.compose-spec")
 }
 
+/// Validates a file against Renovate's JSON schema: whether it fits, and what was said.
+#[track_caller]
+pub fn check_renovate(path: &Path) -> (bool, String) {
+    check(path, "vendor.renovate")
+}
+
 /// Validates a file against the JSON schema of GitHub's workflows: whether it fits, and what was said.
 #[track_caller]
 pub fn check_workflow(path: &Path) -> (bool, String) {

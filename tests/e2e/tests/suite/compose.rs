@@ -84,26 +84,23 @@ fn every_service_of_production_is_bounded_and_has_no_secret_in_it() {
         assert!(service["healthcheck"].is_object() || name == "upstream", "{name}");
     }
 
-    // Whatever must be set is in the example, without a value.
-    let text = shipped(PRODUCTION);
-    let example = shipped("deploy/compose/.env.example");
-    let mut wanted: Vec<_> = text.split("${").skip(1).filter_map(|rest| rest.split(":?").next()).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let mut offered: Vec<_> = example.lines().filter_map(|line| line.strip_suffix('=')).collect();
-    offered.sort_unstable();
-    assert_eq!(wanted, offered);
+    // `make-secrets` makes what the file takes.
+    let compose = yaml(&path);
+    let secrets = compose["secrets"].as_object().expect("secrets");
+    let made = shipped("deploy/compose/make-secrets");
+    for (name, secret) in secrets {
+        assert_eq!(secret["file"], format!("secrets/{name}"));
+        assert!(made.contains(&format!(" {name}")), "{name}");
+    }
     for (name, service) in &services {
         for (variable, value) in service["environment"].as_object().into_iter().flatten() {
             let is_secret = variable.contains("PASSWORD") || variable.contains("TOKEN");
-            assert!(
-                !is_secret || value.as_str().is_some_and(|value| value.starts_with("${")),
-                "{name}: {variable}"
-            );
+            let file = value.as_str().and_then(|value| value.strip_prefix("/run/secrets/"));
+            assert!(!is_secret || file.is_some_and(|file| secrets.contains_key(file)), "{name}: {variable}");
         }
     }
-    assert!(shipped(".gitignore").lines().any(|line| line == ".env"));
-    assert!(shipped(".dockerignore").lines().any(|line| line == "**/.env"));
+    assert!(shipped(".gitignore").lines().any(|line| line == "/deploy/compose/secrets/"));
+    assert!(shipped(".dockerignore").lines().any(|line| line == "deploy/compose/secrets"));
 }
 
 #[test]
@@ -238,7 +235,8 @@ fn healthchecks_command_tells(balancer: &Envoy) {
     assert_eq!(words[..3], ["CMD", "bash", "-c"]);
     assert!(words[3].contains("/127.0.0.1/8000;"), "{}", words[3]);
     let is_well = |port: u16| {
-        let script = words[3].replace("/8000;", &format!("/{port};"));
+        // What Compose makes of it, at another port.
+        let script = words[3].replace("$$", "$").replace("/8000;", &format!("/{port};"));
         let output = Command::new("bash").args(["-c", &script]).output().expect("bash");
         output.status.success()
     };
@@ -248,20 +246,23 @@ fn healthchecks_command_tells(balancer: &Envoy) {
 
 /// The command that Docker runs in Redis' container hands the shipped file and the password to a real Redis.
 #[test]
-fn redis_asks_for_the_password_in_its_environment() {
+fn redis_asks_for_the_password_in_its_file() {
     let compose = yaml(&repository_root().join(PRODUCTION));
     let command = compose["services"]["redis"]["command"].as_array().expect("a list").clone();
     let words: Vec<_> = command.iter().filter_map(Value::as_str).collect();
     assert_eq!(words[..2], ["sh", "-c"]);
     let config = repository_root().join("deploy/compose/redis.conf").canonicalize().expect("a file");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let password = dir.path().join("redis_password");
+    fs::write(&password, "from-the-file\n").expect("written");
     let port = port::reserve().port();
     let server = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    let mut script = words[2].to_owned();
+    // What Compose makes of it.
+    let mut script = words[2].replace("$$", "$");
     for (from, to) in [
         ("/etc/redis.conf", config.display().to_string()),
+        ("/run/secrets/redis_password", password.display().to_string()),
         ("exec redis-server -", format!("exec {server} - --bind 127.0.0.1 --port {port}")),
-        // What Compose makes of it.
-        ("$$REDIS_PASSWORD", "$REDIS_PASSWORD".to_owned()),
     ] {
         assert_eq!(script.matches(from).count(), 1, "{from} in {script}");
         script = script.replace(from, &to);
@@ -269,7 +270,6 @@ fn redis_asks_for_the_password_in_its_environment() {
     // Whatever happens here, it ends by itself: `SHUTDOWN` below, or `timeout`.
     let mut redis = Command::new("timeout")
         .args(["60", "sh", "-c", &script])
-        .env("REDIS_PASSWORD", "from-the-environment")
         .stdout(std::process::Stdio::null())
         .spawn()
         .expect("timeout");
@@ -282,7 +282,7 @@ fn redis_asks_for_the_password_in_its_environment() {
     };
     assert!(ask("PING").starts_with("-NOAUTH"));
     assert!(ask("AUTH wrong").starts_with("-WRONGPASS"));
-    assert_eq!(ask("AUTH from-the-environment"), "+OK");
+    assert_eq!(ask("AUTH from-the-file"), "+OK");
     assert_eq!(ask("CONFIG GET maxmemory-policy"), "*2");
     let policy: Vec<_> = answers.by_ref().take(4).map(|line| line.expect("text")).collect();
     assert_eq!(policy[3], "noeviction");

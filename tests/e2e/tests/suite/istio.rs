@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::schemas::{check_istio, check_kubernetes};
+use crate::{drain, kubernetes};
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
@@ -135,6 +136,21 @@ fn as_a_wasm_plugin_it_limits_and_takes_health_from_redis() {
     await_degraded(service);
 }
 
+#[test]
+fn pre_stop_drains_without_losing_a_request() {
+    let documents = manifest(GATEWAY, &[]);
+    let pod = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    kubernetes::assert_ends_in_time(container, pod);
+    let (redis, upstream) = (redis(), drain::slow_upstream());
+    let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON]).remove(0)];
+    let start = || patched(gateway(upstream.address(), &[]), &filters).start();
+    let envoy = start();
+    drain::assert_drains(container, &envoy, envoy.listener(LISTENER));
+    let envoy = start();
+    drain::assert_ends(container, &envoy, envoy.listener(LISTENER));
+}
+
 /// What makes the limiter wait for Redis as long as it takes.
 const PATIENT_IN_JSON: (&str, &str) = (r#""timeout_ms": 20,"#, r#""timeout_ms": 5000,"#);
 
@@ -220,7 +236,9 @@ fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
         "stats_config": {
             "use_all_default_tags": false,
             "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?(\\..+?\\.svc\\.cluster\\.local)?)\\.)"}],
-            "stats_matcher": {"inclusion_list": {"patterns": [{"prefix": "server"}, {"prefix": "wasm"}]}},
+            "stats_matcher": {"inclusion_list": {"patterns": [
+                {"prefix": "server"}, {"prefix": "wasm"}, {"suffix": "downstream_cx_active"},
+            ]}},
         },
         "static_resources": {
             "listeners": [{

@@ -15,11 +15,13 @@ use e2e::redis::Redis;
 use e2e::wait;
 use serde_json::{Value, json};
 
+use crate::drain;
 use crate::manifests::{
     assert_health_is_set, assert_labels, assert_limits, changed, environment, folder, manifest, object,
     redis, socket_address, upstream, with_environment,
 };
 use crate::production::shipped;
+use crate::shipped::assert_no_warning;
 use crate::support::{ONE_PER_HOUR, tier};
 
 const FILES: [&str; 3] = ["config.yaml", "secret.yaml", "rate-limiter.yaml"];
@@ -80,7 +82,7 @@ fn everything_that_is_referred_to_is_there() {
     }
     let dockerfile = shipped("Dockerfile");
     assert!(dockerfile.contains("WORKDIR /rate-limiter\n"));
-    assert!(dockerfile.contains("COPY --from=build /dynamic_rate_limiter.wasm target/\n"));
+    assert!(dockerfile.contains("COPY --from=filter /dynamic_rate_limiter.wasm target/\n"));
 }
 
 #[test]
@@ -128,6 +130,30 @@ fn what_the_container_runs_limits_follows_its_documents_and_is_probed() {
     assert_eq!(Connection::open(service).send(&Request::get("/test").key("pro")).tier(), "pro");
 }
 
+#[test]
+fn pre_stop_drains_without_losing_a_request() {
+    let documents = documents();
+    let (redis, upstream) = (redis(), drain::slow_upstream());
+    let container = container(&documents);
+    let (envoy, _) = start(&documents, &redis, upstream.address());
+    drain::assert_drains(container, &envoy, envoy.listener("service"));
+    let pod = &object(&documents, "Deployment", NAME)["spec"]["template"]["spec"];
+    assert_ends_in_time(container, pod);
+
+    let (envoy, _) = start(&documents, &redis, upstream.address());
+    drain::assert_ends(container, &envoy, envoy.listener("service"));
+}
+
+/// The longest drain leaves Envoy some seconds to end in.
+#[track_caller]
+pub(crate) fn assert_ends_in_time(container: &Value, pod: &Value) {
+    let variables = container["env"].as_array().expect("variables").iter();
+    let mut limits = variables.filter(|variable| variable["name"] == "DRAIN_SECONDS");
+    let limit = limits.next().and_then(|limit| limit["value"].as_str()?.parse::<u64>().ok());
+    let grace = pod["terminationGracePeriodSeconds"].as_u64();
+    assert!(limit.zip(grace).is_some_and(|(limit, grace)| limit + 5 < grace), "{limit:?} {grace:?}");
+}
+
 fn container(documents: &[Value]) -> &Value {
     let containers = &object(documents, "Deployment", NAME)["spec"]["template"]["spec"]["containers"];
     assert_eq!(containers.as_array().map(Vec::len), Some(1));
@@ -158,7 +184,9 @@ fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, st
     }
     command.current_dir(&folder);
     let env = environment(container, object(documents, "Secret", NAME));
-    (Envoy::start(dir, with_environment(command, &env)), folder)
+    let envoy = Envoy::start(dir, with_environment(command, &env));
+    assert_no_warning(&envoy);
+    (envoy, folder)
 }
 
 /// The bootstrap with the ports and addresses of this machine; it waits for Redis as long as it takes, and follows its

@@ -15,6 +15,7 @@ use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::production::shipped;
+use crate::shipped::repository_root;
 use crate::support::assert_headers_complete;
 
 pub(crate) const ADMIN_TOKEN: &str = "c4nary-manifest-token";
@@ -66,10 +67,12 @@ pub(crate) fn upstream() -> Upstream {
     Upstream::start(|_| Answer::ok("from the service"))
 }
 
-/// The environment that a container gets: every variable is from a Secret's key, and `secret` has that key.
+/// The secrets in the environment that a container gets: every variable is from a Secret's key, and `secret` has that
+/// key.
 #[track_caller]
 pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'static str)> {
-    let variables = container["env"].as_array().expect("variables");
+    let variables = container["env"].as_array().expect("variables").iter();
+    let variables: Vec<_> = variables.filter(|variable| variable["value"].is_null()).collect();
     assert_eq!(variables.len(), 2);
     let value = |variable: &Value| {
         let source = &variable["valueFrom"]["secretKeyRef"];
@@ -95,7 +98,11 @@ pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'s
 pub(crate) fn wasm_volume<'a>(init: &'a Value, proxy: &Value, volumes: &Value) -> &'a str {
     let command: Vec<_> =
         init["command"].as_array().expect("words").iter().filter_map(Value::as_str).collect();
-    let ["cp", WASM_IN_IMAGE, target] = command[..] else { panic!("{command:?}") };
+    let ["cp", WASM_IN_IMAGE, others @ .., target] = &command[..] else { panic!("{command:?}") };
+    for other in others {
+        let other = other.strip_prefix("/rate-limiter/").expect("a file of the image");
+        assert!(repository_root().join(other).is_file(), "{other}");
+    }
     let place = target.trim_end_matches('/');
     let mount = |container: &Value| {
         let mounts = container["volumeMounts"].as_array().expect("mounts");

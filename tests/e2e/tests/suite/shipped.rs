@@ -56,7 +56,19 @@ pub(crate) fn boot(
         command.env_remove(name);
     }
     command.envs(env.iter().copied());
-    (Envoy::start(dir, command), folder)
+    let envoy = Envoy::start(dir, command);
+    assert_no_warning(&envoy);
+    (envoy, folder)
+}
+
+/// Envoy has nothing against its configuration: no deprecated field, no bound that is missing. What the filter warns of
+/// is not about that.
+#[track_caller]
+pub(crate) fn assert_no_warning(envoy: &Envoy) {
+    let log = envoy.log();
+    let warnings: Vec<_> =
+        log.lines().filter(|line| line.contains("[warning]") && !line.contains("[wasm]")).collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
 }
 
 /// Saves a document of what [`boot`] started: in place, or by a file moved over it where this Envoy sees only that.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use e2e::shipped_files::{check_workflow, yaml};
+use e2e::shipped_files::{check_renovate, check_workflow, yaml};
 use serde_json::Value;
 
 use crate::production::shipped;
@@ -102,4 +102,32 @@ fn a_release_is_tested_built_twice_and_of_the_compiler_that_the_image_names() {
         shipped("Dockerfile").contains(&format!("FROM {compiler}-")),
         "the Dockerfile builds with {compiler}"
     );
+}
+
+/// Renovate finds `docker-compose.yml`, the Dockerfile, crates and actions by itself; the rest it is told.
+#[test]
+fn the_update_bot_finds_what_it_does_not_look_for() {
+    let path = repository_root().join(".github/renovate.json");
+    let (fits, said) = check_renovate(&path);
+    assert!(fits, "{said}");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let broken = dir.path().join("renovate.json");
+    let text = fs::read_to_string(&path).expect("text");
+    fs::write(&broken, text.replace("\"packageRules\": [", "\"packageRules\": [7, ")).expect("written");
+    assert!(!check_renovate(&broken).0);
+    for (file, line) in [
+        ("xtask/src/tools.rs", "ENVOY_VERSION: &str = \""),
+        ("docker-compose.yml", "# Or Valkey: image valkey/valkey:"),
+        ("deploy/compose/production.yml", "# Or Valkey: image valkey/valkey:"),
+    ] {
+        assert!(shipped(file).contains(line), "{file}: {line}");
+        assert!(text.contains(&file.replace('.', "\\\\.")), "{file}");
+    }
+    // What tests install is what the image is made of.
+    let version = shipped("xtask/src/tools.rs");
+    let (_, version) = version.split_once("ENVOY_VERSION: &str = \"").expect("a version");
+    let version = version.split('"').next().expect("a version");
+    for file in ["Dockerfile", "deploy/compose/production.yml"] {
+        assert!(shipped(file).contains(&format!("envoyproxy/envoy:v{version}\n")), "{file}");
+    }
 }

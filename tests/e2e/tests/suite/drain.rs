@@ -1,0 +1,111 @@
+//! `preStop` of the manifests for Kubernetes and Istio, run as kubelet runs it, beside the Envoy that it drains.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use e2e::client::{Connection, Request, Response};
+use e2e::envoy::Envoy;
+use e2e::upstream::{Answer, Upstream};
+use e2e::wait;
+use serde_json::Value;
+
+use crate::shipped::repository_root;
+
+/// What one request takes in the service behind the limiter.
+const SERVICE: Duration = Duration::from_millis(300);
+
+const CLIENTS: usize = 10;
+
+/// The shortest and the longest drain in these tests. The script counts whole seconds, so it may end one earlier.
+const LEAST_S: u64 = 2;
+const LIMIT_S: u64 = 6;
+const COUNTS: Duration = Duration::from_secs(1);
+
+pub(crate) fn slow_upstream() -> Upstream {
+    Upstream::start(|_| {
+        thread::sleep(SERVICE);
+        Answer::ok("from the service")
+    })
+}
+
+/// Clients that keep their connections lose no request, and are asked to open others, which would go elsewhere; the
+/// readiness probe fails meanwhile. With nothing left the drain is over.
+#[track_caller]
+pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAddr) {
+    let served = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut connection = Connection::open(service);
+                loop {
+                    let response = connection.send(&Request::get("/test").key("pro"));
+                    assert!([200, 429].contains(&response.status), "{}", response.status);
+                    served.fetch_add(1, Ordering::Relaxed);
+                    if closes(&response) {
+                        break;
+                    }
+                }
+            });
+        }
+        wait::until("load", || (served.load(Ordering::Relaxed) > 2 * CLIENTS as u64).then_some(()));
+        let begun = Instant::now();
+        let mut hook = run_pre_stop(container, envoy);
+        wait::until("the readiness probe fails", || {
+            let ready = Connection::open(envoy.admin_address()).send(&Request::get("/ready"));
+            (ready.status == 503).then_some(())
+        });
+        assert!(hook.wait().expect("a child").success());
+        let took = begun.elapsed();
+        assert!(
+            took + COUNTS >= Duration::from_secs(LEAST_S) && took < Duration::from_secs(LIMIT_S),
+            "{took:?}"
+        );
+        // Nobody waits for an answer any more.
+        assert!(wait::poll(SERVICE, || (connections(envoy) == 0).then_some(())).is_some());
+    });
+}
+
+/// A connection that its client keeps open without a word is not waited for longer than the limit.
+#[track_caller]
+pub(crate) fn assert_ends(container: &Value, envoy: &Envoy, service: SocketAddr) {
+    let _idle = Connection::open(service);
+    let begun = Instant::now();
+    assert!(run_pre_stop(container, envoy).wait().expect("a child").success());
+    let took = begun.elapsed();
+    let limit = Duration::from_secs(LIMIT_S);
+    assert!(took + COUNTS >= limit && took < limit + wait::SOON, "{took:?}");
+}
+
+fn connections(envoy: &Envoy) -> u64 {
+    let stats = envoy.admin("/stats?filter=^http.*downstream_cx_active$");
+    let clients = stats.lines().filter(|line| line.contains("service") || line.contains("outbound"));
+    clients.filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum()
+}
+
+fn closes(response: &Response) -> bool {
+    let is_close = |value: &[u8]| value.eq_ignore_ascii_case(b"close");
+    response.headers.iter().any(|(name, value)| name.eq_ignore_ascii_case("connection") && is_close(value))
+}
+
+/// Starts the container's hook with the container's variables; ports and times are this test's.
+#[track_caller]
+fn run_pre_stop(container: &Value, envoy: &Envoy) -> Child {
+    let words = container["lifecycle"]["preStop"]["exec"]["command"].as_array().expect("a command");
+    let words: Vec<_> = words.iter().filter_map(Value::as_str).collect();
+    let ["bash", script] = words[..] else { panic!("{words:?}") };
+    let script = repository_root().join("deploy").join(Path::new(script).file_name().expect("a file"));
+    let mut command = Command::new("bash");
+    command.arg(script);
+    for variable in container["env"].as_array().expect("variables") {
+        if let (Some(name), Some(value)) = (variable["name"].as_str(), variable["value"].as_str()) {
+            command.env(name, value);
+        }
+    }
+    command.env("DRAIN_ADMIN_PORT", envoy.admin_address().port().to_string());
+    command.env("DRAIN_SECONDS", LIMIT_S.to_string()).env("DRAIN_LEAST_SECONDS", LEAST_S.to_string());
+    command.spawn().expect("bash")
+}
