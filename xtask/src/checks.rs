@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{checkers, dist, mutants, soak, step, tools, workspace};
+use crate::{checkers, containers, dist, mutants, soak, step, tools, workspace};
 
 /// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
 /// not hang CI.
@@ -20,7 +20,7 @@ const E2E_LIMIT: Duration = Duration::from_secs(20 * 60);
 pub(crate) struct Options {
     /// Only this part
     part: Option<Part>,
-    /// Arguments for the end-to-end test run, such as a test's name
+    /// Arguments for the end-to-end test run, such as a test's name; for the containers, names of chapters
     #[arg(last = true)]
     e2e: Vec<OsString>,
 }
@@ -38,6 +38,8 @@ enum Part {
     Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
+    /// Run the shipped containers by a real engine, where one answers; arguments are chapters of `tests/containers`
+    Containers,
     /// Pack a release, build it once more in another directory, and see that it is the same
     Dist,
     /// Break the limiter on purpose and see that the simulation finds it: in every way by this name, in a few without
@@ -64,6 +66,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if wanted(Part::E2e) {
         end_to_end(&options.e2e)?;
+    }
+    if options.part == Some(Part::Containers) || (options.part.is_none() && containers::has_engine()) {
+        step("containers");
+        containers::run(&options.e2e)?;
+    } else if options.part.is_none() {
+        step("containers: NOT RUN, no Docker engine answers here");
     }
     if wanted(Part::Dist) {
         step("release");

@@ -11,6 +11,7 @@ mod check_config;
 mod checkers;
 mod checks;
 mod conformance;
+mod containers;
 mod demo;
 mod dist;
 #[cfg(test)]

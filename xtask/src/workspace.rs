@@ -73,5 +73,7 @@ fn copy_changed(from: &Path, to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == content) {
         return Ok(());
     }
-    fs::write(to, content).with_context(|| format!("cannot write {}", to.display()))
+    // With its rights: some of them are programs.
+    fs::copy(from, to).with_context(|| format!("cannot write {}", to.display()))?;
+    Ok(())
 }

@@ -1,0 +1,135 @@
+//! `cargo xtask test containers`: the shipped containers, run by a real engine.
+//!
+//! The sources are copied to a folder, where the tests may edit them; the program `tests/containers` does the testing.
+//! Everything here can be undone: Compose and the stand-ins' sources lie under `target`, images that can be pulled are
+//! pulled, and containers are found again by the names of the tests' own projects.
+
+mod compose;
+mod images;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::filter::{self, Toolchain};
+use crate::process::{output_of, run_within};
+use crate::{step, workspace};
+
+/// Compose projects of the tests, as `tests/containers` names them.
+const PROJECTS: [&str; 2] = ["rate-limiter-test-development", "rate-limiter-test-production"];
+
+/// What the shipped files publish.
+const PORTS: [u16; 3] = [8000, 9090, 3000];
+
+/// A cold run builds the filter in an image, which takes minutes.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// Whether an engine answers here.
+pub(crate) fn has_engine() -> bool {
+    output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).is_ok()
+}
+
+/// Runs all chapters, or those that are named.
+pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
+    let version = output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]))
+        .context("no Docker engine answers: `docker version`")?;
+    step(format!("Docker engine {}", version.trim()));
+    for port in PORTS {
+        let is_free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        ensure!(is_free, "port {port}, which the shipped files publish, is taken");
+    }
+    let docker = compose::install()?;
+    let folder = workspace::target().join("containers/sources");
+    copy(&folder)?;
+    images::provide(&docker, &folder)?;
+
+    let mut build = workspace::cargo();
+    run_within(build.args(["build", "--quiet", "--package", "containers"]), LIMIT)?;
+    let _cleaned = Cleaned { docker: docker.clone() };
+    remove_containers(&docker);
+    let mut tests = Command::new(workspace::target().join("debug/containers"));
+    docker.set_up(&mut tests);
+    run_within(tests.args(chapters).env("CONTAINERS_FOLDER", &folder), LIMIT)
+}
+
+/// The sources as a user has them, with the filter that lies ready; what tests have edited is as it was.
+fn copy(folder: &Path) -> Result<()> {
+    let secrets = folder.join("deploy/compose/secrets");
+    if secrets.exists() {
+        fs::remove_dir_all(&secrets)?;
+    }
+    workspace::copy_sources(folder)?;
+    // A developer's own secrets are no sources.
+    if secrets.exists() {
+        fs::remove_dir_all(&secrets)?;
+    }
+    let wasm = filter::build(Toolchain::find()?)?;
+    let target = folder.join("target");
+    fs::create_dir_all(&target)?;
+    let name = wasm.file_name().context("the filter is a file")?;
+    fs::copy(&wasm, target.join(name))?;
+    Ok(())
+}
+
+/// How to call `docker` so that it finds Compose.
+#[derive(Clone)]
+pub(crate) struct Docker {
+    /// A folder with plugins, where the machine's own do not do.
+    config: Option<PathBuf>,
+}
+
+impl Docker {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        self.set_up(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    fn set_up(&self, command: &mut Command) {
+        if let Some(config) = &self.config {
+            command.env("DOCKER_CONFIG", config);
+        }
+    }
+}
+
+/// Takes away what the tests have left when it goes: at the end, after a failure, on Ctrl-C.
+struct Cleaned {
+    docker: Docker,
+}
+
+impl Drop for Cleaned {
+    fn drop(&mut self) {
+        if env::var_os("KEEP_CONTAINERS").is_none() {
+            remove_containers(&self.docker);
+        }
+    }
+}
+
+/// Containers, networks and volumes of the tests' own projects, found by Compose's label.
+fn remove_containers(docker: &Docker) {
+    for project in PROJECTS {
+        let filter = format!("label=com.docker.compose.project={project}");
+        let kinds: [(&[&str], &[&str]); 3] = [
+            (&["ps", "--all", "--quiet"], &["rm", "--force", "--volumes"]),
+            (&["network", "ls", "--quiet"], &["network", "rm"]),
+            (&["volume", "ls", "--quiet"], &["volume", "rm"]),
+        ];
+        for (list, remove) in kinds {
+            let listed = output_of(docker.command(list).args(["--filter", &filter])).unwrap_or_default();
+            let names: Vec<_> = listed.split_whitespace().collect();
+            if names.is_empty() {
+                continue;
+            }
+            if let Err(error) = output_of(docker.command(remove).args(names)) {
+                step(format!("left behind by {project}: {error:#}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The images that the shipped files name: those that are there, else pulled, else stand-ins.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use super::Docker;
+use super::compose::Apt;
+use crate::process::{output_of, run_logged_within, run_within};
+use crate::tools::{ENVOY_VERSION, install_envoy};
+use crate::{step, workspace};
+
+/// Where images are named.
+const FILES: [&str; 3] = ["Dockerfile", "docker-compose.yml", "deploy/compose/production.yml"];
+
+/// What can be stood in for, with the stage of `tests/containers/stand-ins/Dockerfile`.
+const STAND_INS: [(&str, &str); 5] = [
+    ("envoyproxy/envoy", "envoy"),
+    ("prom/prometheus", "prometheus"),
+    ("redis", "redis"),
+    ("rust", "rust"),
+    ("valkey/valkey", "valkey"),
+];
+
+/// A stand-in carries it, with a hash of what it was made from.
+const LABEL: &str = "rate-limiter.stand-in";
+
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+const BASE: &str = "rate-limiter-stand-in-base";
+
+/// To find out that there is no registry takes a moment, to pull an image more.
+const PULL_LIMIT: Duration = Duration::from_secs(300);
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+
+/// Sees to it that every image is there that can be.
+pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
+    let folder = sources.join("tests/containers/stand-ins");
+    fs::copy(CERTIFICATES, folder.join("ca-certificates.crt"))
+        .context("copying the machine's certificates")?;
+    let recipe = recipe(&folder)?;
+    let mut has_registry = true;
+    for (image, stage) in named(sources)? {
+        let label = label(docker, &image);
+        if label.as_deref() == Some("") {
+            step(format!("{image}: is here"));
+            continue;
+        }
+        if label.as_deref() == Some(&recipe) {
+            step(format!("{image}: a stand-in, is here"));
+            continue;
+        }
+        let log = workspace::target().join("containers/pull.log");
+        let mut pull = docker.command(&["pull", "--quiet", &image]);
+        if has_registry && run_logged_within(&mut pull, &log, PULL_LIMIT).unwrap_or(false) {
+            step(format!("{image}: pulled"));
+            continue;
+        }
+        has_registry = false;
+        step(format!("{image}: no registry has it for us, making a stand-in"));
+        let base = base(docker)?;
+        let envoy = folder.join("envoy");
+        if !envoy.exists() {
+            fs::copy(install_envoy(ENVOY_VERSION)?, &envoy)?;
+        }
+        let mut build = docker.command(&["buildx", "build", "--quiet", "--load", "--target", stage]);
+        build.args(["--build-arg", &format!("BASE={base}"), "--label", &format!("{LABEL}={recipe}")]);
+        build.args(["--tag", &image]).arg(&folder).stdout(Stdio::null());
+        run_within(&mut build, BUILD_LIMIT).with_context(|| format!("a stand-in for {image}"))?;
+    }
+    Ok(())
+}
+
+/// The images that the files name, with their stages. Two images of one name in two versions are two.
+fn named(sources: &Path) -> Result<BTreeMap<String, &'static str>> {
+    let mut images = BTreeMap::new();
+    for file in FILES {
+        let text = fs::read_to_string(sources.join(file))?;
+        let words = text.split([' ', '\n', ',', '"']);
+        for word in words {
+            let Some((name, tag)) = word.split_once(':') else { continue };
+            let stage = STAND_INS.iter().find(|(image, _)| *image == name);
+            if let Some((_, stage)) = stage.filter(|_| tag.chars().any(|digit| digit.is_ascii_digit())) {
+                images.insert(word.to_owned(), *stage);
+            }
+        }
+    }
+    ensure!(images.len() >= STAND_INS.len(), "the shipped files name {images:?}");
+    Ok(images)
+}
+
+/// What the stand-ins are made from.
+fn recipe(folder: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    for file in ["Dockerfile", "envoy-entrypoint.sh", "ca-certificates.crt"] {
+        hash.update(fs::read(folder.join(file))?);
+    }
+    hash.update(ENVOY_VERSION);
+    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The label of an image that is here, empty if it is no stand-in.
+fn label(docker: &Docker, image: &str) -> Option<String> {
+    let format = format!("{{{{index .Config.Labels \"{LABEL}\"}}}}");
+    let printed = output_of(&mut docker.command(&["image", "inspect", "--format", &format, image])).ok()?;
+    Some(printed.trim().trim_matches('\'').to_owned())
+}
+
+/// A smallest Debian as an image.
+fn base(docker: &Docker) -> Result<&'static str> {
+    if output_of(&mut docker.command(&["image", "inspect", BASE])).is_ok() {
+        return Ok(BASE);
+    }
+    ensure!(rustix::process::geteuid().is_root(), "making stand-ins for images needs root, for debootstrap");
+    let folder = workspace::target().join("containers/debian");
+    let remove = |folder: &PathBuf| if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) };
+    remove(&folder)?;
+    fs::create_dir_all(&folder)?;
+    Apt::new()?.debootstrap(&folder)?;
+    let mut docker = docker.command(&["import", "-", BASE]);
+    let mut tar = Command::new("tar");
+    tar.arg("-C")
+        .arg(&folder)
+        .args(["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*"]);
+    let mut tar = tar.args(["-c", "."]).stdout(Stdio::piped()).spawn()?;
+    docker.stdin(tar.stdout.take().context("tar writes")?).stdout(Stdio::null());
+    let imported = docker.status()?;
+    ensure!(tar.wait()?.success() && imported.success(), "importing Debian as an image failed");
+    remove(&folder)?;
+    Ok(BASE)
+}
