@@ -1,14 +1,12 @@
 //! Many Envoys on one Redis: exactness, who need not be asked, how health travels, and what holds without Redis.
 //!
 //! Each Envoy has shared data and a clock of its own; Redis is in memory. All bytes between them are the real ones.
-//! Named cases, and one at random whose failure says the seed that brings it back in `FLEET_SEED`; all else that may
-//! happen at random is in `tests/simulation`.
+//! Named cases; what may happen at random is in `tests/simulation`.
 
 mod common;
 
 use std::collections::VecDeque;
 
-use common::random::{Random, seed_from_env};
 use common::redis::{Connection, ModelRedis};
 use common::{FakeData, FakeRequest, SECOND, TOKEN};
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
@@ -16,7 +14,7 @@ use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::fleet::POLL_US;
 use dynamic_rate_limiter::generation::Role;
-use dynamic_rate_limiter::health::{Health, Told};
+use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::reply::{Answer, write_headers};
@@ -294,20 +292,6 @@ fn header(world: &mut World, name: Name, decision: &Decision, wanted: &str) -> O
 }
 
 #[test]
-fn all_workers_of_all_envoys_share_one_bucket_to_the_token() {
-    let mut world = World::new(3, 2, &config(r#""api_keys": {"k": {"tier": "pro", "id": "pro"}}"#));
-    let names = world.names();
-    let told: Vec<_> =
-        names.iter().cycle().take(30).map(|name| world.remaining(*name, &keyed("k"))).collect();
-    let wanted: Vec<_> = (0..25).rev().map(Some).chain([None; 5]).collect();
-    assert_eq!(told, wanted);
-    world.advance(SECOND / 2);
-    let told: Vec<_> = names.iter().map(|name| world.remaining(*name, &keyed("k"))).collect();
-    assert_eq!(told, [Some(0), None, None, None, None, None], "one token in half a second for all of them");
-    assert_eq!(world.redis.buckets.keys().collect::<Vec<_>>(), ["rate_limit:pro"]);
-}
-
-#[test]
 fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
     let json = r#""api_keys": {"plain": "pro", "named": {"tier": "late", "id": "acme"}}, "default_tier": "free",
         "tiers": {"free": {"base": {"capacity": 5, "refill_rate": 0.25}, "ttl": 1},
@@ -489,19 +473,6 @@ fn a_caller_is_asked_about_at_the_very_microsecond_its_token_is_due() {
 }
 
 #[test]
-fn a_bucket_that_an_operator_deletes_frees_its_caller_within_a_second() {
-    let mut world = World::new(1, 1, &config(SLOW));
-    let (name, get) = ((0, 0), FakeRequest::get("/"));
-    world.remaining(name, &get);
-    assert_eq!(world.remaining(name, &get), None);
-    world.redis.buckets.clear();
-    world.advance(SECOND - 1);
-    assert_eq!(world.remaining(name, &get), None);
-    world.advance(1);
-    assert_eq!(world.remaining(name, &get), Some(0));
-}
-
-#[test]
 fn a_caller_whose_answer_does_not_come_is_known_about_no_more() {
     let mut world = World::new(1, 1, &config(SLOW));
     let (name, get) = ((0, 0), FakeRequest::get("/"));
@@ -566,35 +537,6 @@ fn an_answer_that_was_asked_for_before_a_change_is_not_noted_after_it() {
     assert_eq!(world.health(name), Health::Degraded);
     assert!(matches!(only(world.exchange(name), ticket), Decision::Refused(_)));
     assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis), "what held before says nothing now");
-}
-
-#[test]
-fn a_new_health_reaches_every_worker_of_every_envoy_within_a_second() {
-    let mut world = World::new(3, 3, &config(""));
-    world.run(SECOND);
-    for health in [Health::Degraded, Health::Normal, Health::Degraded] {
-        let (status, body) = world.post((1, 2), health.name());
-        assert_eq!(status, 200, "{body}");
-        for worker in 0..3 {
-            assert_eq!(world.health((1, worker)), health, "at once in the Envoy that was asked");
-        }
-        let mut took_us = 0;
-        while world.names().into_iter().any(|name| world.health(name) != health) {
-            world.run(5 * MS);
-            took_us += 5 * MS;
-            assert!(took_us <= SECOND, "{took_us} µs for {health}");
-        }
-        world.run(SECOND);
-    }
-    let limits = |decision| match decision {
-        Decision::Admitted(answer) => (answer.health, verdict(&answer).capacity),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(
-        limits(world.ask((2, 0), &FakeRequest::get("/"))),
-        (Health::Degraded, 2),
-        "and its limits hold"
-    );
 }
 
 #[test]
@@ -790,134 +732,6 @@ fn what_was_read_before_a_change_does_not_undo_it() {
 }
 
 #[test]
-fn two_changes_at_once_end_in_one_health_everywhere() {
-    let seed = seed_from_env("FLEET_SEED");
-    for run in 0..100 {
-        let seed = seed.wrapping_add(run);
-        let mut random = Random::new(seed);
-        let mut world = World::new(3, 2, &config(""));
-        let names = world.names();
-        let mut waiting = 0;
-        for _ in 0..60 {
-            let name = random.choose(&names);
-            match random.below(4) {
-                0 => {
-                    let health = random.choose(&["NORMAL", "DEGRADED"]);
-                    world.start_post(name, &format!(r#"{{"status":"{health}"}}"#));
-                    waiting += 1;
-                }
-                1 => {
-                    world.is_frozen = random.one_in(2);
-                    waiting -= world.exchange(name).len();
-                    world.is_frozen = false;
-                }
-                2 => waiting -= world.tick(name).len(),
-                _ => world.advance(random.below(100) * MS),
-            }
-        }
-        waiting -= world.run(2 * SECOND).len();
-        assert_eq!(waiting, 0, "FLEET_SEED={seed}: everybody is answered");
-        let stored =
-            world.redis.strings.get("system:health:status").map(|text| String::from_utf8_lossy(text));
-        let told = stored.map_or(Told::Auto, |text| Told::from_name(&text).expect("a health"));
-        let health = told.health().unwrap_or_default();
-        for name in names {
-            assert_eq!(world.health(name), health, "FLEET_SEED={seed}: worker {name:?}");
-        }
-    }
-}
-
-#[test]
-fn without_redis_the_policy_decides_and_is_counted() {
-    let tier = r#""default_tier": "t", "tiers": {"t": {"base": {"capacity": 2, "refill_rate": 1}}}"#;
-    for policy in ["local", "allow", "deny"] {
-        let store = format!(r#"{{"kind": "redis", "cluster": "redis", "on_failure": "{policy}"}}"#);
-        let mut world = World::new(2, 2, &format!(r#"{{"store": {store}, {tier}}}"#));
-        let get = FakeRequest::get("/");
-        assert_eq!(world.remaining((0, 0), &get), Some(1));
-        world.counted((0, 0), "");
-        world.is_frozen = true;
-        let tickets = [0; 4].map(|_| world.decide((0, 0), &get).0);
-        world.exchange((0, 0));
-        assert!(world.run(TIMEOUT - 1).is_empty(), "{policy}: they wait for as long as they may");
-        let decisions = world.run(1);
-        assert_eq!(decisions.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), tickets, "{policy}");
-        // The bucket of this Envoy alone is full and shared by its workers.
-        let told = |decision: &Decision| match decision {
-            Decision::Admitted(Answer { verdict, .. }) => {
-                ("admitted", verdict.map(|verdict| verdict.remaining))
-            }
-            Decision::Refused(Answer { verdict, .. }) => {
-                ("refused", verdict.map(|verdict| verdict.remaining))
-            }
-            Decision::Unavailable(Answer { verdict, .. }) => {
-                ("unavailable", verdict.map(|verdict| verdict.remaining))
-            }
-            other => panic!("{policy}: {other:?}"),
-        };
-        let wanted = match policy {
-            "local" => {
-                [("admitted", Some(1)), ("admitted", Some(0)), ("refused", Some(0)), ("refused", Some(0))]
-            }
-            "allow" => [("admitted", None); 4],
-            _ => [("unavailable", None); 4],
-        };
-        assert_eq!(
-            decisions.iter().map(|(_, decision)| told(decision)).collect::<Vec<_>>(),
-            wanted,
-            "{policy}"
-        );
-        let samples = world.worker((0, 0)).0.limiter.metrics.drain();
-        let count = |name: &str, count: u64| Sample::Count(format!("rate_limiter_{name}"), count);
-        assert!(
-            samples.contains(&count(&format!("fallback_decisions_total.policy.{policy}"), 4)),
-            "{samples:?}"
-        );
-        assert!(samples.contains(&count("store_failures_total.reason.timeout", 4)), "{samples:?}");
-        let statuses: &[(&str, u64)] = match policy {
-            "local" => &[("allowed", 2), ("limited", 2)],
-            "allow" => &[("allowed", 4)],
-            _ => &[("blocked", 4)],
-        };
-        for (status, requests) in statuses {
-            let name = format!("requests_total.tier.t.status.{status}");
-            assert!(samples.contains(&count(&name, *requests)), "{policy}: {samples:?}");
-        }
-        let (_, decision) = &decisions[0];
-        let limit = header(&mut world, (0, 0), decision, "x-ratelimit-limit");
-        assert_eq!(
-            limit.as_deref(),
-            (policy == "local").then_some("2"),
-            "{policy}: what nobody knows is not said"
-        );
-        assert_eq!(
-            header(&mut world, (0, 0), decision, "x-ratelimit-tier").as_deref(),
-            Some("t"),
-            "{policy}"
-        );
-
-        // Once the breaker is open nobody waits, and the other worker has the same bucket.
-        world.is_frozen = false;
-        world.go_down();
-        for name in world.names() {
-            (0..3).for_each(|_| drop(world.ask(name, &get)));
-            let (_, decision) = world.decide(name, &get);
-            let wanted = match policy {
-                "local" => "refused",
-                "allow" => "admitted",
-                _ => "unavailable",
-            };
-            assert_eq!(told(&decision).0, wanted, "{policy}: at once");
-        }
-        world.is_down = false;
-        world.run(5 * SECOND);
-        assert_eq!(world.remaining((0, 1), &get), Some(1), "{policy}: Redis decides again");
-        assert_eq!(world.remaining((1, 0), &get), Some(0), "{policy}: for all");
-        assert_eq!(world.remaining((1, 1), &get), None, "{policy}");
-    }
-}
-
-#[test]
 fn the_health_check_tells_what_has_become_of_redis() {
     let mut world = World::new(1, 2, &config(""));
     let told = |world: &mut World| {
@@ -969,51 +783,4 @@ fn a_redis_that_can_only_be_read_is_not_told_to_be_connected() {
     world.redis.is_replica = false;
     world.run(5 * SECOND);
     assert!(world.get((0, 0), "/health").contains(r#""redis":"connected""#));
-}
-
-#[test]
-fn redis_is_found_lost_without_a_request_by_an_envoy_that_has_seen_one() {
-    let mut world = World::new(1, 2, &config(""));
-    world.run(SECOND);
-    for worker in 0..2 {
-        world.ask((0, worker), &FakeRequest::get("/"));
-    }
-    world.go_down();
-    world.run(2 * SECOND);
-    assert!(world.get((0, 0), "/health").contains(r#""redis":"disconnected""#));
-}
-
-#[test]
-fn a_lost_redis_is_found_again_by_all_within_five_seconds() {
-    let mut world = World::new(2, 3, &config(""));
-    let get = FakeRequest::get("/");
-    for name in world.names() {
-        world.ask(name, &get);
-    }
-    world.go_down();
-    for _ in 0..10 {
-        for name in world.names() {
-            world.ask(name, &get);
-        }
-        world.run(SECOND);
-    }
-    world.redis.take_commands();
-    world.is_down = false;
-    world.redis.knows_script = false;
-    world.run(5 * SECOND);
-    for name in world.names() {
-        let (_, decision) = world.decide(name, &get);
-        assert!(matches!(decision, Decision::AwaitsRedis), "{name:?} does not ask again: {decision:?}");
-    }
-}
-
-#[test]
-fn tokens_are_kept_when_health_and_documents_change() {
-    let mut world = World::new(2, 1, &config(r#""api_keys": {"k": {"tier": "pro", "id": "pro"}}"#));
-    assert_eq!(world.remaining((0, 0), &keyed("k")), Some(24));
-    world.post((0, 0), "DEGRADED");
-    assert_eq!(world.remaining((0, 0), &keyed("k")), Some(14), "fifteen at most, and one is taken");
-    world.post((0, 0), "NORMAL");
-    assert_eq!(world.remaining((0, 0), &keyed("k")), Some(13), "what was above is gone");
-    assert_eq!(world.remaining((1, 0), &keyed("k")), Some(12));
 }

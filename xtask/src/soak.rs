@@ -42,8 +42,6 @@ enum Part {
     Bucket,
     /// The script on a real Redis against the bucket in Rust
     Script,
-    /// The way to Redis under a virtual clock
-    Session,
 }
 
 pub(crate) fn run_parts(options: &Options) -> Result<()> {
@@ -85,7 +83,6 @@ impl Part {
             }
             Self::Bucket => rounds(time, seed, "bucket", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 2_000_000),
             Self::Script => rounds(time, seed, "redis_script", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 500_000),
-            Self::Session => rounds(time, seed, "redis_session", ("SESSION_SEED", "SESSION_RUNS"), 4_000),
         }
     }
 }
