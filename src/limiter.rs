@@ -102,6 +102,7 @@ impl Limiter {
             unix_offset_us: 0,
             metrics: Metrics::default(),
         };
+        limiter.metrics.define_tiers(&limiter.config.tiers);
         limiter.refresh(data);
         Ok(limiter)
     }
@@ -291,7 +292,10 @@ impl Limiter {
         let published = source.and_then(|source| Texts::published(data, &settings.namespace, source));
         let Some(texts) = published else { return };
         match texts.parse().and_then(|documents| Config::new(&self.plugin, &documents)) {
-            Ok(config) => self.config = Rc::new(config),
+            Ok(config) => {
+                self.metrics.define_tiers(&config.tiers);
+                self.config = Rc::new(config);
+            }
             // They fitted the plugin configuration they were fetched with, and do not fit this newer one.
             Err(error) => {
                 log::warn!("published documents do not fit this configuration and are left out: {error}")

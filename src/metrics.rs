@@ -104,6 +104,13 @@ pub const REDIS_COUNTERS: [&str; 13] = [
 pub const MEASURED_COUNTERS: [&str; 4] =
     [DEGRADED_BY_ERRORS, DEGRADED_BY_LATENCY, DEGRADED_BY_LATENCY_RATIO, RECOVERED];
 
+/// Most tiers that have series of their own. The requests of others are counted together, as [`OTHER_TIERS`]: the
+/// number of tiers in a document has no bound, and Envoy keeps every series that it was ever given.
+pub const MAX_TIERS: usize = 128;
+
+/// The label of tiers beyond [`MAX_TIERS`].
+pub const OTHER_TIERS: &str = "other_tiers";
+
 const HEALTH_MODE_AUTO: &str = "rate_limiter_health_mode_auto";
 const SEVERITY: &str = "rate_limiter_severity_permille";
 const ERROR_RATIO: &str = "rate_limiter_upstream_error_ratio_permille";
@@ -150,12 +157,18 @@ pub enum Sample {
     Count(String, u64),
     /// Sets a gauge.
     Level(String, u64),
+    /// Makes a gauge, which is 0 until it is set.
+    Gauge(String),
 }
 
 /// What was counted since the last [`Metrics::drain`].
 #[derive(Debug, Default)]
 pub struct Metrics {
     tiers: Vec<TierCounts>,
+    /// The tiers that have series.
+    labels: Vec<String>,
+    /// How many of those were drained.
+    drained_labels: usize,
     counts: Vec<(&'static str, u64)>,
     levels: Vec<Level>,
 }
@@ -176,6 +189,25 @@ struct TierCounts {
 }
 
 impl Metrics {
+    /// Makes the series of these tiers, each at 0: a rate needs to see a counter before it grows.
+    pub fn define_tiers(&mut self, tiers: &[Rc<Tier>]) {
+        for tier in tiers {
+            self.label(&tier.name);
+        }
+    }
+
+    /// The label of a tier.
+    fn label<'a>(&mut self, name: &'a str) -> &'a str {
+        if self.labels.iter().any(|label| label == name) {
+            return name;
+        }
+        let label = if self.labels.len() < MAX_TIERS { name } else { OTHER_TIERS };
+        if !self.labels.iter().any(|known| known == label) {
+            self.labels.push(label.to_owned());
+        }
+        label
+    }
+
     /// Counts a request; `tokens_remaining` is what its bucket holds now, where it has one.
     pub fn request(&mut self, tier: &Rc<Tier>, status: Status, tokens_remaining: Option<u32>) {
         let known = self.tiers.iter().position(|counts| Rc::ptr_eq(&counts.tier, tier));
@@ -239,19 +271,22 @@ impl Metrics {
     /// Takes out what has gathered.
     pub fn drain(&mut self) -> Vec<Sample> {
         let mut samples = Vec::new();
-        for counts in self.tiers.drain(..) {
-            let tier = &counts.tier.name;
+        for counts in std::mem::take(&mut self.tiers) {
+            let tier = self.label(&counts.tier.name);
             for (status, requests) in Status::ALL.into_iter().zip(counts.requests) {
                 if requests > 0 {
-                    let name = format!("rate_limiter_requests_total.tier.{tier}.status.{}", status.label());
-                    samples.push(Sample::Count(name, requests));
+                    samples.push(Sample::Count(requests_total(tier, status), requests));
                 }
             }
             if let Some(tokens) = counts.tokens_remaining {
-                let name = format!("rate_limiter_tokens_remaining.tier.{tier}");
-                samples.push(Sample::Level(name, tokens.into()));
+                samples.push(Sample::Level(tokens_remaining(tier), tokens.into()));
             }
         }
+        for tier in self.labels.iter().skip(self.drained_labels) {
+            samples.extend(Status::ALL.map(|status| Sample::Count(requests_total(tier, status), 0)));
+            samples.push(Sample::Gauge(tokens_remaining(tier)));
+        }
+        self.drained_labels = self.labels.len();
         for (name, amount) in self.counts.drain(..) {
             samples.push(Sample::Count(name.to_owned(), amount));
         }
@@ -261,4 +296,12 @@ impl Metrics {
         }
         samples
     }
+}
+
+fn requests_total(tier: &str, status: Status) -> String {
+    format!("rate_limiter_requests_total.tier.{tier}.status.{}", status.label())
+}
+
+fn tokens_remaining(tier: &str) -> String {
+    format!("rate_limiter_tokens_remaining.tier.{tier}")
 }

@@ -43,6 +43,10 @@ pub(super) fn report(samples: Vec<Sample>) {
             Sample::Level(name, level) => {
                 id(MetricType::Gauge, &name).map(|id| hostcalls::record_metric(id, level))
             }
+            Sample::Gauge(name) => {
+                id(MetricType::Gauge, &name);
+                None
+            }
         };
     }
 }

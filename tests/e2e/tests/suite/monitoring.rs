@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
+use e2e::load;
 use e2e::prometheus_server::Prometheus;
 use e2e::setup::Setup;
 use e2e::shipped_files::{promtool, yaml};
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::{repository_root, save};
-use crate::support::{limited_upstream, tier};
+use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
 
 const FOLDER: &str = "deploy/monitoring";
 const DASHBOARD: &str = "deploy/monitoring/grafana/dashboards/rate_limiter.json";
@@ -331,4 +332,36 @@ fn expressions() -> Vec<(String, String)> {
     let all: Vec<_> = rules().into_iter().map(of_rule).chain(queries).collect();
     assert!(all.len() > 25, "{all:?}");
     all
+}
+
+#[test]
+fn the_first_refusals_of_a_limiter_are_in_rates_and_alerts() {
+    let mut config = two_tiers(10, 1);
+    config["config_source"] = json!({"cluster": "config_files", "tiers": "/tiers.json", "ttl_seconds": 1});
+    let mut tiers = config["tiers"].clone();
+    tiers["by_document"] = tier(1, ONE_PER_HOUR);
+    let envoy = Setup::new().config(&config).config_files(&tiers.to_string(), "{}").quiet().start();
+    let prometheus = Prometheus::start(&[
+        ("prometheus.yml", &scraping(&[envoy.admin_address()])),
+        ("rules.yml", &impatient_rules()),
+    ]);
+    for tier in ["free", "by_document"] {
+        for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
+            let series = format!(r#"rate_limiter_requests_total{{tier="{tier}",status="{status}"}}"#);
+            wait::until_within(SHOWS, &series, || {
+                let samples = prometheus.query(&series);
+                (samples.len() == 1 && samples[0].1 == 0.0).then_some(())
+            });
+        }
+    }
+    let tally = load::burst(envoy.address(), 8, 150, &Request::get("/"));
+    let limited = load::count(&tally, 429) as f64;
+    assert_eq!(limited, 1_190.0);
+    let increase = r#"increase(rate_limiter_requests_total{tier="free",status="limited"}[1m])"#;
+    wait::until_within(SHOWS, "all refusals in the increase", || {
+        prometheus.query(increase).first().is_some_and(|(_, seen)| *seen >= limited).then_some(())
+    });
+    wait::until_within(SHOWS, "the alert", || {
+        firing(&prometheus).iter().any(|alert| alert == "RateLimiterRefusalsHigh").then_some(())
+    });
 }
