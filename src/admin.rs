@@ -2,12 +2,11 @@
 
 use crate::config::{Config, Measured};
 use crate::control::{Control, Redis};
-use crate::guard;
 use crate::health::{Health, Told};
 use crate::identity::{Network, Secret};
 use crate::json::Document;
 use crate::load::Load;
-use crate::metrics;
+use crate::login_throttle::LoginThrottle;
 use crate::reply::{decimal, rounded, seconds};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
@@ -18,17 +17,34 @@ pub const MAX_BODY_BYTES: usize = 1024;
 /// Longest admin token that is compared, in bytes. Hashing a longer one would only cost time.
 const MAX_TOKEN_BYTES: usize = 1024;
 
-/// A complete answer.
+/// A complete answer of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct EndpointReply {
     /// HTTP status.
     pub status: u32,
     /// A header besides `content-type`.
     pub header: Option<(&'static str, String)>,
     /// The body: JSON.
     pub body: String,
-    /// The counter it adds to; `None` for what only reads.
-    pub counter: Option<&'static str>,
+    /// For the metrics; `None` for what only reads.
+    pub result: Option<AdminResult>,
+}
+
+/// What became of an admin request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminResult {
+    /// The change was carried out.
+    Ok,
+    /// The token was wrong or missing.
+    Forbidden,
+    /// The method or the body was wrong.
+    Invalid,
+    /// The body was too large.
+    TooLarge,
+    /// There were too many bad tokens, or too many changes that wait for their bodies.
+    Throttled,
+    /// The change could not be stored.
+    Failed,
 }
 
 /// A change whose token was right and whose body is still to come.
@@ -40,15 +56,15 @@ pub struct PendingChange {
 
 /// What an endpoint does with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answered {
+pub enum EndpointDecision {
     /// It answers.
-    Now(Reply),
+    Reply(EndpointReply),
     /// It waits for the body.
-    AfterBody(PendingChange),
+    AwaitBody(PendingChange),
 }
 
 /// The health check: always 200 while the filter serves, because it goes on serving whatever else fails.
-pub fn health(method: &[u8], config: &Config, control: Control) -> Reply {
+pub fn health(method: &[u8], config: &Config, control: Control) -> EndpointReply {
     if !is_read(method) {
         return method_not_allowed("GET, HEAD");
     }
@@ -70,25 +86,28 @@ pub fn system_health(
     control: Control,
     data: &impl SharedData,
     unix_us: u64,
-) -> Answered {
+) -> EndpointDecision {
     if is_read(method) {
-        return Answered::Now(shown_health(config, control, data, unix_us));
+        return EndpointDecision::Reply(shown_health(config, control, data, unix_us));
     }
     if method != b"POST" {
-        return Answered::Now(method_not_allowed("GET, HEAD, POST"));
+        return EndpointDecision::Reply(method_not_allowed("GET, HEAD, POST"));
     }
     let network = config.network(&request.source_address().unwrap_or_default());
-    let namespace = &config.settings.namespace;
-    let wait_us = guard::wait_us(data, namespace, table, network);
+    let throttle = LoginThrottle { data, namespace: &config.settings.namespace, table };
+    let wait_us = throttle.wait_us(network);
     if wait_us > 0 {
-        return Answered::Now(throttled(wait_us));
+        return EndpointDecision::Reply(throttled(wait_us));
     }
-    let token = request.header("x-admin-token").unwrap_or_default();
+    let Some(token) = request.header("x-admin-token") else {
+        return EndpointDecision::Reply(forbidden());
+    };
     if is_admin(&token, config.settings.admin.token) {
-        return Answered::AfterBody(PendingChange { network });
+        throttle.note_right_token(network);
+        return EndpointDecision::AwaitBody(PendingChange { network });
     }
-    Answered::Now(match guard::count(data, namespace, table, network) {
-        Ok(0) => refusal(403, "Invalid admin token", metrics::ADMIN_FORBIDDEN),
+    EndpointDecision::Reply(match throttle.count_bad_token(network) {
+        Ok(0) => forbidden(),
         Ok(wait_us) => throttled(wait_us),
         // A guess that cannot be counted is not answered either.
         Err(Contended) => throttled(1_000_000),
@@ -96,11 +115,11 @@ pub fn system_health(
 }
 
 /// What a change's body says about health, or the answer to a body that says nothing.
-pub fn requested_health(body: &[u8], measured: Option<Measured>) -> Result<Told, Reply> {
+pub fn requested_health(body: &[u8], measured: Option<Measured>) -> Result<Told, EndpointReply> {
     if body.len() > MAX_BODY_BYTES {
-        return Err(refusal(413, "the body is over 1024 bytes", metrics::ADMIN_TOO_LARGE));
+        return Err(refusal(413, "the body is over 1024 bytes", AdminResult::TooLarge));
     }
-    parse_status(body, measured).map_err(|error| refusal(400, &error, metrics::ADMIN_INVALID))
+    parse_status(body, measured).map_err(|error| refusal(400, &error, AdminResult::Invalid))
 }
 
 /// Puts into force for this Envoy what `network` said about health.
@@ -110,7 +129,7 @@ pub fn change_health(
     config: &Config,
     data: &impl SharedData,
     unix_us: u64,
-) -> Reply {
+) -> EndpointReply {
     let control_key = Control::key(&config.settings.namespace);
     let Ok(previous) = Control::change(data, &control_key, |control| control.with_told(told)) else {
         return not_stored();
@@ -122,27 +141,27 @@ pub fn change_health(
         "{{\"message\":\"System health updated successfully\",\"previous_status\":\"{previous}\",\
          \"new_status\":\"{status}\",\"timestamp\":{timestamp}}}"
     ));
-    reply.counter = Some(metrics::ADMIN_OK);
+    reply.result = Some(AdminResult::Ok);
     reply
 }
 
 /// The answer to a change that could not be stored.
-pub fn not_stored() -> Reply {
-    refusal(500, "Failed to update health", metrics::ADMIN_FAILED)
+pub fn not_stored() -> EndpointReply {
+    refusal(500, "Failed to update health", AdminResult::Failed)
 }
 
 /// The answer to a body that does not come.
-pub fn body_timed_out() -> Reply {
+pub fn body_timed_out() -> EndpointReply {
     let detail = "no body came within 10 seconds; if one was sent, this plugin's configuration in Envoy lacks \
                   allow_on_headers_stop_iteration: true";
-    refusal(408, detail, metrics::ADMIN_INVALID)
+    refusal(408, detail, AdminResult::Invalid)
 }
 
 /// The answer while too many requests wait for their bodies.
-pub fn too_many_bodies() -> Reply {
-    Reply {
+pub fn too_many_bodies() -> EndpointReply {
+    EndpointReply {
         header: Some(("retry-after", "1".to_owned())),
-        ..refusal(429, "too many changes are waiting for their bodies", metrics::ADMIN_THROTTLED)
+        ..refusal(429, "too many changes are waiting for their bodies", AdminResult::Throttled)
     }
 }
 
@@ -177,7 +196,7 @@ fn shown_told(told: Told, config: &Config) -> &'static str {
     }
 }
 
-fn shown_health(config: &Config, control: Control, data: &impl SharedData, unix_us: u64) -> Reply {
+fn shown_health(config: &Config, control: Control, data: &impl SharedData, unix_us: u64) -> EndpointReply {
     let (health, timestamp) = (control.health(), timestamp(unix_us));
     let measured = config.settings.measured.map(|bounds| {
         let load = Load::read(data, &Load::key(&config.settings.namespace));
@@ -208,30 +227,34 @@ fn shown_load(load: &Load, told: Told) -> String {
     )
 }
 
-fn ok(body: String) -> Reply {
-    Reply { status: 200, header: None, body, counter: None }
+fn ok(body: String) -> EndpointReply {
+    EndpointReply { status: 200, header: None, body, result: None }
 }
 
-fn refusal(status: u32, detail: &str, counter: &'static str) -> Reply {
-    Reply {
+fn refusal(status: u32, detail: &str, result: AdminResult) -> EndpointReply {
+    EndpointReply {
         status,
         header: None,
         body: format!("{{\"detail\":{}}}", serde_json::to_string(detail).unwrap_or_default()),
-        counter: Some(counter),
+        result: Some(result),
     }
 }
 
-fn method_not_allowed(allow: &str) -> Reply {
-    Reply {
+fn forbidden() -> EndpointReply {
+    refusal(403, "Invalid admin token", AdminResult::Forbidden)
+}
+
+fn method_not_allowed(allow: &str) -> EndpointReply {
+    EndpointReply {
         header: Some(("allow", allow.to_owned())),
-        ..refusal(405, "Method not allowed", metrics::ADMIN_INVALID)
+        ..refusal(405, "Method not allowed", AdminResult::Invalid)
     }
 }
 
-fn throttled(wait_us: u64) -> Reply {
-    Reply {
+fn throttled(wait_us: u64) -> EndpointReply {
+    EndpointReply {
         header: Some(("retry-after", seconds(wait_us).to_string())),
-        ..refusal(429, "Too many invalid admin tokens", metrics::ADMIN_THROTTLED)
+        ..refusal(429, "Too many invalid admin tokens", AdminResult::Throttled)
     }
 }
 

@@ -4,7 +4,7 @@
 //! taken for an address.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sha2::{Digest, Sha256};
 
@@ -88,6 +88,15 @@ impl Network {
                 let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
                 Network::Ip(Ipv6Addr::from_bits(ip.to_bits() & mask).into(), ipv6_prefix)
             }
+        }
+    }
+
+    /// Whether it is 127.0.0.1 or the network of ::1, of which Envoy's own machine alone can make connections.
+    pub fn is_this_machine(self) -> bool {
+        match self {
+            Network::Ip(IpAddr::V4(ip), _) => ip == Ipv4Addr::LOCALHOST,
+            Network::Ip(IpAddr::V6(_), prefix) => self == Self::of_source(b"::1", prefix),
+            Network::Unknown => false,
         }
     }
 

@@ -15,7 +15,7 @@
 //! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`] and
 //! [`documents`] (how changes reach every worker), [`charge`] and [`fleet`] (what many Envoys share), [`load`] and
 //! [`measuring`] (what is made of the upstream's answers), [`limiter`] (the one place where a request's fate branches),
-//! [`admin`] with [`guard`], [`reply`], [`metrics`], and last `host`, the only code that knows Envoy.
+//! [`admin`] with [`login_throttle`], [`reply`], [`metrics`], and last `host`, the only code that knows Envoy.
 
 #![deny(
     clippy::unwrap_used,
@@ -36,7 +36,6 @@ pub mod control;
 pub mod documents;
 pub mod fleet;
 pub mod generation;
-pub mod guard;
 pub mod health;
 #[cfg(target_arch = "wasm32")]
 mod host;
@@ -44,6 +43,7 @@ pub mod identity;
 pub mod json;
 pub mod limiter;
 pub mod load;
+pub mod login_throttle;
 pub mod measuring;
 pub mod metrics;
 pub mod overload;

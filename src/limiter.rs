@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::admin::{self, PendingChange, Reply};
+use crate::admin::{self, AdminResult, EndpointDecision, EndpointReply, PendingChange};
 use crate::bucket::{Outcome, Verdict};
 use crate::charge::{Charge, Payer};
 use crate::config::{Config, ConfigSource, Documents, OnFailure, Plugin};
@@ -40,7 +40,7 @@ pub enum Decision {
     /// It is refused, with the answer's headers.
     Refused(Answer),
     /// The filter answers it.
-    Replied(Reply),
+    Replied(EndpointReply),
     /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
     Unavailable(Answer),
     /// The upstream cannot bear it: 503, with the answer's headers; the caller is to wait so many seconds.
@@ -339,7 +339,7 @@ impl Limiter {
         let is =
             |endpoint: &Option<String>| endpoint.as_ref().is_some_and(|endpoint| path == endpoint.as_bytes());
         let answered = if is(&paths.health_path) {
-            admin::Answered::Now(admin::health(&method(request), config, control))
+            EndpointDecision::Reply(admin::health(&method(request), config, control))
         } else if is(&paths.system_health_path) {
             let unix_us = self.unix_us(data.now_us());
             admin::system_health(&method(request), request, config, &self.table, control, data, unix_us)
@@ -347,11 +347,11 @@ impl Limiter {
             return None;
         };
         Some(match answered {
-            admin::Answered::Now(reply) => {
+            EndpointDecision::Reply(reply) => {
                 self.count_admin(&reply);
                 Decision::Replied(reply)
             }
-            admin::Answered::AfterBody(pending) => Decision::AwaitsBody(pending),
+            EndpointDecision::AwaitBody(pending) => Decision::AwaitsBody(pending),
         })
     }
 
@@ -505,14 +505,21 @@ impl Limiter {
         }
     }
 
-    fn change_own_health(&self, network: Network, told: Told, data: &impl SharedData) -> Reply {
+    fn change_own_health(&self, network: Network, told: Told, data: &impl SharedData) -> EndpointReply {
         admin::change_health(network, told, &self.config, data, self.unix_us(data.now_us()))
     }
 
-    fn count_admin(&mut self, reply: &Reply) {
-        if let Some(counter) = reply.counter {
-            self.metrics.count(counter, 1);
-        }
+    fn count_admin(&mut self, reply: &EndpointReply) {
+        let counter = match reply.result {
+            None => return,
+            Some(AdminResult::Ok) => metrics::ADMIN_OK,
+            Some(AdminResult::Forbidden) => metrics::ADMIN_FORBIDDEN,
+            Some(AdminResult::Invalid) => metrics::ADMIN_INVALID,
+            Some(AdminResult::TooLarge) => metrics::ADMIN_TOO_LARGE,
+            Some(AdminResult::Throttled) => metrics::ADMIN_THROTTLED,
+            Some(AdminResult::Failed) => metrics::ADMIN_FAILED,
+        };
+        self.metrics.count(counter, 1);
     }
 
     fn unix_us(&self, now_us: u64) -> u64 {

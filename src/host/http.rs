@@ -8,7 +8,7 @@ use proxy_wasm::types::Action;
 
 use super::calls::{HeaderBlock, HostData, response_header, send_local_reply};
 use super::worker::Worker;
-use crate::admin::Reply;
+use crate::admin::EndpointReply;
 use crate::limiter::Decision;
 use crate::load::{Response, Tally};
 use crate::reply::{self, Answer};
@@ -154,7 +154,7 @@ fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, ret
     send_local_reply(status, headers, body.as_bytes());
 }
 
-pub(super) fn send_reply(reply: &Reply) {
+pub(super) fn send_reply(reply: &EndpointReply) {
     let mut headers = HeaderBlock::default();
     headers.push("content-type", b"application/json");
     if let Some((name, value)) = &reply.header {

@@ -1,10 +1,11 @@
 //! Guessing the admin token.
 
-use e2e::client::Request;
+use e2e::client::{Connection, Request};
+use e2e::envoy::Envoy;
 use e2e::load;
 use e2e::setup::Setup;
 
-use crate::support::two_tiers;
+use crate::support::{TOKEN, health, switch, two_tiers};
 
 #[test]
 fn guesses_that_come_at_once_are_not_counted_short() {
@@ -17,4 +18,53 @@ fn guesses_that_come_at_once_are_not_counted_short() {
         assert_eq!(load::count(&tally, 403), 5, "round {round}: {tally:?}");
         assert_eq!(load::count(&tally, 429), 24 - 5, "round {round}: {tally:?}");
     }
+}
+
+/// A change of health with this token, from the client behind one trusted proxy, or from this machine itself.
+/// Without a body, so that Envoy keeps most connections open.
+fn attempt(envoy: &Envoy, connection: &mut Connection, token: &str, from: Option<&str>) -> u16 {
+    let request = Request::post("/system/health", "").header("X-Admin-Token", token);
+    let response = connection.send(&from.map_or(request.clone(), |address| request.forwarded_for(address)));
+    if response.has("connection") {
+        *connection = envoy.connect();
+    }
+    response.status
+}
+
+#[test]
+fn thousands_of_addresses_do_not_open_the_throttle_and_do_not_lock_the_operator_out() {
+    let envoy = Setup::new().config(&two_tiers(100, 7)).trusted_hops(1).workers(2).quiet().start();
+    let operator = Some("198.51.100.7");
+    let mut connection = envoy.connect();
+    assert_eq!(
+        attempt(&envoy, &mut connection, TOKEN, operator),
+        400,
+        "the right token, and nothing to change"
+    );
+    let address = |number: usize| format!("10.{}.{}.1", number >> 8, number & 255);
+    let mut refused = [0_u32; 2];
+    let mut count = |status: u16| match status {
+        403 => refused[0] += 1,
+        429 => refused[1] += 1,
+        other => panic!("{other}"),
+    };
+    for number in 0..12_000 {
+        count(attempt(&envoy, &mut connection, "c4nary-wrong", Some(&address(number))));
+    }
+    for number in 20_000..20_300 {
+        for token in ["c4nary-wrong", "c4nary-wrong", TOKEN] {
+            let status = attempt(&envoy, &mut connection, token, Some(&address(number)));
+            assert_eq!(status, 429, "guess of newcomer {number}");
+            count(status);
+        }
+    }
+    assert_eq!(refused, [256 * 16, 12_000 - 256 * 16 + 900]);
+    for from in [operator, None] {
+        assert_eq!(attempt(&envoy, &mut connection, TOKEN, from), 400, "{from:?}");
+    }
+    switch(&envoy, "DEGRADED");
+    assert_eq!(health(&envoy), "DEGRADED");
+    let admin_requests = "rate_limiter_admin_requests_total";
+    envoy.await_metric(admin_requests, &[("result", "throttled")], f64::from(refused[1]));
+    envoy.await_metric(admin_requests, &[("result", "forbidden")], f64::from(refused[0]));
 }

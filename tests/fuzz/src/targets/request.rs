@@ -7,9 +7,9 @@
 use std::collections::HashMap;
 
 use dynamic_rate_limiter::generation::Role;
-use dynamic_rate_limiter::guard::{MAX_BAD_TOKENS, WINDOW_US};
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
 use dynamic_rate_limiter::request::Arrival;
 use dynamic_rate_limiter::store::SharedData;
 
@@ -129,7 +129,7 @@ impl World {
             Decision::Replied(reply) => {
                 assert!(matches!(reply.status, 200 | 403 | 405 | 429), "{reply:?}");
                 serde_json::from_str::<serde_json::Value>(&reply.body).expect("the answer is JSON");
-                if reply.status == 403 {
+                if reply.status == 403 && header("x-admin-token").is_some() {
                     let times = self.forbidden.entry(network).or_default();
                     times.push(arrival.at_us);
                     let within = times.iter().filter(|at_us| *at_us + WINDOW_US > arrival.at_us).count();
