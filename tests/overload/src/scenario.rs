@@ -204,14 +204,16 @@ pub fn drawn(seed: u64) -> Scenario {
     let times = log_uniform(1.5, 20.0);
     let important = log_uniform(0.01, 0.7 / times.min(10.0));
     let spread = [Spread::Exponential, Spread::Lognormal(0.3), Spread::Lognormal(0.8)][rng.usize(..3)];
-    let discipline = [Discipline::Queue(UNBOUNDED), Discipline::Thrashing][usize::from(rng.u8(..4) == 0)];
-    let upstream = Upstream { servers, service_us, spread, discipline, notices_leaving: rng.bool() };
-    let capacity = upstream.capacity(Condition::Well);
+    let queue = Upstream { servers, service_us, spread, notices_leaving: rng.bool(), ..SMALL };
+    let thrashing = Upstream { discipline: Discipline::Thrashing, ..queue };
+    let capacity = queue.capacity(Condition::Well);
     let usual = capacity * (0.2 + 0.6 * rng.f64());
-    let mut drawn = match rng.u8(..4) {
-        0 => trouble("drawn-slow", upstream, usual / 4.0, 30.0, Condition::Slow(4.0)),
-        1 => trouble("drawn-half-gone", upstream, usual.max(0.75 * capacity), 20.0, Condition::Servers(0.5)),
-        _ => one("drawn-step", upstream, &[(12.0, usual), (25.0, times * capacity), (15.0, usual)]),
+    let step = [(12.0, usual), (25.0, times * capacity), (15.0, usual)];
+    let mut drawn = match rng.u8(..5) {
+        0 => trouble("drawn-slow", queue, usual / 4.0, 30.0, Condition::Slow(4.0)),
+        1 => trouble("drawn-half-gone", queue, usual.max(0.75 * capacity), 20.0, Condition::Servers(0.5)),
+        2 => one("drawn-thrashing", thrashing, &step),
+        _ => one("drawn-queue", queue, &step),
     };
     drawn.connections = [10, 100, 1_000][rng.usize(..3)];
     let others = 1.0 - important;
