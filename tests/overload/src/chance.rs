@@ -12,6 +12,15 @@ pub enum Spread {
 }
 
 impl Spread {
+    /// The variance, for a mean of 1.
+    pub fn variance(self) -> f64 {
+        match self {
+            Self::Constant => 0.0,
+            Self::Exponential => 1.0,
+            Self::Lognormal(sigma) => (sigma * sigma).exp_m1(),
+        }
+    }
+
     /// One value with a mean of 1.
     pub fn draw(self, rng: &mut Rng) -> f64 {
         match self {

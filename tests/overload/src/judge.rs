@@ -8,6 +8,8 @@ use crate::world::{self, BIN_US, Call, Fate, Run};
 
 /// A run whose shares are exactly at their bounds fails at most once in so many.
 const ONE_IN: f64 = 10_000.0;
+/// Of a normal distribution, for the same probability.
+const STANDARD_ERRORS: f64 = 3.72;
 
 /// Below this load the upstream can do all that is asked for.
 const SPARE: f64 = 0.9;
@@ -42,8 +44,8 @@ pub struct Check {
 pub enum Found {
     /// Of so many, so many missed, of which this share may.
     Misses { missed: u32, of: u32, allowed: f64 },
-    /// Of what could be had, so much was; this share is wanted.
-    Amount { found: f64, of: f64, wanted: f64 },
+    /// Of what could be had, so much was; this share is wanted. `variance`: of what could be had, by chance.
+    Amount { found: f64, of: f64, wanted: f64, variance: f64 },
 }
 
 impl Found {
@@ -54,7 +56,9 @@ impl Found {
                 let share = f64::from(missed) / f64::from(of.max(1));
                 share <= allowed || f64::from(of) * divergence(share, allowed) < ONE_IN.ln()
             }
-            Self::Amount { found, of, wanted } => found >= wanted * of,
+            Self::Amount { found, of, wanted, variance } => {
+                found + STANDARD_ERRORS * variance.sqrt() >= wanted * of
+            }
         }
     }
 
@@ -64,8 +68,11 @@ impl Found {
             (Self::Misses { missed, of, .. }, Self::Misses { missed: more_missed, of: more, .. }) => {
                 (*missed, *of) = (*missed + more_missed, *of + more);
             }
-            (Self::Amount { found, of, .. }, Self::Amount { found: more_found, of: more, .. }) => {
-                (*found, *of) = (*found + more_found, *of + more);
+            (
+                Self::Amount { found, of, variance, .. },
+                Self::Amount { found: more_found, of: more, variance: more_variance, .. },
+            ) => {
+                (*found, *of, *variance) = (*found + more_found, *of + more, *variance + more_variance);
             }
             _ => {}
         }
@@ -87,7 +94,7 @@ impl std::fmt::Display for Check {
                 let share = f64::from(missed) / f64::from(of.max(1));
                 write!(formatter, "{share:.4} ({missed} of {of}), allowed {allowed}")
             }
-            Found::Amount { found, of, wanted } => {
+            Found::Amount { found, of, wanted, .. } => {
                 write!(formatter, "{:.3} of {of:.0}, wanted {wanted}", found / of)
             }
         }
@@ -185,7 +192,7 @@ impl View<'_> {
     fn served(&self, from: f64, to: f64, wanted: f64) -> Found {
         let bin = |seconds: f64| ((seconds * 1e6) as u64 / BIN_US) as usize;
         let found = self.run.bins[self.index][bin(from)..bin(to)].iter().map(|bin| bin.useful).sum();
-        Found::Amount { found, of: self.cluster.capacity(self.phase) * (to - from), wanted }
+        Found::Amount { found, of: self.cluster.capacity(self.phase) * (to - from), wanted, variance: 0.0 }
     }
 
     /// Calls that began in a part of the phase, but for those that are still open.
@@ -280,10 +287,12 @@ fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make
     (quantile(0.5), quantile(0.99))
 }
 
-/// Beside Envoy's `adaptive_concurrency` in the same world: calls that are served in all.
-pub fn beside(ours: &Run, theirs: &Run) -> Check {
+/// Beside Envoy's `adaptive_concurrency` in the same world: calls that are served in all. How many a busy upstream serves
+/// varies with its service times, in both runs.
+pub fn beside(cluster: &Cluster, ours: &Run, theirs: &Run) -> Check {
     let served = |run: &Run| run.calls.iter().filter(|call| call.fate == Fate::Served).count() as f64;
-    let found = Found::Amount { found: served(ours), of: served(theirs), wanted: 1.0 };
+    let variance = cluster.upstream.spread.variance() * (served(ours) + served(theirs));
+    let found = Found::Amount { found: served(ours), of: served(theirs), wanted: 1.0, variance };
     Check { row: "served beside adaptive_concurrency", cluster: 0, phase: 0, found }
 }
 

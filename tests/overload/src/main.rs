@@ -101,7 +101,7 @@ impl Sweep {
         let mut checks = judge(scenario, &ours, seed, &protection);
         if arguments.protection == Kind::Ours && scenario.is_compared() {
             let gradient = run(scenario, seed, &mut Gradient::new(seed));
-            checks.push(beside(&ours, &gradient));
+            checks.push(beside(&scenario.clusters[0], &ours, &gradient));
         }
         if arguments.verbose {
             print(&ours);
