@@ -9,9 +9,6 @@ use super::{Observations, Parameters};
 use crate::store::update;
 use crate::time::StoreTime;
 
-/// A worker that has taken so many places in a row leaves one to the others that wait.
-const PLACES_IN_A_ROW: u32 = 4;
-
 /// One worker's view of one cluster: its queue, its observations, and the record as it was last read.
 #[derive(Debug)]
 pub(super) struct ClusterControl {
@@ -26,6 +23,8 @@ pub(super) struct ClusterControl {
     /// The limit, or this worker's share of it.
     pub(super) limit: f64,
     in_flight: u32,
+    /// Workers that had a queue when that was last looked at.
+    queues: i32,
     sampled_since: StoreTime,
     demand: f64,
     published: u64,
@@ -54,6 +53,7 @@ impl ClusterControl {
             key,
             limit: parameters.initial_limit,
             in_flight: 0,
+            queues: 0,
             sampled_since: now,
             demand: 0.0,
             published: 0,
@@ -68,7 +68,7 @@ impl ClusterControl {
         shared.add(self.id, Gauge::InFlight, 1);
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
             let is_free = f64::from(self.in_flight) < self.limit;
-            self.note_taken(is_free, f64::from(self.in_flight));
+            self.note_taken(is_free);
             return is_free;
         };
         let mut gauges = Gauges::new(in_flight, 0);
@@ -76,26 +76,26 @@ impl ClusterControl {
         if is_free && gauges.queues > 0 {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
         }
+        self.queues = gauges.queues;
         let is_next = gauges.highest_waiting().is_none_or(|highest| highest <= priority);
         if !(is_free && is_next) {
             shared.add(self.id, Gauge::InFlight, -1);
         }
-        self.note_taken(is_free && is_next, f64::from(gauges.in_flight));
+        self.note_taken(is_free && is_next);
         is_free && is_next
     }
 
-    fn note_taken(&mut self, is_taken: bool, in_flight: f64) {
+    fn note_taken(&mut self, is_taken: bool) {
         if is_taken {
             self.in_flight = self.in_flight.saturating_add(1);
             self.observations.sent += 1.0;
-            self.observations.peak = self.observations.peak.max(in_flight);
         }
     }
 
     /// Takes a place whether one is free or not.
     pub(super) fn take_place_anyway(&mut self, shared: &impl Shared) {
         shared.add(self.id, Gauge::InFlight, 1);
-        self.note_taken(true, 0.0);
+        self.note_taken(true);
     }
 
     /// Gives a place back.
@@ -107,7 +107,12 @@ impl ClusterControl {
 
     /// Whether the place that was just given back is left to the other workers that wait: else those with many requests
     /// in flight would take every place again before the others look for one.
-    pub(super) fn leaves_place(&mut self, tick: Duration, now: StoreTime, shared: &impl Shared) -> bool {
+    pub(super) fn leaves_place(
+        &mut self,
+        parameters: &Parameters,
+        now: StoreTime,
+        shared: &impl Shared,
+    ) -> bool {
         let Some(priority) = self.queue.best_priority() else { return false };
         if now < self.yields_until {
             return true;
@@ -115,17 +120,23 @@ impl ClusterControl {
         let waiting = shared.read(self.id, Gauge::Waiting).unwrap_or_default();
         let workers = Gauges::new(0, waiting).waiting.get(usize::from(priority)).copied().unwrap_or_default();
         self.places_in_a_row = if workers > 1 { self.places_in_a_row.saturating_add(1) } else { 0 };
-        if self.places_in_a_row < PLACES_IN_A_ROW {
+        if f64::from(self.places_in_a_row) * parameters.share < 1.0 {
             return false;
         }
         self.places_in_a_row = 0;
-        self.yields_until = now.after(2 * tick);
+        self.yields_until = now.after(2 * parameters.tick);
         true
     }
 
     /// Whether it still leaves places to others.
     pub(super) fn is_yielding(&self, now: StoreTime) -> bool {
         now < self.yields_until
+    }
+
+    /// How many may wait here: as many as may be in flight, divided among the workers that have a queue.
+    pub(super) fn room(&self, least: usize) -> usize {
+        let queues = usize::try_from(self.queues).unwrap_or_default().max(1);
+        (self.record.limit.queue_limit() as usize).max(least) / queues
     }
 
     /// Publishes which priorities wait here.
@@ -143,12 +154,12 @@ impl ClusterControl {
     }
 
     /// Counts a response that is no server error.
-    pub(super) fn note_response(&mut self, sent: StoreTime, latency: Duration) {
+    pub(super) fn note_response(&mut self, latency: Duration, now: StoreTime) {
         self.observations.responses += 1.0;
-        if latency.as_secs_f64() > self.record.limit.usual_s() {
+        if self.record.limit.usual_s().is_some_and(|usual_s| latency.as_secs_f64() > usual_s) {
             self.observations.over_usual += 1.0;
         }
-        if sent >= self.sampled_since {
+        if now >= self.sampled_since {
             self.observations.sample(latency);
         }
     }
@@ -157,7 +168,7 @@ impl ClusterControl {
     pub(super) fn refresh(&mut self, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
         let limit = self.record.limit.limit(now);
         let has_gauge = shared.read(self.id, Gauge::InFlight).is_some();
-        self.limit = if has_gauge { limit } else { self.record.share(self.worker, limit, now, parameters) };
+        self.limit = if has_gauge { limit } else { self.record.share(self.worker, limit, parameters, now) };
     }
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
@@ -178,7 +189,7 @@ impl ClusterControl {
         self.flushed = now;
         let observations = std::mem::take(&mut self.observations);
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        self.demand += parameters.share * (observations.arrivals + f64::from(waiting) - self.demand);
+        self.demand += parameters.share * (observations.arrivals - self.demand);
         let entry = WorkerEntry {
             worker: self.worker,
             at_us: now.as_micros(),
@@ -196,7 +207,9 @@ impl ClusterControl {
             let mut record = stored.unwrap_or_else(|| ClusterRecord::new(parameters, now));
             let is_same_epoch = record.limit.epoch().0 == epoch;
             let observations = if is_same_epoch { observations } else { observations.without_samples() };
-            record.limit.learn_usual(&observations, learns, now);
+            if learns {
+                record.limit.learn_usual(&observations, parameters, now);
+            }
             let excess = record.update(&observations, entry, gauges, parameters, now);
             let bytes = record.encode();
             ((record, excess), Some(bytes))

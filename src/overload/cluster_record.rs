@@ -6,6 +6,8 @@ use super::shared::Gauges;
 use super::{ConcurrencyLimit, Observations, Parameters};
 use crate::time::StoreTime;
 
+/// Turns in a second, in which parts of a place go round.
+const TURNS: f64 = 10.0;
 /// Most workers in a record.
 const MAX_WORKERS: usize = 256;
 
@@ -86,7 +88,7 @@ impl ClusterRecord {
         parameters: &Parameters,
         now: StoreTime,
     ) -> Gauges {
-        let dead_after = 2 * parameters.max_wait;
+        let dead_after = 10 * parameters.flush_interval;
         let is_alive = |entry: &WorkerEntry| now.since(StoreTime::from_micros(entry.at_us)) < dead_after;
         self.workers.retain(|other| other.worker != entry.worker && is_alive(other));
         if self.workers.len() < MAX_WORKERS {
@@ -98,23 +100,17 @@ impl ClusterRecord {
         gauges.map_or(Gauges::default(), |gauges| self.find_excess(gauges, parameters, now))
     }
 
-    /// Of `limit` places, those that are the worker's own, by its share of the demand. The parts of a place that each
-    /// worker has go round, so that over time each has its share.
-    pub fn share(&self, worker: u64, limit: f64, now: StoreTime, parameters: &Parameters) -> f64 {
+    /// Of `limit` places, those that are the worker's own, by its share of the demand. What is less than a place goes
+    /// round, so that over a second each worker has its share.
+    pub fn share(&self, worker: u64, limit: f64, parameters: &Parameters, now: StoreTime) -> f64 {
         let whole: f64 = self.workers.iter().map(|entry| entry.demand).sum();
-        let turn = now.as_micros() / (parameters.flush_interval.as_micros() as u64).max(1);
-        let phase = (turn as f64 * 0.618_034).fract();
-        let mut entries = self.workers.clone();
-        entries.sort_unstable_by_key(|entry| entry.worker);
-        let (mut from, places) = (phase, limit.ceil());
-        for entry in entries {
-            let to = from + places * if whole > 0.0 { entry.demand / whole } else { 1.0 };
-            if entry.worker == worker {
-                return to.floor() - from.floor();
-            }
-            from = to;
-        }
-        places
+        let demand = |of: fn(&u64, &u64) -> bool| -> f64 {
+            self.workers.iter().filter(|entry| of(&entry.worker, &worker)).map(|entry| entry.demand).sum()
+        };
+        let turn = (now.as_micros() as f64 / parameters.max_wait.as_micros() as f64 * TURNS).floor();
+        let places =
+            |demand: f64| (limit.ceil() * demand / whole.max(f64::MIN_POSITIVE) + turn / TURNS).floor();
+        places(demand(u64::le)) - places(demand(u64::lt))
     }
 
     fn find_excess(&mut self, gauges: Gauges, parameters: &Parameters, now: StoreTime) -> Gauges {
@@ -125,7 +121,7 @@ impl ClusterRecord {
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if now.since(StoreTime::from_micros(self.excess_since_us)) < parameters.max_wait
+        if now.since(StoreTime::from_micros(self.excess_since_us)) < 10 * parameters.flush_interval
             || f64::from(self.flushes) < parameters.min_samples
         {
             return Gauges::default();

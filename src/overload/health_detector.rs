@@ -109,8 +109,7 @@ impl HealthDetector {
         // The way back is judged by the newer half.
         let window_s = f64::from(bounds.window_seconds.max(1));
         let memory_s = if self.health() == Health::Normal { window_s } else { window_s / 2.0 };
-        self.window.fade((-elapsed_s / memory_s).exp());
-        self.window.merge(observed);
+        self.window.fade_and_merge((-elapsed_s / memory_s).exp(), observed);
         let new = observed.total();
         self.signals = Signals::new(self.window.total(), self.window.balanced());
         let is_enough = self.signals.requests >= f64::from(bounds.min_requests);

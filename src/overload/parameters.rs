@@ -40,11 +40,11 @@ pub struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         Self {
-            initial_limit: 20.0,
+            initial_limit: 15.0,
             latency_target: 1.5,
             headroom: 4.0,
             min_samples: 8.0,
-            baseline_samples: 200.0,
+            baseline_samples: 300.0,
             sigmas: 2.0,
             drain: 0.4,
             share: 0.1,

@@ -1,7 +1,8 @@
 //! What a worker observes between two flushes. All of it adds up, over workers and over time.
 
-use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// How a request that asked for a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,18 +33,16 @@ pub struct Observations {
     pub sent: f64,
     /// Places that were given back.
     pub ended: f64,
-    /// Responses to requests that were sent in this epoch of the limit and are no server errors.
+    /// Responses that are no server errors.
+    pub responses: f64,
+    /// Of these, those that took longer than nine in ten usually do.
+    pub over_usual: f64,
+    /// Of these, those that count for the limit as it is now.
     pub samples: f64,
-    /// Their latencies, in seconds, added up.
+    /// The latencies of the samples, in seconds, added up.
     pub latency_s: f64,
     /// The squares of these.
     pub latency_s2: f64,
-    /// Responses that took longer than nine in ten usually do.
-    pub over_usual: f64,
-    /// Responses that are no server errors.
-    pub responses: f64,
-    /// The highest number in flight that was seen.
-    pub peak: f64,
 }
 
 impl Observations {
@@ -54,12 +53,11 @@ impl Observations {
         self.shed += other.shed;
         self.sent += other.sent;
         self.ended += other.ended;
+        self.responses += other.responses;
+        self.over_usual += other.over_usual;
         self.samples += other.samples;
         self.latency_s += other.latency_s;
         self.latency_s2 += other.latency_s2;
-        self.over_usual += other.over_usual;
-        self.responses += other.responses;
-        self.peak = self.peak.max(other.peak);
     }
 
     /// Counts a sample.
@@ -81,7 +79,7 @@ const CALLERS: usize = 64;
 /// What was observed of one caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CallerCounts {
-    /// Requests that ended in a response or a failure, or take too long already.
+    /// Requests that got a response or failed, or take too long already.
     pub requests: f64,
     /// Of these, server errors.
     pub errors: f64,
@@ -93,71 +91,61 @@ pub struct CallerCounts {
 
 /// What was observed of all callers, in bounded memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CallerObservations {
-    callers: Vec<CallerCounts>,
-}
+pub struct CallerObservations(Vec<CallerCounts>);
 
 impl Default for CallerObservations {
     fn default() -> Self {
-        Self { callers: vec![CallerCounts::default(); CALLERS] }
+        Self(vec![CallerCounts::default(); CALLERS])
     }
 }
 
 impl CallerObservations {
-    /// The counts of a caller.
+    /// The counts of a caller, by its hash.
     pub fn of(&mut self, caller: u64) -> Option<&mut CallerCounts> {
-        let caller = caller.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        self.callers.get_mut(caller as usize % CALLERS)
+        self.0.get_mut((caller % CALLERS as u64) as usize)
     }
 
-    /// Adds what was observed elsewhere or later.
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, more) in self.callers.iter_mut().zip(&other.callers) {
-            mine.requests += more.requests;
-            mine.errors += more.errors;
-            mine.slow += more.slow;
-            mine.shed += more.shed;
-        }
-    }
-
-    /// Lets what was observed until now count by `factor` only.
-    pub fn fade(&mut self, factor: f64) {
-        for counts in &mut self.callers {
-            counts.requests *= factor;
-            counts.errors *= factor;
-            counts.slow *= factor;
-            counts.shed *= factor;
+    /// Adds what was observed since. What was observed before counts by `factor` only.
+    pub fn fade_and_merge(&mut self, factor: f64, newer: &Self) {
+        for (mine, newer) in self.0.iter_mut().zip(&newer.0) {
+            *mine = mine.times(factor).plus(newer.times(1.0));
         }
     }
 
     /// All together.
     pub fn total(&self) -> CallerCounts {
-        self.weighed(f64::INFINITY)
+        self.0.iter().fold(CallerCounts::default(), |sum, counts| sum.plus(*counts))
     }
 
     /// All together, where no caller counts for more than the median caller does.
     pub fn balanced(&self) -> CallerCounts {
-        let mut all: Vec<f64> =
-            self.callers.iter().map(CallerCounts::all).filter(|all| *all >= 0.5).collect();
-        all.sort_unstable_by(f64::total_cmp);
-        self.weighed(all.get(all.len() / 2).copied().unwrap_or(1.0).max(1.0))
-    }
-
-    fn weighed(&self, most: f64) -> CallerCounts {
-        let mut sum = CallerCounts::default();
-        for counts in self.callers.iter().filter(|counts| counts.all() > 0.0) {
-            let weight = (most / counts.all()).min(1.0);
-            sum.requests += counts.requests * weight;
-            sum.errors += counts.errors * weight;
-            sum.slow += counts.slow * weight;
-            sum.shed += counts.shed * weight;
-        }
-        sum
+        let all = |counts: &CallerCounts| counts.requests + counts.shed;
+        let mut sizes: Vec<f64> = self.0.iter().map(all).filter(|size| *size >= 0.5).collect();
+        sizes.sort_unstable_by(f64::total_cmp);
+        let most = sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0);
+        self.0.iter().fold(CallerCounts::default(), |sum, counts| {
+            sum.plus(counts.times((most / all(counts).max(1e-9)).min(1.0)))
+        })
     }
 }
 
 impl CallerCounts {
-    fn all(&self) -> f64 {
-        self.requests + self.shed
+    fn times(self, factor: f64) -> Self {
+        let Self { requests, errors, slow, shed } = self;
+        Self {
+            requests: requests * factor,
+            errors: errors * factor,
+            slow: slow * factor,
+            shed: shed * factor,
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            errors: self.errors + other.errors,
+            slow: self.slow + other.slow,
+            shed: self.shed + other.shed,
+        }
     }
 }

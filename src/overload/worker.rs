@@ -17,7 +17,8 @@ use crate::time::StoreTime;
 /// Most clusters with a limit of their own.
 const MAX_CLUSTERS: usize = 32;
 /// The shortest bound of a queue, and the most requests in all queues of a worker.
-const QUEUE: (usize, usize) = (16, 1_024);
+const QUEUE: (usize, usize) = (32, 1_024);
+const ROOM: usize = 8;
 /// How long the order of callers within a priority stays.
 const ROTATION: Duration = Duration::from_secs(10);
 
@@ -190,7 +191,7 @@ impl OverloadControl {
         let stage = Stage::Waiting(rank);
         self.requests.insert(request, Request { cluster: id, caller, is_complete: !has_body, stage });
         let (least, most) = QUEUE;
-        let is_long = cluster.queue.len() > (cluster.record.limit.queue_limit() as usize).max(least);
+        let is_long = cluster.queue.len() > cluster.room(least).max(ROOM);
         if is_long || self.waiting > most {
             let evicted = cluster.queue.pop_worst();
             evicted.into_iter().for_each(|evicted| self.shed(evicted));
@@ -235,7 +236,7 @@ impl OverloadControl {
                 let latency = now.since(since).saturating_sub(lag.max(lag_before));
                 let is_good = outcome == Outcome::Response { failed: false };
                 if is_complete && is_good {
-                    cluster.note_response(since, latency);
+                    cluster.note_response(latency, now);
                 }
                 let is_slow = is_complete && latency > bound(cluster, &self.bounds);
                 if let Some(counts) = self.callers.of(caller) {
@@ -248,8 +249,7 @@ impl OverloadControl {
                 }
             }
         }
-        let tick = self.parameters.tick;
-        if cluster.leaves_place(tick, now, shared) {
+        if cluster.leaves_place(&self.parameters, now, shared) {
             cluster.publish_queue(shared);
         } else {
             self.pump(id, now, shared);
@@ -301,6 +301,11 @@ impl OverloadControl {
     /// The signals of all workers, and why health is what it is.
     pub fn detector(&self) -> &HealthDetector {
         &self.detector
+    }
+
+    /// DEBUG.
+    pub fn view(&self, id: usize) -> Option<&super::ConcurrencyLimit> {
+        self.clusters.get(id).map(|c| &c.record.limit)
     }
 
     /// What is shown of the clusters that have had a request.
@@ -389,7 +394,8 @@ impl OverloadControl {
 fn bound(cluster: &ClusterControl, bounds: &Measured) -> Duration {
     let absolute = bounds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
     let usual_s = cluster.record.limit.usual_s();
-    let relative = bounds.latency_ratio.and_then(|ratio| Duration::try_from_secs_f64(ratio * usual_s).ok());
+    let relative = bounds.latency_ratio.zip(usual_s);
+    let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());
     absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
 }
 
