@@ -5,7 +5,6 @@ mod common;
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, seen};
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, Plugin};
-use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::{MAX_TIERS, Sample};
 use dynamic_rate_limiter::reply::{Answer, write_headers};
@@ -148,71 +147,6 @@ fn header_groups_can_be_turned_off_and_the_ietf_ones_on() {
     let mut ietf = limiter(&data, &ietf);
     let first = answer(&mut ietf, &data, &FakeRequest::get("/"));
     assert_eq!(headers(&ietf, &first, 0), ["ratelimit-policy: \"t\";q=1;w=4", "ratelimit: \"t\";r=0;t=4"]);
-}
-
-#[test]
-fn an_unlimited_tier_passes_without_a_bucket_and_a_blocked_one_never() {
-    let data = FakeData::at(SECOND);
-    let mut limiter = limiter(
-        &data,
-        r#"{"default_tier": "blocked", "api_keys": {"open": "open"},
-            "tiers": {"blocked": {"base": {"capacity": 0, "refill_rate": 0}}, "open": {"unlimited": true}}}"#,
-    );
-    let open = answer(&mut limiter, &data, &FakeRequest::get("/").with("x-api-key", "open"));
-    assert_eq!(open.verdict, None);
-    let lines = headers(&limiter, &open, 0);
-    assert_eq!(lines, ["x-ratelimit-tier: open", "x-system-health: NORMAL", "x-processing-time: 0.0000s"]);
-    let blocked = answer(&mut limiter, &data, &FakeRequest::get("/"));
-    assert_eq!(blocked.verdict.map(|verdict| verdict.outcome), Some(Outcome::Refused));
-    let lines = headers(&limiter, &blocked, 0);
-    assert!(lines.contains(&"x-ratelimit-limit: 0".to_owned()), "{lines:?}");
-    assert!(lines.contains(&"retry-after: 60".to_owned()), "{lines:?}");
-    let samples = limiter.metrics.drain();
-    let count = |name: &str| samples.contains(&Sample::Count(name.to_owned(), 1));
-    assert!(count("rate_limiter_requests_total.tier.open.status.exempt"), "{samples:?}");
-    assert!(count("rate_limiter_requests_total.tier.blocked.status.blocked"), "{samples:?}");
-}
-
-#[test]
-fn exempt_paths_and_preflights_are_left_alone() {
-    let data = FakeData::at(SECOND);
-    let mut limiter =
-        limiter(&data, r#"{"exempt_paths": ["/metrics", "/static/*"], "exempt_preflight": true}"#);
-    let options = || FakeRequest { method: "OPTIONS".into(), ..FakeRequest::get("/test") };
-    let preflight = options().with("origin", "https://a").with("access-control-request-method", "PUT");
-    for request in [FakeRequest::get("/metrics"), FakeRequest::get("/static/x?y"), preflight] {
-        assert!(matches!(limiter.decide(&request, &data, ARRIVAL), Decision::Exempt));
-    }
-    for request in [FakeRequest::get("/metrics/"), options(), options().with("origin", "https://a")] {
-        assert!(matches!(limiter.decide(&request, &data, ARRIVAL), Decision::Admitted(_)));
-    }
-}
-
-#[test]
-fn a_change_of_health_is_seen_by_every_worker_at_once_and_keeps_the_tokens() {
-    let data = FakeData::at(SECOND);
-    let (mut first, mut second) = (limiter(&data, "{}"), limiter(&data, "{}"));
-    let get = FakeRequest::get("/");
-    assert_eq!(seen(&mut first, &data, &get).1, Some(9));
-    let (status, body) = set_health(&mut first, &data, br#"{"status": "DEGRADED"}"#);
-    assert_eq!(status, 200, "{body}");
-    assert!(body.contains(r#""previous_status":"NORMAL","new_status":"DEGRADED""#), "{body}");
-    let degraded = answer(&mut second, &data, &get);
-    assert_eq!(
-        (degraded.health, degraded.verdict.map(|v| (v.capacity, v.remaining))),
-        (Health::Degraded, Some((2, 1)))
-    );
-    set_health(&mut second, &data, br#"{"status":"NORMAL"}"#);
-    assert_eq!(seen(&mut first, &data, &get).1, Some(0), "one token of two was left, and the rest is gone");
-}
-
-#[test]
-fn a_change_of_health_is_seen_where_announcements_are_lost() {
-    let data = FakeData::at(SECOND);
-    data.lose_announcements();
-    let (mut first, mut second) = (limiter(&data, "{}"), limiter(&data, "{}"));
-    set_health(&mut first, &data, br#"{"status": "DEGRADED"}"#);
-    assert_eq!(answer(&mut second, &data, &FakeRequest::get("/")).health, Health::Degraded);
 }
 
 #[test]

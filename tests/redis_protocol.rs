@@ -1,10 +1,11 @@
-//! What goes to Redis and what comes back, cut wherever a network cuts it.
+//! What goes to Redis and what comes back, cut wherever a network cuts it. What holds for any bytes at all is in the
+//! targets `resp` and `frames` of `tests/fuzz`.
 
 mod common;
 
 use common::redis::{parse_commands, taken_reply};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
-use dynamic_rate_limiter::store::redis::frame::{Compressed, HEADER_BYTES, Unframer, header};
+use dynamic_rate_limiter::store::redis::frame::{Compressed, Unframer, header};
 use dynamic_rate_limiter::store::redis::resp::{Decoder, MAX_REPLY_BYTES, Malformed, Reply, push_command};
 use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, Taken};
 use dynamic_rate_limiter::tier::{MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
@@ -300,16 +301,6 @@ proptest! {
         prop_assert_eq!(decode(cut(&stream, &places)), (replies, Ok(())));
     }
 
-    /// Whatever comes: no panic, the same replies and the same end however it is cut.
-    #[test]
-    fn anything_at_all_decodes_the_same_however_it_is_cut(
-        bytes in prop_oneof![vec(any::<u8>(), 0..200), almost_replies()], places in vec(any::<Index>(), 0..20),
-    ) {
-        let whole = decode([bytes.as_slice()]);
-        prop_assert_eq!(&decode(cut(&bytes, &places)), &whole);
-        prop_assert_eq!(&decode(bytes.chunks(1)), &whole);
-    }
-
     /// Whatever comes, no more than one reply's bytes are waited for.
     #[test]
     fn an_unfinished_reply_is_bounded(start in almost_replies(), filler in any::<u8>()) {
@@ -360,38 +351,6 @@ proptest! {
     }
 
     #[test]
-    fn messages_come_out_of_their_frames_however_they_are_cut(
-        messages in vec(vec(any::<u8>(), 0..300), 0..12), places in vec(any::<Index>(), 0..40),
-    ) {
-        let framed: Vec<u8> = messages
-            .iter()
-            .flat_map(|message| [&header(message.len() as u32)[..], message].concat())
-            .collect();
-        prop_assert_eq!(framed.len(), messages.iter().map(|message| HEADER_BYTES + message.len()).sum::<usize>());
-        let (mut unframer, mut out) = (Unframer::default(), Vec::new());
-        for piece in cut(&framed, &places) {
-            prop_assert_eq!(unframer.unframe(piece, &mut out), Ok(()));
-        }
-        prop_assert_eq!(out, messages.concat());
-    }
-
-    /// Whatever comes: the same bytes and the same end however it is cut, and never more than came.
-    #[test]
-    fn anything_at_all_unframes_the_same_however_it_is_cut(
-        bytes in vec(prop_oneof![4 => Just(0_u8), 1 => 0..20_u8, 1 => any::<u8>()], 0..200),
-        places in vec(any::<Index>(), 0..20),
-    ) {
-        let unframe = |pieces: Vec<&[u8]>| {
-            let (mut unframer, mut out) = (Unframer::default(), Vec::new());
-            let end = pieces.into_iter().try_for_each(|piece| unframer.unframe(piece, &mut out));
-            (out, end)
-        };
-        let whole = unframe(vec![&bytes]);
-        prop_assert!(whole.0.len() <= bytes.len());
-        prop_assert_eq!(unframe(cut(&bytes, &places)), whole);
-    }
-
-    #[test]
     fn every_answer_of_the_script_is_understood(
         sequence in any::<u32>(), admitted in any::<bool>(), tokens_pico in any::<u64>(), now_us in any::<u64>(),
     ) {
@@ -401,30 +360,4 @@ proptest! {
         prop_assert_eq!(Taken::parse(text), Some(Taken { sequence, admitted, tokens_pico, now_us }));
     }
 
-    /// Nothing but what the script writes is understood: what is read and written again is what came.
-    #[test]
-    fn nothing_that_the_script_does_not_write_is_understood(
-        bytes in prop_oneof![
-            vec(any::<u8>(), 0..60),
-            vec(prop::sample::select(b"0123456789. -+e".to_vec()), 0..60),
-            Just(b"4294967295 1 9999999.999999999999 1699564800.123456".to_vec()),
-            Just(b"7 0 0.000000000000 0.000000".to_vec()),
-        ],
-        changes in vec((any::<Index>(), prop_oneof![any::<u8>(), prop::sample::select(b"0123456789. ".to_vec())], 0..3_u8), 0..4),
-    ) {
-        let mut bytes = bytes;
-        for (place, byte, what) in changes {
-            let at = place.index(bytes.len() + 1);
-            match what {
-                0 => bytes.insert(at, byte),
-                1 if at < bytes.len() => bytes[at] = byte,
-                _ if at < bytes.len() => drop(bytes.remove(at)),
-                _ => {}
-            }
-        }
-        if let Some(Taken { sequence, admitted, tokens_pico, now_us }) = Taken::parse(&bytes) {
-            let written = taken_reply(&sequence.to_string(), admitted, tokens_pico, now_us);
-            prop_assert_eq!(&decode([written.as_slice()]).0, &[Owned::Bulk(bytes)]);
-        }
-    }
 }

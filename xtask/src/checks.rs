@@ -93,7 +93,7 @@ fn search() -> Result<()> {
     let searches: [(&str, &str, &[&str]); 3] = [
         ("simulation", "simulation", &["--worlds", "1500"]),
         ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40"]),
-        ("fuzzing", "fuzz", &["--inputs", "10000"]),
+        ("fuzzing", "fuzz", &["--inputs", "20000"]),
     ];
     for (what, package, amount) in searches {
         let mut search = soak::search(package)?;

@@ -88,24 +88,6 @@ fn a_body_may_come_in_pieces_and_end_with_trailers_and_is_not_waited_for_longer_
 }
 
 #[test]
-fn a_switch_is_seen_by_the_next_request_of_every_worker_with_and_without_stats() {
-    for keeps_stats in [true, false] {
-        let mut world = World::boot(Setup::new(configuration("")).workers(4));
-        world.processes[0].keeps_stats.set(keeps_stats);
-        for worker in 0..4 {
-            assert!(world.configure(worker, configuration("").as_bytes()));
-        }
-        for worker in 0..4 {
-            assert_eq!(world.get(worker, &keyed()).header("x-system-health"), "NORMAL");
-        }
-        assert_eq!(world.get(2, &change("DEGRADED")).status, 200);
-        for worker in 0..4 {
-            assert_eq!(world.get(worker, &keyed()).header("x-system-health"), "DEGRADED", "{keeps_stats}");
-        }
-    }
-}
-
-#[test]
 fn four_workers_admit_exactly_what_one_bucket_holds() {
     for (request, capacity) in [(keyed(), 5), (Request::get("/"), 3)] {
         let mut world = World::start(Setup::new(configuration("")).workers(4));

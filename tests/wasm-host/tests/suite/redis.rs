@@ -154,16 +154,3 @@ fn errors_and_garbage_decide_by_policy() {
         assert_eq!(world.response(next).map(|response| response.status), Some(503), "{shown}");
     }
 }
-
-#[test]
-fn a_change_of_health_reaches_the_other_envoy_within_a_second() {
-    let mut world = World::start(redis_setup("local").envoys(2));
-    world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
-    for envoy in 0..2 {
-        assert_eq!(world.get(envoy, &keyed()).header("x-system-health"), "NORMAL");
-    }
-    assert_eq!(world.get(0, &change("DEGRADED")).status, 200);
-    world.advance_ms(1_000);
-    assert_eq!(world.get(1, &keyed()).header("x-system-health"), "DEGRADED");
-    assert_eq!(world.redis.model.strings.len(), 1);
-}
