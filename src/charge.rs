@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
-use crate::bucket::time_to_fill_us;
 use crate::config::Caller;
 use crate::health::Health;
 use crate::identity::Network;
@@ -53,12 +52,12 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// How long a store has to keep the bucket if nobody asks again, in microseconds: until it is full again,
-    /// whichever health holds until then.
-    pub fn keep_us(&self) -> u64 {
-        let fill_us = |limit: Limit| if limit.capacity() > 0 { time_to_fill_us(limit) } else { 0 };
-        let full_us = fill_us(self.tier.normal).max(fill_us(self.tier.degraded));
-        self.ttl_us().max(full_us)
+    /// The limit of the same bucket at the other health. A bucket is forgotten only once it is full at either.
+    pub fn other_limit(&self) -> Limit {
+        match self.health {
+            Health::Normal => self.tier.degraded,
+            Health::Degraded => self.tier.normal,
+        }
     }
 
     /// How long an idle bucket of this tier is kept at least, in microseconds.

@@ -17,7 +17,9 @@ use crate::request::{Arrival, Ticket};
 use crate::store::redis::denied::Denied;
 use crate::store::redis::failure::Reason;
 use crate::store::redis::script::Take;
-use crate::store::redis::session::{Answer, Declined, Effects, Event, Failure, Overwrite, Question, Session};
+use crate::store::redis::session::{
+    Answer, Declined, Effects, Event, Failure, MAX_QUESTIONS, Overwrite, Question, Session,
+};
 use crate::store::redis::{PROBE_BUCKET, bucket_prefix, health_key};
 use crate::store::{SharedData, record_key, update};
 
@@ -29,6 +31,9 @@ const POLL_LEASE_US: u64 = 600_000;
 
 /// How long Redis may take to store a new health, in microseconds. The operator who asked would rather wait.
 const SET_HEALTH_TIMEOUT_US: u64 = 1_000_000;
+
+/// Between two lines in the log about failures of one kind, in microseconds.
+const LOG_INTERVAL_US: u64 = 60_000_000;
 
 /// What became of a charge.
 #[derive(Debug)]
@@ -48,8 +53,8 @@ pub struct NotAsked;
 /// An answer to somebody outside.
 #[derive(Debug)]
 pub enum Answered {
-    /// A charge, and what Redis said at which time in Unix microseconds; nothing where it failed.
-    Charge(Charge, Option<(Verdict, u64)>),
+    /// A charge, and what Redis said; nothing where it failed.
+    Charge(Charge, Option<Verdict>),
     /// What somebody said about health, and whether Redis has it.
     Health(Network, Told, bool),
 }
@@ -99,6 +104,8 @@ pub struct Fleet {
     /// What this generation of the plugin may do, as of the last tick. Before the first one, nothing can
     /// contradict it.
     role: Role,
+    /// When to log the next failure of each kind.
+    next_log_us: [u64; Reason::COUNT],
     /// Whether it has been said that the health in Redis cannot be read.
     has_complained: bool,
 }
@@ -124,6 +131,7 @@ impl Fleet {
             is_used: false,
             was_connected: false,
             role: Role::Newest,
+            next_log_us: [0; Reason::COUNT],
             has_complained: false,
         }
     }
@@ -142,14 +150,16 @@ impl Fleet {
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.payer.bucket().as_ref()].concat();
-        let keep_ms = charge.keep_us().div_ceil(1_000);
-        let question = Question::Take(Take { key, limit: charge.limit, keep_ms });
+        let (other_limit, ttl_ms) = (charge.other_limit(), charge.ttl_us() / 1_000);
+        let question = Question::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
         let asker = Asker::Charge { arrival, charge, limits: self.limits };
         match self.session.ask(asker, question, self.session.timeout_us(), arrival.at_us) {
             Ok(()) => Charged::Waits,
             Err((Asker::Charge { charge, .. }, declined)) => {
                 if declined == Declined::QueueFull {
                     metrics.count(Reason::QueueFull.counter(), 1);
+                    let detail = format!("{MAX_QUESTIONS} commands of this worker are on their way");
+                    self.log_failure(&Failure { reason: Reason::QueueFull, detail }, arrival.at_us);
                 }
                 self.denied.forget(&charge.payer);
                 Charged::Declined(charge)
@@ -243,7 +253,7 @@ impl Fleet {
         while let Some((asker, answer)) = self.session.next_answer() {
             if let Err(failure) = &answer {
                 metrics.count(failure.reason.counter(), 1);
-                log::debug!("Redis: {}", failure.detail);
+                self.log_failure(failure, now_us);
             }
             match asker {
                 Asker::Charge { arrival, charge, limits } => {
@@ -272,6 +282,17 @@ impl Fleet {
         None
     }
 
+    /// Says why a command failed: at `warn` once a minute for each kind, for many of them open no breaker.
+    fn log_failure(&mut self, failure: &Failure, now_us: u64) {
+        match self.next_log_us.get_mut(failure.reason as usize) {
+            Some(next_us) if *next_us <= now_us => {
+                *next_us = now_us.saturating_add(LOG_INTERVAL_US);
+                log::warn!("Redis did not carry out a command: {}", failure.detail);
+            }
+            _ => log::debug!("Redis did not carry out a command: {}", failure.detail),
+        }
+    }
+
     fn charged(
         &mut self,
         charge: Charge,
@@ -290,7 +311,7 @@ impl Fleet {
             Outcome::Refused if is_current => self.denied.note(&charge.payer, asked_us, verdict.wait_us),
             Outcome::Refused => {}
         }
-        Answered::Charge(charge, Some((verdict, taken.now_us)))
+        Answered::Charge(charge, Some(verdict))
     }
 
     /// Takes over what Redis says about health, unless this Envoy has learnt of something newer since it asked.

@@ -167,9 +167,8 @@ impl Limiter {
     pub fn next_decision(&mut self, now_us: u64, data: &impl SharedData) -> Option<(Ticket, Decision)> {
         let (ticket, answered) = self.fleet.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
         let decision = match answered {
-            Answered::Charge(charge, Some((verdict, unix_us))) => {
-                self.decided(&charge, verdict, unix_us.wrapping_sub(self.unix_offset_us))
-            }
+            // Redis' clock fills the bucket; what the caller is told follows this Envoy's.
+            Answered::Charge(charge, Some(verdict)) => self.decided(&charge, verdict, now_us),
             Answered::Charge(charge, None) => self.fall_back(&charge, data),
             Answered::Health(network, told, is_stored) => {
                 let reply = match is_stored {

@@ -305,17 +305,30 @@ fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
         world.redis.take_commands().join(", ")
     };
     let from = |source: &str| FakeRequest::get("/").from(source);
-    // Kept for the ttl, and until it is full whichever health holds.
     let cases = [
-        (keyed("named"), "rate_limit:acme 10 1 1 120000"),
-        (keyed("plain"), "rate_limit:a116c9ed46d62077 25 2 0 300000"),
-        (from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 0 250000 20000"),
-        (from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 0 250000 20000"),
-        (from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 0 250000 20000"),
-        (from("@"), "rate_limit:unknown 5 0 250000 20000"),
+        (keyed("named"), "rate_limit:acme 10 1 1 120000 1 10 1000001"),
+        (keyed("plain"), "rate_limit:a116c9ed46d62077 25 2 0 60000 2 3 10000"),
+        (from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 0 250000 1000 3 5 250000"),
+        (from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 0 250000 1000 4 5 250000"),
+        (from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 0 250000 1000 5 5 250000"),
+        (from("@"), "rate_limit:unknown 5 0 250000 1000 6 5 250000"),
     ];
-    for (sequence, (request, wanted)) in (1..).zip(cases) {
-        assert_eq!(asked(&request), format!("EVALSHA <sha1> 1 {wanted} {sequence}"));
+    for (request, wanted) in cases {
+        assert_eq!(asked(&request), format!("EVALSHA <sha1> 1 {wanted}"));
+    }
+}
+
+#[test]
+fn the_reset_header_follows_the_clock_of_the_envoy_and_not_that_of_redis() {
+    for redis_us in [1_700_000_000 * SECOND - 3_600 * SECOND, 1_700_000_000 * SECOND + 3_600 * SECOND] {
+        let mut world = World::new(1, 1, &config(SLOW));
+        world.redis.now_us = redis_us;
+        for what in ["admitted", "refused by Redis", "refused without asking Redis"] {
+            let decision = world.ask((0, 0), &FakeRequest::get("/"));
+            assert_eq!(matches!(decision, Decision::Admitted(_)), what == "admitted");
+            let reset = header(&mut world, (0, 0), &decision, "x-ratelimit-reset");
+            assert_eq!(reset.as_deref(), Some("1700000010"), "{what}");
+        }
     }
 }
 

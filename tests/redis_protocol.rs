@@ -205,14 +205,15 @@ fn the_longest_command_says_all_that_the_script_is_to_know() {
     let take = Take {
         key: "rate_limit:2001:db8::/64".to_owned(),
         limit: common::limit(MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC - 1),
-        keep_ms: u64::MAX,
+        other_limit: common::limit(1, MAX_REFILL_MICRO_PER_SEC),
+        ttl_ms: u64::MAX,
     };
     for (script, words) in [(Script::Hash, ["EVALSHA", TAKE_SHA1]), (Script::Text, ["EVAL", TAKE])] {
         let mut bytes = Vec::new();
         take.push(&mut bytes, u32::MAX, script);
         let [command] = parse_commands(&bytes).try_into().expect("one command");
-        let arguments =
-            ["1", &take.key, "10000000", "999999", "999999", "18446744073709551615", "4294967295"];
+        let limit = ["10000000", "999999", "999999", "18446744073709551615", "4294967295"];
+        let arguments = [&["1", &take.key], &limit[..], &["1", "1000000000000"]].concat();
         let wanted: Vec<&[u8]> = words.iter().chain(&arguments).map(|word| word.as_bytes()).collect();
         assert_eq!(command, wanted);
     }
@@ -333,20 +334,21 @@ proptest! {
     /// No key of a bucket can pass for protocol.
     #[test]
     fn a_question_is_one_command_whatever_its_key(
-        key in any::<String>(), sequence in any::<u32>(), keep_ms in any::<u64>(),
+        key in any::<String>(), sequence in any::<u32>(), ttl_ms in any::<u64>(),
         capacity in 0..=MAX_CAPACITY, rate in 1..=MAX_REFILL_MICRO_PER_SEC,
     ) {
         let mut bytes = Vec::new();
-        let take = Take { key: key.clone(), limit: common::limit(capacity, rate), keep_ms };
+        let take = Take { key: key.clone(), limit: common::limit(capacity, rate), other_limit: common::limit(1, rate), ttl_ms };
         take.push(&mut bytes, sequence, Script::Hash);
         take.push(&mut bytes, sequence, Script::Text);
         for command in parse_commands(&bytes) {
             let number = |at: usize| String::from_utf8_lossy(&command[at]).parse::<u64>();
-            prop_assert_eq!(command.len(), 9);
+            prop_assert_eq!(command.len(), 11);
             prop_assert_eq!(&command[3], key.as_bytes());
             prop_assert_eq!(number(4), Ok(capacity.into()));
             prop_assert_eq!((number(5), number(6)), (Ok(rate / 1_000_000), Ok(rate % 1_000_000)));
-            prop_assert_eq!((number(7), number(8)), (Ok(keep_ms), Ok(sequence.into())));
+            prop_assert_eq!((number(7), number(8)), (Ok(ttl_ms), Ok(sequence.into())));
+            prop_assert_eq!((number(9), number(10)), (Ok(1), Ok(rate)));
         }
     }
 

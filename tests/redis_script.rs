@@ -73,23 +73,37 @@ impl Client {
 fn script_with_clock() -> String {
     let clock = "redis.call('TIME')";
     assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
-    let timed = TAKE.replace(clock, "{ARGV[6], ARGV[7]}");
+    let timed = TAKE.replace(clock, "{ARGV[8], ARGV[9]}");
     format!(
         "local function take()\n{timed}\nend\n\
          local reply = take()\n\
          local stored = redis.call('HMGET', KEYS[1], 'tokens', 'last_refill')\n\
-         return reply .. '|' .. (stored[1] or '-') .. '|' .. (stored[2] or '-') .. '|' .. redis.call('PTTL', KEYS[1])"
+         return reply .. '|' .. (stored[1] or '-') .. '|' .. (stored[2] or '-') .. '|' ..\n\
+         string.format('%.0f', redis.call('PTTL', KEYS[1]))"
     )
 }
 
 /// What the script answers, and what it leaves behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Seen {
     taken: Taken,
     tokens: String,
     last_refill: String,
-    /// Whether the key is there, and expires in time.
-    is_kept: bool,
+    /// How long the key is kept; `None` where there is none.
+    kept_ms: Option<u64>,
+}
+
+/// Equal but for the time that passes between a command and the next, and a millisecond that the script rounds up.
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        let is_near = match (self.kept_ms, other.kept_ms) {
+            (Some(one), Some(other)) => one.abs_diff(other) <= 1_000,
+            (one, other) => one == other,
+        };
+        is_near
+            && (self.taken, &self.tokens, &self.last_refill)
+                == (other.taken, &other.tokens, &other.last_refill)
+    }
 }
 
 /// The bucket in Lua, at any time.
@@ -140,10 +154,10 @@ impl LuaBucket {
             taken: Taken::parse(part().as_bytes()).expect("an answer of the script"),
             tokens: part().to_owned(),
             last_refill: part().to_owned(),
-            is_kept: match part().parse::<u64>() {
-                Ok(ttl_ms) if (HOUR_MS - 1_000..=HOUR_MS).contains(&ttl_ms) => true,
-                Err(_) if text.ends_with("|-2") => false,
-                _ => panic!("the key is not kept for as long as it should be: {text}"),
+            kept_ms: match part().parse::<u64>() {
+                Ok(kept_ms) => Some(kept_ms),
+                Err(_) if text.ends_with("|-2") => None,
+                Err(_) => panic!("the key is kept for ever: {text}"),
             },
         }
     }
@@ -168,7 +182,7 @@ impl LuaBucket {
 }
 
 fn question(key: &str, limit: Limit) -> Take {
-    Take { key: key.to_owned(), limit, keep_ms: HOUR_MS }
+    Take { key: key.to_owned(), limit, other_limit: limit, ttl_ms: HOUR_MS }
 }
 
 fn tokens_text(pico: u64) -> String {
@@ -200,7 +214,17 @@ fn expected(
     *stored = changed.or(*stored);
     let taken = Taken { sequence, admitted: is_admitted, tokens_pico, now_us };
     let is_kept = tokens != "-" || last_refill != "-";
-    (Seen { taken, tokens, last_refill, is_kept }, verdict)
+    let kept_ms = is_kept.then(|| kept_ms(take, tokens_pico));
+    (Seen { taken, tokens, last_refill, kept_ms }, verdict)
+}
+
+/// How long a bucket has to be kept where so much is left: for its `ttl`, and until it is full at either health.
+fn kept_ms(take: &Take, tokens_pico: u64) -> u64 {
+    let full_ms = |limit: Limit| {
+        let missing = (u64::from(limit.capacity()) * PICO_PER_TOKEN).saturating_sub(tokens_pico);
+        if missing == 0 { 0 } else { missing.div_ceil(limit.refill_micro_per_sec()).div_ceil(1_000) }
+    };
+    take.ttl_ms.max(full_ms(take.limit)).max(full_ms(take.other_limit))
 }
 
 #[test]
@@ -423,10 +447,35 @@ fn fields_count_as_a_human_would_write_them_and_garbage_counts_as_absent() {
 }
 
 #[test]
-fn the_key_expires_after_keep_ms_and_every_request_begins_that_anew() {
+fn the_key_is_kept_until_it_is_full_again_at_either_health_and_no_longer() {
+    let mut lua = LuaBucket::new(Client::start());
+    let per_day = limit(1_000, 11_574);
+    // (limit, the other limit, ttl, requests before, how long it is kept after one more)
+    let cases = [
+        (per_day, per_day, 1_000, 0, 86_401),
+        (per_day, per_day, 1_000, 1, 172_801),
+        (per_day, per_day, 100_000, 0, 100_000),
+        (limit(25, 2_000_000), limit(15, 2_000_000), 1, 0, 500),
+        (limit(25, 2_000_000), limit(26, 1_000_000), 1, 0, 2_000),
+        (limit(3, 10_000), limit(25, 2_000_000), 1, 0, 100_000),
+        (limit(3, 1_000_000), limit(0, 0), 1, 0, 1_000),
+    ];
+    for (number, (limit, other_limit, ttl_ms, before, wanted_ms)) in cases.into_iter().enumerate() {
+        let take = Take { key: format!("kept:{number}"), limit, other_limit, ttl_ms };
+        let seen = (0..=before).map(|_| lua.ask(&take, YEAR_2024)).last().expect("one request at least");
+        let kept_ms = seen.kept_ms.expect("a key");
+        assert!(
+            (wanted_ms - wanted_ms.min(100)..=wanted_ms + 1).contains(&kept_ms),
+            "{kept_ms} ms: {take:?}"
+        );
+    }
+}
+
+#[test]
+fn the_key_expires_after_its_ttl_and_every_request_begins_that_anew() {
     let mut client = Client::start();
-    let slow = limit(1, 1);
-    let take = Take { key: "kept".to_owned(), limit: slow, keep_ms: 50_000 };
+    let slow = limit(1, 100_000);
+    let take = Take { key: "kept".to_owned(), limit: slow, other_limit: slow, ttl_ms: 50_000 };
     let mut ask = |script| {
         let taken = client.take(&take, 7, script).expect("an answer");
         assert_eq!(taken.sequence, 7);
@@ -450,9 +499,11 @@ fn the_key_expires_after_keep_ms_and_every_request_begins_that_anew() {
     assert!(again >= stored && again.as_str() < "9999999999", "counts on from the clock as it is");
 
     let longest =
-        Take { key: "longest".to_owned(), limit: limit(MAX_CAPACITY, 1), keep_ms: 10_000_000_000_000_000 };
+        Take { key: "longest".to_owned(), limit: limit(MAX_CAPACITY, 1), other_limit: slow, ttl_ms: 1_000 };
     let taken = client.take(&longest, u32::MAX, Script::Hash).expect("an answer");
     assert_eq!((taken.sequence, taken.admitted), (u32::MAX, true));
+    client.ask::<()>(&["HSET", "longest", "tokens", "0"]);
+    assert!(!client.take(&longest, 1, Script::Hash).expect("an answer").admitted);
     assert!(client.ask::<u64>(&["PTTL", "longest"]) > 9_000_000_000_000_000);
 }
 

@@ -26,7 +26,12 @@ const CONNECT_TIMEOUT: u64 = SECOND;
 
 /// A bucket that nobody else asks for, and whose size says whose answer it is: `id` is left, of one more.
 fn take(id: u32) -> Question {
-    Question::Take(Take { key: format!("bucket:{id}"), limit: limit(id + 1, 1), keep_ms: 1_000 })
+    Question::Take(Take {
+        key: format!("bucket:{id}"),
+        limit: limit(id + 1, 1),
+        other_limit: limit(1, 1),
+        ttl_ms: 1_000,
+    })
 }
 
 fn get(id: u32) -> Question {
@@ -332,21 +337,25 @@ fn a_redis_that_does_not_know_the_script_is_given_it_within_the_same_request() {
     talk.ask(3, take(3));
     assert_eq!(
         words(&talk.flush()),
-        ["EVALSHA <sha1> 1 bucket:1 2 0 1 1000 1", "GET text:2", "EVALSHA <sha1> 1 bucket:3 4 0 1 1000 2"]
+        [
+            "EVALSHA <sha1> 1 bucket:1 2 0 1 1000 1 1 1",
+            "GET text:2",
+            "EVALSHA <sha1> 1 bucket:3 4 0 1 1000 2 1 1"
+        ]
     );
     talk.deliver();
     assert_eq!(talk.outcomes(), [(2, Ok(()))]);
     let again = talk.flush();
     assert_eq!(
         words(&again),
-        ["EVAL <take> 1 bucket:1 2 0 1 1000 3", "EVAL <take> 1 bucket:3 4 0 1 1000 4"],
+        ["EVAL <take> 1 bucket:1 2 0 1 1000 3 1 1", "EVAL <take> 1 bucket:3 4 0 1 1000 4 1 1"],
         "with numbers of their own"
     );
     assert!(!again.open && !again.close);
     talk.deliver();
     assert_eq!(talk.outcomes(), [(1, Ok(())), (3, Ok(()))]);
     talk.ask(5, take(5));
-    assert_eq!(words(&talk.flush()), ["EVALSHA <sha1> 1 bucket:5 6 0 1 1000 5"], "known from now on");
+    assert_eq!(words(&talk.flush()), ["EVALSHA <sha1> 1 bucket:5 6 0 1 1000 5 1 1"], "known from now on");
 }
 
 #[test]
@@ -622,10 +631,7 @@ fn a_probe_takes_a_token_from_a_bucket_of_its_own_and_teaches_the_script() {
     let commands = talk.redis.take_commands();
     let probe = "1 #probe 10 1000000 0 1000";
     assert_eq!(
-        commands
-            .iter()
-            .map(|command| command.rsplit_once(' ').map(|(most, _)| most.to_owned()))
-            .collect::<Vec<_>>(),
+        commands.iter().map(|command| command.rsplitn(4, ' ').last().map(str::to_owned)).collect::<Vec<_>>(),
         ["EVALSHA <sha1>", "EVAL <take>", "EVALSHA <sha1>"].map(|start| Some(format!("{start} {probe}")))
     );
 }

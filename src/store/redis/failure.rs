@@ -28,6 +28,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// How many kinds there are.
+    pub const COUNT: usize = Reason::Error as usize + 1;
+
     /// The kind of an error reply, by its first word.
     pub fn of_error(reply: &[u8]) -> Self {
         // What Envoy's `redis_proxy` says when it finds nobody to pass a command on to.

@@ -8,7 +8,7 @@ use crate::tier::Limit;
 pub const TAKE: &str = include_str!("take.lua");
 
 /// SHA-1 of [`TAKE`], by which a Redis that has seen the script before knows it.
-pub const TAKE_SHA1: &str = "d1a813648c36e73266c5ff61b3840ca588aae565";
+pub const TAKE_SHA1: &str = "351415c04116102f9e1c56f6fd05c3b791366f17";
 
 const MICRO: u64 = 1_000_000;
 
@@ -19,8 +19,10 @@ pub struct Take {
     pub key: String,
     /// The limit that holds.
     pub limit: Limit,
-    /// How long to keep the bucket if nobody asks again, in milliseconds.
-    pub keep_ms: u64,
+    /// The limit of the same bucket at the other health.
+    pub other_limit: Limit,
+    /// How long to keep an idle bucket at least, in milliseconds; longer where it needs longer to be full again.
+    pub ttl_ms: u64,
 }
 
 impl Take {
@@ -32,7 +34,7 @@ impl Take {
         };
         let rate = self.limit.refill_micro_per_sec();
         let [mut capacity, mut whole, mut micro] = [(); 3].map(|()| itoa::Buffer::new());
-        let [mut keep, mut number] = [(); 2].map(|()| itoa::Buffer::new());
+        let [mut ttl, mut number, mut other_capacity, mut other_rate] = [(); 4].map(|()| itoa::Buffer::new());
         push_command(
             out,
             &[
@@ -43,8 +45,10 @@ impl Take {
                 capacity.format(self.limit.capacity()).as_bytes(),
                 whole.format(rate / MICRO).as_bytes(),
                 micro.format(rate % MICRO).as_bytes(),
-                keep.format(self.keep_ms).as_bytes(),
+                ttl.format(self.ttl_ms).as_bytes(),
                 number.format(sequence).as_bytes(),
+                other_capacity.format(self.other_limit.capacity()).as_bytes(),
+                other_rate.format(self.other_limit.refill_micro_per_sec()).as_bytes(),
             ],
         );
     }

@@ -191,7 +191,7 @@ impl<T> Session<T> {
     pub fn new(credentials: Credentials, probe_key: String, timeout_us: u64, seed: u64) -> Self {
         Self {
             credentials,
-            probe: Take { key: probe_key, limit: Limit::PROBE, keep_ms: 1000 },
+            probe: Take { key: probe_key, limit: Limit::PROBE, other_limit: Limit::PROBE, ttl_ms: 1000 },
             timeout_us,
             clock: ReplyClock::new(timeout_us),
             state: State::Idle,

@@ -1,7 +1,7 @@
 -- Takes one token from the bucket KEYS[1]: what src/bucket.rs does, on Redis' own clock.
 --
--- ARGV: capacity in tokens; tokens gained per second, whole and millionths; milliseconds to keep the bucket;
--- a number that the reply repeats.
+-- ARGV: capacity in tokens; tokens gained per second, whole and millionths; milliseconds to keep an idle bucket at
+-- least; a number that the reply repeats; capacity and millionths of a token gained per second at the other health.
 -- Reply: that number, 1 or 0 for admitted or not, tokens left, Unix time.
 --
 -- Lua counts in doubles, exact up to 2^53. So tokens are whole ones and units of 1e-12, and time is seconds and
@@ -42,5 +42,12 @@ local now_text = string.format('%.0f.%06.0f', now, now_us)
 if admitted or stepped_back then
   redis.call('HSET', KEYS[1], 'tokens', tokens_text, 'last_refill', now_text)
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+
+-- Kept until it is full again whichever health holds by then. Doubles are exact enough for milliseconds rounded up.
+local keep = tonumber(ARGV[4])
+for _, limit in ipairs({{capacity, rate * 1000000 + rate_micro}, {tonumber(ARGV[6]), tonumber(ARGV[7])}}) do
+  local missing = limit[1] - tokens - pico / 1000000000000
+  if missing > 0 then keep = math.max(keep, math.floor(missing / limit[2] * 1000000000) + 1) end
+end
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep))
 return string.format('%s %d %s %s', ARGV[5], admitted and 1 or 0, tokens_text, now_text)

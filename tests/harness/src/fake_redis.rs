@@ -167,14 +167,14 @@ impl ModelRedis {
     }
 
     fn take(&mut self, key: &str, arguments: &[&str]) -> Vec<u8> {
-        let [capacity, whole, micro, keep_ms, sequence] = arguments else {
-            panic!("the script has five arguments: {arguments:?}");
+        let [capacity, whole, micro, ttl_ms, sequence, _, _] = arguments else {
+            panic!("the script has seven arguments: {arguments:?}");
         };
         if self.of_another_type.contains(key) {
             return b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n".to_vec();
         }
         let number = |text: &str| text.parse::<u64>().expect("a number");
-        assert!(number(keep_ms) > 0, "the key would be gone at once");
+        assert!(number(ttl_ms) > 0, "the key would be gone at once");
         let limit = limit(number(capacity) as u32, number(whole) * SECOND + number(micro));
         let stored = self.buckets.get(key).copied();
         let (verdict, changed) = take(stored, limit, self.now_us);

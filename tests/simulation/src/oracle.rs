@@ -170,13 +170,13 @@ impl Oracle {
 
     /// Judges what Redis did for a question, on its clock `redis_us` and the world's `now_us`.
     ///
-    /// `was_absent`: it had no such bucket. `fill_us`: how long the bucket needs to be full, whatever the health.
+    /// `was_absent`: it had no such bucket. `full_us`: how long the bucket now needs to be full, whatever the health.
     pub fn redis(
         &mut self,
         bucket: usize,
         limit: Limit,
         (redis_us, now_us): (u64, u64),
-        (was_absent, fill_us): (bool, u64),
+        (was_absent, full_us): (bool, u64),
         said: Said,
     ) -> Result<(), String> {
         let reference = &mut self.redis[bucket];
@@ -186,7 +186,7 @@ impl Oracle {
         if reference.is_some_and(|reference| reference.limit != limit) {
             self.disturbed_us[bucket] = now_us;
         }
-        judge(reference, limit, redis_us, redis_us + fill_us, said)
+        judge(reference, limit, redis_us, redis_us + full_us, said)
     }
 
     /// Judges a refusal that Redis was not asked about. `is_asking`: somebody is asking for the same worker right now.

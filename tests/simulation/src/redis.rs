@@ -181,20 +181,32 @@ struct Question<'a> {
     arguments: &'a [&'a [u8]],
     is_retry: bool,
     limit: Limit,
-    keep_ms: u64,
+    other_limit: Limit,
+    ttl_ms: u64,
     sequence: u32,
 }
 
 impl<'a> Question<'a> {
     fn read(key: &'a [u8], arguments: &'a [&'a [u8]], is_retry: bool) -> Self {
-        let &[capacity, whole, micro, keep_ms, sequence] = arguments else {
-            panic!("the script has five arguments");
+        let &[capacity, whole, micro, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
+            panic!("the script has seven arguments");
         };
         let limit = Limit::new(number(capacity) as u32, number(whole) * SECOND + number(micro));
         let limit = limit.expect("a limit in range");
-        let (keep_ms, sequence) = (number(keep_ms), number(sequence) as u32);
-        assert!(keep_ms > 0, "the bucket would be gone at once");
-        Self { key, arguments, is_retry, limit, keep_ms, sequence }
+        let other_limit = Limit::new(number(other_capacity) as u32, number(other_rate));
+        let other_limit = other_limit.expect("a limit in range");
+        let (ttl_ms, sequence) = (number(ttl_ms), number(sequence) as u32);
+        assert!(ttl_ms > 0, "the bucket would be gone at once");
+        Self { key, arguments, is_retry, limit, other_limit, ttl_ms, sequence }
+    }
+
+    /// How long the bucket is kept where so much is left: until it is full at either health.
+    fn keep_ms(&self, left_pico: u64) -> u64 {
+        let full_ms = |limit: Limit| {
+            let full = u64::from(limit.capacity()) * PICO_PER_TOKEN;
+            full.saturating_sub(left_pico).div_ceil(limit.refill_micro_per_sec()).div_ceil(1_000)
+        };
+        self.ttl_ms.max(full_ms(self.limit)).max(full_ms(self.other_limit))
     }
 
     fn took(&self, said: Said, (was_absent, has_expired): (bool, bool)) -> Done {
@@ -216,7 +228,7 @@ impl Model {
         let (verdict, changed) = take(stored, question.limit, clock_us);
         let state = changed.or(stored).expect("a new bucket has a token");
         let left = available_pico(Some(state), question.limit, clock_us);
-        self.buckets.insert(question.key.to_vec(), (state, clock_us + question.keep_ms * 1_000));
+        self.buckets.insert(question.key.to_vec(), (state, clock_us + question.keep_ms(left) * 1_000));
         let admitted = verdict.outcome == Outcome::Admitted;
         let (tokens, pico) = (left / PICO_PER_TOKEN, left % PICO_PER_TOKEN);
         let (seconds, us) = (clock_us / SECOND, clock_us % SECOND);
@@ -292,7 +304,7 @@ impl Client {
         let stream = UnixStream::connect(server.socket()).expect("redis-server listens");
         let clock = "redis.call('TIME')";
         assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
-        let script = TAKE.replace(clock, "{ARGV[6], ARGV[7]}");
+        let script = TAKE.replace(clock, "{ARGV[8], ARGV[9]}");
         let mut client = Self { _server: server, stream, script, sha1: Vec::new() };
         let script = client.script.clone();
         let reply = client.ask(&[b"SCRIPT", b"LOAD", script.as_bytes()]);
@@ -317,7 +329,7 @@ impl Client {
     fn take(&mut self, question: &Question, clock_us: u64) -> (Vec<u8>, Done) {
         let (seconds, us) = ((clock_us / SECOND).to_string(), (clock_us % SECOND).to_string());
         // The server forgets by its own clock, which has nothing to do with the world's: that is put off.
-        let keep_ms = (question.keep_ms * 1_000).to_string();
+        let ttl_ms = (question.ttl_ms * 1_000_000).to_string();
         let (script, sha1) = (self.script.clone(), self.sha1.clone());
         let (command, script): (&[u8], &[u8]) = match question.is_retry {
             true => (b"EVAL", script.as_bytes()),
@@ -325,7 +337,7 @@ impl Client {
         };
         let mut words: Vec<&[u8]> = vec![command, script, b"1", question.key];
         words.extend(question.arguments);
-        words[7] = keep_ms.as_bytes();
+        words[7] = ttl_ms.as_bytes();
         words.extend([seconds.as_bytes(), us.as_bytes()]);
         let reply = self.ask(&words);
         if reply.starts_with(b"-NOSCRIPT") {

@@ -156,7 +156,7 @@ impl World {
         let said = took.said;
         let left_pico = said.left_pico.unwrap_or_default();
         self.note(Some(payer), What::Took { admitted: said.admitted, left_pico, redis_us, capacity, rate });
-        let fill = (took.was_absent, self.limits(worker).fill_us(payer));
+        let fill = (took.was_absent, self.limits(worker).full_in_us(payer, left_pico));
         let judged = self.oracle.borrow_mut().redis(bucket, took.limit, (redis_us, now_us), fill, said);
         self.hold(payer, judged);
         if let Some(pending) = worker.pending.borrow_mut().get_mut(&ticket) {

@@ -189,14 +189,15 @@ impl Limits {
         }
     }
 
-    /// How long a payer's bucket needs at most to be full from empty, in microseconds.
-    pub fn fill_us(&self, payer: usize) -> u64 {
-        let fill_us = |limit: Limit| {
-            (u128::from(limit.capacity()) * 1_000_000_000_000).div_ceil(limit.refill_micro_per_sec().into())
-                as u64
+    /// How long a payer's bucket that holds so much needs to be full at either health, in microseconds.
+    pub fn full_in_us(&self, payer: usize, left_pico: u64) -> u64 {
+        let full_us = |limit: Limit| {
+            let full = u128::from(limit.capacity()) * 1_000_000_000_000;
+            let missing = full.saturating_sub(left_pico.into());
+            missing.div_ceil(limit.refill_micro_per_sec().into()) as u64
         };
         let tier = self.tier(payer);
-        fill_us(tier.normal).max(fill_us(tier.degraded))
+        full_us(tier.normal).max(full_us(tier.degraded))
     }
 
     fn tier(&self, payer: usize) -> &Tier {

@@ -93,9 +93,12 @@ impl Talk {
         self.asked += 1;
         let question = match kind {
             // The bucket's size says whose answer it is: `id` is left, of one more.
-            0 => {
-                Question::Take(Take { key: format!("bucket:{id}"), limit: limit(id + 1, 1), keep_ms: 1_000 })
-            }
+            0 => Question::Take(Take {
+                key: format!("bucket:{id}"),
+                limit: limit(id + 1, 1),
+                other_limit: limit(1, 1),
+                ttl_ms: 1_000,
+            }),
             1 => Question::Get(format!("text:{id}").into()),
             _ => Question::Set(format!("set:{id}").into(), "NORMAL", Overwrite::Always),
         };
