@@ -179,6 +179,8 @@ pub struct Session<T> {
     connected: Option<bool>,
     sequence: u32,
     sent: VecDeque<Sent<T>>,
+    /// How many of them, at the end, the owner of the stream has not been given yet.
+    unsent: usize,
     decoder: Decoder,
     effects: Effects,
     answers: VecDeque<(T, Result<Answer, Failure>)>,
@@ -199,6 +201,7 @@ impl<T> Session<T> {
             connected: None,
             sequence: 0,
             sent: VecDeque::new(),
+            unsent: 0,
             decoder: Decoder::default(),
             effects: Effects::default(),
             answers: VecDeque::new(),
@@ -345,9 +348,13 @@ impl<T> Session<T> {
             return;
         }
         let charged_us = self.clock.check(now_us);
+        // What Redis has not been asked yet has not used up any of its time.
+        let is_new = |sent: &&mut Sent<T>| !matches!(sent.question, Expected::Take(_, Script::Text));
+        let unsent = self.sent.iter_mut().rev().take(self.unsent).filter(is_new);
+        unsent.for_each(|sent| sent.wait.since_us = charged_us);
         let mut late = 0_usize;
         for Sent { asker, wait, .. } in &mut self.sent {
-            // What was asked while the worker was busy has not used up any of its time yet.
+            // Neither has what was asked while the worker was busy.
             wait.since_us = wait.since_us.min(charged_us);
             if charged_us - wait.since_us < wait.timeout_us {
                 continue;
@@ -370,6 +377,7 @@ impl<T> Session<T> {
 
     /// What the owner of the stream has to do since it was last asked.
     pub fn take_effects(&mut self) -> Effects {
+        self.unsent = 0;
         std::mem::take(&mut self.effects)
     }
 
@@ -431,6 +439,7 @@ impl<T> Session<T> {
     /// Notes what has just been sent: its reply is the next after those that are expected already.
     fn expect(&mut self, asker: Asker<T>, question: Expected, wait: Wait) {
         self.sent.push_back(Sent { asker, question, sequence: self.sequence, wait });
+        self.unsent += 1;
     }
 
     /// A wait that begins now.
@@ -542,6 +551,7 @@ impl<T> Session<T> {
         let was_opened = !self.effects.open;
         self.effects = Effects { close: self.effects.close || was_opened, ..Effects::default() };
         self.decoder = Decoder::default();
+        self.unsent = 0;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::report::{Happening, What};
 use crate::shared_data::Host;
 use crate::worker::{Envoy, Pending, Worker};
 use crate::workload::{KEYS, Store};
-use crate::world::{Event, SLACK_US, World, health_key};
+use crate::world::{Event, SLACK_US, TURN_US, World, health_key};
 
 /// Redis has to be asked again so soon after it is well, in microseconds.
 const RECOVERY_US: u64 = 5_000_000;
@@ -33,7 +33,8 @@ impl World {
         has_waited: bool,
     ) {
         let waited_us = self.now_us.get() - pending.at_us;
-        if waited_us > pending.timeout_us + self.quick_tick_us() + SLACK_US {
+        let late_us = worker.late_us_now(self.now_us.get()) - pending.late_us;
+        if waited_us > pending.timeout_us + self.quick_tick_us() + TURN_US + late_us {
             self.fail(
                 pending.payment.map(|(payer, _)| payer),
                 format!("request {ticket} waited for {waited_us} µs"),
@@ -67,7 +68,7 @@ impl World {
                 self.decided_locally(index, worker, ticket, (payer, limit), (admitted, &verdict), host)
             }
             (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
-            (false, false) => self.decided_unasked(worker, (payer, limit), admitted),
+            (false, false) => self.decided_unasked(worker, (payer, limit), pending.at_us, admitted),
         };
         let envoy = worker.envoy;
         let left = verdict.remaining;
@@ -142,6 +143,7 @@ impl World {
         &self,
         worker: &Worker,
         (payer, limit): (usize, Limit),
+        at_us: u64,
         admitted: bool,
     ) -> &'static str {
         if admitted {
@@ -152,7 +154,8 @@ impl World {
         let is_asking = worker.pending.borrow().values().any(pays);
         let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;
         let now_us = self.now_us.get();
-        let times = (self.redis.borrow().clock_us(now_us), now_us);
+        // The worker looked at its clock when the request came in, and others may have acted since.
+        let times = (self.redis.borrow().clock_us(at_us), now_us);
         let patience_us = self.plan.timeout_us + self.quick_tick_us() + SLACK_US;
         let judged = self.oracle.borrow().denied(bucket, limit, times, is_asking, patience_us);
         self.hold(payer, judged);

@@ -59,9 +59,10 @@ fn soak(arguments: &Arguments) -> Result<(), String> {
         let world_seed = simulation::world_seed(seed, worlds);
         simulation::run(world_seed, &mut client, &mut tally).map_err(|found| {
             let real = if is_real { " --redis real" } else { "" };
+            // Not `cargo xtask soak`, which runs for a time and not for a number of worlds.
             format!(
                 "{found}\nafter {worlds} worlds and {} operations, {:.1} s. To see it again:\n\
-                 cargo xtask soak simulation --seed {world_seed} --worlds 1{real}",
+                 cargo run --profile soak --package simulation -- --seed {world_seed} --worlds 1{real}",
                 tally.operations,
                 started.elapsed().as_secs_f64()
             )

@@ -36,6 +36,8 @@ pub struct Took {
     pub is_retry: bool,
     /// What it was asked to apply.
     pub limit: Limit,
+    /// What it was told to hold at the other health.
+    pub other_limit: Limit,
     /// What it decided.
     pub said: Said,
     /// Whether there was no such bucket.
@@ -210,8 +212,17 @@ impl<'a> Question<'a> {
     }
 
     fn took(&self, said: Said, (was_absent, has_expired): (bool, bool)) -> Done {
-        let Self { sequence, is_retry, limit, .. } = *self;
-        Done::Took(Took { key: self.key.to_vec(), sequence, is_retry, limit, said, was_absent, has_expired })
+        let Self { sequence, is_retry, limit, other_limit, .. } = *self;
+        Done::Took(Took {
+            key: self.key.to_vec(),
+            sequence,
+            is_retry,
+            limit,
+            other_limit,
+            said,
+            was_absent,
+            has_expired,
+        })
     }
 }
 

@@ -25,6 +25,7 @@ happenings! {
         FallbackLocal "fallbacks: local",
         FallbackAllow "fallbacks: allow",
         FallbackDeny "fallbacks: deny",
+        Busy "turns of an event loop that took long",
         AtTheInstant "asked at the very microsecond a token was due, or one beside it",
     }
     "shared data": {

@@ -5,6 +5,7 @@ use dynamic_rate_limiter::request::Ticket;
 use crate::redis::{Done, Took, parse_command};
 use crate::report::{Happening, What};
 use crate::worker::{Stream, Worker};
+use crate::workload::full_in_us;
 use crate::world::{Event, World};
 
 impl World {
@@ -156,12 +157,14 @@ impl World {
         let said = took.said;
         let left_pico = said.left_pico.unwrap_or_default();
         self.note(Some(payer), What::Took { admitted: said.admitted, left_pico, redis_us, capacity, rate });
-        let fill = (took.was_absent, self.limits(worker).full_in_us(payer, left_pico));
+        let fill =
+            (took.was_absent, full_in_us(took.limit, left_pico).max(full_in_us(took.other_limit, left_pico)));
         let judged = self.oracle.borrow_mut().redis(bucket, took.limit, (redis_us, now_us), fill, said);
         self.hold(payer, judged);
         if let Some(pending) = worker.pending.borrow_mut().get_mut(&ticket) {
-            if pending.payment != Some((payer, took.limit)) {
-                self.fail(Some(payer), format!("request {ticket} asks for {:?}", pending.payment));
+            if pending.payment != Some((payer, took.limit)) || pending.other_limit != Some(took.other_limit) {
+                let (payment, other) = (pending.payment, pending.other_limit);
+                self.fail(Some(payer), format!("request {ticket} asks for {payment:?}, {other:?}"));
             }
             pending.outcome = Some(said);
         }

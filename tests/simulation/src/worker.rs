@@ -8,6 +8,7 @@ use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::Ticket;
+use dynamic_rate_limiter::store::redis::reply_clock::TIMER_RESOLUTION_US;
 use dynamic_rate_limiter::tier::Limit;
 
 use crate::oracle::Said;
@@ -43,6 +44,8 @@ impl Envoy {
 pub struct Pending {
     /// Who pays, or nobody for a change of health.
     pub payment: Option<(usize, Limit)>,
+    /// The limit of the same bucket at the other health.
+    pub other_limit: Option<Limit>,
     /// The health that a change asks for.
     pub wanted: Option<Health>,
     /// Who asks.
@@ -51,6 +54,8 @@ pub struct Pending {
     pub at_us: u64,
     /// How long it may wait.
     pub timeout_us: u64,
+    /// How late its worker had been in all when it came in.
+    pub late_us: u64,
     /// What Redis did for it.
     pub outcome: Option<Said>,
 }
@@ -77,6 +82,12 @@ pub struct Worker {
     pub is_awake: Cell<bool>,
     /// When the next tick is due.
     pub tick_us: Cell<u64>,
+    /// Until when it does something else.
+    pub busy_until_us: Cell<u64>,
+    /// How late it has been in all.
+    pub late_us: Cell<u64>,
+    /// Since when it has been giving out decisions, if it is.
+    pub pumps_since_us: Cell<Option<u64>>,
 }
 
 impl Worker {
@@ -96,7 +107,26 @@ impl Worker {
             unsent: RefCell::default(),
             is_awake: Cell::new(false),
             tick_us: Cell::new(u64::MAX),
+            busy_until_us: Cell::default(),
+            late_us: Cell::default(),
+            pumps_since_us: Cell::default(),
         }
+    }
+
+    /// It has been late by so much. A delay that shows that it was busy costs Redis none of its time.
+    pub fn delay(&self, us: u64) {
+        let withheld_us = if us > TIMER_RESOLUTION_US { self.tick_interval_us() } else { 0 };
+        self.late_us.set(self.late_us.get() + us + withheld_us);
+    }
+
+    /// The same with a tick that is overdue, and with the decisions that this one has waited for.
+    pub fn late_us_now(&self, now_us: u64) -> u64 {
+        let overdue_us = now_us.saturating_sub(self.tick_us.get());
+        self.late_us.get() + overdue_us.max(now_us - self.pumps_since_us.get().unwrap_or(now_us))
+    }
+
+    fn tick_interval_us(&self) -> u64 {
+        self.limiter.borrow_mut().fleet().map_or(0, |fleet| fleet.tick_us())
     }
 
     /// Whether the stream of that number is still the one it uses.

@@ -15,6 +15,10 @@ const TIERS: usize = 3;
 /// Callers with a key. The last is unknown at first, and becomes known by a delivered configuration.
 pub const KEYS: usize = 5;
 
+/// Shortest timeout at which a busy worker is held to tell its own delay from a failure of Redis, in microseconds: see
+/// `docs/stores.md`.
+const FAIR_TIMEOUT_US: u64 = 20_000;
+
 /// Where buckets are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -49,6 +53,8 @@ pub struct Plan {
     pub race_one_in: u64,
     /// Mean pause between faults.
     pub fault_gap_us: u64,
+    /// Mean pause between times at which a worker is busy; `None` where that would look like a failure of Redis.
+    pub busy_gap_us: Option<u64>,
 }
 
 impl Plan {
@@ -63,9 +69,11 @@ impl Plan {
             _ => vec![(0, "default"), (1, "default"), (1, "other")],
         };
         let is_crowded = random.one_in(4);
+        let timeout_us = random.choose(&[5_000, 20_000, 100_000]);
+        let busy_gap_us = random.choose(&[None, Some(50_000), Some(1_000_000)]);
         Self {
             store,
-            timeout_us: random.choose(&[5_000, 20_000, 100_000]),
+            timeout_us,
             envoys,
             workers: random.choose(&[1, 2, 3]),
             addresses: if is_crowded { 40 } else { 6 },
@@ -75,6 +83,7 @@ impl Plan {
             gap_us: random.choose(&[200, 2_000, 10_000, 20_000]),
             race_one_in: random.choose(&[3, 20]),
             fault_gap_us: random.choose(&[300_000, 2_000_000, 10_000_000]),
+            busy_gap_us: busy_gap_us.filter(|_| timeout_us >= FAIR_TIMEOUT_US),
         }
     }
 
@@ -189,20 +198,15 @@ impl Limits {
         }
     }
 
-    /// How long a payer's bucket that holds so much needs to be full at either health, in microseconds.
-    pub fn full_in_us(&self, payer: usize, left_pico: u64) -> u64 {
-        let full_us = |limit: Limit| {
-            let full = u128::from(limit.capacity()) * 1_000_000_000_000;
-            let missing = full.saturating_sub(left_pico.into());
-            missing.div_ceil(limit.refill_micro_per_sec().into()) as u64
-        };
-        let tier = self.tier(payer);
-        full_us(tier.normal).max(full_us(tier.degraded))
-    }
-
     fn tier(&self, payer: usize) -> &Tier {
         &self.tiers[if payer < KEYS { tier_of(payer) } else { 0 }]
     }
+}
+
+/// How long a bucket that holds so much needs to be full, in microseconds.
+pub fn full_in_us(limit: Limit, left_pico: u64) -> u64 {
+    let full = u128::from(limit.capacity()) * 1_000_000_000_000;
+    full.saturating_sub(left_pico.into()).div_ceil(limit.refill_micro_per_sec().into()) as u64
 }
 
 /// The name of a payer's bucket.

@@ -28,8 +28,15 @@ use crate::workload::{Asked, Caller, KEYS, Limits, Plan, Store, bucket_name};
 /// How long a change of health may take, in microseconds.
 const POST_TIMEOUT_US: u64 = 1_000_000;
 
-/// What others do in the middle of an operation takes time, and so delays ticks: at most so much, in microseconds.
+/// What others do in the middle of an operation takes time, and so delays polls: at most so much, in microseconds. How
+/// long a request waits is judged by the delays that there were.
 pub const SLACK_US: u64 = 10_000;
+
+/// How soon a message on a worker's shared queue calls it, in microseconds.
+pub const TURN_US: u64 = 50;
+
+/// Longest turn of a busy worker's event loop, in microseconds.
+const LONGEST_TURN_US: u64 = 100_000;
 
 /// Operations inside of operations, at most.
 pub const MAX_DEPTH: u32 = 2;
@@ -51,6 +58,10 @@ pub enum Event {
     FromRedis(usize, u64),
     /// A worker hears that its stream is closed.
     Closed(usize, u64),
+    /// Some worker becomes busy.
+    SomeBusy,
+    /// A worker does something else for a while, and so many times more after that.
+    Busy(usize, u32),
     /// A fault begins.
     Fault,
     /// It ends.
@@ -140,7 +151,8 @@ impl World {
     pub fn run(&self) -> Result<(), String> {
         self.after(0, Event::Arrivals);
         self.after(self.below(2 * self.plan.fault_gap_us), Event::Fault);
-        let give_up_us = POST_TIMEOUT_US + self.plan.timeout_us + SLACK_US;
+        self.schedule_busy();
+        let give_up_us = POST_TIMEOUT_US + self.plan.timeout_us + LONGEST_TURN_US + SLACK_US;
         let mut ended_us = None;
         while let Some(Reverse((at_us, _, event))) = { self.queue.borrow_mut().pop() } {
             self.now_us.set(self.now_us.get().max(at_us));
@@ -247,9 +259,12 @@ impl World {
     }
 
     fn happen(&self, event: Event) {
+        if let Some(free_us) = self.waits_for_worker(event) {
+            return self.at(free_us, event);
+        }
         match event {
             Event::Arrivals => self.arrivals(),
-            Event::Return(..) | Event::Fault if self.is_over() => {}
+            Event::Return(..) | Event::Fault | Event::Busy(..) | Event::SomeBusy if self.is_over() => {}
             Event::Return(envoy, caller) => {
                 self.count(Happening::AtTheInstant);
                 if let Some(worker) = self.some_worker(envoy) {
@@ -262,11 +277,52 @@ impl World {
                 self.pump(index, &worker);
             }
             Event::Tick(index) => self.tick(index),
+            Event::SomeBusy => {
+                let envoy = self.below(self.envoys.len() as u64) as usize;
+                if let Some(index) = self.some_worker(envoy) {
+                    self.keep_busy(index, self.below(30) as u32);
+                }
+                self.schedule_busy();
+            }
+            Event::Busy(index, more) => self.keep_busy(index, more),
             Event::ToRedis(index, stream) => self.arrive_at_redis(index, stream),
             Event::FromRedis(index, stream) => self.arrive_at_worker(index, stream),
             Event::Closed(index, stream) => self.closed(index, stream),
             Event::Fault => self.fault(),
             Event::FaultEnds => self.end_fault(),
+        }
+    }
+
+    /// Some worker will be busy, sooner or later.
+    fn schedule_busy(&self) {
+        if let Some(gap_us) = self.plan.busy_gap_us {
+            self.after(self.below(2 * gap_us), Event::SomeBusy);
+        }
+    }
+
+    /// When a busy worker gets round to an event: replies first, then ticks.
+    fn waits_for_worker(&self, event: Event) -> Option<u64> {
+        let (index, last_us) = match event {
+            Event::FromRedis(index, _) | Event::Closed(index, _) | Event::Turn(index) => (index, 0),
+            Event::Tick(index) => (index, 1),
+            _ => return None,
+        };
+        let free_us = self.worker(index).busy_until_us.get();
+        (free_us > self.now_us.get()).then_some(free_us + last_us)
+    }
+
+    /// A turn of a worker's event loop takes long, and some turns after it do, too.
+    pub fn keep_busy(&self, index: usize, more: u32) {
+        let worker = self.worker(index);
+        if worker.is_gone.get() || worker.limiter.try_borrow_mut().is_err() {
+            return;
+        }
+        self.count(Happening::Busy);
+        let longest_us = if self.one_in(2) { 8_000 } else { LONGEST_TURN_US };
+        let turn_us = 1 + self.below(longest_us);
+        worker.busy_until_us.set(self.now_us.get() + turn_us);
+        if let Some(more) = more.checked_sub(1) {
+            self.after(turn_us + 2, Event::Busy(index, more));
         }
     }
 
@@ -293,7 +349,11 @@ impl World {
         let workers = self.workers.borrow();
         let is_free = |index: &usize| {
             let worker = &workers[*index];
-            worker.envoy == envoy && worker.accepts.get() && worker.limiter.try_borrow_mut().is_ok()
+            let is_idle = worker.busy_until_us.get() <= self.now_us.get();
+            worker.envoy == envoy
+                && worker.accepts.get()
+                && is_idle
+                && worker.limiter.try_borrow_mut().is_ok()
         };
         let all = workers.len();
         let start = self.below(all as u64) as usize;
@@ -364,12 +424,24 @@ impl World {
         let (limits, health) = (self.limits(&worker), envoy.health.get());
         let payer = limits.payer(caller);
         let limit = limits.limit(payer, health);
+        let other = if health == Health::Normal { Health::Degraded } else { Health::Normal };
         let request = Asked { caller, is_post: false };
+        let late_us = worker.late_us.get();
         let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
         self.check_health(worker.envoy);
         let timeout_us = self.plan.timeout_us;
-        let pending =
-            Pending { payment: Some((payer, limit)), wanted: None, caller, at_us, timeout_us, outcome: None };
+        // What others did meanwhile has delayed it already.
+        worker.delay(self.now_us.get() - at_us);
+        let pending = Pending {
+            payment: Some((payer, limit)),
+            other_limit: Some(limits.limit(payer, other)),
+            wanted: None,
+            caller,
+            at_us,
+            timeout_us,
+            late_us,
+            outcome: None,
+        };
         match decision {
             Decision::AwaitsRedis => {
                 self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, ticket });
@@ -395,14 +467,18 @@ impl World {
         let Decision::AwaitsBody(change) = decision else {
             return self.fail(None, format!("a change of health with the right token: {decision:?}"));
         };
+        let late_us = worker.late_us.get();
         let body = format!(r#"{{"status": "{wanted}"}}"#);
         let decision = worker.limiter.borrow_mut().change_health(&change, body.as_bytes(), &host, arrival);
+        worker.delay(self.now_us.get() - at_us);
         let pending = Pending {
             payment: None,
+            other_limit: None,
             wanted: Some(wanted),
             caller,
             at_us,
             timeout_us: POST_TIMEOUT_US,
+            late_us,
             outcome: None,
         };
         match decision {
@@ -417,7 +493,7 @@ impl World {
         let mut limiter = worker.limiter.borrow_mut();
         let Some(fleet) = limiter.fleet() else { return };
         if fleet.has_work() && !worker.is_awake.replace(true) {
-            self.after(self.below(50), Event::Turn(index));
+            self.after(self.below(TURN_US), Event::Turn(index));
         }
         let soon_us = self.now_us.get() + self.quick_tick_us();
         if fleet.is_waiting() && worker.tick_us.get() > soon_us {
@@ -439,17 +515,19 @@ impl World {
         if worker.is_gone.get() || self.now_us.get() < worker.tick_us.get() {
             return;
         }
-        worker.tick_us.set(u64::MAX);
+        let due_us = worker.tick_us.replace(u64::MAX);
         let host = Host::new(self, worker.envoy, 0);
-        let clock_us = host.clock_us.get();
         let is_waiting = {
             let mut limiter = worker.limiter.borrow_mut();
             limiter.refresh(&host);
+            let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
             self.count_evictions(limiter.metrics.drain());
             let Some(fleet) = limiter.fleet() else { return };
             fleet.tick(clock_us, Role::Newest, &host);
             fleet.is_waiting()
         };
+        // It may have come late, and what others did in the middle of it delays the next.
+        worker.delay(self.now_us.get() - due_us);
         self.tick_after(index, if is_waiting { self.quick_tick_us() } else { POLL_US });
         self.pump(index, &worker);
         if !worker.accepts.get() && worker.pending.borrow().is_empty() {
@@ -481,6 +559,7 @@ impl World {
 
     /// Decisions go out, and what there is to send is sent.
     pub(crate) fn pump(&self, index: usize, worker: &Worker) {
+        worker.pumps_since_us.set(Some(self.now_us.get()));
         while !worker.is_gone.get() {
             let host = Host::new(self, worker.envoy, 0);
             let clock_us = host.clock_us.get();
@@ -513,6 +592,7 @@ impl World {
                 self.send(index, worker, effects.send);
             }
         }
+        worker.pumps_since_us.set(None);
         self.wake(index, worker);
     }
 }

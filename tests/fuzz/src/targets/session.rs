@@ -105,7 +105,8 @@ impl Talk {
         self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
         match self.session.ask(id, question, TIMEOUT_US, self.now_us) {
             Ok(()) => {
-                self.waiting.insert(id, self.now_us + TIMEOUT_US);
+                // Its time begins when it is sent, which the next tick does at the latest.
+                self.waiting.insert(id, self.now_us + TIMEOUT_US + self.session.tick_us());
             }
             Err((asker, _)) => assert_eq!(asker, id, "who asked is handed back"),
         }
@@ -183,6 +184,7 @@ impl Talk {
         while self.session.is_waiting() && self.now_us + self.session.tick_us() < until_us {
             self.now_us += self.session.tick_us();
             self.session.tick(self.now_us);
+            self.flush();
         }
         self.now_us = until_us;
         self.session.tick(self.now_us);
@@ -211,7 +213,7 @@ impl Talk {
 
     /// Everybody is answered in the end, and Redis is found again once it behaves.
     fn end(mut self) {
-        self.pass(TIMEOUT_US);
+        self.pass(TIMEOUT_US + self.session.tick_us());
         assert!(self.waiting.is_empty());
         self.close();
         for _ in 0..200 {
