@@ -188,6 +188,7 @@ impl Talk {
         }
         self.now_us = until_us;
         self.session.tick(self.now_us);
+        self.flush();
         self.settle();
         let late = self.waiting.iter().find(|(_, deadline_us)| **deadline_us <= self.now_us);
         assert!(late.is_none(), "still without an answer: {late:?}");
