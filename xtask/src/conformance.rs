@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::checks::{Needed, needed_by_end_to_end};
+use crate::ci::{Needed, needed_by_end_to_end};
 use crate::process::{log_tail, output_of, run_logged_within};
 use crate::tools::{self, ENVOY_VERSION};
 use crate::{demo, step, workspace};

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::filter::{self, Toolchain};
-use crate::{checkers, step, workspace};
+use crate::{step, validators, workspace};
 
 /// The largest filter we ship.
 const SIZE_LIMIT_KIB: usize = 400;
@@ -61,12 +61,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Sees that the SBOM is one by its specification's schema, and that the schema would say if it were not.
 pub(crate) fn check_sbom() -> Result<()> {
     let sbom = workspace::target().join("dist").join(format!("{NAME}.cdx.json"));
-    checkers::check_sbom(&sbom)?;
+    validators::check_sbom(&sbom)?;
     let broken = tempfile::Builder::new().suffix(".json").tempfile()?;
     let text = fs::read_to_string(&sbom)?.replacen("\"purl\"", "\"pearl\"", 1);
     fs::write(broken.path(), text)?;
     ensure!(
-        checkers::check_sbom(broken.path()).is_err(),
+        validators::check_sbom(broken.path()).is_err(),
         "the schema takes an SBOM with a field of no meaning"
     );
     step("the SBOM is valid CycloneDX");

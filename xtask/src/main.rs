@@ -1,15 +1,14 @@
 //! The project's own commands. Each gets what it needs, says what it does, and on failure says
 //! what is missing and how to get it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `watch`, `checks`, `soak`, `mutants`, `audit`,
+//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `watch`, `ci`, `soak`, `mutants`, `audit`,
 //! `bench`, `conformance`, `dist` and `check_config` are the verbs; `envoy`, `redis`, `tools`,
-//! `checkers`, `http` and `process` are what they stand on.
+//! `validators`, `http` and `process` are what they stand on.
 
 mod audit;
 mod bench;
 mod check_config;
-mod checkers;
-mod checks;
+mod ci;
 mod conformance;
 mod containers;
 mod demo;
@@ -26,6 +25,7 @@ mod process;
 mod redis;
 mod soak;
 mod tools;
+mod validators;
 mod watch;
 mod workspace;
 
@@ -49,7 +49,7 @@ enum Verb {
     /// Watch a limiter that runs: tokens, requests allowed and refused a second, health, live on one screen
     Watch(watch::Options),
     /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
-    Test(checks::Options),
+    Test(ci::Options),
     /// Search for counter-examples: the same searches as in `test`, for as long as one likes
     Soak(soak::Options),
     /// Break the limiter on purpose, one defect at a time, and see that the simulation finds each
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let done = process::catch_interrupts().and_then(|()| match verb {
         Verb::Demo(options) => demo::run(&options),
         Verb::Watch(options) => watch::run(&options),
-        Verb::Test(options) => checks::run(&options),
+        Verb::Test(options) => ci::run(&options),
         Verb::Soak(options) => soak::run_parts(&options),
         Verb::Mutants(options) => mutants::run(&options),
         Verb::Audit(options) => audit::run_checks(&options),

@@ -1,6 +1,6 @@
 //! The two ends of an overload, and the Envoy between them: what `bench overload` and `demo --overload` have in common.
 //!
-//! The ends are a program of its own, `bench/rush`, built to be quick: the load must not be what is slow.
+//! The ends are a program of its own, `bench/loadgen`, built to be quick: the load must not be what is slow.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub(crate) const ROUTE_TIMEOUT: &str = "0.9s";
 /// The limiter's own word on health.
 pub(crate) const HEALTH_PATH: &str = "/system/health";
 
-/// Callers with keys: how many there are of each tier, as `bench/rush/src/plan.rs` counts them.
+/// Callers with keys: how many there are of each tier, as `bench/loadgen/src/plan.rs` counts them.
 const KEYS: [(&str, u32); 2] = [("pro", 200), ("enterprise", 40)];
 
 /// A tier that nobody gets to the end of, whatever the health: what is to be seen is shedding, not buckets.
@@ -37,8 +37,15 @@ pub(crate) struct Program(PathBuf);
 impl Program {
     pub(crate) fn build() -> Result<Self> {
         step("building the load and the upstream");
-        run_program(workspace::cargo().args(["build", "--quiet", "--profile", "soak", "--package", "rush"]))?;
-        Ok(Self(workspace::target().join("soak/rush")))
+        run_program(workspace::cargo().args([
+            "build",
+            "--quiet",
+            "--profile",
+            "soak",
+            "--package",
+            "loadgen",
+        ]))?;
+        Ok(Self(workspace::target().join("soak/loadgen")))
     }
 
     /// One of its verbs.

@@ -1,4 +1,4 @@
-//! Callers who do not wait for each other: the load of `bench/rush`, in a thread beside the test.
+//! Callers who do not wait for each other: the load of `bench/loadgen`, in a thread beside the test.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rush::callers;
-use rush::plan::Plan;
-use rush::report::Outcome;
+use loadgen::callers;
+use loadgen::plan::Plan;
+use loadgen::report::Outcome;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};

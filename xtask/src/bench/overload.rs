@@ -1,6 +1,6 @@
 //! The same minute of overload with no protection, with each of Envoy's own, and with ours.
 //!
-//! The upstream is a model of small capacity (`bench/rush/src/upstream.rs`), so that it is the bottleneck and not the
+//! The upstream is a model of small capacity (`bench/loadgen/src/upstream.rs`), so that it is the bottleneck and not the
 //! machine. Load is open loop: callers do not wait for each other's responses. Every variant gets the same arrivals and
 //! the same service times, a fresh Envoy with two workers and a fresh upstream.
 

@@ -16,7 +16,7 @@ use e2e::setup::Setup;
 use e2e::shipped_files::{promtool, yaml};
 use e2e::upstream::refusing;
 use e2e::wait;
-use rush::upstream::{Condition, Shape};
+use loadgen::upstream::{Condition, Shape};
 use serde_json::{Value, json};
 
 use crate::production::{self, ADMIN_TOKEN, shipped};

@@ -9,9 +9,9 @@ use e2e::crowd::Crowd;
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;
 use e2e::{http2, load, sha256_hex, upstream, wait};
-use rush::plan::{CALLERS, Patience, Plan, key};
-use rush::report::{Fate, Outcome};
-use rush::upstream::Shape;
+use loadgen::plan::{CALLERS, Patience, Plan, key};
+use loadgen::report::{Fate, Outcome};
+use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
 
 use crate::support::{

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::sha256_hex;
-use rush::upstream::{Shape, Upstream};
+use loadgen::upstream::{Shape, Upstream};
 use serde_json::Value;
 
 pub(crate) use scenarios::support::{ONE_PER_HOUR, TOKEN, assert_headers_complete, switch_request, tier};

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use health::Health;
-use rush::plan::Plan;
-use rush::report::{Report, Second};
-use rush::upstream::{Shape, Upstream};
-use rush::{callers, plot, table};
+use loadgen::plan::Plan;
+use loadgen::report::{Report, Second};
+use loadgen::upstream::{Shape, Upstream};
+use loadgen::{callers, plot, table};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 

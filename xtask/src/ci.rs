@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{checkers, containers, dist, mutants, soak, step, tools, workspace};
+use crate::{containers, dist, mutants, soak, step, tools, validators, workspace};
 
 /// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
 /// not hang CI.
@@ -153,9 +153,9 @@ pub(crate) type Needed = Vec<(&'static str, PathBuf)>;
 /// What the end-to-end tests need besides an Envoy.
 pub(crate) fn needed_by_end_to_end() -> Result<Needed> {
     let redis_server = tools::redis_server()?;
-    let (prometheus, promtool) = checkers::prometheus()?;
+    let (prometheus, promtool) = validators::prometheus()?;
     let (check_jsonschema, kubernetes_validate) =
-        (checkers::check_jsonschema()?, checkers::kubernetes_validate()?);
+        (validators::check_jsonschema()?, validators::kubernetes_validate()?);
     tools::typed_programs()?;
     let toolchain = Toolchain::find()?;
     Ok(vec![

@@ -48,7 +48,7 @@ pub(crate) fn check_sbom(path: &Path) -> Result<()> {
 
 /// The virtual environment with all of [`PACKAGES`] in it.
 fn environment() -> Result<PathBuf> {
-    let environment = workspace::target().join("tools/checkers");
+    let environment = workspace::target().join("tools/validators");
     // An environment cannot be moved once it is made, so this file says that it is complete, and with what.
     let complete = environment.join("complete");
     let wanted = PACKAGES.join("\n");
