@@ -14,7 +14,7 @@ use crate::filter::{self, Toolchain};
 use crate::{step, validators, workspace};
 
 /// The largest filter we ship.
-const SIZE_LIMIT_KIB: usize = 400;
+const SIZE_LIMIT_KIB: usize = 512;
 
 const NAME: &str = "dynamic_rate_limiter";
 
