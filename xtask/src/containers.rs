@@ -7,7 +7,6 @@
 mod compose;
 mod images;
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -106,9 +105,7 @@ struct Cleaned {
 
 impl Drop for Cleaned {
     fn drop(&mut self) {
-        if env::var_os("KEEP_CONTAINERS").is_none() {
-            remove_containers(&self.docker);
-        }
+        remove_containers(&self.docker);
     }
 }
 
