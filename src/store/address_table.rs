@@ -75,7 +75,7 @@ impl AddressTable {
         let _ = write!(key, "{:x}", tag % u64::from(self.shape.records));
         update(data, &key, |stored, now_us| {
             let room = self.shape.ways as usize * ENTRY_BYTES;
-            let mut record = Record::decode(stored.unwrap_or_default(), room);
+            let mut record = AddressRecord::decode(stored.unwrap_or_default(), room);
             let (taken, changed) = record.take(tag, limit, ttl_us, now_us);
             (taken, changed.then_some(record))
         })
@@ -129,22 +129,22 @@ struct Entry {
 }
 
 /// The buckets of one record, as they are stored: entries one after the other, in no order.
-struct Record {
+struct AddressRecord {
     bytes: [u8; RECORD_BYTES],
     used: usize,
     room: usize,
 }
 
-impl AsRef<[u8]> for Record {
+impl AsRef<[u8]> for AddressRecord {
     fn as_ref(&self) -> &[u8] {
         self.bytes.get(..self.used).unwrap_or_default()
     }
 }
 
-impl Record {
+impl AddressRecord {
     /// Bytes that no record can have are not ours, and count as an empty record.
     fn decode(stored: &[u8], room: usize) -> Self {
-        let mut record = Record { bytes: [0; RECORD_BYTES], used: 0, room };
+        let mut record = AddressRecord { bytes: [0; RECORD_BYTES], used: 0, room };
         if let Some(bytes) = record.bytes.get_mut(..stored.len())
             && stored.len() <= room
             && stored.len().is_multiple_of(ENTRY_BYTES)
