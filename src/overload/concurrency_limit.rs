@@ -197,13 +197,9 @@ impl ConcurrencyLimit {
                 let from = self.limit.min(in_flight.max(1.0));
                 let fitting = self.totals.ended / self.age_s(now) * goal_s;
                 let to = fitting.clamp(from / 4.0, from * (1.0 - parameters.share));
-                self.fall(
-                    to,
-                    from,
-                    State::Cutting(Step { before: seen, from, origin: from }),
-                    parameters,
-                    now,
-                );
+                // A latency that is not steady is too low to prove anything by: the first cut then only opens the case.
+                let before = if is_steady { seen } else { Estimate { mean_s: f64::MAX, ..seen } };
+                self.fall(to, from, State::Cutting(Step { before, from, origin: from }), parameters, now);
             }
             _ if !is_steady => {}
             State::Open | State::Limiting => self.follow(baseline, seen, parameters, now),
