@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Observations, Parameters};
+use super::Parameters;
+use super::window::Observations;
 use crate::time::StoreTime;
 
 /// What the limit does.
@@ -116,7 +117,7 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// What the limit does.
+    #[cfg(test)]
     pub fn state(&self) -> State {
         self.state
     }
@@ -223,7 +224,9 @@ impl ConcurrencyLimit {
             }
             State::Cutting(step) | State::Verifying(step) => {
                 self.baseline = Some(baseline.measure(seen, parameters));
-                self.limit = step.from;
+                // A verification that needed several steps has measured, and proved nothing about the limit.
+                let is_cut = matches!(self.state, State::Cutting(_));
+                self.limit = if is_cut { step.from } else { step.origin };
                 self.verified_at = Some(now);
                 self.transition(State::Limiting, now);
             }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Parameters;
-use super::window::{CallerCounts, CallerObservations};
+use super::window::CallerObservations;
 use crate::config::Measured;
 use crate::health::Health;
 use crate::time::StoreTime;
@@ -21,10 +21,10 @@ pub enum Reason {
     Shed,
 }
 
-/// The signals of the window. Each caller counts for no more than the median caller does.
+/// The signals of the window. No caller counts for more than the median caller does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signals {
-    /// Requests that ended or were shed.
+    /// Requests that ended or were shed, of all callers.
     pub requests: f64,
     /// The share of server errors, 0 to 1.
     pub error_ratio: f64,
@@ -34,23 +34,10 @@ pub struct Signals {
     pub shed_ratio: f64,
 }
 
-/// What the detector does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub enum State {
-    /// All bounds hold, or one has been broken since some moment.
-    Normal {
-        /// Since when, in microseconds.
-        broken_since: Option<u64>,
-    },
-    /// A bound was broken for long enough, or all hold again since some moment.
-    Degraded {
-        /// Which bound.
-        reason: Reason,
-        /// Since when all hold, in microseconds.
-        held_since: Option<u64>,
-        /// Requests that ended since then.
-        ended: f64,
-    },
+enum State {
+    Normal { broken_since: Option<StoreTime> },
+    Degraded { reason: Reason, held_since: Option<StoreTime>, ended: f64 },
 }
 
 /// `NORMAL` or `DEGRADED`.
@@ -58,24 +45,19 @@ pub enum State {
 pub struct HealthDetector {
     state: State,
     window: CallerObservations,
-    updated_us: u64,
+    updated: StoreTime,
     signals: Signals,
 }
 
 impl HealthDetector {
-    /// Nothing observed yet.
-    pub fn new(now: StoreTime) -> Self {
-        let state = State::Normal { broken_since: None };
-        let signals = Signals::default();
-        Self { state, window: CallerObservations::default(), updated_us: now.as_micros(), signals }
+    pub(super) fn new(now: StoreTime) -> Self {
+        let (state, window) = (State::Normal { broken_since: None }, CallerObservations::default());
+        Self { state, window, updated: now, signals: Signals::default() }
     }
 
     /// What the signals say.
     pub fn health(&self) -> Health {
-        match self.state {
-            State::Normal { .. } => Health::Normal,
-            State::Degraded { .. } => Health::Degraded,
-        }
+        if self.reason().is_some() { Health::Degraded } else { Health::Normal }
     }
 
     /// Why it is `DEGRADED`.
@@ -86,83 +68,73 @@ impl HealthDetector {
         }
     }
 
-    /// Whether health is `NORMAL` and no bound is broken: then latency is usual.
-    pub fn is_calm(&self) -> bool {
-        matches!(self.state, State::Normal { broken_since: None })
-    }
-
     /// The signals as they were last.
     pub fn signals(&self) -> Signals {
         self.signals
     }
 
+    /// Whether health is `NORMAL` and no bound is broken: then latency is usual.
+    pub(super) fn is_calm(&self) -> bool {
+        self.state == State::Normal { broken_since: None }
+    }
+
     /// Takes in what one worker observed.
-    pub fn update(
+    pub(super) fn update(
         &mut self,
         observed: &CallerObservations,
         bounds: &Measured,
         parameters: &Parameters,
         now: StoreTime,
     ) {
-        let elapsed_s = now.since(StoreTime::from_micros(self.updated_us)).as_secs_f64();
-        self.updated_us = now.as_micros();
-        // The way back is judged by the newer half.
-        let window_s = f64::from(bounds.window_seconds.max(1));
-        let memory_s = if self.health() == Health::Normal { window_s } else { window_s / 2.0 };
-        self.window.fade_and_merge((-elapsed_s / memory_s).exp(), observed);
-        let new = observed.total();
-        self.signals = Signals::new(self.window.total(), self.window.balanced());
-        let is_enough = self.signals.requests >= f64::from(bounds.min_requests);
-        let broken = self.signals.worst(bounds, parameters);
-        self.state = match (self.state, broken) {
-            (State::Normal { broken_since }, Some((reason, pressure))) if is_enough && pressure > 1.0 => {
-                let since = broken_since.unwrap_or(now.as_micros());
-                let broken_s = now.since(StoreTime::from_micros(since)).as_secs_f64();
-                if broken_s >= f64::from(bounds.degrade_after_seconds) {
+        // The way back is judged by the newer half of the window.
+        let halves = if self.reason().is_some() { 2.0 } else { 1.0 };
+        let elapsed_s = now.since(self.updated).as_secs_f64();
+        let factor = (-elapsed_s * halves / f64::from(bounds.window_seconds.max(1))).exp();
+        self.window.fade_and_merge(factor, observed);
+        self.updated = now;
+        self.signals = Signals::of(&self.window);
+        let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
+        let pressures = [
+            (Reason::ErrorRatio, error_ratio / bounds.error_ratio),
+            (Reason::Latency, slow_ratio / parameters.share),
+            (Reason::Shed, shed_ratio / parameters.share),
+        ];
+        let worst = pressures.into_iter().max_by(|(_, one), (_, other)| one.total_cmp(other));
+        let (reason, pressure) = worst.unwrap_or((Reason::ErrorRatio, 0.0));
+        let is_broken = pressure > 1.0 && requests >= f64::from(bounds.min_requests);
+        let new = observed.total(f64::INFINITY);
+        let holds = pressure <= 1.0 - parameters.share && new.shed == 0.0;
+        let lasted = |since: StoreTime, seconds: u32| now.since(since).as_secs_f64() >= f64::from(seconds);
+        self.state = match self.state {
+            State::Normal { broken_since } if is_broken => match broken_since.unwrap_or(now) {
+                since if lasted(since, bounds.degrade_after_seconds) => {
                     State::Degraded { reason, held_since: None, ended: 0.0 }
-                } else {
-                    State::Normal { broken_since: Some(since) }
                 }
-            }
-            (State::Normal { .. }, _) => State::Normal { broken_since: None },
-            (State::Degraded { reason, .. }, Some((_, pressure)))
-                if pressure > 1.0 - parameters.share || new.shed > 0.0 =>
-            {
-                State::Degraded { reason, held_since: None, ended: 0.0 }
-            }
-            (State::Degraded { reason, held_since, ended }, _) => {
-                let (since, ended) = (held_since.unwrap_or(now.as_micros()), ended + new.requests);
-                let held_s = now.since(StoreTime::from_micros(since)).as_secs_f64();
-                if held_s >= f64::from(bounds.recover_after_seconds)
-                    && ended >= f64::from(bounds.min_requests)
-                {
+                since => State::Normal { broken_since: Some(since) },
+            },
+            State::Normal { .. } => State::Normal { broken_since: None },
+            State::Degraded { reason, held_since, ended } if holds => {
+                let (since, ended) = (held_since.unwrap_or(now), ended + new.requests);
+                if lasted(since, bounds.recover_after_seconds) && ended >= f64::from(bounds.min_requests) {
                     State::Normal { broken_since: None }
                 } else {
                     State::Degraded { reason, held_since: Some(since), ended }
                 }
             }
+            State::Degraded { reason, .. } => State::Degraded { reason, held_since: None, ended: 0.0 },
         };
     }
 }
 
 impl Signals {
-    fn new(total: CallerCounts, balanced: CallerCounts) -> Self {
+    fn of(window: &CallerObservations) -> Self {
+        let (all, counts) = (window.total(f64::INFINITY), window.total(window.median()));
         let ratio = |part: f64, whole: f64| if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 };
         Self {
-            requests: total.requests + total.shed,
-            error_ratio: ratio(balanced.errors, balanced.requests),
-            slow_ratio: ratio(balanced.slow, balanced.requests),
-            shed_ratio: ratio(balanced.shed, balanced.requests + balanced.shed),
+            requests: all.requests + all.shed,
+            error_ratio: ratio(counts.errors, counts.requests),
+            slow_ratio: ratio(counts.slow, counts.requests),
+            shed_ratio: ratio(counts.shed, counts.requests + counts.shed),
         }
-    }
-
-    /// The signal that is worst, in multiples of its bound.
-    fn worst(&self, bounds: &Measured, parameters: &Parameters) -> Option<(Reason, f64)> {
-        let all = [
-            (Reason::ErrorRatio, self.error_ratio / bounds.error_ratio),
-            (Reason::Latency, self.slow_ratio / parameters.share),
-            (Reason::Shed, self.shed_ratio / parameters.share),
-        ];
-        all.into_iter().max_by(|(_, one), (_, other)| one.total_cmp(other))
     }
 }

@@ -42,7 +42,7 @@ impl Default for Parameters {
         Self {
             initial_limit: 15.0,
             latency_target: 1.5,
-            headroom: 4.0,
+            headroom: 4.5,
             min_samples: 8.0,
             baseline_samples: 300.0,
             sigmas: 2.0,

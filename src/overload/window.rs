@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How a request that asked for a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Response headers of the upstream. `failed`: a server error.
+    /// Response headers of the upstream.
     Response {
         /// Whether the status is 5xx.
         failed: bool,
@@ -23,30 +23,23 @@ pub enum Outcome {
 /// What was observed of one cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observations {
-    /// Requests that arrived.
     pub arrivals: f64,
-    /// Of these, those that had to wait.
+    /// Of the arrivals, those that had to wait.
     pub waited: f64,
-    /// Requests that were shed.
     pub shed: f64,
-    /// Places that were taken.
+    /// Places that were taken, and given back.
     pub sent: f64,
-    /// Places that were given back.
     pub ended: f64,
-    /// Responses that are no server errors.
+    /// Responses that are no server errors; of these, those that took longer than nine in ten usually do.
     pub responses: f64,
-    /// Of these, those that took longer than nine in ten usually do.
     pub over_usual: f64,
-    /// Of these, those that count for the limit as it is now.
+    /// Of the responses, those that count for the limit as it is now; their latencies, and the squares, added up.
     pub samples: f64,
-    /// The latencies of the samples, in seconds, added up.
     pub latency_s: f64,
-    /// The squares of these.
     pub latency_s2: f64,
 }
 
 impl Observations {
-    /// Adds what was observed elsewhere or later.
     pub fn merge(&mut self, other: &Self) {
         self.arrivals += other.arrivals;
         self.waited += other.waited;
@@ -60,16 +53,10 @@ impl Observations {
         self.latency_s2 += other.latency_s2;
     }
 
-    /// Counts a sample.
     pub fn sample(&mut self, latency: Duration) {
         self.samples += 1.0;
         self.latency_s += latency.as_secs_f64();
         self.latency_s2 += latency.as_secs_f64().powi(2);
-    }
-
-    /// The same without its samples.
-    pub fn without_samples(self) -> Self {
-        Self { samples: 0.0, latency_s: 0.0, latency_s2: 0.0, ..self }
     }
 }
 
@@ -81,11 +68,9 @@ const CALLERS: usize = 64;
 pub struct CallerCounts {
     /// Requests that got a response or failed, or take too long already.
     pub requests: f64,
-    /// Of these, server errors.
     pub errors: f64,
-    /// Of these, those that took longer than a bound.
+    /// Requests that took longer than a bound.
     pub slow: f64,
-    /// Requests that were shed.
     pub shed: f64,
 }
 
@@ -100,7 +85,6 @@ impl Default for CallerObservations {
 }
 
 impl CallerObservations {
-    /// The counts of a caller, by its hash.
     pub fn of(&mut self, caller: u64) -> Option<&mut CallerCounts> {
         self.0.get_mut((caller % CALLERS as u64) as usize)
     }
@@ -108,44 +92,38 @@ impl CallerObservations {
     /// Adds what was observed since. What was observed before counts by `factor` only.
     pub fn fade_and_merge(&mut self, factor: f64, newer: &Self) {
         for (mine, newer) in self.0.iter_mut().zip(&newer.0) {
-            *mine = mine.times(factor).plus(newer.times(1.0));
+            let mut sum = *newer;
+            sum.add(mine, factor);
+            *mine = sum;
         }
     }
 
-    /// All together.
-    pub fn total(&self) -> CallerCounts {
-        self.0.iter().fold(CallerCounts::default(), |sum, counts| sum.plus(*counts))
+    /// All together, where no caller counts for more than `most`.
+    pub fn total(&self, most: f64) -> CallerCounts {
+        let mut sum = CallerCounts::default();
+        for counts in &self.0 {
+            sum.add(counts, (most / counts.size().max(1e-9)).min(1.0));
+        }
+        sum
     }
 
-    /// All together, where no caller counts for more than the median caller does.
-    pub fn balanced(&self) -> CallerCounts {
-        let all = |counts: &CallerCounts| counts.requests + counts.shed;
-        let mut sizes: Vec<f64> = self.0.iter().map(all).filter(|size| *size >= 0.5).collect();
+    /// What the median caller counts for.
+    pub fn median(&self) -> f64 {
+        let mut sizes: Vec<f64> = self.0.iter().map(CallerCounts::size).filter(|size| *size >= 0.5).collect();
         sizes.sort_unstable_by(f64::total_cmp);
-        let most = sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0);
-        self.0.iter().fold(CallerCounts::default(), |sum, counts| {
-            sum.plus(counts.times((most / all(counts).max(1e-9)).min(1.0)))
-        })
+        sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0)
     }
 }
 
 impl CallerCounts {
-    fn times(self, factor: f64) -> Self {
-        let Self { requests, errors, slow, shed } = self;
-        Self {
-            requests: requests * factor,
-            errors: errors * factor,
-            slow: slow * factor,
-            shed: shed * factor,
-        }
+    fn size(&self) -> f64 {
+        self.requests + self.shed
     }
 
-    fn plus(self, other: Self) -> Self {
-        Self {
-            requests: self.requests + other.requests,
-            errors: self.errors + other.errors,
-            slow: self.slow + other.slow,
-            shed: self.shed + other.shed,
-        }
+    fn add(&mut self, other: &Self, weight: f64) {
+        self.requests += weight * other.requests;
+        self.errors += weight * other.errors;
+        self.slow += weight * other.slow;
+        self.shed += weight * other.shed;
     }
 }

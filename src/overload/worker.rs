@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::admission_queue::Rank;
 use super::cluster::ClusterControl;
+use super::cluster_record::ClusterRecord;
 use super::shared::{ClusterId, Shared};
 use super::window::{CallerObservations, Outcome};
 use super::{HealthDetector, Parameters};
@@ -16,9 +17,11 @@ use crate::time::StoreTime;
 
 /// Most clusters with a limit of their own.
 const MAX_CLUSTERS: usize = 32;
-/// The shortest bound of a queue, and the most requests in all queues of a worker.
-const QUEUE: (usize, usize) = (32, 1_024);
-const ROOM: usize = 8;
+/// Most requests in the queues of a worker; of a cluster as many as may be in flight or this, divided by the workers that
+/// have a queue; and at least this many in each.
+const MAX_QUEUE: usize = 1_024;
+const MIN_QUEUES: usize = 32;
+const MIN_QUEUE: usize = 8;
 /// How long the order of callers within a priority stays.
 const ROTATION: Duration = Duration::from_secs(10);
 
@@ -59,7 +62,7 @@ pub enum Output {
     Shed(RequestId),
 }
 
-/// What is shown of one cluster: what all workers together have of it.
+/// What all workers together have of one cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterReport {
     /// Its name; empty for the one that clusters beyond the 32nd share.
@@ -79,11 +82,10 @@ pub struct ClusterReport {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Waiting(Rank),
+    /// A slow upload holds no place. A request may be counted as slow before it ends.
     InFlight {
         since: StoreTime,
-        /// A slow upload holds no place: it is no work for the upstream.
         has_place: bool,
-        /// Counted as slow before it ended.
         is_counted: bool,
     },
 }
@@ -103,15 +105,15 @@ pub struct OverloadControl {
     bounds: Measured,
     namespace: String,
     worker: u64,
+    is_superseded: bool,
     clusters: Vec<ClusterControl>,
     requests: HashMap<RequestId, Request>,
     waiting: usize,
     outputs: VecDeque<Output>,
     callers: CallerObservations,
     detector: HealthDetector,
-    health_key: String,
     next_flush: StoreTime,
-    /// When the next call was wanted, and how late the last ones were.
+    /// When the next call is wanted, and how late the last two were.
     wanted: StoreTime,
     lag: [Duration; 2],
 }
@@ -125,104 +127,106 @@ impl OverloadControl {
         worker: u64,
         now: StoreTime,
     ) -> Self {
-        let key = record_key(namespace, "overload/clusters/");
-        let others = ClusterControl::new(ClusterId(0), b"", key, worker, &parameters, now);
-        Self {
+        let next_flush = now.after(parameters.flush_interval);
+        let mut control = Self {
             parameters,
             bounds,
             namespace: namespace.to_owned(),
             worker,
-            clusters: vec![others],
+            is_superseded: false,
+            clusters: Vec::new(),
             requests: HashMap::new(),
             waiting: 0,
             outputs: VecDeque::new(),
             callers: CallerObservations::default(),
             detector: HealthDetector::new(now),
-            health_key: record_key(namespace, "overload/health"),
-            next_flush: now.after(parameters.flush_interval),
-            wanted: now.after(parameters.flush_interval),
+            next_flush,
+            wanted: next_flush,
             lag: [Duration::ZERO; 2],
-        }
+        };
+        control.add_cluster(b"", now);
+        control
     }
 
     /// The cluster of that name. Where its number is new, the host defines the gauges of that number before it is used.
     pub fn cluster_id(&mut self, name: &[u8], shared: &impl Shared) -> ClusterId {
-        let now = StoreTime::from_micros(shared.now_us());
         let known = self.clusters.iter().position(|cluster| cluster.name == name);
-        let index = known.unwrap_or(if self.clusters.len() > MAX_CLUSTERS { 0 } else { self.clusters.len() });
-        let id = ClusterId(u8::try_from(index).unwrap_or_default());
+        let has_room = self.clusters.len() <= MAX_CLUSTERS;
+        let index = known.unwrap_or(if has_room { self.clusters.len() } else { 0 });
         if index == self.clusters.len() {
-            let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
-            let key = record_key(&self.namespace, &record);
-            self.clusters.push(ClusterControl::new(id, name, key, self.worker, &self.parameters, now));
+            self.add_cluster(name, StoreTime::from_micros(shared.now_us()));
         }
         if let Some(cluster) = self.clusters.get_mut(index) {
             cluster.is_used = true;
         }
-        id
+        ClusterId(index as u8)
+    }
+
+    fn add_cluster(&mut self, name: &[u8], now: StoreTime) {
+        let id = ClusterId(self.clusters.len() as u8);
+        let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
+        let (key, record) = (record_key(&self.namespace, &record), ClusterRecord::new(&self.parameters, now));
+        self.clusters.push(ClusterControl::new(name, id, key, self.worker, record, now));
     }
 
     /// Asks for a place in flight for a request whose headers have arrived.
     pub fn admit(
         &mut self,
-        request: RequestId,
+        id: RequestId,
         arrival: Arrival,
         now: StoreTime,
         shared: &impl Shared,
     ) -> Admission {
-        let Arrival { cluster: id, priority, place, caller, has_body } = arrival;
-        let Some(cluster) = self.clusters.get_mut(usize::from(id.0)) else { return Admission::Send };
+        let Arrival { cluster: cluster_id, priority, place, caller, has_body } = arrival;
+        let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return Admission::Send };
         cluster.observations.arrivals += 1.0;
+        let stage = Stage::InFlight { since: now, has_place: true, is_counted: false };
+        let mut request = Request { cluster: cluster_id, caller, is_complete: !has_body, stage };
         let is_next = cluster.queue.best_priority().is_none_or(|best| best < priority);
-        let is_sent = if self.bounds.shed {
-            is_next && cluster.take_place(priority, shared)
-        } else {
+        let is_sent = !self.bounds.shed || is_next && cluster.take_place(priority, shared);
+        if !self.bounds.shed {
             cluster.take_place_anyway(shared);
-            true
-        };
+        }
         if is_sent {
-            let stage = Stage::InFlight { since: now, has_place: true, is_counted: false };
-            self.requests.insert(request, Request { cluster: id, caller, is_complete: !has_body, stage });
+            self.requests.insert(id, request);
             return Admission::Send;
         }
         cluster.observations.waited += 1.0;
-        let rank = cluster.queue.push(request, priority, place, now);
+        request.stage = Stage::Waiting(cluster.queue.push(id, priority, place, now));
+        self.requests.insert(id, request);
         self.waiting += 1;
-        let stage = Stage::Waiting(rank);
-        self.requests.insert(request, Request { cluster: id, caller, is_complete: !has_body, stage });
-        let (least, most) = QUEUE;
-        let is_long = cluster.queue.len() > cluster.room(least).max(ROOM);
-        if is_long || self.waiting > most {
-            let evicted = cluster.queue.pop_worst();
-            evicted.into_iter().for_each(|evicted| self.shed(evicted));
+        let workers = usize::try_from(cluster.queues).unwrap_or_default().max(1);
+        let room = (cluster.record.limit.queue_limit() as usize).max(MIN_QUEUES) / workers;
+        if cluster.queue.len() > room.max(MIN_QUEUE) || self.waiting > MAX_QUEUE {
+            let worst = cluster.queue.pop_worst();
+            worst.into_iter().for_each(|worst| self.shed(worst));
         }
-        self.pump(id, now, shared);
+        self.pump(cluster_id, now, shared);
         Admission::Wait
     }
 
     /// The last byte of the request has arrived: its latency is measured from here.
-    pub fn request_complete(&mut self, request: RequestId, now: StoreTime, shared: &impl Shared) {
-        let Some(request) = self.requests.get_mut(&request) else { return };
-        if std::mem::replace(&mut request.is_complete, true) {
-            return;
-        }
+    pub fn request_complete(&mut self, id: RequestId, now: StoreTime, shared: &impl Shared) {
+        let Some(request) = self.requests.get_mut(&id).filter(|request| !request.is_complete) else { return };
+        request.is_complete = true;
         if let Stage::InFlight { since, has_place, .. } = &mut request.stage {
             *since = now;
-            let had_place = std::mem::replace(has_place, true);
             if let Some(cluster) =
-                self.clusters.get_mut(usize::from(request.cluster.0)).filter(|_| !had_place)
+                self.clusters.get_mut(usize::from(request.cluster.0)).filter(|_| !*has_place)
             {
+                *has_place = true;
                 cluster.take_place_anyway(shared);
             }
         }
     }
 
     /// A request has got its response headers, or has ended in another way. Later calls for it do nothing.
-    pub fn finish(&mut self, request: RequestId, outcome: Outcome, now: StoreTime, shared: &impl Shared) {
-        let Some(Request { cluster: id, caller, is_complete, stage }) = self.requests.remove(&request) else {
+    pub fn finish(&mut self, id: RequestId, outcome: Outcome, now: StoreTime, shared: &impl Shared) {
+        let Some(Request { cluster: cluster_id, caller, is_complete, stage }) = self.requests.remove(&id)
+        else {
             return;
         };
-        let Some(cluster) = self.clusters.get_mut(usize::from(id.0)) else { return };
+        let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return };
         match stage {
             Stage::Waiting(rank) => {
                 cluster.queue.remove(rank);
@@ -231,6 +235,7 @@ impl OverloadControl {
             Stage::InFlight { since, has_place, is_counted } => {
                 if has_place {
                     cluster.give_back(shared);
+                    cluster.yield_place(&self.parameters, now, shared);
                 }
                 let [lag, lag_before] = self.lag;
                 let latency = now.since(since).saturating_sub(lag.max(lag_before));
@@ -238,45 +243,44 @@ impl OverloadControl {
                 if is_complete && is_good {
                     cluster.note_response(latency, now);
                 }
-                let is_slow = is_complete && latency > bound(cluster, &self.bounds);
-                if let Some(counts) = self.callers.of(caller) {
-                    let is_failed =
-                        matches!(outcome, Outcome::Response { failed: true } | Outcome::NoResponse);
-                    let ends = is_good || is_failed || outcome == Outcome::ClientLeft && is_slow;
-                    counts.requests += f64::from(u8::from(ends && !is_counted));
-                    counts.slow += f64::from(u8::from(ends && is_slow && !is_counted));
+                let is_slow = is_complete && latency > latency_bound(cluster, &self.bounds);
+                let is_failed = matches!(outcome, Outcome::Response { failed: true } | Outcome::NoResponse);
+                let is_seen = is_good || is_failed || outcome == Outcome::ClientLeft && is_slow;
+                if let Some(counts) = self.callers.of(caller).filter(|_| is_seen) {
+                    counts.requests += f64::from(u8::from(!is_counted));
+                    counts.slow += f64::from(u8::from(is_slow && !is_counted));
                     counts.errors += f64::from(u8::from(is_failed));
                 }
             }
         }
-        if cluster.leaves_place(&self.parameters, now, shared) {
-            cluster.publish_queue(shared);
-        } else {
-            self.pump(id, now, shared);
-        }
+        self.pump(cluster_id, now, shared);
+    }
+
+    /// A newer configuration has taken over: only this one's own requests are brought to their end.
+    pub fn supersede(&mut self) {
+        self.is_superseded = true;
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: StoreTime, shared: &impl Shared) {
         self.lag = [now.since(self.wanted).saturating_sub(self.parameters.tick), self.lag[0]];
-        let oldest = StoreTime::from_micros(
-            now.as_micros().saturating_sub(self.parameters.max_wait.as_micros() as u64),
-        );
-        let late: Vec<_> =
-            self.clusters.iter_mut().flat_map(|cluster| cluster.queue.pop_waiting_since(oldest)).collect();
+        let oldest = now.before(self.parameters.max_wait);
+        let queues = self.clusters.iter_mut().map(|cluster| &mut cluster.queue);
+        let late: Vec<_> = queues.flat_map(|queue| queue.pop_waiting_since(oldest)).collect();
         late.into_iter().for_each(|request| self.shed(request));
         if now >= self.next_flush {
             self.next_flush = now.after(self.parameters.flush_interval);
             self.look_at_requests(now, shared);
-            self.flush_health(now, shared);
-            let learns = self.detector.is_calm();
-            for cluster in self.clusters.iter_mut().filter(|cluster| cluster.is_used) {
-                cluster.flush(learns, &self.parameters, now, shared);
+            if !self.is_superseded {
+                self.flush_health(now, shared);
+                let learns = self.detector.is_calm();
+                for cluster in self.clusters.iter_mut().filter(|cluster| cluster.is_used) {
+                    cluster.flush(learns, &self.parameters, now, shared);
+                }
             }
         }
         for index in 0..self.clusters.len() {
-            let id = ClusterId(u8::try_from(index).unwrap_or_default());
-            self.pump(id, now, shared);
+            self.pump(ClusterId(index as u8), now, shared);
         }
         self.wanted = self.poll_timeout(now);
     }
@@ -303,21 +307,14 @@ impl OverloadControl {
         &self.detector
     }
 
-    /// DEBUG.
-    pub fn view(&self, id: usize) -> Option<&super::ConcurrencyLimit> {
-        self.clusters.get(id).map(|c| &c.record.limit)
-    }
-
     /// What is shown of the clusters that have had a request.
     pub fn report(&self) -> Vec<ClusterReport> {
-        let used = self.clusters.iter().filter(|cluster| cluster.is_used);
-        let report = used.map(|cluster| ClusterReport {
-            name: cluster.name.clone(),
-            limit: cluster.limit,
-            baseline: cluster.record.limit.baseline(),
-            in_flight: cluster.record.in_flight(),
-            waiting: cluster.record.waiting(),
-            shed: cluster.record.shed as u64,
+        let report = self.clusters.iter().filter(|cluster| cluster.is_used).map(|cluster| {
+            let (name, limit, record) = (cluster.name.clone(), cluster.limit, &cluster.record);
+            let in_flight = record.workers.iter().map(|worker| u64::from(worker.in_flight)).sum();
+            let waiting = record.workers.iter().map(|worker| u64::from(worker.waiting)).sum();
+            let (baseline, shed) = (record.limit.baseline(), record.shed as u64);
+            ClusterReport { name, limit, baseline, in_flight, waiting, shed }
         });
         report.collect()
     }
@@ -332,7 +329,7 @@ impl OverloadControl {
                 if age >= self.parameters.flush_interval && std::mem::take(has_place) {
                     cluster.give_back(shared);
                 }
-            } else if !*is_counted && age > bound(cluster, &self.bounds) {
+            } else if !*is_counted && age > latency_bound(cluster, &self.bounds) {
                 *is_counted = true;
                 if let Some(counts) = self.callers.of(request.caller) {
                     counts.requests += 1.0;
@@ -344,9 +341,9 @@ impl OverloadControl {
 
     fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
         let observed = std::mem::take(&mut self.callers);
-        let updated = update(shared, &self.health_key, |bytes, _| {
+        let updated = update(shared, &record_key(&self.namespace, "overload/health"), |bytes, _| {
             let stored = bytes.and_then(|bytes| serde_json::from_slice(bytes).ok());
-            let mut detector: HealthDetector = stored.unwrap_or_else(|| HealthDetector::new(now));
+            let mut detector = stored.unwrap_or_else(|| HealthDetector::new(now));
             detector.update(&observed, &self.bounds, &self.parameters, now);
             let bytes = serde_json::to_vec(&detector).unwrap_or_default();
             (detector, Some(bytes))
@@ -371,11 +368,11 @@ impl OverloadControl {
     /// Sends what waits while there is a place for it.
     fn pump(&mut self, id: ClusterId, now: StoreTime, shared: &impl Shared) {
         let Some(cluster) = self.clusters.get_mut(usize::from(id.0)) else { return };
-        if !cluster.queue.is_empty() {
+        if cluster.queue.len() > 0 {
             cluster.refresh(&self.parameters, now, shared);
         }
         // Each turn takes one request out of the queue.
-        while let Some(priority) = cluster.queue.best_priority().filter(|_| !cluster.is_yielding(now)) {
+        while let Some(priority) = cluster.queue.best_priority().filter(|_| now >= cluster.yields_until) {
             if !cluster.take_place(priority, shared) {
                 break;
             }
@@ -391,10 +388,9 @@ impl OverloadControl {
 }
 
 /// What takes longer is slow.
-fn bound(cluster: &ClusterControl, bounds: &Measured) -> Duration {
+fn latency_bound(cluster: &ClusterControl, bounds: &Measured) -> Duration {
     let absolute = bounds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
-    let usual_s = cluster.record.limit.usual_s();
-    let relative = bounds.latency_ratio.zip(usual_s);
+    let relative = bounds.latency_ratio.zip(cluster.record.limit.usual_s());
     let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());
     absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
 }
@@ -402,7 +398,6 @@ fn bound(cluster: &ClusterControl, bounds: &Measured) -> Duration {
 /// A caller's place among those of its priority. The order changes every ten seconds.
 pub fn rotating_place(caller: &impl Hash, now: StoreTime) -> u64 {
     let mut hasher = DefaultHasher::new();
-    caller.hash(&mut hasher);
-    (now.as_micros() / (ROTATION.as_micros() as u64).max(1)).hash(&mut hasher);
+    (caller, now.as_micros() / (ROTATION.as_micros() as u64).max(1)).hash(&mut hasher);
     hasher.finish()
 }
