@@ -86,10 +86,11 @@ impl HealthDetector {
         parameters: &Parameters,
         now: StoreTime,
     ) {
-        // The way back is judged by the newer half of the window.
-        let halves = if self.reason().is_some() { 2.0 } else { 1.0 };
+        // The way back is judged by what came since, not by the window before it.
+        let is_degraded = self.reason().is_some();
+        let memory_s = if is_degraded { bounds.degrade_after_seconds } else { bounds.window_seconds };
         let elapsed_s = now.since(self.updated).as_secs_f64();
-        let factor = (-elapsed_s * halves / f64::from(bounds.window_seconds.max(1))).exp();
+        let factor = (-elapsed_s / f64::from(memory_s.max(1))).exp();
         self.window.fade_and_merge(factor, observed);
         self.updated = now;
         self.signals = Signals::of(&self.window);
