@@ -1,5 +1,7 @@
 //! The parts of the overload control, each by itself, and workers that share memory.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -484,7 +486,9 @@ mod workers {
         for name in 0..40_u8 {
             worker.cluster = worker.control.cluster_id(&[name], &memory);
             assert!(worker.cluster <= ClusterId(32));
-            (0..200).for_each(|_| drop(worker.admit(2, false, 0, &memory)));
+            for _ in 0..200 {
+                let _ = worker.admit(2, false, 0, &memory);
+            }
             shed += worker.outputs().iter().filter(|output| matches!(output, Output::Shed(_))).count();
         }
         let in_flight: i32 = memory.gauges.borrow().iter().fold(0, |sum, ((_, gauge), value)| {
