@@ -3,7 +3,7 @@
 use crate::config::{Config, Measured};
 use crate::control::{Control, Redis};
 use crate::health::{Health, Told};
-use crate::identity::{Network, Secret};
+use crate::identity::{KeyHash, Network};
 use crate::json::Document;
 use crate::load::Load;
 use crate::login_throttle::LoginThrottle;
@@ -64,7 +64,7 @@ pub enum EndpointDecision {
 }
 
 /// The health check: always 200 while the filter serves, because it goes on serving whatever else fails.
-pub fn health(method: &[u8], config: &Config, control: Control) -> EndpointReply {
+pub fn health(method: &[u8], config: &Config, control: Control, lacks_documents: bool) -> EndpointReply {
     if !is_read(method) {
         return method_not_allowed("GET, HEAD");
     }
@@ -73,8 +73,12 @@ pub fn health(method: &[u8], config: &Config, control: Control) -> EndpointReply
         (Some(_), Redis::Connected) => ("healthy", "connected"),
         (Some(_), Redis::Unknown | Redis::Disconnected) => ("degraded", "disconnected"),
     };
+    let (status, documents) = match lacks_documents {
+        true => ("degraded", r#","documents":"missing""#),
+        false => (status, ""),
+    };
     let health = control.health();
-    ok(format!(r#"{{"status":"{status}","redis":"{redis}","health":"{health}"}}"#))
+    ok(format!(r#"{{"status":"{status}","redis":"{redis}","health":"{health}"{documents}}}"#))
 }
 
 /// Shows health, or starts to change it.
@@ -169,9 +173,9 @@ fn is_read(method: &[u8]) -> bool {
     matches!(method, b"GET" | b"HEAD")
 }
 
-fn is_admin(token: &[u8], expected: Option<Secret>) -> bool {
+fn is_admin(token: &[u8], expected: Option<KeyHash>) -> bool {
     let expected = expected.filter(|_| (1..=MAX_TOKEN_BYTES).contains(&token.len()));
-    expected.is_some_and(|expected| Secret::of(token).matches(expected))
+    expected.is_some_and(|expected| KeyHash::of(token).matches(expected))
 }
 
 fn parse_status(body: &[u8], measured: Option<Measured>) -> Result<Told, String> {

@@ -10,18 +10,24 @@ mod store;
 mod tiers;
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use crate::identity::{Network, Secret};
+use crate::identity::{KeyHash, Network};
 use crate::json::{Document, Field, Fields};
 use crate::shown::{listed, quoted};
-use crate::store::redis::session::Credentials;
 use crate::tier::Tier;
 
 pub use health::Measured;
-pub use keys::{Caller, KeyEntry, parse_api_keys};
-pub use store::{OnFailure, RedisSettings};
-pub use tiers::{built_in_tiers, parse_tiers};
+pub use keys::{
+    Caller, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_ID_BYTES, NamedTier, parse_api_keys, parse_key_document,
+    parse_key_members,
+};
+pub use store::{Credentials, OnFailure, RedisSettings};
+pub use tiers::{
+    MAX_TIERS, TIER_DOCUMENT, built_in_tiers, check_count, parse_tier_document, parse_tier_members,
+    parse_tiers,
+};
 
 /// Longest name of a tier or namespace, in bytes.
 const MAX_NAME_BYTES: usize = 64;
@@ -61,7 +67,7 @@ pub struct ConfigSource {
 #[derive(Clone, Debug)]
 pub struct Admin {
     /// Hash of the token that changes health; without one, nobody may.
-    pub token: Option<Secret>,
+    pub token: Option<KeyHash>,
     /// Path of the health check; `None` disables it.
     pub health_path: Option<String>,
     /// Path that shows and changes health; `None` disables it.
@@ -171,6 +177,16 @@ impl Plugin {
         Ok(plugin)
     }
 
+    /// What documents have to fit, as a number: the same for plugin configurations that they fit alike.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.default_tier.name.hash(&mut hasher);
+        for tier in self.tiers.iter().flatten() {
+            tier.name.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     /// Whether tiers will come from a document, so that names of tiers cannot be checked before it is there.
     fn awaits_tiers(&self) -> bool {
         let source = self.settings.config_source.as_ref();
@@ -178,13 +194,13 @@ impl Plugin {
     }
 }
 
-/// Tiers and keys that were fetched; they replace those of the plugin configuration.
+/// Documents that were fetched; they replace what the plugin configuration says.
 #[derive(Clone, Debug, Default)]
 pub struct Documents {
     /// The tier document.
     pub tiers: Option<Vec<Tier>>,
-    /// The key document.
-    pub api_keys: Option<Vec<KeyEntry>>,
+    /// What the key document says about tiers. Its keys are looked up where they are published.
+    pub keys: Option<KeySummary>,
 }
 
 /// What the limiter runs on.
@@ -196,7 +212,11 @@ pub struct Config {
     pub tiers: Vec<Rc<Tier>>,
     /// The tier of callers without a known key.
     pub default_tier: Rc<Tier>,
-    callers: HashMap<Secret, Rc<Caller>>,
+    /// The tiers that the fetched key document names, in its order.
+    pub key_tiers: Vec<Rc<Tier>>,
+    /// The keys of the plugin configuration, where no others were fetched.
+    callers: HashMap<KeyHash, Rc<Caller>>,
+    keys: usize,
 }
 
 impl Config {
@@ -209,35 +229,46 @@ impl Config {
         let lenient = plugin.awaits_tiers() && documents.tiers.is_none();
         let fetched = documents.tiers.clone().or_else(|| plugin.tiers.clone());
         let tiers: Vec<Rc<Tier>> = fetched.unwrap_or_else(built_in_tiers).into_iter().map(Rc::new).collect();
-        let named = |name: &str| tiers.iter().find(|tier| tier.name == name).cloned();
+        let by_name: HashMap<&str, &Rc<Tier>> = tiers.iter().map(|tier| (tier.name.as_str(), tier)).collect();
         let known = || listed(tiers.iter().map(|tier| tier.name.as_str()));
 
         let DefaultTier { name, field } = &plugin.default_tier;
-        let default_tier = named(name)
-            .or_else(|| tiers.first().filter(|_| lenient).cloned())
-            .ok_or_else(|| format!("{field}: found {}, wanted one of the tiers {}", quoted(name), known()))?;
-        let entries = documents.api_keys.as_ref().unwrap_or(&plugin.api_keys);
-        let namespace = &plugin.settings.namespace;
-        let callers = entries
-            .iter()
-            .map(|entry| {
-                let tier = named(&entry.tier).or_else(|| lenient.then(|| default_tier.clone()));
-                let tier = tier.ok_or_else(|| entry.unknown_tier(&known()))?;
-                Ok((entry.key, Rc::new(Caller::new(entry, tier, namespace))))
-            })
-            .collect::<Result<_, String>>()?;
+        let default_tier =
+            by_name.get(name.as_str()).copied().or_else(|| tiers.first().filter(|_| lenient)).ok_or_else(
+                || format!("{field}: found {}, wanted one of the tiers {}", quoted(name), known()),
+            )?;
+        let named =
+            |name: &str| by_name.get(name).copied().or_else(|| lenient.then_some(default_tier)).cloned();
+        let find = |tier: &NamedTier| named(&tier.name).ok_or_else(|| tier.unknown(&known()));
 
-        Ok(Self { settings: plugin.settings.clone(), tiers, default_tier, callers })
+        let mut key_tiers = Vec::new();
+        let mut callers = HashMap::new();
+        let keys = match &documents.keys {
+            Some(summary) => {
+                key_tiers = summary.tiers.iter().map(find).collect::<Result<_, _>>()?;
+                summary.keys as usize
+            }
+            None => {
+                for entry in &plugin.api_keys {
+                    let tier = find(&NamedTier { name: entry.tier.clone(), number: entry.number })?;
+                    let caller = Caller::new(tier, entry.bucket(), &plugin.settings.namespace);
+                    callers.insert(entry.key, Rc::new(caller));
+                }
+                callers.len()
+            }
+        };
+        let default_tier = default_tier.clone();
+        Ok(Self { settings: plugin.settings.clone(), tiers, default_tier, key_tiers, callers, keys })
     }
 
-    /// The caller whose key this is.
-    pub fn caller(&self, key: Secret) -> Option<Rc<Caller>> {
+    /// The caller whose key this is, where the plugin configuration has it.
+    pub fn caller(&self, key: KeyHash) -> Option<Rc<Caller>> {
         self.callers.get(&key).cloned()
     }
 
     /// How many keys are known.
-    pub fn callers(&self) -> usize {
-        self.callers.len()
+    pub fn keys(&self) -> usize {
+        self.keys
     }
 
     /// The network that a client address is counted as.
@@ -317,7 +348,7 @@ fn admin(field: Option<Field>, environment: &Environment) -> Result<Admin, Strin
     if let Some(field) = field {
         let fields = field.fields(&["token_sha256", "health_path", "system_health_path"])?;
         if let Some(field) = fields.get("token_sha256").filter(|field| !field.is_null()) {
-            let digits = field.as_text().and_then(Secret::from_hex);
+            let digits = field.as_text().and_then(KeyHash::from_hex);
             token =
                 Some(digits.ok_or_else(|| field.wanted("the SHA-256 of a token in 64 hexadecimal digits"))?);
         }
@@ -328,7 +359,7 @@ fn admin(field: Option<Field>, environment: &Environment) -> Result<Admin, Strin
         }
     }
     if let Some(plain) = &environment.admin_token {
-        token = Some(Secret::of(plain));
+        token = Some(KeyHash::of(plain));
     }
     Ok(Admin { token, health_path, system_health_path })
 }

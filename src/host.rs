@@ -1,16 +1,18 @@
 //! The door to Envoy: the only code that knows the proxy-wasm ABI, compiled for wasm alone.
 //!
-//! [`root`] is the plugin (configuration, ticks, fetched documents), [`http`] one request, [`worker`] what the
+//! [`root`] is the plugin (configuration, ticks), [`fetch`] its documents on their way, [`http`] one request, [`worker`] what the
 //! requests of a worker share, [`pipe`] its stream to Redis, [`bridge`] that stream's other end, [`log`] what it writes, and the rest are
 //! the host calls that the limiter asks for through its traits.
 
 mod bridge;
 mod calls;
+mod fetch;
 mod http;
 mod log;
 mod metrics;
 mod pipe;
 mod root;
+mod ticks;
 mod worker;
 
 use std::hash::{BuildHasher, Hasher, RandomState};

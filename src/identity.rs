@@ -13,12 +13,12 @@ pub const MAX_KEY_BYTES: usize = 256;
 
 /// SHA-256 of an API key or an admin token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Secret([u8; 32]);
+pub struct KeyHash([u8; 32]);
 
-impl Secret {
+impl KeyHash {
     /// The hash of `plain`.
     pub fn of(plain: &[u8]) -> Self {
-        Secret(Sha256::digest(plain).into())
+        KeyHash(Sha256::digest(plain).into())
     }
 
     /// Reads 64 hexadecimal digits, either case.
@@ -32,17 +32,22 @@ impl Secret {
             let [high, low] = pair else { return None };
             *byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
         }
-        Some(Secret(hash))
+        Some(KeyHash(hash))
+    }
+
+    /// The hash itself.
+    pub fn bytes(self) -> [u8; 32] {
+        self.0
     }
 
     /// The hash in 64 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.0)
     }
 
     /// The first 16 of the 64 digits: names a bucket whose key has no `id`.
     pub fn short_hex(self) -> String {
-        self.to_hex().chars().take(16).collect()
+        hex(self.0.get(..8).unwrap_or_default())
     }
 
     /// Compares in time that does not depend on where two hashes differ.
@@ -53,10 +58,15 @@ impl Secret {
 }
 
 /// Shows nothing: a hash of a short secret can be guessed back.
-impl fmt::Debug for Secret {
+impl fmt::Debug for KeyHash {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Secret(…)")
+        formatter.write_str("KeyHash(…)")
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0x0f)]).collect()
 }
 
 fn hex_digit(digit: u8) -> Option<u8> {

@@ -140,9 +140,9 @@ impl<'a> Field<'a> {
         matches!(self.value, Value::Text(_))
     }
 
-    /// The members of an object whose names may be secrets: errors call them by their number, from 1.
-    pub fn secret_members(&self) -> Result<Vec<(&'a str, Field<'a>)>, String> {
-        self.members_called(|number, _| format!("{}[{number}]", self.path))
+    /// The members of an object whose names may be secrets: errors call them by their number, beginning with `first`.
+    pub fn secret_members(&self, first: u32) -> Result<Vec<(&'a str, Field<'a>)>, String> {
+        self.members_called(|number, _| format!("{}[{}]", self.path, first as usize + number - 1))
     }
 
     /// An object that has no members but `known`. Within a secret no other name is shown: it may be a secret that

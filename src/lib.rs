@@ -30,7 +30,9 @@
 
 pub mod admin;
 pub mod bucket;
+pub mod callers;
 pub mod charge;
+pub mod codec;
 pub mod config;
 pub mod control;
 pub mod documents;
@@ -47,6 +49,7 @@ pub mod login_throttle;
 pub mod measuring;
 pub mod metrics;
 pub mod overload;
+pub mod record_key;
 pub mod reply;
 pub mod request;
 pub mod requests;

@@ -7,15 +7,16 @@
 use std::rc::Rc;
 
 use crate::admin::{self, AdminResult, EndpointDecision, EndpointReply, PendingChange};
-use crate::bucket::{Outcome, Verdict};
+use crate::bucket::{self, Verdict};
+use crate::callers::Callers;
 use crate::charge::{Charge, Payer};
-use crate::config::{Config, ConfigSource, Documents, OnFailure, Plugin};
+use crate::config::{Caller, Config, Documents, OnFailure, Plugin};
 use crate::control::{Control, Redis};
-use crate::documents::{self, Failure, Fetched, Texts};
+use crate::documents::{Fetched, Finished, Outcome, Outdated, Publication, Published, SourceRecords};
 use crate::fleet::{Answered, Charged, Fleet, NotAsked};
 use crate::generation::Role;
 use crate::health::{Health, Told};
-use crate::identity::{MAX_KEY_BYTES, Network, Secret};
+use crate::identity::{KeyHash, MAX_KEY_BYTES, Network};
 use crate::load::Tally;
 use crate::measuring::{self, Measuring};
 use crate::metrics::{self, Metrics, Status};
@@ -29,6 +30,13 @@ const BLOCKED_WAIT_US: u64 = 60_000_000;
 
 /// What a caller is told to wait when the store gave no answer, in microseconds.
 const CONTENDED_WAIT_US: u64 = 1_000_000;
+
+/// How long requests of a worker wait for its first documents, in microseconds, counted from the first that does.
+pub const HOLD_US: u64 = 1_000_000;
+
+/// How often a key is looked up again because documents have changed meanwhile. Each time is a whole publication between
+/// two host calls of one request, so that even the second is not seen in practice.
+const MAX_LOOKUPS: usize = 4;
 
 /// What happens to a request.
 #[derive(Debug)]
@@ -70,6 +78,18 @@ pub struct Limiter {
     measuring: Option<Measuring>,
     /// The documents that `config` was made with.
     documents: u32,
+    /// Where documents are published, where they are fetched.
+    records: Option<SourceRecords>,
+    /// Whether a document has neither been applied nor refused yet.
+    lacks_documents: bool,
+    /// Until when requests wait for documents, once one does.
+    holds_until_us: Option<u64>,
+    /// Whether they do not any more.
+    has_stopped_holding: bool,
+    /// Fetched documents that this worker is publishing.
+    publication: Option<Publication>,
+    /// The known keys.
+    callers: Callers,
     /// Turns the store's clock into Unix time.
     unix_offset_us: u64,
     /// What was counted and not yet handed to Envoy.
@@ -89,6 +109,8 @@ impl Limiter {
         let bounds = settings.measured;
         let measuring =
             bounds.map(|bounds| Measuring::new(bounds, &settings.namespace, hash_key.0, data.now_us()));
+        let source = settings.config_source.as_ref();
+        let records = source.map(|source| SourceRecords::new(&settings.namespace, source));
         let mut limiter = Self {
             plugin,
             config: Rc::new(config),
@@ -99,6 +121,12 @@ impl Limiter {
             fleet,
             measuring,
             documents: 0,
+            lacks_documents: records.is_some(),
+            records,
+            holds_until_us: None,
+            has_stopped_holding: false,
+            publication: None,
+            callers: Callers::default(),
             unix_offset_us: 0,
             metrics: Metrics::default(),
         };
@@ -124,6 +152,28 @@ impl Limiter {
 
     /// Decides about a request.
     pub fn decide(&mut self, request: &impl Request, data: &impl SharedData, arrival: Arrival) -> Decision {
+        let may_wait = true;
+        self.decide_or_wait(request, data, arrival, may_wait)
+    }
+
+    /// Decides about a request although documents are missing.
+    pub fn decide_without_documents(
+        &mut self,
+        request: &impl Request,
+        data: &impl SharedData,
+        arrival: Arrival,
+    ) -> Decision {
+        let may_wait = false;
+        self.decide_or_wait(request, data, arrival, may_wait)
+    }
+
+    fn decide_or_wait(
+        &mut self,
+        request: &impl Request,
+        data: &impl SharedData,
+        arrival: Arrival,
+        may_wait: bool,
+    ) -> Decision {
         let control = self.control(data);
         let config = self.config.clone();
         // CONNECT has no path, and then no endpoint or exemption to match.
@@ -139,7 +189,28 @@ impl Limiter {
             self.metrics.request(&config.default_tier, Status::Exempt, None);
             return Decision::Exempt;
         }
+        if self.lacks_documents && may_wait && self.must_hold(arrival.at_us, data) {
+            return Decision::AwaitsDocuments;
+        }
         self.limit(request, &config, control.health(), data, arrival)
+    }
+
+    /// Whether requests wait for documents now: from the first one on, for as long as a document is missing, but for
+    /// [`HOLD_US`] at most.
+    pub fn must_hold(&mut self, now_us: u64, data: &impl SharedData) -> bool {
+        self.control(data);
+        if !self.lacks_documents {
+            return false;
+        }
+        let until_us = *self.holds_until_us.get_or_insert(now_us.saturating_add(HOLD_US));
+        let is_over = now_us >= until_us;
+        if is_over && !self.has_stopped_holding {
+            self.has_stopped_holding = true;
+            if self.records.as_ref().is_some_and(|records| records.first_to_miss(data)) {
+                log::warn!("documents are missing: the plugin configuration decides until they are there");
+            }
+        }
+        !is_over
     }
 
     /// Carries out a change of health whose body has come.
@@ -215,27 +286,56 @@ impl Limiter {
         }
     }
 
-    /// Puts documents fetched from `source` into force for all workers, and says what is wrong with those that it
-    /// leaves out.
-    pub fn publish(&mut self, source: &ConfigSource, fetched: Fetched, data: &impl SharedData) {
-        let settings = self.config.settings.clone();
-        let namespace = &settings.namespace;
-        let last = Texts::published(data, namespace, source).unwrap_or_default();
-        let (texts, mut failure) = fetched.good_ones(last);
-        match self.check_and_publish(texts, namespace, source, data) {
-            Ok(true) => {
-                self.refresh(data);
-                log::info!("documents applied: {}", self.summary());
-                self.metrics.count(metrics::CONFIG_APPLIED, 1);
-            }
-            Ok(false) => {}
-            Err(misfit) => failure = failure.or(Some(misfit)),
+    /// Where documents are published, where they are fetched.
+    pub fn records(&self) -> Option<&SourceRecords> {
+        self.records.as_ref()
+    }
+
+    /// Whether a document has neither been applied nor refused yet.
+    pub fn lacks_documents(&self) -> bool {
+        self.lacks_documents
+    }
+
+    /// Begins to put fetched documents into force for all workers: [`Limiter::publish`] goes on with it.
+    pub fn begin_publication(&mut self, fetched: Fetched, data: &impl SharedData) {
+        if let Some(records) = self.records.clone() {
+            self.publication = Some(Publication::new(fetched, &self.plugin, records, data));
         }
-        let Some(failure) = failure else {
-            return documents::note_success(data, namespace, source);
+    }
+
+    /// Whether there is a publication to go on with.
+    pub fn is_publishing(&self) -> bool {
+        self.publication.is_some()
+    }
+
+    /// Leaves a publication unfinished: nothing of it holds.
+    pub fn drop_publication(&mut self) {
+        self.publication = None;
+    }
+
+    /// Does a slice of the work that a publication takes, and says at its end what is wrong with documents that it leaves
+    /// out.
+    pub fn publish(&mut self, data: &impl SharedData) {
+        let Some(outcome) =
+            self.publication.as_mut().and_then(|publication| publication.work(&self.plugin, data))
+        else {
+            return;
         };
-        if documents::note_failure(data, namespace, source, &failure) {
-            log::warn!("documents rejected, the last good ones stay: {}", failure.reason);
+        self.publication = None;
+        let Outcome::Finished(Finished { is_applied, is_changed, complaint }) = outcome else { return };
+        if is_changed {
+            let next =
+                |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
+            // Where this loses every race, the next change that is announced tells of it.
+            let _ = Control::change(data, &self.control_key, next);
+            self.refresh(data);
+        }
+        if is_applied {
+            log::info!("documents applied: {}", self.summary());
+            self.metrics.count(metrics::CONFIG_APPLIED, 1);
+        }
+        if let Some(complaint) = complaint {
+            log::warn!("documents rejected, the last good ones stay: {complaint}");
             self.metrics.count(metrics::CONFIG_REJECTED, 1);
         }
     }
@@ -246,7 +346,7 @@ impl Limiter {
         format!(
             "{} tiers, {} keys, default tier {}",
             config.tiers.len(),
-            config.callers(),
+            config.keys(),
             config.default_tier.name
         )
     }
@@ -286,14 +386,17 @@ impl Limiter {
     }
 
     fn adopt_documents(&mut self, data: &impl SharedData) {
-        let settings = &self.config.settings;
-        let source = settings.config_source.as_ref();
-        let published = source.and_then(|source| Texts::published(data, &settings.namespace, source));
-        let Some(texts) = published else { return };
-        match texts.parse().and_then(|documents| Config::new(&self.plugin, &documents)) {
+        let Some(records) = &self.records else { return };
+        let published = Published::read(data, records);
+        self.lacks_documents = published.is_missing(records);
+        if published.tiers.is_none() && published.keys.is_none() {
+            return;
+        }
+        match Config::new(&self.plugin, &published.documents()) {
             Ok(config) => {
                 self.metrics.define_tiers(&config.tiers);
                 self.config = Rc::new(config);
+                self.callers = Callers::new(published.keys.map(|keys| (keys.table, records.prefix.clone())));
             }
             // They fitted the plugin configuration they were fetched with, and do not fit this newer one.
             Err(error) => {
@@ -302,28 +405,16 @@ impl Limiter {
         }
     }
 
-    /// Publishes texts that fit each other and the plugin configuration; false where they are published already.
-    fn check_and_publish(
-        &self,
-        texts: Texts,
-        namespace: &str,
-        source: &ConfigSource,
-        data: &impl SharedData,
-    ) -> Result<bool, Failure> {
-        if texts == Texts::default() {
-            return Ok(false);
+    /// The caller whose key this is.
+    fn caller(&mut self, key: KeyHash, data: &impl SharedData) -> Option<Rc<Caller>> {
+        for _ in 0..MAX_LOOKUPS {
+            match self.callers.find(key, &self.config, data) {
+                Ok(caller) => return caller,
+                // A later document is being written where this one was: so another has come into force meanwhile.
+                Err(Outdated) => self.refresh(data),
+            }
         }
-        let wrong = |reason| Failure::wrong(reason, &texts);
-        let documents = texts.parse().map_err(wrong)?;
-        Config::new(&self.plugin, &documents).map_err(wrong)?;
-        let contended = |Contended| Failure::unreachable("shared data is contended".to_owned());
-        let changed = texts.without_keys(&documents).publish(data, namespace, source).map_err(contended)?;
-        if changed {
-            let next =
-                |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
-            Control::change(data, &self.control_key, next).map_err(contended)?;
-        }
-        Ok(changed)
+        None
     }
 
     fn endpoint(
@@ -338,7 +429,7 @@ impl Limiter {
         let is =
             |endpoint: &Option<String>| endpoint.as_ref().is_some_and(|endpoint| path == endpoint.as_bytes());
         let answered = if is(&paths.health_path) {
-            EndpointDecision::Reply(admin::health(&method(request), config, control))
+            EndpointDecision::Reply(admin::health(&method(request), config, control, self.lacks_documents))
         } else if is(&paths.system_health_path) {
             let unix_us = self.unix_us(data.now_us());
             admin::system_health(&method(request), request, config, &self.table, control, data, unix_us)
@@ -364,7 +455,7 @@ impl Limiter {
     ) -> Decision {
         let key = request.header("x-api-key");
         let known = key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
-        let caller = known.and_then(|key| config.caller(Secret::of(&key)));
+        let caller = known.and_then(|key| self.caller(KeyHash::of(&key), data));
         let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
         let payer = || match &caller {
             Some(caller) => Payer::Key(caller.clone()),
@@ -445,11 +536,11 @@ impl Limiter {
         let answer = Answer { tier: tier.clone(), health: *health, verdict: Some(verdict), now_us };
         let remaining = Some(verdict.remaining);
         match verdict.outcome {
-            Outcome::Admitted => {
+            bucket::Outcome::Admitted => {
                 self.count(tier, Status::Allowed, remaining);
                 Decision::Admitted(answer)
             }
-            Outcome::Refused => {
+            bucket::Outcome::Refused => {
                 self.count(tier, Status::Limited, remaining);
                 Decision::Refused(answer)
             }
@@ -527,7 +618,7 @@ impl Limiter {
 }
 
 fn refusal(capacity: u32, wait_us: u64) -> Verdict {
-    Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us }
+    Verdict { outcome: bucket::Outcome::Refused, capacity, remaining: 0, wait_us }
 }
 
 fn method(request: &impl Request) -> Vec<u8> {

@@ -16,6 +16,9 @@ const BODY_TIMEOUT_US: u64 = 10_000_000;
 /// Most admin requests of one worker that wait for a body at a time. Each has shown the admin token.
 const MAX_AWAITED_BODIES: usize = 64;
 
+/// Most requests of one worker that wait for documents at a time; any others are decided without them.
+const MAX_WAITING_FOR_DOCUMENTS: usize = 2_048;
+
 /// Where a request is between its headers and its end.
 #[derive(Clone, Debug)]
 pub enum State {
@@ -57,12 +60,24 @@ pub struct Requests {
     by_id: HashMap<RequestId, InProgress, BuildHasherDefault<IdHasher>>,
     /// The admin requests that wait for a body, earliest deadline first.
     body_deadlines: BTreeSet<(u64, RequestId)>,
+    /// How many requests wait for documents.
+    waiting_for_documents: usize,
 }
 
 impl Requests {
     /// Holds a request until the first documents have been applied or refused.
     pub fn wait_for_documents(&mut self, id: RequestId, arrived_us: u64) {
         self.enter(id, arrived_us, State::WaitsForDocuments);
+    }
+
+    /// Whether one more request may wait for documents.
+    pub fn may_wait_for_documents(&self) -> bool {
+        self.waiting_for_documents < MAX_WAITING_FOR_DOCUMENTS
+    }
+
+    /// Whether a request waits for documents.
+    pub fn any_waits_for_documents(&self) -> bool {
+        self.waiting_for_documents > 0
     }
 
     /// Holds a request until Redis has decided.
@@ -105,8 +120,12 @@ impl Requests {
     /// Takes the request out: it was answered, its client left, or it is decided anew.
     pub fn end(&mut self, id: RequestId) -> Option<InProgress> {
         let ended = self.by_id.remove(&id)?;
-        if matches!(ended.state, State::WaitsForBody(..)) {
-            self.body_deadlines.remove(&(body_deadline_us(ended.arrived_us), id));
+        match ended.state {
+            State::WaitsForBody(..) => {
+                self.body_deadlines.remove(&(body_deadline_us(ended.arrived_us), id));
+            }
+            State::WaitsForDocuments => self.waiting_for_documents -= 1,
+            State::WaitsForRedis | State::SentOn(_) => {}
         }
         Some(ended)
     }
@@ -129,6 +148,7 @@ impl Requests {
 
     fn enter(&mut self, id: RequestId, arrived_us: u64, state: State) {
         self.end(id);
+        self.waiting_for_documents += usize::from(matches!(state, State::WaitsForDocuments));
         self.by_id.insert(id, InProgress { arrived_us, state });
     }
 }

@@ -8,8 +8,9 @@ mod address_table;
 mod keyed;
 pub mod redis;
 
+pub use crate::record_key::{keyed_bucket_key, record_key};
 pub use address_table::AddressTable;
-pub use keyed::{keyed_bucket_key, take_keyed};
+pub use keyed::take_keyed;
 
 use crate::bucket::Verdict;
 
@@ -92,11 +93,4 @@ pub struct Taken {
     pub now_us: u64,
     /// Whether another address lost its place in the table.
     pub evicted: bool,
-}
-
-/// The key of a record in shared data that belongs to `namespace`.
-///
-/// Everything is prefixed, because plugins of one VM share the map, and Istio runs all of them in one.
-pub fn record_key(namespace: &str, record: &str) -> String {
-    format!("rate_limiter/{namespace}/{record}")
 }

@@ -2,7 +2,7 @@
 
 use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, Plugin};
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::identity::Secret;
+use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::tier::{Allowance, Limit};
 
 fn parse(json: &str) -> Result<Plugin, String> {
@@ -49,7 +49,7 @@ fn without_any_configuration_the_built_in_tiers_hold_and_nobody_is_known() {
     for empty in ["", " \n", "{}"] {
         let config = config(empty);
         assert_eq!(config.default_tier.name, "free");
-        assert_eq!(config.callers(), 0);
+        assert_eq!(config.keys(), 0);
         assert!(config.settings.admin.token.is_none() && config.settings.config_source.is_none());
         assert_eq!(config.settings.max_buckets, 65_536);
         assert_eq!(allowances(&config, "free"), (limited(10, 1_000_000), limited(2, 500_000)));
@@ -68,7 +68,7 @@ fn the_shipped_files_say_what_is_built_in() {
     let (shipped, built_in) = (config(&files), config(""));
     assert_eq!(shipped.tiers, built_in.tiers);
     for key in ["free", "pro", "enterprise"] {
-        let caller = shipped.caller(Secret::of(key.as_bytes())).expect("a known key");
+        let caller = shipped.caller(KeyHash::of(key.as_bytes())).expect("a known key");
         assert_eq!((caller.tier.name.as_str(), caller.bucket.as_str()), (key, key));
     }
 }
@@ -121,13 +121,13 @@ fn keys_are_known_as_themselves_or_by_their_hash_and_name_their_bucket() {
             "legacy-key": "free"}}"#,
     );
     let caller = |key: &str| {
-        let caller = config.caller(Secret::of(key.as_bytes()))?;
+        let caller = config.caller(KeyHash::of(key.as_bytes()))?;
         Some((caller.tier.name.clone(), caller.bucket.clone()))
     };
     let known = |tier: &str, bucket: &str| Some((tier.to_owned(), bucket.to_owned()));
     assert_eq!(caller("plain"), known("pro", "acme"));
     assert_eq!(caller("abc"), known("enterprise", "ba7816bf8f01cfea"));
-    assert_eq!(caller("legacy-key"), known("free", &Secret::of(b"legacy-key").short_hex()));
+    assert_eq!(caller("legacy-key"), known("free", &KeyHash::of(b"legacy-key").short_hex()));
     assert_eq!(caller("Plain"), None);
     let shown = format!("{config:?}");
     for key in ["\"plain\"", "legacy-key", "BA7816", "5dae2223"] {
@@ -151,8 +151,8 @@ fn the_environment_wins_over_the_json() {
         let ttl = config.settings.config_source.as_ref().map(|source| source.ttl_seconds);
         (config.settings.admin.token, config.default_tier.name.clone(), ttl)
     };
-    assert_eq!(seen(&Environment::default()), (Some(Secret::of(b"abc")), "pro".to_owned(), Some(7)));
-    let token = Some(Secret::of(b"from the environment"));
+    assert_eq!(seen(&Environment::default()), (Some(KeyHash::of(b"abc")), "pro".to_owned(), Some(7)));
+    let token = Some(KeyHash::of(b"from the environment"));
     assert_eq!(seen(&environment), (token, "enterprise".to_owned(), Some(30)));
 }
 
@@ -190,7 +190,7 @@ fn names_of_tiers_are_not_checked_while_the_tier_document_is_awaited() {
     let before = Config::new(&plugin, &Documents::default()).expect("a start");
     assert_eq!(before.default_tier.name, "free");
     assert_eq!(
-        before.caller(Secret::of(b"k")).map(|caller| caller.tier.name.clone()),
+        before.caller(KeyHash::of(b"k")).map(|caller| caller.tier.name.clone()),
         Some("free".to_owned())
     );
     assert!(

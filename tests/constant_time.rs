@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use common::random::{Random, seed_from_env};
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, limiter};
-use dynamic_rate_limiter::identity::Secret;
+use dynamic_rate_limiter::identity::KeyHash;
 
 /// Calls that are timed for each pair.
 const CALLS: u32 = 400_000;
@@ -69,13 +69,13 @@ fn t(random: &mut Random, mut call: impl FnMut(usize)) -> f64 {
 #[ignore = "timed: run it by itself, on a quiet machine"]
 fn the_time_of_a_comparison_does_not_tell_where_two_hashes_differ() {
     let mut random = Random::new(seed_from_env("TIMING_SEED"));
-    let right = Secret::of(TOKEN.as_bytes());
+    let right = KeyHash::of(TOKEN.as_bytes());
     let hex = right.to_hex();
     let with =
         |first: &str, last: &str| format!("{first}{}{last}", &hex[first.len()..hex.len() - last.len()]);
     let other = |digits: &str| if digits.starts_with('0') { "1" } else { "0" };
-    let differs_first = Secret::from_hex(&with(other(&hex), "")).expect("a hash");
-    let differs_last = Secret::from_hex(&with("", other(&hex[63..]))).expect("a hash");
+    let differs_first = KeyHash::from_hex(&with(other(&hex), "")).expect("a hash");
+    let differs_last = KeyHash::from_hex(&with("", other(&hex[63..]))).expect("a hash");
     for (what, pair) in [
         ("the first digit or the last", [differs_first, differs_last]),
         ("the first digit or none", [differs_first, right]),
@@ -94,7 +94,7 @@ fn the_time_of_a_comparison_does_not_tell_where_two_hashes_differ() {
 #[ignore = "timed: run it by itself, on a quiet machine"]
 fn a_comparison_that_stops_at_the_first_difference_is_found() {
     let mut random = Random::new(seed_from_env("TIMING_SEED"));
-    let hex = Secret::of(TOKEN.as_bytes()).to_hex().into_bytes();
+    let hex = KeyHash::of(TOKEN.as_bytes()).to_hex().into_bytes();
     let [mut differs_first, mut differs_last] = [hex.clone(), hex.clone()];
     (differs_first[0], differs_last[63]) = (b'x', b'x');
     let pair = [differs_first, differs_last];

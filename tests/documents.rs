@@ -2,11 +2,14 @@
 
 mod common;
 
-use common::{FakeData, FakeRequest, SECOND, limiter, seen};
-use dynamic_rate_limiter::config::ConfigSource;
-use dynamic_rate_limiter::documents::{Fetched, Texts, claim_fetch};
-use dynamic_rate_limiter::limiter::Limiter;
+use common::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
+use dynamic_rate_limiter::config::{ConfigSource, Environment, Plugin};
+use dynamic_rate_limiter::documents::{Fetched, Finished, Outcome, Publication, SourceRecords, claim_fetch};
+use dynamic_rate_limiter::identity::KeyHash;
+use dynamic_rate_limiter::limiter::{Decision, HOLD_US, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::request::Arrival;
+use dynamic_rate_limiter::store::SharedData;
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -15,10 +18,27 @@ fn texts(tiers: &str, api_keys: &str) -> Fetched {
     Fetched { tiers: Some(Ok(tiers.into())), api_keys: Some(Ok(api_keys.into())) }
 }
 
-fn source(ttl_seconds: u32) -> ConfigSource {
+fn records(namespace: &str, ttl_seconds: u32) -> SourceRecords {
     let path = |path: &str| Some(path.to_owned());
     let [tiers, api_keys] = [path("/tiers.json"), path("/api_keys.json")];
-    ConfigSource { cluster: "files".to_owned(), tiers, api_keys, ttl_seconds }
+    SourceRecords::new(namespace, &ConfigSource { cluster: "files".to_owned(), tiers, api_keys, ttl_seconds })
+}
+
+/// Publishes all of it; says in how many slices.
+fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
+    limiter.begin_publication(fetched, data);
+    for slices in 0..100_000 {
+        if !limiter.is_publishing() {
+            return slices;
+        }
+        limiter.publish(data);
+    }
+    panic!("a publication that does not end");
+}
+
+/// Whether a request waits for documents.
+fn waits(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> bool {
+    matches!(limiter.decide(request, data, ARRIVAL), Decision::AwaitsDocuments)
 }
 
 const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
@@ -28,20 +48,23 @@ fn documents_that_one_worker_fetched_hold_for_all_at_their_next_request() {
     let data = FakeData::at(SECOND);
     let (mut first, mut second) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
     let gold = FakeRequest::get("/").with("x-api-key", "canary-key");
-    assert_eq!(seen(&mut second, &data, &gold), ("free".to_owned(), Some(9)));
-    first.publish(&source(20), texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
+    assert!(waits(&mut second, &data, &gold), "until there is a word about the documents");
+    publish(&mut first, texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
     assert_eq!(seen(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
     assert_eq!(seen(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
     let mut third = limiter(&data, SOURCE);
     assert_eq!(seen(&mut third, &data, &gold), ("gold".to_owned(), Some(98)), "a reload finds them at once");
-    let published = Texts::published(&data, "default", &source(20)).expect("published texts");
-    assert!(!String::from_utf8_lossy(&published.api_keys.unwrap_or_default()).contains("canary-key"));
+    for key in data.keys() {
+        let (value, _) = data.get(&key).expect("a record");
+        let text = format!("{key} {}", String::from_utf8_lossy(&value));
+        assert!(!text.contains("canary-key"), "{text}");
+    }
 }
 
 #[test]
 fn documents_hold_for_configurations_with_the_same_source_alone() {
     let data = FakeData::at(SECOND);
-    limiter(&data, SOURCE).publish(&source(20), texts(TIERS, r#"{"k": "gold"}"#), &data);
+    publish(&mut limiter(&data, SOURCE), texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
     assert_eq!(seen(&mut limiter(&data, SOURCE), &data, &gold).0, "gold");
     let slower = SOURCE.replace("\"cluster\"", "\"ttl_seconds\": 60, \"cluster\"");
@@ -50,16 +73,17 @@ fn documents_hold_for_configurations_with_the_same_source_alone() {
         "gold",
         "how often it is read does not matter"
     );
-    for other in [SOURCE.replace("files", "others"), SOURCE.replace("/tiers", "/t"), "{}".to_owned()] {
-        assert_eq!(seen(&mut limiter(&data, &other), &data, &gold).0, "free", "{other}");
+    for other in [SOURCE.replace("files", "others"), SOURCE.replace("/tiers", "/t")] {
+        assert!(waits(&mut limiter(&data, &other), &data, &gold), "{other}");
     }
+    assert_eq!(seen(&mut limiter(&data, "{}"), &data, &gold).0, "free");
 }
 
 #[test]
 fn bad_documents_change_nothing_and_are_complained_about_once() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
-    limiter.publish(&source(20), texts(TIERS, r#"{"k": "gold"}"#), &data);
+    publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
     let rejected = |limiter: &mut Limiter| {
         let counted = |sample: &Sample| match sample {
@@ -75,16 +99,16 @@ fn bad_documents_change_nothing_and_are_complained_about_once() {
         texts(r#"{"other": {"unlimited": true}}"#, r#"{"k": "gold"}"#),
     ];
     for (count, texts) in (1..).zip(bad) {
-        limiter.publish(&source(20), texts.clone(), &data);
+        publish(&mut limiter, texts.clone(), &data);
         assert_eq!(rejected(&mut limiter), 1, "{texts:?}");
-        limiter.publish(&source(20), texts, &data);
+        publish(&mut limiter, texts, &data);
         assert_eq!(rejected(&mut limiter), 0, "the same again is no news");
         assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
     }
-    limiter.publish(&source(20), texts(TIERS, r#"{"k": "gold"}"#), &data);
-    limiter.publish(&source(20), texts("{", r#"{"k": "gold"}"#), &data);
+    publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
+    publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
     assert_eq!(rejected(&mut limiter), 1, "news again after a good one");
-    limiter.publish(&source(20), texts("{ ", r#"{"k": "gold"}"#), &data);
+    publish(&mut limiter, texts("{ ", r#"{"k": "gold"}"#), &data);
     assert_eq!(rejected(&mut limiter), 1, "another text is news too");
 }
 
@@ -93,48 +117,237 @@ fn a_bad_document_does_not_hold_up_the_other() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
-    limiter.publish(&source(20), texts(TIERS, "{"), &data);
+    publish(&mut limiter, texts(TIERS, "{"), &data);
     assert_eq!(seen(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers hold");
-    limiter.publish(&source(20), texts("{", r#"{"k": "gold"}"#), &data);
+    publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
     assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "and the keys too");
     let unreachable = Fetched {
         tiers: Some(Ok(TIERS.replace("100", "50").into())),
         api_keys: Some(Err("api_keys: found status 503, wanted 200".to_owned())),
     };
-    limiter.publish(&source(20), unreachable, &data);
+    publish(&mut limiter, unreachable, &data);
     assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(49)), "the last good keys stay");
 }
 
 #[test]
 fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at_the_second_time() {
-    let data = FakeData::at(SECOND);
-    let mut limiter = limiter(&data, SOURCE);
-    let mut rejections = || {
-        let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
-        limiter.publish(&source(20), Fetched { tiers, api_keys: None }, &data);
-        limiter.metrics.drain().iter().filter(|sample| matches!(sample, Sample::Count(_, 1..))).count()
-    };
-    assert!(claim_fetch(&data, "default", &source(20)));
-    assert_eq!(rejections(), 0);
-    data.advance(SECOND - 1);
-    assert!(!claim_fetch(&data, "default", &source(20)), "a tick early");
-    data.advance(1);
-    assert!(claim_fetch(&data, "default", &source(20)));
-    assert_eq!(rejections(), 1);
-    data.advance(SECOND);
-    assert!(claim_fetch(&data, "default", &source(20)));
-    assert_eq!(rejections(), 0);
+    for (published, retry_us) in [(false, SECOND / 10), (true, SECOND)] {
+        let data = FakeData::at(SECOND);
+        let mut limiter = limiter(&data, SOURCE);
+        if published {
+            publish(&mut limiter, texts(TIERS, "{}"), &data);
+            limiter.metrics.drain();
+        }
+        let mut rejections = || {
+            let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
+            publish(&mut limiter, Fetched { tiers, api_keys: None }, &data);
+            limiter.metrics.drain().iter().filter(|sample| matches!(sample, Sample::Count(_, 1..))).count()
+        };
+        let records = records("default", 20);
+        assert!(claim_fetch(&data, &records, 0));
+        assert_eq!(rejections(), 0);
+        data.advance(retry_us - 1);
+        assert!(!claim_fetch(&data, &records, 0), "a tick early");
+        data.advance(1);
+        assert!(claim_fetch(&data, &records, 0));
+        assert_eq!(rejections(), 1);
+        data.advance(retry_us);
+        assert!(claim_fetch(&data, &records, 0));
+        assert_eq!(rejections(), 0);
+    }
 }
 
 #[test]
 fn one_worker_fetches_for_all_once_in_a_period() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, "default", &source(20)));
-    assert!(!claim_fetch(&data, "default", &source(20)));
-    assert!(claim_fetch(&data, "other", &source(20)));
+    assert!(claim_fetch(&data, &records("default", 20), 0));
+    assert!(!claim_fetch(&data, &records("default", 20), 0));
+    assert!(claim_fetch(&data, &records("other", 20), 0));
     data.advance(20 * SECOND - 1);
-    assert!(!claim_fetch(&data, "default", &source(20)));
+    assert!(!claim_fetch(&data, &records("default", 20), 0));
     data.advance(1);
-    assert!(claim_fetch(&data, "default", &source(20)));
-    assert!(claim_fetch(&data, "default", &source(5)), "a shorter period starts at once");
+    assert!(claim_fetch(&data, &records("default", 20), 0));
+    assert!(claim_fetch(&data, &records("default", 5), 0), "a shorter period starts at once");
+}
+
+#[test]
+fn a_busy_worker_leaves_a_fetch_to_others_for_a_moment() {
+    let data = FakeData::at(SECOND);
+    assert!(claim_fetch(&data, &records("default", 20), 0));
+    data.advance(20 * SECOND);
+    assert!(!claim_fetch(&data, &records("default", 20), SECOND));
+    data.advance(SECOND);
+    assert!(claim_fetch(&data, &records("default", 20), SECOND), "but does it if nobody else has");
+}
+
+#[test]
+fn nobody_fetches_while_a_worker_publishes_unless_it_is_not_heard_of_any_more() {
+    let data = FakeData::at(SECOND);
+    let mut busy = limiter(&data, SOURCE);
+    let records = records("default", 1);
+    busy.begin_publication(texts(TIERS, &many_keys(2_000, "gold")), &data);
+    busy.publish(&data);
+    data.advance(2 * SECOND);
+    assert!(!claim_fetch(&data, &records, 0));
+    busy.publish(&data);
+    data.advance(3 * SECOND);
+    assert!(!claim_fetch(&data, &records, 0), "heard of again");
+    data.advance(2 * SECOND);
+    assert!(claim_fetch(&data, &records, 0), "five seconds after it was heard of last");
+}
+
+fn many_keys(count: usize, tier: &str) -> String {
+    let keys: Vec<String> = (0..count).map(|key| format!(r#""key-{key}": "{tier}""#)).collect();
+    format!("{{{}}}", keys.join(","))
+}
+
+fn key(number: usize) -> FakeRequest {
+    FakeRequest::get("/").with("x-api-key", format!("key-{number}"))
+}
+
+#[test]
+fn a_large_document_comes_into_force_in_slices_and_all_at_once() {
+    let data = FakeData::at(SECOND);
+    let (mut publisher, mut other) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
+    publish(&mut publisher, texts(TIERS, &many_keys(5_000, "gold")), &data);
+    for number in [0, 17, 4_999] {
+        assert_eq!(seen(&mut other, &data, &key(number)), ("gold".to_owned(), Some(99)));
+    }
+    assert_eq!(seen(&mut other, &data, &key(5_000)).0, "free");
+    publisher.begin_publication(texts(TIERS, &many_keys(4_000, "free")), &data);
+    let mut slices = 0;
+    while publisher.is_publishing() {
+        assert_eq!(seen(&mut other, &data, &key(slices % 5_000)).0, "gold", "after {slices} slices");
+        publisher.publish(&data);
+        slices += 1;
+    }
+    assert!(slices > 10, "{slices}");
+    for number in [0, 17, 3_999, 4_000] {
+        assert_eq!(seen(&mut other, &data, &key(number)).0, "free");
+    }
+    let records = data.keys().len();
+    for round in 0..10 {
+        publish(&mut publisher, texts(TIERS, &many_keys(5_000 - round, "gold")), &data);
+    }
+    assert!(data.keys().len() <= records, "there are two tables, and no more");
+}
+
+/// Shared data has one lock and copies what it hands out, so what a publication costs is counted there.
+#[test]
+fn a_document_that_has_not_changed_is_not_parsed_again_good_or_bad() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    let keys = many_keys(5_000, "gold");
+    let two = format!(r#"{{{}, "a": 1}}"#, &keys[1..keys.len() - 1]);
+    let misfit = many_keys(5_000, "platinum");
+    for (keys, what) in [(&keys, "good"), (&two, "bad"), (&misfit, "a misfit")] {
+        let first = publish(&mut limiter, texts(TIERS, keys), &data);
+        data.take_calls();
+        let again = publish(&mut limiter, texts(TIERS, keys), &data);
+        let (reads, writes) = data.take_calls();
+        assert!(first > 10 && again == 1, "{what}: {first} slices, then {again}");
+        assert!(reads < 10 && writes < 3, "{what}: {reads} reads, {writes} writes");
+    }
+    // Other tiers beside it are news for keys that did not fit.
+    let platinum = TIERS.replace("gold", "platinum");
+    publish(&mut limiter, texts(&platinum, &misfit), &data);
+    assert_eq!(seen(&mut limiter, &data, &key(1)).0, "platinum");
+}
+
+#[test]
+fn a_worker_that_is_overtaken_changes_nothing() {
+    let data = FakeData::at(SECOND);
+    let (mut slow, mut quick) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
+    publish(&mut quick, texts(TIERS, &many_keys(3_000, "free")), &data);
+    slow.begin_publication(texts(TIERS, &many_keys(3_000, "gold")), &data);
+    (0..5).for_each(|_| slow.publish(&data));
+    publish(&mut quick, texts(TIERS, &many_keys(3_001, "free")), &data);
+    while slow.is_publishing() {
+        slow.publish(&data);
+        assert_eq!(seen(&mut quick, &data, &key(1)).0, "free");
+    }
+    for worker in [&mut slow, &mut quick] {
+        for number in 0..3_000 {
+            let found = seen(worker, &data, &key(number)).0;
+            assert_eq!(found, "free", "{number}");
+        }
+    }
+}
+
+#[test]
+fn keys_and_ids_are_unique_across_a_large_document() {
+    let data = FakeData::at(SECOND);
+    let plugin = Plugin::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
+    let keys = many_keys(3_000, "gold");
+    let with = |entry: &str| texts(TIERS, &format!("{}, {entry}}}", &keys[..keys.len() - 1]));
+    let hash = KeyHash::of(b"key-7");
+    let cases = [
+        (
+            r#""key-7": "free""#.to_owned(),
+            "api_keys[3001]: found a key that another entry has too, wanted each once",
+        ),
+        (
+            format!(r#""sha256:{}": "free""#, hash.to_hex()),
+            "api_keys[3001]: found a key that another entry has too",
+        ),
+        (
+            format!(r#""another": {{"tier": "free", "id": "{}"}}"#, hash.short_hex()),
+            "which another entry has too, wanted an id of its own",
+        ),
+        (
+            r#""another": {"tier": "free", "id": 7}"#.to_owned(),
+            "api_keys[3001].id: found a number, wanted a string",
+        ),
+        (
+            r#""another": "platinum""#.to_owned(),
+            "api_keys[3001]: found the name of no tier (8 bytes), wanted one of the tiers free, gold",
+        ),
+        (
+            r#""another": "free" "#.to_owned() + "}",
+            "api_keys: not valid JSON: trailing characters at line 1 column",
+        ),
+    ];
+    for (entry, expected) in cases {
+        let mut publication = Publication::new(with(&entry), &plugin, records("default", 20), &data);
+        let outcome = (0..1_000).find_map(|_| publication.work(&plugin, &data)).expect("an end");
+        let Outcome::Finished(Finished { complaint: Some(complaint), .. }) = outcome else {
+            panic!("{entry}: {outcome:?}");
+        };
+        assert!(complaint.contains(expected), "{entry}: {complaint}");
+    }
+}
+
+#[test]
+fn requests_wait_for_documents_for_a_second_from_the_first_on() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    let mut waits_at = |at_us: u64| {
+        data.set_time(at_us);
+        let arrival = Arrival { at_us, ..ARRIVAL };
+        matches!(limiter.decide(&FakeRequest::get("/"), &data, arrival), Decision::AwaitsDocuments)
+    };
+    let first_us = 40 * SECOND;
+    assert!(waits_at(first_us), "however long ago the worker started");
+    assert!(waits_at(first_us + HOLD_US - 1));
+    assert!(!waits_at(first_us + HOLD_US));
+    assert!(!waits_at(first_us + 2 * HOLD_US));
+}
+
+#[test]
+fn refused_documents_are_not_waited_for_and_one_that_is_missing_is() {
+    let unreachable = || Some(Err("api_keys: found status 503, wanted 200".to_owned()));
+    let cases = [
+        (texts("{", "{"), false),
+        (texts(TIERS, r#"{"k": "platinum"}"#), false),
+        (Fetched { tiers: Some(Ok(TIERS.into())), api_keys: unreachable() }, true),
+        (Fetched { tiers: Some(Ok(b"{".to_vec())), api_keys: unreachable() }, true),
+    ];
+    for (fetched, waits_still) in cases {
+        let data = FakeData::at(SECOND);
+        let mut limiter = limiter(&data, SOURCE);
+        assert!(waits(&mut limiter, &data, &FakeRequest::get("/")));
+        assert!(matches!(limiter.decide(&FakeRequest::get("/health"), &data, ARRIVAL), Decision::Replied(_)));
+        publish(&mut limiter, fetched.clone(), &data);
+        assert_eq!(waits(&mut limiter, &data, &FakeRequest::get("/")), waits_still, "{fetched:?}");
+    }
 }

@@ -141,7 +141,8 @@ impl World {
         let ticket = self.last_ticket;
         let (worker, data, _) = self.worker(name);
         let arrival = Arrival { ticket, at_us: data.now_us() };
-        (ticket, worker.limiter.decide(request, data, arrival))
+        // Documents come when a test publishes them; nothing waits for them.
+        (ticket, worker.limiter.decide_without_documents(request, data, arrival))
     }
 
     /// What a request is told, by Redis if need be.
@@ -514,10 +515,9 @@ fn a_change_of_health_or_documents_forgets_who_is_empty() {
         }),
         ("documents", |world| {
             let (worker, data, _) = world.worker((0, 1));
-            let settings = worker.limiter.config().settings.clone();
-            let source = settings.config_source.as_ref().expect("a source");
             let fetched = Fetched { tiers: Some(Ok(TIERS.into())), api_keys: None };
-            worker.limiter.publish(source, fetched, data);
+            worker.limiter.begin_publication(fetched, data);
+            worker.limiter.publish(data);
         }),
     ];
     for (what, change) in cases {

@@ -1,6 +1,6 @@
 //! Callers: addresses in canonical form, keys as hashes.
 
-use dynamic_rate_limiter::identity::{Network, Secret, reads_as_address};
+use dynamic_rate_limiter::identity::{KeyHash, Network, reads_as_address};
 
 #[test]
 fn an_address_is_read_without_its_port_and_in_canonical_form() {
@@ -70,14 +70,14 @@ fn names_that_could_be_addresses_are_told_apart_from_names_that_could_not() {
 
 #[test]
 fn a_hash_is_read_back_from_its_digits_and_shows_nothing_when_debugged() {
-    let secret = Secret::of(b"abc");
+    let secret = KeyHash::of(b"abc");
     let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(secret.to_hex(), hex);
     assert_eq!(secret.short_hex(), "ba7816bf8f01cfea");
-    assert_eq!(Secret::from_hex(&hex.to_uppercase()), Some(secret));
-    assert!(secret.matches(Secret::of(b"abc")) && !secret.matches(Secret::of(b"abd")));
+    assert_eq!(KeyHash::from_hex(&hex.to_uppercase()), Some(secret));
+    assert!(secret.matches(KeyHash::of(b"abc")) && !secret.matches(KeyHash::of(b"abd")));
     for wrong in ["", "ba78", &hex[1..], &hex.replace('b', "g"), &format!("{hex}00"), &"é".repeat(32)] {
-        assert_eq!(Secret::from_hex(wrong), None, "{wrong}");
+        assert_eq!(KeyHash::from_hex(wrong), None, "{wrong}");
     }
     assert!(!format!("{secret:?}").contains("ba78"));
 }

@@ -1,24 +1,48 @@
 //! The tier document.
 
 use super::{NAME_WANTED, is_name};
-use crate::json::Field;
+use crate::json::{Document, Field};
 use crate::tier::{Limit, MAX_CAPACITY, MAX_PRIORITY, MAX_REFILL_MICRO_PER_SEC, MAX_TTL_SECONDS, Tier};
 
 const MAX_REFILL_PER_SEC: u32 = (MAX_REFILL_MICRO_PER_SEC / 1_000_000) as u32;
 const DEFAULT_TTL_SECONDS: u32 = 60;
 
+/// What errors call the tier document, in the plugin configuration and by itself.
+pub const TIER_DOCUMENT: &str = "tiers";
+
+/// Most tiers: each has metrics of its own, and every worker has all of them.
+pub const MAX_TIERS: usize = 4_096;
+
+/// Reads the text of a tier document at once.
+pub fn parse_tier_document(text: &[u8]) -> Result<Vec<Tier>, String> {
+    let document = Document::parse(text).map_err(|error| format!("{TIER_DOCUMENT}: {error}"))?;
+    parse_tiers(&document.root(TIER_DOCUMENT))
+}
+
 /// Reads a tier document: an object of tiers by name, at least one.
-///
-/// Names of tiers are shown in errors. So what reads as API keys, served here by mistake, is refused as a whole first.
 pub fn parse_tiers(document: &Field) -> Result<Vec<Tier>, String> {
+    let tiers = parse_tier_members(document)?;
+    check_count(tiers.len())?;
+    Ok(tiers)
+}
+
+/// Reads some members of a tier document.
+///
+/// Names of tiers are shown in errors. So what reads as API keys, served here by mistake, is refused first.
+pub fn parse_tier_members(document: &Field) -> Result<Vec<Tier>, String> {
     if document.any_member(|field| field.is_text() || field.has("tier") || field.has("id")) {
         return Err(document.error("what reads as API keys", "tiers, each with \"base\" or \"unlimited\""));
     }
-    let members = document.members()?;
-    if members.is_empty() {
-        return Err(document.error("no tier", "at least one"));
+    document.members()?.iter().map(|(name, field)| tier(name, field)).collect()
+}
+
+/// Whether there may be so many tiers.
+pub fn check_count(tiers: usize) -> Result<(), String> {
+    match tiers {
+        1..=MAX_TIERS => Ok(()),
+        0 => Err(format!("{TIER_DOCUMENT}: found no tier, wanted at least one")),
+        _ => Err(format!("{TIER_DOCUMENT}: found {tiers} tiers, wanted at most {MAX_TIERS}")),
     }
-    members.iter().map(|(name, field)| tier(name, field)).collect()
 }
 
 /// The tiers that hold where the configuration names none.

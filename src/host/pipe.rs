@@ -46,7 +46,7 @@ impl Pipe {
     pub(super) fn new(cluster: String, measured: Option<Measured>) -> Self {
         let hand_in = measured.map(|bounds| Duration::from_micros(hand_in_us(&bounds)));
         let slow_tick = hand_in.map_or(SLOW_TICK, |hand_in| hand_in.min(SLOW_TICK));
-        Self { cluster, stream: None, queue: None, is_awake: false, slow_tick, tick: Duration::ZERO }
+        Self { cluster, stream: None, queue: None, is_awake: false, slow_tick, tick: slow_tick }
     }
 
     /// Sees to it that what `fleet` has to send and to answer is seen to soon, and its deadlines looked after.
@@ -57,15 +57,20 @@ impl Pipe {
             self.is_awake = hostcalls::enqueue_shared_queue(queue.id, Some(b"!")).is_ok();
         }
         if fleet.is_waiting() {
-            self.set_tick(Duration::from_micros(fleet.tick_us()));
+            self.tick = Duration::from_micros(fleet.tick_us());
         }
     }
 
     /// Ticks slowly again once nobody waits.
     pub(super) fn rest(&mut self, fleet: &Fleet) {
         if !fleet.is_waiting() {
-            self.set_tick(self.slow_tick);
+            self.tick = self.slow_tick;
         }
+    }
+
+    /// How often it needs a tick.
+    pub(super) fn tick(&self) -> Duration {
+        self.tick
     }
 
     /// The turn has come.
@@ -107,13 +112,6 @@ impl Pipe {
     pub(super) fn close(&mut self) {
         if let Some(stream) = self.stream.take() {
             let _ = hostcalls::cancel_grpc_stream(stream);
-        }
-    }
-
-    fn set_tick(&mut self, tick: Duration) {
-        if self.tick != tick {
-            self.tick = tick;
-            let _ = hostcalls::set_tick_period(tick);
         }
     }
 }

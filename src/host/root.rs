@@ -3,37 +3,25 @@
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
-use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{BufferType, ContextType, MapType, Status};
+use proxy_wasm::types::{BufferType, ContextType};
 
 use super::calls::{HostData, unix_us};
+use super::fetch::Fetch;
 use super::http::HttpRequest;
 use super::worker::Worker;
 use super::{metrics, random};
-use crate::config::{ConfigSource, Environment, Plugin};
-use crate::documents::{self, Fetched, MAX_DOCUMENT_BYTES};
+use crate::config::{Credentials, Environment, Plugin};
+use crate::documents::claim_fetch;
 use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
-use crate::load::hand_in_us;
 use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
-use crate::shown::{Shown, quoted};
 use crate::store::SharedData;
-use crate::store::redis::session::Credentials;
-
-/// Between ticks without a Redis, which needs more: metrics are at most so old, and so is the wall clock.
-const TICK: Duration = Duration::from_secs(1);
 
 /// What is done once a second is due again so soon, in microseconds: a tick may come a little early.
 const SECOND_US: u64 = 990_000;
-
-/// Before the first tick, so that documents are there as soon as Envoy can serve them.
-const FIRST_TICK: Duration = Duration::from_millis(100);
-
-/// How long a document may take at most; no longer than until the next fetch, which another worker may make.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// The generations of all plugins in this VM.
@@ -45,27 +33,17 @@ pub(super) struct Root {
     id: u32,
     worker: Option<Rc<RefCell<Worker>>>,
     fetch: Option<Fetch>,
-    /// Whether the first tick is still to come. A VM that Envoy merely tries a configuration in does not live
-    /// to see it.
-    awaits_first_tick: bool,
     /// When to do next what is done once a second.
     next_second_us: u64,
-}
-
-/// Documents on their way: a call each, and what has come.
-struct Fetch {
-    tiers: Option<Call>,
-    api_keys: Option<Call>,
-}
-
-enum Call {
-    Waiting(u32),
-    Answered(Result<Vec<u8>, String>),
+    /// How many requests had been decided when documents were last thought of.
+    decisions: u32,
+    /// Whether a document could not be fetched by this worker last time.
+    was_unreachable: bool,
 }
 
 impl Root {
     pub(super) fn new(id: u32) -> Self {
-        Self { id, worker: None, fetch: None, awaits_first_tick: false, next_second_us: 0 }
+        Self { id, worker: None, fetch: None, next_second_us: 0, decisions: 0, was_unreachable: false }
     }
 
     fn apply(&mut self, configuration: &[u8]) -> Result<(), String> {
@@ -74,7 +52,6 @@ impl Root {
         metrics::probe_changes();
         let mut limiter = Limiter::new(plugin, &HostData, (random(), random()))?;
         limiter.set_wall_clock(unix_us(), HostData.now_us());
-        self.awaits_first_tick = true;
         let namespace = &limiter.config().settings.namespace;
         GENERATIONS.with_borrow_mut(|generations| {
             let name = hostcalls::get_property(vec!["plugin_name"]).ok().flatten().unwrap_or_default();
@@ -91,70 +68,44 @@ impl Root {
         GENERATIONS.with_borrow(|generations| generations.role(self.id, &HostData))
     }
 
-    fn start_fetch(&mut self, source: &ConfigSource) {
-        let timeout = FETCH_TIMEOUT.min(Duration::from_secs(source.ttl_seconds.into()));
-        let call = |path: &String| {
-            let headers =
-                vec![(":method", "GET"), (":path", path.as_str()), (":authority", source.cluster.as_str())];
-            let called = hostcalls::dispatch_http_call(&source.cluster, headers, None, vec![], timeout);
-            match called {
-                Ok(token) => Call::Waiting(token),
-                Err(Status::BadArgument) => {
-                    Call::Answered(Err(format!("there is no cluster {} in Envoy", quoted(&source.cluster))))
-                }
-                Err(_) => Call::Answered(Err("the request could not be sent".to_owned())),
-            }
-        };
-        self.fetch = Some(Fetch {
-            tiers: source.tiers.as_ref().map(call),
-            api_keys: source.api_keys.as_ref().map(call),
-        });
-        self.finish_fetch();
+    /// Fetches documents, if it is time and this worker's turn.
+    fn fetch(&mut self) {
+        let Some(worker) = &self.worker else { return };
+        let worker = worker.borrow();
+        let limiter = &worker.limiter;
+        let settings = limiter.config().settings.clone();
+        let (Some(source), Some(records)) = (&settings.config_source, limiter.records()) else { return };
+        if self.fetch.is_some() || limiter.is_publishing() {
+            return;
+        }
+        // A VM that serves nobody, such as the main thread's, has the time.
+        let is_busy = worker.decisions() != self.decisions || self.was_unreachable;
+        let grace_us = if is_busy && !limiter.lacks_documents() { SECOND_US } else { 0 };
+        self.decisions = worker.decisions();
+        if claim_fetch(&HostData, records, grace_us) {
+            drop(worker);
+            self.fetch = Some(Fetch::start(source));
+            self.finish_fetch();
+        }
     }
 
     /// Publishes what was fetched, once every call is answered.
     fn finish_fetch(&mut self) {
-        let Some(fetch) = self.fetch.take_if(|fetch| fetch.is_answered()) else {
+        let Some(fetch) = self.fetch.take_if(|fetch| fetch.is_complete()) else {
             return;
         };
-        let Some(worker) = &self.worker else { return };
-        let limiter = &mut worker.borrow_mut().limiter;
-        let settings = limiter.config().settings.clone();
+        let fetched = fetch.into_fetched();
+        self.was_unreachable = [&fetched.tiers, &fetched.api_keys].into_iter().flatten().any(Result::is_err);
         // It may have been superseded since it sent the requests.
-        if let Some(source) = settings.config_source.as_ref().filter(|_| self.role() == Role::Newest) {
-            limiter.publish(source, fetch.into_fetched(), &HostData);
+        if let Some(worker) = self.worker.as_ref().filter(|_| self.role() == Role::Newest) {
+            worker.borrow_mut().publish(fetched);
         }
-    }
-}
-
-impl Fetch {
-    fn calls(&mut self) -> [Option<&mut Call>; 2] {
-        [self.tiers.as_mut(), self.api_keys.as_mut()]
-    }
-
-    fn waiting(&mut self, token: u32) -> Option<&mut Call> {
-        let is_it = |call: &&mut Call| matches!(call, Call::Waiting(waiting) if *waiting == token);
-        self.calls().into_iter().flatten().find(is_it)
-    }
-
-    fn is_answered(&mut self) -> bool {
-        self.calls().into_iter().flatten().all(|call| matches!(call, Call::Answered(_)))
-    }
-
-    fn into_fetched(self) -> Fetched {
-        let answer = |call: Option<Call>, name| match call? {
-            Call::Answered(answer) => Some(answer.map_err(|reason| format!("{name}: {reason}"))),
-            Call::Waiting(_) => None,
-        };
-        Fetched { tiers: answer(self.tiers, "tiers"), api_keys: answer(self.api_keys, "api_keys") }
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
-        let waiting = self.fetch.as_mut().and_then(|fetch| fetch.waiting(token));
-        if let Some(call) = waiting {
-            *call = Call::Answered(fetched(headers, body_size));
+        if self.fetch.as_mut().is_some_and(|fetch| fetch.answered(token, headers, body_size)) {
             self.finish_fetch();
         }
     }
@@ -178,10 +129,7 @@ impl RootContext for Root {
         super::log::follow_level();
         let configuration = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
         match self.apply(&configuration.ok().flatten().unwrap_or_default()) {
-            Ok(()) => {
-                let _ = hostcalls::set_tick_period(FIRST_TICK);
-                true
-            }
+            Ok(()) => true,
             Err(error) => {
                 log::error!("configuration rejected: {error}");
                 metrics::report(vec![Sample::Count(CONFIG_REJECTED.to_owned(), 1)]);
@@ -193,12 +141,6 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         let Some(worker) = self.worker.clone() else { return };
         let mut worker = worker.borrow_mut();
-        let is_first = std::mem::take(&mut self.awaits_first_tick);
-        if is_first && !worker.has_pipe() {
-            let measured = worker.limiter.config().settings.measured;
-            let tick = measured.map_or(TICK, |bounds| Duration::from_micros(hand_in_us(&bounds)));
-            let _ = hostcalls::set_tick_period(tick);
-        }
         let now_us = HostData.now_us();
         let is_due = now_us >= self.next_second_us;
         if is_due {
@@ -207,23 +149,18 @@ impl RootContext for Root {
         }
         let role = self.role();
         worker.tick(role);
-        if !is_due {
-            return;
+        let may_fetch = role == Role::Newest && (is_due || worker.limiter.lacks_documents());
+        if is_due {
+            self.next_second_us = now_us.saturating_add(SECOND_US);
+            super::log::follow_level();
+            let limiter = &mut worker.limiter;
+            limiter.set_wall_clock(unix_us(), now_us);
+            limiter.refresh(&HostData);
+            metrics::report(limiter.metrics.drain());
         }
-        self.next_second_us = now_us.saturating_add(SECOND_US);
-        super::log::follow_level();
-        let limiter = &mut worker.limiter;
-        limiter.set_wall_clock(unix_us(), now_us);
-        limiter.refresh(&HostData);
-        metrics::report(limiter.metrics.drain());
-        let settings = limiter.config().settings.clone();
         drop(worker);
-        if let Some(source) = &settings.config_source
-            && self.fetch.is_none()
-            && role == Role::Newest
-            && documents::claim_fetch(&HostData, &settings.namespace, source)
-        {
-            self.start_fetch(source);
+        if may_fetch {
+            self.fetch();
         }
     }
 
@@ -250,26 +187,6 @@ impl Drop for Root {
         if let Some(worker) = &self.worker {
             metrics::report(worker.borrow_mut().limiter.metrics.drain());
         }
-    }
-}
-
-/// The document in the response that has just come, or what is wrong with it.
-fn fetched(headers: usize, body_size: usize) -> Result<Vec<u8>, String> {
-    // A response that broke off half way has no headers any more, and asking for one would trap.
-    if headers == 0 {
-        return Err("found a response that broke off, wanted a whole one".to_owned());
-    }
-    let status = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, ":status").ok().flatten();
-    match status.as_deref() {
-        Some(b"200") if body_size > MAX_DOCUMENT_BYTES => {
-            Err(format!("found {body_size} bytes, wanted at most {MAX_DOCUMENT_BYTES}"))
-        }
-        Some(b"200") => {
-            let body = hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, body_size);
-            Ok(body.ok().flatten().unwrap_or_default())
-        }
-        Some(status) => Err(format!("found status {}, wanted 200", Shown(&String::from_utf8_lossy(status)))),
-        None => Err("found no response, wanted status 200".to_owned()),
     }
 }
 

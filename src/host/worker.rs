@@ -1,5 +1,7 @@
 //! One worker: its limiter, its stream to Redis, and its requests.
 
+use std::time::Duration;
+
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType};
 
@@ -7,10 +9,13 @@ use super::calls::{HostData, HostRequest, set_response_header};
 use super::http::{Next, measure, send_local, send_reply, write_headers};
 use super::metrics;
 use super::pipe::Pipe;
+use super::ticks::Ticks;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
+use crate::documents::Fetched;
 use crate::fleet::Fleet;
 use crate::generation::Role;
 use crate::limiter::{Decision, Limiter};
+use crate::load::hand_in_us;
 use crate::request::{Arrival, RequestId};
 use crate::requests::{InProgress, Requests, SentOn, State};
 use crate::store::SharedData;
@@ -24,6 +29,18 @@ const TIMED_ONE_IN: u32 = 16;
 /// it: some hundreds of them are more than its stack holds.
 const MAX_ANSWERS: usize = 32;
 
+/// Before the first tick, and between two while a document is missing: it is asked for as soon as Envoy can serve it.
+const FIRST_TICK: Duration = Duration::from_millis(100);
+
+/// Between two looks whether documents are there, while requests wait for them.
+const HOLD_TICK: Duration = Duration::from_millis(10);
+
+/// Between two slices of a publication, so that requests go on between them.
+const SLICE_TICK: Duration = Duration::from_millis(5);
+
+/// The same while requests may wait for it.
+const FIRST_SLICE_TICK: Duration = Duration::from_millis(1);
+
 /// One worker of Envoy.
 pub(super) struct Worker {
     pub(super) limiter: Limiter,
@@ -31,6 +48,9 @@ pub(super) struct Worker {
     /// The root context, on whose behalf the pipe is used.
     root: u32,
     pipe: Option<Pipe>,
+    ticks: Ticks,
+    /// Until the first tick: how soon it is to come.
+    first_tick: Option<Duration>,
     decisions: u32,
     duration_histogram: Option<u32>,
 }
@@ -40,7 +60,18 @@ impl Worker {
         let settings = &limiter.config().settings;
         let redis = settings.redis.as_ref();
         let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone(), settings.measured));
-        Self { limiter, requests: Requests::default(), root, pipe, decisions: 0, duration_histogram }
+        let mut worker = Self {
+            limiter,
+            requests: Requests::default(),
+            root,
+            pipe,
+            ticks: Ticks::default(),
+            first_tick: Some(FIRST_TICK),
+            decisions: 0,
+            duration_histogram,
+        };
+        worker.set_ticks();
+        worker
     }
 
     /// Decides about a request whose headers have come in.
@@ -55,6 +86,7 @@ impl Worker {
             }
             Decision::AwaitsDocuments => {
                 self.requests.wait_for_documents(id, arrived_us);
+                self.set_ticks();
                 Next::WaitWithBody
             }
             Decision::AwaitsRedis => {
@@ -123,18 +155,33 @@ impl Worker {
         }
     }
 
-    /// Decides requests that waited for the first documents; so many, that the rest has to be decided by another call.
-    #[allow(dead_code)]
-    pub(super) fn decide_after_documents(&mut self) {
-        for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
-            let Some(request) = self.requests.end(id) else { continue };
-            if hostcalls::set_effective_context(id).is_ok() {
-                let now_us = HostData.now_us();
-                let decision = self.decide(Arrival { ticket: id, at_us: now_us });
-                self.carry_out(id, request.arrived_us, now_us, decision);
+    /// Begins to put fetched documents into force.
+    pub(super) fn publish(&mut self, fetched: Fetched) {
+        self.limiter.begin_publication(fetched, &HostData);
+        self.go_on_publishing();
+    }
+
+    /// How many requests have been decided.
+    pub(super) fn decisions(&self) -> u32 {
+        self.decisions
+    }
+
+    /// Does a slice of what is to be done about documents, and decides requests that waited for it: so many, that the rest
+    /// has to be decided at the next tick.
+    fn go_on_publishing(&mut self) {
+        self.limiter.publish(&HostData);
+        if self.requests.any_waits_for_documents() && !self.limiter.must_hold(HostData.now_us(), &HostData) {
+            for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
+                let Some(request) = self.requests.end(id) else { continue };
+                if hostcalls::set_effective_context(id).is_ok() {
+                    let now_us = HostData.now_us();
+                    let decision = self.decide(Arrival { ticket: id, at_us: now_us });
+                    self.carry_out(id, request.arrived_us, now_us, decision);
+                }
             }
+            self.return_to_root();
         }
-        self.return_to_root();
+        self.set_ticks();
     }
 
     /// Takes in what Redis sent.
@@ -164,11 +211,6 @@ impl Worker {
         });
     }
 
-    /// Whether the pipe says how often to tick.
-    pub(super) fn has_pipe(&self) -> bool {
-        self.pipe.is_some()
-    }
-
     /// Sees to deadlines, and to shared state if this generation is the newest.
     pub(super) fn tick(&mut self, role: Role) {
         self.at_pipe(|pipe, fleet, now_us| {
@@ -179,6 +221,11 @@ impl Worker {
         let now_us = HostData.now_us();
         self.limiter.measure(now_us, role, &HostData);
         self.give_up_bodies(now_us);
+        self.first_tick = None;
+        if role == Role::Superseded {
+            self.limiter.drop_publication();
+        }
+        self.go_on_publishing();
         self.return_to_root();
     }
 
@@ -242,7 +289,10 @@ impl Worker {
     }
 
     fn decide(&mut self, arrival: Arrival) -> Decision {
-        let decision = self.limiter.decide(&HostRequest, &HostData, arrival);
+        let decision = match self.requests.may_wait_for_documents() {
+            true => self.limiter.decide(&HostRequest, &HostData, arrival),
+            false => self.limiter.decide_without_documents(&HostRequest, &HostData, arrival),
+        };
         self.wake();
         if !matches!(decision, Decision::AwaitsRedis | Decision::AwaitsDocuments) {
             self.time(arrival.at_us);
@@ -298,7 +348,23 @@ impl Worker {
     fn wake(&mut self) {
         if let (Some(pipe), Some(fleet)) = (&mut self.pipe, self.limiter.fleet()) {
             pipe.wake(fleet);
+            self.set_ticks();
         }
+    }
+
+    /// Ticks as often as what waits needs it.
+    fn set_ticks(&mut self) {
+        let lacks_documents = self.limiter.lacks_documents();
+        let documents = match self.limiter.is_publishing() {
+            true if lacks_documents => Some(FIRST_SLICE_TICK),
+            true => Some(SLICE_TICK),
+            false if self.requests.any_waits_for_documents() => Some(HOLD_TICK),
+            false => lacks_documents.then_some(FIRST_TICK),
+        };
+        let measured = self.limiter.config().settings.measured;
+        let measured = measured.map(|bounds| Duration::from_micros(hand_in_us(&bounds)));
+        let redis = self.pipe.as_ref().map(Pipe::tick);
+        self.ticks.set([self.first_tick, documents, measured, redis]);
     }
 
     fn time(&mut self, started_us: u64) {

@@ -1,16 +1,11 @@
 //! Buckets of callers with a known key: a record each, bounded by the configuration that names them.
 
-use super::{Contended, SharedData, Taken, Updated, record_key, update};
+use super::{Contended, SharedData, Taken, Updated, update};
 use crate::bucket::{self, Bucket};
 use crate::tier::Limit;
 
 /// Bytes of a stored bucket.
 pub(super) const BUCKET_BYTES: usize = 16;
-
-/// The key of the bucket named `bucket`.
-pub fn keyed_bucket_key(namespace: &str, bucket: &str) -> String {
-    record_key(namespace, &format!("key/{bucket}"))
-}
 
 /// Takes one token from the bucket kept under `shared_data_key`.
 pub fn take_keyed(

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what the limiter costs, beside what else one could run.
 //!
-//! There are two tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no upstream, so that the limiter's own cost is the largest
+//! There are tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no upstream, so that the limiter's own cost is the largest
 //! share of a request that it can be. [`redis`] has one, and is about the whole way of a request. [`overload`] is about
 //! something else: what is left of a service that is asked for more than it can bear.
 //!
@@ -14,6 +14,7 @@
 
 mod alone;
 pub(crate) mod config;
+mod documents;
 mod load;
 mod overload;
 mod redis;
@@ -60,6 +61,8 @@ enum Part {
     /// Measure overload: the same minute with no protection, with Envoy's own, and with ours; a table and a plot
     #[command(long_flag = "overload")]
     Overload(overload::Options),
+    /// Measure fetched key documents: how long a request waits while one arrives, is fetched again, and changes
+    Documents(documents::Options),
     /// Count the instructions and host calls of each kind of request, the same on every machine
     Costs,
 }
@@ -80,6 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         None => alone::run(&options.alone).and_then(|()| costs()),
         Some(Part::Redis(options)) => redis::run(options),
         Some(Part::Overload(options)) => overload::run(options),
+        Some(Part::Documents(options)) => documents::run(options),
         Some(Part::Costs) => costs(),
     }
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use dynamic_rate_limiter::config::{Config, ConfigSource, Documents, Environment, Plugin};
+use dynamic_rate_limiter::config::{Config, ConfigSource, Documents, Environment, KeySummary, Plugin};
 use dynamic_rate_limiter::tier::Tier;
 use serde_json::json;
 
@@ -114,16 +114,16 @@ fn join(found: &mut [Found]) {
 fn fits(checked: &Checked, beside: &Checked) -> Result<(), String> {
     let (plugin, documents) = match (checked, beside) {
         (Checked::ApiKeys { entries, .. }, Checked::Tiers(tiers)) => {
-            let documents = Documents { tiers: Some(tiers.clone()), api_keys: Some(entries.clone()) };
+            let documents = Documents { tiers: Some(tiers.clone()), keys: Some(KeySummary::of(entries)) };
             (plugin_that_fetches_all(tiers)?, documents)
         }
         (Checked::ApiKeys { entries, .. }, Checked::Plugin(plugin))
             if fetches(plugin, |source| &source.api_keys) && !fetches(plugin, |source| &source.tiers) =>
         {
-            (plugin.clone(), Documents { tiers: None, api_keys: Some(entries.clone()) })
+            (plugin.clone(), Documents { tiers: None, keys: Some(KeySummary::of(entries)) })
         }
         (Checked::Plugin(plugin), Checked::Tiers(tiers)) if fetches(plugin, |source| &source.tiers) => {
-            (plugin.clone(), Documents { tiers: Some(tiers.clone()), api_keys: None })
+            (plugin.clone(), Documents { tiers: Some(tiers.clone()), keys: None })
         }
         _ => return Ok(()),
     };

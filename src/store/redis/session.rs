@@ -29,21 +29,7 @@ const CONNECT_TIMEOUT_US: u64 = 1_000_000;
 /// Longest part of an error reply that is shown.
 const MAX_SHOWN_BYTES: usize = 120;
 
-/// How to talk to this Redis.
-#[derive(Clone, Default)]
-pub struct Credentials {
-    /// The user; without one, the password is the default user's.
-    pub username: Option<Vec<u8>>,
-    /// The password; without one, `AUTH` is not sent.
-    pub password: Option<Vec<u8>>,
-}
-
-/// Shows nothing of them.
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Credentials(…)")
-    }
-}
+pub use crate::config::Credentials;
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq)]

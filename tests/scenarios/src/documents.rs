@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, await_limit, tier, two_tiers, until};
+use crate::support::{ONE_PER_HOUR, assert_processing_time, await_limit, tier, two_tiers, until};
 use crate::{Gateway, Host, Request, Served, Setup, Source};
 
 /// Follows both documents once a second.
@@ -128,14 +128,65 @@ pub fn a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays(hos
     await_limit(&mut *gateway, 1_001);
 }
 
-pub fn a_source_that_never_answers_holds_up_nobody(host: &dyn Host) {
+/// What `GET /health` tells of documents.
+#[track_caller]
+fn missing(gateway: &mut dyn Gateway) -> bool {
+    let reply = gateway.send(&Request::get("/health"));
+    let report = reply.json();
+    assert_eq!(
+        (reply.status, report["status"] == "degraded"),
+        (200, report["documents"] == "missing"),
+        "{report}"
+    );
+    report["documents"] == "missing"
+}
+
+pub fn the_very_first_request_is_judged_by_the_documents(host: &dyn Host) {
+    let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")).workers(2));
+    let replies = gateway.send_to_every_worker(&Request::get("/").key("new-key"));
+    for reply in replies {
+        assert_eq!((reply.status, reply.tier().as_str(), reply.limit()), (200, "pro", 50));
+    }
+    assert!(!missing(&mut *gateway));
+}
+
+pub fn an_upload_that_waits_for_documents_arrives_whole(host: &dyn Host) {
+    let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")));
+    let body = "x".repeat(100_000);
+    let reply = gateway.send(&Request::post("/", body).key("new-key"));
+    assert_eq!((reply.status, reply.tier().as_str()), (200, "pro"));
+}
+
+pub fn without_an_answer_requests_wait_a_second_and_then_the_plugin_configuration_decides(host: &dyn Host) {
     let mut setup = setup("", &api_keys("pro"));
     setup.documents[0].1 = Served::Never;
     let mut gateway = host.start(&setup);
+    assert!(missing(&mut *gateway), "and the health check waits for nothing");
     let reply = gateway.send(&Request::get("/"));
     assert_eq!((reply.status, reply.limit()), (200, 5));
+    let waited = assert_processing_time(&reply);
+    assert!((1.0..2.5).contains(&waited), "{waited}");
+    let reply = gateway.send(&Request::get("/"));
+    assert_eq!((reply.status, reply.limit()), (200, 5));
+    assert!(assert_processing_time(&reply) < 1.0, "a second from the first request on, and not for each");
+    assert!(missing(&mut *gateway));
+    let warnings = gateway.warnings();
+    assert_eq!(
+        warnings.iter().filter(|line| line.contains("documents are missing")).count(),
+        1,
+        "{warnings:#?}"
+    );
     serve_twice(&mut *gateway, Served::Document(tiers(1_000, 50).into()));
     await_limit(&mut *gateway, 1_000);
+    assert!(!missing(&mut *gateway));
+}
+
+pub fn documents_that_are_refused_are_not_waited_for(host: &dyn Host) {
+    let mut gateway = host.start(&setup("{", "{"));
+    let reply = gateway.send(&Request::get("/"));
+    assert_eq!((reply.status, reply.limit()), (200, 5), "the plugin configuration decides");
+    assert!(assert_processing_time(&reply) < 1.0);
+    assert!(!missing(&mut *gateway));
 }
 
 pub fn a_response_that_breaks_off_is_a_document_that_did_not_come(host: &dyn Host) {

@@ -140,7 +140,10 @@ macro_rules! scenarios {
                 buckets_keep_their_tokens_across_a_reload
                 a_new_tier_and_its_first_key_may_be_saved_together
                 a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays
-                a_source_that_never_answers_holds_up_nobody
+                the_very_first_request_is_judged_by_the_documents
+                an_upload_that_waits_for_documents_arrives_whole
+                without_an_answer_requests_wait_a_second_and_then_the_plugin_configuration_decides
+                documents_that_are_refused_are_not_waited_for
                 a_response_that_breaks_off_is_a_document_that_did_not_come
                 without_a_source_the_plugin_configuration_holds
             }

@@ -266,9 +266,10 @@ impl World {
         // Nobody else acts meanwhile: which limits hold is known again once all of it is done.
         let host = Host::new(self, worker.envoy, MAX_DEPTH);
         let mut limiter = worker.limiter.borrow_mut();
-        let settings = limiter.config().settings.clone();
-        let source = settings.config_source.as_ref().expect("there is a source");
-        limiter.publish(source, Fetched { tiers: Some(Ok(tiers.into_bytes())), api_keys: None }, &host);
+        let fetched = Fetched { tiers: Some(Ok(tiers.into_bytes())), api_keys: None };
+        limiter.begin_publication(fetched, &host);
+        limiter.publish(&host);
+        assert!(!limiter.is_publishing(), "a document of a few tiers is one slice");
     }
 
     /// All connections are lost, those that are out of step at once.

@@ -93,6 +93,12 @@ impl Process {
         }
     }
 
+    /// How many bytes shared data holds, names included.
+    pub fn shared_data_bytes(&self) -> usize {
+        let data = self.shared_data.borrow();
+        data.iter().map(|((_, key), (value, _))| key.len() + value.len()).sum()
+    }
+
     /// Shared data: the value and its version.
     pub fn get_shared(&self, vm_id: &str, key: &[u8]) -> Option<(Vec<u8>, u32)> {
         self.shared_data.borrow().get(&(vm_id.to_owned(), key.to_vec())).cloned()

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use dynamic_rate_limiter::config::{Config, Documents, Environment, KeyEntry, Plugin};
-use dynamic_rate_limiter::documents::{MAX_DOCUMENT_BYTES, Texts};
+use dynamic_rate_limiter::config::{
+    Config, Documents, Environment, KeyEntry, Plugin, parse_key_document, parse_tier_document,
+};
+use dynamic_rate_limiter::documents::MAX_DOCUMENT_BYTES;
 use dynamic_rate_limiter::json::Document;
 use dynamic_rate_limiter::tier::Tier;
 use serde_json::{Map, Value};
@@ -33,6 +35,7 @@ pub(super) enum Checked {
 
 /// Checks a document with the filter's own code; the error is the filter's own.
 pub(super) fn check(bytes: &[u8], kind: Option<Kind>) -> Result<Checked, String> {
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     if let Ok(Value::String(text)) = serde_json::from_slice(bytes) {
         return Err(format!("found a string of {} bytes, wanted an object", text.len()));
     }
@@ -46,13 +49,9 @@ pub(super) fn check(bytes: &[u8], kind: Option<Kind>) -> Result<Checked, String>
             no_key_among_fields(bytes)?;
             Plugin::parse(bytes, &Environment::default()).map(Checked::Plugin)
         }
-        Kind::Tiers => {
-            let texts = Texts { tiers: Some(bytes.to_vec()), api_keys: None };
-            Ok(Checked::Tiers(texts.parse()?.tiers.unwrap_or_default()))
-        }
+        Kind::Tiers => Ok(Checked::Tiers(parse_tier_document(bytes)?)),
         Kind::ApiKeys => {
-            let texts = Texts { tiers: None, api_keys: Some(bytes.to_vec()) };
-            let entries = texts.parse()?.api_keys.unwrap_or_default();
+            let entries = parse_key_document(bytes)?;
             let plain = members(bytes).keys().filter(|key| !key.starts_with("sha256:")).count();
             Ok(Checked::ApiKeys { entries, plain })
         }
@@ -172,7 +171,7 @@ fn plugin_in_short(plugin: &Plugin, formatter: &mut fmt::Formatter<'_>) -> fmt::
     }
     match source.and_then(|source| from(&source.api_keys)) {
         Some(path) => write!(formatter, "; keys from {path}")?,
-        None => write!(formatter, "; {}", counted(config.callers(), "key"))?,
+        None => write!(formatter, "; {}", counted(config.keys(), "key"))?,
     }
     match &settings.redis {
         Some(redis) => write!(formatter, "; Redis by cluster {}", redis.cluster),

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dynamic_rate_limiter::identity::{MAX_KEY_BYTES, Secret};
+use dynamic_rate_limiter::identity::{KeyHash, MAX_KEY_BYTES};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
@@ -76,7 +76,7 @@ pub(super) fn new_key() -> Result<String> {
 
 /// A key as it is written in a key document. The digits alone are what `admin.token_sha256` takes.
 fn hash(key: &[u8]) -> String {
-    format!("sha256:{}", Secret::of(key).to_hex())
+    format!("sha256:{}", KeyHash::of(key).to_hex())
 }
 
 /// While it lives, the terminal does not show what is typed.

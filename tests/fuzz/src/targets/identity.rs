@@ -1,6 +1,6 @@
 //! `source.address`, after a byte for the length of the prefix: a name that reads as an address and means the same.
 
-use dynamic_rate_limiter::identity::{Network, Secret, reads_as_address};
+use dynamic_rate_limiter::identity::{KeyHash, Network, reads_as_address};
 
 pub(super) const WORDS: &str = "\
     127.0.0.1|0.0.0.0|255.255.255.255|::|::1|::ffff:1.2.3.4|::ffff:0:0|2001:db8::|fe80::1%eth0|[|]|]:|\
@@ -21,7 +21,7 @@ pub(super) fn check(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(source) {
         // A zone may have a slash in it; no id has one.
         assert!(network == Network::Unknown || text.contains('/') || reads_as_address(text), "{text}");
-        if let Some(secret) = Secret::from_hex(text) {
+        if let Some(secret) = KeyHash::from_hex(text) {
             assert_eq!(secret.to_hex(), text.to_ascii_lowercase());
         }
     }

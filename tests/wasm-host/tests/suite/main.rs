@@ -3,6 +3,7 @@
 mod answers;
 mod costs;
 mod differential;
+mod documents;
 mod facts;
 mod fuzz;
 mod gateway;

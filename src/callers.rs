@@ -1,0 +1,52 @@
+//! Who an API key belongs to: a caller of the plugin configuration, or an entry of the published key document.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::config::{Caller, Config};
+use crate::documents::{KeyTable, Outdated};
+use crate::identity::KeyHash;
+use crate::store::SharedData;
+
+/// Callers of a published document that a worker remembers, so that a key that is used often costs no look at shared
+/// data. They are forgotten all at once: a hash map that is full is as good as empty soon enough.
+const MAX_REMEMBERED: usize = 2_048;
+
+/// The known keys, as one worker sees them.
+#[derive(Debug, Default)]
+pub struct Callers {
+    /// The table of the document in force, and what its records' names begin with.
+    published: Option<(KeyTable, String)>,
+    remembered: HashMap<KeyHash, Rc<Caller>>,
+}
+
+impl Callers {
+    /// The callers of the plugin configuration, or of a published document where there is one.
+    pub fn new(published: Option<(KeyTable, String)>) -> Self {
+        Self { published, remembered: HashMap::new() }
+    }
+
+    /// The caller whose key this is.
+    pub fn find(
+        &mut self,
+        key: KeyHash,
+        config: &Config,
+        data: &impl SharedData,
+    ) -> Result<Option<Rc<Caller>>, Outdated> {
+        let Some((table, prefix)) = &self.published else {
+            return Ok(config.caller(key));
+        };
+        if let Some(caller) = self.remembered.get(&key) {
+            return Ok(Some(caller.clone()));
+        }
+        let Some(entry) = table.find(data, prefix, key)? else { return Ok(None) };
+        let Some(tier) = config.key_tiers.get(usize::from(entry.tier)) else { return Ok(None) };
+        let bucket = entry.id.unwrap_or_else(|| key.short_hex());
+        let caller = Rc::new(Caller::new(tier.clone(), bucket, &config.settings.namespace));
+        if self.remembered.len() >= MAX_REMEMBERED {
+            self.remembered.clear();
+        }
+        self.remembered.insert(key, caller.clone());
+        Ok(Some(caller))
+    }
+}

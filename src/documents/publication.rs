@@ -1,0 +1,430 @@
+//! From fetched texts to what is in force, in slices: no call does more than a bounded piece of the work.
+//!
+//! A text that is in force already, or is known to be wrong, is recognised by its fingerprint and not parsed. Any other
+//! is parsed once, some members at a time. Entries of a key document go straight into the table that is not in force; a
+//! single write then puts everything into force, or nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
+
+use super::key_table::{Inserted, KeyTable};
+use super::published::{Fingerprint, Published, PublishedKeys, PublishedTiers, SourceRecords};
+use super::schedule::{Schedule, Verdicts};
+use super::{Failure, Fetched, fingerprint};
+use crate::config::{
+    Config, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_TIERS, NamedTier, Plugin, TIER_DOCUMENT, check_count,
+    parse_key_members, parse_tier_members,
+};
+use crate::json::{Batch, Document, MemberReader};
+use crate::shown::Shown;
+use crate::store::{Contended, SharedData};
+use crate::tier::Tier;
+
+/// Work of one call, counted as bytes that are parsed.
+const SLICE: usize = 24 << 10;
+
+/// What an entry costs beside its bytes: its hash, and its place in the table.
+const ENTRY: usize = 128;
+
+/// How many bytes are hashed for what a parsed one costs.
+const HASHED_PER_PARSED: usize = 32;
+
+/// About so many bytes are parsed together.
+const BATCH_BYTES: usize = 1 << 10;
+
+/// The names that buckets have are kept in so many sets: the largest grows in no time worth mentioning.
+const ID_SETS: usize = 256;
+
+/// What became of a publication.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is finished.
+    Finished(Finished),
+    /// Another worker has begun one after it, and this one changes nothing.
+    Overtaken,
+}
+
+/// A finished publication.
+#[derive(Debug)]
+pub struct Finished {
+    /// Whether documents are in force that were not before.
+    pub is_applied: bool,
+    /// Whether workers have to look at the record: there are new documents, or the first word about one.
+    pub is_changed: bool,
+    /// What is wrong with documents that are left out, where that is news.
+    pub complaint: Option<String>,
+}
+
+/// A publication in progress.
+#[derive(Debug)]
+pub struct Publication {
+    records: SourceRecords,
+    tiers: Text,
+    keys: Text,
+    tier_builder: TierBuilder,
+    key_builder: Option<KeyBuilder>,
+    /// What was in force when it began.
+    base: Published,
+    verdicts: Verdicts,
+    /// What documents have to fit beside each other.
+    plugin: Fingerprint,
+}
+
+/// One document on its way.
+#[derive(Debug)]
+enum Text {
+    /// There is nothing to do about it: it is not fetched, or is in force as it is.
+    Settled,
+    /// There is none, or it is no good.
+    Failed(Failure),
+    /// So much of it has been hashed.
+    Hashing(Vec<u8>, DefaultHasher, usize),
+    /// It has this fingerprint; what is known of it is still to be looked up.
+    Hashed(Vec<u8>, Fingerprint),
+    /// It is being parsed.
+    Parsing(MemberReader, Fingerprint),
+    /// All of it has been parsed, and is good by itself.
+    Parsed(Fingerprint),
+}
+
+/// Why a document is not parsed to its end.
+enum Stop {
+    Wrong(String),
+    Overtaken,
+}
+
+impl Publication {
+    /// Begins with what was fetched.
+    pub fn new(fetched: Fetched, plugin: &Plugin, records: SourceRecords, data: &impl SharedData) -> Self {
+        Self {
+            tiers: Text::new(fetched.tiers),
+            keys: Text::new(fetched.api_keys),
+            tier_builder: TierBuilder::default(),
+            key_builder: None,
+            base: Published::read(data, &records),
+            verdicts: Schedule::read(data, &records).verdicts,
+            plugin: plugin.fingerprint(),
+            records,
+        }
+    }
+
+    /// Does a slice of the work; once all is done, says what became of it.
+    pub fn work(&mut self, plugin: &Plugin, data: &impl SharedData) -> Option<Outcome> {
+        let mut done = 0;
+        while done < SLICE {
+            match self.step(data) {
+                Ok(Some(cost)) => done += cost.max(1),
+                Ok(None) => {
+                    let finished = self.commit(plugin, data);
+                    return Some(finished.map_or_else(|Contended| Outcome::Overtaken, Outcome::Finished));
+                }
+                Err(Contended) => return Some(Outcome::Overtaken),
+            }
+        }
+        Schedule::keep_busy(data, &self.records);
+        None
+    }
+
+    /// Does the next thing and says what it cost; `None` where all is ready to be put into force.
+    fn step(&mut self, data: &impl SharedData) -> Result<Option<usize>, Contended> {
+        if let Some(cost) = self.tiers.hash().or_else(|| self.keys.hash()) {
+            return Ok(Some(cost));
+        }
+        if self.tiers.is_hashed() || self.keys.is_hashed() {
+            self.look_up();
+            self.begin(data)?;
+            return Ok(Some(0));
+        }
+        let tiers = &mut self.tier_builder;
+        if let Some(cost) = self.tiers.parse(TIER_DOCUMENT, |batch| tiers.add(batch))? {
+            return Ok(Some(cost));
+        }
+        let Some(keys) = &mut self.key_builder else { return Ok(None) };
+        self.keys.parse(KEY_DOCUMENT, |batch| keys.add(batch, data))
+    }
+
+    /// Leaves out what is in force already or known to be wrong, by the fingerprints alone.
+    fn look_up(&mut self) {
+        let Published { tiers, keys, .. } = &self.base;
+        let in_force =
+            [tiers.as_ref().map(|tiers| tiers.fingerprint), keys.as_ref().map(|keys| keys.fingerprint)];
+        let [tiers, keys] = in_force;
+        let misfit = self.misfit(self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
+        let [wrong_tiers, wrong_keys] = self.verdicts.wrong;
+        self.tiers.settle(TIER_DOCUMENT, tiers, wrong_tiers);
+        self.keys.settle(KEY_DOCUMENT, keys, wrong_keys);
+        if self.verdicts.misfit == misfit {
+            let reason = "the documents still do not fit".to_owned();
+            let mut failure = Some(Failure::wrong(reason, misfit));
+            for text in [&mut self.tiers, &mut self.keys] {
+                if text.is_hashed() {
+                    *text = failure.take().map_or(Text::Settled, Text::Failed);
+                }
+            }
+        }
+    }
+
+    /// Takes a number, if there is anything to parse, and so the right to write to the table that is not in force.
+    fn begin(&mut self, data: &impl SharedData) -> Result<(), Contended> {
+        if !self.tiers.is_hashed() && !self.keys.is_hashed() {
+            return Ok(());
+        }
+        let begun = Published::change(data, &self.records, |published| {
+            let last_number = published.last_number.wrapping_add(1);
+            Some(Published { last_number, ..published })
+        })?;
+        self.base = begun.unwrap_or_default();
+        let is_second = self.base.keys.as_ref().is_some_and(|published| !published.table.is_second);
+        self.tiers.begin();
+        if let Some(bytes) = self.keys.begin() {
+            let table = KeyTable::for_document(bytes, self.base.last_number, is_second);
+            self.key_builder = Some(KeyBuilder::new(table, self.records.prefix.clone()));
+        }
+        Ok(())
+    }
+
+    /// Puts what is good into force, if it fits.
+    fn commit(&mut self, plugin: &Plugin, data: &impl SharedData) -> Result<Finished, Contended> {
+        let mut next = self.base.clone();
+        let tiers_failure = match std::mem::replace(&mut self.tiers, Text::Settled) {
+            Text::Parsed(fingerprint) => match std::mem::take(&mut self.tier_builder).finish() {
+                Ok(tiers) => {
+                    next.tiers = Some(PublishedTiers { fingerprint, tiers });
+                    None
+                }
+                Err(reason) => Some(Failure::wrong(reason, fingerprint)),
+            },
+            Text::Failed(failure) => Some(failure),
+            _ => None,
+        };
+        let keys_failure = match (std::mem::replace(&mut self.keys, Text::Settled), self.key_builder.take()) {
+            (Text::Parsed(fingerprint), Some(KeyBuilder { table, summary, .. })) => {
+                next.keys = Some(PublishedKeys { fingerprint, table, summary });
+                None
+            }
+            (Text::Failed(failure), _) => Some(failure),
+            _ => None,
+        };
+        let mut verdicts = self.verdicts;
+        for ((wrong, is_settled), failure) in
+            verdicts.wrong.iter_mut().zip(&mut next.is_settled).zip([&tiers_failure, &keys_failure])
+        {
+            match failure {
+                Some(failure) if failure.is_unreachable() => continue,
+                Some(failure) => *wrong = failure.fingerprint,
+                None => *wrong = 0,
+            }
+            *is_settled = true;
+        }
+        let mut failure = Failure::of_both(tiers_failure, keys_failure);
+
+        let is_new = (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys);
+        let misfit = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
+        let is_applied = is_new && misfit.is_none();
+        if let Some(reason) = misfit {
+            let of_tiers = next.tiers.as_ref().map(|published| published.fingerprint);
+            let of_keys = next.keys.as_ref().map(|published| published.fingerprint);
+            verdicts.misfit = self.misfit(of_tiers, of_keys);
+            failure = failure.or(Some(Failure::wrong(reason, verdicts.misfit)));
+            next = Published { is_settled: next.is_settled, ..self.base.clone() };
+        } else if failure.is_none() {
+            verdicts.misfit = 0;
+        }
+        let is_changed = next != self.base;
+        let is_missing = next.is_missing(&self.records);
+        if is_changed {
+            // Unless another worker has begun a publication since.
+            let put = Published::change(data, &self.records, |now| (now == self.base).then(|| next.clone()))?;
+            put.ok_or(Contended)?;
+        }
+        let is_news = Schedule::finish(data, &self.records, failure.as_ref(), verdicts, is_missing);
+        let complaint = failure.filter(|_| is_news).map(|failure| failure.reason);
+        Ok(Finished { is_applied, is_changed, complaint })
+    }
+
+    /// A number for documents that were found not to fit.
+    fn misfit(&self, tiers: Option<Fingerprint>, keys: Option<Fingerprint>) -> Fingerprint {
+        let parts = [tiers.unwrap_or_default(), keys.unwrap_or_default(), self.plugin].map(u64::to_le_bytes);
+        fingerprint(&parts.each_ref().map(<[u8; 8]>::as_slice))
+    }
+}
+
+impl Text {
+    fn new(fetched: Option<Result<Vec<u8>, String>>) -> Self {
+        match fetched {
+            None => Text::Settled,
+            Some(Ok(text)) => Text::Hashing(text, DefaultHasher::new(), 0),
+            Some(Err(reason)) => Text::Failed(Failure::unreachable(reason)),
+        }
+    }
+
+    fn is_hashed(&self) -> bool {
+        matches!(self, Text::Hashed(..))
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Text::Hashed(_, fingerprint) => Some(*fingerprint),
+            _ => None,
+        }
+    }
+
+    /// Hashes a piece; what that cost, or `None` where it is no time to hash.
+    fn hash(&mut self) -> Option<usize> {
+        let Text::Hashing(text, hasher, at) = self else { return None };
+        let end = (*at + SLICE * HASHED_PER_PARSED).min(text.len());
+        hasher.write(text.get(*at..end).unwrap_or_default());
+        let cost = (end - *at) / HASHED_PER_PARSED;
+        *at = end;
+        if end == text.len() {
+            *self = Text::Hashed(std::mem::take(text), hasher.finish() | 1);
+        }
+        Some(cost)
+    }
+
+    /// Sees whether it has to be parsed.
+    fn settle(&mut self, name: &str, in_force: Option<Fingerprint>, wrong: Fingerprint) {
+        match self.fingerprint() {
+            Some(fingerprint) if in_force == Some(fingerprint) => *self = Text::Settled,
+            Some(fingerprint) if wrong == fingerprint => {
+                *self = Text::Failed(Failure::wrong(format!("{name}: still wrong"), fingerprint));
+            }
+            _ => {}
+        }
+    }
+
+    /// Begins to parse it; how long it is.
+    fn begin(&mut self) -> Option<usize> {
+        let Text::Hashed(text, fingerprint) = self else { return None };
+        let bytes = text.len();
+        *self = Text::Parsing(MemberReader::new(std::mem::take(text), BATCH_BYTES), *fingerprint);
+        Some(bytes)
+    }
+
+    /// Parses some members and hands them to `add`, which says how many there were; what it cost, or `None` where it is
+    /// no time to parse.
+    fn parse(
+        &mut self,
+        name: &str,
+        add: impl FnOnce(&Document) -> Result<usize, Stop>,
+    ) -> Result<Option<usize>, Contended> {
+        let Text::Parsing(reader, fingerprint) = self else { return Ok(None) };
+        let (fingerprint, left) = (*fingerprint, reader.left());
+        let added = match reader.next_batch() {
+            Ok(Batch::Members(members)) => add(&members),
+            Ok(Batch::Nothing) => Ok(0),
+            Ok(Batch::Other(other)) => Err(Stop::Wrong(other.root(name).secret().wanted("an object"))),
+            Ok(Batch::End) => {
+                *self = Text::Parsed(fingerprint);
+                return Ok(Some(0));
+            }
+            Err(reason) => Err(Stop::Wrong(format!("{name}: {reason}"))),
+        };
+        let cost = left - reader.left();
+        match added {
+            Ok(entries) => Ok(Some(cost + entries * ENTRY)),
+            Err(Stop::Wrong(reason)) => {
+                *self = Text::Failed(Failure::wrong(reason, fingerprint));
+                Ok(Some(cost))
+            }
+            Err(Stop::Overtaken) => Err(Contended),
+        }
+    }
+}
+
+/// The tier document so far.
+#[derive(Debug, Default)]
+struct TierBuilder {
+    tiers: Vec<Tier>,
+    names: HashSet<String>,
+}
+
+impl TierBuilder {
+    fn add(&mut self, members: &Document) -> Result<usize, Stop> {
+        let read = parse_tier_members(&members.root(TIER_DOCUMENT)).map_err(Stop::Wrong)?;
+        let count = read.len();
+        for tier in read {
+            if !self.names.insert(tier.name.clone()) {
+                let name = Shown(&tier.name);
+                return Err(Stop::Wrong(format!(
+                    "{TIER_DOCUMENT}.{name}: found the same name a second time, wanted each name once"
+                )));
+            }
+            self.tiers.push(tier);
+        }
+        if self.tiers.len() > MAX_TIERS {
+            return Err(Stop::Wrong(check_count(self.tiers.len()).err().unwrap_or_default()));
+        }
+        Ok(count)
+    }
+
+    fn finish(self) -> Result<Vec<Tier>, String> {
+        check_count(self.tiers.len()).map(|()| self.tiers)
+    }
+}
+
+/// The key document so far. Its entries are in shared data.
+#[derive(Debug)]
+struct KeyBuilder {
+    table: KeyTable,
+    prefix: String,
+    summary: KeySummary,
+    /// The number of each tier that is named.
+    tiers: HashMap<String, u16>,
+    /// The buckets that are named, by a hash of their names as long as the names that come from hashes.
+    buckets: Vec<HashSet<u64>>,
+}
+
+impl KeyBuilder {
+    fn new(table: KeyTable, prefix: String) -> Self {
+        Self {
+            table,
+            prefix,
+            summary: KeySummary::default(),
+            tiers: HashMap::new(),
+            buckets: vec![HashSet::new(); ID_SETS],
+        }
+    }
+
+    fn add(&mut self, members: &Document, data: &impl SharedData) -> Result<usize, Stop> {
+        let first = self.summary.keys + 1;
+        let entries = parse_key_members(&members.root(KEY_DOCUMENT), first).map_err(Stop::Wrong)?;
+        for entry in &entries {
+            self.summary.keys += 1;
+            let tier = self.tier(entry)?;
+            match self.table.insert(data, &self.prefix, entry, tier) {
+                Ok(Inserted::New) => {}
+                Ok(Inserted::Duplicate) => return Err(Stop::Wrong(entry.duplicate_key())),
+                Ok(Inserted::Outdated) | Err(Contended) => return Err(Stop::Overtaken),
+            }
+            let bucket = name_hash(&entry.bucket());
+            let set = usize::from(bucket.to_be_bytes()[0]);
+            if self.buckets.get_mut(set).is_some_and(|buckets| !buckets.insert(bucket)) {
+                return Err(Stop::Wrong(entry.duplicate_id()));
+            }
+        }
+        Ok(entries.len())
+    }
+
+    fn tier(&mut self, entry: &KeyEntry) -> Result<u16, Stop> {
+        if let Some(number) = self.tiers.get(&entry.tier) {
+            return Ok(*number);
+        }
+        let number = self.summary.tiers.len();
+        if number >= MAX_TIERS {
+            return Err(Stop::Wrong(format!(
+                "{KEY_DOCUMENT}: found more than {MAX_TIERS} names of tiers, wanted at most so many"
+            )));
+        }
+        let number = u16::try_from(number).unwrap_or(u16::MAX);
+        self.summary.tiers.push(NamedTier { name: entry.tier.clone(), number: entry.number });
+        self.tiers.insert(entry.tier.clone(), number);
+        Ok(number)
+    }
+}
+
+fn name_hash(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}

@@ -1,0 +1,163 @@
+//! When to fetch next, and what was found wrong last: shared by all workers.
+
+use super::published::{Fingerprint, SourceRecords};
+use super::{Failure, fingerprint};
+use crate::codec::{Reader, Writer};
+use crate::store::{SharedData, update};
+
+/// How soon to try again after a failure, in microseconds, where that is sooner than usual.
+const RETRY_US: u64 = 1_000_000;
+
+/// The same while a document has neither been applied nor refused yet, and requests may wait for it.
+const FIRST_RETRY_US: u64 = 100_000;
+
+/// How long a worker that publishes keeps others from fetching, in microseconds, if it is not heard of again.
+const BUSY_US: u64 = 5_000_000;
+
+/// How often such a worker says so, in microseconds.
+const RENEWAL_US: u64 = 1_000_000;
+
+/// The record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Schedule {
+    /// When the next fetch is due.
+    due_at_us: u64,
+    /// Until when a worker is busy with what was fetched.
+    busy_until_us: u64,
+    /// Failures in a row.
+    failures: u32,
+    /// Fingerprint of what was complained about last; 0 where the next complaint is news.
+    complaint: Fingerprint,
+    /// What is known of texts that are not in force.
+    pub(super) verdicts: Verdicts,
+}
+
+/// Texts that need not be parsed to know that they are wrong, by their fingerprints; 0 stands for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Verdicts {
+    /// The tier document and the key document that were last found wrong by themselves.
+    pub(super) wrong: [Fingerprint; 2],
+    /// The documents that were last found not to fit each other or the plugin configuration.
+    pub(super) misfit: Fingerprint,
+}
+
+/// Claims the next fetch for this worker, if one has been due for `grace_us`; no other worker gets it for the source's
+/// period.
+pub fn claim_fetch(data: &impl SharedData, records: &SourceRecords, grace_us: u64) -> bool {
+    let period_us = u64::try_from(records.period.as_micros()).unwrap_or(u64::MAX);
+    let claimed = update(data, &records.schedule(), |stored, now_us| {
+        let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
+        // A due time further off than the period was set when the period was longer.
+        let is_due = now_us >= schedule.due_at_us.saturating_add(grace_us)
+            || schedule.due_at_us > now_us.saturating_add(period_us);
+        let is_free = now_us >= schedule.busy_until_us;
+        let next = Schedule { due_at_us: now_us.saturating_add(period_us), ..schedule };
+        (is_due && is_free, (is_due && is_free).then(|| next.encode()))
+    });
+    claimed.is_ok_and(|updated| updated.value)
+}
+
+impl Schedule {
+    pub(super) fn read(data: &impl SharedData, records: &SourceRecords) -> Self {
+        let stored = data.get(&records.schedule());
+        stored.and_then(|(bytes, _)| Self::decode(&bytes)).unwrap_or_default()
+    }
+
+    /// Keeps others from fetching while this worker publishes. Written once a second at most.
+    pub(super) fn keep_busy(data: &impl SharedData, records: &SourceRecords) {
+        Self::change(data, records, |schedule, now_us| {
+            let is_short = schedule.busy_until_us < now_us.saturating_add(BUSY_US - RENEWAL_US);
+            is_short.then_some(Schedule { busy_until_us: now_us.saturating_add(BUSY_US), ..schedule })
+        });
+    }
+
+    /// Notes what became of a fetch, and says whether a failure is worth a complaint: not if it is the same as last time.
+    ///
+    /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence: while
+    /// Envoy starts, the first fetch may well come before the listener that answers it.
+    pub(super) fn finish(
+        data: &impl SharedData,
+        records: &SourceRecords,
+        failure: Option<&Failure>,
+        verdicts: Verdicts,
+        is_missing: bool,
+    ) -> bool {
+        let mut is_news = false;
+        Self::change(data, records, |schedule, now_us| {
+            let mut next = Schedule { busy_until_us: 0, verdicts, failures: 0, complaint: 0, ..schedule };
+            if let Some(failure) = failure {
+                next.failures = schedule.failures.saturating_add(1);
+                let is_worth_it = !failure.is_unreachable() || next.failures > 1;
+                next.complaint = if is_worth_it { failure.fingerprint } else { schedule.complaint };
+                if failure.is_unreachable() {
+                    let retry_us = if is_missing { FIRST_RETRY_US } else { RETRY_US };
+                    next.due_at_us = schedule.due_at_us.min(now_us.saturating_add(retry_us));
+                }
+            }
+            is_news = failure.is_some() && next.complaint != schedule.complaint;
+            (next != schedule).then_some(next)
+        });
+        is_news
+    }
+
+    fn change(
+        data: &impl SharedData,
+        records: &SourceRecords,
+        mut change: impl FnMut(Self, u64) -> Option<Self>,
+    ) {
+        // Where even this write loses every race, a complaint is left out or made twice.
+        let _ = update(data, &records.schedule(), |stored, now_us| {
+            let schedule = stored.and_then(Self::decode).unwrap_or_default();
+            ((), change(schedule, now_us).map(Self::encode))
+        });
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let [tiers, keys] = self.verdicts.wrong;
+        let mut record = Writer::default();
+        record.u64(self.due_at_us).u64(self.busy_until_us).u32(self.failures).u64(self.complaint);
+        record.u64(tiers).u64(keys).u64(self.verdicts.misfit);
+        record.into_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut record = Reader::new(bytes);
+        Some(Self {
+            due_at_us: record.u64()?,
+            busy_until_us: record.u64()?,
+            failures: record.u32()?,
+            complaint: record.u64()?,
+            verdicts: Verdicts { wrong: [record.u64()?, record.u64()?], misfit: record.u64()? },
+        })
+    }
+}
+
+impl Failure {
+    /// No document came.
+    pub fn unreachable(reason: String) -> Self {
+        let fingerprint = fingerprint(&[reason.as_bytes()]);
+        Self { reason, is_wrong: false, fingerprint }
+    }
+
+    /// The text with that fingerprint is wrong.
+    pub fn wrong(reason: String, text: Fingerprint) -> Self {
+        Self { reason, is_wrong: true, fingerprint: text }
+    }
+
+    /// Both failures as one.
+    pub(super) fn of_both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(Self {
+                reason: format!("{}; {}", one.reason, other.reason),
+                is_wrong: one.is_wrong || other.is_wrong,
+                fingerprint: one.fingerprint ^ other.fingerprint.rotate_left(1),
+            }),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Whether it is only that no document came.
+    pub(super) fn is_unreachable(&self) -> bool {
+        !self.is_wrong
+    }
+}

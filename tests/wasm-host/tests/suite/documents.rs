@@ -1,0 +1,141 @@
+//! Documents of the size that may be fetched: what they cost a callback, in instructions and memory, and who waits for
+//! them. Instructions are the same on every machine.
+
+use std::fmt::Write as _;
+
+use wasm_host::{Request, Setup, World};
+
+use crate::support::configuration;
+
+/// Most instructions of one callback, whatever it does with a document: some milliseconds of V8.
+const MOST_FUEL: u64 = 6_000_000;
+
+/// Most instructions for each byte of a document that is in force already.
+const MOST_FUEL_PER_BYTE: u64 = 4;
+
+/// A document with so many keys, the first of which is `first`.
+fn keys(count: usize, first: &str) -> Vec<u8> {
+    let mut document = format!("{{\"{first}\": \"pro\"");
+    for key in 1..count {
+        let _ = write!(document, ",\n\"caller-{key}\": {{\"tier\":\"pro\"}}");
+    }
+    document.push('}');
+    document.into_bytes()
+}
+
+/// The same with hashes and ids.
+fn hashes(count: usize) -> Vec<u8> {
+    let mut document = String::from("{\"canary-0\": \"pro\"");
+    for key in 1..count {
+        let _ = write!(document, ",\"sha256:{key:064x}\":{{\"tier\":\"pro\",\"id\":\"c{key}\"}}");
+    }
+    document.push('}');
+    document.into_bytes()
+}
+
+fn world(document: Vec<u8>) -> World {
+    let source =
+        r#", "config_source": {"cluster": "config_files", "api_keys": "/keys.json", "ttl_seconds": 20}"#;
+    let mut world = World::boot(Setup::new(configuration(source)).workers(2));
+    world.documents.insert("/keys.json".into(), (200, document));
+    for worker in 0..2 {
+        assert!(world.configure(worker, configuration(source).as_bytes()));
+    }
+    world
+}
+
+fn tier(world: &mut World, worker: usize, key: &str) -> String {
+    world.get(worker, &Request::get("/").key(key)).header("x-ratelimit-tier")
+}
+
+/// The most that a callback has cost in either worker, and all together, since the last call.
+fn fuel(world: &mut World) -> (u64, u64) {
+    let vms = world.all_vms().iter_mut();
+    vms.fold((0, 0), |(most, total), vm| {
+        (most.max(std::mem::take(&mut vm.most_fuel)), total + std::mem::take(&mut vm.total_fuel))
+    })
+}
+
+#[test]
+fn no_callback_does_more_than_a_bounded_part_of_the_work_on_a_large_document() {
+    let cases = [
+        ("100,000 keys", keys(100_000, "canary-0")),
+        ("hashes with ids", hashes(36_000)),
+        ("4 MiB", {
+            let mut document = keys(100_000, "canary-0");
+            document.resize(4 << 20, b' ');
+            document
+        }),
+    ];
+    for (what, document) in cases {
+        let bytes = document.len() as u64;
+        assert!((3 << 20..=4 << 20).contains(&bytes), "{what}: {bytes}");
+        let mut world = world(document.clone());
+        fuel(&mut world);
+        world.advance_ms(15_000);
+        let (most, total) = fuel(&mut world);
+        assert!(most < MOST_FUEL, "{what} at start: {most} in one callback");
+        println!("{what}, {bytes} bytes, at start: {most} in one callback, {total} in all");
+        for worker in 0..2 {
+            assert_eq!(tier(&mut world, worker, "canary-0"), "pro", "{what}");
+            assert_eq!(tier(&mut world, worker, "canary-1"), "free", "{what}");
+        }
+        let records = world.processes[0].shared_data_bytes();
+
+        fuel(&mut world);
+        world.advance_ms(20_000);
+        let (most, total) = fuel(&mut world);
+        println!("{what}, unchanged: {most} in one callback, {total} in all");
+        assert!(most < MOST_FUEL && total < MOST_FUEL_PER_BYTE * bytes, "{what} unchanged: {most}, {total}");
+
+        let changed = String::from_utf8(document).expect("text").replacen("canary-0", "canary-1", 1);
+        world.documents.insert("/keys.json".into(), (200, changed.into_bytes()));
+        world.advance_ms(35_000);
+        let (most, total) = fuel(&mut world);
+        println!("{what}, one key changed: {most} in one callback, {total} in all");
+        assert!(most < MOST_FUEL, "{what}, one key changed: {most} in one callback");
+        for worker in 0..2 {
+            assert_eq!(tier(&mut world, worker, "canary-0"), "free", "{what}");
+            assert_eq!(tier(&mut world, worker, "canary-1"), "pro", "{what}");
+        }
+        let grown = world.processes[0].shared_data_bytes();
+        println!("{what}: {records} bytes of shared data, {grown} with the next one");
+        assert!(grown < 2 * records + 100_000, "{what}: two tables, not {records} and then {grown}");
+    }
+}
+
+#[test]
+fn a_large_document_that_is_wrong_at_its_end_costs_no_more() {
+    let good = keys(90_000, "canary-0");
+    for end in
+        [&b",\"x\": 1}"[..], b",\"caller-1\": \"pro\"}", b",\"x\": \"nobody\"}", b"", b",\"x\": \"pro\"} x"]
+    {
+        let mut document = good.clone();
+        document.pop();
+        document.extend_from_slice(end);
+        let mut world = world(document.clone());
+        world.advance_ms(15_000);
+        let rejected = "rate_limiter_config_reloads_total.result.rejected";
+        assert_eq!(world.processes[0].stat(rejected), 1);
+        assert_eq!(tier(&mut world, 0, "canary-0"), "free");
+        assert!(fuel(&mut world).0 < MOST_FUEL);
+        // The same again is not parsed again.
+        world.advance_ms(20_000);
+        let (most, total) = fuel(&mut world);
+        assert!(most < MOST_FUEL && total < MOST_FUEL_PER_BYTE * document.len() as u64, "{most} {total}");
+        assert_eq!(world.processes[0].stat(rejected), 1);
+    }
+}
+
+#[test]
+fn a_callback_does_not_read_megabytes_of_what_is_no_member() {
+    let sources: [&[u8]; 6] = [b" ", b"[", b"\"", b"{\"a\":[", b"{\"", b"{\"a\":{\"b\":"];
+    for source in sources {
+        let document = source.repeat((4 << 20) / source.len());
+        let mut world = world(document);
+        fuel(&mut world);
+        world.advance_ms(10_000);
+        let (most, _) = fuel(&mut world);
+        assert!(most < MOST_FUEL, "{:?}: {most}", String::from_utf8_lossy(source));
+    }
+}
