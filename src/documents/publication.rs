@@ -27,7 +27,7 @@ const SLICE: usize = 24 << 10;
 const ENTRY: usize = 128;
 
 /// How many bytes are hashed for what a parsed one costs.
-const HASHED_PER_PARSED: usize = 32;
+const HASHED_PER_PARSED: usize = 16;
 
 /// About so many bytes are parsed together.
 const BATCH_BYTES: usize = 1 << 10;

@@ -160,7 +160,8 @@ pub fn an_upload_that_waits_for_documents_arrives_whole(host: &dyn Host) {
 pub fn without_an_answer_requests_wait_a_second_and_then_the_plugin_configuration_decides(host: &dyn Host) {
     let mut setup = setup("", &api_keys("pro"));
     setup.documents[0].1 = Served::Never;
-    let mut gateway = host.start(&setup);
+    // Each worker has a second of its own.
+    let mut gateway = host.start(&setup.workers(1));
     assert!(missing(&mut *gateway), "and the health check waits for nothing");
     let reply = gateway.send(&Request::get("/"));
     assert_eq!((reply.status, reply.limit()), (200, 5));
