@@ -4,7 +4,7 @@
 //! `microseconds × millionths of a token per second` is a whole number of units: refilling never rounds, and
 //! asking often gains or loses nothing. Knows nothing of callers, stores or where the time comes from.
 
-use crate::tier::Limit;
+use crate::limit::Limit;
 
 /// Units in one token.
 pub const PICO_PER_TOKEN: u64 = 1_000_000_000_000;

@@ -3,34 +3,30 @@
 //! Belongs to one worker, as its [`Session`] does. One worker of each Envoy at a time looks for a changed health, by a
 //! lease in shared data, several times a second and whether or not there are requests.
 
-use std::rc::Rc;
-
 use crate::bucket::{Outcome, Verdict};
 use crate::charge::Charge;
 use crate::config::{OnFailure, RedisSettings};
-use crate::control::{Control, Redis};
+use crate::control::Redis;
 use crate::generation::Role;
 use crate::health::Told;
+use crate::health_sync::{HealthSync, Poll};
 use crate::identity::Network;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::request::{Arrival, Ticket};
-use crate::store::redis::denied::Denied;
+use crate::store::SharedData;
+use crate::store::redis::deny_cache::DenyCache;
 use crate::store::redis::failure::Reason;
 use crate::store::redis::script::Take;
 use crate::store::redis::session::{
-    Answer, Declined, Effects, Event, Failure, MAX_QUESTIONS, Overwrite, Question, Session,
+    Answer, Command, Declined, Effects, Event, Failure, MAX_COMMANDS, Session,
 };
-use crate::store::redis::{PROBE_BUCKET, bucket_prefix, health_key};
-use crate::store::{SharedData, record_key, update};
-
-/// Between two looks at the health in Redis, in microseconds. A change is to be known everywhere within a second.
-pub const POLL_US: u64 = 250_000;
-
-/// After so long without a look, another worker takes over, in microseconds.
-const POLL_LEASE_US: u64 = 600_000;
+use crate::store::redis::{PROBE_BUCKET, bucket_prefix};
 
 /// How long Redis may take to store a new health, in microseconds. The operator who asked would rather wait.
 const SET_HEALTH_TIMEOUT_US: u64 = 1_000_000;
+
+/// What Envoy's `redis_proxy` says when it finds no node to pass a command on to.
+const PROXY_ERRORS: [&[u8]; 2] = [b"upstream failure", b"no upstream host"];
 
 /// Between two lines in the log about failures of one kind, in microseconds.
 const LOG_INTERVAL_US: u64 = 60_000_000;
@@ -84,17 +80,12 @@ enum Asker {
 #[derive(Debug)]
 pub struct Fleet {
     session: Session<Asker>,
-    denied: Denied,
+    deny_cache: DenyCache,
     /// Counts the changes of limits: what was asked before one says nothing about who is empty after it.
     limits: u32,
     on_failure: OnFailure,
     bucket_prefix: String,
-    health_key: Rc<str>,
-    control_key: String,
-    lease_key: String,
-    /// Names this worker in the lease.
-    worker: u64,
-    next_poll_us: u64,
+    health_sync: HealthSync,
     /// News that nobody has been told yet.
     news: Option<Event>,
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
@@ -106,8 +97,6 @@ pub struct Fleet {
     role: Role,
     /// When to log the next failure of each kind.
     next_log_us: [u64; Reason::COUNT],
-    /// Whether it has been said that the health in Redis cannot be read.
-    has_complained: bool,
 }
 
 impl Fleet {
@@ -117,22 +106,18 @@ impl Fleet {
         let probe_key = format!("{bucket_prefix}{PROBE_BUCKET}");
         let timeout_us = u64::from(settings.timeout_ms) * 1_000;
         Self {
-            session: Session::new(settings.credentials.clone(), probe_key, timeout_us, random),
-            denied: Denied::new(random),
+            session: Session::new(settings.credentials.clone(), probe_key, timeout_us, random)
+                .with_proxy_errors(&PROXY_ERRORS),
+            deny_cache: DenyCache::new(random),
             limits: 0,
             on_failure: settings.on_failure,
             bucket_prefix,
-            health_key: health_key(namespace).into(),
-            control_key: Control::key(namespace),
-            lease_key: record_key(namespace, "health_poll"),
-            worker: random,
-            next_poll_us: 0,
+            health_sync: HealthSync::new(namespace, random),
             news: None,
             is_used: false,
             was_connected: false,
             role: Role::Newest,
             next_log_us: [0; Reason::COUNT],
-            has_complained: false,
         }
     }
 
@@ -144,24 +129,24 @@ impl Fleet {
     /// Charges, unless it is known that there is nothing to take.
     pub fn charge(&mut self, arrival: Arrival, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
-        if let Some(wait_us) = self.denied.wait_us(&charge.payer, arrival.at_us) {
+        if let Some(wait_us) = self.deny_cache.wait_us(&charge.payer, arrival.at_us) {
             let capacity = charge.limit.capacity();
             let verdict = Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us };
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.payer.bucket().as_ref()].concat();
         let (other_limit, ttl_ms) = (charge.other_limit(), charge.ttl_us() / 1_000);
-        let question = Question::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
+        let question = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
         let asker = Asker::Charge { arrival, charge, limits: self.limits };
-        match self.session.ask(asker, question, self.session.timeout_us(), arrival.at_us) {
+        match self.session.send(asker, question, self.session.timeout_us(), arrival.at_us) {
             Ok(()) => Charged::Waits,
             Err((Asker::Charge { charge, .. }, declined)) => {
                 if declined == Declined::QueueFull {
-                    metrics.count(Reason::QueueFull.counter(), 1);
-                    let detail = format!("{MAX_QUESTIONS} commands of this worker are on their way");
+                    metrics.count(metrics::store_failures(Reason::QueueFull), 1);
+                    let detail = format!("{MAX_COMMANDS} commands of this worker are on their way");
                     self.log_failure(&Failure { reason: Reason::QueueFull, detail }, arrival.at_us);
                 }
-                self.denied.forget(&charge.payer);
+                self.deny_cache.forget(&charge.payer);
                 Charged::Declined(charge)
             }
             // The session hands back what it was given.
@@ -172,16 +157,16 @@ impl Fleet {
     /// Stores for the fleet what an operator says about health.
     pub fn set_health(&mut self, arrival: Arrival, network: Network, told: Told) -> Result<(), NotAsked> {
         self.is_used = true;
-        let question = Question::Set(self.health_key.clone(), told.name(), Overwrite::Always);
         let asker = Asker::Health { ticket: arrival.ticket, network, told };
-        let asked = self.session.ask(asker, question, SET_HEALTH_TIMEOUT_US, arrival.at_us);
+        let command = self.health_sync.set_command(told);
+        let asked = self.session.send(asker, command, SET_HEALTH_TIMEOUT_US, arrival.at_us);
         asked.map_err(|_| NotAsked)
     }
 
     /// Forgets who is known to be empty: limits or health have changed.
     pub fn forget_denied(&mut self) {
         self.limits = self.limits.wrapping_add(1);
-        self.denied.forget_all();
+        self.deny_cache.forget_all();
     }
 
     /// Takes in what came on the stream.
@@ -201,24 +186,19 @@ impl Fleet {
             self.session.release_if_idle(now_us);
         }
         self.session.tick(now_us);
-        if role == Role::Superseded || now_us < self.next_poll_us {
+        if role == Role::Superseded {
             return;
         }
-        self.next_poll_us = now_us.saturating_add(POLL_US);
-        if self.session.is_asked() && self.holds_lease(data) {
-            self.poll(now_us, data);
-        }
-    }
-
-    /// Looks for a changed health, and whether Redis is well where that is not known.
-    fn poll(&mut self, now_us: u64, data: &impl SharedData) {
-        let control = Control::read(data, &self.control_key);
-        let timeout_us = self.session.timeout_us();
-        let asker = Asker::Poll { health_changes: control.health_changes };
-        // Where the queue is full, the next poll is soon enough.
-        let _ = self.session.ask(asker, Question::Get(self.health_key.clone()), timeout_us, now_us);
-        if control.redis != Redis::Connected {
-            let _ = self.session.ask(Asker::Nobody, self.session.probe(), timeout_us, now_us);
+        let is_accepting = self.session.is_accepting();
+        if let Some(Poll { command, health_changes, needs_probe }) =
+            self.health_sync.poll(now_us, is_accepting, data)
+        {
+            let timeout_us = self.session.timeout_us();
+            // Where the queue is full, the next poll is soon enough.
+            let _ = self.session.send(Asker::Poll { health_changes }, command, timeout_us, now_us);
+            if needs_probe {
+                let _ = self.session.send(Asker::Nobody, self.session.probe(), timeout_us, now_us);
+            }
         }
     }
 
@@ -252,7 +232,7 @@ impl Fleet {
         self.tell_news(data);
         while let Some((asker, answer)) = self.session.next_answer() {
             if let Err(failure) = &answer {
-                metrics.count(failure.reason.counter(), 1);
+                metrics.count(metrics::store_failures(failure.reason), 1);
                 self.log_failure(failure, now_us);
             }
             match asker {
@@ -265,14 +245,16 @@ impl Fleet {
                     return Some((ticket, Answered::Health(network, told, answer.is_ok())));
                 }
                 Asker::Poll { health_changes } => match answer {
-                    Ok(Answer::Text(text)) => {
-                        self.found_health(text.as_deref(), health_changes, now_us, data);
+                    Ok(Answer::Text(text)) if self.role == Role::Newest => {
+                        let restore = self.health_sync.found(text.as_deref(), health_changes, data);
+                        if let Some(command) = restore {
+                            let _ = self.session.send(Asker::Nobody, command, SET_HEALTH_TIMEOUT_US, now_us);
+                        }
                     }
                     Err(Failure { reason: Reason::Auth | Reason::Error, detail })
-                        if self.session.is_asked() && !self.has_complained =>
+                        if self.session.is_accepting() =>
                     {
-                        self.has_complained = true;
-                        log::warn!("the health in Redis ({}) cannot be read: {detail}", self.health_key);
+                        self.health_sync.unreadable(&detail);
                     }
                     _ => {}
                 },
@@ -301,50 +283,17 @@ impl Fleet {
         answer: Result<Answer, Failure>,
     ) -> Answered {
         let Ok(Answer::Taken(taken)) = answer else {
-            self.denied.forget(&charge.payer);
+            self.deny_cache.forget(&charge.payer);
             return Answered::Charge(charge, None);
         };
         let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Refused };
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
         match outcome {
-            Outcome::Admitted => self.denied.forget(&charge.payer),
-            Outcome::Refused if is_current => self.denied.note(&charge.payer, asked_us, verdict.wait_us),
+            Outcome::Admitted => self.deny_cache.forget(&charge.payer),
+            Outcome::Refused if is_current => self.deny_cache.note(&charge.payer, asked_us, verdict.wait_us),
             Outcome::Refused => {}
         }
         Answered::Charge(charge, Some(verdict))
-    }
-
-    /// Takes over what Redis says about health, unless this Envoy has learnt of something newer since it asked.
-    ///
-    /// A Redis that says nothing has lost its data, or never had any: what this Envoy was told goes on.
-    fn found_health(
-        &mut self,
-        text: Option<&[u8]>,
-        health_changes: u32,
-        now_us: u64,
-        data: &impl SharedData,
-    ) {
-        if self.role == Role::Superseded {
-            return;
-        }
-        let known = Control::read(data, &self.control_key);
-        let Some(text) = text else {
-            if known.told != Told::default() {
-                let question = Question::Set(self.health_key.clone(), known.told.name(), Overwrite::Never);
-                let _ = self.session.ask(Asker::Nobody, question, SET_HEALTH_TIMEOUT_US, now_us);
-            }
-            return;
-        };
-        let found = std::str::from_utf8(text).ok().and_then(Told::from_name);
-        let Some(told) = found.filter(|told| *told != known.told) else {
-            return;
-        };
-        let changed = Control::change(data, &self.control_key, |control| {
-            if control.health_changes == health_changes { control.with_told(told) } else { control }
-        });
-        if changed.is_ok_and(|previous| previous.health_changes == health_changes) {
-            log::info!("health set to {told} (it was {}) by Redis", known.health());
-        }
     }
 
     /// Tells the other workers, and the log, what has become of Redis.
@@ -362,8 +311,7 @@ impl Fleet {
             }
             Event::Lost(_) => Redis::Disconnected,
         };
-        let changed = Control::change(data, &self.control_key, |control| Control { redis, ..control });
-        if changed.is_ok_and(|previous| previous.redis == redis) {
+        if !self.health_sync.note_redis(redis, data) {
             return;
         }
         match event {
@@ -373,20 +321,5 @@ impl Fleet {
                 log::warn!("Redis lost, on_failure {policy:?} decides until it is back: {}", failure.detail);
             }
         }
-    }
-
-    /// Whether it is this worker that looks for a changed health.
-    fn holds_lease(&self, data: &impl SharedData) -> bool {
-        let claimed = update(data, &self.lease_key, |stored, now_us| {
-            let lease = stored.and_then(|bytes| {
-                let (worker, until_us) = bytes.split_first_chunk()?;
-                Some((u64::from_le_bytes(*worker), u64::from_le_bytes(until_us.try_into().ok()?)))
-            });
-            let is_free = lease.is_none_or(|(worker, until_us)| worker == self.worker || until_us <= now_us);
-            let until_us = now_us.saturating_add(POLL_LEASE_US);
-            let bytes = [self.worker.to_le_bytes(), until_us.to_le_bytes()].concat();
-            (is_free, is_free.then_some(bytes))
-        });
-        claimed.is_ok_and(|updated| updated.value)
     }
 }

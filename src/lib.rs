@@ -39,10 +39,12 @@ pub mod documents;
 pub mod fleet;
 pub mod generation;
 pub mod health;
+pub mod health_sync;
 #[cfg(target_arch = "wasm32")]
 mod host;
 pub mod identity;
 pub mod json;
+pub mod limit;
 pub mod limiter;
 pub mod load;
 pub mod login_throttle;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::health::{Health, Told};
 use crate::load::Load;
+use crate::store::redis::failure::Reason;
 use crate::tier::Tier;
 
 /// Counter: buckets of the address table that made room for a newcomer before they had expired.
@@ -110,6 +111,22 @@ pub const MAX_TIERS: usize = 128;
 
 /// The label of tiers beyond [`MAX_TIERS`].
 pub const OTHER_TIERS: &str = "other_tiers";
+
+/// The counter of failures of this kind.
+pub fn store_failures(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Timeout => STORE_TIMEOUT,
+        Reason::Disconnected => STORE_DISCONNECTED,
+        Reason::Protocol => STORE_PROTOCOL,
+        Reason::QueueFull => STORE_QUEUE_FULL,
+        Reason::Loading => STORE_LOADING,
+        Reason::ReadOnly => STORE_READONLY,
+        Reason::OutOfMemory => STORE_OOM,
+        Reason::Auth => STORE_AUTH,
+        Reason::Moved => STORE_MOVED,
+        Reason::Error => STORE_ERROR,
+    }
+}
 
 const HEALTH_MODE_AUTO: &str = "rate_limiter_health_mode_auto";
 const SEVERITY: &str = "rate_limiter_severity_permille";

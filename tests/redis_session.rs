@@ -13,7 +13,7 @@ use dynamic_rate_limiter::store::redis::failure::Reason;
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, TIMER_RESOLUTION_US};
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{
-    Answer, Credentials, Declined, Effects, Event, Failure, MAX_QUESTIONS, Overwrite, Question, Session,
+    Answer, Command, Credentials, Declined, Effects, Event, Failure, MAX_COMMANDS, Overwrite, Session,
 };
 
 const MS: u64 = 1_000;
@@ -25,8 +25,8 @@ const TIMEOUT: u64 = 20 * MS;
 const CONNECT_TIMEOUT: u64 = SECOND;
 
 /// A bucket that nobody else asks for, and whose size says whose answer it is: `id` is left, of one more.
-fn take(id: u32) -> Question {
-    Question::Take(Take {
+fn take(id: u32) -> Command {
+    Command::Take(Take {
         key: format!("bucket:{id}"),
         limit: limit(id + 1, 1),
         other_limit: limit(1, 1),
@@ -34,12 +34,12 @@ fn take(id: u32) -> Question {
     })
 }
 
-fn get(id: u32) -> Question {
-    Question::Get(format!("text:{id}").into())
+fn get(id: u32) -> Command {
+    Command::Get(format!("text:{id}").into())
 }
 
-fn set(id: u32) -> Question {
-    Question::Set(format!("set:{id}").into(), "DEGRADED", Overwrite::Always)
+fn set(id: u32) -> Command {
+    Command::Set(format!("set:{id}").into(), "DEGRADED", Overwrite::Always)
 }
 
 /// An answer, or why there is none.
@@ -73,7 +73,8 @@ impl Talk {
         let mut redis = ModelRedis::at(1_700_000_000 * SECOND);
         redis.knows_script = true;
         Self {
-            session: Session::new(credentials, "#probe".to_owned(), TIMEOUT, 7),
+            session: Session::new(credentials, "#probe".to_owned(), TIMEOUT, 7)
+                .with_proxy_errors(&[b"upstream failure", b"no upstream host"]),
             redis,
             connection: None,
             now_us: SECOND,
@@ -81,9 +82,9 @@ impl Talk {
         }
     }
 
-    fn ask(&mut self, id: u32, question: Question) {
+    fn ask(&mut self, id: u32, question: Command) {
         self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
-        assert_eq!(self.session.ask(id, question, TIMEOUT, self.now_us), Ok(()), "question {id}");
+        assert_eq!(self.session.send(id, question, TIMEOUT, self.now_us), Ok(()), "question {id}");
     }
 
     /// Does what the session wants done; its commands reach Redis, and the replies set out.
@@ -166,7 +167,7 @@ impl Talk {
             self.hang_up();
             assert_eq!(self.outcomes(), [(id, Err(Reason::Disconnected))]);
         }
-        assert!(!self.session.is_asked());
+        assert!(!self.session.is_accepting());
     }
 
     /// Waits for the next probe and returns how long that took, in milliseconds.
@@ -183,7 +184,7 @@ impl Talk {
     }
 
     fn declined(&mut self) -> Option<Declined> {
-        self.session.ask(99, take(99), TIMEOUT, self.now_us).err().map(|(id, declined)| {
+        self.session.send(99, take(99), TIMEOUT, self.now_us).err().map(|(id, declined)| {
             assert_eq!(id, 99, "who asked is handed back");
             declined
         })
@@ -219,9 +220,9 @@ fn answers_come_in_the_order_of_the_questions_each_to_whoever_asked() {
 #[test]
 fn what_is_not_there_and_what_is_not_written_over_are_answers_too() {
     let mut talk = Talk::new();
-    talk.session.ask(1, Question::Get("nothing".into()), TIMEOUT, 0).expect("asked");
-    talk.session.ask(2, Question::Set("s".into(), "NORMAL", Overwrite::Never), TIMEOUT, 0).expect("asked");
-    talk.session.ask(3, Question::Set("s".into(), "DEGRADED", Overwrite::Never), TIMEOUT, 0).expect("asked");
+    talk.session.send(1, Command::Get("nothing".into()), TIMEOUT, 0).expect("asked");
+    talk.session.send(2, Command::Set("s".into(), "NORMAL", Overwrite::Never), TIMEOUT, 0).expect("asked");
+    talk.session.send(3, Command::Set("s".into(), "DEGRADED", Overwrite::Never), TIMEOUT, 0).expect("asked");
     let effects = talk.flush();
     assert_eq!(words(&effects), ["GET nothing", "SET s NORMAL NX", "SET s DEGRADED NX"]);
     talk.deliver();
@@ -246,7 +247,7 @@ fn gives_up_at_the_very_microsecond_of_the_deadline() {
     assert_eq!(talk.outcomes(), [(2, Err(Reason::Timeout))]);
     talk.pass(TIMEOUT);
     assert_eq!(talk.outcomes(), [], "nobody is told twice");
-    assert!(talk.session.is_asked(), "what is answered once is one failure, however long it takes");
+    assert!(talk.session.is_accepting(), "what is answered once is one failure, however long it takes");
 }
 
 #[test]
@@ -279,7 +280,7 @@ fn a_busy_worker_reads_what_lies_in_its_socket_before_it_gives_up() {
         talk.deliver();
         assert_eq!(talk.outcomes(), [(id, Ok(()))]);
     }
-    assert!(talk.session.is_asked());
+    assert!(talk.session.is_accepting());
 }
 
 #[test]
@@ -287,7 +288,7 @@ fn a_worker_that_is_busy_for_good_gives_up_after_so_many_turns() {
     for (timeout_us, late_us) in [(TIMEOUT, 50 * MS), (TIMEOUT, 7 * MS), (SECOND, 600 * MS)] {
         let mut talk = Talk::new();
         talk.session = Session::new(Credentials::default(), "#probe".to_owned(), timeout_us, 7);
-        assert_eq!(talk.session.ask(1, take(1), timeout_us, talk.now_us), Ok(()));
+        assert_eq!(talk.session.send(1, take(1), timeout_us, talk.now_us), Ok(()));
         talk.flush();
         for turn in 1..MAX_TURNS {
             talk.stall(late_us);
@@ -309,7 +310,7 @@ fn a_probe_does_not_fail_because_its_worker_is_busy() {
         talk.flush();
     }
     talk.deliver();
-    assert!(talk.session.is_asked());
+    assert!(talk.session.is_accepting());
 }
 
 #[test]
@@ -440,7 +441,7 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
         let fail = |talk: &mut Talk, id: u32, is_asked: bool| {
             fail(talk, id);
             assert_eq!(talk.outcomes(), [(id, Err(reason))], "{what}");
-            assert_eq!(talk.session.is_asked(), is_asked, "{what}, failure {id}");
+            assert_eq!(talk.session.is_accepting(), is_asked, "{what}, failure {id}");
         };
         fail(&mut talk, 1, true);
         fail(&mut talk, 2, true);
@@ -504,7 +505,7 @@ fn an_error_about_one_key_is_nobody_elses_trouble() {
         talk.ask(1, take(1));
         talk.exchange();
         assert_eq!(talk.outcomes(), [(1, Err(Reason::Error))]);
-        assert!(talk.session.is_asked());
+        assert!(talk.session.is_accepting());
     }
     talk.ask(2, take(2));
     talk.exchange();
@@ -533,11 +534,11 @@ fn a_shard_that_is_ill_is_the_trouble_of_its_callers_until_nobody_else_is_served
             talk.ask(2, take(0));
             talk.exchange();
             assert_eq!(talk.session.next_answer().map(|(id, _)| id), Some(2));
-            assert!(talk.session.is_asked(), "{error}: others are served");
+            assert!(talk.session.is_accepting(), "{error}: others are served");
         }
         for count in 1..=MAX_SHARD_REFUSALS {
             refused(&mut talk);
-            assert_eq!(talk.session.is_asked(), count < MAX_SHARD_REFUSALS, "{error}: {count} in a row");
+            assert_eq!(talk.session.is_accepting(), count < MAX_SHARD_REFUSALS, "{error}: {count} in a row");
         }
     }
 }
@@ -554,7 +555,7 @@ fn a_replica_that_can_be_read_does_not_look_well_for_that() {
         talk.redis.error = None;
         assert_eq!(talk.outcomes(), [(id, Ok(())), (id, Err(Reason::ReadOnly))]);
     }
-    assert!(!talk.session.is_asked(), "what is read in between does not count");
+    assert!(!talk.session.is_accepting(), "what is read in between does not count");
 }
 
 #[test]
@@ -606,11 +607,11 @@ fn a_probe_may_connect_first_and_has_to_be_quick_after_that() {
         talk.pass(connect_us);
         talk.deliver();
         if !talk.flush().close {
-            assert!(!talk.session.is_asked(), "{what}: one answer is not enough");
+            assert!(!talk.session.is_accepting(), "{what}: one answer is not enough");
             talk.pass(answer_us);
             talk.deliver();
         }
-        assert_eq!(talk.session.is_asked(), is_well, "{what}");
+        assert_eq!(talk.session.is_accepting(), is_well, "{what}");
         assert_eq!(talk.session.take_event(), is_well.then_some(Event::Connected), "{what}");
         assert_eq!(talk.outcomes(), [], "{what}: nobody asked");
         if is_well {
@@ -631,7 +632,7 @@ fn a_probe_takes_a_token_from_a_bucket_of_its_own_and_teaches_the_script() {
     talk.redis.knows_script = false;
     talk.wait_for_probe();
     talk.exchange();
-    assert!(talk.session.is_asked());
+    assert!(talk.session.is_accepting());
     let commands = talk.redis.take_commands();
     let probe = "1 #probe 10 1000000 0 1000";
     assert_eq!(
@@ -648,11 +649,11 @@ fn a_probe_that_is_refused_finds_out_that_redis_is_not_well() {
         talk.redis.error = Some(error);
         talk.wait_for_probe();
         talk.exchange();
-        assert!(!talk.session.is_asked(), "{error}");
+        assert!(!talk.session.is_accepting(), "{error}");
         talk.redis.error = None;
         talk.wait_for_probe();
         talk.exchange();
-        assert!(talk.session.is_asked(), "{error}: and then that it is");
+        assert!(talk.session.is_accepting(), "{error}: and then that it is");
     }
 }
 
@@ -667,7 +668,7 @@ fn pauses_are_short_again_after_ten_quiet_seconds_and_not_before() {
         }
         talk.wait_for_probe();
         talk.exchange();
-        assert!(talk.session.is_asked());
+        assert!(talk.session.is_accepting());
         talk.pass(quiet_us);
         talk.break_the_connection();
         assert_eq!(talk.wait_for_probe() <= 100, is_short, "after {quiet_us} µs");
@@ -701,7 +702,7 @@ fn the_password_is_the_first_thing_said_on_each_new_stream() {
         talk.wait_for_probe();
         talk.exchange();
         assert_eq!(talk.redis.take_commands()[0], wanted, "on a probe's stream too");
-        assert!(talk.session.is_asked());
+        assert!(talk.session.is_accepting());
     }
     let mut talk = Talk::with(Credentials { username: text("alone"), password: None });
     talk.ask(1, take(1));
@@ -726,7 +727,7 @@ fn a_wrong_password_opens_the_breaker_at_once() {
     talk.redis.password = Some((None, "wrong"));
     talk.wait_for_probe();
     talk.exchange();
-    assert!(talk.session.is_asked(), "until it is right");
+    assert!(talk.session.is_accepting(), "until it is right");
 }
 
 #[test]
@@ -788,7 +789,7 @@ fn each_kind_of_question_has_its_own_kind_of_answer() {
     let taken = common::redis::bulk(b"1 1 1.000000000000 1700000000.000000");
     let kinds: [&[u8]; 5] = [&taken, b"$1\r\n1\r\n", b"$-1\r\n", b"+OK\r\n", b":1\r\n"];
     // Which of the kinds above answers the question.
-    let cases: [(&str, Question, [bool; 5]); 3] = [
+    let cases: [(&str, Command, [bool; 5]); 3] = [
         ("take", take(1), [true, false, false, false, false]),
         ("get", get(1), [true, true, true, false, false]),
         ("set", set(1), [false, false, true, true, false]),
@@ -867,7 +868,7 @@ fn a_stream_that_closes_while_nobody_waits_is_no_failure() {
         assert_eq!(talk.outcomes(), [(id, Ok(()))]);
         talk.hang_up();
         talk.pass(SECOND);
-        assert!(talk.session.is_asked() && !talk.session.has_effects());
+        assert!(talk.session.is_accepting() && !talk.session.has_effects());
     }
     assert_eq!(talk.session.take_event(), Some(Event::Connected));
     assert_eq!(talk.session.take_event(), None);
@@ -876,11 +877,11 @@ fn a_stream_that_closes_while_nobody_waits_is_no_failure() {
         talk.flush();
         talk.hang_up();
         assert_eq!(talk.outcomes(), [(100 + id, Err(Reason::Disconnected))]);
-        assert!(talk.session.is_asked(), "failure {id} is no more than that");
+        assert!(talk.session.is_accepting(), "failure {id} is no more than that");
     }
     talk.session.closed("twice", talk.now_us);
     talk.session.received(b"*0\r\n", talk.now_us);
-    assert!(talk.session.is_asked() && !talk.session.has_effects(), "there is none to close");
+    assert!(talk.session.is_accepting() && !talk.session.has_effects(), "there is none to close");
 }
 
 #[test]
@@ -902,11 +903,11 @@ fn a_stream_that_cannot_be_opened_fails_those_who_wait_for_it() {
 fn no_more_questions_are_taken_than_may_be_on_their_way() {
     let mut talk = Talk::with(Credentials { username: None, password: Some(b"secret".to_vec()) });
     talk.redis.password = Some((None, "secret"));
-    let asked = (0..).map_while(|id| talk.session.ask(id, take(id), SECOND, talk.now_us).ok()).count();
-    assert!((MAX_QUESTIONS - 1..=MAX_QUESTIONS).contains(&asked), "{asked} questions, and AUTH");
+    let asked = (0..).map_while(|id| talk.session.send(id, take(id), SECOND, talk.now_us).ok()).count();
+    assert!((MAX_COMMANDS - 1..=MAX_COMMANDS).contains(&asked), "{asked} questions, and AUTH");
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
     talk.exchange();
-    assert!(talk.session.is_asked(), "that is no failure");
+    assert!(talk.session.is_accepting(), "that is no failure");
     let answers = talk.outcomes();
     assert!(answers.iter().all(|(_, outcome)| outcome.is_ok()));
     assert_eq!(answers.len(), asked);
@@ -914,21 +915,21 @@ fn no_more_questions_are_taken_than_may_be_on_their_way() {
 
     // Those who have gone keep their place, for the late reply is still to come.
     let mut talk = Talk::new();
-    (0..MAX_QUESTIONS as u32).for_each(|id| talk.ask(id, take(id)));
+    (0..MAX_COMMANDS as u32).for_each(|id| talk.ask(id, take(id)));
     talk.flush();
     talk.pass(TIMEOUT);
-    assert_eq!(talk.outcomes().len(), MAX_QUESTIONS);
+    assert_eq!(talk.outcomes().len(), MAX_COMMANDS);
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
     talk.deliver();
     assert_eq!(talk.declined(), None);
 
     // And so do answers that nobody has taken.
     let mut talk = Talk::new();
-    (0..MAX_QUESTIONS as u32).for_each(|id| talk.ask(id, take(id)));
+    (0..MAX_COMMANDS as u32).for_each(|id| talk.ask(id, take(id)));
     talk.exchange();
     assert!(!talk.session.is_waiting() && talk.session.has_answers());
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
-    assert_eq!(talk.outcomes().len(), MAX_QUESTIONS);
+    assert_eq!(talk.outcomes().len(), MAX_COMMANDS);
     assert_eq!(talk.declined(), None);
 }
 

@@ -11,7 +11,8 @@ use proxy_wasm::hostcalls;
 
 use super::calls::HostData;
 use crate::config::Measured;
-use crate::fleet::{Fleet, POLL_US};
+use crate::fleet::Fleet;
+use crate::health_sync::POLL_US;
 use crate::load::hand_in_us;
 use crate::store::SharedData;
 use crate::store::redis::session::Effects;

@@ -1,11 +1,11 @@
 //! Buckets in Redis, shared by any number of Envoys.
 //!
 //! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`breaker`],
-//! [`reply_clock`] and [`session`] (the pipe and its deadlines), [`denied`] (who need not be asked about), [`frame`] (what the bridge does).
+//! [`reply_clock`] and [`session`] (the pipe and its deadlines), [`deny_cache`] (who need not be asked about), [`frame`] (what the bridge does).
 //! Nobody here knows Envoy, tiers or headers.
 
 pub mod breaker;
-pub mod denied;
+pub mod deny_cache;
 pub mod failure;
 pub mod frame;
 pub mod reply_clock;

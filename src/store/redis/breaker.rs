@@ -45,13 +45,13 @@ impl Breaker {
     }
 
     /// Counts a lost connection.
-    pub fn note_loss(&mut self) {
+    pub fn record_loss(&mut self) {
         self.silences += 1;
     }
 
     /// Counts missed deadlines. Those of one quarter of the time that a question may take count once: they have one
     /// cause.
-    pub fn note_timeout(&mut self, timeout_us: u64, now_us: u64) {
+    pub fn record_timeout(&mut self, timeout_us: u64, now_us: u64) {
         if self.silences == 0 || now_us.saturating_sub(self.timed_out_at_us) >= timeout_us / 4 {
             self.silences += 1;
             self.timed_out_at_us = now_us;
@@ -59,7 +59,7 @@ impl Breaker {
     }
 
     /// Counts an error reply to a question about a token.
-    pub fn note_refusal(&mut self, scope: Scope) {
+    pub fn record_refusal(&mut self, scope: Scope) {
         match scope {
             Scope::Whole => self.refusals += 1,
             Scope::Shard => self.shard_refusals += 1,
@@ -68,12 +68,12 @@ impl Breaker {
     }
 
     /// Redis has answered in time. A replica, or a Redis that is full, can still be read: that is no more.
-    pub fn note_answer(&mut self) {
+    pub fn record_answer(&mut self) {
         self.silences = 0;
     }
 
     /// Redis has answered about a token, which shows that all is well.
-    pub fn note_token(&mut self) {
+    pub fn record_token(&mut self) {
         self.silences = 0;
         self.refusals = 0;
         self.shard_refusals = 0;
@@ -98,7 +98,7 @@ impl Breaker {
 
     /// Redis is well again.
     pub fn close(&mut self, now_us: u64) {
-        self.note_token();
+        self.record_token();
         self.closed_at_us = now_us;
     }
 

@@ -1,8 +1,6 @@
 //! Why Redis gave no answer, in the few kinds that operators can act on.
 
-use crate::metrics;
-
-/// A kind of failure; each has a counter.
+/// A kind of failure; each is counted by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// No reply in time.
@@ -31,10 +29,10 @@ impl Reason {
     /// How many kinds there are.
     pub const COUNT: usize = Reason::Error as usize + 1;
 
-    /// The kind of an error reply, by its first word.
-    pub fn of_error(reply: &[u8]) -> Self {
-        // What Envoy's `redis_proxy` says when it finds nobody to pass a command on to.
-        if reply == b"upstream failure" || reply == b"no upstream host" {
+    /// The kind of an error reply, by its first word. `proxy_errors` are the replies by which a proxy on the way says that
+    /// it reaches no node.
+    pub fn of_error(reply: &[u8], proxy_errors: &[&[u8]]) -> Self {
+        if proxy_errors.contains(&reply) {
             return Reason::Disconnected;
         }
         match reply.split(|byte| *byte == b' ').next().unwrap_or_default() {
@@ -44,22 +42,6 @@ impl Reason {
             b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => Reason::Auth,
             b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CROSSSLOT" | b"CLUSTERDOWN" => Reason::Moved,
             _ => Reason::Error,
-        }
-    }
-
-    /// The counter that it adds to.
-    pub fn counter(self) -> &'static str {
-        match self {
-            Reason::Timeout => metrics::STORE_TIMEOUT,
-            Reason::Disconnected => metrics::STORE_DISCONNECTED,
-            Reason::Protocol => metrics::STORE_PROTOCOL,
-            Reason::QueueFull => metrics::STORE_QUEUE_FULL,
-            Reason::Loading => metrics::STORE_LOADING,
-            Reason::ReadOnly => metrics::STORE_READONLY,
-            Reason::OutOfMemory => metrics::STORE_OOM,
-            Reason::Auth => metrics::STORE_AUTH,
-            Reason::Moved => metrics::STORE_MOVED,
-            Reason::Error => metrics::STORE_ERROR,
         }
     }
 }
@@ -76,9 +58,9 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The scope of an error reply.
-    pub fn of_error(reply: &[u8]) -> Self {
-        match Reason::of_error(reply) {
+    /// The scope of an error reply of this kind.
+    pub fn of_error(reply: &[u8], reason: Reason) -> Self {
+        match reason {
             _ if reply.starts_with(b"WRONGTYPE") => Scope::Key,
             Reason::Moved | Reason::Disconnected => Scope::Shard,
             _ => Scope::Whole,

@@ -2,7 +2,7 @@
 
 use super::resp::push_command;
 use crate::bucket::PICO_PER_TOKEN;
-use crate::tier::Limit;
+use crate::limit::Limit;
 
 /// Takes one token; the twin of [`crate::bucket::take`], and tested against it.
 pub const TAKE: &str = include_str!("take.lua");

@@ -17,11 +17,11 @@ use super::failure::{Reason, Scope};
 use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed, Reply, push_command};
 use super::script::{Script, Take, Taken};
-use crate::tier::Limit;
+use crate::limit::Limit;
 
 /// Most questions on their way, and answers not yet taken: more than a worker asks in a deadline, and few enough to
 /// bound its memory.
-pub const MAX_QUESTIONS: usize = 2048;
+pub const MAX_COMMANDS: usize = 2048;
 
 /// How long a probe may take that has to connect first, in microseconds. Nobody waits for it.
 const CONNECT_TIMEOUT_US: u64 = 1_000_000;
@@ -33,7 +33,7 @@ pub use crate::config::Credentials;
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Command {
     /// Take a token.
     Take(Take),
     /// Read a string.
@@ -54,11 +54,11 @@ pub enum Overwrite {
 /// An answer of the kind that the question asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// To [`Question::Take`].
+    /// To [`Command::Take`].
     Taken(Taken),
-    /// To [`Question::Get`].
+    /// To [`Command::Get`].
     Text(Option<Vec<u8>>),
-    /// To [`Question::Set`].
+    /// To [`Command::Set`].
     Done,
 }
 
@@ -76,7 +76,7 @@ pub struct Failure {
 pub enum Declined {
     /// The breaker is open.
     BreakerOpen,
-    /// There are [`MAX_QUESTIONS`] already.
+    /// There are [`MAX_COMMANDS`] already.
     QueueFull,
 }
 
@@ -157,6 +157,7 @@ enum Expected {
 #[derive(Debug)]
 pub struct Session<T> {
     credentials: Credentials,
+    proxy_errors: &'static [&'static [u8]],
     probe: Take,
     timeout_us: u64,
     clock: ReplyClock,
@@ -179,6 +180,7 @@ impl<T> Session<T> {
     pub fn new(credentials: Credentials, probe_key: String, timeout_us: u64, seed: u64) -> Self {
         Self {
             credentials,
+            proxy_errors: &[],
             probe: Take { key: probe_key, limit: Limit::PROBE, other_limit: Limit::PROBE, ttl_ms: 1000 },
             timeout_us,
             clock: ReplyClock::new(timeout_us),
@@ -195,8 +197,13 @@ impl<T> Session<T> {
         }
     }
 
+    /// Names the error replies by which a proxy on the way to Redis says that it reaches no node.
+    pub fn with_proxy_errors(self, proxy_errors: &'static [&'static [u8]]) -> Self {
+        Self { proxy_errors, ..self }
+    }
+
     /// Whether questions are taken.
-    pub fn is_asked(&self) -> bool {
+    pub fn is_accepting(&self) -> bool {
         matches!(self.state, State::Idle | State::Open)
     }
 
@@ -206,8 +213,8 @@ impl<T> Session<T> {
     }
 
     /// The question that finds out whether Redis is well. Its answer matters to nobody but the session.
-    pub fn probe(&self) -> Question {
-        Question::Take(self.probe.clone())
+    pub fn probe(&self) -> Command {
+        Command::Take(self.probe.clone())
     }
 
     /// How long a question may take, in microseconds.
@@ -222,17 +229,17 @@ impl<T> Session<T> {
 
     /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick, or later where the
     /// worker is too busy to tick in time: see [`ReplyClock`].
-    pub fn ask(
+    pub fn send(
         &mut self,
         asker: T,
-        question: Question,
+        question: Command,
         timeout_us: u64,
         now_us: u64,
     ) -> Result<(), (T, Declined)> {
-        if !self.is_asked() {
+        if !self.is_accepting() {
             return Err((asker, Declined::BreakerOpen));
         }
-        if self.sent.len() + self.answers.len() >= MAX_QUESTIONS {
+        if self.sent.len() + self.answers.len() >= MAX_COMMANDS {
             return Err((asker, Declined::QueueFull));
         }
         self.connect(now_us);
@@ -240,12 +247,12 @@ impl<T> Session<T> {
         let asker = Asker::Waiting(asker);
         let out = &mut self.effects.send;
         match question {
-            Question::Take(take) => self.send_take(asker, take, Script::Hash, wait),
-            Question::Get(key) => {
+            Command::Take(take) => self.send_take(asker, take, Script::Hash, wait),
+            Command::Get(key) => {
                 push_command(out, &[b"GET", key.as_bytes()]);
                 self.expect(asker, Expected::Get, wait);
             }
-            Question::Set(key, value, overwrite) => {
+            Command::Set(key, value, overwrite) => {
                 let set: [&[u8]; 4] = [b"SET", key.as_bytes(), value.as_bytes(), b"NX"];
                 let length = if overwrite == Overwrite::Never { 4 } else { 3 };
                 push_command(out, set.get(..length).unwrap_or(&set));
@@ -267,7 +274,7 @@ impl<T> Session<T> {
                 Err(Malformed) => Err(protocol("what came is no reply of Redis")),
                 Ok(Some(reply)) => match self.sent.pop_front() {
                     None => Err(protocol("a reply came that nobody had asked for")),
-                    Some(sent) => match read(&sent.question, sent.sequence, reply) {
+                    Some(sent) => match read(&sent.question, sent.sequence, reply, self.proxy_errors) {
                         Ok(read) => Ok((sent, read)),
                         Err(failure) => {
                             // Whoever asked is still to be answered, with everybody else.
@@ -355,7 +362,7 @@ impl<T> Session<T> {
         if late == 0 {
             return;
         }
-        self.breaker.note_timeout(self.timeout_us, now_us);
+        self.breaker.record_timeout(self.timeout_us, now_us);
         if self.has_failed() {
             self.trip(timeout(), now_us);
         }
@@ -448,10 +455,10 @@ impl<T> Session<T> {
                 Asker::Waiting(asker) => {
                     match answer {
                         Answer::Taken(_) => {
-                            self.breaker.note_token();
+                            self.breaker.record_token();
                             self.is_connected();
                         }
-                        Answer::Text(_) | Answer::Done => self.breaker.note_answer(),
+                        Answer::Text(_) | Answer::Done => self.breaker.record_answer(),
                     }
                     self.answers.push_back((asker, Ok(answer)));
                 }
@@ -468,7 +475,7 @@ impl<T> Session<T> {
                     self.answers.push_back((asker, Err(failure.clone())));
                     // What is wrong with other questions, such as a right to read health, is no reason to stop.
                     if matches!(sent.question, Expected::Take(..)) {
-                        self.breaker.note_refusal(scope);
+                        self.breaker.record_refusal(scope);
                     }
                 }
                 if self.has_failed() || matches!(sent.question, Expected::Auth) {
@@ -502,7 +509,7 @@ impl<T> Session<T> {
 
     /// Closes the stream and fails everybody who waits.
     fn break_off(&mut self, failure: Failure, now_us: u64) {
-        self.breaker.note_loss();
+        self.breaker.record_loss();
         if self.has_failed() {
             return self.trip(failure, now_us);
         }
@@ -553,7 +560,12 @@ enum Read {
 
 /// Reads the reply to a question. One that the question cannot have means that replies and questions are out of
 /// step.
-fn read(question: &Expected, sequence: u32, reply: Reply<'_>) -> Result<Read, Failure> {
+fn read(
+    question: &Expected,
+    sequence: u32,
+    reply: Reply<'_>,
+    proxy_errors: &[&[u8]],
+) -> Result<Read, Failure> {
     match (question, reply) {
         (Expected::Take(take, Script::Hash), Reply::Error(error)) if error.starts_with(b"NOSCRIPT") => {
             Ok(Read::UnknownScript(take.clone()))
@@ -567,8 +579,9 @@ fn read(question: &Expected, sequence: u32, reply: Reply<'_>) -> Result<Read, Fa
             Ok(Read::Refused(failure, Scope::Whole))
         }
         (_, Reply::Error(error)) => {
-            let failure = Failure { reason: Reason::of_error(error), detail: shown(error) };
-            Ok(Read::Refused(failure, Scope::of_error(error)))
+            let reason = Reason::of_error(error, proxy_errors);
+            let failure = Failure { reason, detail: shown(error) };
+            Ok(Read::Refused(failure, Scope::of_error(error, reason)))
         }
         (Expected::Take(..), Reply::Bulk(text)) => match Taken::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),

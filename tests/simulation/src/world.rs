@@ -7,9 +7,9 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 
-use dynamic_rate_limiter::fleet::POLL_US;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::health_sync::POLL_US;
 use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
 use dynamic_rate_limiter::request::{Arrival, Ticket};

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{
-    Answer, Credentials, MAX_QUESTIONS, Overwrite, Question, Session,
+    Answer, Command, Credentials, MAX_COMMANDS, Overwrite, Session,
 };
 
 use harness::fake_redis::{Connection, ModelRedis, parse_command};
@@ -93,24 +93,24 @@ impl Talk {
         self.asked += 1;
         let question = match kind {
             // The bucket's size says whose answer it is: `id` is left, of one more.
-            0 => Question::Take(Take {
+            0 => Command::Take(Take {
                 key: format!("bucket:{id}"),
                 limit: limit(id + 1, 1),
                 other_limit: limit(1, 1),
                 ttl_ms: 1_000,
             }),
-            1 => Question::Get(format!("text:{id}").into()),
-            _ => Question::Set(format!("set:{id}").into(), "NORMAL", Overwrite::Always),
+            1 => Command::Get(format!("text:{id}").into()),
+            _ => Command::Set(format!("set:{id}").into(), "NORMAL", Overwrite::Always),
         };
         self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
-        match self.session.ask(id, question, TIMEOUT_US, self.now_us) {
+        match self.session.send(id, question, TIMEOUT_US, self.now_us) {
             Ok(()) => {
                 // Its time begins when it is sent, which the next tick does at the latest.
                 self.waiting.insert(id, self.now_us + TIMEOUT_US + self.session.tick_us());
             }
             Err((asker, _)) => assert_eq!(asker, id, "who asked is handed back"),
         }
-        assert!(self.waiting.len() <= MAX_QUESTIONS);
+        assert!(self.waiting.len() <= MAX_COMMANDS);
     }
 
     fn flush(&mut self) {

@@ -26,13 +26,13 @@ struct Record {
 
 /// The records of one worker.
 #[derive(Debug)]
-pub struct Denied {
+pub struct DenyCache {
     /// Mixed into every hash, so that nobody can aim at another caller's place.
     seed: u64,
     records: Vec<Record>,
 }
 
-impl Denied {
+impl DenyCache {
     /// No records. `seed` is random, and the only thing here that is: a test that gives it sees the same again.
     pub fn new(seed: u64) -> Self {
         Self { seed, records: vec![Record::default(); PLACES] }

@@ -1,0 +1,127 @@
+//! The health that an operator sets, kept the same in all Envoys on one Redis.
+//!
+//! One worker of each Envoy at a time polls Redis for a changed health, by a lease in shared data, several times a second
+//! and whether or not there are requests. What it finds goes into the control record, which all workers read. Sends
+//! nothing itself: it says which command to send, and is given the reply.
+
+use std::rc::Rc;
+
+use crate::control::{Control, Redis};
+use crate::health::Told;
+use crate::store::redis::health_key;
+use crate::store::redis::session::{Command, Overwrite};
+use crate::store::{SharedData, record_key, update};
+
+/// Between two polls, in microseconds. A change is to be known everywhere within a second.
+pub const POLL_US: u64 = 250_000;
+
+/// After so long without a poll, another worker takes over, in microseconds.
+const POLL_LEASE_US: u64 = 600_000;
+
+/// What to send for one poll.
+#[derive(Debug)]
+pub struct Poll {
+    /// Reads the health.
+    pub command: Command,
+    /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::found`] with the reply.
+    pub health_changes: u32,
+    /// Whether it is not known that Redis works, so that a probe should go with it.
+    pub needs_probe: bool,
+}
+
+/// One worker's part.
+#[derive(Debug)]
+pub struct HealthSync {
+    health_key: Rc<str>,
+    control_key: String,
+    lease_key: String,
+    /// Names this worker in the lease.
+    worker: u64,
+    next_poll_us: u64,
+    is_unreadable_logged: bool,
+}
+
+impl HealthSync {
+    /// A worker that has not polled yet. `worker` names it.
+    pub fn new(namespace: &str, worker: u64) -> Self {
+        Self {
+            health_key: health_key(namespace).into(),
+            control_key: Control::key(namespace),
+            lease_key: record_key(namespace, "health_poll"),
+            worker,
+            next_poll_us: 0,
+            is_unreadable_logged: false,
+        }
+    }
+
+    /// Stores what an operator says.
+    pub fn set_command(&self, told: Told) -> Command {
+        Command::Set(self.health_key.clone(), told.name(), Overwrite::Always)
+    }
+
+    /// The next poll, if it is due, commands are accepted, and this worker is the one that polls.
+    pub fn poll(&mut self, now_us: u64, is_accepting: bool, data: &impl SharedData) -> Option<Poll> {
+        if now_us < self.next_poll_us {
+            return None;
+        }
+        self.next_poll_us = now_us.saturating_add(POLL_US);
+        (is_accepting && self.holds_lease(data)).then(|| {
+            let control = Control::read(data, &self.control_key);
+            Poll {
+                command: Command::Get(self.health_key.clone()),
+                health_changes: control.health_changes,
+                needs_probe: control.redis != Redis::Connected,
+            }
+        })
+    }
+
+    /// Takes over what Redis says, unless this Envoy has learnt of something newer since it sent the poll.
+    ///
+    /// A Redis without a health has lost its data, or never had any: what this Envoy was told holds, and the command that
+    /// is returned gives it back.
+    pub fn found(&self, text: Option<&[u8]>, health_changes: u32, data: &impl SharedData) -> Option<Command> {
+        let known = Control::read(data, &self.control_key);
+        let Some(text) = text else {
+            let is_told = known.told != Told::default();
+            let restore = || Command::Set(self.health_key.clone(), known.told.name(), Overwrite::Never);
+            return is_told.then(restore);
+        };
+        let found = std::str::from_utf8(text).ok().and_then(Told::from_name);
+        let told = found.filter(|told| *told != known.told)?;
+        let changed = Control::change(data, &self.control_key, |control| {
+            if control.health_changes == health_changes { control.with_told(told) } else { control }
+        });
+        if changed.is_ok_and(|previous| previous.health_changes == health_changes) {
+            log::info!("health set to {told} (it was {}) by Redis", known.health());
+        }
+        None
+    }
+
+    /// Logs once that the health cannot be read.
+    pub fn unreadable(&mut self, detail: &str) {
+        if !std::mem::replace(&mut self.is_unreadable_logged, true) {
+            log::warn!("the health in Redis ({}) cannot be read: {detail}", self.health_key);
+        }
+    }
+
+    /// Notes for all workers whether Redis works; returns whether that is news.
+    pub fn note_redis(&self, redis: Redis, data: &impl SharedData) -> bool {
+        let changed = Control::change(data, &self.control_key, |control| Control { redis, ..control });
+        changed.is_err() || changed.is_ok_and(|previous| previous.redis != redis)
+    }
+
+    /// Whether it is this worker that polls.
+    fn holds_lease(&self, data: &impl SharedData) -> bool {
+        let claimed = update(data, &self.lease_key, |stored, now_us| {
+            let lease = stored.and_then(|bytes| {
+                let (worker, until_us) = bytes.split_first_chunk()?;
+                Some((u64::from_le_bytes(*worker), u64::from_le_bytes(until_us.try_into().ok()?)))
+            });
+            let is_free = lease.is_none_or(|(worker, until_us)| worker == self.worker || until_us <= now_us);
+            let until_us = now_us.saturating_add(POLL_LEASE_US);
+            let bytes = [self.worker.to_le_bytes(), until_us.to_le_bytes()].concat();
+            (is_free, is_free.then_some(bytes))
+        });
+        claimed.is_ok_and(|updated| updated.value)
+    }
+}
