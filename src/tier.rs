@@ -53,15 +53,6 @@ impl Tier {
         }
     }
 
-    /// The priority of a tier that names none: the built-in ones in their order, and any other beside `pro`.
-    pub fn default_priority(name: &str) -> u8 {
-        match name {
-            "free" => 2,
-            "enterprise" => 8,
-            _ => 5,
-        }
-    }
-
     /// The share of its callers that is never shed, 0 to 1.
     pub fn min_share(&self) -> f64 {
         f64::from(self.min_share_milli) / 1_000.0

@@ -55,7 +55,7 @@ pub fn built_in_tiers() -> Vec<Tier> {
             degraded: degraded?,
             ttl_seconds,
             unlimited: false,
-            priority: Tier::default_priority(name),
+            priority: default_priority(name),
             min_share_milli: 0,
         })
     };
@@ -103,13 +103,22 @@ fn tier(name: &str, field: &Field) -> Result<Tier, String> {
         unlimited,
         priority: match fields.get("priority") {
             Some(priority) => u8::try_from(priority.whole(0, MAX_PRIORITY.into())?).unwrap_or(MAX_PRIORITY),
-            None => Tier::default_priority(name),
+            None => default_priority(name),
         },
         min_share_milli: match fields.get("min_share") {
             Some(share) => min_share_milli(&share)?,
             None => 0,
         },
     })
+}
+
+/// The priority of a tier that names none: the built-in ones in their order, and any other beside `pro`.
+fn default_priority(name: &str) -> u8 {
+    match name {
+        "free" => 2,
+        "enterprise" => 8,
+        _ => 5,
+    }
 }
 
 /// A share from 0 to 1 in thousandths, rounded up: nobody loses by it.
