@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::bootstrap;
 use serde_json::{Map, Value, json};
 
 use crate::bench::config::{limiter, socket};
@@ -91,46 +92,20 @@ pub(crate) struct Between {
 /// An Envoy between callers, whose addresses it takes from `X-Forwarded-For`, and the upstream.
 pub(crate) fn bootstrap(between: Between) -> Value {
     let Between { service, admin, upstream, route_timeout, protection } = between;
-    let router = json!({
-        "name": "envoy.filters.http.router",
-        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": route_timeout}});
+    let fields = json!({
+        // The callers of this load have addresses of their own in X-Forwarded-For, as behind a load balancer.
+        "use_remote_address": true,
+        "xff_num_trusted_hops": 1,
+        "route_config": bootstrap::routes(&json!([route])),
     });
+    let listener = bootstrap::listener("service", &socket(service), fields, protection);
     json!({
         "node": {"id": "overload", "cluster": "overload"},
         "admin": {"address": socket(admin)},
         "static_resources": {
-            "listeners": [{
-                "name": "service",
-                "address": socket(service),
-                "filter_chains": [{"filters": [{
-                    "name": "envoy.filters.network.http_connection_manager",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                        "stat_prefix": "service",
-                        // The callers of this load have addresses of their own in X-Forwarded-For, as behind a load
-                        // balancer.
-                        "use_remote_address": true,
-                        "xff_num_trusted_hops": 1,
-                        "http_filters": protection.into_iter().chain([router]).collect::<Vec<_>>(),
-                        "route_config": {"virtual_hosts": [{
-                            "name": "service",
-                            "domains": ["*"],
-                            "routes": [{
-                                "match": {"prefix": "/"},
-                                "route": {"cluster": "upstream", "timeout": route_timeout},
-                            }],
-                        }]},
-                    },
-                }]}],
-            }],
-            "clusters": [{
-                "name": "upstream",
-                "connect_timeout": "1s",
-                "load_assignment": {
-                    "cluster_name": "upstream",
-                    "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(upstream)}}]}],
-                },
-            }],
+            "listeners": [listener],
+            "clusters": [bootstrap::cluster("upstream", &[socket(upstream)])],
         },
     })
 }

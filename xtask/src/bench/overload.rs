@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use harness::bootstrap::extension;
 use serde_json::{Value, json};
 
-use super::{directory, loopback};
+use super::{chosen, description, directory, loopback, name};
 use crate::envoy::{Envoy, ensure_free};
 use crate::filter::{self, Toolchain};
 use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, write};
@@ -50,13 +51,6 @@ struct Shape {
 const SERVICE_MS: u32 = 100;
 
 impl World {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unbounded => "unbounded",
-            Self::Bounded => "bounded",
-        }
-    }
-
     fn shape(self) -> Shape {
         match self {
             Self::Unbounded => Shape {
@@ -128,33 +122,17 @@ pub(super) struct Options {
 /// What stands between the callers and the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Variant {
+    /// no protection
     None,
+    /// Envoy's admission_control
     AdmissionControl,
+    /// Envoy's adaptive_concurrency
     AdaptiveConcurrency,
+    /// ours, "health": {"mode": "auto"}
     Ours,
 }
 
 impl Variant {
-    const ALL: [Self; 4] = [Self::None, Self::AdmissionControl, Self::AdaptiveConcurrency, Self::Ours];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::AdmissionControl => "admission-control",
-            Self::AdaptiveConcurrency => "adaptive-concurrency",
-            Self::Ours => "ours",
-        }
-    }
-
-    fn description(self) -> &'static str {
-        match self {
-            Self::None => "no protection",
-            Self::AdmissionControl => "Envoy's admission_control",
-            Self::AdaptiveConcurrency => "Envoy's adaptive_concurrency",
-            Self::Ours => "ours, \"health\": {\"mode\": \"auto\"}",
-        }
-    }
-
     fn filter(self, slots: u32) -> Option<Value> {
         match self {
             Self::None => None,
@@ -172,18 +150,16 @@ impl Variant {
 fn admission_control() -> Value {
     let value =
         |name: &str, value: Value| json!({"default_value": value, "runtime_key": format!("overload.{name}")});
-    json!({
-        "name": "envoy.filters.http.admission_control",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.admission_control.v3.AdmissionControl",
-            "enabled": value("enabled", json!(true)),
-            "success_criteria": {},
-            "sampling_window": "10s",
-            "aggression": value("aggression", json!(1.5)),
-            "sr_threshold": value("sr_threshold", json!({"value": 95})),
-            "max_rejection_probability": value("max_rejection_probability", json!({"value": 99})),
-        },
-    })
+    let fields = json!({
+        "enabled": value("enabled", json!(true)),
+        "success_criteria": {},
+        "sampling_window": "10s",
+        "aggression": value("aggression", json!(1.5)),
+        "sr_threshold": value("sr_threshold", json!({"value": 95})),
+        "max_rejection_probability": value("max_rejection_probability", json!({"value": 99})),
+    });
+    let kind = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
+    extension("envoy.filters.http.admission_control", kind, fields)
 }
 
 /// Envoy's defaults are the median as the aggregate, a limit of at most 1000, 50 requests and a concurrency of 3 for the
@@ -192,27 +168,24 @@ fn admission_control() -> Value {
 /// work on, and the limit never exceeds a few times that (while all is well it grows up to its bound, and an overload
 /// then finds it there). The ideal time is not measured again within the run, since that would only cost goodput.
 fn adaptive_concurrency(slots: u32) -> Value {
-    json!({
-        "name": "envoy.filters.http.adaptive_concurrency",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency",
-            "enabled": {"default_value": true, "runtime_key": "overload.enabled"},
-            "gradient_controller_config": {
-                "sample_aggregate_percentile": {"value": 50},
-                "concurrency_limit_params": {
-                    "max_concurrency_limit": MOST_CONCURRENCY * slots,
-                    "concurrency_update_interval": "0.5s",
-                },
-                "min_rtt_calc_params": {"interval": "300s", "request_count": 50, "min_concurrency": slots},
+    let fields = json!({
+        "enabled": {"default_value": true, "runtime_key": "overload.enabled"},
+        "gradient_controller_config": {
+            "sample_aggregate_percentile": {"value": 50},
+            "concurrency_limit_params": {
+                "max_concurrency_limit": MOST_CONCURRENCY * slots,
+                "concurrency_update_interval": "0.5s",
             },
+            "min_rtt_calc_params": {"interval": "300s", "request_count": 50, "min_concurrency": slots},
         },
-    })
+    });
+    let kind = "envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency";
+    extension("envoy.filters.http.adaptive_concurrency", kind, fields)
 }
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let envoy = tools::envoy()?;
-    let wanted = |variant: &&Variant| options.only.is_empty() || options.only.contains(variant);
-    let variants: Vec<Variant> = Variant::ALL.iter().filter(wanted).copied().collect();
+    let variants: Vec<Variant> = chosen(&options.only);
     if variants.contains(&Variant::Ours) {
         filter::build(Toolchain::find()?)?;
     }
@@ -223,11 +196,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
         }
         let mut reports = Vec::new();
         for variant in &variants {
-            step(format!("upstream {}: {}", world.name(), variant.description()));
+            step(format!("upstream {}: {}", name(world), description(*variant)));
             reports
-                .push(measure(&program, &envoy, (world, *variant), options).with_context(|| variant.name())?);
+                .push(measure(&program, &envoy, (world, *variant), options).with_context(|| name(*variant))?);
         }
-        let svg = directory()?.join(format!("overload-{}.svg", world.name()));
+        let svg = directory()?.join(format!("overload-{}.svg", name(world)));
         run_program(program.verb("table").args(&reports).arg("--svg").arg(&svg))?;
         step(format!("the plot: {}", workspace::shown(&svg)));
     }
@@ -249,7 +222,7 @@ fn measure(
     }
     let directory = directory()?;
     let file = |extension: &str| {
-        directory.join(format!("overload-{}-{}", world.name(), variant.name())).with_extension(extension)
+        directory.join(format!("overload-{}-{}", name(world), name(variant))).with_extension(extension)
     };
     let shape = world.shape();
     let _upstream = program.upstream(upstream, &shape.upstream(), &file("upstream.log"))?;
@@ -264,7 +237,7 @@ fn measure(
 
     let report = file("report.json");
     let mut load = program.load(service, &shape.plan(options));
-    load.args(["--name", variant.description()]).arg("--report").arg(&report);
+    load.args(["--name", &description(variant)]).arg("--report").arg(&report);
     if variant == Variant::Ours {
         load.args(["--health", HEALTH_PATH]);
     }
