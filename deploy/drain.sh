@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Drains the Envoy of this container or pod, and returns when it may end without losing a request.
 #
-# The health check fails, so that balancers stop sending. Envoy goes on serving meanwhile, and asks its clients to
-# close their connections. The drain is over when none of them is left, or after DRAIN_SECONDS.
+# The health check fails, so that balancers stop sending. Envoy goes on serving meanwhile, and asks its
+# clients to close their connections. The drain is over when none of them is left, or after DRAIN_SECONDS.
 #
 # deploy/entrypoint.sh runs it on SIGTERM, Kubernetes and Istio as `preStop`. It needs bash alone.
 set -u

@@ -3,8 +3,9 @@
 #
 #   docker run dynamic-rate-limiter envoy -c deploy/redis/envoy.yaml
 #
-# ADMIN_TOKEN_FILE, REDIS_USERNAME_FILE and REDIS_PASSWORD_FILE name files whose content becomes the variable without
-# `_FILE`, in Envoy's environment alone: `docker inspect` shows the name of the file, and no log has its content.
+# ADMIN_TOKEN_FILE, REDIS_USERNAME_FILE and REDIS_PASSWORD_FILE name files whose content becomes the variable
+# without `_FILE`, in Envoy's environment alone: `docker inspect` shows the name of the file, and no log has
+# its content.
 set -u
 
 here=${BASH_SOURCE[0]%/*}

@@ -1,8 +1,8 @@
 //! `cargo xtask test containers`: the shipped containers, run by a real engine.
 //!
-//! The sources are copied to a folder, where the tests may edit them; the program `tests/containers` does the testing.
-//! Everything here can be undone: Compose and the stand-ins' sources lie under `target`, images that can be pulled are
-//! pulled, and containers are found again by the names of the tests' own projects.
+//! The sources are copied to a folder, where the tests may edit them; the program `tests/containers` does the
+//! testing. Everything here can be undone: Compose and the stand-ins' sources lie under `target`, images that
+//! can be pulled are pulled, and containers are found again by the names of the tests' own projects.
 
 mod compose;
 mod images;

@@ -16,11 +16,13 @@ const LIMIT: usize = 4096;
 /// How many more than that are opened.
 const BEYOND: usize = 200;
 
-/// Opens connections from within the limiter's container, whose port is not published, each with half a request on it,
-/// and keeps them while Envoy is asked: how many were opened, how many it has closed at once in its life, the memory
-/// of the container in bytes.
+/// Opens connections from within the limiter's container, whose port is not published, each with half a
+/// request on it, and keeps them while Envoy is asked: how many were opened, how many it has closed at once
+/// in its life, the memory of the container in bytes.
 const OPEN: &str = r#"
 ulimit -n 16384
+# What is written to a connection that was closed at once.
+trap '' PIPE
 opened=0
 for ((i = 0; i < COUNT; i++)); do
   exec {fd}<>/dev/tcp/127.0.0.1/8000 || break
@@ -29,12 +31,13 @@ for ((i = 0; i < COUNT; i++)); do
 done 2>/dev/null
 sleep 1
 exec {admin}<>/dev/tcp/127.0.0.1/9901
-printf 'GET /stats?filter=downstream_global_cx_overflow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n' >&"$admin"
+printf 'GET /stats?filter=downstream_global_cx HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n' >&"$admin"
 closed=0
 while read -r name value; do
   [[ $name == listener.0.0.0.0_8000.downstream_global_cx_overflow: ]] && closed=${value%$'\r'}
 done < <(cat <&"$admin")
-echo "$opened $closed $(cat /sys/fs/cgroup/memory/memory.usage_in_bytes /sys/fs/cgroup/memory.current 2>/dev/null)"
+cd /sys/fs/cgroup
+echo "$opened $closed $(cat memory/memory.usage_in_bytes memory.current 2>/dev/null)"
 "#;
 
 pub(crate) fn run(compose: &Compose, story: &mut Story) {
@@ -52,7 +55,8 @@ pub(crate) fn run(compose: &Compose, story: &mut Story) {
     });
     assert_eq!(ask(&Request::get("/health")).status, 200);
     story.seen(format!(
-        "{opened} connections to one limiter, {closed} closed at once, {} MiB in its container, none of {count} requests lost",
+        "{opened} connections to one limiter, {closed} closed at once, {} MiB in its container, \
+         none of {count} requests lost",
         memory >> 20
     ));
 }

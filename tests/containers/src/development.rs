@@ -74,8 +74,8 @@ pub(crate) fn says_nothing(compose: &Compose, arguments: &[&str]) {
     assert!(content && said.is_empty(), "{said}");
 }
 
-/// By the documents. A worker that has not fetched them yet answers by the plugin configuration (`docs/operating.md`), so
-/// until then a caller with a key is a stranger; no request is lost.
+/// By the documents. A worker that has not fetched them yet answers by the plugin configuration
+/// (`docs/operating.md`), so until then a caller with a key is a stranger; no request is lost.
 #[track_caller]
 fn first_requests_are_right() {
     let request = Request::get("/test").key("pro");

@@ -74,7 +74,8 @@ fn killed_limiter_costs_what_it_held(compose: &Compose, story: &mut Story) {
     compose.await_healthy("limiter", 3);
     assert_eq!(text(&inspect(&killed)["State"]["Status"]), "running");
     story.seen(format!(
-        "`docker kill` of one limiter of three: {} of {} requests lost, none that was sent after it, the slowest of those took {slowest:.1?}",
+        "`docker kill` of one limiter of three: {} of {} requests lost, none that was sent after it; the slowest \
+         of those took {slowest:.1?}",
         lost.len(),
         exchanges.len()
     ));

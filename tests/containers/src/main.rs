@@ -1,10 +1,11 @@
 //! The shipped containers, run by a real engine, as a user runs them.
 //!
-//! `cargo xtask test containers` copies the sources to a folder, gets Compose, makes stand-ins for the images that cannot
-//! be had, starts this program there, and takes everything away that it has left. So files may be edited here, as a
-//! user edits them.
+//! `cargo xtask test containers` copies the sources to a folder, gets Compose, makes stand-ins for the images
+//! that cannot be had, starts this program there, and takes everything away that it has left. So files may be
+//! edited here, as a user edits them.
 //!
-//! Chapters run one after the other, since they use the same ports. Load goes to published ports of the loopback.
+//! Chapters run one after the other, since they use the same ports. Load goes to published ports of the
+//! loopback.
 
 mod clients;
 mod compose;

@@ -63,7 +63,8 @@ pub(crate) fn run(story: &mut Story) {
     compose.down();
 }
 
-/// The service behind the limiters takes 300 ms, and the caller `enterprise` has room for all that is sent here.
+/// The service behind the limiters takes 300 ms, and the caller `enterprise` has room for all that is sent
+/// here.
 fn service_of_300_ms_and_room_for_all(story: &Story) {
     let edit = |file: &str, from: &str, to: &str| {
         let path = story.folder.join(file);

@@ -1,4 +1,5 @@
-//! `preStop` of the manifests for Kubernetes and Istio, run as kubelet runs it, beside the Envoy that it drains.
+//! `preStop` of the manifests for Kubernetes and Istio, run as kubelet runs it, beside the Envoy that it
+//! drains.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +21,8 @@ const SERVICE: Duration = Duration::from_millis(300);
 
 const CLIENTS: usize = 10;
 
-/// The shortest and the longest drain in these tests. The script counts whole seconds, so it may end one earlier.
+/// The shortest and the longest drain in these tests. The script counts whole seconds, so it may end one
+/// earlier.
 const LEAST_S: u64 = 2;
 const LIMIT_S: u64 = 6;
 const COUNTS: Duration = Duration::from_secs(1);
@@ -32,8 +34,8 @@ pub(crate) fn slow_upstream() -> Upstream {
     })
 }
 
-/// Clients that keep their connections lose no request, and are asked to open others, which would go elsewhere; the
-/// readiness probe fails meanwhile. With nothing left the drain is over.
+/// Clients that keep their connections lose no request, and are asked to open others, which would go
+/// elsewhere; the readiness probe fails meanwhile. With nothing left the drain is over.
 #[track_caller]
 pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAddr) {
     let served = AtomicU64::new(0);
