@@ -16,6 +16,9 @@ use super::Parameters;
 use super::window::Observations;
 use crate::time::StoreTime;
 
+/// Longer than any latency, in seconds.
+const ENDLESS_S: f64 = 1e9;
+
 /// What the limit does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
@@ -176,7 +179,8 @@ impl ConcurrencyLimit {
                 self.limit += observed.samples;
             } else if self.waits(parameters) && !is_enough && is_late {
                 // Without a response there is nothing to go by, and what waits would be shed.
-                self.limit *= 2.0;
+                // It doubles six times at most, in case there never is one.
+                self.limit = (2.0 * self.limit).min(64.0 * parameters.initial_limit);
                 self.transition(State::Open, now);
             }
             return;
@@ -199,7 +203,7 @@ impl ConcurrencyLimit {
                 let fitting = self.totals.ended / self.age_s(now) * goal_s;
                 let to = fitting.clamp(from / 4.0, from * (1.0 - parameters.share));
                 // A latency that is not steady is too low to prove anything by: the first cut then only opens the case.
-                let before = if is_steady { seen } else { Estimate { mean_s: f64::MAX, ..seen } };
+                let before = if is_steady { seen } else { Estimate { mean_s: ENDLESS_S, ..seen } };
                 self.fall(to, from, State::Cutting(Step { before, from, origin: from }), parameters, now);
             }
             _ if !is_steady => {}
