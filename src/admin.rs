@@ -2,11 +2,11 @@
 
 use crate::config::{Config, Measured};
 use crate::control::{Control, Redis};
-use crate::health::{Health, Told};
+use crate::health::Told;
 use crate::identity::{KeyHash, Network};
 use crate::json::Document;
-use crate::load::Load;
 use crate::login_throttle::LoginThrottle;
+use crate::overload::{ClusterReport, OverloadReport, Reason};
 use crate::reply::{decimal, rounded, seconds};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
@@ -81,18 +81,28 @@ pub fn health(method: &[u8], config: &Config, control: Control, lacks_documents:
     ok(format!(r#"{{"status":"{status}","redis":"{redis}","health":"{health}"{documents}}}"#))
 }
 
+/// What `GET /system/health` shows.
+#[derive(Clone, Copy, Debug)]
+pub struct ShownHealth<'a> {
+    /// What all workers agreed on.
+    pub control: Control,
+    /// What was measured of the upstreams, if it is.
+    pub overload: Option<&'a OverloadReport>,
+    /// The wall clock.
+    pub unix_us: u64,
+}
+
 /// Shows health, or starts to change it.
 pub fn system_health(
     method: &[u8],
     request: &impl Request,
     config: &Config,
     table: &AddressTable,
-    control: Control,
+    shown: ShownHealth,
     data: &impl SharedData,
-    unix_us: u64,
 ) -> EndpointDecision {
     if is_read(method) {
-        return EndpointDecision::Reply(shown_health(config, control, data, unix_us));
+        return EndpointDecision::Reply(shown_health(config, shown));
     }
     if method != b"POST" {
         return EndpointDecision::Reply(method_not_allowed("GET, HEAD, POST"));
@@ -200,34 +210,46 @@ fn shown_told(told: Told, config: &Config) -> &'static str {
     }
 }
 
-fn shown_health(config: &Config, control: Control, data: &impl SharedData, unix_us: u64) -> EndpointReply {
+fn shown_health(config: &Config, shown: ShownHealth) -> EndpointReply {
+    let ShownHealth { control, overload, unix_us } = shown;
     let (health, timestamp) = (control.health(), timestamp(unix_us));
-    let measured = config.settings.measured.map(|bounds| {
-        let load = Load::read(data, &Load::key(&config.settings.namespace));
-        let load = load.unwrap_or_else(|| Load::new(&bounds, data.now_us()));
-        shown_load(&load, control.told)
-    });
+    let measured = config.settings.measured.map(|_| shown_overload(overload, control.told));
     let measured = measured.unwrap_or_default();
     ok(format!(r#"{{"health":"{health}","timestamp":{timestamp}{measured}}}"#))
 }
 
-/// What is measured, and what was made of it, as further members.
-fn shown_load(load: &Load, told: Told) -> String {
+/// What is measured, as further members.
+fn shown_overload(report: Option<&OverloadReport>, told: Told) -> String {
     let mode = if told == Told::Auto { "auto" } else { "manual" };
-    let reason = load.switch.reason().filter(|_| load.switch.health() == Health::Degraded);
-    let reason = reason.map_or("null".to_owned(), |reason| {
-        format!(r#"{{"bound":"{}","value":{}}}"#, reason.bound(), rounded(reason.value()))
-    });
-    let severity = rounded(load.controller.severity());
-    let signals = load.signals();
-    let (requests, error_ratio) = (signals.requests, rounded(signals.error_ratio));
-    let milliseconds = |us: Option<f64>| us.map_or("null".to_owned(), |us| rounded(us / 1_000.0));
-    let (latency, baseline) = (milliseconds(signals.latency_us), milliseconds(signals.baseline_us));
-    let in_flight = rounded(signals.in_flight);
+    let reason = match report.and_then(|report| report.reason) {
+        None => "null",
+        Some(Reason::ErrorRatio) => r#""error_ratio""#,
+        Some(Reason::Latency) => r#""latency""#,
+        Some(Reason::Shed) => r#""shed""#,
+    };
+    let signals = report.map(|report| report.signals).unwrap_or_default();
+    let [requests, error_ratio, slow_ratio, shed_ratio] =
+        [signals.requests, signals.error_ratio, signals.slow_ratio, signals.shed_ratio].map(rounded);
+    let clusters: Vec<String> =
+        report.map(|report| report.clusters.iter().map(shown_cluster).collect()).unwrap_or_default();
+    let clusters = clusters.join(",");
     format!(
-        ",\"mode\":\"{mode}\",\"reason\":{reason},\"severity\":{severity},\"signals\":{{\
-         \"requests\":{requests},\"error_ratio\":{error_ratio},\"latency_ms\":{latency},\
-         \"baseline_ms\":{baseline},\"in_flight\":{in_flight}}}"
+        ",\"mode\":\"{mode}\",\"reason\":{reason},\"signals\":{{\
+         \"requests\":{requests},\"error_ratio\":{error_ratio},\"slow_ratio\":{slow_ratio},\
+         \"shed_ratio\":{shed_ratio}}},\"clusters\":{{{clusters}}}"
+    )
+}
+
+/// `"name":{…}`; the name of what clusters beyond the 32nd share is empty.
+fn shown_cluster(cluster: &ClusterReport) -> String {
+    let name = serde_json::to_string(&String::from_utf8_lossy(&cluster.name)).unwrap_or_default();
+    let ClusterReport { in_flight, waiting, shed, .. } = cluster;
+    let limit = rounded(cluster.limit);
+    let baseline = cluster.baseline.map(|baseline| rounded(baseline.as_secs_f64() * 1_000.0));
+    let baseline = baseline.unwrap_or_else(|| "null".to_owned());
+    format!(
+        "{name}:{{\"limit\":{limit},\"baseline_ms\":{baseline},\"in_flight\":{in_flight},\
+         \"waiting\":{waiting},\"shed\":{shed}}}"
     )
 }
 

@@ -126,12 +126,17 @@ impl Fleet {
         self.on_failure
     }
 
+    /// The refusal of a charge whose bucket is known to be empty. Asks Redis nothing.
+    pub fn known_refusal(&mut self, charge: &Charge, now_us: u64) -> Option<Verdict> {
+        let wait_us = self.deny_cache.wait_us(&charge.payer, now_us)?;
+        let capacity = charge.limit.capacity();
+        Some(Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us })
+    }
+
     /// Charges, unless it is known that there is nothing to take.
     pub fn charge(&mut self, arrival: Arrival, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
-        if let Some(wait_us) = self.deny_cache.wait_us(&charge.payer, arrival.at_us) {
-            let capacity = charge.limit.capacity();
-            let verdict = Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us };
+        if let Some(verdict) = self.known_refusal(&charge, arrival.at_us) {
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.payer.bucket().as_ref()].concat();

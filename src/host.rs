@@ -10,9 +10,11 @@ mod fetch;
 mod http;
 mod log;
 mod metrics;
+mod overload;
 mod pipe;
 mod root;
 mod ticks;
+mod turn;
 mod worker;
 
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -14,15 +14,14 @@ use crate::config::{Caller, Config, Documents, OnFailure, Plugin};
 use crate::control::{Control, Redis};
 use crate::documents::{Fetched, Finished, Outcome, Outdated, Publication, Published, SourceRecords};
 use crate::fleet::{Answered, Charged, Fleet, NotAsked};
-use crate::generation::Role;
-use crate::health::{Health, Told};
+use crate::health::Told;
 use crate::identity::{KeyHash, MAX_KEY_BYTES, Network};
-use crate::load::Tally;
-use crate::measuring::{self, Measuring};
+use crate::measured_health;
 use crate::metrics::{self, Metrics, Status};
+use crate::overload::OverloadReport;
 use crate::reply::Answer;
 use crate::request::{Arrival, Request, Ticket};
-use crate::store::{self, AddressTable, Contended, SharedData, Taken, Updated};
+use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
 
 /// What a caller whose tier is blocked is told to wait, in microseconds: nothing will change by itself.
@@ -51,7 +50,7 @@ pub enum Decision {
     Replied(EndpointReply),
     /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
     Unavailable(Answer),
-    /// The upstream cannot bear it: 503, with the answer's headers; the caller is to wait so many seconds.
+    /// It is shed: 503, with the answer's headers; the caller is to wait so many seconds.
     Shed(Answer, u64),
     /// The first documents have to be applied or refused first; then it is decided anew.
     AwaitsDocuments,
@@ -59,6 +58,24 @@ pub enum Decision {
     AwaitsBody(PendingChange),
     /// Redis is asked first; [`Limiter::next_decision`] has the rest.
     AwaitsRedis,
+}
+
+/// A request that limits apply to, as far as its headers decide about it.
+#[derive(Debug)]
+pub enum Screening {
+    /// Nothing more has to be known.
+    Decided(Decision),
+    /// It has to be charged: pass it to [`Limiter::charge`].
+    Limited(LimitedRequest),
+}
+
+/// Who a request is charged to.
+#[derive(Clone, Debug)]
+pub struct LimitedRequest {
+    /// The caller's tier.
+    pub tier: Rc<Tier>,
+    /// Whose bucket pays; `None` where the tier has none and the overload control does not ask either.
+    pub payer: Option<Payer>,
 }
 
 /// The limiter of one worker.
@@ -74,8 +91,6 @@ pub struct Limiter {
     changes: Option<u64>,
     /// Other Envoys' part in it all, where there is a Redis.
     fleet: Option<Fleet>,
-    /// This worker's part in measuring health, where it is measured.
-    measuring: Option<Measuring>,
     /// The documents that `config` was made with.
     documents: u32,
     /// Where documents are published, where they are fetched.
@@ -92,6 +107,8 @@ pub struct Limiter {
     callers: Callers,
     /// Turns the store's clock into Unix time.
     unix_offset_us: u64,
+    /// What measured health was last.
+    overload_report: Option<OverloadReport>,
     /// What was counted and not yet handed to Envoy.
     pub metrics: Metrics,
 }
@@ -106,9 +123,6 @@ impl Limiter {
         )?;
         let redis = settings.redis.as_ref();
         let fleet = redis.map(|redis| Fleet::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
-        let bounds = settings.measured;
-        let measuring =
-            bounds.map(|bounds| Measuring::new(bounds, &settings.namespace, hash_key.0, data.now_us()));
         let source = settings.config_source.as_ref();
         let records = source.map(|source| SourceRecords::new(&settings.namespace, source));
         let mut limiter = Self {
@@ -119,7 +133,6 @@ impl Limiter {
             control: Control::default(),
             changes: None,
             fleet,
-            measuring,
             documents: 0,
             lacks_documents: records.is_some(),
             records,
@@ -128,6 +141,7 @@ impl Limiter {
             publication: None,
             callers: Callers::default(),
             unix_offset_us: 0,
+            overload_report: None,
             metrics: Metrics::default(),
         };
         limiter.metrics.define_tiers(&limiter.config.tiers);
@@ -150,13 +164,13 @@ impl Limiter {
         self.unix_offset_us
     }
 
-    /// Decides about a request.
+    /// Decides about a request whose upstream is not protected from overload.
     pub fn decide(&mut self, request: &impl Request, data: &impl SharedData, arrival: Arrival) -> Decision {
         let may_wait = true;
-        self.decide_or_wait(request, data, arrival, may_wait)
+        self.screen_and_charge(request, data, arrival, may_wait)
     }
 
-    /// Decides about a request although documents are missing.
+    /// The same although documents are missing.
     pub fn decide_without_documents(
         &mut self,
         request: &impl Request,
@@ -164,16 +178,30 @@ impl Limiter {
         arrival: Arrival,
     ) -> Decision {
         let may_wait = false;
-        self.decide_or_wait(request, data, arrival, may_wait)
+        self.screen_and_charge(request, data, arrival, may_wait)
     }
 
-    fn decide_or_wait(
+    fn screen_and_charge(
         &mut self,
         request: &impl Request,
         data: &impl SharedData,
         arrival: Arrival,
         may_wait: bool,
     ) -> Decision {
+        match self.screen(request, data, arrival.at_us, may_wait) {
+            Screening::Decided(decision) => decision,
+            Screening::Limited(limited) => self.charge(&limited, data, arrival),
+        }
+    }
+
+    /// Decides what can be decided by a request's headers alone. `may_wait`: for documents that are missing.
+    pub fn screen(
+        &mut self,
+        request: &impl Request,
+        data: &impl SharedData,
+        now_us: u64,
+        may_wait: bool,
+    ) -> Screening {
         let control = self.control(data);
         let config = self.config.clone();
         // CONNECT has no path, and then no endpoint or exemption to match.
@@ -181,18 +209,88 @@ impl Limiter {
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
 
         if let Some(decision) = self.endpoint(path, request, &config, control, data) {
-            return decision;
+            return Screening::Decided(decision);
         }
         if config.settings.exempt_paths.iter().any(|exempt| exempt.matches(path))
             || config.settings.exempt_preflight && is_preflight(request)
         {
             self.metrics.request(&config.default_tier, Status::Exempt, None);
-            return Decision::Exempt;
+            return Screening::Decided(Decision::Exempt);
         }
-        if self.lacks_documents && may_wait && self.must_hold(arrival.at_us, data) {
-            return Decision::AwaitsDocuments;
+        if self.lacks_documents && may_wait && self.must_hold(now_us, data) {
+            return Screening::Decided(Decision::AwaitsDocuments);
         }
-        self.limit(request, &config, control.health(), data, arrival)
+        let key = request.header("x-api-key").filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
+        let caller = key.and_then(|key| self.caller(KeyHash::of(&key), data));
+        let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
+        if let Err(blocked) = self.allowance(&tier, data) {
+            return Screening::Decided(blocked);
+        }
+        let has_payer = !tier.unlimited || config.settings.measured.is_some();
+        let payer = has_payer.then(|| match caller {
+            Some(caller) => Payer::Key(caller),
+            None => Payer::Address(config.network(&request.source_address().unwrap_or_default())),
+        });
+        Screening::Limited(LimitedRequest { tier, payer })
+    }
+
+    /// Takes a request's token, and decides by it.
+    pub fn charge(&mut self, limited: &LimitedRequest, data: &impl SharedData, arrival: Arrival) -> Decision {
+        let LimitedRequest { tier, payer } = limited;
+        let limit = match self.allowance(tier, data) {
+            Err(blocked) => return blocked,
+            Ok(limit) => limit,
+        };
+        let (tier, health) = (tier.clone(), self.control.health());
+        let (Some(limit), Some(payer)) = (limit, payer.clone()) else {
+            self.count(&tier, Status::Exempt, None);
+            return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
+        };
+        let charge = Charge { payer, tier, health, limit };
+        let Some(fleet) = &mut self.fleet else {
+            return self.charge_here(&charge, data);
+        };
+        match fleet.charge(arrival, charge, &mut self.metrics) {
+            Charged::Waits => Decision::AwaitsRedis,
+            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, arrival.at_us),
+            Charged::Declined(charge) => self.fall_back(&charge, data),
+        }
+    }
+
+    /// Refuses a request whose bucket is known to be empty, and charges nothing.
+    pub fn refuse_if_empty(
+        &mut self,
+        limited: &LimitedRequest,
+        data: &impl SharedData,
+        arrival: Arrival,
+    ) -> Option<Decision> {
+        let LimitedRequest { tier, payer: Some(payer) } = limited else { return None };
+        let health = self.control.health();
+        let Allowance::Limited(limit) = tier.allowance(health) else { return None };
+        let charge = Charge { payer: payer.clone(), tier: tier.clone(), health, limit };
+        let (verdict, now_us) = match &mut self.fleet {
+            Some(fleet) => (fleet.known_refusal(&charge, arrival.at_us)?, arrival.at_us),
+            None => {
+                let taken = self.take(&charge, &ReadOnly(data)).ok()?.value;
+                (taken.verdict, taken.now_us)
+            }
+        };
+        (verdict.outcome == bucket::Outcome::Refused).then(|| self.decided(&charge, verdict, now_us))
+    }
+
+    /// Sheds a request: it is charged nothing.
+    pub fn shed(
+        &mut self,
+        limited: &LimitedRequest,
+        cluster: &[u8],
+        retry_after_seconds: u64,
+        now_us: u64,
+    ) -> Decision {
+        let tier = limited.tier.clone();
+        self.count(&tier, Status::Shed, None);
+        self.metrics.shed(cluster);
+        let answer = Answer { tier, health: self.control.health(), verdict: None, now_us };
+        Decision::Shed(answer, retry_after_seconds)
     }
 
     /// Whether requests wait for documents now: from the first one on, for as long as a document is missing, but for
@@ -258,32 +356,18 @@ impl Limiter {
         self.fleet.as_mut()
     }
 
-    /// What this worker counts of the upstream, where health is measured.
-    pub fn tally(&mut self) -> Option<&mut Tally> {
-        self.measuring.as_mut().map(|measuring| &mut measuring.tally)
+    /// Follows what was measured of the upstreams.
+    pub fn follow_overload(&mut self, report: OverloadReport, data: &impl SharedData) {
+        let control = self.control(data);
+        measured_health::put_into_force(&report, control, &self.control_key, data, &mut self.metrics);
+        self.metrics.signals(report.signals, control.told);
+        report.clusters.iter().for_each(|cluster| self.metrics.cluster(cluster));
+        self.overload_report = Some(report);
     }
 
-    /// Hands in what was counted of the upstream, if it is time, and follows what all workers make of it.
-    ///
-    /// A superseded generation measures nothing: its window may be another, and its upstream's health is not
-    /// its own to tell.
-    pub fn measure(&mut self, now_us: u64, role: Role, data: &impl SharedData) {
-        if role == Role::Superseded {
-            if let Some(measuring) = &mut self.measuring {
-                measuring.discard(now_us);
-            }
-            return;
-        }
-        let Some(measuring) = &self.measuring else {
-            return measuring::forget(self.control, &self.control_key, data);
-        };
-        // While somebody waits for Redis, ticks come every few milliseconds, and most must not cost a call.
-        if measuring.is_due(now_us) {
-            let control = self.control(data);
-            if let Some(measuring) = &mut self.measuring {
-                measuring.hand_in(now_us, control, data, &mut self.metrics);
-            }
-        }
+    /// Where health is not measured any more, what was measured ends.
+    pub fn forget_measured_health(&self, data: &impl SharedData) {
+        measured_health::forget(self.control, &self.control_key, data);
     }
 
     /// Where documents are published, where they are fetched.
@@ -432,7 +516,8 @@ impl Limiter {
             EndpointDecision::Reply(admin::health(&method(request), config, control, self.lacks_documents))
         } else if is(&paths.system_health_path) {
             let unix_us = self.unix_us(data.now_us());
-            admin::system_health(&method(request), request, config, &self.table, control, data, unix_us)
+            let shown = admin::ShownHealth { control, unix_us, overload: self.overload_report.as_ref() };
+            admin::system_health(&method(request), request, config, &self.table, shown, data)
         } else {
             return None;
         };
@@ -445,62 +530,32 @@ impl Limiter {
         })
     }
 
-    fn limit(
-        &mut self,
-        request: &impl Request,
-        config: &Config,
-        health: Health,
-        data: &impl SharedData,
-        arrival: Arrival,
-    ) -> Decision {
-        let key = request.header("x-api-key");
-        let known = key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
-        let caller = known.and_then(|key| self.caller(KeyHash::of(&key), data));
-        let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
-        let payer = || match &caller {
-            Some(caller) => Payer::Key(caller.clone()),
-            None => Payer::Address(config.network(&request.source_address().unwrap_or_default())),
-        };
-        let limit = match tier.allowance(health) {
+    /// The limit that holds for a tier now, if it has one; a refusal where it admits nothing.
+    fn allowance(&mut self, tier: &Rc<Tier>, data: &impl SharedData) -> Result<Option<Limit>, Decision> {
+        let health = self.control.health();
+        match tier.allowance(health) {
+            Allowance::Unlimited => Ok(None),
+            Allowance::Limited(limit) => Ok(Some(limit)),
             Allowance::Blocked => {
-                self.count(&tier, Status::Blocked, Some(0));
+                self.count(tier, Status::Blocked, Some(0));
                 let verdict = Some(refusal(0, BLOCKED_WAIT_US));
-                return Decision::Refused(Answer { tier, health, verdict, now_us: data.now_us() });
+                Err(Decision::Refused(Answer { tier: tier.clone(), health, verdict, now_us: data.now_us() }))
             }
-            Allowance::Unlimited => None,
-            Allowance::Limited(limit) => Some(limit),
-        };
-        let known_payer = self.is_shedding().then(&payer);
-        if let Some(payer) = &known_payer
-            && let Some(seconds) = self.shed(&tier, payer, arrival)
-        {
-            let answer = Answer { tier, health, verdict: None, now_us: arrival.at_us };
-            return Decision::Shed(answer, seconds);
-        }
-        let Some(limit) = limit else {
-            self.count(&tier, Status::Exempt, None);
-            return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
-        };
-        let payer = known_payer.unwrap_or_else(payer);
-        let charge = Charge { payer, tier, health, limit };
-        let Some(fleet) = &mut self.fleet else {
-            return self.charge_here(&charge, data);
-        };
-        match fleet.charge(arrival, charge, &mut self.metrics) {
-            Charged::Waits => Decision::AwaitsRedis,
-            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, arrival.at_us),
-            Charged::Declined(charge) => self.fall_back(&charge, data),
         }
     }
 
     /// Takes the token from this Envoy's own bucket.
     fn charge_here(&mut self, charge: &Charge, data: &impl SharedData) -> Decision {
-        let taken = match &charge.payer {
-            Payer::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
-            Payer::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
-        };
+        let taken = self.take(charge, data);
         let Taken { verdict, now_us, .. } = self.counted(taken, charge.limit, data);
         self.decided(charge, verdict, now_us)
+    }
+
+    fn take(&self, charge: &Charge, data: &impl SharedData) -> Result<Updated<Taken>, Contended> {
+        match &charge.payer {
+            Payer::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
+            Payer::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
+        }
     }
 
     /// Decides without Redis, as `on_failure` says.
@@ -547,28 +602,8 @@ impl Limiter {
         }
     }
 
-    /// Counts a limited request, for operators and for the measuring of health.
     fn count(&mut self, tier: &Rc<Tier>, status: Status, tokens_remaining: Option<u32>) {
         self.metrics.request(tier, status, tokens_remaining);
-        if let Some(tally) = self.tally() {
-            match status {
-                Status::Allowed | Status::Exempt => tally.passed(tier),
-                Status::Limited => tally.refused(tier),
-                Status::Blocked | Status::Shed => {}
-            }
-        }
-    }
-
-    fn is_shedding(&self) -> bool {
-        self.measuring.as_ref().is_some_and(|measuring| measuring.tally.is_shedding())
-    }
-
-    /// Turns the request away if the upstream cannot bear it; how long its caller is to wait then, in seconds.
-    fn shed(&mut self, tier: &Rc<Tier>, payer: &Payer, arrival: Arrival) -> Option<u64> {
-        let unix_us = self.unix_us(arrival.at_us);
-        let seconds = self.tally()?.shed(tier, payer, unix_us)?;
-        self.metrics.request(tier, Status::Shed, None);
-        Some(seconds)
     }
 
     /// What the store answered; where it gave no answer, a refusal, because nothing may be given out unpaid.

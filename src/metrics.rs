@@ -3,10 +3,13 @@
 //! Counting costs a request an addition in memory instead of a call into the host. Names carry their labels as
 //! `metric.label.value`, which the shipped bootstrap turns into Prometheus labels. Never a label per caller.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use crate::health::{Health, Told};
-use crate::load::Load;
+use crate::overload::{ClusterReport, Signals};
 use crate::store::redis::failure::Reason;
 use crate::tier::Tier;
 
@@ -60,10 +63,10 @@ pub const ADMIN_THROTTLED: &str = "rate_limiter_admin_requests_total.result.thro
 pub const ADMIN_FAILED: &str = "rate_limiter_admin_requests_total.result.failed";
 /// Counter: switches to `DEGRADED` because too many responses were server errors.
 pub const DEGRADED_BY_ERRORS: &str = "rate_limiter_health_transitions_total.reason.error_ratio";
-/// Counter: switches to `DEGRADED` because responses took longer than the bound.
-pub const DEGRADED_BY_LATENCY: &str = "rate_limiter_health_transitions_total.reason.latency_ms";
-/// Counter: switches to `DEGRADED` because responses took longer than usual.
-pub const DEGRADED_BY_LATENCY_RATIO: &str = "rate_limiter_health_transitions_total.reason.latency_ratio";
+/// Counter: switches to `DEGRADED` because too many requests took longer than a bound.
+pub const DEGRADED_BY_LATENCY: &str = "rate_limiter_health_transitions_total.reason.latency";
+/// Counter: switches to `DEGRADED` because too many requests were shed.
+pub const DEGRADED_BY_SHEDDING: &str = "rate_limiter_health_transitions_total.reason.shed";
 /// Counter: switches back to `NORMAL`.
 pub const RECOVERED: &str = "rate_limiter_health_transitions_total.reason.recovered";
 /// Histogram: microseconds from request headers in to decision.
@@ -103,7 +106,7 @@ pub const REDIS_COUNTERS: [&str; 13] = [
 
 /// The same for those that only measured health adds to.
 pub const MEASURED_COUNTERS: [&str; 4] =
-    [DEGRADED_BY_ERRORS, DEGRADED_BY_LATENCY, DEGRADED_BY_LATENCY_RATIO, RECOVERED];
+    [DEGRADED_BY_ERRORS, DEGRADED_BY_LATENCY, DEGRADED_BY_SHEDDING, RECOVERED];
 
 /// Most tiers that have series of their own. The requests of others are counted together, as [`OTHER_TIERS`]: the
 /// number of tiers in a document has no bound, and Envoy keeps every series that it was ever given.
@@ -128,14 +131,87 @@ pub fn store_failures(reason: Reason) -> &'static str {
     }
 }
 
-const HEALTH_MODE_AUTO: &str = "rate_limiter_health_mode_auto";
-const SEVERITY: &str = "rate_limiter_severity_permille";
-const ERROR_RATIO: &str = "rate_limiter_upstream_error_ratio_permille";
-const LATENCY: &str = "rate_limiter_upstream_latency_microseconds";
-const LATENCY_BASELINE: &str = "rate_limiter_upstream_latency_baseline_microseconds";
-const IN_FLIGHT: &str = "rate_limiter_upstream_requests_in_flight";
-const REDIS_CONNECTED: &str = "rate_limiter_redis_connected";
-const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
+/// Counter, by tier and status: requests.
+pub const REQUESTS: &str = "rate_limiter_requests_total";
+/// Gauge, by tier: what the bucket that was asked last holds.
+pub const TOKENS_REMAINING: &str = "rate_limiter_tokens_remaining";
+/// Gauge: 1 while health follows what is measured, 0 while an operator has set it.
+pub const HEALTH_MODE_AUTO: &str = "rate_limiter_health_mode_auto";
+/// Gauge: the share of server errors in the window, in thousandths.
+pub const ERROR_RATIO: &str = "rate_limiter_upstream_error_ratio_permille";
+/// Gauge: the share of requests in the window that took longer than a bound, in thousandths.
+pub const SLOW_RATIO: &str = "rate_limiter_upstream_slow_ratio_permille";
+/// Gauge: the share of requests in the window that were shed, in thousandths.
+pub const SHED_RATIO: &str = "rate_limiter_upstream_shed_ratio_permille";
+/// Gauge, by cluster: how many requests may be in flight.
+pub const CLUSTER_LIMIT: &str = "rate_limiter_cluster_in_flight_limit";
+/// Gauge, by cluster: requests in flight.
+pub const CLUSTER_IN_FLIGHT: &str = "rate_limiter_cluster_in_flight";
+/// Gauge, by cluster: requests that wait for a place in flight.
+pub const CLUSTER_WAITING: &str = "rate_limiter_cluster_waiting";
+/// Gauge, by cluster: the mean latency without a queue in the upstream, in microseconds.
+pub const CLUSTER_BASELINE: &str = "rate_limiter_cluster_latency_baseline_microseconds";
+/// Counter, by cluster: requests that were shed.
+pub const CLUSTER_SHED: &str = "rate_limiter_cluster_shed_total";
+/// Gauge, by cluster: what workers share about requests in flight. No number for operators.
+pub const CLUSTER_IN_FLIGHT_STATE: &str = "rate_limiter_cluster_in_flight_state";
+/// Gauge, by cluster: what workers share about their queues. No number for operators.
+pub const CLUSTER_QUEUE_STATE: &str = "rate_limiter_cluster_queue_state";
+
+/// Longest name of a cluster that is a label as it is.
+const MAX_LABEL_BYTES: usize = 80;
+
+/// A cluster's name as a label: characters that a stat's name cannot have there are replaced, and a hash keeps two names
+/// apart that would be the same then. The clusters that share one limit are `_others`.
+pub fn cluster_label(name: &[u8]) -> String {
+    if name.is_empty() {
+        return "_others".to_owned();
+    }
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.len() <= MAX_LABEL_BYTES && name.iter().all(is_plain) {
+        return String::from_utf8_lossy(name).into_owned();
+    }
+    let kept = name.iter().take(MAX_LABEL_BYTES);
+    let plain: String = kept.map(|byte| if is_plain(byte) { char::from(*byte) } else { '_' }).collect();
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    format!("{plain}-{:08x}", hasher.finish() as u32)
+}
+
+/// Gauge: 1 while Redis decides.
+pub const REDIS_CONNECTED: &str = "rate_limiter_redis_connected";
+/// Gauge: 1 while health is `DEGRADED`.
+pub const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
+
+/// Gauge: by which workers tell each other of changes. No number for operators.
+pub const CONTROL_CHANGES: &str = "rate_limiter_control_changes";
+
+/// The metrics for operators, without their labels.
+pub fn names() -> BTreeSet<&'static str> {
+    let levels = [
+        REQUESTS,
+        TOKENS_REMAINING,
+        DECISION_DURATION,
+        SYSTEM_DEGRADED,
+        REDIS_CONNECTED,
+        HEALTH_MODE_AUTO,
+        ERROR_RATIO,
+        SLOW_RATIO,
+        SHED_RATIO,
+        CLUSTER_LIMIT,
+        CLUSTER_IN_FLIGHT,
+        CLUSTER_WAITING,
+        CLUSTER_BASELINE,
+        CLUSTER_SHED,
+    ];
+    let counters = COUNTERS.into_iter().chain(REDIS_COUNTERS).chain(MEASURED_COUNTERS);
+    counters.chain(levels).map(without_labels).collect()
+}
+
+/// A metric's name without its labels.
+pub fn without_labels(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +232,8 @@ impl Status {
     const ALL: [Status; 5] =
         [Status::Allowed, Status::Limited, Status::Exempt, Status::Blocked, Status::Shed];
 
-    fn label(self) -> &'static str {
+    /// The value of the label `status`.
+    pub fn label(self) -> &'static str {
         match self {
             Status::Allowed => "allowed",
             Status::Limited => "limited",
@@ -186,14 +263,14 @@ pub struct Metrics {
     labels: Vec<String>,
     /// How many of those were drained.
     drained_labels: usize,
-    counts: Vec<(&'static str, u64)>,
+    counts: Vec<(Cow<'static, str>, u64)>,
     levels: Vec<Level>,
 }
 
 /// A gauge, set when it has changed.
 #[derive(Debug)]
 struct Level {
-    name: &'static str,
+    name: Cow<'static, str>,
     current: u64,
     reported: Option<u64>,
 }
@@ -246,10 +323,11 @@ impl Metrics {
     }
 
     /// Adds `amount` to a counter.
-    pub fn count(&mut self, name: &'static str, amount: u64) {
+    pub fn count(&mut self, name: impl Into<Cow<'static, str>>, amount: u64) {
         if amount == 0 {
             return;
         }
+        let name = name.into();
         match self.counts.iter_mut().find(|(known, _)| *known == name) {
             Some((_, total)) => *total += amount,
             None => self.counts.push((name, amount)),
@@ -266,19 +344,36 @@ impl Metrics {
         self.level(REDIS_CONNECTED, connected.into());
     }
 
-    /// Notes what is measured of the upstream, and what was made of it.
-    pub fn load(&mut self, load: &Load, told: Told) {
-        let signals = load.signals();
+    /// Notes the signals of measured health, and whether they decide.
+    pub fn signals(&mut self, signals: Signals, told: Told) {
         self.level(HEALTH_MODE_AUTO, (told == Told::Auto).into());
-        // Casts of floats saturate, and make zero of what is no number.
-        self.level(SEVERITY, (load.controller.severity() * 1_000.0).round() as u64);
-        self.level(ERROR_RATIO, (signals.error_ratio * 1_000.0).round() as u64);
-        self.level(LATENCY, signals.latency_us.unwrap_or_default() as u64);
-        self.level(LATENCY_BASELINE, signals.baseline_us.unwrap_or_default() as u64);
-        self.level(IN_FLIGHT, signals.in_flight.round() as u64);
+        self.level(ERROR_RATIO, permille(signals.error_ratio));
+        self.level(SLOW_RATIO, permille(signals.slow_ratio));
+        self.level(SHED_RATIO, permille(signals.shed_ratio));
     }
 
-    fn level(&mut self, name: &'static str, current: u64) {
+    /// Notes what is in flight to a cluster.
+    pub fn cluster(&mut self, report: &ClusterReport) {
+        let label = cluster_label(&report.name);
+        let baseline = report.baseline.unwrap_or_default();
+        let levels = [
+            (CLUSTER_LIMIT, report.limit as u64),
+            (CLUSTER_IN_FLIGHT, report.in_flight),
+            (CLUSTER_WAITING, report.waiting),
+            (CLUSTER_BASELINE, u64::try_from(baseline.as_micros()).unwrap_or(u64::MAX)),
+        ];
+        for (name, current) in levels {
+            self.level(format!("{name}.cluster.{label}"), current);
+        }
+    }
+
+    /// Counts a request that was shed.
+    pub fn shed(&mut self, cluster: &[u8]) {
+        self.count(format!("{CLUSTER_SHED}.cluster.{}", cluster_label(cluster)), 1);
+    }
+
+    fn level(&mut self, name: impl Into<Cow<'static, str>>, current: u64) {
+        let name = name.into();
         match self.levels.iter_mut().find(|level| level.name == name) {
             Some(level) => level.current = current,
             None => self.levels.push(Level { name, current, reported: None }),
@@ -305,10 +400,10 @@ impl Metrics {
         }
         self.drained_labels = self.labels.len();
         for (name, amount) in self.counts.drain(..) {
-            samples.push(Sample::Count(name.to_owned(), amount));
+            samples.push(Sample::Count(name.into_owned(), amount));
         }
         for level in self.levels.iter_mut().filter(|level| level.reported != Some(level.current)) {
-            samples.push(Sample::Level(level.name.to_owned(), level.current));
+            samples.push(Sample::Level(level.name.clone().into_owned(), level.current));
             level.reported = Some(level.current);
         }
         samples
@@ -316,9 +411,14 @@ impl Metrics {
 }
 
 fn requests_total(tier: &str, status: Status) -> String {
-    format!("rate_limiter_requests_total.tier.{tier}.status.{}", status.label())
+    format!("{REQUESTS}.tier.{tier}.status.{}", status.label())
 }
 
 fn tokens_remaining(tier: &str) -> String {
-    format!("rate_limiter_tokens_remaining.tier.{tier}")
+    format!("{TOKENS_REMAINING}.tier.{tier}")
+}
+
+fn permille(share: f64) -> u64 {
+    // Casts of floats saturate, and make zero of what is no number.
+    (share * 1_000.0).round() as u64
 }

@@ -19,7 +19,9 @@ pub use health_detector::{HealthDetector, Reason, Signals};
 pub use parameters::Parameters;
 pub use shared::{ClusterId, Gauge, Shared};
 pub use window::Outcome;
-pub use worker::{Admission, Arrival, ClusterReport, Output, OverloadControl, RequestId, rotating_place};
+pub use worker::{
+    Admission, Arrival, ClusterReport, Output, OverloadControl, OverloadReport, RequestId, rotating_place,
+};
 
 #[cfg(test)]
 #[path = "../tests/overload_units/mod.rs"]

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::admin::PendingChange;
+use crate::limiter::LimitedRequest;
 use crate::reply::Answer;
 use crate::request::RequestId;
 
@@ -24,28 +25,39 @@ const MAX_WAITING_FOR_DOCUMENTS: usize = 2_048;
 pub enum State {
     /// It is decided when the first documents have been applied or refused. Envoy holds it back, body included.
     WaitsForDocuments,
+    /// It is charged and sent on when it has a place in flight. Envoy holds it back, body included.
+    WaitsForPlace(Waiting),
     /// Redis decides it. Envoy holds it back, body included.
     WaitsForRedis,
     /// It changes health when its body is complete. Envoy collects the body; this much has arrived.
     WaitsForBody(PendingChange, Vec<u8>),
-    /// It was sent on, and waits for response headers.
-    SentOn(SentOn),
+    /// It was sent on, and waits for response headers, which are to say this.
+    SentOn(Answer),
 }
 
-/// A request that was sent on.
+/// A request that waits for a place in flight.
 #[derive(Clone, Debug)]
-pub struct SentOn {
-    /// What its response headers say.
-    pub answer: Answer,
-    /// When it was sent on, by the store's clock, in microseconds.
+pub struct Waiting {
+    /// Who it is charged to when it has the place.
+    pub limited: LimitedRequest,
+    /// The upstream cluster.
+    pub cluster: Vec<u8>,
+}
+
+/// The arrival of a request's headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// When, by the store's clock, in microseconds.
     pub at_us: u64,
+    /// Whether a body follows.
+    pub has_body: bool,
 }
 
 /// A request that has an entry.
 #[derive(Clone, Debug)]
 pub struct InProgress {
-    /// When its headers arrived, by the store's clock, in microseconds.
-    pub arrived_us: u64,
+    /// Its headers' arrival.
+    pub arrived: Arrived,
     /// Where it is now.
     pub state: State,
 }
@@ -58,6 +70,7 @@ pub struct TooManyBodies;
 #[derive(Debug, Default)]
 pub struct Requests {
     by_id: HashMap<RequestId, InProgress, BuildHasherDefault<IdHasher>>,
+    waiting_for_place: usize,
     /// The admin requests that wait for a body, earliest deadline first.
     body_deadlines: BTreeSet<(u64, RequestId)>,
     /// How many requests wait for documents.
@@ -66,8 +79,24 @@ pub struct Requests {
 
 impl Requests {
     /// Holds a request until the first documents have been applied or refused.
-    pub fn wait_for_documents(&mut self, id: RequestId, arrived_us: u64) {
-        self.enter(id, arrived_us, State::WaitsForDocuments);
+    pub fn wait_for_documents(&mut self, id: RequestId, arrived: Arrived) {
+        self.enter(id, arrived, State::WaitsForDocuments);
+    }
+
+    /// Holds a request until it has a place in flight.
+    pub fn wait_for_place(&mut self, id: RequestId, arrived: Arrived, waiting: Waiting) {
+        self.enter(id, arrived, State::WaitsForPlace(waiting));
+        self.waiting_for_place += 1;
+    }
+
+    /// How many requests wait for a place in flight.
+    pub fn waiting_for_place(&self) -> usize {
+        self.waiting_for_place
+    }
+
+    /// Whether all requests have ended.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
     }
 
     /// Whether one more request may wait for documents.
@@ -81,22 +110,22 @@ impl Requests {
     }
 
     /// Holds a request until Redis has decided.
-    pub fn wait_for_redis(&mut self, id: RequestId, arrived_us: u64) {
-        self.enter(id, arrived_us, State::WaitsForRedis);
+    pub fn wait_for_redis(&mut self, id: RequestId, arrived: Arrived) {
+        self.enter(id, arrived, State::WaitsForRedis);
     }
 
     /// Waits for the body of an admin request.
     pub fn wait_for_body(
         &mut self,
         id: RequestId,
-        arrived_us: u64,
+        arrived: Arrived,
         change: PendingChange,
     ) -> Result<(), TooManyBodies> {
         if self.body_deadlines.len() >= MAX_AWAITED_BODIES {
             return Err(TooManyBodies);
         }
-        self.enter(id, arrived_us, State::WaitsForBody(change, Vec::new()));
-        self.body_deadlines.insert((body_deadline_us(arrived_us), id));
+        self.enter(id, arrived, State::WaitsForBody(change, Vec::new()));
+        self.body_deadlines.insert((body_deadline_us(arrived), id));
         Ok(())
     }
 
@@ -108,8 +137,8 @@ impl Requests {
     }
 
     /// The request goes on, at once or after it has waited.
-    pub fn send_on(&mut self, id: RequestId, arrived_us: u64, sent_on: SentOn) {
-        self.enter(id, arrived_us, State::SentOn(sent_on));
+    pub fn send_on(&mut self, id: RequestId, arrived: Arrived, answer: Answer) {
+        self.enter(id, arrived, State::SentOn(answer));
     }
 
     /// Where a request is; `None` where it has ended or never had to be remembered.
@@ -122,9 +151,12 @@ impl Requests {
         let ended = self.by_id.remove(&id)?;
         match ended.state {
             State::WaitsForBody(..) => {
-                self.body_deadlines.remove(&(body_deadline_us(ended.arrived_us), id));
+                self.body_deadlines.remove(&(body_deadline_us(ended.arrived), id));
             }
-            State::WaitsForDocuments => self.waiting_for_documents -= 1,
+            State::WaitsForDocuments => {
+                self.waiting_for_documents = self.waiting_for_documents.saturating_sub(1);
+            }
+            State::WaitsForPlace(_) => self.waiting_for_place = self.waiting_for_place.saturating_sub(1),
             State::WaitsForRedis | State::SentOn(_) => {}
         }
         Some(ended)
@@ -146,15 +178,15 @@ impl Requests {
         ids
     }
 
-    fn enter(&mut self, id: RequestId, arrived_us: u64, state: State) {
+    fn enter(&mut self, id: RequestId, arrived: Arrived, state: State) {
         self.end(id);
         self.waiting_for_documents += usize::from(matches!(state, State::WaitsForDocuments));
-        self.by_id.insert(id, InProgress { arrived_us, state });
+        self.by_id.insert(id, InProgress { arrived, state });
     }
 }
 
-fn body_deadline_us(arrived_us: u64) -> u64 {
-    arrived_us.saturating_add(BODY_TIMEOUT_US)
+fn body_deadline_us(arrived: Arrived) -> u64 {
+    arrived.at_us.saturating_add(BODY_TIMEOUT_US)
 }
 
 /// Spreads the ids over the table. Envoy counts them up and no client can choose one, so a keyed hash, which costs a request

@@ -47,6 +47,30 @@ pub trait SharedData {
     fn now_us(&self) -> u64;
 }
 
+/// Shared data in which every write succeeds and changes nothing: shows what an update would decide.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadOnly<'a, D>(pub &'a D);
+
+impl<D: SharedData> SharedData for ReadOnly<'_, D> {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        self.0.get(key)
+    }
+
+    fn compare_and_set(&self, _key: &str, _value: &[u8], _version: Option<u32>) -> Result<(), Conflict> {
+        Ok(())
+    }
+
+    fn changes(&self) -> Option<u64> {
+        self.0.changes()
+    }
+
+    fn announce_change(&self) {}
+
+    fn now_us(&self) -> u64 {
+        self.0.now_us()
+    }
+}
+
 /// The outcome of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Updated<T> {

@@ -2,7 +2,7 @@
 
 use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
-use dynamic_rate_limiter::requests::{Requests, State, TooManyBodies};
+use dynamic_rate_limiter::requests::{Arrived, Requests, State, TooManyBodies};
 
 /// How long a body may take, in microseconds.
 const BODY_TIMEOUT_US: u64 = 10_000_000;
@@ -11,15 +11,19 @@ fn change() -> PendingChange {
     PendingChange { network: Network::of_source(b"192.0.2.1:1", 64) }
 }
 
+fn at(at_us: u64) -> Arrived {
+    Arrived { at_us, has_body: true }
+}
+
 #[test]
 fn a_request_is_in_one_state_at_a_time_and_ends_once() {
     let mut requests = Requests::default();
-    requests.wait_for_documents(1, 10);
-    requests.wait_for_redis(1, 10);
+    requests.wait_for_documents(1, at(10));
+    requests.wait_for_redis(1, at(10));
     assert!(matches!(requests.state(1), Some(State::WaitsForRedis)));
     assert_eq!(requests.waiting_for_documents(10), [0_u32; 0], "it does not wait for both");
     let ended = requests.end(1).expect("a request that has not ended");
-    assert_eq!(ended.arrived_us, 10, "when it arrived stays what it was");
+    assert_eq!(ended.arrived, at(10), "when it arrived stays what it was");
     assert!(requests.end(1).is_none() && requests.state(1).is_none());
 }
 
@@ -27,9 +31,9 @@ fn a_request_is_in_one_state_at_a_time_and_ends_once() {
 fn requests_that_wait_for_documents_are_listed_oldest_first_and_no_more_than_wanted() {
     let mut requests = Requests::default();
     for id in [3, 1, 2] {
-        requests.wait_for_documents(id, 0);
+        requests.wait_for_documents(id, at(0));
     }
-    requests.wait_for_redis(4, 0);
+    requests.wait_for_redis(4, at(0));
     assert_eq!(requests.waiting_for_documents(2), [1, 2]);
     assert_eq!(requests.waiting_for_documents(9), [1, 2, 3]);
 }
@@ -38,7 +42,7 @@ fn requests_that_wait_for_documents_are_listed_oldest_first_and_no_more_than_wan
 fn a_body_has_ten_seconds_and_one_that_arrived_or_was_left_has_no_deadline() {
     let mut requests = Requests::default();
     for id in [1, 2, 3] {
-        requests.wait_for_body(id, id.into(), change()).expect("room");
+        requests.wait_for_body(id, at(id.into()), change()).expect("room");
         requests.keep_body(id, b"{".to_vec());
     }
     requests.end(2);
@@ -54,10 +58,10 @@ fn a_body_has_ten_seconds_and_one_that_arrived_or_was_left_has_no_deadline() {
 fn at_most_64_requests_of_a_worker_wait_for_a_body() {
     let mut requests = Requests::default();
     for id in 0..64 {
-        assert_eq!(requests.wait_for_body(id, 0, change()), Ok(()));
+        assert_eq!(requests.wait_for_body(id, at(0), change()), Ok(()));
     }
-    assert_eq!(requests.wait_for_body(64, 0, change()), Err(TooManyBodies));
+    assert_eq!(requests.wait_for_body(64, at(0), change()), Err(TooManyBodies));
     assert!(requests.state(64).is_none());
     requests.end(5);
-    assert_eq!(requests.wait_for_body(64, 0, change()), Ok(()), "a place is free again");
+    assert_eq!(requests.wait_for_body(64, at(0), change()), Ok(()), "a place is free again");
 }

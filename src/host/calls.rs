@@ -91,6 +91,12 @@ impl Request for HostRequest {
     }
 }
 
+/// The upstream cluster of the request whose headers have just come in; `None` where Envoy answers it itself.
+pub(super) fn cluster_name() -> Option<Vec<u8>> {
+    let name = hostcalls::get_property(vec!["xds", "cluster_name"]).ok().flatten();
+    name.filter(|name| !name.is_empty())
+}
+
 /// Sets a response header, replacing all values that it has.
 pub(super) fn set_response_header(name: &str, value: &[u8]) {
     // A response that has gone away has no headers to set, and nobody to tell.

@@ -10,7 +10,7 @@ use super::calls::{HeaderBlock, HostData, response_header, send_local_reply};
 use super::worker::Worker;
 use crate::admin::EndpointReply;
 use crate::limiter::Decision;
-use crate::load::{Response, Tally};
+use crate::overload::Outcome;
 use crate::reply::{self, Answer};
 use crate::store::SharedData;
 
@@ -103,22 +103,16 @@ impl Drop for HttpRequest {
     }
 }
 
-/// Notes how the upstream has answered, by two host calls at most: the status, and the time where it is not known. What
-/// went before the request was sent on, such as a wait for Redis, is not the upstream's.
-///
-/// A gRPC response that fails at once is a 200 of headers alone, and says so in them. Where the time is not known, that
-/// is read in its place.
-pub(super) fn measure(tally: &mut Tally, sent_us: u64, now_us: Option<u64>, is_headers_only: bool) {
+/// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says so
+/// in another header.
+pub(super) fn outcome(is_headers_only: bool) -> Outcome {
     let status = response_header(":status").unwrap_or_default();
-    let may_be_grpc = is_headers_only && status == b"200";
-    let is_failed = if may_be_grpc {
+    let failed = if is_headers_only && status == b"200" {
         response_header("grpc-status").is_some_and(|status| is_grpc_server_error(&status))
     } else {
         status.first() == Some(&b'5')
     };
-    let now_us = if may_be_grpc { now_us } else { now_us.or_else(|| Some(HostData.now_us())) };
-    let took_us = now_us.map(|now_us| now_us.saturating_sub(sent_us));
-    tally.answered(if is_failed { Response::Failed(took_us) } else { Response::Good(took_us) });
+    Outcome::Response { failed }
 }
 
 /// The codes that are a server's fault: `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`
@@ -133,7 +127,7 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) 
         Decision::Refused(answer) => send_text(worker, answer, started_us, 429, None),
         // No bucket says when to come back.
         Decision::Unavailable(answer) => send_text(worker, answer, started_us, 503, Some(1)),
-        Decision::Shed(answer, seconds) => send_text(worker, answer, started_us, 503, Some(*seconds)),
+        Decision::Shed(answer, seconds) => send_shed(worker, answer, started_us, *seconds),
         Decision::Replied(reply) => send_reply(reply),
         Decision::Exempt
         | Decision::Admitted(_)
@@ -143,8 +137,26 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) 
     }
 }
 
-fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, retry_after: Option<u64>) {
+/// Of the two headers that tell a calling Envoy of it, the second keeps it from trying again.
+fn send_shed(worker: &Worker, answer: &Answer, started_us: u64, retry_after: u64) {
     let mut headers = HeaderBlock::default();
+    headers.push("x-envoy-overloaded", b"true");
+    headers.push("x-envoy-ratelimited", b"true");
+    send_with(worker, answer, started_us, 503, Some(retry_after), headers);
+}
+
+fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, retry_after: Option<u64>) {
+    send_with(worker, answer, started_us, status, retry_after, HeaderBlock::default());
+}
+
+fn send_with(
+    worker: &Worker,
+    answer: &Answer,
+    started_us: u64,
+    status: u32,
+    retry_after: Option<u64>,
+    mut headers: HeaderBlock,
+) {
     headers.push("content-type", b"text/plain");
     if let Some(seconds) = retry_after {
         headers.push("retry-after", seconds.to_string().as_bytes());

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::MetricType;
 
-use crate::metrics::{COUNTERS, MEASURED_COUNTERS, REDIS_COUNTERS, Sample};
+use crate::metrics::{CONTROL_CHANGES, COUNTERS, MEASURED_COUNTERS, REDIS_COUNTERS, Sample};
 
 thread_local! {
     static DEFINED: RefCell<HashMap<String, u32>> = RefCell::default();
@@ -17,7 +17,7 @@ thread_local! {
 ///
 /// A gauge is the cheapest thing that all workers of an Envoy share: one atomic number, read without a lock, a
 /// copy or an allocation. It only ever says that something changed; what, stands in shared data.
-const CHANGES_GAUGE: &str = "rate_limiter_control_changes";
+const CHANGES_GAUGE: &str = CONTROL_CHANGES;
 
 /// Defines what will be counted.
 ///
@@ -61,14 +61,32 @@ pub(super) fn observe(id: u32, value: u64) {
     let _ = hostcalls::record_metric(id, value);
 }
 
-/// Finds out whether the gauge counts: an Envoy whose `stats_matcher` leaves it out keeps no number behind it.
+/// The id of a gauge.
+pub(super) fn gauge(name: &str) -> Option<u32> {
+    id(MetricType::Gauge, name)
+}
+
+/// Adds to a gauge.
+pub(super) fn add(id: u32, difference: i64) {
+    let _ = hostcalls::increment_metric(id, difference);
+}
+
+/// Reads a gauge or a counter.
+pub(super) fn read(id: u32) -> Option<u64> {
+    hostcalls::get_metric(id).ok()
+}
+
+/// Whether a gauge counts: an Envoy whose `stats_matcher` leaves it out keeps no number behind it.
+pub(super) fn counts(id: u32) -> bool {
+    add(id, 1);
+    let counts = read(id).is_some_and(|value| value > 0);
+    add(id, -1);
+    counts
+}
+
+/// Finds out whether changes can be counted.
 pub(super) fn probe_changes() {
-    let gauge = id(MetricType::Gauge, CHANGES_GAUGE);
-    let counts = gauge.filter(|gauge| {
-        let _ = hostcalls::increment_metric(*gauge, 1);
-        hostcalls::get_metric(*gauge).is_ok_and(|changes| changes > 0)
-    });
-    CHANGES.set(counts);
+    CHANGES.set(gauge(CHANGES_GAUGE).filter(|gauge| counts(*gauge)));
 }
 
 /// How many changes were announced; `None` where that cannot be told.

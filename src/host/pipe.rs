@@ -10,10 +10,8 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 
 use super::calls::HostData;
-use crate::config::Measured;
 use crate::fleet::Fleet;
 use crate::health_sync::POLL_US;
-use crate::load::hand_in_us;
 use crate::store::SharedData;
 use crate::store::redis::session::Effects;
 
@@ -32,8 +30,6 @@ pub(super) struct Pipe {
     queue: Option<Queue>,
     /// Whether a turn is on its way.
     is_awake: bool,
-    /// Between ticks while nobody waits.
-    slow_tick: Duration,
     tick: Duration,
 }
 
@@ -43,11 +39,9 @@ struct Queue {
 }
 
 impl Pipe {
-    /// A pipe to that cluster. `measured` may want ticks more often than Redis does.
-    pub(super) fn new(cluster: String, measured: Option<Measured>) -> Self {
-        let hand_in = measured.map(|bounds| Duration::from_micros(hand_in_us(&bounds)));
-        let slow_tick = hand_in.map_or(SLOW_TICK, |hand_in| hand_in.min(SLOW_TICK));
-        Self { cluster, stream: None, queue: None, is_awake: false, slow_tick, tick: slow_tick }
+    /// A pipe to that cluster.
+    pub(super) fn new(cluster: String) -> Self {
+        Self { cluster, stream: None, queue: None, is_awake: false, tick: SLOW_TICK }
     }
 
     /// Sees to it that what `fleet` has to send and to answer is seen to soon, and its deadlines looked after.
@@ -65,7 +59,7 @@ impl Pipe {
     /// Ticks slowly again once nobody waits.
     pub(super) fn rest(&mut self, fleet: &Fleet) {
         if !fleet.is_waiting() {
-            self.tick = self.slow_tick;
+            self.tick = SLOW_TICK;
         }
     }
 

@@ -1,23 +1,25 @@
-//! One worker: its limiter, its stream to Redis, and its requests.
+//! One worker: its limiter, its overload control, its stream to Redis, and its requests.
 
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType};
 
-use super::calls::{HostData, HostRequest, set_response_header};
-use super::http::{Next, measure, send_local, send_reply, write_headers};
+use super::calls::{HostData, HostRequest, cluster_name, set_response_header};
+use super::http::{Next, outcome, send_local, send_reply, write_headers};
 use super::metrics;
+use super::overload::{Overload, shed_wait_seconds};
 use super::pipe::Pipe;
 use super::ticks::Ticks;
+use super::turn::NextTurn;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::documents::Fetched;
 use crate::fleet::Fleet;
 use crate::generation::Role;
-use crate::limiter::{Decision, Limiter};
-use crate::load::hand_in_us;
+use crate::limiter::{Decision, LimitedRequest, Limiter, Screening};
+use crate::overload::{Admission, Outcome, Output};
 use crate::request::{Arrival, RequestId};
-use crate::requests::{InProgress, Requests, SentOn, State};
+use crate::requests::{Arrived, InProgress, Requests, State, Waiting};
 use crate::store::SharedData;
 
 /// One decision in so many is timed: timing costs two host calls, which a request is better off without.
@@ -44,6 +46,7 @@ const FIRST_SLICE_TICK: Duration = Duration::from_millis(1);
 /// One worker of Envoy.
 pub(super) struct Worker {
     pub(super) limiter: Limiter,
+    overload: Option<Overload>,
     requests: Requests,
     /// The root context, on whose behalf the pipe is used.
     root: u32,
@@ -51,6 +54,9 @@ pub(super) struct Worker {
     ticks: Ticks,
     /// Until the first tick: how soon it is to come.
     first_tick: Option<Duration>,
+    /// How many more requests that waited for a place may go on or be answered in this turn of the event loop.
+    answers_left: usize,
+    next_turn: NextTurn,
     decisions: u32,
     duration_histogram: Option<u32>,
 }
@@ -59,14 +65,18 @@ impl Worker {
     pub(super) fn new(root: u32, limiter: Limiter, duration_histogram: Option<u32>) -> Self {
         let settings = &limiter.config().settings;
         let redis = settings.redis.as_ref();
-        let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone(), settings.measured));
+        let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone()));
+        let overload = settings.measured.map(|measured| Overload::new(measured, &settings.namespace));
         let mut worker = Self {
             limiter,
+            overload,
             requests: Requests::default(),
             root,
             pipe,
             ticks: Ticks::default(),
             first_tick: Some(FIRST_TICK),
+            answers_left: MAX_ANSWERS,
+            next_turn: NextTurn::default(),
             decisions: 0,
             duration_histogram,
         };
@@ -76,21 +86,29 @@ impl Worker {
 
     /// Decides about a request whose headers have come in.
     pub(super) fn on_request_headers(&mut self, id: RequestId, end_of_stream: bool) -> Next {
-        let arrival = Arrival { ticket: id, at_us: HostData.now_us() };
-        let arrived_us = arrival.at_us;
-        match self.decide(arrival) {
+        let arrived = Arrived { at_us: HostData.now_us(), has_body: !end_of_stream };
+        let decided = self.decide(id, arrived, arrived.at_us);
+        self.wake();
+        let Some(decision) = decided else {
+            self.set_ticks();
+            return Next::WaitWithBody;
+        };
+        if !matches!(decision, Decision::AwaitsRedis | Decision::AwaitsDocuments) {
+            self.time(arrived.at_us);
+        }
+        let next = match decision {
             Decision::Exempt => Next::GoOn,
             Decision::Admitted(answer) => {
-                self.requests.send_on(id, arrived_us, SentOn { answer, at_us: arrived_us });
+                self.requests.send_on(id, arrived, answer);
                 Next::GoOn
             }
             Decision::AwaitsDocuments => {
-                self.requests.wait_for_documents(id, arrived_us);
+                self.requests.wait_for_documents(id, arrived);
                 self.set_ticks();
                 Next::WaitWithBody
             }
             Decision::AwaitsRedis => {
-                self.requests.wait_for_redis(id, arrived_us);
+                self.requests.wait_for_redis(id, arrived);
                 Next::WaitWithBody
             }
             Decision::AwaitsBody(change) if end_of_stream => {
@@ -98,7 +116,7 @@ impl Worker {
                 Next::Wait
             }
             Decision::AwaitsBody(change) => {
-                if self.requests.wait_for_body(id, arrived_us, change).is_err() {
+                if self.requests.wait_for_body(id, arrived, change).is_err() {
                     send_reply(&admin::too_many_bodies());
                 }
                 Next::Wait
@@ -107,15 +125,23 @@ impl Worker {
             | Decision::Unavailable(_)
             | Decision::Shed(..)
             | Decision::Replied(_)) => {
-                send_local(self, &answer, arrived_us);
+                send_local(self, &answer, arrived.at_us);
                 Next::Wait
             }
+        };
+        // A request that was refused has given its place back.
+        if self.requests.waiting_for_place() > 0 {
+            self.serve_queue(Some(id), arrived.at_us);
         }
+        next
     }
 
     /// Takes in a piece of a request's body. `size` is that of all that Envoy has collected.
     pub(super) fn on_request_body(&mut self, id: RequestId, size: usize, end_of_stream: bool) -> Action {
         if !matches!(self.requests.state(id), Some(State::WaitsForBody(..))) {
+            if end_of_stream {
+                self.note_complete(id);
+            }
             return self.action(id);
         }
         // One byte over the bound is enough to know that it is too long.
@@ -131,27 +157,33 @@ impl Worker {
 
     /// A request ends with trailers: its body is complete.
     pub(super) fn on_request_trailers(&mut self, id: RequestId) -> Action {
-        if self.change_health_with_body(id) { Action::Pause } else { self.action(id) }
+        if self.change_health_with_body(id) {
+            return Action::Pause;
+        }
+        self.note_complete(id);
+        self.action(id)
     }
 
     /// Completes the response headers of a request that was sent on. In any other state, Envoy or another filter has
     /// answered the request, and nothing waits for it any more.
     pub(super) fn on_response_headers(&mut self, id: RequestId, end_of_stream: bool) {
-        let Some(InProgress { arrived_us, state: State::SentOn(sent_on) }) = self.requests.end(id) else {
-            return;
-        };
-        let now_us = write_headers(self, &sent_on.answer, arrived_us, set_response_header);
-        if let Some(tally) = self.limiter.tally() {
-            measure(tally, sent_on.at_us, now_us, end_of_stream);
+        let Some(InProgress { arrived, state }) = self.requests.end(id) else { return };
+        let State::SentOn(answer) = state else { return self.finish(id, Outcome::NotSent) };
+        let now_us = write_headers(self, &answer, arrived.at_us, set_response_header);
+        if self.overload.is_some() {
+            let outcome = outcome(end_of_stream);
+            let now_us = now_us.unwrap_or_else(|| HostData.now_us());
+            self.finish_at(id, outcome, now_us);
+            self.serve_queue(None, now_us);
         }
     }
 
     /// A request has ended. If it was sent on and no response headers came, its client has left.
     pub(super) fn on_end(&mut self, id: RequestId) {
-        if let Some(InProgress { state: State::SentOn(sent_on), .. }) = self.requests.end(id)
-            && let Some(tally) = self.limiter.tally()
-        {
-            tally.abandoned(HostData.now_us().saturating_sub(sent_on.at_us));
+        match self.requests.end(id) {
+            Some(InProgress { state: State::SentOn(_), .. }) => self.finish(id, Outcome::ClientLeft),
+            Some(_) => self.finish(id, Outcome::NotSent),
+            None => {}
         }
     }
 
@@ -175,12 +207,14 @@ impl Worker {
                 let Some(request) = self.requests.end(id) else { continue };
                 if hostcalls::set_effective_context(id).is_ok() {
                     let now_us = HostData.now_us();
-                    let decision = self.decide(Arrival { ticket: id, at_us: now_us });
-                    self.carry_out(id, request.arrived_us, now_us, decision);
+                    if let Some(decision) = self.decide(id, request.arrived, now_us) {
+                        self.carry_out(id, request.arrived, now_us, decision);
+                    }
                 }
             }
             self.return_to_root();
         }
+        self.wake();
         self.set_ticks();
     }
 
@@ -205,6 +239,11 @@ impl Worker {
 
     /// Sends what requests have asked.
     pub(super) fn take_turn(&mut self, queue: u32) {
+        if self.next_turn.take(queue) {
+            self.answers_left = MAX_ANSWERS;
+            self.serve_queue(None, HostData.now_us());
+            return;
+        }
         self.at_pipe(|pipe, fleet, _| {
             pipe.take_turn(queue);
             pipe.flush(fleet);
@@ -219,7 +258,7 @@ impl Worker {
             pipe.rest(fleet);
         });
         let now_us = HostData.now_us();
-        self.limiter.measure(now_us, role, &HostData);
+        self.follow_overload(now_us, role);
         self.give_up_bodies(now_us);
         self.first_tick = None;
         if role == Role::Superseded {
@@ -227,6 +266,7 @@ impl Worker {
         }
         self.go_on_publishing();
         self.return_to_root();
+        self.set_ticks();
     }
 
     /// Does something with the pipe, and then whatever follows from it.
@@ -235,6 +275,7 @@ impl Worker {
         if let (Some(pipe), Some(fleet)) = (&mut self.pipe, self.limiter.fleet()) {
             act(pipe, fleet, now_us);
             self.answer(now_us);
+            self.serve_queue(None, now_us);
             self.wake();
         }
     }
@@ -251,11 +292,10 @@ impl Worker {
             match request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
                 Some(request) => {
                     is_away = true;
-                    self.time(request.arrived_us);
-                    self.carry_out(id, request.arrived_us, now_us, decision);
+                    self.time(request.arrived.at_us);
+                    self.carry_out(id, request.arrived, now_us, decision);
                 }
                 // It has ended meanwhile.
-                None if matches!(decision, Decision::Admitted(_)) => self.withdraw(),
                 None => {}
             }
         }
@@ -265,18 +305,21 @@ impl Worker {
     }
 
     /// Does what was decided about a request that waits, which is the one in effect.
-    fn carry_out(&mut self, id: RequestId, arrived_us: u64, now_us: u64, decision: Decision) {
+    fn carry_out(&mut self, id: RequestId, arrived: Arrived, now_us: u64, decision: Decision) {
         match decision {
             Decision::Admitted(answer) => {
-                let sent_on = SentOn { answer, at_us: now_us };
-                self.requests.send_on(id, arrived_us, sent_on);
+                self.requests.send_on(id, arrived, answer);
+                if !arrived.has_body {
+                    self.note_complete(id);
+                }
                 let _ = hostcalls::resume_http_request();
             }
             Decision::Refused(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
-                send_local(self, &decision, arrived_us);
+                send_local(self, &decision, arrived.at_us);
+                self.finish_at(id, Outcome::NotSent, now_us);
             }
-            Decision::AwaitsRedis => self.requests.wait_for_redis(id, arrived_us),
-            Decision::AwaitsDocuments => self.requests.wait_for_documents(id, arrived_us),
+            Decision::AwaitsRedis => self.requests.wait_for_redis(id, arrived),
+            Decision::AwaitsDocuments => self.requests.wait_for_documents(id, arrived),
             Decision::Exempt | Decision::AwaitsBody(_) => {
                 let _ = hostcalls::resume_http_request();
             }
@@ -288,16 +331,124 @@ impl Worker {
         let _ = hostcalls::set_effective_context(self.root);
     }
 
-    fn decide(&mut self, arrival: Arrival) -> Decision {
-        let decision = match self.requests.may_wait_for_documents() {
-            true => self.limiter.decide(&HostRequest, &HostData, arrival),
-            false => self.limiter.decide_without_documents(&HostRequest, &HostData, arrival),
+    /// Decides about the request in effect; `None`: it waits for a place in flight.
+    fn decide(&mut self, id: RequestId, arrived: Arrived, now_us: u64) -> Option<Decision> {
+        let may_wait = self.requests.may_wait_for_documents();
+        let limited = match self.limiter.screen(&HostRequest, &HostData, now_us, may_wait) {
+            Screening::Decided(decision) => return Some(decision),
+            Screening::Limited(limited) => limited,
         };
-        self.wake();
-        if !matches!(decision, Decision::AwaitsRedis | Decision::AwaitsDocuments) {
-            self.time(arrival.at_us);
+        let Some(cluster) = self.overload.as_ref().and_then(|_| cluster_name()) else {
+            return Some(self.charge(id, &limited, now_us));
+        };
+        // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
+        if self.requests.waiting_for_place() > 0 {
+            let arrival = Arrival { ticket: id, at_us: now_us };
+            if let Some(refusal) = self.limiter.refuse_if_empty(&limited, &HostData, arrival) {
+                return Some(refusal);
+            }
+        }
+        let config = self.limiter.config().clone();
+        let overload = self.overload.as_mut()?;
+        // What waits for Redis is not complete before Redis has answered.
+        let has_body = arrived.has_body || self.pipe.is_some();
+        match overload.admit(id, &cluster, &limited, &config, has_body, now_us) {
+            Admission::Send => Some(self.charge(id, &limited, now_us)),
+            Admission::Wait => {
+                self.requests.wait_for_place(id, arrived, Waiting { limited, cluster });
+                self.serve_queue(Some(id), now_us)
+            }
+        }
+    }
+
+    /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the request
+    /// does not go on.
+    fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now_us: u64) -> Decision {
+        let arrival = Arrival { ticket: id, at_us: now_us };
+        let decision = self.limiter.charge(limited, &HostData, arrival);
+        if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis) {
+            self.finish_at(id, Outcome::NotSent, now_us);
         }
         decision
+    }
+
+    /// Lets requests go on that have a place in flight now, and answers those that are shed. Of the request whose headers are
+    /// being looked at it returns the decision: Envoy cannot let that one go on before its callback has returned.
+    fn serve_queue(&mut self, current: Option<RequestId>, now_us: u64) -> Option<Decision> {
+        let mut of_current = None;
+        let mut is_away = false;
+        // What Envoy does with one request may end others, and each of these calls this function again, inside the one
+        // before: see `MAX_ANSWERS`.
+        while self.answers_left > 0 {
+            let Some(output) = self.overload.as_mut().and_then(Overload::poll_output) else { break };
+            let (Output::Send(id) | Output::Shed(id)) = output;
+            let Some(InProgress { arrived, state: State::WaitsForPlace(waiting) }) = self.requests.end(id.0)
+            else {
+                continue;
+            };
+            let decision = if let Output::Send(_) = output {
+                self.charge(id.0, &waiting.limited, now_us)
+            } else {
+                self.limiter.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
+            };
+            if current == Some(id.0) {
+                of_current = Some(decision);
+            } else if hostcalls::set_effective_context(id.0).is_ok() {
+                is_away = true;
+                self.answers_left -= 1;
+                self.time(arrived.at_us);
+                self.carry_out(id.0, arrived, now_us, decision);
+            } else {
+                self.finish_at(id.0, Outcome::NotSent, now_us);
+            }
+        }
+        if is_away {
+            self.wake();
+            let _ = hostcalls::set_effective_context(current.unwrap_or(self.root));
+        }
+        if self.answers_left == 0 {
+            self.next_turn.call();
+        }
+        of_current
+    }
+
+    /// The last byte of a request that was sent on has arrived.
+    fn note_complete(&mut self, id: RequestId) {
+        if let (Some(overload), Some(State::SentOn(_))) = (&mut self.overload, self.requests.state(id)) {
+            overload.request_complete(id, HostData.now_us());
+        }
+    }
+
+    /// A request needs its place in flight no more, if it has one.
+    fn finish(&mut self, id: RequestId, outcome: Outcome) {
+        if self.overload.is_some() {
+            let now_us = HostData.now_us();
+            self.finish_at(id, outcome, now_us);
+            self.serve_queue(None, now_us);
+        }
+    }
+
+    fn finish_at(&mut self, id: RequestId, outcome: Outcome, now_us: u64) {
+        if let Some(overload) = &mut self.overload {
+            overload.finish(id, outcome, now_us);
+        }
+    }
+
+    /// Does what is due for the overload control. A generation that is not the newest any more sees to its own requests, and
+    /// leaves health to the newest.
+    fn follow_overload(&mut self, now_us: u64, role: Role) {
+        self.answers_left = MAX_ANSWERS;
+        let is_newest = role == Role::Newest;
+        let Some(overload) = self.overload.as_mut().filter(|_| is_newest || !self.requests.is_empty()) else {
+            if is_newest {
+                self.limiter.forget_measured_health(&HostData);
+            }
+            return;
+        };
+        if let Some(report) = overload.handle_timeout(now_us).filter(|_| is_newest) {
+            self.limiter.follow_overload(report, &HostData);
+        }
+        self.serve_queue(None, now_us);
     }
 
     /// Carries out a change of health whose body is complete; false where the request is none.
@@ -316,7 +467,9 @@ impl Worker {
         let decision = self.limiter.change_health(change, body, &HostData, arrival);
         self.wake();
         match decision {
-            Decision::AwaitsRedis => self.requests.wait_for_redis(id, arrival.at_us),
+            Decision::AwaitsRedis => {
+                self.requests.wait_for_redis(id, Arrived { at_us: arrival.at_us, has_body: false });
+            }
             _ => send_local(self, &decision, arrival.at_us),
         }
     }
@@ -324,7 +477,7 @@ impl Worker {
     /// What Envoy does with what else arrives of a request.
     fn action(&self, id: RequestId) -> Action {
         match self.requests.state(id) {
-            Some(State::WaitsForRedis | State::WaitsForDocuments) => Action::Pause,
+            Some(State::WaitsForDocuments | State::WaitsForPlace(_) | State::WaitsForRedis) => Action::Pause,
             Some(State::WaitsForBody(..) | State::SentOn(_)) | None => Action::Continue,
         }
     }
@@ -335,13 +488,6 @@ impl Worker {
             if hostcalls::set_effective_context(id).is_ok() {
                 send_reply(&admin::body_timed_out());
             }
-        }
-    }
-
-    /// A request that was admitted has gone away before it was sent on.
-    fn withdraw(&mut self) {
-        if let Some(tally) = self.limiter.tally() {
-            tally.withdrawn();
         }
     }
 
@@ -361,10 +507,10 @@ impl Worker {
             false if self.requests.any_waits_for_documents() => Some(HOLD_TICK),
             false => lacks_documents.then_some(FIRST_TICK),
         };
-        let measured = self.limiter.config().settings.measured;
-        let measured = measured.map(|bounds| Duration::from_micros(hand_in_us(&bounds)));
+        let has_queue = self.requests.waiting_for_place() > 0;
+        let overload = self.overload.as_ref().map(|overload| overload.tick(has_queue));
         let redis = self.pipe.as_ref().map(Pipe::tick);
-        self.ticks.set([self.first_tick, documents, measured, redis]);
+        self.ticks.set([self.first_tick, documents, overload, redis]);
     }
 
     fn time(&mut self, started_us: u64) {

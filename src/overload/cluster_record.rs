@@ -1,5 +1,6 @@
 //! What all workers know of one cluster: one record in shared data, written a few times a second.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Parameters;
@@ -48,11 +49,11 @@ impl ClusterRecord {
 
     /// The record that these bytes are; `None` where another version of the program has written them.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
+        decode(bytes)
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        encode(self)
     }
 
     /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
@@ -114,4 +115,18 @@ fn nearer_to_zero(one: i32, other: i32) -> i32 {
         (-1, -1) => one.max(other),
         _ => 0,
     }
+}
+
+/// The format of the records that workers share. The bytes do not describe themselves, so a change of what is encoded has
+/// to count it up.
+const FORMAT: u8 = 1;
+
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(&(FORMAT, record)).unwrap_or_default()
+}
+
+/// `None` for bytes of another format.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (_, bytes) = bytes.split_first().filter(|(format, _)| **format == FORMAT)?;
+    postcard::from_bytes(bytes).ok()
 }

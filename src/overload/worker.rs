@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::admission_queue::Rank;
 use super::cluster::ClusterControl;
-use super::cluster_record::ClusterRecord;
+use super::cluster_record::{ClusterRecord, decode, encode};
 use super::shared::{ClusterId, Shared};
 use super::window::{CallerObservations, Outcome};
-use super::{HealthDetector, Parameters};
+use super::{HealthDetector, Parameters, Reason, Signals};
 use crate::config::Measured;
 use crate::health::Health;
 use crate::store::{record_key, update};
@@ -77,6 +77,19 @@ pub struct ClusterReport {
     pub waiting: u64,
     /// Requests that were shed since the start.
     pub shed: u64,
+}
+
+/// What is shown of the upstreams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OverloadReport {
+    /// What the signals say.
+    pub health: Health,
+    /// Why it is `DEGRADED`.
+    pub reason: Option<Reason>,
+    /// The signals.
+    pub signals: Signals,
+    /// The clusters that have had a request.
+    pub clusters: Vec<ClusterReport>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -308,15 +321,18 @@ impl OverloadControl {
     }
 
     /// What is shown of the clusters that have had a request.
-    pub fn report(&self) -> Vec<ClusterReport> {
-        let report = self.clusters.iter().filter(|cluster| cluster.is_used).map(|cluster| {
+    pub fn report(&self) -> OverloadReport {
+        let used = self.clusters.iter().filter(|cluster| cluster.is_used);
+        let clusters = used.map(|cluster| {
             let (name, limit, record) = (cluster.name.clone(), cluster.limit, &cluster.record);
             let in_flight = record.workers.iter().map(|worker| u64::from(worker.in_flight)).sum();
             let waiting = record.workers.iter().map(|worker| u64::from(worker.waiting)).sum();
             let (baseline, shed) = (record.limit.baseline(), record.shed as u64);
             ClusterReport { name, limit, baseline, in_flight, waiting, shed }
         });
-        report.collect()
+        let clusters = clusters.collect();
+        let (health, reason) = (self.detector.health(), self.detector.reason());
+        OverloadReport { health, reason, signals: self.detector.signals(), clusters }
     }
 
     /// Takes its place from what is uploaded slowly, and counts what has taken too long already.
@@ -342,10 +358,10 @@ impl OverloadControl {
     fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
         let observed = std::mem::take(&mut self.callers);
         let updated = update(shared, &record_key(&self.namespace, "overload/health"), |bytes, _| {
-            let stored = bytes.and_then(|bytes| serde_json::from_slice(bytes).ok());
+            let stored = bytes.and_then(decode);
             let mut detector = stored.unwrap_or_else(|| HealthDetector::new(now));
             detector.update(&observed, &self.bounds, &self.parameters, now);
-            let bytes = serde_json::to_vec(&detector).unwrap_or_default();
+            let bytes = encode(&detector);
             (detector, Some(bytes))
         });
         if let Ok(updated) = updated {

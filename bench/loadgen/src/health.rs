@@ -25,7 +25,7 @@ impl Health {
         Self { http: Client::builder(TokioExecutor::new()).build_http(), url: format!("http://{to}{path}") }
     }
 
-    /// Health, severity and reason as they are told now.
+    /// Health, its reason and what is in flight as they are told now.
     pub(crate) async fn line(&self) -> String {
         match timeout(PATIENCE, self.ask()).await {
             Ok(Ok(told)) => shown(&told),
@@ -44,13 +44,14 @@ impl Health {
 }
 
 fn shown(told: &Value) -> String {
-    let health = told["health"].as_str().unwrap_or("unknown");
-    let mut line = health.to_owned();
-    if let Some(severity) = told["severity"].as_f64() {
-        line += &format!(", severity {severity:.2}");
+    let mut line = told["health"].as_str().unwrap_or("unknown").to_owned();
+    if let Some(reason) = told["reason"].as_str() {
+        line += &format!(" by {reason}");
     }
-    if let Some(bound) = told["reason"]["bound"].as_str() {
-        line += &format!(", {bound} {}", told["reason"]["value"]);
+    for (name, cluster) in told["clusters"].as_object().into_iter().flatten() {
+        let [limit, in_flight, waiting] =
+            ["limit", "in_flight", "waiting"].map(|field| cluster[field].as_f64().unwrap_or_default());
+        line += &format!(", {name}: {in_flight:.0} of {limit:.0} in flight, {waiting:.0} waiting");
     }
     line
 }
@@ -63,13 +64,10 @@ mod tests {
 
     #[test]
     fn a_line_holds_what_is_told() {
-        let told = json!({
-            "health": "DEGRADED", "severity": 0.812, "reason": {"bound": "latency_ms", "value": 812.5},
-        });
-        assert_eq!(shown(&told), "DEGRADED, severity 0.81, latency_ms 812.5");
-        assert_eq!(
-            shown(&json!({"health": "NORMAL", "severity": 0.0, "reason": null})),
-            "NORMAL, severity 0.00"
-        );
+        let cluster = json!({"limit": 10.4, "baseline_ms": 90.0, "in_flight": 10, "waiting": 3, "shed": 1});
+        let told = json!({"health": "DEGRADED", "reason": "shed", "clusters": {"upstream": cluster}});
+        assert_eq!(shown(&told), "DEGRADED by shed, upstream: 10 of 10 in flight, 3 waiting");
+        assert_eq!(shown(&json!({"health": "NORMAL", "reason": null, "clusters": {}})), "NORMAL");
+        assert_eq!(shown(&json!({"health": "NORMAL"})), "NORMAL", "not measured");
     }
 }

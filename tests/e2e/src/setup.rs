@@ -451,7 +451,7 @@ impl Setup {
 
 /// The same labels as the shipped bootstrap's; that one is tested by booting it.
 fn stats_tags() -> Value {
-    ["tier", "status", "reason", "policy", "result"]
+    ["tier", "status", "reason", "policy", "result", "cluster"]
         .map(|tag| {
             json!({
                 "tag_name": tag,

@@ -175,7 +175,7 @@ impl Protection for Workers {
     fn limit(&self, cluster: usize) -> f64 {
         let name = format!("cluster {cluster}");
         let of = |control: &OverloadControl| {
-            control.report().into_iter().find(|report| report.name == name.as_bytes())
+            control.report().clusters.into_iter().find(|report| report.name == name.as_bytes())
         };
         self.workers.iter().find_map(of).map_or(0.0, |report| report.limit)
     }

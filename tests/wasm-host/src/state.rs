@@ -296,6 +296,7 @@ impl VmState {
             }
             (b"plugin_vm_id", _) => Ok(self.vm_id.clone().into_bytes()),
             (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
+            (b"xds\0cluster_name", Some(_)) => Ok(b"upstream".to_vec()),
             _ => Err(status::NOT_FOUND),
         }
     }

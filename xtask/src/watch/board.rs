@@ -33,7 +33,7 @@ pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
         Rates {
             allowed: per_second(old.allowed, tier.allowed),
             refused: per_second(old.refused, tier.refused),
-            shed: per_second(old.shed.unwrap_or(0), tier.shed.unwrap_or(0)),
+            shed: per_second(old.shed, tier.shed),
         }
     };
     now.tiers.iter().map(|(name, tier)| (name.clone(), of(name, tier))).collect()
@@ -123,10 +123,6 @@ impl Board {
 
     /// Whether this limiter can measure its health.
     pub(super) fn measures_health(&self) -> bool {
-        self.now().is_some_and(|sample| {
-            sample.is_automatic.is_some()
-                || sample.severity_permille.is_some()
-                || sample.tiers.values().any(|tier| tier.shed.is_some())
-        })
+        self.now().is_some_and(|sample| sample.is_automatic.is_some())
     }
 }

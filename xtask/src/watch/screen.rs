@@ -59,7 +59,7 @@ fn state(board: &Board) -> Vec<Span<'static>> {
     vec!["Health ".into(), health, "   Redis ".into(), redis]
 }
 
-/// Mode, severity, and what is shed of each tier; nothing in a limiter that cannot measure.
+/// Mode, what is in flight, and what is shed of each tier; nothing in a limiter that does not measure health.
 fn measured_health(board: &Board) -> Line<'static> {
     if !board.measures_health() {
         return Line::default();
@@ -70,13 +70,15 @@ fn measured_health(board: &Board) -> Line<'static> {
         Some(false) => "manual",
         None => "unknown",
     };
-    let severity = sample.and_then(|sample| sample.severity_permille).unwrap_or(0) as f64 / 1000.0;
-    let colour = if severity > 0.0 { Color::Yellow } else { Color::Reset };
-    let mut spans = vec![
-        format!("Mode {mode}   ").into(),
-        Span::styled(format!("severity {severity:.3}"), colour),
-        "   shed/s".into(),
-    ];
+    let share = sample.and_then(|sample| sample.shed_permille).unwrap_or(0) as f64 / 10.0;
+    let colour = if share > 0.0 { Color::Yellow } else { Color::Reset };
+    let mut spans = vec![format!("Mode {mode}   ").into()];
+    for (name, cluster) in sample.into_iter().flat_map(|sample| &sample.clusters) {
+        let (in_flight, limit, waiting) = (cluster.in_flight, cluster.limit, cluster.waiting);
+        spans.push(format!("{name} {in_flight} of {limit} in flight, {waiting} waiting   ").into());
+    }
+    spans.push(Span::styled(format!("shed {share:.1} %"), colour));
+    spans.push("   shed/s".into());
     for name in board.tiers() {
         spans.push(format!("  {name} {:.1}", board.rates(&name).shed).into());
     }

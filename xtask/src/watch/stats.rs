@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use dynamic_rate_limiter::metrics::{self, Status, without_labels};
 use serde_json::Value;
 
 /// What the limiter had counted at a moment.
@@ -17,7 +18,10 @@ pub(super) struct Sample {
     pub(super) redis_connected: Option<bool>,
     /// Whether health is measured; missing in a limiter that cannot.
     pub(super) is_automatic: Option<bool>,
-    pub(super) severity_permille: Option<u64>,
+    /// The share of requests that is shed, in thousandths; missing in a limiter that does not measure health.
+    pub(super) shed_permille: Option<u64>,
+    /// By upstream cluster.
+    pub(super) clusters: BTreeMap<String, Cluster>,
     pub(super) fallbacks: u64,
     pub(super) store_failures: u64,
     pub(super) reloads_applied: u64,
@@ -32,10 +36,17 @@ pub(super) struct Tier {
     pub(super) allowed: u64,
     /// `limited` and `blocked`.
     pub(super) refused: u64,
-    /// Missing in a limiter that sheds nothing.
-    pub(super) shed: Option<u64>,
+    pub(super) shed: u64,
     /// Of the caller that was seen last.
     pub(super) tokens_remaining: Option<u64>,
+}
+
+/// Requests to one upstream cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Cluster {
+    pub(super) in_flight: u64,
+    pub(super) limit: u64,
+    pub(super) waiting: u64,
 }
 
 impl Sample {
@@ -44,8 +55,8 @@ impl Sample {
         let mut sample = Self { at, ..Self::default() };
         for line in text.lines() {
             let Some((name, value)) = line.trim().rsplit_once(": ") else { continue };
-            let Some(name) = name.strip_prefix("wasmcustom.rate_limiter_") else { continue };
-            sample.is_limiter = true;
+            let Some(name) = name.strip_prefix("wasmcustom.") else { continue };
+            sample.is_limiter |= name.starts_with("rate_limiter_");
             if let Ok(value) = value.parse() {
                 sample.add(name, value);
             }
@@ -61,24 +72,39 @@ impl Sample {
     fn add(&mut self, name: &str, value: u64) {
         let parts: Vec<_> = name.split('.').collect();
         match parts[..] {
-            ["requests_total", "tier", tier, "status", "allowed" | "exempt"] => {
-                self.tier(tier).allowed += value;
+            [metrics::REQUESTS, "tier", tier, "status", status] => {
+                let is = |wanted: Status| status == wanted.label();
+                let tier = self.tier(tier);
+                if is(Status::Allowed) || is(Status::Exempt) {
+                    tier.allowed += value;
+                } else if is(Status::Limited) || is(Status::Blocked) {
+                    tier.refused += value;
+                } else if is(Status::Shed) {
+                    tier.shed += value;
+                }
             }
-            ["requests_total", "tier", tier, "status", "limited" | "blocked"] => {
-                self.tier(tier).refused += value;
+            [metrics::TOKENS_REMAINING, "tier", tier] => self.tier(tier).tokens_remaining = Some(value),
+            [metrics::SYSTEM_DEGRADED] => self.degraded = Some(value > 0),
+            [metrics::REDIS_CONNECTED] => self.redis_connected = Some(value > 0),
+            [metrics::HEALTH_MODE_AUTO] => self.is_automatic = Some(value > 0),
+            [metrics::SHED_RATIO] => self.shed_permille = Some(value),
+            [metrics::CLUSTER_IN_FLIGHT, "cluster", cluster] => self.cluster(cluster).in_flight = value,
+            [metrics::CLUSTER_LIMIT, "cluster", cluster] => self.cluster(cluster).limit = value,
+            [metrics::CLUSTER_WAITING, "cluster", cluster] => self.cluster(cluster).waiting = value,
+            [metric, "policy", _] if metric == without_labels(metrics::FALLBACK_LOCAL) => {
+                self.fallbacks += value;
             }
-            ["tokens_remaining", "tier", tier] => self.tier(tier).tokens_remaining = Some(value),
-            ["shed_total", "tier", tier] => self.tier(tier).shed = Some(value),
-            ["system_degraded"] => self.degraded = Some(value > 0),
-            ["redis_connected"] => self.redis_connected = Some(value > 0),
-            ["health_mode_auto"] => self.is_automatic = Some(value > 0),
-            ["severity_permille"] => self.severity_permille = Some(value),
-            ["fallback_decisions_total", "policy", _] => self.fallbacks += value,
-            ["store_failures_total", "reason", _] => self.store_failures += value,
-            ["config_reloads_total", "result", "applied"] => self.reloads_applied = value,
-            ["config_reloads_total", "result", "rejected"] => self.reloads_rejected = value,
+            [metric, "reason", _] if metric == without_labels(metrics::STORE_TIMEOUT) => {
+                self.store_failures += value;
+            }
+            _ if name == metrics::CONFIG_APPLIED => self.reloads_applied = value,
+            _ if name == metrics::CONFIG_REJECTED => self.reloads_rejected = value,
             _ => {}
         }
+    }
+
+    fn cluster(&mut self, name: &str) -> &mut Cluster {
+        self.clusters.entry(name.to_owned()).or_default()
     }
 
     fn tier(&mut self, name: &str) -> &mut Tier {

@@ -157,18 +157,23 @@ fn degraded_limits_are_those_of_the_bars() {
 #[test]
 fn measured_health_has_a_row_where_there_is_any() {
     let without = rows(&drawn(&board(BEFORE, NOW), 80, 24)).join("\n");
-    assert!(!without.contains("severity") && !without.contains("shed"), "{without}");
+    assert!(!without.contains("in flight") && !without.contains("shed"), "{without}");
 
     let measured = |shed: u64| {
         format!(
-            "{NOW}wasmcustom.rate_limiter_shed_total.tier.free: {shed}\n\
-             wasmcustom.rate_limiter_severity_permille: 250\nwasmcustom.rate_limiter_health_mode_auto: 1\n"
+            "{NOW}wasmcustom.rate_limiter_requests_total.tier.free.status.shed: {shed}\n\
+             wasmcustom.rate_limiter_cluster_in_flight.cluster.upstream: 9\n\
+             wasmcustom.rate_limiter_cluster_in_flight_limit.cluster.upstream: 10\n\
+             wasmcustom.rate_limiter_cluster_waiting.cluster.upstream: 4\n\
+             wasmcustom.rate_limiter_upstream_shed_ratio_permille: 250\n\
+             wasmcustom.rate_limiter_health_mode_auto: 1\n"
         )
     };
     let board = board(&measured(8), &measured(15));
-    let with = rows(&drawn(&board, 80, 24));
-    assert!(with[2].contains("Mode auto   severity 0.250   shed/s  free 3.5  pro 0.0"), "{with:?}");
-    assert!(screen::line(&board).contains("severity 0.250"));
+    let with = rows(&drawn(&board, 120, 24));
+    let row = "Mode auto   upstream 9 of 10 in flight, 4 waiting   shed 25.0 %   shed/s  free 3.5  pro 0.0";
+    assert!(with[2].contains(row), "{with:?}");
+    assert!(screen::line(&board).contains("shed 25.0 %"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use dynamic_rate_limiter::metrics::names;
 use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::load;
@@ -100,33 +101,11 @@ fn links_and_names_lead_somewhere() {
         assert_eq!(panel["datasource"]["uid"], sources["datasources"][0]["uid"]);
     }
     let used = expressions().into_iter().map(|(_, expression)| expression).collect::<String>();
-    for metric in METRICS {
+    for metric in names() {
         assert!(used.contains(metric), "{metric} is in no rule and no panel");
         assert!(page.contains(metric), "{metric} is not in docs/operating.md");
     }
 }
-
-/// What the filter counts, but for the gauge that workers use among themselves.
-const METRICS: [&str; 18] = [
-    "rate_limiter_requests_total",
-    "rate_limiter_tokens_remaining",
-    "rate_limiter_decision_duration_microseconds",
-    "rate_limiter_system_degraded",
-    "rate_limiter_redis_connected",
-    "rate_limiter_store_failures_total",
-    "rate_limiter_fallback_decisions_total",
-    "rate_limiter_bucket_evictions_total",
-    "rate_limiter_cas_retries_total",
-    "rate_limiter_config_reloads_total",
-    "rate_limiter_admin_requests_total",
-    "rate_limiter_health_mode_auto",
-    "rate_limiter_severity_permille",
-    "rate_limiter_upstream_error_ratio_permille",
-    "rate_limiter_upstream_latency_microseconds",
-    "rate_limiter_upstream_latency_baseline_microseconds",
-    "rate_limiter_upstream_requests_in_flight",
-    "rate_limiter_health_transitions_total",
-];
 
 #[test]
 fn every_query_and_rule_gives_data_and_every_alert_fires() {

@@ -1,0 +1,182 @@
+//! The overload control of one worker; Envoy's gauges are what all workers share.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use super::calls::HostData;
+use super::{metrics, random};
+use crate::config::{Config, Measured};
+use crate::limiter::LimitedRequest;
+use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
+use crate::overload::{
+    Admission, Arrival, ClusterId, Gauge, Outcome, Output, OverloadControl, OverloadReport, Parameters,
+    RequestId, Shared, rotating_place,
+};
+use crate::store::{Conflict, SharedData};
+use crate::tier::Tier;
+use crate::time::StoreTime;
+
+/// What a caller that is shed is told to wait, in seconds: the first, and up to the second more, so that not all come back
+/// at once.
+const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
+
+/// The overload control of one worker.
+pub(super) struct Overload {
+    control: OverloadControl,
+    gauges: ClusterGauges,
+    parameters: Parameters,
+    next_report: StoreTime,
+}
+
+impl Overload {
+    pub(super) fn new(measured: Measured, namespace: &str) -> Self {
+        let (parameters, now) = (Parameters::default(), StoreTime::from_micros(HostData.now_us()));
+        let control = OverloadControl::new(parameters, measured, namespace, random(), now);
+        Self { control, gauges: ClusterGauges::new(namespace), parameters, next_report: now }
+    }
+
+    /// Asks for a place in flight to the cluster of that name.
+    pub(super) fn admit(
+        &mut self,
+        id: u32,
+        cluster: &[u8],
+        limited: &LimitedRequest,
+        config: &Config,
+        has_body: bool,
+        now_us: u64,
+    ) -> Admission {
+        let now = StoreTime::from_micros(now_us);
+        let cluster_id = self.control.cluster_id(cluster, &self.gauges);
+        self.gauges.define(cluster_id, cluster);
+        let caller = limited.payer.as_ref().map_or(0, hash_of);
+        let place = rotating_place(&caller, now);
+        let priority = priority_of(&limited.tier, place, config);
+        let arrival = Arrival { cluster: cluster_id, priority, place, caller, has_body };
+        self.control.admit(RequestId(id), arrival, now, &self.gauges)
+    }
+
+    /// The request is complete, and was sent on: its latency is measured from here.
+    pub(super) fn request_complete(&mut self, id: u32, now_us: u64) {
+        self.control.request_complete(RequestId(id), StoreTime::from_micros(now_us), &self.gauges);
+    }
+
+    /// The request needs its place no more.
+    pub(super) fn finish(&mut self, id: u32, outcome: Outcome, now_us: u64) {
+        self.control.finish(RequestId(id), outcome, StoreTime::from_micros(now_us), &self.gauges);
+    }
+
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
+        self.control.poll_output()
+    }
+
+    /// Does what is due; what is to be shown, if it may have changed.
+    pub(super) fn handle_timeout(&mut self, now_us: u64) -> Option<OverloadReport> {
+        let now = StoreTime::from_micros(now_us);
+        self.control.handle_timeout(now, &self.gauges);
+        if now < self.next_report {
+            return None;
+        }
+        self.next_report = now.after(self.parameters.flush_interval);
+        Some(self.control.report())
+    }
+
+    /// How often to tick.
+    pub(super) fn tick(&self, has_queue: bool) -> Duration {
+        if has_queue { self.parameters.tick } else { self.parameters.flush_interval }
+    }
+}
+
+/// What a caller that is shed is told to wait, in seconds.
+pub(super) fn shed_wait_seconds() -> u64 {
+    let (least, more) = SHED_WAIT_SECONDS;
+    least + random() % (more + 1)
+}
+
+/// The tier's priority; for its `min_share` of callers that of the most important tier.
+fn priority_of(tier: &Tier, place: u64, config: &Config) -> u8 {
+    let from = u64::MAX - u64::MAX / 1_000 * u64::from(tier.min_share_milli);
+    if tier.min_share_milli == 0 || place < from {
+        return tier.priority;
+    }
+    config.tiers.iter().map(|tier| tier.priority).max().unwrap_or(tier.priority)
+}
+
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The gauges of clusters, and shared data.
+///
+/// Shared data belongs to a `vm_id` and its records to a namespace, but gauges to the process. So a gauge's name has both
+/// in it, as a hash.
+struct ClusterGauges {
+    scope: u32,
+    /// By number of the cluster; `None` where Envoy keeps no number behind a gauge.
+    ids: Vec<Option<[u32; 2]>>,
+}
+
+impl ClusterGauges {
+    fn new(namespace: &str) -> Self {
+        let vm_id = proxy_wasm::hostcalls::get_property(vec!["plugin_vm_id"]).ok().flatten();
+        let mut gauges = Self { scope: hash_of(&(vm_id, namespace)) as u32, ids: Vec::new() };
+        gauges.define(ClusterId(0), b"");
+        gauges
+    }
+
+    /// Defines the gauges of a cluster that is new.
+    fn define(&mut self, id: ClusterId, name: &[u8]) {
+        if self.ids.len() != usize::from(id.0) {
+            return;
+        }
+        let label = cluster_label(name);
+        let define = |gauge| metrics::gauge(&format!("{gauge}.cluster.{label}_{:08x}", self.scope));
+        let ids = define(CLUSTER_IN_FLIGHT_STATE).zip(define(CLUSTER_QUEUE_STATE));
+        let counts = ids.filter(|(in_flight, _)| metrics::counts(*in_flight));
+        self.ids.push(counts.map(|(in_flight, queue)| [in_flight, queue]));
+    }
+
+    fn id(&self, cluster: ClusterId, gauge: Gauge) -> Option<u32> {
+        let [in_flight, queue] = (*self.ids.get(usize::from(cluster.0))?)?;
+        Some(match gauge {
+            Gauge::InFlight => in_flight,
+            Gauge::Waiting => queue,
+        })
+    }
+}
+
+impl Shared for ClusterGauges {
+    fn add(&self, cluster: ClusterId, gauge: Gauge, difference: i64) {
+        if let Some(id) = self.id(cluster, gauge) {
+            metrics::add(id, difference);
+        }
+    }
+
+    fn read(&self, cluster: ClusterId, gauge: Gauge) -> Option<u64> {
+        self.id(cluster, gauge).and_then(metrics::read)
+    }
+}
+
+impl SharedData for ClusterGauges {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        HostData.get(key)
+    }
+
+    fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict> {
+        HostData.compare_and_set(key, value, version)
+    }
+
+    fn changes(&self) -> Option<u64> {
+        HostData.changes()
+    }
+
+    fn announce_change(&self) {
+        HostData.announce_change();
+    }
+
+    fn now_us(&self) -> u64 {
+        HostData.now_us()
+    }
+}

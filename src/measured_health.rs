@@ -1,0 +1,50 @@
+//! Puts measured health into force for all workers of one Envoy.
+
+use crate::control::Control;
+use crate::health::Health;
+use crate::metrics::{self, Metrics};
+use crate::overload::{OverloadReport, Reason};
+use crate::store::SharedData;
+
+/// Makes all workers follow what was measured. The worker that changes it tells the log and counts it.
+pub fn put_into_force(
+    report: &OverloadReport,
+    current: Control,
+    control_key: &str,
+    data: &impl SharedData,
+    metrics: &mut Metrics,
+) {
+    let measured = report.health;
+    if !change(measured, current, control_key, data) {
+        return;
+    }
+    let signals = report.signals;
+    let permille = |share: f64| (share * 1_000.0).round() as u64;
+    match report.reason {
+        Some(reason) => {
+            let (counter, bound, value) = match reason {
+                Reason::ErrorRatio => (metrics::DEGRADED_BY_ERRORS, "server errors", signals.error_ratio),
+                Reason::Latency => (metrics::DEGRADED_BY_LATENCY, "too slow", signals.slow_ratio),
+                Reason::Shed => (metrics::DEGRADED_BY_SHEDDING, "shed", signals.shed_ratio),
+            };
+            metrics.count(counter, 1);
+            log::warn!("health measured as {measured}: {} of 1000 requests were {bound}", permille(value));
+        }
+        None => {
+            metrics.count(metrics::RECOVERED, 1);
+            log::info!("health measured as {measured}");
+        }
+    }
+}
+
+/// Where health is not measured any more, what was measured ends.
+pub fn forget(current: Control, control_key: &str, data: &impl SharedData) {
+    change(Health::default(), current, control_key, data);
+}
+
+/// Whether it was this call that changed what is measured. Where it fails, it is tried again at the next tick.
+fn change(measured: Health, current: Control, control_key: &str, data: &impl SharedData) -> bool {
+    current.measured != measured
+        && Control::change(data, control_key, |control| Control { measured, ..control })
+            .is_ok_and(|previous| previous.measured != measured)
+}
