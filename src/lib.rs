@@ -11,11 +11,12 @@
 //! - **No trap.** Nothing from outside makes the filter panic: bytes are never taken for text, nothing is
 //!   indexed or unwrapped unchecked.
 //!
-//! In reading order: [`tier`] and [`bucket`] (the limits and the arithmetic), [`identity`] (who asks),
-//! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`] and
-//! [`documents`] (how changes reach every worker), [`charge`] and [`fleet`] (what many Envoys share), [`load`] and
-//! [`measuring`] (what is made of the upstream's answers), [`limiter`] (the one place where a request's fate branches),
-//! [`admin`] with [`login_throttle`], [`reply`], [`metrics`], and last `host`, the only code that knows Envoy.
+//! In reading order: [`tier`], [`limit`] and [`bucket`] (limits and the arithmetic), [`identity`] (who is calling),
+//! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`],
+//! [`generation`] and [`documents`] (how changes reach every worker), [`charge`], [`fleet`] and [`health_sync`] (what many
+//! Envoys share), [`overload`] (how much may be in flight), [`limiter`] and [`requests`] (the decision, and a request
+//! until it ends), [`admin`] with [`login_throttle`], [`reply`], [`metrics`], and last `host`, the only code that
+//! knows Envoy.
 
 #![deny(
     clippy::unwrap_used,

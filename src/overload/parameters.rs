@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// The parameters of the overload control. No other constant steers it.
+/// The parameters of the overload control.
 ///
-/// "Sweep" as a source means that the worlds of `tests/overload` hold with this value and not with half or twice of it.
+/// "Sweep" as a source means that the value was chosen by trial in the worlds of `tests/overload`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parameters {
     /// Requests in flight before anything is known, and at least while the limit is not reached. Source: sweep.

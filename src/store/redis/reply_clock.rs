@@ -8,8 +8,8 @@
 /// How many turns of the event loop a round trip takes at most, with a margin.
 ///
 /// Each hop inside Envoy waits for the next turn: the message is written, the connection may have to be made, and on
-/// the way to a Redis Cluster there is an internal connection in between. Counted in Envoy's sources: 3 for a TCP
-/// connection that is open, 8 for a Redis Cluster.
+/// the way to a Redis Cluster there is an internal connection in between. About 3 for a TCP connection that is open,
+/// and about 8 for a Redis Cluster.
 pub const MAX_TURNS: u64 = 16;
 
 /// How late a check may be in a worker that is idle, in microseconds.
