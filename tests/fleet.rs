@@ -307,12 +307,12 @@ fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
     };
     let from = |source: &str| FakeRequest::get("/").from(source);
     let cases = [
-        (keyed("named"), "rate_limit:acme 10 1 1 120000 1 10 1000001"),
-        (keyed("plain"), "rate_limit:a116c9ed46d62077 25 2 0 60000 2 3 10000"),
-        (from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 0 250000 1000 3 5 250000"),
-        (from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 0 250000 1000 4 5 250000"),
-        (from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 0 250000 1000 5 5 250000"),
-        (from("@"), "rate_limit:unknown 5 0 250000 1000 6 5 250000"),
+        (keyed("named"), "rate_limit:acme 10 1000001 120000 1 10 1000001"),
+        (keyed("plain"), "rate_limit:a116c9ed46d62077 25 2000000 60000 2 3 10000"),
+        (from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 250000 1000 3 5 250000"),
+        (from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 250000 1000 4 5 250000"),
+        (from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 250000 1000 5 5 250000"),
+        (from("@"), "rate_limit:unknown 5 250000 1000 6 5 250000"),
     ];
     for (request, wanted) in cases {
         assert_eq!(asked(&request), format!("EVALSHA <sha1> 1 {wanted}"));

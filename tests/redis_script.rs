@@ -73,7 +73,7 @@ impl Client {
 fn script_with_clock() -> String {
     let clock = "redis.call('TIME')";
     assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
-    let timed = TAKE.replace(clock, "{ARGV[8], ARGV[9]}");
+    let timed = TAKE.replace(clock, "{ARGV[7], ARGV[8]}");
     format!(
         "local function take()\n{timed}\nend\n\
          local reply = take()\n\

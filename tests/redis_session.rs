@@ -340,9 +340,9 @@ fn a_redis_that_does_not_know_the_script_is_given_it_within_the_same_request() {
     assert_eq!(
         words(&talk.flush()),
         [
-            "EVALSHA <sha1> 1 bucket:1 2 0 1 1000 1 1 1",
+            "EVALSHA <sha1> 1 bucket:1 2 1 1000 1 1 1",
             "GET text:2",
-            "EVALSHA <sha1> 1 bucket:3 4 0 1 1000 2 1 1"
+            "EVALSHA <sha1> 1 bucket:3 4 1 1000 2 1 1"
         ]
     );
     talk.deliver();
@@ -350,14 +350,14 @@ fn a_redis_that_does_not_know_the_script_is_given_it_within_the_same_request() {
     let again = talk.flush();
     assert_eq!(
         words(&again),
-        ["EVAL <take> 1 bucket:1 2 0 1 1000 3 1 1", "EVAL <take> 1 bucket:3 4 0 1 1000 4 1 1"],
+        ["EVAL <take> 1 bucket:1 2 1 1000 3 1 1", "EVAL <take> 1 bucket:3 4 1 1000 4 1 1"],
         "with numbers of their own"
     );
     assert!(!again.open && !again.close);
     talk.deliver();
     assert_eq!(talk.outcomes(), [(1, Ok(())), (3, Ok(()))]);
     talk.ask(5, take(5));
-    assert_eq!(words(&talk.flush()), ["EVALSHA <sha1> 1 bucket:5 6 0 1 1000 5 1 1"], "known from now on");
+    assert_eq!(words(&talk.flush()), ["EVALSHA <sha1> 1 bucket:5 6 1 1000 5 1 1"], "known from now on");
 }
 
 #[test]
@@ -634,7 +634,7 @@ fn a_probe_takes_a_token_from_a_bucket_of_its_own_and_teaches_the_script() {
     talk.exchange();
     assert!(talk.session.is_accepting());
     let commands = talk.redis.take_commands();
-    let probe = "1 #probe 10 1000000 0 1000";
+    let probe = "1 #probe 10 1000000000000 1000";
     assert_eq!(
         commands.iter().map(|command| command.rsplitn(4, ' ').last().map(str::to_owned)).collect::<Vec<_>>(),
         ["EVALSHA <sha1>", "EVAL <take>", "EVALSHA <sha1>"].map(|start| Some(format!("{start} {probe}")))

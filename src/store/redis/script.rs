@@ -8,7 +8,7 @@ use crate::limit::Limit;
 pub const TAKE: &str = include_str!("take.lua");
 
 /// SHA-1 of [`TAKE`], by which a Redis that has seen the script before knows it.
-pub const TAKE_SHA1: &str = "351415c04116102f9e1c56f6fd05c3b791366f17";
+pub const TAKE_SHA1: &str = "693b731525e214b97e628b797bd3114232004f09";
 
 const MICRO: u64 = 1_000_000;
 
@@ -32,9 +32,8 @@ impl Take {
             Script::Hash => ("EVALSHA", TAKE_SHA1),
             Script::Text => ("EVAL", TAKE),
         };
-        let rate = self.limit.refill_micro_per_sec();
-        let [mut capacity, mut whole, mut micro] = [(); 3].map(|()| itoa::Buffer::new());
-        let [mut ttl, mut number, mut other_capacity, mut other_rate] = [(); 4].map(|()| itoa::Buffer::new());
+        let [mut capacity, mut rate, mut ttl] = [(); 3].map(|()| itoa::Buffer::new());
+        let [mut number, mut other_capacity, mut other_rate] = [(); 3].map(|()| itoa::Buffer::new());
         push_command(
             out,
             &[
@@ -43,8 +42,7 @@ impl Take {
                 b"1",
                 self.key.as_bytes(),
                 capacity.format(self.limit.capacity()).as_bytes(),
-                whole.format(rate / MICRO).as_bytes(),
-                micro.format(rate % MICRO).as_bytes(),
+                rate.format(self.limit.refill_micro_per_sec()).as_bytes(),
                 ttl.format(self.ttl_ms).as_bytes(),
                 number.format(sequence).as_bytes(),
                 other_capacity.format(self.other_limit.capacity()).as_bytes(),

@@ -1,13 +1,16 @@
 -- Takes one token from the bucket KEYS[1]: what src/bucket.rs does, on Redis' own clock.
 --
--- ARGV: capacity in tokens; tokens gained per second, whole and millionths; milliseconds to keep an idle bucket at
--- least; a number that the reply repeats; capacity and millionths of a token gained per second at the other health.
+-- ARGV: capacity in tokens; millionths of a token gained per second; milliseconds to keep an idle bucket at least; a
+-- number that the reply repeats; capacity and millionths per second at the other health. No more: before AUTH, Redis reads
+-- commands of ten words at most, and answers longer ones as a protocol error instead of NOAUTH.
 -- Reply: that number, 1 or 0 for admitted or not, tokens left, Unix time.
 --
 -- Lua counts in doubles, exact up to 2^53. So tokens are whole ones and units of 1e-12, and time is seconds and
 -- microseconds: no sum or product below comes near that bound before the year 2240.
 local capacity = tonumber(ARGV[1])
-local rate, rate_micro = tonumber(ARGV[2]), tonumber(ARGV[3])
+local rate_micro = tonumber(ARGV[2])
+local rate = math.floor(rate_micro / 1000000)
+rate_micro = rate_micro % 1000000
 
 local function decimal(text, digits)
   local whole, fraction = string.match(text or '', '^(%d+)%.?(%d*)$')
@@ -44,10 +47,10 @@ if admitted or stepped_back then
 end
 
 -- Kept until it is full again whichever health holds by then. Doubles are exact enough for milliseconds rounded up.
-local keep = tonumber(ARGV[4])
-for _, limit in ipairs({{capacity, rate * 1000000 + rate_micro}, {tonumber(ARGV[6]), tonumber(ARGV[7])}}) do
+local keep = tonumber(ARGV[3])
+for _, limit in ipairs({{capacity, rate * 1000000 + rate_micro}, {tonumber(ARGV[5]), tonumber(ARGV[6])}}) do
   local missing = limit[1] - tokens - pico / 1000000000000
   if missing > 0 then keep = math.max(keep, math.floor(missing / limit[2] * 1000000000) + 1) end
 end
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep))
-return string.format('%s %d %s %s', ARGV[5], admitted and 1 or 0, tokens_text, now_text)
+return string.format('%s %d %s %s', ARGV[4], admitted and 1 or 0, tokens_text, now_text)

@@ -132,6 +132,7 @@ impl ModelRedis {
             return if is_right { b"+OK\r\n".to_vec() } else { refusal.to_vec() };
         }
         if self.password.is_some() && !connection.is_authenticated {
+            assert!(texts.len() <= 10, "before AUTH, Redis answers a longer command as a protocol error");
             return b"-NOAUTH Authentication required.\r\n".to_vec();
         }
         match texts.as_slice() {
@@ -167,15 +168,15 @@ impl ModelRedis {
     }
 
     fn take(&mut self, key: &str, arguments: &[&str]) -> Vec<u8> {
-        let [capacity, whole, micro, ttl_ms, sequence, _, _] = arguments else {
-            panic!("the script has seven arguments: {arguments:?}");
+        let [capacity, rate, ttl_ms, sequence, _, _] = arguments else {
+            panic!("the script has six arguments: {arguments:?}");
         };
         if self.of_another_type.contains(key) {
             return b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n".to_vec();
         }
         let number = |text: &str| text.parse::<u64>().expect("a number");
         assert!(number(ttl_ms) > 0, "the key would be gone at once");
-        let limit = limit(number(capacity) as u32, number(whole) * SECOND + number(micro));
+        let limit = limit(number(capacity) as u32, number(rate));
         let stored = self.buckets.get(key).copied();
         let (verdict, changed) = take(stored, limit, self.now_us);
         let state = changed.or(stored).expect("a new bucket has a token");

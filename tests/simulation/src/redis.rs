@@ -190,10 +190,10 @@ struct Question<'a> {
 
 impl<'a> Question<'a> {
     fn read(key: &'a [u8], arguments: &'a [&'a [u8]], is_retry: bool) -> Self {
-        let &[capacity, whole, micro, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
-            panic!("the script has seven arguments");
+        let &[capacity, rate, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
+            panic!("the script has six arguments");
         };
-        let limit = Limit::new(number(capacity) as u32, number(whole) * SECOND + number(micro));
+        let limit = Limit::new(number(capacity) as u32, number(rate));
         let limit = limit.expect("a limit in range");
         let other_limit = Limit::new(number(other_capacity) as u32, number(other_rate));
         let other_limit = other_limit.expect("a limit in range");
@@ -315,7 +315,7 @@ impl Client {
         let stream = UnixStream::connect(server.socket()).expect("redis-server listens");
         let clock = "redis.call('TIME')";
         assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
-        let script = TAKE.replace(clock, "{ARGV[8], ARGV[9]}");
+        let script = TAKE.replace(clock, "{ARGV[7], ARGV[8]}");
         let mut client = Self { _server: server, stream, script, sha1: Vec::new() };
         let script = client.script.clone();
         let reply = client.ask(&[b"SCRIPT", b"LOAD", script.as_bytes()]);
@@ -348,7 +348,7 @@ impl Client {
         };
         let mut words: Vec<&[u8]> = vec![command, script, b"1", question.key];
         words.extend(question.arguments);
-        words[7] = ttl_ms.as_bytes();
+        words[6] = ttl_ms.as_bytes();
         words.extend([seconds.as_bytes(), us.as_bytes()]);
         let reply = self.ask(&words);
         if reply.starts_with(b"-NOSCRIPT") {

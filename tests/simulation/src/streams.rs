@@ -59,7 +59,7 @@ impl World {
                 b"EVALSHA" => worker.unsent.borrow_mut().pop_front().filter(is_asker),
                 _ => stream.unknown.iter().position(is_asker).and_then(|place| stream.unknown.remove(place)),
             };
-            let sequence = std::str::from_utf8(words[8]).ok().and_then(|text| text.parse().ok());
+            let sequence = std::str::from_utf8(words[7]).ok().and_then(|text| text.parse().ok());
             match ticket.zip(sequence) {
                 Some((ticket, sequence)) => drop(stream.tickets.insert(sequence, ticket)),
                 None => self.fail(Some(payer), "Redis is asked for nobody who waits"),

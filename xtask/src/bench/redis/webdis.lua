@@ -2,7 +2,7 @@
 -- the limiter's own script, is set above.
 function envoy_on_request(handle)
   local key = handle:headers():get("x-api-key")
-  local path = "/EVALSHA/" .. sha .. "/1/rate_limit:" .. key .. "/10000000/1000000/0/60000/0/10000000/1000000000000"
+  local path = "/EVALSHA/" .. sha .. "/1/rate_limit:" .. key .. "/10000000/1000000000000/60000/0/10000000/1000000000000"
   local question = { [":method"] = "GET", [":path"] = path, [":authority"] = "webdis" }
   local headers, body = handle:httpCall("webdis", question, nil, 1000)
   local admitted = string.match(body or "", '^{"EVALSHA":"0 ([01]) ')
