@@ -128,7 +128,7 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
     let is_trouble = AtomicBool::new(false);
     thread::scope(|scope| {
         let _over = SetWhenDropped(&is_over);
-        scope.spawn(|| drive([&limiter, &crowded, &unwell], &is_trouble, &is_over));
+        scope.spawn(|| drive([&limiter, &crowded], &is_trouble, &is_over));
 
         let rejected = r#"rate_limiter_config_reloads_total{result="rejected"}"#;
         wait::until_within(SHOWS, "Prometheus has seen that all is well", || {
@@ -145,6 +145,7 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
         assert!(is_quiet.is_some(), "nothing is wrong yet: {early:?}");
 
         is_trouble.store(true, Ordering::Relaxed);
+        scope.spawn(|| overload(&unwell, &is_over));
         save(&folder.join("config/tiers.json"), "{");
         let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
         assert_eq!(production::ask(&limiter, &change).status, 403);
@@ -191,14 +192,13 @@ fn crowded() -> Envoy {
     Setup::new().config(&config).trusted_hops(1).quiet().start()
 }
 
-/// More than anybody asks for.
-const SHAPE: Shape = Shape { slots: 20, service_ms: 2, queue: Some(20) };
+/// An upstream of 40 requests a second.
+const SHAPE: Shape = Shape { slots: 2, service_ms: 50, queue: None };
 
-/// A limiter that measures the health of an upstream half of whose answers are errors. Whether that is because it is asked
-/// for too much, it tries to find out.
+/// A limiter that measures the health of an upstream half of whose answers are errors.
 fn unwell(upstream: SocketAddr) -> Envoy {
     let config = json!({
-        "tiers": {"free": tier(1_000, 1.0)},
+        "tiers": {"free": tier(1_000_000, 1_000.0)},
         "health": {
             "mode": "auto", "window_seconds": 1, "min_requests": 5,
             "degrade_after_seconds": 1, "recover_after_seconds": 600
@@ -207,11 +207,20 @@ fn unwell(upstream: SocketAddr) -> Envoy {
     Setup::new().config(&config).trusted_hops(1).upstream(upstream).quiet().start()
 }
 
-/// Callers at ease; in trouble, one far above its limit, addresses without end, and callers of an upstream that fails.
-fn drive([limiter, crowded, unwell]: [&Envoy; 3], is_trouble: &AtomicBool, is_over: &AtomicBool) {
+/// More connections than the upstream can serve and the limiter can queue.
+fn overload(unwell: &Envoy, is_over: &AtomicBool) {
+    let pause = Duration::from_millis(20);
+    load::during(unwell.address(), 80, pause, &Request::get("/"), || {
+        while !is_over.load(Ordering::Relaxed) {
+            thread::sleep(pause);
+        }
+    });
+}
+
+/// Callers within their limits; in trouble, one far above its limit, and addresses without end.
+fn drive([limiter, crowded]: [&Envoy; 2], is_trouble: &AtomicBool, is_over: &AtomicBool) {
     let mut to_limiter = production::connect(limiter);
     let mut to_crowded = crowded.connect();
-    let mut to_unwell = unwell.connect();
     for n in 0_u32.. {
         if is_over.load(Ordering::Relaxed) {
             return;
@@ -222,9 +231,6 @@ fn drive([limiter, crowded, unwell]: [&Envoy; 3], is_trouble: &AtomicBool, is_ov
             }
             let [_, _, high, low] = n.to_be_bytes();
             to_crowded.send(&Request::get("/").forwarded_for(&format!("198.18.{high}.{low}")));
-            for caller in 0..3 {
-                to_unwell.send(&Request::get("/").forwarded_for(&format!("198.19.{caller}.{}", low % 20)));
-            }
         }
         to_limiter.send(&Request::get("/health"));
         // Of its five a second, so that it is never refused; one decision in sixteen is timed.
