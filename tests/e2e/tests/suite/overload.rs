@@ -300,7 +300,11 @@ impl<'a> Regular<'a> {
 fn an_upstream_that_is_dead_turns_health_and_no_request_is_shed_for_it() {
     let envoy = Setup::new().config(&measured()).trusted_hops(1).upstream(upstream::refusing()).start();
     let ((), _) = load::during(envoy.address(), 4, Duration::from_millis(20), &Request::get("/"), || {
-        let told = await_told(&envoy, "DEGRADED");
+        // A worker that did not make the change knows the reason from its next flush on.
+        let told = wait::until("DEGRADED, and why", || {
+            let told = told(&envoy);
+            (told["health"] == "DEGRADED" && told["reason"].is_string()).then_some(told)
+        });
         assert_eq!(told["reason"], "error_ratio", "{told}");
         assert_eq!(told["signals"]["error_ratio"].as_f64(), Some(1.0), "{told}");
         for number in 0..50 {
