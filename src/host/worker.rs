@@ -289,14 +289,11 @@ impl Worker {
             };
             let waits = matches!(self.requests.state(id), Some(State::WaitsForRedis));
             let request = if waits { self.requests.end(id) } else { None };
-            match request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
-                Some(request) => {
-                    is_away = true;
-                    self.time(request.arrived.at_us);
-                    self.carry_out(id, request.arrived, now_us, decision);
-                }
-                // It has ended meanwhile.
-                None => {}
+            // A request that has ended meanwhile needs no answer.
+            if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
+                is_away = true;
+                self.time(request.arrived.at_us);
+                self.carry_out(id, request.arrived, now_us, decision);
             }
         }
         if is_away {
