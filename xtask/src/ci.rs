@@ -158,13 +158,15 @@ pub(crate) fn needed_by_end_to_end() -> Result<Needed> {
         (validators::check_jsonschema()?, validators::kubernetes_validate()?);
     tools::typed_programs()?;
     let toolchain = Toolchain::find()?;
+    let limiter = filter::build(toolchain)?;
     Ok(vec![
         ("REDIS_SERVER", redis_server),
         ("PROMETHEUS", prometheus),
         ("PROMTOOL", promtool),
         ("CHECK_JSONSCHEMA", check_jsonschema),
         ("KUBERNETES_VALIDATE", kubernetes_validate),
-        ("FILTER_WASM", filter::build(toolchain)?),
+        ("TRAPPING_WASM", filter::make_trapping(&limiter)?),
+        ("FILTER_WASM", limiter),
         ("PROBE_WASM", filter::build_probe(toolchain)?),
     ])
 }

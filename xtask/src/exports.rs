@@ -62,6 +62,19 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
     Ok(module.emit_wasm())
 }
 
+/// The callback that traps in [`trapping`].
+const TRAPS: &str = "proxy_on_request_body";
+
+/// The module with a trap in place of one callback: nothing that comes from outside traps the filter itself.
+pub(crate) fn trapping(wasm: &[u8]) -> Result<Vec<u8>> {
+    let mut module = ModuleConfig::new().generate_name_section(false).parse(wasm)?;
+    let callback = module.exports.get_func(TRAPS)?;
+    module.replace_exported_func(callback, |(body, _)| {
+        body.unreachable();
+    })?;
+    Ok(module.emit_wasm())
+}
+
 /// The callbacks of the SDK that the filter has its own for.
 fn replaced(module: &Module) -> Vec<String> {
     module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()

@@ -145,6 +145,13 @@ pub(crate) fn build_probe(toolchain: Toolchain) -> Result<PathBuf> {
     Ok(artifact)
 }
 
+/// Puts the limiter with a trap at every request's body into `target/trapping_filter.wasm`.
+pub(crate) fn make_trapping(limiter: &Path) -> Result<PathBuf> {
+    let artifact = workspace::target().join("trapping_filter.wasm");
+    put(&artifact, &exports::trapping(&fs::read(limiter)?)?)?;
+    Ok(artifact)
+}
+
 /// Builds one package, takes out the exports that are not needed, and puts the result in place.
 pub(crate) fn build_package(toolchain: Toolchain, package: &str, artifact: &Path) -> Result<()> {
     put(artifact, &build_at(toolchain, workspace::root(), package)?)

@@ -25,7 +25,7 @@ const START: Duration = Duration::from_secs(60);
 /// What a failing test shows of the log.
 const LOG_TAIL_LINES: usize = 40;
 
-/// What Envoy writes when the filter's VM has trapped. No test expects that.
+/// What Envoy writes when the filter's VM has trapped.
 const TRAPS: [&str; 3] = ["Function: proxy_on_", "Uncaught RuntimeError", "panicked at"];
 
 /// Envoy's binary, from `ENVOY_BIN`.
@@ -61,6 +61,12 @@ pub fn filter_wasm() -> PathBuf {
     from_env("FILTER_WASM")
 }
 
+/// The filter with a trap at every request's body, from `TRAPPING_WASM`.
+#[track_caller]
+pub fn trapping_wasm() -> PathBuf {
+    from_env("TRAPPING_WASM")
+}
+
 /// The path that `cargo xtask test` hands in as that variable.
 #[track_caller]
 pub fn from_env(name: &str) -> PathBuf {
@@ -78,6 +84,7 @@ pub struct Envoy {
     admin: SocketAddr,
     listeners: BTreeMap<String, SocketAddr>,
     deliveries: u64,
+    traps: bool,
 }
 
 impl Envoy {
@@ -95,7 +102,14 @@ impl Envoy {
             let ready = get(admin, "/ready").ok()?;
             (ready.status == 200).then_some(admin)
         });
-        Self { child: launched.into_child(), dir, admin, listeners: listener_addresses(admin), deliveries: 0 }
+        let (child, listeners) = (launched.into_child(), listener_addresses(admin));
+        Self { child, dir, admin, listeners, deliveries: 0, traps: false }
+    }
+
+    /// Whether the filter traps, as no test expects that does not say so.
+    pub(crate) fn traps(mut self, traps: bool) -> Self {
+        self.traps = traps;
+        self
     }
 
     /// Runs `command`, which must end by itself because its configuration is refused.
@@ -312,7 +326,7 @@ impl Drop for Envoy {
             return;
         }
         let trap = log.lines().find(|line| TRAPS.iter().any(|trap| line.contains(trap)));
-        assert!(trap.is_none(), "the filter trapped: {trap:?}\n{}", tail(&log));
+        assert_eq!(trap.is_some(), self.traps, "the filter trapped: {trap:?}\n{}", tail(&log));
         canary::assert_none(&secrets);
     }
 }

@@ -34,10 +34,34 @@ pub fn send(to: SocketAddr, request: &Request) -> Response {
     send_all(to, std::slice::from_ref(request)).remove(0)
 }
 
+/// Opens so many streams of this request on one connection, each with more of its request to come, and awaits their
+/// response headers; then does `work` while they are open. Gives their statuses, and what `work` gave.
+#[track_caller]
+pub fn with_streams<T>(
+    to: SocketAddr,
+    request: &Request,
+    copies: usize,
+    work: impl FnOnce() -> T,
+) -> (Vec<u16>, T) {
+    let runtime = runtime();
+    let opened = runtime.block_on(async {
+        tokio::time::timeout(TIMEOUT, open_streams(to, request, copies)).await.map_err(Failure::from)?
+    });
+    match opened {
+        Ok((streams, _connection)) => {
+            (streams.iter().map(|(_, response)| response.status().as_u16()).collect(), work())
+        }
+        Err(error) => panic!("HTTP/2 to {to}: {error}"),
+    }
+}
+
 /// A gRPC call: the path is `/<service>/<method>`, the message is empty.
 pub fn grpc_call(path: &str) -> Request {
     Request::post(path, [0_u8; 5]).header("content-type", "application/grpc").header("te", "trailers")
 }
+
+/// The path of a call of [`grpc_server`] that goes on until its client leaves.
+pub const GRPC_STREAM: &str = "/demo.Greeter/Watch";
 
 /// Starts a gRPC server that answers every call with an empty message and `grpc-status: 0`;
 /// gives its address.
@@ -86,6 +110,26 @@ async fn exchange(to: SocketAddr, requests: &[Request]) -> Result<Vec<Response>,
     Ok(responses)
 }
 
+/// A stream's two directions.
+type Open = (h2::SendStream<Bytes>, http::Response<h2::RecvStream>);
+
+async fn open_streams(
+    to: SocketAddr,
+    request: &Request,
+    copies: usize,
+) -> Result<(Vec<Open>, h2::client::SendRequest<Bytes>), Failure> {
+    let stream = TcpStream::connect(to).await?;
+    let (mut sender, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    let mut open = Vec::with_capacity(copies);
+    for _ in 0..copies {
+        sender = sender.ready().await?;
+        let (response, stream) = sender.send_request(head(request)?, false)?;
+        open.push((stream, response.await?));
+    }
+    Ok((open, sender))
+}
+
 fn head(request: &Request) -> Result<http::Request<()>, Failure> {
     let uri = if request.method == "CONNECT" {
         request.target.clone()
@@ -128,11 +172,16 @@ fn owned(headers: &http::HeaderMap) -> Vec<(String, Vec<u8>)> {
 
 async fn serve_grpc(stream: TcpStream) -> Result<(), Failure> {
     let mut connection = h2::server::handshake(stream).await?;
+    let mut streams = Vec::new();
     while let Some(call) = connection.accept().await {
-        let (_, mut respond) = call?;
+        let (call, mut respond) = call?;
         let head = http::Response::builder().header("content-type", "application/grpc").body(())?;
         let mut stream = respond.send_response(head, false)?;
         stream.send_data(Bytes::from_static(&[0; 5]), false)?;
+        if call.uri().path() == GRPC_STREAM {
+            streams.push((call, stream));
+            continue;
+        }
         let mut trailers = http::HeaderMap::new();
         trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
         stream.send_trailers(trailers)?;

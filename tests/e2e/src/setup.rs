@@ -1,14 +1,14 @@
 //! What an Envoy under test looks like: a bootstrap written from the options a test cares about.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::bootstrap::{self, WASM_TYPE, extension, socket, string_value, tcp, wasm};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place};
+use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place, trapping_wasm};
 
 mod redis;
 
@@ -71,6 +71,7 @@ pub struct Setup {
     bodies: bool,
     filter_stats: bool,
     filter_log: &'static str,
+    traps: bool,
 }
 
 impl Default for Setup {
@@ -107,6 +108,7 @@ impl Setup {
             bodies: true,
             filter_stats: true,
             filter_log: "debug",
+            traps: false,
         }
     }
 
@@ -167,6 +169,12 @@ impl Setup {
     /// The filter logs no line per request, for a test that sends very many.
     pub fn quiet(mut self) -> Self {
         self.filter_log = "info";
+        self
+    }
+
+    /// The filter's VM traps at every request's body.
+    pub fn traps(mut self) -> Self {
+        self.traps = true;
         self
     }
 
@@ -250,8 +258,13 @@ impl Setup {
     pub fn http2_upstream(self, address: SocketAddr) -> Self {
         let mut setup = self.upstream(address);
         setup.clusters.pop();
-        setup.clusters.push(bootstrap::http2_cluster("upstream", &[socket(address)]));
-        setup
+        setup.http2_cluster("upstream", address)
+    }
+
+    /// One more cluster with this one endpoint, which speaks HTTP/2.
+    pub fn http2_cluster(mut self, name: &str, address: SocketAddr) -> Self {
+        self.clusters.push(bootstrap::http2_cluster(name, &[socket(address)]));
+        self
     }
 
     /// One more cluster with this one endpoint.
@@ -280,8 +293,9 @@ impl Setup {
     /// Starts Envoy and waits until it serves.
     #[track_caller]
     pub fn start(self) -> Envoy {
+        let traps = self.traps;
         let (dir, command) = self.prepare();
-        Envoy::start(dir, command)
+        Envoy::start(dir, command).traps(traps)
     }
 
     /// Starts an Envoy that must refuse its configuration; gives its log.
@@ -416,7 +430,7 @@ impl Setup {
 
     fn wasm(&self, listener: &Listener) -> Value {
         let fields = json!({"name": listener.plugin_name, "allow_on_headers_stop_iteration": self.bodies});
-        let mut filter = wasm(LIMITER, &filter_wasm(), fields);
+        let mut filter = wasm(LIMITER, &self.wasm_file(), fields);
         let config = &mut filter["typed_config"]["config"];
         config["vm_config"]["environment_variables"] = self.environment_variables();
         match &listener.plugin {
@@ -430,6 +444,10 @@ impl Setup {
             }
         }
         filter
+    }
+
+    fn wasm_file(&self) -> PathBuf {
+        if self.traps { trapping_wasm() } else { filter_wasm() }
     }
 
     fn discovery_response(&self, listener: &Listener, version: &str) -> Value {

@@ -33,6 +33,8 @@ pub enum Answer {
     BreakOff,
     /// An event stream with one event, which goes on until the client leaves.
     Stream,
+    /// A WebSocket without a frame, which stays open until the client leaves.
+    WebSocket,
 }
 
 impl Answer {
@@ -121,9 +123,13 @@ fn serve(
             Answer::Respond(status, headers, body) => {
                 respond(reader.get_mut(), status, &headers, &body)?;
             }
-            Answer::Stream => {
-                let stream =
-                    b"HTTP/1.1 200 Scripted\r\ncontent-type: text/event-stream\r\n\r\ndata: first\n\n";
+            Answer::Stream | Answer::WebSocket => {
+                let stream: &[u8] = match answer {
+                    Answer::WebSocket => {
+                        b"HTTP/1.1 101 Scripted\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+                    }
+                    _ => b"HTTP/1.1 200 Scripted\r\ncontent-type: text/event-stream\r\n\r\ndata: first\n\n",
+                };
                 reader.get_mut().write_all(stream)?;
                 // Ends when the connection does.
                 return io::copy(&mut reader, &mut io::sink()).map(drop);

@@ -5,11 +5,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use e2e::client::{Connection, Request};
+use e2e::client::{Connection, Request, Response};
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream, refusing};
-use e2e::{load, wait};
+use e2e::{http2, load, wait};
 use loadgen::upstream::Shape;
 use serde_json::{Value, json};
 
@@ -393,4 +393,85 @@ fn the_next_place_is_the_most_important_tiers_whichever_worker_it_waits_in() {
             wait::until(&format!("the next place, for the {time}th time"), &mut try_once);
         }
     });
+}
+
+#[test]
+fn what_a_trapped_vm_held_is_given_back() {
+    let upstream = hanging();
+    let envoy = start(setup(&upstream).traps());
+    let [mut trapped, other] = connections_to_workers(&envoy, [6, 4]);
+    let mut last = trapped.pop().expect("six");
+    let hangs = Request::get("/hangs").key("pro").encode();
+    let mut hanging: Vec<Connection> = trapped.into_iter().chain(other).collect();
+    for connection in &mut hanging {
+        connection.write(&hangs).expect("a request written");
+    }
+    await_counts(&envoy, (9, 0));
+    // Its own place is lost, too.
+    assert_eq!(last.send(&Request::post("/", "traps")).status, 503);
+    wait::until("a new VM", || {
+        let before = envoy.connections_by_worker();
+        let status = envoy.send(&Request::get("/")).status;
+        (status == 200 && envoy.connections_by_worker()[0] > before[0]).then_some(())
+    });
+    await_counts(&envoy, (4, 0));
+    drop(hanging);
+    assert_nothing_is_left_over(&envoy, "a trap");
+
+    // The limit is where it was, and as many requests as before have a place.
+    let connections = open_and_wait(&envoy);
+    drop(connections);
+    assert_nothing_is_left_over(&envoy, "as many again");
+}
+
+/// Event streams, WebSockets and gRPC streams in both directions: several times as many as the limit, open at once.
+#[test]
+fn a_stream_holds_no_place_after_its_response_headers() {
+    const STREAMS: usize = 100;
+    let upstream = Upstream::start(|request| match request.target.as_str() {
+        "/events" => Answer::Stream,
+        "/socket" => Answer::WebSocket,
+        _ => Answer::ok("ok"),
+    });
+    let setup =
+        Setup::new().config(&config()).hcm(&json!({"upgrade_configs": [{"upgrade_type": "websocket"}]}));
+    let setup = setup.cluster("upstream", upstream.address()).http2_cluster("grpc", http2::grpc_server());
+    let route = |prefix: &str, cluster: &str| json!({"match": {"prefix": prefix}, "route": {"cluster": cluster, "timeout": "0s"}});
+    let envoy = start(setup.routes(&json!([route("/demo.Greeter", "grpc"), route("/", "upstream")])));
+    let assert_serves_beside = |what: &str, cluster: &str, other: &dyn Fn() -> Response| {
+        assert!(envoy.stat("http.main.downstream_rq_active") >= STREAMS as u64, "{what} are open");
+        assert_nothing_is_left_over(&envoy, &format!("the response headers of {what}"));
+        // A worker tells of those clusters that it has sent requests to.
+        let limit = wait::until("a limit", || told(&envoy)["clusters"][cluster]["limit"].as_f64());
+        assert!(limit * 2.0 < STREAMS as f64, "{STREAMS} are many: {limit}");
+        assert_eq!(other().status, 200, "beside {what}");
+    };
+
+    let socket =
+        Request::get("/socket").key("pro").header("connection", "upgrade").header("upgrade", "websocket");
+    for (what, request, status) in
+        [("event streams", Request::get("/events").key("pro"), 200), ("WebSockets", socket, 101)]
+    {
+        let streams: Vec<Connection> = (0..STREAMS)
+            .map(|_| {
+                let mut connection = envoy.connect();
+                assert_eq!(connection.start_stream(&request), status, "{what}");
+                connection
+            })
+            .collect();
+        assert_serves_beside(what, "upstream", &|| envoy.send(&Request::get("/")));
+        drop(streams);
+    }
+
+    let (statuses, ()) = http2::with_streams(
+        envoy.address(),
+        &http2::grpc_call(http2::GRPC_STREAM).key("pro"),
+        STREAMS,
+        || {
+            assert_serves_beside("gRPC streams", "grpc", &|| {
+                http2::send(envoy.address(), &http2::grpc_call("/demo.Greeter/Hello"))
+            });
+        },
+    );
+    assert_eq!(statuses, vec![200; STREAMS]);
 }
