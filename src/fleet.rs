@@ -16,6 +16,7 @@ use crate::request::{Arrival, Ticket};
 use crate::store::SharedData;
 use crate::store::redis::deny_cache::DenyCache;
 use crate::store::redis::failure::Reason;
+use crate::store::redis::queue::CommandId;
 use crate::store::redis::script::Take;
 use crate::store::redis::session::{
     Answer, Command, Declined, Effects, Event, Failure, MAX_COMMANDS, Session,
@@ -37,7 +38,7 @@ pub enum Charged {
     /// Its bucket is known to be empty.
     Denied(Charge, Verdict),
     /// Redis is asked; [`Fleet::next_answer`] has the rest.
-    Waits,
+    Waits(CommandId),
     /// Redis is not asked: the charge is for `on_failure` to decide.
     Declined(Charge),
 }
@@ -142,30 +143,38 @@ impl Fleet {
         let key = [&self.bucket_prefix, charge.payer.bucket().as_ref()].concat();
         let (other_limit, ttl_ms) = (charge.other_limit(), charge.ttl_us() / 1_000);
         let question = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
-        let asker = Asker::Charge { arrival, charge, limits: self.limits };
+        let asker = Asker::Charge { arrival, charge: charge.clone(), limits: self.limits };
         match self.session.send(asker, question, self.session.timeout_us(), arrival.at_us) {
-            Ok(()) => Charged::Waits,
-            Err((Asker::Charge { charge, .. }, declined)) => {
+            Ok(id) => Charged::Waits(id),
+            Err(declined) => {
                 if declined == Declined::QueueFull {
                     metrics.count(metrics::store_failures(Reason::QueueFull), 1);
-                    let detail = format!("{MAX_COMMANDS} commands of this worker are on their way");
+                    let detail = format!("{MAX_COMMANDS} commands of this worker wait");
                     self.log_failure(&Failure { reason: Reason::QueueFull, detail }, arrival.at_us);
                 }
                 self.deny_cache.forget(&charge.payer);
                 Charged::Declined(charge)
             }
-            // The session hands back what it was given.
-            Err(_) => Charged::Waits,
         }
     }
 
     /// Stores for the fleet what an operator says about health.
-    pub fn set_health(&mut self, arrival: Arrival, network: Network, told: Told) -> Result<(), NotAsked> {
+    pub fn set_health(
+        &mut self,
+        arrival: Arrival,
+        network: Network,
+        told: Told,
+    ) -> Result<CommandId, NotAsked> {
         self.is_used = true;
         let asker = Asker::Health { ticket: arrival.ticket, network, told };
         let command = self.health_sync.set_command(told);
         let asked = self.session.send(asker, command, SET_HEALTH_TIMEOUT_US, arrival.at_us);
         asked.map_err(|_| NotAsked)
+    }
+
+    /// Nobody waits any more for what became of a command.
+    pub fn cancel(&mut self, id: CommandId) {
+        self.session.cancel(id);
     }
 
     /// Forgets who is known to be empty: limits or health have changed.

@@ -21,6 +21,7 @@ use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
 use crate::reply::Answer;
 use crate::request::{Arrival, Request, Ticket};
+use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
 
@@ -56,8 +57,8 @@ pub enum Decision {
     AwaitsDocuments,
     /// The filter answers it once its body is there: pass it to [`Limiter::change_health`].
     AwaitsBody(PendingChange),
-    /// Redis is asked first; [`Limiter::next_decision`] has the rest.
-    AwaitsRedis,
+    /// Redis is asked first, by this command; [`Limiter::next_decision`] has the rest.
+    AwaitsRedis(CommandId),
 }
 
 /// A request that limits apply to, as far as its headers decide about it.
@@ -251,7 +252,7 @@ impl Limiter {
             return self.charge_here(&charge, data);
         };
         match fleet.charge(arrival, charge, &mut self.metrics) {
-            Charged::Waits => Decision::AwaitsRedis,
+            Charged::Waits(command) => Decision::AwaitsRedis(command),
             Charged::Denied(charge, verdict) => self.decided(&charge, verdict, arrival.at_us),
             Charged::Declined(charge) => self.fall_back(&charge, data),
         }
@@ -324,7 +325,7 @@ impl Limiter {
             (Err(reply), _) => reply,
             (Ok(told), None) => self.change_own_health(network, told, data),
             (Ok(told), Some(fleet)) => match fleet.set_health(arrival, network, told) {
-                Ok(()) => return Decision::AwaitsRedis,
+                Ok(command) => return Decision::AwaitsRedis(command),
                 Err(NotAsked) => admin::not_stored(),
             },
         };

@@ -10,6 +10,7 @@ use crate::admin::PendingChange;
 use crate::limiter::LimitedRequest;
 use crate::reply::Answer;
 use crate::request::RequestId;
+use crate::store::redis::queue::CommandId;
 
 /// How long the body of an admin request may take, in microseconds.
 const BODY_TIMEOUT_US: u64 = 10_000_000;
@@ -27,8 +28,8 @@ pub enum State {
     WaitsForDocuments,
     /// It is charged and sent on when it has a place in flight. Envoy holds it back, body included.
     WaitsForPlace(Waiting),
-    /// Redis decides it. Envoy holds it back, body included.
-    WaitsForRedis,
+    /// Redis decides it, by the reply to this command. Envoy holds it back, body included.
+    WaitsForRedis(CommandId),
     /// It changes health when its body is complete. Envoy collects the body; this much has arrived.
     WaitsForBody(PendingChange, Vec<u8>),
     /// It was sent on, and waits for response headers, which are to say this.
@@ -110,8 +111,8 @@ impl Requests {
     }
 
     /// Holds a request until Redis has decided.
-    pub fn wait_for_redis(&mut self, id: RequestId, arrived: Arrived) {
-        self.enter(id, arrived, State::WaitsForRedis);
+    pub fn wait_for_redis(&mut self, id: RequestId, arrived: Arrived, command: CommandId) {
+        self.enter(id, arrived, State::WaitsForRedis(command));
     }
 
     /// Waits for the body of an admin request.
@@ -157,7 +158,7 @@ impl Requests {
                 self.waiting_for_documents = self.waiting_for_documents.saturating_sub(1);
             }
             State::WaitsForPlace(_) => self.waiting_for_place = self.waiting_for_place.saturating_sub(1),
-            State::WaitsForRedis | State::SentOn(_) => {}
+            State::WaitsForRedis(_) | State::SentOn(_) => {}
         }
         Some(ended)
     }

@@ -148,7 +148,7 @@ impl World {
     /// What a request is told, by Redis if need be.
     fn ask(&mut self, name: Name, request: &FakeRequest) -> Decision {
         match self.decide(name, request) {
-            (ticket, Decision::AwaitsRedis) => only(self.exchange(name), ticket),
+            (ticket, Decision::AwaitsRedis(_)) => only(self.exchange(name), ticket),
             (_, decision) => decision,
         }
     }
@@ -174,7 +174,7 @@ impl World {
 
     fn post(&mut self, name: Name, health: &str) -> (u32, String) {
         match self.start_post(name, &format!(r#"{{"status": "{health}"}}"#)) {
-            (ticket, Decision::AwaitsRedis) => replied(only(self.exchange(name), ticket)),
+            (ticket, Decision::AwaitsRedis(_)) => replied(only(self.exchange(name), ticket)),
             (_, decision) => replied(decision),
         }
     }
@@ -448,7 +448,7 @@ fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
 
     world.advance(1);
     let (ticket, decision) = world.decide(name, &get);
-    assert!(matches!(decision, Decision::AwaitsRedis), "after a second one asks: {decision:?}");
+    assert!(matches!(decision, Decision::AwaitsRedis(_)), "after a second one asks: {decision:?}");
     for _ in 0..5 {
         let (_, decision) = world.decide(name, &get);
         assert!(matches!(decision, Decision::Refused(_)), "and the others need not: {decision:?}");
@@ -463,7 +463,7 @@ fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
 
     let other = FakeRequest::get("/").from("192.0.2.99:1");
     assert_eq!(world.remaining(name, &other), Some(0), "another caller is asked about");
-    assert!(matches!(world.decide((0, 1), &get).1, Decision::AwaitsRedis), "and so is another worker");
+    assert!(matches!(world.decide((0, 1), &get).1, Decision::AwaitsRedis(_)), "and so is another worker");
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn a_caller_is_asked_about_at_the_very_microsecond_its_token_is_due() {
     world.advance(1);
     let (first, second) = (world.decide(name, &get), world.decide(name, &get));
     assert!(
-        matches!((first.1, second.1), (Decision::AwaitsRedis, Decision::AwaitsRedis)),
+        matches!((first.1, second.1), (Decision::AwaitsRedis(_), Decision::AwaitsRedis(_))),
         "all may ask again"
     );
     let decisions = world.exchange(name);
@@ -498,7 +498,7 @@ fn a_caller_whose_answer_does_not_come_is_known_about_no_more() {
     world.is_frozen = true;
     let decisions = world.run(TIMEOUT + 5 * MS);
     assert!(matches!(only(decisions, ticket), Decision::Admitted(_)), "by this Envoy's own bucket");
-    assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis), "and the next asks");
+    assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)), "and the next asks");
 }
 
 #[test]
@@ -528,7 +528,7 @@ fn a_change_of_health_or_documents_forgets_who_is_empty() {
         assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: known to be empty");
         change(&mut world);
         let (ticket, decision) = world.decide(name, &get);
-        assert!(matches!(decision, Decision::AwaitsRedis), "{what}: not known any more: {decision:?}");
+        assert!(matches!(decision, Decision::AwaitsRedis(_)), "{what}: not known any more: {decision:?}");
         let told = only(world.exchange(name), ticket);
         assert!(matches!(told, Decision::Refused(_)), "{what}: and empty all the same: {told:?}");
         assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: which is known again");
@@ -542,14 +542,17 @@ fn an_answer_that_was_asked_for_before_a_change_is_not_noted_after_it() {
     world.remaining(name, &get);
     world.is_frozen = true;
     let (ticket, decision) = world.decide(name, &get);
-    assert!(matches!(decision, Decision::AwaitsRedis));
+    assert!(matches!(decision, Decision::AwaitsRedis(_)));
     world.exchange(name);
     world.is_frozen = false;
     world.post((0, 1), "DEGRADED");
     // Its next request sees the change.
     assert_eq!(world.health(name), Health::Degraded);
     assert!(matches!(only(world.exchange(name), ticket), Decision::Refused(_)));
-    assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis), "what held before says nothing now");
+    assert!(
+        matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)),
+        "what held before says nothing now"
+    );
 }
 
 #[test]
@@ -611,7 +614,7 @@ fn a_change_holds_once_redis_has_it_and_not_before() {
     let mut world = World::new(1, 2, &config(""));
     world.is_frozen = true;
     let (ticket, decision) = world.start_post((0, 0), r#"{"status":"DEGRADED"}"#);
-    assert!(matches!(decision, Decision::AwaitsRedis), "{decision:?}");
+    assert!(matches!(decision, Decision::AwaitsRedis(_)), "{decision:?}");
     world.exchange((0, 0));
     assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
     world.advance(999 * MS);

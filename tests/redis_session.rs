@@ -10,6 +10,7 @@ use common::{SECOND, limit};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_REFUSALS};
 use dynamic_rate_limiter::store::redis::failure::Reason;
+use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, TIMER_RESOLUTION_US};
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{
@@ -20,6 +21,9 @@ const MS: u64 = 1_000;
 
 /// How long a question has for its answer here.
 const TIMEOUT: u64 = 20 * MS;
+
+/// How many commands are on the wire at a time.
+const WINDOW: usize = 125;
 
 /// How long a probe has that has to connect first.
 const CONNECT_TIMEOUT: u64 = SECOND;
@@ -82,9 +86,14 @@ impl Talk {
         }
     }
 
-    fn ask(&mut self, id: u32, question: Command) {
+    fn ask(&mut self, id: u32, question: Command) -> CommandId {
         self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
-        assert_eq!(self.session.send(id, question, TIMEOUT, self.now_us), Ok(()), "question {id}");
+        self.session.send(id, question, TIMEOUT, self.now_us).unwrap_or_else(|why| panic!("{id}: {why:?}"))
+    }
+
+    /// Takes as many tokens, each from a bucket of its own.
+    fn ask_many(&mut self, ids: std::ops::Range<usize>) -> Vec<CommandId> {
+        ids.map(|id| self.ask(id as u32, take(id as u32))).collect()
     }
 
     /// Does what the session wants done; its commands reach Redis, and the replies set out.
@@ -184,10 +193,7 @@ impl Talk {
     }
 
     fn declined(&mut self) -> Option<Declined> {
-        self.session.send(99, take(99), TIMEOUT, self.now_us).err().map(|(id, declined)| {
-            assert_eq!(id, 99, "who asked is handed back");
-            declined
-        })
+        self.session.send(99, take(99), TIMEOUT, self.now_us).err()
     }
 }
 
@@ -288,7 +294,7 @@ fn a_worker_that_is_busy_for_good_gives_up_after_so_many_turns() {
     for (timeout_us, late_us) in [(TIMEOUT, 50 * MS), (TIMEOUT, 7 * MS), (SECOND, 600 * MS)] {
         let mut talk = Talk::new();
         talk.session = Session::new(Credentials::default(), "#probe".to_owned(), timeout_us, 7);
-        assert_eq!(talk.session.send(1, take(1), timeout_us, talk.now_us), Ok(()));
+        talk.session.send(1, take(1), timeout_us, talk.now_us).expect("asked");
         talk.flush();
         for turn in 1..MAX_TURNS {
             talk.stall(late_us);
@@ -900,36 +906,154 @@ fn a_stream_that_cannot_be_opened_fails_those_who_wait_for_it() {
 }
 
 #[test]
-fn no_more_questions_are_taken_than_may_be_on_their_way() {
+fn what_is_beyond_the_window_waits_and_goes_out_in_order_as_replies_come() {
     let mut talk = Talk::with(Credentials { username: None, password: Some(b"secret".to_vec()) });
     talk.redis.password = Some((None, "secret"));
-    let asked = (0..).map_while(|id| talk.session.send(id, take(id), SECOND, talk.now_us).ok()).count();
-    assert!((MAX_COMMANDS - 1..=MAX_COMMANDS).contains(&asked), "{asked} questions, and AUTH");
-    assert_eq!(talk.declined(), Some(Declined::QueueFull));
+    talk.ask_many(0..2 * WINDOW + 1);
+    assert_eq!(words(&talk.flush()).len(), WINDOW, "AUTH is one of them");
+    let reply = talk.replies.pop_front().expect("a reply");
+    talk.session.received(&reply, talk.now_us);
+    assert_eq!(words(&talk.flush()).len(), 1, "one for each that is answered");
     talk.exchange();
-    assert!(talk.session.is_accepting(), "that is no failure");
-    let answers = talk.outcomes();
-    assert!(answers.iter().all(|(_, outcome)| outcome.is_ok()));
-    assert_eq!(answers.len(), asked);
-    talk.ask(1, take(1));
+    let answered = talk.outcomes();
+    assert_eq!(answered, (0..2 * WINDOW as u32 + 1).map(|id| (id, Ok(()))).collect::<Vec<_>>());
+    assert!(!talk.session.is_waiting());
 
-    // Those who have gone keep their place, for the late reply is still to come.
+    // A Redis that has forgotten the script is given it for each of a window, no more.
     let mut talk = Talk::new();
-    (0..MAX_COMMANDS as u32).for_each(|id| talk.ask(id, take(id)));
+    talk.redis.knows_script = false;
+    talk.ask_many(0..3 * WINDOW);
+    talk.exchange();
+    assert_eq!(talk.outcomes().len(), 3 * WINDOW);
+}
+
+#[test]
+fn the_window_grows_with_the_timeout_within_its_bounds() {
+    let windows = [MS, 2_720, 20 * MS, 100 * MS, 163_840, 10 * SECOND].map(window);
+    assert_eq!(windows, [16, 17, WINDOW, 625, 1_024, 1_024]);
+}
+
+#[test]
+fn commands_about_health_do_not_wait() {
+    let mut talk = Talk::new();
+    talk.ask_many(0..2 * WINDOW);
     talk.flush();
-    talk.pass(TIMEOUT);
-    assert_eq!(talk.outcomes().len(), MAX_COMMANDS);
-    assert_eq!(talk.declined(), Some(Declined::QueueFull));
-    talk.deliver();
-    assert_eq!(talk.declined(), None);
-
-    // And so do answers that nobody has taken.
-    let mut talk = Talk::new();
-    (0..MAX_COMMANDS as u32).for_each(|id| talk.ask(id, take(id)));
+    talk.ask(1_000, get(1_000));
+    talk.ask(1_001, set(1_001));
+    assert_eq!(words(&talk.flush()), ["GET text:1000", "SET set:1001 DEGRADED"]);
     talk.exchange();
+    assert_eq!(talk.outcomes().len(), 2 * WINDOW + 2);
+}
+
+#[test]
+fn however_many_wait_none_is_late_while_redis_answers_what_it_has() {
+    let mut talk = Talk::new();
+    let windows = 20;
+    talk.ask_many(0..windows * WINDOW);
+    for _ in 0..windows {
+        talk.flush();
+        talk.pass(TIMEOUT - 1);
+        talk.deliver();
+    }
+    let outcomes = talk.outcomes();
+    assert_eq!(outcomes.len(), windows * WINDOW);
+    assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()));
+}
+
+#[test]
+fn what_waits_is_given_up_at_once_when_redis_does_not_answer() {
+    let mut talk = Talk::new();
+    talk.ask_many(0..3 * WINDOW);
+    talk.flush();
+    talk.pass(5 * MS);
+    let reply = talk.replies.pop_front().expect("a reply");
+    talk.session.received(&reply, talk.now_us);
+    assert_eq!(talk.outcomes(), [(0, Ok(()))]);
+    talk.flush();
+    talk.pass(15 * MS);
+    let late = talk.outcomes();
+    assert_eq!(late.len(), WINDOW - 1, "the time of what was sent first is over");
+    talk.pass(5 * MS - 1);
+    assert_eq!(talk.outcomes(), [], "a tick early");
+    talk.pass(1);
+    let late: Vec<_> = (WINDOW as u32..3 * WINDOW as u32).map(|id| (id, Err(Reason::Timeout))).collect();
+    assert_eq!(talk.outcomes(), late, "what was handed over last, and all that waits");
+    assert!(talk.session.is_accepting(), "these are two failures");
+
+    // What is asked now waits behind what Redis still owes, for as long as any other.
+    let began_us = talk.now_us;
+    talk.ask(1, take(1));
+    talk.pass(TIMEOUT - 1);
+    assert_eq!(talk.outcomes(), []);
+    talk.pass(1);
+    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    assert_eq!(talk.now_us - began_us, TIMEOUT);
+    assert!(matches!(talk.session.take_event(), Some(Event::Lost(_))), "the third failure");
+}
+
+#[test]
+fn a_busy_worker_does_not_give_up_what_waits() {
+    let mut talk = Talk::new();
+    talk.ask_many(0..4 * WINDOW);
+    for _ in 0..4 {
+        talk.flush();
+        talk.stall(10 * TIMEOUT);
+        talk.deliver();
+    }
+    let outcomes = talk.outcomes();
+    assert_eq!(outcomes.len(), 4 * WINDOW);
+    assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()));
+    // The turn that sends comes late; the time of what waits begins with it.
+    talk.ask_many(0..2 * WINDOW);
+    talk.pass(TIMEOUT);
+    talk.flush();
+    talk.pass(TIMEOUT - 1);
+    assert_eq!(talk.outcomes(), []);
+    talk.pass(1);
+    assert_eq!(talk.outcomes().len(), 2 * WINDOW);
+}
+
+#[test]
+fn what_waits_fails_with_its_connection() {
+    let mut talk = Talk::new();
+    talk.ask_many(0..3 * WINDOW);
+    talk.flush();
+    talk.hang_up();
+    let lost: Vec<_> = (0..3 * WINDOW as u32).map(|id| (id, Err(Reason::Disconnected))).collect();
+    assert_eq!(talk.outcomes(), lost);
+    talk.ask(1, take(1));
+    assert_eq!(words(&talk.flush()).len(), 1, "nothing else is left of it");
+}
+
+#[test]
+fn a_command_that_is_cancelled_while_it_waits_is_never_sent_nor_answered() {
+    let mut talk = Talk::new();
+    let commands = talk.ask_many(0..2 * WINDOW);
+    // The first is on the wire, and stays there.
+    talk.session.cancel(commands[0]);
+    (WINDOW..2 * WINDOW - 1).for_each(|id| talk.session.cancel(commands[id]));
+    talk.exchange();
+    let answered: Vec<_> = talk.outcomes().into_iter().map(|(id, _)| id as usize).collect();
+    assert_eq!(answered, (0..WINDOW).chain([2 * WINDOW - 1]).collect::<Vec<_>>());
+    assert!(!talk.redis.buckets.contains_key(&format!("bucket:{WINDOW}")));
+    talk.session.cancel(commands[0]);
+    assert!(!talk.session.is_waiting() && !talk.session.has_effects() && !talk.session.has_answers());
+}
+
+#[test]
+fn no_more_commands_are_taken_than_may_wait() {
+    let mut talk = Talk::new();
+    let commands = talk.ask_many(100..100 + MAX_COMMANDS);
+    assert_eq!(talk.declined(), Some(Declined::QueueFull));
+    assert!(talk.session.is_accepting(), "that is no failure");
+    talk.session.cancel(commands[MAX_COMMANDS - 1]);
+    assert_eq!(talk.declined(), None, "there is room for one");
+    assert_eq!(talk.declined(), Some(Declined::QueueFull));
+    talk.exchange();
+    // Answers that nobody has taken keep their place.
     assert!(!talk.session.is_waiting() && talk.session.has_answers());
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
-    assert_eq!(talk.outcomes().len(), MAX_COMMANDS);
+    assert!(talk.outcomes().iter().all(|(_, outcome)| outcome.is_ok()));
     assert_eq!(talk.declined(), None);
 }
 

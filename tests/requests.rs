@@ -3,6 +3,7 @@
 use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::requests::{Arrived, Requests, State, TooManyBodies};
+use dynamic_rate_limiter::store::redis::queue::CommandId;
 
 /// How long a body may take, in microseconds.
 const BODY_TIMEOUT_US: u64 = 10_000_000;
@@ -19,8 +20,8 @@ fn at(at_us: u64) -> Arrived {
 fn a_request_is_in_one_state_at_a_time_and_ends_once() {
     let mut requests = Requests::default();
     requests.wait_for_documents(1, at(10));
-    requests.wait_for_redis(1, at(10));
-    assert!(matches!(requests.state(1), Some(State::WaitsForRedis)));
+    requests.wait_for_redis(1, at(10), CommandId(5));
+    assert!(matches!(requests.state(1), Some(State::WaitsForRedis(CommandId(5)))));
     assert_eq!(requests.waiting_for_documents(10), [0_u32; 0], "it does not wait for both");
     let ended = requests.end(1).expect("a request that has not ended");
     assert_eq!(ended.arrived, at(10), "when it arrived stays what it was");
@@ -33,7 +34,7 @@ fn requests_that_wait_for_documents_are_listed_oldest_first_and_no_more_than_wan
     for id in [3, 1, 2] {
         requests.wait_for_documents(id, at(0));
     }
-    requests.wait_for_redis(4, at(0));
+    requests.wait_for_redis(4, at(0), CommandId(1));
     assert_eq!(requests.waiting_for_documents(2), [1, 2]);
     assert_eq!(requests.waiting_for_documents(9), [1, 2, 3]);
 }

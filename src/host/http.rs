@@ -133,7 +133,7 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) 
         | Decision::Admitted(_)
         | Decision::AwaitsDocuments
         | Decision::AwaitsBody(_)
-        | Decision::AwaitsRedis => {}
+        | Decision::AwaitsRedis(_) => {}
     }
 }
 

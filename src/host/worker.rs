@@ -93,7 +93,7 @@ impl Worker {
             self.set_ticks();
             return Next::WaitWithBody;
         };
-        if !matches!(decision, Decision::AwaitsRedis | Decision::AwaitsDocuments) {
+        if !matches!(decision, Decision::AwaitsRedis(_) | Decision::AwaitsDocuments) {
             self.time(arrived.at_us);
         }
         let next = match decision {
@@ -107,8 +107,8 @@ impl Worker {
                 self.set_ticks();
                 Next::WaitWithBody
             }
-            Decision::AwaitsRedis => {
-                self.requests.wait_for_redis(id, arrived);
+            Decision::AwaitsRedis(command) => {
+                self.requests.wait_for_redis(id, arrived, command);
                 Next::WaitWithBody
             }
             Decision::AwaitsBody(change) if end_of_stream => {
@@ -168,7 +168,7 @@ impl Worker {
     /// answered the request, and nothing waits for it any more.
     pub(super) fn on_response_headers(&mut self, id: RequestId, end_of_stream: bool) {
         let Some(InProgress { arrived, state }) = self.requests.end(id) else { return };
-        let State::SentOn(answer) = state else { return self.finish(id, Outcome::NotSent) };
+        let State::SentOn(answer) = state else { return self.finish_unsent(id, &state) };
         let now_us = write_headers(self, &answer, arrived.at_us, set_response_header);
         if self.overload.is_some() {
             let outcome = outcome(end_of_stream);
@@ -182,7 +182,7 @@ impl Worker {
     pub(super) fn on_end(&mut self, id: RequestId) {
         match self.requests.end(id) {
             Some(InProgress { state: State::SentOn(_), .. }) => self.finish(id, Outcome::ClientLeft),
-            Some(_) => self.finish(id, Outcome::NotSent),
+            Some(InProgress { state, .. }) => self.finish_unsent(id, &state),
             None => {}
         }
     }
@@ -287,7 +287,7 @@ impl Worker {
             let Some((id, decision)) = self.limiter.next_decision(now_us, &HostData) else {
                 break;
             };
-            let waits = matches!(self.requests.state(id), Some(State::WaitsForRedis));
+            let waits = matches!(self.requests.state(id), Some(State::WaitsForRedis(_)));
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
             if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
@@ -315,7 +315,7 @@ impl Worker {
                 send_local(self, &decision, arrived.at_us);
                 self.finish_at(id, Outcome::NotSent, now_us);
             }
-            Decision::AwaitsRedis => self.requests.wait_for_redis(id, arrived),
+            Decision::AwaitsRedis(command) => self.requests.wait_for_redis(id, arrived, command),
             Decision::AwaitsDocuments => self.requests.wait_for_documents(id, arrived),
             Decision::Exempt | Decision::AwaitsBody(_) => {
                 let _ = hostcalls::resume_http_request();
@@ -363,7 +363,7 @@ impl Worker {
     fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now_us: u64) -> Decision {
         let arrival = Arrival { ticket: id, at_us: now_us };
         let decision = self.limiter.charge(limited, &HostData, arrival);
-        if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis) {
+        if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis(_)) {
             self.finish_at(id, Outcome::NotSent, now_us);
         }
         decision
@@ -416,6 +416,14 @@ impl Worker {
         }
     }
 
+    /// A request has ended before it was sent on: nothing that it waited for is done for it any more.
+    fn finish_unsent(&mut self, id: RequestId, state: &State) {
+        if let (State::WaitsForRedis(command), Some(fleet)) = (state, self.limiter.fleet()) {
+            fleet.cancel(*command);
+        }
+        self.finish(id, Outcome::NotSent);
+    }
+
     /// A request needs its place in flight no more, if it has one.
     fn finish(&mut self, id: RequestId, outcome: Outcome) {
         if self.overload.is_some() {
@@ -464,8 +472,9 @@ impl Worker {
         let decision = self.limiter.change_health(change, body, &HostData, arrival);
         self.wake();
         match decision {
-            Decision::AwaitsRedis => {
-                self.requests.wait_for_redis(id, Arrived { at_us: arrival.at_us, has_body: false });
+            Decision::AwaitsRedis(command) => {
+                let arrived = Arrived { at_us: arrival.at_us, has_body: false };
+                self.requests.wait_for_redis(id, arrived, command);
             }
             _ => send_local(self, &decision, arrival.at_us),
         }
@@ -474,7 +483,9 @@ impl Worker {
     /// What Envoy does with what else arrives of a request.
     fn action(&self, id: RequestId) -> Action {
         match self.requests.state(id) {
-            Some(State::WaitsForDocuments | State::WaitsForPlace(_) | State::WaitsForRedis) => Action::Pause,
+            Some(State::WaitsForDocuments | State::WaitsForPlace(_) | State::WaitsForRedis(_)) => {
+                Action::Pause
+            }
             Some(State::WaitsForBody(..) | State::SentOn(_)) | None => Action::Continue,
         }
     }

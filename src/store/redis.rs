@@ -1,13 +1,15 @@
 //! Buckets in Redis, shared by any number of Envoys.
 //!
 //! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`breaker`],
-//! [`reply_clock`] and [`session`] (the pipe and its deadlines), [`deny_cache`] (who need not be asked about), [`frame`] (what the bridge does).
+//! [`reply_clock`], [`queue`] and [`session`] (the pipe and its deadlines), [`deny_cache`] (who need not be asked about),
+//! [`frame`] (what the bridge does).
 //! Nobody here knows Envoy, tiers or headers.
 
 pub mod breaker;
 pub mod deny_cache;
 pub mod failure;
 pub mod frame;
+pub mod queue;
 pub mod reply_clock;
 pub mod resp;
 pub mod script;

@@ -3,7 +3,8 @@
 //! Sans-IO: whoever owns the stream calls in with what happened and the time, and carries out [`Effects`]. Replies
 //! come in the order of the questions, so a queue says whose each one is; a question keeps its place there when
 //! its deadline has passed, and its late reply is thrown away. What cannot be trusted to be in step any more is
-//! closed: nothing is ever matched by hope.
+//! closed: nothing is ever matched by hope. Beyond a [`window`] of commands on the wire the next ones wait in a
+//! [`Queue`], so that Redis can keep the deadline of each that it was given, however many wait.
 //!
 //! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row and then nobody waits: a probe of the session's own,
 //! which really takes a token from a bucket that nobody else uses, finds out when Redis is well again. Where one
@@ -14,14 +15,16 @@ use std::rc::Rc;
 
 use super::breaker::Breaker;
 use super::failure::{Reason, Scope};
+use super::queue::{CommandId, Queue, Queued, window};
 use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed, Reply, push_command};
 use super::script::{Script, Take, Taken};
 use crate::limit::Limit;
 
-/// Most questions on their way, and answers not yet taken: more than a worker asks in a deadline, and few enough to
-/// bound its memory.
-pub const MAX_COMMANDS: usize = 2048;
+/// Most commands that wait or are on the wire, and answers not yet taken. Each belongs to a request that Envoy holds,
+/// at tens of KiB: a worker with so many has some 0.5 GiB of them, and here a hundredth of that; it needs seconds to
+/// answer them.
+pub const MAX_COMMANDS: usize = 16_384;
 
 /// How long a probe may take that has to connect first, in microseconds. Nobody waits for it.
 const CONNECT_TIMEOUT_US: u64 = 1_000_000;
@@ -165,7 +168,12 @@ pub struct Session<T> {
     breaker: Breaker,
     connected: Option<bool>,
     sequence: u32,
+    last_id: u64,
     sent: VecDeque<Sent<T>>,
+    /// Most commands on the wire, but for those about health, which are few.
+    window: usize,
+    /// What waits until there are fewer; where something does, so many are.
+    queue: Queue<T>,
     /// How many of them, at the end, the owner of the stream has not been given yet.
     unsent: usize,
     decoder: Decoder,
@@ -188,7 +196,10 @@ impl<T> Session<T> {
             breaker: Breaker::new(seed),
             connected: None,
             sequence: 0,
+            last_id: 0,
             sent: VecDeque::new(),
+            window: window(timeout_us),
+            queue: Queue::default(),
             unsent: 0,
             decoder: Decoder::default(),
             effects: Effects::default(),
@@ -227,46 +238,60 @@ impl<T> Session<T> {
         self.clock.interval_us()
     }
 
-    /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick, or later where the
-    /// worker is too busy to tick in time: see [`ReplyClock`].
+    /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick after the command was
+    /// handed over, or later where the worker is too busy to tick in time: see [`ReplyClock`].
     pub fn send(
         &mut self,
         asker: T,
         question: Command,
         timeout_us: u64,
         now_us: u64,
-    ) -> Result<(), (T, Declined)> {
+    ) -> Result<CommandId, Declined> {
         if !self.is_accepting() {
-            return Err((asker, Declined::BreakerOpen));
+            return Err(Declined::BreakerOpen);
         }
-        if self.sent.len() + self.answers.len() >= MAX_COMMANDS {
-            return Err((asker, Declined::QueueFull));
+        if self.sent.len() + self.queue.len() + self.answers.len() >= MAX_COMMANDS {
+            return Err(Declined::QueueFull);
         }
         self.connect(now_us);
+        self.last_id += 1;
+        let id = CommandId(self.last_id);
         let wait = self.wait(timeout_us, now_us);
-        let asker = Asker::Waiting(asker);
         let out = &mut self.effects.send;
         match question {
-            Command::Take(take) => self.send_take(asker, take, Script::Hash, wait),
+            Command::Take(take) if self.sent.len() >= self.window => {
+                self.queue.push(id, Queued { asker, take, timeout_us }, wait.since_us);
+            }
+            Command::Take(take) => self.send_take(Asker::Waiting(asker), take, Script::Hash, wait),
             Command::Get(key) => {
                 push_command(out, &[b"GET", key.as_bytes()]);
-                self.expect(asker, Expected::Get, wait);
+                self.expect(Asker::Waiting(asker), Expected::Get, wait);
             }
             Command::Set(key, value, overwrite) => {
                 let set: [&[u8]; 4] = [b"SET", key.as_bytes(), value.as_bytes(), b"NX"];
                 let length = if overwrite == Overwrite::Never { 4 } else { 3 };
                 push_command(out, set.get(..length).unwrap_or(&set));
-                self.expect(asker, Expected::Set, wait);
+                self.expect(Asker::Waiting(asker), Expected::Set, wait);
             }
         }
-        Ok(())
+        Ok(id)
+    }
+
+    /// Takes back a command that still waits, for nobody wants its answer any more. One that was handed over is carried
+    /// out.
+    pub fn cancel(&mut self, id: CommandId) {
+        self.queue.remove(id);
     }
 
     /// Takes in what came on the stream.
     pub fn received(&mut self, bytes: &[u8], now_us: u64) {
-        if !self.is_on_stream() {
-            return;
+        if self.is_on_stream() {
+            self.read_replies(bytes, now_us);
+            self.hand_over(now_us);
         }
+    }
+
+    fn read_replies(&mut self, bytes: &[u8], now_us: u64) {
         self.decoder.push(bytes);
         loop {
             let outcome = match self.decoder.next_reply() {
@@ -294,6 +319,16 @@ impl<T> Session<T> {
         }
     }
 
+    /// Hands over what waits, as far as there is room on the wire.
+    fn hand_over(&mut self, now_us: u64) {
+        while self.sent.len() < self.window {
+            let at_us = self.clock.at(now_us);
+            let Some(Queued { asker, take, timeout_us }) = self.queue.pop(at_us) else { return };
+            let wait = self.wait(timeout_us, now_us);
+            self.send_take(Asker::Waiting(asker), take, Script::Hash, wait);
+        }
+    }
+
     /// Notes that the stream is closed, or could not be opened.
     pub fn closed(&mut self, detail: &str, now_us: u64) {
         if self.is_on_stream() {
@@ -318,7 +353,8 @@ impl<T> Session<T> {
             State::Broken { until_us } if now_us < until_us => {}
             State::Broken { .. } => self.state = State::Idle,
             State::Open | State::Probing(_) => {
-                if !self.sent.iter().any(|sent| matches!(sent.asker, Asker::Waiting(_))) {
+                let is_idle = !self.sent.iter().any(|sent| matches!(sent.asker, Asker::Waiting(_)));
+                if is_idle && self.queue.is_empty() {
                     self.sent.clear();
                     self.drop_stream();
                     self.state = State::Idle;
@@ -344,7 +380,11 @@ impl<T> Session<T> {
         // What Redis has not been asked yet has not used up any of its time.
         let is_new = |sent: &&mut Sent<T>| !matches!(sent.question, Expected::Take(_, Script::Text));
         let unsent = self.sent.iter_mut().rev().take(self.unsent).filter(is_new);
-        unsent.for_each(|sent| sent.wait.since_us = charged_us);
+        let mut is_all_sent = true;
+        for sent in unsent {
+            sent.wait.since_us = charged_us;
+            is_all_sent &= !matches!(sent.question, Expected::Take(..));
+        }
         let mut late = 0_usize;
         for Sent { asker, wait, .. } in &mut self.sent {
             // Neither has what was asked while the worker was busy.
@@ -358,6 +398,11 @@ impl<T> Session<T> {
                 Asker::Gone => continue,
             }
             late += 1;
+        }
+        self.queue.check(charged_us, is_all_sent);
+        if self.queue.is_stuck(charged_us) {
+            late += self.queue.len();
+            self.answers.extend(self.queue.drain().map(|asker| (asker, Err(timeout()))));
         }
         if late == 0 {
             return;
@@ -536,6 +581,7 @@ impl<T> Session<T> {
                 self.answers.push_back((asker, Err(failure.clone())));
             }
         }
+        self.answers.extend(self.queue.drain().map(|asker| (asker, Err(failure.clone()))));
     }
 
     /// The stream is closed before another is opened, and nothing that was to go out on it goes out.

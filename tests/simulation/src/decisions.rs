@@ -32,7 +32,9 @@ impl World {
         host: &Host,
         has_waited: bool,
     ) {
-        let waited_us = self.now_us.get() - pending.at_us;
+        // Its time begins when its command is sent; while that waits for its turn, when the last one was.
+        let last_us = || pending.at_us.max(worker.last_sent_us.get());
+        let waited_us = self.now_us.get() - pending.sent_us.unwrap_or_else(last_us);
         let late_us = worker.late_us_now(self.now_us.get()) - pending.late_us;
         if waited_us > pending.timeout_us + self.quick_tick_us() + TURN_US + late_us {
             self.fail(

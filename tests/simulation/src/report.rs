@@ -26,6 +26,7 @@ happenings! {
         FallbackAllow "fallbacks: allow",
         FallbackDeny "fallbacks: deny",
         Busy "turns of an event loop that took long",
+        Crowd "more requests at once than may be on the wire",
         AtTheInstant "asked at the very microsecond a token was due, or one beside it",
     }
     "shared data": {

@@ -48,7 +48,7 @@ impl World {
             let (b"EVALSHA" | b"EVAL") = words[0] else { continue };
             let Some(bucket) = self.redis_buckets.get(words[3]).copied() else { continue };
             let payer = bucket % self.plan.payers();
-            let pending = worker.pending.borrow();
+            let mut pending = worker.pending.borrow_mut();
             let is_asker = |ticket: &Ticket| {
                 pending
                     .get(ticket)
@@ -56,10 +56,16 @@ impl World {
                     .is_some_and(|(other, _)| other == payer)
             };
             let ticket = match words[0] {
-                b"EVALSHA" => worker.unsent.borrow_mut().pop_front().filter(is_asker),
+                b"EVALSHA" => {
+                    worker.last_sent_us.set(self.now_us.get());
+                    worker.unsent.borrow_mut().pop_front().filter(is_asker)
+                }
                 _ => stream.unknown.iter().position(is_asker).and_then(|place| stream.unknown.remove(place)),
             };
             let sequence = std::str::from_utf8(words[7]).ok().and_then(|text| text.parse().ok());
+            if let Some(pending) = ticket.and_then(|ticket| pending.get_mut(&ticket)) {
+                pending.sent_us.get_or_insert(self.now_us.get());
+            }
             match ticket.zip(sequence) {
                 Some((ticket, sequence)) => drop(stream.tickets.insert(sequence, ticket)),
                 None => self.fail(Some(payer), "Redis is asked for nobody who waits"),

@@ -52,6 +52,8 @@ pub struct Pending {
     pub caller: Caller,
     /// When it came in.
     pub at_us: u64,
+    /// When its command was sent, if it was.
+    pub sent_us: Option<u64>,
     /// How long it may wait.
     pub timeout_us: u64,
     /// How late its worker had been in all when it came in.
@@ -78,6 +80,8 @@ pub struct Worker {
     pub pending: RefCell<BTreeMap<Ticket, Pending>>,
     /// Who waits and whose question has not gone out.
     pub unsent: RefCell<VecDeque<Ticket>>,
+    /// When the last question of a request went out.
+    pub last_sent_us: Cell<u64>,
     /// Whether a turn is on its way.
     pub is_awake: Cell<bool>,
     /// When the next tick is due.
@@ -105,6 +109,7 @@ impl Worker {
             stream: RefCell::default(),
             pending: RefCell::default(),
             unsent: RefCell::default(),
+            last_sent_us: Cell::default(),
             is_awake: Cell::new(false),
             tick_us: Cell::new(u64::MAX),
             busy_until_us: Cell::default(),

@@ -14,6 +14,7 @@ use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
 use dynamic_rate_limiter::request::{Arrival, Ticket};
 use dynamic_rate_limiter::store::AddressTable;
+use dynamic_rate_limiter::store::redis::queue::window;
 use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
 
 use crate::faults::Faults;
@@ -37,6 +38,9 @@ pub const TURN_US: u64 = 50;
 
 /// Longest turn of a busy worker's event loop, in microseconds.
 const LONGEST_TURN_US: u64 = 100_000;
+
+/// One in so many arrivals brings a crowd of requests.
+const CROWD_ONE_IN: u64 = 400;
 
 /// Operations inside of operations, at most.
 pub const MAX_DEPTH: u32 = 2;
@@ -334,8 +338,26 @@ impl World {
                 self.request(worker, caller, 0);
             }
         }
+        if self.plan.store != Store::SharedData && self.one_in(CROWD_ONE_IN) {
+            self.crowd();
+        }
         if !self.is_over() {
             self.after(self.below(2 * self.plan.gap_us), Event::Arrivals);
+        }
+    }
+
+    /// At one worker more requests come in at once than may be on the wire.
+    fn crowd(&self) {
+        let envoy = self.below(self.envoys.len() as u64) as usize;
+        let Some(index) = self.some_worker(envoy) else { return };
+        let window = window(self.plan.timeout_us);
+        if self.worker(index).pending.borrow().len() > window {
+            return;
+        }
+        self.count(Happening::Crowd);
+        for _ in 0..window as u64 + self.below(2 * window as u64) {
+            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
+            self.request(index, caller, MAX_DEPTH);
         }
     }
 
@@ -439,12 +461,13 @@ impl World {
             wanted: None,
             caller,
             at_us,
+            sent_us: None,
             timeout_us,
             late_us,
             outcome: None,
         };
         match decision {
-            Decision::AwaitsRedis => {
+            Decision::AwaitsRedis(_) => {
                 self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, ticket });
                 worker.pending.borrow_mut().insert(ticket, pending);
                 worker.unsent.borrow_mut().push_back(ticket);
@@ -478,12 +501,13 @@ impl World {
             wanted: Some(wanted),
             caller,
             at_us,
+            sent_us: None,
             timeout_us: POST_TIMEOUT_US,
             late_us,
             outcome: None,
         };
         match decision {
-            Decision::AwaitsRedis => drop(worker.pending.borrow_mut().insert(ticket, pending)),
+            Decision::AwaitsRedis(_) => drop(worker.pending.borrow_mut().insert(ticket, pending)),
             decision => self.decided(index, &worker, ticket, pending, decision, &host, false),
         }
         self.wake(index, &worker);

@@ -64,7 +64,7 @@ fn serve(plugin: Plugin) {
                 }
                 Decision::Exempt
                 | Decision::Replied(_)
-                | Decision::AwaitsRedis
+                | Decision::AwaitsRedis(_)
                 | Decision::AwaitsDocuments => {}
             }
         }

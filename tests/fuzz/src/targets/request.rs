@@ -143,11 +143,11 @@ impl World {
                     Decision::Replied(reply) => {
                         assert!(matches!(reply.status, 200 | 400 | 413 | 500), "{reply:?}")
                     }
-                    Decision::AwaitsRedis => {}
+                    Decision::AwaitsRedis(_) => {}
                     other => panic!("{other:?}"),
                 }
             }
-            Decision::Exempt | Decision::AwaitsRedis | Decision::AwaitsDocuments => {}
+            Decision::Exempt | Decision::AwaitsRedis(_) | Decision::AwaitsDocuments => {}
         }
     }
 

@@ -1,12 +1,15 @@
 //! A conversation with Redis, where each byte says what happens next: a question, a reply as a model of Redis gives
 //! it, bytes from the input in its place, a close, time.
 //!
-//! Everybody who asks is answered once, at the tick after the deadline at the latest; as long as nobody tampers with
-//! the stream, with what Redis has answered to that very question; and there is a bound to what is remembered.
+//! Everybody who asks is answered once, at the tick after the deadline at the latest, which begins when the command is
+//! sent, or while it waits, when the last one was; as long as nobody tampers with the stream, with what Redis has
+//! answered to that very question; who has cancelled in time is not answered and costs nothing; and there is a bound to
+//! what is on the wire, and to what is remembered.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{
     Answer, Command, Credentials, MAX_COMMANDS, Overwrite, Session,
@@ -50,7 +53,8 @@ pub(super) fn check(bytes: &[u8]) {
                 talk.tamper(garbage);
             }
             14 => talk.replace_reply(ERRORS[usize::from(argument) % ERRORS.len()]),
-            _ => talk.redis.knows_script = argument % 2 == 0,
+            _ if argument % 4 < 2 => talk.redis.knows_script = argument % 2 == 0,
+            _ => talk.cancel(),
         }
         talk.settle();
     }
@@ -66,8 +70,17 @@ struct Talk {
     is_genuine: bool,
     now_us: u64,
     asked: u32,
-    /// Deadline of everybody who has no answer yet.
-    waiting: HashMap<u32, u64>,
+    /// Everybody who has no answer yet.
+    waiting: HashMap<u32, Waiting>,
+    /// Who may have cancelled too late.
+    cancelled: HashSet<u32>,
+    /// The last who took a token, and by which command.
+    last_take: Option<(u32, CommandId)>,
+}
+
+struct Waiting {
+    deadline_us: u64,
+    is_sent: bool,
 }
 
 impl Talk {
@@ -85,6 +98,8 @@ impl Talk {
             now_us: SECOND,
             asked: 0,
             waiting: HashMap::new(),
+            cancelled: HashSet::new(),
+            last_take: None,
         }
     }
 
@@ -103,14 +118,40 @@ impl Talk {
             _ => Command::Set(format!("set:{id}").into(), "NORMAL", Overwrite::Always),
         };
         self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
-        match self.session.send(id, question, TIMEOUT_US, self.now_us) {
-            Ok(()) => {
-                // Its time begins when it is sent, which the next tick does at the latest.
-                self.waiting.insert(id, self.now_us + TIMEOUT_US + self.session.tick_us());
-            }
-            Err((asker, _)) => assert_eq!(asker, id, "who asked is handed back"),
+        if let Ok(command) = self.session.send(id, question, TIMEOUT_US, self.now_us) {
+            let deadline_us = self.deadline_us();
+            self.waiting.insert(id, Waiting { deadline_us, is_sent: false });
+            self.last_take = (kind == 0).then_some((id, command)).or(self.last_take);
         }
         assert!(self.waiting.len() <= MAX_COMMANDS);
+    }
+
+    /// Of what is sent now, or at the next tick at the latest.
+    fn deadline_us(&self) -> u64 {
+        self.now_us + TIMEOUT_US + self.session.tick_us()
+    }
+
+    /// Nobody wants the answer of the last who took a token.
+    fn cancel(&mut self) {
+        let Some((id, command)) = self.last_take.take() else { return };
+        self.session.cancel(command);
+        if self.waiting.remove(&id).is_some() {
+            self.cancelled.insert(id);
+        }
+    }
+
+    /// Notes what goes out: its time begins, and so does that of everybody who waits for it to.
+    fn note_sent(&mut self, words: &[Vec<u8>]) {
+        let Some(b"EVALSHA") = words.first().map(Vec::as_slice) else { return };
+        let key = words.get(3).and_then(|key| std::str::from_utf8(key).ok());
+        let Some(id) = key.and_then(|key| key.strip_prefix("bucket:")?.parse().ok()) else { return };
+        let deadline_us = self.deadline_us();
+        self.waiting.values_mut().filter(|waiting| !waiting.is_sent).for_each(|waiting| {
+            waiting.deadline_us = deadline_us;
+        });
+        if let Some(waiting) = self.waiting.get_mut(&id) {
+            waiting.is_sent = true;
+        }
     }
 
     fn flush(&mut self) {
@@ -123,16 +164,18 @@ impl Talk {
         if effects.open {
             self.connection = Some(Connection::default());
         }
-        let Some(connection) = &mut self.connection else {
-            return assert!(effects.send.is_empty(), "there is no stream to send on");
-        };
         let mut rest = effects.send.as_slice();
+        let mut takes = 0;
         while !rest.is_empty() {
             // One at a time: the model moves all that it has been given for every command.
-            let (_, length) = parse_command(rest).expect("whole commands");
+            let (words, length) = parse_command(rest).expect("whole commands");
+            takes += usize::from(words[0].starts_with(b"EVAL"));
+            self.note_sent(&words);
+            let connection = self.connection.as_mut().expect("a stream to send on");
             self.replies.extend(self.redis.receive(connection, &rest[..length]));
             rest = &rest[length..];
         }
+        assert!(takes <= window(TIMEOUT_US), "{takes} at a time");
     }
 
     /// So many bytes of what is on its way arrive.
@@ -190,13 +233,14 @@ impl Talk {
         self.session.tick(self.now_us);
         self.flush();
         self.settle();
-        let late = self.waiting.iter().find(|(_, deadline_us)| **deadline_us <= self.now_us);
-        assert!(late.is_none(), "still without an answer: {late:?}");
+        let late = self.waiting.iter().find(|(_, waiting)| waiting.deadline_us <= self.now_us);
+        assert!(late.is_none(), "still without an answer: {:?}", late.map(|(id, _)| id));
     }
 
     fn settle(&mut self) {
         while let Some((id, answer)) = self.session.next_answer() {
-            assert!(self.waiting.remove(&id).is_some(), "{id} is answered twice, or never asked");
+            let was_waiting = self.waiting.remove(&id).is_some() || self.cancelled.remove(&id);
+            assert!(was_waiting, "{id} is answered twice, or never asked");
             match answer {
                 Ok(answer) if self.is_genuine => {
                     let is_its_own = match &answer {
@@ -214,6 +258,7 @@ impl Talk {
 
     /// Everybody is answered in the end, and Redis is found again once it behaves.
     fn end(mut self) {
+        self.flush();
         self.pass(TIMEOUT_US + self.session.tick_us());
         assert!(self.waiting.is_empty());
         self.close();

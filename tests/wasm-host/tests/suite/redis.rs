@@ -1,10 +1,21 @@
 //! Requests that Redis decides, and those that it should have.
 
+use std::net::Ipv4Addr;
+
 use wasm_host::redis::Mode;
 use wasm_host::{Request, World};
 
 use crate::support::{change, keyed, redis_configuration, redis_setup, redis_world, statuses};
 use wasm_host::secrets::{REDIS_PASSWORD, REDIS_USER};
+
+/// The address of one of many clients.
+fn client(n: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0000 + n as u32)
+}
+
+fn from_client(n: usize) -> Request {
+    Request::get("/").from(format!("{}:1", client(n)))
+}
 
 #[test]
 fn envoys_share_each_bucket_exactly_however_bytes_are_cut() {
@@ -86,6 +97,37 @@ fn a_late_reply_decides_nobody_else() {
     let response = world.response(waits).expect("an answer");
     assert_eq!((response.status, response.header("x-ratelimit-tier").as_str()), (200, "free"));
     assert!(world.undecided().is_empty());
+}
+
+#[test]
+fn requests_whose_clients_leave_before_their_turn_cost_nothing() {
+    let mut world = redis_world("deny");
+    assert_eq!(world.get(0, &keyed()).status, 200);
+    world.redis.mode = Mode::Frozen;
+    let ids: Vec<_> = (0..400).map(|n| world.send(0, &from_client(n))).collect();
+    ids[200..399].iter().for_each(|id| world.leave(*id));
+    world.redis_comes_up();
+    assert!(world.undecided().is_empty());
+    let has_bucket =
+        |n: &usize| world.redis.model.buckets.contains_key(&format!("rate_limit:{}", client(*n)));
+    assert_eq!((0..400).filter(has_bucket).collect::<Vec<_>>(), (0..200).chain([399]).collect::<Vec<_>>());
+    let admitted = |id: &&usize| world.response(**id).is_some_and(|response| response.status == 200);
+    assert_eq!(ids.iter().filter(admitted).count(), 201);
+}
+
+#[test]
+fn thousands_that_wait_are_decided_at_once_when_redis_does_not_answer() {
+    let mut world = redis_world("deny");
+    assert_eq!(world.get(0, &keyed()).status, 200);
+    world.redis.mode = Mode::Frozen;
+    let ids: Vec<_> = (0..10_000).map(|n| world.send(0, &from_client(n))).collect();
+    assert_eq!(world.undecided().len(), ids.len());
+    // The host bounds the instructions and the memory of each callback.
+    world.advance_ms(20 + 10);
+    assert!(world.undecided().is_empty());
+    assert!(ids.iter().all(|id| world.response(*id).is_some_and(|response| response.status == 503)));
+    let (fuel, bytes) = (world.vm(0).most_fuel, world.vm(0).memory_bytes());
+    println!("{fuel} fuel at most, {bytes} bytes");
 }
 
 #[test]
