@@ -357,7 +357,8 @@ impl Metrics {
         let label = cluster_label(&report.name);
         let baseline = report.baseline.unwrap_or_default();
         let levels = [
-            (CLUSTER_LIMIT, report.limit as u64),
+            // Of a part of a place, a whole one is used.
+            (CLUSTER_LIMIT, report.limit.ceil() as u64),
             (CLUSTER_IN_FLIGHT, report.in_flight),
             (CLUSTER_WAITING, report.waiting),
             (CLUSTER_BASELINE, u64::try_from(baseline.as_micros()).unwrap_or(u64::MAX)),

@@ -6,7 +6,8 @@ use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, see
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, Plugin};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
-use dynamic_rate_limiter::metrics::{MAX_TIERS, Sample};
+use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIERS, Metrics, Sample};
+use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::reply::{Answer, write_headers};
 use dynamic_rate_limiter::store::SharedData;
 
@@ -351,5 +352,16 @@ fn endpoints_match_the_exact_path_and_other_methods_are_told_which_to_use() {
             }
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_limit_of_parts_of_places_is_shown_as_the_places_that_may_be_taken() {
+    for (limit, shown) in [(13.0, 13), (13.078, 14)] {
+        let mut metrics = Metrics::default();
+        let name = b"upstream".to_vec();
+        metrics.cluster(&ClusterReport { name, limit, baseline: None, in_flight: 0, waiting: 0, shed: 0 });
+        let level = Sample::Level(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);
+        assert!(metrics.drain().contains(&level), "{limit}");
     }
 }

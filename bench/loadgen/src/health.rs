@@ -51,6 +51,7 @@ fn shown(told: &Value) -> String {
     for (name, cluster) in told["clusters"].as_object().into_iter().flatten() {
         let [limit, in_flight, waiting] =
             ["limit", "in_flight", "waiting"].map(|field| cluster[field].as_f64().unwrap_or_default());
+        let limit = limit.ceil();
         line += &format!(", {name}: {in_flight:.0} of {limit:.0} in flight, {waiting:.0} waiting");
     }
     line
@@ -66,7 +67,7 @@ mod tests {
     fn a_line_holds_what_is_told() {
         let cluster = json!({"limit": 10.4, "baseline_ms": 90.0, "in_flight": 10, "waiting": 3, "shed": 1});
         let told = json!({"health": "DEGRADED", "reason": "shed", "clusters": {"upstream": cluster}});
-        assert_eq!(shown(&told), "DEGRADED by shed, upstream: 10 of 10 in flight, 3 waiting");
+        assert_eq!(shown(&told), "DEGRADED by shed, upstream: 10 of 11 in flight, 3 waiting");
         assert_eq!(shown(&json!({"health": "NORMAL", "reason": null, "clusters": {}})), "NORMAL");
         assert_eq!(shown(&json!({"health": "NORMAL"})), "NORMAL", "not measured");
     }

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Sparkline, Wrap};
 
 use super::board::{Board, Rates};
+use super::stats::Cluster;
 
 /// A rule with the tier's name, tokens, and a curve each for what passed and what did not.
 const ROWS_PER_TIER: u16 = 4;
@@ -15,15 +16,17 @@ const NAME_COLUMNS: u16 = 28;
 
 /// Draws all of it.
 pub(super) fn draw(board: &Board, frame: &mut Frame) {
-    let measured = u16::from(board.measures_health());
+    let columns = frame.area().width;
+    let measured = measured_health(board);
+    let measured_rows = measured.iter().map(|line| rows_of(&line.to_string(), columns)).sum();
     let notice = board.notices.last().map_or("", String::as_str);
-    let notices = notice.lines().map(|line| rows_of(line, frame.area().width)).sum();
-    let rows = [1, 1, measured].map(Constraint::Length).into_iter();
+    let notices = notice.lines().map(|line| rows_of(line, columns)).sum();
+    let rows = [1, 1, measured_rows].map(Constraint::Length).into_iter();
     let rows = rows.chain([Constraint::Min(0), Constraint::Length(1), Constraint::Length(notices)]);
     let areas = Layout::vertical(rows).split(frame.area());
     frame.render_widget(title(board), areas[0]);
     frame.render_widget(Line::from(state(board)), areas[1]);
-    frame.render_widget(measured_health(board), areas[2]);
+    frame.render_widget(Paragraph::new(measured).wrap(Wrap { trim: true }), areas[2]);
     draw_tiers(board, frame, areas[3]);
     frame.render_widget(counts(board).dim(), areas[4]);
     frame.render_widget(Paragraph::new(notice).wrap(Wrap { trim: false }).yellow(), areas[5]);
@@ -59,10 +62,10 @@ fn state(board: &Board) -> Vec<Span<'static>> {
     vec!["Health ".into(), health, "   Redis ".into(), redis]
 }
 
-/// Mode, what is in flight, and what is shed of each tier; nothing in a limiter that does not measure health.
-fn measured_health(board: &Board) -> Line<'static> {
+/// Mode and what is in flight, and what is shed of each tier; nothing in a limiter that does not measure health.
+fn measured_health(board: &Board) -> Vec<Line<'static>> {
     if !board.measures_health() {
-        return Line::default();
+        return Vec::new();
     }
     let sample = board.now();
     let mode = match sample.and_then(|sample| sample.is_automatic) {
@@ -70,19 +73,18 @@ fn measured_health(board: &Board) -> Line<'static> {
         Some(false) => "manual",
         None => "unknown",
     };
+    let mut in_flight = format!("Mode {mode}");
+    for (name, cluster) in sample.into_iter().flat_map(|sample| &sample.clusters) {
+        let Cluster { in_flight: now, limit, waiting } = cluster;
+        in_flight += &format!("   {name} {now} of {limit} in flight, {waiting} waiting");
+    }
     let share = sample.and_then(|sample| sample.shed_permille).unwrap_or(0) as f64 / 10.0;
     let colour = if share > 0.0 { Color::Yellow } else { Color::Reset };
-    let mut spans = vec![format!("Mode {mode}   ").into()];
-    for (name, cluster) in sample.into_iter().flat_map(|sample| &sample.clusters) {
-        let (in_flight, limit, waiting) = (cluster.in_flight, cluster.limit, cluster.waiting);
-        spans.push(format!("{name} {in_flight} of {limit} in flight, {waiting} waiting   ").into());
-    }
-    spans.push(Span::styled(format!("shed {share:.1} %"), colour));
-    spans.push("   shed/s".into());
-    for name in board.tiers() {
-        spans.push(format!("  {name} {:.1}", board.rates(&name).shed).into());
-    }
-    Line::from(spans)
+    let of_tiers: Vec<_> =
+        board.tiers().iter().map(|name| format!("{name} {:.1}", board.rates(name).shed)).collect();
+    let shed = format!("Shed {share:.1} %").fg(colour);
+    let a_second = format!("   a second: {}", of_tiers.join("  "));
+    vec![in_flight.into(), Line::from(vec![shed, a_second.into()])]
 }
 
 fn draw_tiers(board: &Board, frame: &mut Frame, area: Rect) {
@@ -120,7 +122,7 @@ fn draw_tier(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
 }
 
 fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
-    let Some(left) = board.tier(name).and_then(|tier| tier.tokens_remaining) else {
+    let Some(left) = board.tier(name).and_then(|tier| tier.tokens_remaining()) else {
         frame.render_widget("none seen yet".dim(), area);
         return;
     };
@@ -162,12 +164,14 @@ pub(super) fn line(board: &Board) -> String {
     }
     let mut text: String = state(board).iter().map(|span| span.content.as_ref()).collect();
     if board.measures_health() {
-        text += "   ";
-        text += &measured_health(board).to_string();
+        for line in measured_health(board) {
+            text += "   ";
+            text += &line.to_string();
+        }
     }
     for name in board.tiers() {
         let Rates { allowed, refused, .. } = board.rates(&name);
-        let left = board.tier(&name).and_then(|tier| tier.tokens_remaining);
+        let left = board.tier(&name).and_then(|tier| tier.tokens_remaining());
         let left = left.map_or("-".to_owned(), |left| left.to_string());
         let capacity = board.capacity(&name).map_or("?".to_owned(), |capacity| capacity.to_string());
         text +=

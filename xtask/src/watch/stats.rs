@@ -37,8 +37,15 @@ pub(super) struct Tier {
     /// `limited` and `blocked`.
     pub(super) refused: u64,
     pub(super) shed: u64,
-    /// Of the caller that was seen last.
-    pub(super) tokens_remaining: Option<u64>,
+    /// Of the caller that was seen last. Envoy shows 0 from the start.
+    tokens_remaining: Option<u64>,
+}
+
+impl Tier {
+    /// What the caller that was seen last has left; missing where none has been seen.
+    pub(super) fn tokens_remaining(&self) -> Option<u64> {
+        self.tokens_remaining.filter(|left| *left > 0 || self.allowed + self.refused > 0)
+    }
 }
 
 /// Requests to one upstream cluster.

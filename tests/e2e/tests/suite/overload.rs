@@ -1,6 +1,7 @@
 //! Overload: requests in flight to each upstream cluster have a limit, the most important callers are sent first, and
 //! health is measured. Spec section 12.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -183,6 +184,7 @@ fn ten_times_the_capacity_leaves_goodput_the_important_tier_and_another_cluster_
         assert_shed_response(&shed_stranger(&envoy));
         assert_grpc_is_unavailable(&envoy);
         assert_metrics_of_shedding(&envoy);
+        assert_live_view_is_recorded_as_envoy_prints(&envoy);
         let end = Duration::from_secs((plan.before + plan.overload).into());
         while crowd.elapsed() < end {
             regular.ask();
@@ -262,6 +264,22 @@ fn assert_metrics_of_shedding(envoy: &Envoy) {
         });
         (transitions.iter().sum::<f64>() == 1.0).then_some(())
     });
+}
+
+/// Checks that `cargo xtask watch` is tested with what Envoy prints: all names in its record are there now.
+#[track_caller]
+fn assert_live_view_is_recorded_as_envoy_prints(envoy: &Envoy) {
+    let names = |stats: &str| -> BTreeSet<String> {
+        stats.lines().filter_map(|line| Some(line.split_once(": ")?.0.to_owned())).collect()
+    };
+    let recorded = names(include_str!("../../../../xtask/src/watch/overload.stats"));
+    assert!(recorded.len() > 40, "{recorded:?}");
+    let mut missing = BTreeSet::new();
+    let found = wait::poll(wait::SOON, || {
+        missing = &recorded - &names(&envoy.admin("/stats?filter=rate_limiter_"));
+        missing.is_empty().then_some(())
+    });
+    assert!(found.is_some(), "not printed: {missing:?}");
 }
 
 /// A free caller who comes again and again.
