@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use crate::control::{Control, Redis};
 use crate::health::Told;
+use crate::store::redis::command::{Command, Overwrite};
 use crate::store::redis::health_key;
-use crate::store::redis::session::{Command, Overwrite};
 use crate::store::{SharedData, record_key, update};
 
 /// Between two polls, in microseconds. A change is to be known everywhere within a second.

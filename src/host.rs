@@ -1,7 +1,7 @@
 //! The door to Envoy: the only code that knows the proxy-wasm ABI, compiled for wasm alone.
 //!
 //! [`root`] is the plugin (configuration, ticks), [`fetch`] its documents on their way, [`http`] one request, [`worker`] what the
-//! requests of a worker share, [`pipe`] its stream to Redis, [`bridge`] that stream's other end, [`log`] what it writes, and the rest are
+//! requests of a worker share, [`redis_stream`] its stream to Redis, [`bridge`] that stream's other end, [`log`] what it writes, and the rest are
 //! the host calls that the limiter asks for through its traits.
 
 mod bridge;
@@ -11,7 +11,7 @@ mod http;
 mod log;
 mod metrics;
 mod overload;
-mod pipe;
+mod redis_stream;
 mod root;
 mod ticks;
 mod turn;

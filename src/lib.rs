@@ -13,7 +13,7 @@
 //!
 //! In reading order: [`tier`], [`limit`] and [`bucket`] (limits and the arithmetic), [`identity`] (who is calling),
 //! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`],
-//! [`generation`] and [`documents`] (how changes reach every worker), [`charge`], [`fleet`] and [`health_sync`] (what many
+//! [`generation`] and [`documents`] (how changes reach every worker), [`charge`], [`redis_limiter`] and [`health_sync`] (what many
 //! Envoys share), [`overload`] (how much may be in flight), [`limiter`] and [`requests`] (the decision, and a request
 //! until it ends), [`admin`] with [`login_throttle`], [`reply`], [`metrics`], and last `host`, the only code that
 //! knows Envoy.
@@ -37,7 +37,6 @@ pub mod codec;
 pub mod config;
 pub mod control;
 pub mod documents;
-pub mod fleet;
 pub mod generation;
 pub mod health;
 pub mod health_sync;
@@ -52,6 +51,7 @@ pub mod measured_health;
 pub mod metrics;
 pub mod overload;
 pub mod record_key;
+pub mod redis_limiter;
 pub mod reply;
 pub mod request;
 pub mod requests;

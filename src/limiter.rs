@@ -1,7 +1,7 @@
 //! The one place where a request's fate branches.
 //!
 //! Reads what it needs of a request, once and as bytes, through [`Request`]; keeps buckets through
-//! [`SharedData`] or [`Fleet`]; knows nothing of Envoy. Everything here belongs to one worker: what workers share
+//! [`SharedData`] or [`RedisLimiter`]; knows nothing of Envoy. Everything here belongs to one worker: what workers share
 //! is in shared data, what Envoys share is in Redis.
 
 use std::rc::Rc;
@@ -13,12 +13,12 @@ use crate::charge::{Charge, Payer};
 use crate::config::{Caller, Config, Documents, OnFailure, Plugin};
 use crate::control::{Control, Redis};
 use crate::documents::{Fetched, Finished, Outcome, Outdated, Publication, Published, SourceRecords};
-use crate::fleet::{Answered, Charged, Fleet, NotAsked};
 use crate::health::Told;
 use crate::identity::{KeyHash, MAX_KEY_BYTES, Network};
 use crate::measured_health;
 use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
+use crate::redis_limiter::{Answered, Charged, NotAsked, RedisLimiter};
 use crate::reply::Answer;
 use crate::request::{Arrival, Request, Ticket};
 use crate::store::redis::queue::CommandId;
@@ -91,7 +91,7 @@ pub struct Limiter {
     /// How many changes were announced then; `None` where it has to be read again.
     changes: Option<u64>,
     /// Other Envoys' part in it all, where there is a Redis.
-    fleet: Option<Fleet>,
+    redis: Option<RedisLimiter>,
     /// The documents that `config` was made with.
     documents: u32,
     /// Where documents are published, where they are fetched.
@@ -123,7 +123,7 @@ impl Limiter {
             |Contended| "the address table could not be opened: shared data is contended".to_owned(),
         )?;
         let redis = settings.redis.as_ref();
-        let fleet = redis.map(|redis| Fleet::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
+        let redis = redis.map(|redis| RedisLimiter::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
         let source = settings.config_source.as_ref();
         let records = source.map(|source| SourceRecords::new(&settings.namespace, source));
         let mut limiter = Self {
@@ -133,7 +133,7 @@ impl Limiter {
             control_key: Control::key(&settings.namespace),
             control: Control::default(),
             changes: None,
-            fleet,
+            redis,
             documents: 0,
             lacks_documents: records.is_some(),
             records,
@@ -248,10 +248,10 @@ impl Limiter {
             return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
         };
         let charge = Charge { payer, tier, health, limit };
-        let Some(fleet) = &mut self.fleet else {
+        let Some(redis) = &mut self.redis else {
             return self.charge_here(&charge, data);
         };
-        match fleet.charge(arrival, charge, &mut self.metrics) {
+        match redis.charge(arrival, charge, &mut self.metrics) {
             Charged::Waits(command) => Decision::AwaitsRedis(command),
             Charged::Denied(charge, verdict) => self.decided(&charge, verdict, arrival.at_us),
             Charged::Declined(charge) => self.fall_back(&charge, data),
@@ -269,8 +269,8 @@ impl Limiter {
         let health = self.control.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { payer: payer.clone(), tier: tier.clone(), health, limit };
-        let (verdict, now_us) = match &mut self.fleet {
-            Some(fleet) => (fleet.known_refusal(&charge, arrival.at_us)?, arrival.at_us),
+        let (verdict, now_us) = match &mut self.redis {
+            Some(redis) => (redis.known_refusal(&charge, arrival.at_us)?, arrival.at_us),
             None => {
                 let taken = self.take(&charge, &ReadOnly(data)).ok()?.value;
                 (taken.verdict, taken.now_us)
@@ -321,10 +321,10 @@ impl Limiter {
         arrival: Arrival,
     ) -> Decision {
         let network = pending.network;
-        let reply = match (admin::requested_health(body, self.config.settings.measured), &mut self.fleet) {
+        let reply = match (admin::requested_health(body, self.config.settings.measured), &mut self.redis) {
             (Err(reply), _) => reply,
             (Ok(told), None) => self.change_own_health(network, told, data),
-            (Ok(told), Some(fleet)) => match fleet.set_health(arrival, network, told) {
+            (Ok(told), Some(redis)) => match redis.set_health(arrival, network, told) {
                 Ok(command) => return Decision::AwaitsRedis(command),
                 Err(NotAsked) => admin::not_stored(),
             },
@@ -335,7 +335,7 @@ impl Limiter {
 
     /// What became of the next request that waited for Redis.
     pub fn next_decision(&mut self, now_us: u64, data: &impl SharedData) -> Option<(Ticket, Decision)> {
-        let (ticket, answered) = self.fleet.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
+        let (ticket, answered) = self.redis.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
         let decision = match answered {
             // Redis' clock fills the bucket; what the caller is told follows this Envoy's.
             Answered::Charge(charge, Some(verdict)) => self.decided(&charge, verdict, now_us),
@@ -352,9 +352,9 @@ impl Limiter {
         Some((ticket, decision))
     }
 
-    /// This worker's part in the fleet, where there is a Redis.
-    pub fn fleet(&mut self) -> Option<&mut Fleet> {
-        self.fleet.as_mut()
+    /// This worker's part in what Envoys share through Redis, where there is one.
+    pub fn redis(&mut self) -> Option<&mut RedisLimiter> {
+        self.redis.as_mut()
     }
 
     /// Follows what was measured of the upstreams.
@@ -461,11 +461,11 @@ impl Limiter {
             self.adopt_documents(data);
         }
         self.metrics.health(control.health());
-        if let Some(fleet) = &mut self.fleet {
+        if let Some(redis) = &mut self.redis {
             self.metrics.redis_connected(control.redis == Redis::Connected);
             let limits = |control: Control| (control.health_changes, control.health(), control.documents);
             if limits(previous) != limits(control) {
-                fleet.forget_denied();
+                redis.forget_denied();
             }
         }
     }
@@ -561,7 +561,7 @@ impl Limiter {
 
     /// Decides without Redis, as `on_failure` says.
     fn fall_back(&mut self, charge: &Charge, data: &impl SharedData) -> Decision {
-        let policy = self.fleet.as_ref().map_or(OnFailure::Local, Fleet::on_failure);
+        let policy = self.redis.as_ref().map_or(OnFailure::Local, RedisLimiter::on_failure);
         let Charge { tier, health, .. } = charge;
         let answer = |now_us| Answer { tier: tier.clone(), health: *health, verdict: None, now_us };
         match policy {

@@ -8,7 +8,7 @@ use std::path::Path;
 const LAYERS: [(&str, &[&str]); 8] = [
     ("Envoy's ABI", &["host"]),
     ("decides about a request", &["limiter", "requests"]),
-    ("surrounds a decision", &["admin", "callers", "documents", "fleet", "measured_health"]),
+    ("surrounds a decision", &["admin", "callers", "documents", "measured_health", "redis_limiter"]),
     (
         "what workers and Envoys share, what answers say",
         &[

@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 use common::redis::{Connection, ModelRedis, parse_commands, shown};
 use common::{SECOND, limit};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use dynamic_rate_limiter::config::Credentials;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_REFUSALS};
+use dynamic_rate_limiter::store::redis::command::{Answer, Command, Declined, Event, Failure, Overwrite};
 use dynamic_rate_limiter::store::redis::failure::Reason;
 use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, TIMER_RESOLUTION_US};
 use dynamic_rate_limiter::store::redis::script::Take;
-use dynamic_rate_limiter::store::redis::session::{
-    Answer, Command, Credentials, Declined, Effects, Event, Failure, MAX_COMMANDS, Overwrite, Session,
-};
+use dynamic_rate_limiter::store::redis::session::{Effects, MAX_COMMANDS, Session};
 
 const MS: u64 = 1_000;
 

@@ -1,4 +1,4 @@
-//! The other end of the pipe: an upstream filter between the limiter's gRPC stream and the TCP connection to Redis.
+//! The other end of the stream to Redis: an upstream filter between it and the TCP connection.
 //!
 //! Runs in a VM of its own (`root_id` and `vm_id` `redis_bridge`): the limiter's could not be entered again while it
 //! sends. Knows nothing of Redis.

@@ -9,15 +9,15 @@ use super::calls::{HostData, HostRequest, cluster_name, set_response_header};
 use super::http::{Next, outcome, send_local, send_reply, write_headers};
 use super::metrics;
 use super::overload::{Overload, shed_wait_seconds};
-use super::pipe::Pipe;
+use super::redis_stream::RedisStream;
 use super::ticks::Ticks;
 use super::turn::NextTurn;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::documents::Fetched;
-use crate::fleet::Fleet;
 use crate::generation::Role;
 use crate::limiter::{Decision, LimitedRequest, Limiter, Screening};
 use crate::overload::{Admission, Outcome, Output};
+use crate::redis_limiter::RedisLimiter;
 use crate::request::{Arrival, RequestId};
 use crate::requests::{Arrived, InProgress, Requests, State, Waiting};
 use crate::store::SharedData;
@@ -48,9 +48,9 @@ pub(super) struct Worker {
     pub(super) limiter: Limiter,
     overload: Option<Overload>,
     requests: Requests,
-    /// The root context, on whose behalf the pipe is used.
+    /// The root context, on whose behalf the stream is used.
     root: u32,
-    pipe: Option<Pipe>,
+    stream: Option<RedisStream>,
     ticks: Ticks,
     /// Until the first tick: how soon it is to come.
     first_tick: Option<Duration>,
@@ -65,14 +65,14 @@ impl Worker {
     pub(super) fn new(root: u32, limiter: Limiter, duration_histogram: Option<u32>) -> Self {
         let settings = &limiter.config().settings;
         let redis = settings.redis.as_ref();
-        let pipe = redis.map(|redis| Pipe::new(redis.cluster.clone()));
+        let stream = redis.map(|redis| RedisStream::new(redis.cluster.clone()));
         let overload = settings.measured.map(|measured| Overload::new(measured, &settings.namespace));
         let mut worker = Self {
             limiter,
             overload,
             requests: Requests::default(),
             root,
-            pipe,
+            stream,
             ticks: Ticks::default(),
             first_tick: Some(FIRST_TICK),
             answers_left: MAX_ANSWERS,
@@ -219,20 +219,20 @@ impl Worker {
     }
 
     /// Takes in what Redis sent.
-    pub(super) fn received(&mut self, stream: u32, bytes: &[u8]) {
-        self.at_pipe(|pipe, fleet, now_us| {
-            if pipe.is_current(stream) {
-                fleet.received(bytes, now_us);
+    pub(super) fn received(&mut self, id: u32, bytes: &[u8]) {
+        self.at_stream(|stream, redis, now_us| {
+            if stream.is_current(id) {
+                redis.received(bytes, now_us);
             }
         });
     }
 
     /// Notes that a stream is closed.
-    pub(super) fn closed(&mut self, stream: u32, status: u32) {
-        self.at_pipe(|pipe, fleet, now_us| {
-            if pipe.is_current(stream) {
-                pipe.close();
-                fleet.closed(&format!("the connection was refused or lost (gRPC status {status})"), now_us);
+    pub(super) fn closed(&mut self, id: u32, status: u32) {
+        self.at_stream(|stream, redis, now_us| {
+            if stream.is_current(id) {
+                stream.close();
+                redis.closed(&format!("the connection was refused or lost (gRPC status {status})"), now_us);
             }
         });
     }
@@ -244,18 +244,19 @@ impl Worker {
             self.serve_queue(None, HostData.now_us());
             return;
         }
-        self.at_pipe(|pipe, fleet, _| {
-            pipe.take_turn(queue);
-            pipe.flush(fleet);
+        self.at_stream(|stream, redis, _| {
+            if stream.take_turn(queue) {
+                stream.flush(redis);
+            }
         });
     }
 
     /// Sees to deadlines, and to shared state if this generation is the newest.
     pub(super) fn tick(&mut self, role: Role) {
-        self.at_pipe(|pipe, fleet, now_us| {
-            fleet.tick(now_us, role, &HostData);
-            pipe.flush(fleet);
-            pipe.rest(fleet);
+        self.at_stream(|stream, redis, now_us| {
+            redis.tick(now_us, role, &HostData);
+            stream.flush(redis);
+            stream.rest(redis);
         });
         let now_us = HostData.now_us();
         self.follow_overload(now_us, role);
@@ -269,11 +270,11 @@ impl Worker {
         self.set_ticks();
     }
 
-    /// Does something with the pipe, and then whatever follows from it.
-    fn at_pipe(&mut self, act: impl FnOnce(&mut Pipe, &mut Fleet, u64)) {
+    /// Does something with the stream, and then whatever follows from it.
+    fn at_stream(&mut self, act: impl FnOnce(&mut RedisStream, &mut RedisLimiter, u64)) {
         let now_us = HostData.now_us();
-        if let (Some(pipe), Some(fleet)) = (&mut self.pipe, self.limiter.fleet()) {
-            act(pipe, fleet, now_us);
+        if let (Some(stream), Some(redis)) = (&mut self.stream, self.limiter.redis()) {
+            act(stream, redis, now_us);
             self.answer(now_us);
             self.serve_queue(None, now_us);
             self.wake();
@@ -348,7 +349,7 @@ impl Worker {
         let config = self.limiter.config().clone();
         let overload = self.overload.as_mut()?;
         // What waits for Redis is not complete before Redis has answered.
-        let has_body = arrived.has_body || self.pipe.is_some();
+        let has_body = arrived.has_body || self.stream.is_some();
         match overload.admit(id, &cluster, &limited, &config, has_body, now_us) {
             Admission::Send => Some(self.charge(id, &limited, now_us)),
             Admission::Wait => {
@@ -418,8 +419,8 @@ impl Worker {
 
     /// A request has ended before it was sent on: nothing that it waited for is done for it any more.
     fn finish_unsent(&mut self, id: RequestId, state: &State) {
-        if let (State::WaitsForRedis(command), Some(fleet)) = (state, self.limiter.fleet()) {
-            fleet.cancel(*command);
+        if let (State::WaitsForRedis(command), Some(redis)) = (state, self.limiter.redis()) {
+            redis.cancel(*command);
         }
         self.finish(id, Outcome::NotSent);
     }
@@ -500,8 +501,8 @@ impl Worker {
     }
 
     fn wake(&mut self) {
-        if let (Some(pipe), Some(fleet)) = (&mut self.pipe, self.limiter.fleet()) {
-            pipe.wake(fleet);
+        if let (Some(stream), Some(redis)) = (&mut self.stream, self.limiter.redis()) {
+            stream.wake(redis);
             self.set_ticks();
         }
     }
@@ -517,7 +518,7 @@ impl Worker {
         };
         let has_queue = self.requests.waiting_for_place() > 0;
         let overload = self.overload.as_ref().map(|overload| overload.tick(has_queue));
-        let redis = self.pipe.as_ref().map(Pipe::tick);
+        let redis = self.stream.as_ref().map(RedisStream::tick);
         self.ticks.set([self.first_tick, documents, overload, redis]);
     }
 

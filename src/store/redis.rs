@@ -1,11 +1,12 @@
 //! Buckets in Redis, shared by any number of Envoys.
 //!
-//! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`breaker`],
-//! [`reply_clock`], [`queue`] and [`session`] (the pipe and its deadlines), [`deny_cache`] (who need not be asked about),
+//! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`command`], [`breaker`],
+//! [`reply_clock`], [`queue`], `sent` and [`session`] (the conversation and its deadlines), [`deny_cache`] (who need not be asked about),
 //! [`frame`] (what the bridge does).
 //! Nobody here knows Envoy, tiers or headers.
 
 pub mod breaker;
+pub mod command;
 pub mod deny_cache;
 pub mod failure;
 pub mod frame;
@@ -13,6 +14,7 @@ pub mod queue;
 pub mod reply_clock;
 pub mod resp;
 pub mod script;
+mod sent;
 pub mod session;
 
 /// The key of the health that an operator has set for all Envoys of `namespace`.

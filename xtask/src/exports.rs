@@ -22,7 +22,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("proxy_on_http_call_response", "the documents fetched"),
     ("proxy_on_queue_ready", "sends Redis in one batch what requests have asked it"),
     ("proxy_on_grpc_receive", "the replies of Redis"),
-    ("proxy_on_grpc_close", "the pipe to Redis is lost"),
+    ("proxy_on_grpc_close", "the stream to Redis is lost"),
     ("proxy_on_request_headers", "the decision"),
     (
         "proxy_on_request_body",

@@ -11,14 +11,19 @@
 //! shard of a cluster is ill, its callers are told so at once and the others go on, so it takes more to give up.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 use super::breaker::Breaker;
-use super::failure::{Reason, Scope};
+use super::command::{
+    Answer, Command, Declined, Event, Expected, Failure, Read, protocol, push_auth, push_get, push_set, read,
+    timeout,
+};
+use super::failure::Reason;
 use super::queue::{CommandId, Queue, Queued, window};
 use super::reply_clock::ReplyClock;
-use super::resp::{Decoder, Malformed, Reply, push_command};
-use super::script::{Script, Take, Taken};
+use super::resp::{Decoder, Malformed};
+use super::script::{Script, Take};
+use super::sent::{Asker, Sent, Wait};
+use crate::config::Credentials;
 use crate::limit::Limit;
 
 /// Most commands that wait or are on the wire, and answers not yet taken. Each belongs to a request that Envoy holds,
@@ -28,69 +33,6 @@ pub const MAX_COMMANDS: usize = 16_384;
 
 /// How long a probe may take that has to connect first, in microseconds. Nobody waits for it.
 const CONNECT_TIMEOUT_US: u64 = 1_000_000;
-
-/// Longest part of an error reply that is shown.
-const MAX_SHOWN_BYTES: usize = 120;
-
-pub use crate::config::Credentials;
-
-/// A question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Take a token.
-    Take(Take),
-    /// Read a string.
-    Get(Rc<str>),
-    /// Write a string, or only if there is none.
-    Set(Rc<str>, &'static str, Overwrite),
-}
-
-/// Whether to write over what is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overwrite {
-    /// In any case.
-    Always,
-    /// Never.
-    Never,
-}
-
-/// An answer of the kind that the question asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// To [`Command::Take`].
-    Taken(Taken),
-    /// To [`Command::Get`].
-    Text(Option<Vec<u8>>),
-    /// To [`Command::Set`].
-    Done,
-}
-
-/// Redis has not answered, or not as it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The kind.
-    pub reason: Reason,
-    /// For the log.
-    pub detail: String,
-}
-
-/// Why a question was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Declined {
-    /// The breaker is open.
-    BreakerOpen,
-    /// There are [`MAX_COMMANDS`] already.
-    QueueFull,
-}
-
-/// What has become of Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// It answers.
-    Connected,
-    /// It is not asked any more, for this reason.
-    Lost(Failure),
-}
 
 /// What the owner of the stream has to do, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -119,41 +61,6 @@ enum State {
 enum Probe {
     Connecting,
     Timed,
-}
-
-#[derive(Debug)]
-struct Sent<T> {
-    asker: Asker<T>,
-    /// What was asked; the text is kept for `Take` alone, which may have to be sent again.
-    question: Expected,
-    sequence: u32,
-    wait: Wait,
-}
-
-/// How long an answer is waited for.
-#[derive(Clone, Copy, Debug)]
-struct Wait {
-    /// On the session's [`ReplyClock`].
-    since_us: u64,
-    timeout_us: u64,
-}
-
-#[derive(Debug)]
-enum Asker<T> {
-    /// Somebody waits for it.
-    Waiting(T),
-    /// Somebody did.
-    Gone,
-    /// The session itself.
-    Session,
-}
-
-#[derive(Debug)]
-enum Expected {
-    Take(Take, Script),
-    Get,
-    Set,
-    Auth,
 }
 
 /// The session. `T` is what the owner wants back with an answer.
@@ -264,13 +171,11 @@ impl<T> Session<T> {
             }
             Command::Take(take) => self.send_take(Asker::Waiting(asker), take, Script::Hash, wait),
             Command::Get(key) => {
-                push_command(out, &[b"GET", key.as_bytes()]);
+                push_get(out, &key);
                 self.expect(Asker::Waiting(asker), Expected::Get, wait);
             }
             Command::Set(key, value, overwrite) => {
-                let set: [&[u8]; 4] = [b"SET", key.as_bytes(), value.as_bytes(), b"NX"];
-                let length = if overwrite == Overwrite::Never { 4 } else { 3 };
-                push_command(out, set.get(..length).unwrap_or(&set));
+                push_set(out, &key, value, overwrite);
                 self.expect(Asker::Waiting(asker), Expected::Set, wait);
             }
         }
@@ -453,14 +358,10 @@ impl<T> Session<T> {
 
     fn open_stream(&mut self, now_us: u64) {
         self.effects.open = true;
-        let Credentials { username, password } = &self.credentials;
-        let Some(password) = password else { return };
-        match username {
-            Some(username) => push_command(&mut self.effects.send, &[b"AUTH", username, password]),
-            None => push_command(&mut self.effects.send, &[b"AUTH", password]),
+        if push_auth(&mut self.effects.send, &self.credentials) {
+            let wait = self.wait(CONNECT_TIMEOUT_US, now_us);
+            self.expect(Asker::Session, Expected::Auth, wait);
         }
-        let wait = self.wait(CONNECT_TIMEOUT_US, now_us);
-        self.expect(Asker::Session, Expected::Auth, wait);
     }
 
     fn send_probe(&mut self, timeout_us: u64, now_us: u64) {
@@ -592,66 +493,4 @@ impl<T> Session<T> {
         self.decoder = Decoder::default();
         self.unsent = 0;
     }
-}
-
-/// What a reply says.
-enum Read {
-    Answer(Answer),
-    Authenticated,
-    /// This Redis does not know the script yet.
-    UnknownScript(Take),
-    /// An error reply.
-    Refused(Failure, Scope),
-}
-
-/// Reads the reply to a question. One that the question cannot have means that replies and questions are out of
-/// step.
-fn read(
-    question: &Expected,
-    sequence: u32,
-    reply: Reply<'_>,
-    proxy_errors: &[&[u8]],
-) -> Result<Read, Failure> {
-    match (question, reply) {
-        (Expected::Take(take, Script::Hash), Reply::Error(error)) if error.starts_with(b"NOSCRIPT") => {
-            Ok(Read::UnknownScript(take.clone()))
-        }
-        (Expected::Auth, Reply::Error(error)) => {
-            // A server that does not know the command repeats its arguments: nothing of what it says is shown.
-            let code = error.split(|byte| *byte == b' ').next().filter(|word| word.len() <= 16);
-            let detail =
-                format!("AUTH with our credentials is refused ({})", shown(code.unwrap_or_default()));
-            let failure = Failure { reason: Reason::Auth, detail };
-            Ok(Read::Refused(failure, Scope::Whole))
-        }
-        (_, Reply::Error(error)) => {
-            let reason = Reason::of_error(error, proxy_errors);
-            let failure = Failure { reason, detail: shown(error) };
-            Ok(Read::Refused(failure, Scope::of_error(error, reason)))
-        }
-        (Expected::Take(..), Reply::Bulk(text)) => match Taken::parse(text) {
-            Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
-            Some(_) => Err(protocol("the reply to another question came")),
-            None => Err(protocol("what came is no answer of our script")),
-        },
-        (Expected::Get, Reply::Bulk(text)) => Ok(Read::Answer(Answer::Text(Some(text.to_vec())))),
-        (Expected::Get, Reply::Null) => Ok(Read::Answer(Answer::Text(None))),
-        (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Answer(Answer::Done)),
-        (Expected::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
-        _ => Err(protocol("a reply of another kind came than was asked for")),
-    }
-}
-
-fn protocol(detail: &str) -> Failure {
-    Failure { reason: Reason::Protocol, detail: detail.to_owned() }
-}
-
-fn timeout() -> Failure {
-    Failure { reason: Reason::Timeout, detail: "no reply in time".to_owned() }
-}
-
-/// The start of an error reply, without what could spoil a log.
-fn shown(error: &[u8]) -> String {
-    let printable = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '.' };
-    error.iter().take(MAX_SHOWN_BYTES).map(printable).collect()
 }

@@ -516,12 +516,12 @@ impl World {
     /// What Envoy does for a worker with something to send or to answer, or whose requests wait.
     pub fn wake(&self, index: usize, worker: &Worker) {
         let mut limiter = worker.limiter.borrow_mut();
-        let Some(fleet) = limiter.fleet() else { return };
-        if fleet.has_work() && !worker.is_awake.replace(true) {
+        let Some(redis) = limiter.redis() else { return };
+        if redis.has_work() && !worker.is_awake.replace(true) {
             self.after(self.below(TURN_US), Event::Turn(index));
         }
         let soon_us = self.now_us.get() + self.quick_tick_us();
-        if fleet.is_waiting() && worker.tick_us.get() > soon_us {
+        if redis.is_waiting() && worker.tick_us.get() > soon_us {
             self.tick_after(index, self.quick_tick_us());
         }
     }
@@ -547,9 +547,9 @@ impl World {
             limiter.refresh(&host);
             let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
             self.count_evictions(limiter.metrics.drain());
-            let Some(fleet) = limiter.fleet() else { return };
-            fleet.tick(clock_us, Role::Newest, &host);
-            fleet.is_waiting()
+            let Some(redis) = limiter.redis() else { return };
+            redis.tick(clock_us, Role::Newest, &host);
+            redis.is_waiting()
         };
         // It may have come late, and what others did in the middle of it delays the next.
         worker.delay(self.now_us.get() - due_us);
@@ -601,11 +601,11 @@ impl World {
             }
             let effects = {
                 let mut limiter = worker.limiter.borrow_mut();
-                let Some(fleet) = limiter.fleet() else { return };
-                if !fleet.has_work() {
+                let Some(redis) = limiter.redis() else { return };
+                if !redis.has_work() {
                     break;
                 }
-                fleet.take_effects()
+                redis.take_effects()
             };
             if effects.close || effects.open {
                 self.drop_stream(worker);

@@ -155,9 +155,9 @@ impl World {
     fn settle(&mut self, data: &FakeData) {
         data.advance(SECOND);
         self.admitted.clear();
-        let Some(fleet) = self.limiter.fleet() else { return };
-        fleet.take_effects();
-        fleet.tick(data.now_us(), Role::Newest, data);
+        let Some(redis) = self.limiter.redis() else { return };
+        redis.take_effects();
+        redis.tick(data.now_us(), Role::Newest, data);
         while let Some((ticket, decision)) = self.limiter.next_decision(data.now_us(), data) {
             assert!((1..=self.ticket).contains(&ticket));
             match decision {

@@ -9,11 +9,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use dynamic_rate_limiter::config::Credentials;
+use dynamic_rate_limiter::store::redis::command::{Answer, Command, Overwrite};
 use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
 use dynamic_rate_limiter::store::redis::script::Take;
-use dynamic_rate_limiter::store::redis::session::{
-    Answer, Command, Credentials, MAX_COMMANDS, Overwrite, Session,
-};
+use dynamic_rate_limiter::store::redis::session::{MAX_COMMANDS, Session};
 
 use harness::fake_redis::{Connection, ModelRedis, parse_command};
 use harness::{SECOND, limit};

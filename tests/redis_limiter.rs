@@ -113,7 +113,7 @@ impl World {
 
     fn tick(&mut self, name: Name) -> Vec<(Ticket, Decision)> {
         let (worker, data, _) = self.worker(name);
-        worker.fleet().tick(data.now_us(), Role::Newest, data);
+        worker.shared().tick(data.now_us(), Role::Newest, data);
         self.exchange(name)
     }
 
@@ -125,7 +125,7 @@ impl World {
         let mut decisions = Vec::new();
         loop {
             decisions.extend(std::iter::from_fn(|| worker.limiter.next_decision(now_us, data)));
-            if worker.fleet().has_work() {
+            if worker.shared().has_work() {
                 worker.flush(redis, is_down, now_us);
             } else if !is_frozen && !worker.replies.is_empty() {
                 worker.deliver(now_us);
@@ -220,18 +220,18 @@ impl Worker {
         Self { limiter, connection: None, replies: VecDeque::new(), commands: 0 }
     }
 
-    fn fleet(&mut self) -> &mut dynamic_rate_limiter::fleet::Fleet {
-        self.limiter.fleet().expect("a Redis in the configuration")
+    fn shared(&mut self) -> &mut dynamic_rate_limiter::redis_limiter::RedisLimiter {
+        self.limiter.redis().expect("a Redis in the configuration")
     }
 
     fn flush(&mut self, redis: &mut ModelRedis, is_down: bool, now_us: u64) {
-        let effects = self.fleet().take_effects();
+        let effects = self.shared().take_effects();
         if effects.close || effects.open {
             self.connection = None;
             self.replies.clear();
         }
         if effects.open && is_down {
-            return self.fleet().closed("refused", now_us);
+            return self.shared().closed("refused", now_us);
         }
         if effects.open {
             self.connection = Some(Connection::default());
@@ -245,13 +245,13 @@ impl Worker {
 
     fn deliver(&mut self, now_us: u64) {
         let bytes: Vec<u8> = self.replies.drain(..).flatten().collect();
-        self.fleet().received(&bytes, now_us);
+        self.shared().received(&bytes, now_us);
     }
 
     fn hang_up(&mut self, now_us: u64) {
         self.replies.clear();
         if self.connection.take().is_some() {
-            self.fleet().closed("reset by peer", now_us);
+            self.shared().closed("reset by peer", now_us);
         }
     }
 }

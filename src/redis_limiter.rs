@@ -14,13 +14,12 @@ use crate::identity::Network;
 use crate::metrics::{self, Metrics};
 use crate::request::{Arrival, Ticket};
 use crate::store::SharedData;
+use crate::store::redis::command::{Answer, Command, Declined, Event, Failure};
 use crate::store::redis::deny_cache::DenyCache;
 use crate::store::redis::failure::Reason;
 use crate::store::redis::queue::CommandId;
 use crate::store::redis::script::Take;
-use crate::store::redis::session::{
-    Answer, Command, Declined, Effects, Event, Failure, MAX_COMMANDS, Session,
-};
+use crate::store::redis::session::{Effects, MAX_COMMANDS, Session};
 use crate::store::redis::{PROBE_BUCKET, bucket_prefix};
 
 /// How long Redis may take to store a new health, in microseconds. The operator who asked would rather wait.
@@ -37,7 +36,7 @@ const LOG_INTERVAL_US: u64 = 60_000_000;
 pub enum Charged {
     /// Its bucket is known to be empty.
     Denied(Charge, Verdict),
-    /// Redis is asked; [`Fleet::next_answer`] has the rest.
+    /// Redis is asked; [`RedisLimiter::next_answer`] has the rest.
     Waits(CommandId),
     /// Redis is not asked: the charge is for `on_failure` to decide.
     Declined(Charge),
@@ -77,9 +76,9 @@ enum Asker {
     Nobody,
 }
 
-/// One worker's part in the fleet.
+/// One worker's part in what Envoys share through Redis.
 #[derive(Debug)]
-pub struct Fleet {
+pub struct RedisLimiter {
     session: Session<Asker>,
     deny_cache: DenyCache,
     /// Counts the changes of limits: what was asked before one says nothing about who is empty after it.
@@ -100,7 +99,7 @@ pub struct Fleet {
     next_log_us: [u64; Reason::COUNT],
 }
 
-impl Fleet {
+impl RedisLimiter {
     /// A worker that has not connected yet. `random` names it.
     pub fn new(settings: &RedisSettings, namespace: &str, random: u64) -> Self {
         let bucket_prefix = bucket_prefix(&settings.key_prefix, namespace);
@@ -216,12 +215,12 @@ impl Fleet {
         }
     }
 
-    /// Whether somebody waits, so that [`Fleet::tick`] should be called often.
+    /// Whether somebody waits, so that [`RedisLimiter::tick`] should be called often.
     pub fn is_waiting(&self) -> bool {
         self.session.is_waiting()
     }
 
-    /// How often to call [`Fleet::tick`] while somebody waits, in microseconds.
+    /// How often to call [`RedisLimiter::tick`] while somebody waits, in microseconds.
     pub fn tick_us(&self) -> u64 {
         self.session.tick_us()
     }

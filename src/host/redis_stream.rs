@@ -4,61 +4,47 @@
 //! shared queue that only this worker reads brings that turn about. One message for many requests is what makes Redis
 //! cheap.
 
-use std::cell::RefCell;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 
 use super::calls::HostData;
-use crate::fleet::Fleet;
+use super::turn::NextTurn;
 use crate::health_sync::POLL_US;
+use crate::redis_limiter::RedisLimiter;
 use crate::store::SharedData;
 use crate::store::redis::session::Effects;
 
 /// Between ticks otherwise, at most.
 const SLOW_TICK: Duration = Duration::from_micros(POLL_US);
 
-thread_local! {
-    /// Queues that no root context of this VM uses any more. Envoy never forgets a queue, so they are used again.
-    static FREE_QUEUES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-}
-
 /// The stream, and how to be called when there is something to send.
-pub(super) struct Pipe {
+pub(super) struct RedisStream {
     cluster: String,
     stream: Option<u32>,
-    queue: Option<Queue>,
-    /// Whether a turn is on its way.
-    is_awake: bool,
+    next_turn: NextTurn,
     tick: Duration,
 }
 
-struct Queue {
-    name: String,
-    id: u32,
-}
-
-impl Pipe {
-    /// A pipe to that cluster.
+impl RedisStream {
+    /// A stream to that cluster, opened when there is something to send.
     pub(super) fn new(cluster: String) -> Self {
-        Self { cluster, stream: None, queue: None, is_awake: false, tick: SLOW_TICK }
+        Self { cluster, stream: None, next_turn: NextTurn::default(), tick: SLOW_TICK }
     }
 
-    /// Sees to it that what `fleet` has to send and to answer is seen to soon, and its deadlines looked after.
-    pub(super) fn wake(&mut self, fleet: &Fleet) {
-        if fleet.has_work() && !self.is_awake {
-            let queue = self.queue.get_or_insert_with(Queue::open);
-            // Where this fails, the next tick sends.
-            self.is_awake = hostcalls::enqueue_shared_queue(queue.id, Some(b"!")).is_ok();
+    /// Sees to it that what `redis` has to send and to answer is seen to soon, and its deadlines looked after.
+    pub(super) fn wake(&mut self, redis: &RedisLimiter) {
+        if redis.has_work() {
+            self.next_turn.call();
         }
-        if fleet.is_waiting() {
-            self.tick = Duration::from_micros(fleet.tick_us());
+        if redis.is_waiting() {
+            self.tick = Duration::from_micros(redis.tick_us());
         }
     }
 
     /// Ticks slowly again once nobody waits.
-    pub(super) fn rest(&mut self, fleet: &Fleet) {
-        if !fleet.is_waiting() {
+    pub(super) fn rest(&mut self, redis: &RedisLimiter) {
+        if !redis.is_waiting() {
             self.tick = SLOW_TICK;
         }
     }
@@ -68,10 +54,9 @@ impl Pipe {
         self.tick
     }
 
-    /// The turn has come.
-    pub(super) fn take_turn(&mut self, queue_id: u32) {
-        self.is_awake = false;
-        let _ = hostcalls::dequeue_shared_queue(queue_id);
+    /// Whether it is its turn that has come.
+    pub(super) fn take_turn(&mut self, queue: u32) -> bool {
+        self.next_turn.take(queue)
     }
 
     /// Whether this is the stream that is open now. What comes on another is late.
@@ -79,9 +64,9 @@ impl Pipe {
         self.stream == Some(stream)
     }
 
-    /// Does what `fleet` has to do on the stream.
-    pub(super) fn flush(&mut self, fleet: &mut Fleet) {
-        let Effects { close, open, send } = fleet.take_effects();
+    /// Does what `redis` has to do on the stream.
+    pub(super) fn flush(&mut self, redis: &mut RedisLimiter) {
+        let Effects { close, open, send } = redis.take_effects();
         if close || open {
             self.close();
         }
@@ -91,7 +76,7 @@ impl Pipe {
                 Err(_) => {
                     let detail =
                         format!("there is no cluster {:?} in Envoy, or no endpoint in it", self.cluster);
-                    return fleet.closed(&detail, HostData.now_us());
+                    return redis.closed(&detail, HostData.now_us());
                 }
             }
         }
@@ -99,7 +84,7 @@ impl Pipe {
             && hostcalls::send_grpc_stream_message(stream, Some(&send), false).is_err()
         {
             self.close();
-            fleet.closed("the stream is gone", HostData.now_us());
+            redis.closed("the stream is gone", HostData.now_us());
         }
     }
 
@@ -121,21 +106,8 @@ fn grpc_service(cluster: &str) -> String {
     format!("\n{}\n{}{cluster}", length(cluster.len() + 2), length(cluster.len()))
 }
 
-impl Drop for Pipe {
+impl Drop for RedisStream {
     fn drop(&mut self) {
         self.close();
-        if let Some(queue) = self.queue.take() {
-            FREE_QUEUES.with_borrow_mut(|free| free.push(queue.name));
-        }
-    }
-}
-
-impl Queue {
-    /// A queue that calls the root context that runs now.
-    fn open() -> Self {
-        let free = FREE_QUEUES.with_borrow_mut(Vec::pop);
-        let name = free.unwrap_or_else(|| format!("rate_limiter/{:016x}", super::random()));
-        let id = hostcalls::register_shared_queue(&name).unwrap_or_default();
-        Self { name, id }
     }
 }

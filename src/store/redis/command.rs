@@ -1,0 +1,165 @@
+//! What is asked of Redis, and what a reply to it says.
+
+use std::rc::Rc;
+
+use super::failure::{Reason, Scope};
+use super::resp::{Reply, push_command};
+use super::script::{Script, Take, Taken};
+use crate::config::Credentials;
+
+/// Longest part of an error reply that is shown.
+const MAX_SHOWN_BYTES: usize = 120;
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Take a token.
+    Take(Take),
+    /// Read a string.
+    Get(Rc<str>),
+    /// Write a string, or only if there is none.
+    Set(Rc<str>, &'static str, Overwrite),
+}
+
+/// Whether to write over what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// In any case.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// An answer of the kind that the question asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Command::Take`].
+    Taken(Taken),
+    /// To [`Command::Get`].
+    Text(Option<Vec<u8>>),
+    /// To [`Command::Set`].
+    Done,
+}
+
+/// Redis has not answered, or not as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The kind.
+    pub reason: Reason,
+    /// For the log.
+    pub detail: String,
+}
+
+/// Why a question was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// The breaker is open.
+    BreakerOpen,
+    /// There are [`MAX_COMMANDS`](super::session::MAX_COMMANDS) already.
+    QueueFull,
+}
+
+/// What has become of Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It answers.
+    Connected,
+    /// It is not asked any more, for this reason.
+    Lost(Failure),
+}
+
+/// What was asked, as far as its reply needs it.
+#[derive(Debug)]
+pub(super) enum Expected {
+    Take(Take, Script),
+    Get,
+    Set,
+    Auth,
+}
+
+pub(super) fn push_get(out: &mut Vec<u8>, key: &str) {
+    push_command(out, &[b"GET", key.as_bytes()]);
+}
+
+pub(super) fn push_set(out: &mut Vec<u8>, key: &str, value: &str, overwrite: Overwrite) {
+    let (key, value) = (key.as_bytes(), value.as_bytes());
+    match overwrite {
+        Overwrite::Always => push_command(out, &[b"SET", key, value]),
+        Overwrite::Never => push_command(out, &[b"SET", key, value, b"NX"]),
+    }
+}
+
+/// Says who we are, where there are credentials; whether there were.
+pub(super) fn push_auth(out: &mut Vec<u8>, credentials: &Credentials) -> bool {
+    let Credentials { username, password } = credentials;
+    match (username, password) {
+        (_, None) => return false,
+        (Some(username), Some(password)) => push_command(out, &[b"AUTH", username, password]),
+        (None, Some(password)) => push_command(out, &[b"AUTH", password]),
+    }
+    true
+}
+
+/// What a reply says.
+pub(super) enum Read {
+    Answer(Answer),
+    Authenticated,
+    /// This Redis does not know the script yet.
+    UnknownScript(Take),
+    /// An error reply.
+    Refused(Failure, Scope),
+}
+
+/// Reads the reply to a question. One that the question cannot have means that replies and questions are out of
+/// step.
+pub(super) fn read(
+    question: &Expected,
+    sequence: u32,
+    reply: Reply<'_>,
+    proxy_errors: &[&[u8]],
+) -> Result<Read, Failure> {
+    match (question, reply) {
+        (Expected::Take(take, Script::Hash), Reply::Error(error)) if error.starts_with(b"NOSCRIPT") => {
+            Ok(Read::UnknownScript(take.clone()))
+        }
+        (Expected::Auth, Reply::Error(error)) => {
+            // A server that does not know the command repeats its arguments: nothing of what it says is shown.
+            let code = error.split(|byte| *byte == b' ').next().filter(|word| word.len() <= 16);
+            let detail =
+                format!("AUTH with our credentials is refused ({})", shown(code.unwrap_or_default()));
+            let failure = Failure { reason: Reason::Auth, detail };
+            Ok(Read::Refused(failure, Scope::Whole))
+        }
+        (_, Reply::Error(error)) => {
+            let reason = Reason::of_error(error, proxy_errors);
+            let failure = Failure { reason, detail: shown(error) };
+            Ok(Read::Refused(failure, Scope::of_error(error, reason)))
+        }
+        (Expected::Take(..), Reply::Bulk(text)) => match Taken::parse(text) {
+            Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
+            Some(_) => Err(protocol("the reply to another question came")),
+            None => Err(protocol("what came is no answer of our script")),
+        },
+        (Expected::Get, Reply::Bulk(text)) => Ok(Read::Answer(Answer::Text(Some(text.to_vec())))),
+        (Expected::Get, Reply::Null) => Ok(Read::Answer(Answer::Text(None))),
+        (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Answer(Answer::Done)),
+        (Expected::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
+        _ => Err(protocol("a reply of another kind came than was asked for")),
+    }
+}
+
+/// What Redis says is not in step with what it was asked, or not its protocol.
+pub(super) fn protocol(detail: &str) -> Failure {
+    Failure { reason: Reason::Protocol, detail: detail.to_owned() }
+}
+
+/// Redis has not replied in time.
+pub(super) fn timeout() -> Failure {
+    Failure { reason: Reason::Timeout, detail: "no reply in time".to_owned() }
+}
+
+/// The start of an error reply, without what could spoil a log.
+fn shown(error: &[u8]) -> String {
+    let printable = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '.' };
+    error.iter().take(MAX_SHOWN_BYTES).map(printable).collect()
+}
