@@ -105,9 +105,9 @@ impl Drop for HttpRequest {
 
 /// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says so
 /// in another header.
-pub(super) fn outcome(is_headers_only: bool) -> Outcome {
+pub(super) fn outcome(may_be_grpc_headers_only: bool) -> Outcome {
     let status = response_header(":status").unwrap_or_default();
-    let failed = if is_headers_only && status == b"200" {
+    let failed = if may_be_grpc_headers_only && status == b"200" {
         response_header("grpc-status").is_some_and(|status| is_grpc_server_error(&status))
     } else {
         status.first() == Some(&b'5')

@@ -171,7 +171,8 @@ impl Worker {
         let State::SentOn(answer) = state else { return self.finish_unsent(id, &state) };
         let now_us = write_headers(self, &answer, arrived.at_us, set_response_header);
         if self.overload.is_some() {
-            let outcome = outcome(end_of_stream);
+            // A gRPC request has a body, if an empty one.
+            let outcome = outcome(end_of_stream && arrived.has_body);
             let now_us = now_us.unwrap_or_else(|| HostData.now_us());
             self.finish_at(id, outcome, now_us);
             self.serve_queue(None, now_us);

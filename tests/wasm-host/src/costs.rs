@@ -89,7 +89,12 @@ fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Reques
     world.get(0, request);
     let request = request.clone().upstream_waits();
     let mut id = 0;
-    let cost = world.cost(0, |world| id = world.begin(0, &request, true));
+    let cost = world.cost(0, |world| {
+        id = world.begin(0, &request, request.body.is_empty());
+        if !request.body.is_empty() {
+            world.body(id, &request.body, true);
+        }
+    });
     table.push((format!("{name}: request"), cost));
     if world.response(id).is_none() {
         let cost = world.cost(0, |world| world.upstream_answers(id));
@@ -97,7 +102,7 @@ fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Reques
     }
 }
 
-/// Where health is measured. `headers alone` is a response without a body, which may be gRPC's.
+/// Where health is measured. `headers alone` is a response without a body, which may be gRPC's where the request had one.
 fn measured(table: &mut Vec<(String, Cost)>) {
     const AUTO: &str = r#", "health": {"mode": "auto"}"#;
     const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;
@@ -105,6 +110,8 @@ fn measured(table: &mut Vec<(String, Cost)>) {
     let bare = keyed.clone().answered_with(200, &[], "");
     one(table, AUTO, "measured, known key", &keyed);
     one(table, AUTO, "measured, headers alone", &bare);
+    let call = Request::post("/test", [0; 5]).key(API_KEY).answered_with(200, &[], "");
+    one(table, AUTO, "measured, body, headers alone", &call);
     one(table, UNTIMED, "measured, untimed", &keyed);
     one(table, UNTIMED, "measured, untimed, headers alone", &bare);
     let mut world = World::start(setup(AUTO));

@@ -158,3 +158,20 @@ fn what_documents_and_configurations_hold_forges_no_line_of_the_log() {
     assert!(world.processes[0].has_logged(r"tiers.gold\n[2026-01-01"));
     assert!(world.processes[0].has_logged("default_tier: found"));
 }
+
+/// A gRPC call that fails at once is answered by a 200 of headers alone. Of its codes some are the server's fault.
+#[test]
+fn a_grpc_call_that_fails_at_once_is_a_failure_where_it_is_the_servers() {
+    for (status, health) in [("14", "DEGRADED"), ("5", "NORMAL"), ("0", "NORMAL")] {
+        let mut world = World::start(Setup::new(configuration(r#", "health": {"mode": "auto"}"#)));
+        let headers = [("content-type", "application/grpc"), ("grpc-status", status)];
+        let call = Request::post("/demo.Greeter/Hello", [0; 5]).answered_with(200, &headers, "");
+        let mut told = String::new();
+        for number in 0..400 {
+            let call = call.clone().from(format!("192.0.{}.{}:40000", number / 200, number % 200));
+            told = world.get(0, &call).header("x-system-health");
+            world.advance_ms(10);
+        }
+        assert_eq!(told, health, "{status}");
+    }
+}
