@@ -16,7 +16,7 @@ mod window;
 mod worker;
 
 pub use health_detector::{HealthDetector, Reason, Signals};
-pub use parameters::Parameters;
+pub use parameters::{PARAMETERS, Parameters};
 pub use shared::{ClusterId, Gauge, Shared};
 pub use window::Outcome;
 pub use worker::{

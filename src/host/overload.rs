@@ -10,7 +10,7 @@ use crate::config::{Config, Measured};
 use crate::limiter::LimitedRequest;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::{
-    Admission, Arrival, ClusterId, Gauge, Outcome, Output, OverloadControl, OverloadReport, Parameters,
+    Admission, Arrival, ClusterId, Gauge, Outcome, Output, OverloadControl, OverloadReport, PARAMETERS,
     RequestId, Shared, rotating_place,
 };
 use crate::store::{Conflict, SharedData};
@@ -25,15 +25,15 @@ const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
 pub(super) struct Overload {
     control: OverloadControl,
     gauges: ClusterGauges,
-    parameters: Parameters,
+
     next_report: StoreTime,
 }
 
 impl Overload {
     pub(super) fn new(measured: Measured, namespace: &str) -> Self {
-        let (parameters, now) = (Parameters::default(), StoreTime::from_micros(HostData.now_us()));
-        let control = OverloadControl::new(parameters, measured, namespace, random(), now);
-        Self { control, gauges: ClusterGauges::new(namespace), parameters, next_report: now }
+        let now = StoreTime::from_micros(HostData.now_us());
+        let control = OverloadControl::new(measured, namespace, random(), now);
+        Self { control, gauges: ClusterGauges::new(namespace), next_report: now }
     }
 
     /// Asks for a place in flight to the cluster of that name.
@@ -77,13 +77,13 @@ impl Overload {
         if now < self.next_report {
             return None;
         }
-        self.next_report = now.after(self.parameters.flush_interval);
+        self.next_report = now.after(PARAMETERS.flush_interval);
         Some(self.control.report())
     }
 
     /// How often to tick.
     pub(super) fn tick(&self, has_queue: bool) -> Duration {
-        if has_queue { self.parameters.tick } else { self.parameters.flush_interval }
+        if has_queue { PARAMETERS.tick } else { PARAMETERS.flush_interval }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::Parameters;
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
+use super::parameters::PARAMETERS as P;
 use super::shared::{ClusterId, Gauge, Gauges, Shared};
 use super::window::Observations;
 use crate::store::update;
@@ -26,7 +26,9 @@ pub struct ClusterControl {
     worker: u64,
     key: String,
     in_flight: u32,
-    samples_since: StoreTime,
+    is_sample: bool,
+    /// What requests in flight of this epoch have taken so far, in seconds.
+    pub open_s: f64,
     demand: f64,
     published: u64,
     places_in_a_row: f64,
@@ -55,7 +57,8 @@ impl ClusterControl {
             worker,
             key,
             in_flight: 0,
-            samples_since: now,
+            is_sample: true,
+            open_s: 0.0,
             demand: 0.0,
             published: 0,
             places_in_a_row: 0.0,
@@ -68,11 +71,13 @@ impl ClusterControl {
     pub fn take_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
         self.take_place_anyway(shared);
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
+            self.is_sample = true;
             let is_free = f64::from(self.in_flight) <= self.limit;
             return is_free || self.return_place(shared);
         };
         let mut gauges = Gauges::new(in_flight, 0);
         let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
+        self.is_sample = f64::from(gauges.in_flight) <= self.record.limit.epoch().1.ceil();
         self.queues = gauges.queues;
         if is_free && gauges.queues > 0 {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
@@ -102,14 +107,14 @@ impl ClusterControl {
 
     /// Leaves the place that was just given back to the other workers that wait, one time in ten: else those with many
     /// requests in flight would take every place again before the others look for one.
-    pub fn yield_place(&mut self, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
+    pub fn yield_place(&mut self, now: StoreTime, shared: &impl Shared) {
         let Some(priority) = self.queue.best_priority() else { return };
         let waiting = Gauges::new(0, shared.read(self.id, Gauge::Waiting).unwrap_or_default()).waiting;
         let has_others = waiting.get(usize::from(priority)).is_some_and(|workers| *workers > 1);
         self.places_in_a_row = if has_others { self.places_in_a_row + 1.0 } else { 0.0 };
-        if self.places_in_a_row * parameters.share >= 1.0 {
+        if self.places_in_a_row * P.share >= 1.0 {
             self.places_in_a_row = 0.0;
-            self.yields_until = now.after(2 * parameters.tick);
+            self.yields_until = now.after(2 * P.tick);
         }
     }
 
@@ -123,34 +128,40 @@ impl ClusterControl {
         }
     }
 
+    /// The epoch that the request which has just taken a place is a sample of: the latency is that of the limit as it is,
+    /// if no more are in flight.
+    pub fn epoch(&self) -> Option<u32> {
+        self.is_sample.then(|| self.record.limit.epoch().0)
+    }
+
     /// Counts a response that is no server error.
-    pub fn note_response(&mut self, latency: Duration, now: StoreTime) {
+    pub fn note_response(&mut self, latency: Duration, epoch: Option<u32>) {
         self.observations.responses += 1.0;
         if self.record.limit.usual_s().is_some_and(|usual_s| latency.as_secs_f64() > usual_s) {
             self.observations.over_usual += 1.0;
         }
-        if now >= self.samples_since {
+        if epoch == Some(self.record.limit.epoch().0) {
             self.observations.sample(latency);
         }
     }
 
     /// Looks how many requests may be in flight now.
-    pub fn refresh(&mut self, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
+    pub fn refresh(&mut self, now: StoreTime, shared: &impl Shared) {
         self.limit = self.record.limit.limit(now);
         if shared.read(self.id, Gauge::InFlight).is_none() {
-            self.limit = self.record.share(self.worker, self.limit, parameters, now);
+            self.limit = self.record.share(self.worker, self.limit, now);
         }
     }
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
-    pub fn flush(&mut self, learns: bool, parameters: &Parameters, now: StoreTime, shared: &impl Shared) {
+    pub fn flush(&mut self, learns: bool, now: StoreTime, shared: &impl Shared) {
         let is_idle = self.in_flight == 0 && self.observations == Observations::default();
-        if is_idle && now.since(self.flushed) < parameters.max_wait {
+        if is_idle && now.since(self.flushed) < P.max_wait {
             return;
         }
         self.flushed = now;
         let observed = std::mem::take(&mut self.observations);
-        self.demand += parameters.share * (observed.arrivals - self.demand);
+        self.demand += P.share * (observed.arrivals - self.demand);
         let entry = WorkerEntry {
             worker: self.worker,
             at: now,
@@ -158,6 +169,8 @@ impl ClusterControl {
             waiting: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
             priorities: self.published,
             demand: self.demand,
+            epoch: self.record.limit.epoch().0,
+            open_s: self.open_s,
         };
         let read = |gauge| shared.read(self.id, gauge);
         let gauges = read(Gauge::InFlight)
@@ -165,15 +178,15 @@ impl ClusterControl {
         let epoch = self.record.limit.epoch().0;
         let updated = update(shared, &self.key, |bytes, _| {
             let stored = bytes.and_then(ClusterRecord::decode);
-            let mut record = stored.unwrap_or_else(|| ClusterRecord::new(parameters, now));
+            let mut record = stored.unwrap_or_else(|| ClusterRecord::new(now));
             let mut observed = observed;
             if record.limit.epoch().0 != epoch {
                 (observed.samples, observed.latency_s, observed.latency_s2) = (0.0, 0.0, 0.0);
             }
             if learns {
-                record.limit.learn_usual(&observed, parameters, now);
+                record.limit.learn_usual(&observed, now);
             }
-            let excess = record.update(&observed, entry, gauges, parameters, now);
+            let excess = record.update(&observed, entry, gauges, now);
             let bytes = record.encode();
             ((record, excess), Some(bytes))
         });
@@ -185,10 +198,7 @@ impl ClusterControl {
             shared.add(self.id, Gauge::InFlight, in_flight.saturating_neg());
             shared.add(self.id, Gauge::Waiting, waiting.saturating_neg());
         }
-        if record.limit.epoch().0 != epoch {
-            self.samples_since = record.limit.epoch().1.max(now);
-        }
         self.record = record;
-        self.refresh(parameters, now, shared);
+        self.refresh(now, shared);
     }
 }

@@ -3,16 +3,14 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Parameters;
 use super::concurrency_limit::ConcurrencyLimit;
+use super::parameters::PARAMETERS as P;
 use super::shared::Gauges;
 use super::window::Observations;
 use crate::time::StoreTime;
 
 /// Most workers in a record.
 const MAX_WORKERS: usize = 256;
-/// A worker that has written nothing for so many flush intervals is dead.
-const DEAD_AFTER: u32 = 10;
 
 /// What one worker holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +23,9 @@ pub struct WorkerEntry {
     pub priorities: u64,
     /// Arrivals in a flush interval, on average.
     pub demand: f64,
+    /// What its requests in flight of this epoch have taken so far, in seconds.
+    pub epoch: u32,
+    pub open_s: f64,
 }
 
 /// The record of one cluster.
@@ -41,8 +42,8 @@ pub struct ClusterRecord {
 }
 
 impl ClusterRecord {
-    pub fn new(parameters: &Parameters, now: StoreTime) -> Self {
-        let limit = ConcurrencyLimit::new(parameters, now);
+    pub fn new(now: StoreTime) -> Self {
+        let limit = ConcurrencyLimit::new(now);
         let (workers, excess) = (Vec::new(), Gauges::default());
         Self { limit, shed: 0.0, workers, excess, excess_since: now, flushes: 0 }
     }
@@ -66,10 +67,10 @@ impl ClusterRecord {
         observed: &Observations,
         entry: WorkerEntry,
         gauges: Option<Gauges>,
-        parameters: &Parameters,
         now: StoreTime,
     ) -> Gauges {
-        let is_recent = |at: StoreTime| now.since(at) < DEAD_AFTER * parameters.flush_interval;
+        // A worker that has written nothing for so long is dead.
+        let is_recent = |at: StoreTime| now.since(at) < P.flush_interval.mul_f64(P.min_samples);
         self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
         if self.workers.len() < MAX_WORKERS {
             self.workers.push(entry);
@@ -80,11 +81,13 @@ impl ClusterRecord {
             sum.zip(Gauges::new(queues + u64::from(entry.in_flight), entry.priorities), i32::saturating_add)
         });
         let gauges = gauges.unwrap_or(held);
-        self.limit.update(observed, gauges.in_flight.into(), parameters, now);
+        let epoch = self.limit.epoch().0;
+        let open_s = self.workers.iter().filter(|entry| entry.epoch == epoch).map(|entry| entry.open_s).sum();
+        self.limit.update(observed, open_s, gauges.in_flight.into(), now);
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if is_recent(self.excess_since) || f64::from(self.flushes) < parameters.min_samples {
+        if is_recent(self.excess_since) || f64::from(self.flushes) < P.min_samples {
             return Gauges::default();
         }
         (self.excess_since, self.flushes) = (now, 0);
@@ -93,7 +96,7 @@ impl ClusterRecord {
 
     /// Of `limit` places, those that are the worker's own, by its share of the demand. What is less than a place goes
     /// round, so that in `max_wait` each worker has its share.
-    pub fn share(&self, worker: u64, limit: f64, parameters: &Parameters, now: StoreTime) -> f64 {
+    pub fn share(&self, worker: u64, limit: f64, now: StoreTime) -> f64 {
         let sum = |is_meant: fn(&u64, &u64) -> bool| -> f64 {
             self.workers
                 .iter()
@@ -102,7 +105,7 @@ impl ClusterRecord {
                 .sum()
         };
         let whole = sum(|_, _| true).max(f64::MIN_POSITIVE);
-        let turn = (now.as_micros() as f64 / parameters.max_wait.as_micros() as f64 * 10.0).floor() / 10.0;
+        let turn = (now.as_micros() as f64 / P.max_wait.as_micros() as f64 * 10.0).floor() / 10.0;
         let places = |demand: f64| (limit.ceil() * demand / whole + turn.fract()).floor();
         places(sum(u64::le)) - places(sum(u64::lt))
     }

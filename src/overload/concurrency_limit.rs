@@ -1,23 +1,21 @@
 //! How many requests may be in flight to one cluster.
 //!
-//! The limit keeps the mean latency at [`Parameters::latency_target`] times the baseline, the latency without a queue in
-//! the upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to prove that it helps:
-//! where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
+//! The limit keeps the mean latency at [`Parameters::latency_target`](super::Parameters) times the baseline, the latency
+//! without a queue in the upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to
+//! prove that it helps: where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
 //!
-//! Only responses are samples, and only those that arrive one latency after the last change of the limit: so long it takes
-//! until a change shows. Means are compared with their standard errors: few samples decide nothing, and are added up
-//! until they do.
+//! Only responses to requests that were sent under the limit as it is are samples. Of those sent, the short ones are
+//! answered first: the mean of the responses is too low at first, and with the time that the others have taken already it
+//! is too high. The truth lies between, so what has to be sure is held against the worse of the two. Few samples decide
+//! nothing, and are added up until they do.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Parameters;
+use super::parameters::PARAMETERS as P;
 use super::window::Observations;
 use crate::time::StoreTime;
-
-/// Longer than any latency, in seconds.
-const ENDLESS_S: f64 = 1e9;
 
 /// What the limit does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,18 +38,19 @@ pub enum State {
 /// A step to a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// The latency before it.
-    before: Estimate,
-    /// The limit before it.
+    /// The limit before it, and the latency in seconds; `None` where that was still changing.
     from: f64,
-    /// The limit before the first of several steps.
-    origin: f64,
+    before_s: Option<f64>,
+    /// The limit to go back to: the lowest that has proved itself.
+    back: f64,
 }
 
 /// A mean of latencies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
+struct Estimate {
     mean_s: f64,
+    /// The mean of the responses, and that with what requests in flight have taken so far; the lesser first.
+    bounds_s: (f64, f64),
     /// The standard error, as a share of the mean.
     error: f64,
     samples: f64,
@@ -72,11 +71,12 @@ pub struct ConcurrencyLimit {
     limit: f64,
     ramp: Ramp,
     baseline: Option<Estimate>,
-    /// Begins anew with each change of the limit.
+    /// Begins anew with each change of the limit that responses to earlier requests say nothing about.
     epoch: u32,
-    epoch_since: StoreTime,
-    samples_since: StoreTime,
+    /// What was observed since this moment, and what requests in flight had taken by then.
+    since: StoreTime,
     totals: Observations,
+    open_before_s: f64,
     /// What nine in ten responses usually do not exceed, and when it was last adjusted.
     usual_s: Option<f64>,
     usual_at: StoreTime,
@@ -84,18 +84,29 @@ pub struct ConcurrencyLimit {
     verified_at: Option<StoreTime>,
 }
 
+/// What there is to decide by.
+#[derive(Clone, Copy)]
+struct View {
+    baseline: Estimate,
+    goal_s: f64,
+    seen: Estimate,
+    in_flight: f64,
+    open_s: f64,
+    now: StoreTime,
+}
+
 impl ConcurrencyLimit {
     /// The limit before anything is known.
-    pub fn new(parameters: &Parameters, now: StoreTime) -> Self {
+    pub fn new(now: StoreTime) -> Self {
         Self {
             state: State::Open,
-            limit: parameters.initial_limit,
+            limit: P.initial_limit,
             ramp: Ramp::default(),
             baseline: None,
             epoch: 0,
-            epoch_since: now,
-            samples_since: now,
+            since: now,
             totals: Observations::default(),
+            open_before_s: 0.0,
             usual_s: None,
             usual_at: now,
             responded_at: now,
@@ -111,9 +122,7 @@ impl ConcurrencyLimit {
     /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
-            State::Cutting(Step { origin, .. }) | State::Verifying(Step { origin, .. }) => {
-                self.limit.max(origin)
-            }
+            State::Cutting(Step { back, .. }) | State::Verifying(Step { back, .. }) => self.limit.max(back),
             State::Silent { origin } => self.limit.max(origin),
             State::Open if self.baseline.is_none() => f64::INFINITY,
             State::Open | State::Limiting => self.limit,
@@ -135,224 +144,272 @@ impl ConcurrencyLimit {
         self.usual_s
     }
 
-    /// Which responses are samples: the number of the epoch, and the moment from which on they count.
-    pub fn epoch(&self) -> (u32, StoreTime) {
-        (self.epoch, self.samples_since)
+    /// The number of the epoch. A request is a sample of it if no more than so many were in flight when it was sent.
+    pub fn epoch(&self) -> (u32, f64) {
+        (self.epoch, self.limit)
     }
 
     /// Follows what is usual: the share of responses that exceed it says how far off it is.
-    pub fn learn_usual(&mut self, observed: &Observations, parameters: &Parameters, now: StoreTime) {
+    pub fn learn_usual(&mut self, observed: &Observations, now: StoreTime) {
         if let Some(usual_s) = &mut self.usual_s {
-            let off = observed.over_usual / observed.responses.max(1.0) - parameters.share;
-            let elapsed_s = seconds(self.usual_at, now).min(parameters.max_wait.as_secs_f64());
+            let off = observed.over_usual / observed.responses.max(1.0) - P.share;
+            let elapsed_s = seconds(self.usual_at, now).min(P.max_wait.as_secs_f64());
             if observed.responses > 0.0 {
-                *usual_s *= (off * elapsed_s / parameters.verify_interval.as_secs_f64()).exp();
+                *usual_s *= (off * elapsed_s / P.verify_interval.as_secs_f64()).exp();
             }
         } else {
-            self.usual_s = self.baseline.map(|baseline| baseline.mean_s * parameters.latency_target);
+            self.usual_s = self.baseline.map(|baseline| baseline.mean_s * P.latency_target);
         }
         self.usual_at = now;
     }
 
-    /// Takes in what one worker observed, and decides if there is enough to decide by.
-    pub fn update(
-        &mut self,
-        observed: &Observations,
-        in_flight: f64,
-        parameters: &Parameters,
-        now: StoreTime,
-    ) {
+    /// Takes in what one worker observed, and decides if there is enough to decide by. `open_s`: what samples of this epoch
+    /// that are in flight have taken so far, added up.
+    pub fn update(&mut self, observed: &Observations, open_s: f64, in_flight: f64, now: StoreTime) {
         self.totals.merge(observed);
         if observed.responses > 0.0 {
             self.responded_at = now;
         }
-        let seen = Estimate::of(&self.totals, parameters);
-        let is_enough = seen.samples >= parameters.min_samples;
-        // Of the responses that come first, most are short. Once twice as many have come as are in flight, all kinds have.
-        let is_steady = is_enough && seen.samples >= 2.0 * self.limit.min(in_flight);
-        let Some(baseline) = self.baseline else {
-            let is_late = self.age_s(now) > parameters.max_wait.as_secs_f64();
-            if seen.samples >= 2.0 * parameters.initial_limit {
-                self.baseline = Some(seen);
-                self.follow(seen, seen, parameters, now);
-            } else if self.waits(parameters) && observed.samples > 0.0 {
-                self.limit += observed.samples;
-            } else if self.waits(parameters) && !is_enough && is_late {
-                // Without a response there is nothing to go by, and what waits would be shed.
-                // It doubles six times at most, in case there never is one.
-                self.limit = (2.0 * self.limit).min(64.0 * parameters.initial_limit);
-                self.transition(State::Open, now);
-            }
-            return;
-        };
-        let goal_s = baseline.mean_s * parameters.latency_target;
-        let is_slow = seen.low(parameters) > goal_s;
-        let silence_s = parameters.max_wait.as_secs_f64().max(parameters.headroom * baseline.mean_s);
-        if self.waits(parameters) && seconds(self.responded_at, now) > silence_s {
+        let seen = Estimate::of(&self.totals, open_s - self.open_before_s);
+        let Some(baseline) = self.baseline else { return self.start(observed, seen, open_s, now) };
+        let silence_s = P.max_wait.as_secs_f64().max(P.headroom * baseline.mean_s);
+        if self.waits() && seconds(self.responded_at, now) > silence_s {
             let origin = self.queue_limit();
-            self.limit = (self.limit / 2.0).max(parameters.min_samples.min(self.limit));
+            self.limit = (self.limit / 2.0).max(P.min_samples.min(self.limit));
             (self.ramp, self.responded_at) = (Ramp::default(), now);
-            return self.transition(State::Silent { origin }, now);
+            return self.begin(State::Silent { origin }, now);
         }
-        if !is_enough {
+        // Each worker has said what it observed.
+        let is_whole = self.age_s(now) >= P.flush_interval.as_secs_f64();
+        if seen.samples < P.min_samples || !is_whole {
             return;
         }
+        let goal_s = baseline.mean_s * P.latency_target;
+        let view = View { baseline, goal_s, seen, in_flight, open_s, now };
         match self.state {
-            State::Open | State::Limiting if is_slow && self.waits(parameters) => {
-                let from = self.limit.min(in_flight.max(1.0));
-                let fitting = self.totals.ended / self.age_s(now) * goal_s;
-                let to = fitting.clamp(from / 4.0, from * (1.0 - parameters.share));
-                // A latency that is not steady is too low to prove anything by: the first cut then only opens the case.
-                let before = if is_steady { seen } else { Estimate { mean_s: ENDLESS_S, ..seen } };
-                self.fall(to, from, State::Cutting(Step { before, from, origin: from }), parameters, now);
+            State::Open | State::Limiting if self.waits() => self.follow(view),
+            State::Open | State::Limiting => self.learn(view),
+            State::Cutting(Step { back, .. }) | State::Verifying(Step { back, .. }) if !self.waits() => {
+                // Nothing can be proved while less is asked for.
+                self.limit = back;
+                self.begin(State::Open, now);
             }
-            _ if !is_steady => {}
-            State::Open | State::Limiting => self.follow(baseline, seen, parameters, now),
-            State::Cutting(_) if !is_slow => self.transition(State::Limiting, now),
-            State::Cutting(step) if step.helped(seen, self.limit) && self.limit > 1.0 => {
-                let (from, to) = (self.limit, (self.limit * goal_s / seen.mean_s).max(self.limit / 2.0));
-                let step = Step { before: seen, from, origin: step.origin };
-                self.fall(to, from, State::Cutting(step), parameters, now);
-            }
-            State::Verifying(step)
-                if seen.high(parameters) < baseline.mean_s
-                    && step.helped(seen, self.limit)
-                    && self.limit > 1.0 =>
-            {
-                if seen.error < 2.0 * parameters.share {
-                    self.baseline = Some(seen);
-                    let from = self.limit;
-                    let step = Step { before: seen, from, origin: step.origin };
-                    self.fall(from / 2.0, from, State::Verifying(step), parameters, now);
-                }
-            }
-            State::Cutting(step) | State::Verifying(step) => {
-                self.baseline = Some(baseline.measure(seen, parameters));
-                // A verification that needed several steps has measured, and proved nothing about the limit.
-                let is_cut = matches!(self.state, State::Cutting(_));
-                self.limit = if is_cut { step.from } else { step.origin };
-                self.verified_at = Some(now);
-                self.transition(State::Limiting, now);
-            }
+            // The first responses are the short ones: with one for each request in flight, all kinds have come.
+            State::Cutting(_) | State::Verifying(_) if seen.samples < self.limit => {}
+            State::Cutting(step) => self.prove(step, view),
+            State::Verifying(step) => self.verify(step, view),
             State::Silent { origin } => {
-                if !is_slow {
-                    self.limit = origin.min(parameters.initial_limit).max(self.limit);
+                if !view.is_slow() {
+                    self.limit = origin.min(P.initial_limit).max(self.limit);
                 }
-                self.transition(State::Limiting, now);
+                self.begin(State::Limiting, now);
             }
         }
     }
 
-    /// Follows latency and demand where nothing is tried.
-    fn follow(&mut self, baseline: Estimate, seen: Estimate, parameters: &Parameters, now: StoreTime) {
-        let goal_s = baseline.mean_s * parameters.latency_target;
-        let is_old = seen.samples >= parameters.baseline_samples;
-        let is_slow = seen.low(parameters) > goal_s;
-        let due_s =
-            parameters.verify_interval.as_secs_f64().max(parameters.baseline_samples * baseline.mean_s);
-        let is_due = self.verified_at.is_some_and(|at| seconds(at, now) > due_s);
-        let high_s = seen.high(parameters);
-        if !self.waits(parameters) {
-            // Slower than usual: a queue that builds up, which the limit will stop, or an upstream that is slower now.
-            let (sent, ended) = (self.totals.sent, self.totals.ended);
-            if is_slow && (seen.samples < 50.0 || sent - ended > (sent + ended).sqrt()) {
-                return;
-            }
-            self.baseline = Some(baseline.learn(seen, parameters));
-            self.verified_at = Some(now);
-            let busy = parameters.headroom * baseline.mean_s * self.totals.ended / self.age_s(now);
-            let wanted = parameters.initial_limit.max(busy + parameters.sigmas * busy.sqrt());
-            if wanted < self.limit {
-                self.limit += parameters.share * (wanted - self.limit);
-            } else if !is_slow {
-                self.limit = wanted.min(2.0 * self.limit);
-            }
-            self.transition(State::Open, now);
-        } else if is_due || self.verified_at.is_none() && high_s >= goal_s {
-            let from = self.limit;
-            let step = Step { before: seen, from, origin: from };
-            self.fall(from / 2.0, from, State::Verifying(step), parameters, now);
-        } else if high_s < goal_s {
-            // It doubles where there is no queue.
-            let growth = (goal_s - high_s) / (goal_s - baseline.mean_s).max(f64::EPSILON);
-            self.limit *= 1.0 + growth.clamp(0.0, 1.0);
-            self.transition(State::Limiting, now);
-        } else if is_old {
-            self.transition(State::Limiting, now);
+    /// Nothing is known yet: the limit grows by one for each response, and blindly if there is none.
+    fn start(&mut self, observed: &Observations, seen: Estimate, open_s: f64, now: StoreTime) {
+        let is_late = self.age_s(now) > P.max_wait.as_secs_f64();
+        if self.waits() {
+            self.limit += observed.samples;
+        }
+        if seen.samples >= 2.0 * P.initial_limit {
+            // Of these, too, the short ones came first.
+            self.baseline = Some(Estimate { mean_s: seen.bounds_s.1, ..seen });
+            self.go_on(State::Open, open_s, now);
+        } else if self.waits() && seen.samples < P.min_samples && is_late {
+            // What waits would be shed. There is an end to this, in case there never is a response.
+            self.limit = (2.0 * self.limit).min(P.baseline_samples.max(self.limit));
+            self.begin(State::Open, now);
         }
     }
 
-    fn fall(&mut self, to: f64, from: f64, state: State, parameters: &Parameters, now: StoreTime) {
-        let per_second = parameters.drain * self.totals.ended.max(1.0) / self.age_s(now);
+    /// There is room for all: latency is the baseline, and demand says how much room it needs.
+    fn learn(&mut self, View { baseline, seen, open_s, now, .. }: View) {
+        let is_slow = seen.low_s() > baseline.mean_s * P.latency_target;
+        let Observations { arrivals, sent, ended, .. } = self.totals;
+        // Slower than usual: a queue that builds up, which the limit will stop, or an upstream that is slower now.
+        if is_slow && (seen.error > P.share || sent - ended > (sent + ended).sqrt()) {
+            return;
+        }
+        self.baseline = Some(baseline.learn(seen));
+        self.verified_at = Some(now);
+        let wanted = |requests: f64| {
+            let busy = P.headroom * baseline.mean_s * requests / self.age_s(now);
+            P.initial_limit.max(busy + P.sigmas * busy.sqrt())
+        };
+        // A rise shows in the arrivals first, and a slow upstream in the responses.
+        let wanted = self.limit.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
+        if !is_slow {
+            self.limit += (self.age_s(now) / P.max_wait.as_secs_f64()).min(1.0) * (wanted - self.limit);
+        }
+        self.go_on(State::Open, open_s, now);
+    }
+
+    /// Requests wait: the limit follows latency.
+    fn follow(&mut self, view: View) {
+        let View { baseline, goal_s, seen, in_flight, open_s, now } = view;
+        let due_s = P.verify_interval.as_secs_f64().max(P.baseline_samples * baseline.mean_s);
+        let is_due = self.verified_at.is_none_or(|at| seconds(at, now) > due_s);
+        if is_due && (self.state == State::Limiting || seen.error < P.share) {
+            let (from, before_s) = (self.limit, Some(seen.mean_s));
+            self.fall(from / 2.0, from, State::Verifying(Step { from, before_s, back: from }), now);
+        } else if view.is_slow() {
+            let is_steady = seen.samples >= 2.0 * in_flight;
+            let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
+            self.cut(Step { from, before_s, back: from }, if is_steady { P.headroom } else { 2.0 }, view);
+        } else if seen.high_s() < goal_s {
+            let growth = (goal_s - seen.mean_s) / (goal_s - baseline.mean_s).max(f64::EPSILON);
+            let growth = growth.clamp(0.0, 1.0);
+            if self.state == State::Open {
+                // There was room for all so far, and there is no queue. By one for each response it grows evenly.
+                self.limit += growth * seen.samples.min(self.limit);
+                self.go_on(State::Open, open_s, now);
+            } else {
+                self.limit *= 1.0 + growth;
+                self.begin(State::Limiting, now);
+            }
+        } else if seen.samples >= P.baseline_samples {
+            self.go_on(State::Limiting, open_s, now);
+        }
+    }
+
+    /// Keeps a cut only where it is sure that latency has fallen with the limit.
+    fn prove(&mut self, step: Step, view: View) {
+        let (helped_s, seen) = (step.helped_s(self.limit), view.seen);
+        let is_sure = seen.error < P.share;
+        let has_helped =
+            helped_s.is_none_or(|helped_s| seen.high_s() < helped_s || is_sure && seen.mean_s < helped_s);
+        if has_helped && !view.is_slow() {
+            self.begin(State::Limiting, view.now);
+        } else if has_helped && self.limit > 1.0 {
+            let back = if helped_s.is_some() { self.limit } else { step.back };
+            self.cut(Step { from: self.limit, before_s: Some(seen.mean_s), back }, 2.0, view);
+        } else if is_sure || helped_s.is_none_or(|helped_s| seen.low_s() > helped_s) {
+            self.measured(step.back, view);
+        }
+    }
+
+    /// Measures the baseline, at ever lower limits while latency is lower there.
+    fn verify(&mut self, step: Step, view: View) {
+        let View { baseline, seen, now, .. } = view;
+        // Exact enough to tell the baseline from the goal.
+        if P.sigmas * seen.error > P.latency_target - 1.0 {
+            return;
+        }
+        // After a mistake the baseline says nothing.
+        let is_lower = (self.verified_at.is_none() || seen.high_s() < baseline.mean_s)
+            && step.helped_s(self.limit).is_some_and(|helped_s| seen.mean_s < helped_s);
+        if is_lower && self.limit > 1.0 {
+            self.baseline = Some(seen);
+            let (from, before_s) = (self.limit, Some(seen.mean_s));
+            self.fall(from / 2.0, from, State::Verifying(Step { from, before_s, back: step.back }), now);
+        } else {
+            self.measured(step.back, view);
+        }
+    }
+
+    /// A lower limit has shown what latency is without a queue.
+    fn measured(&mut self, limit: f64, View { baseline, seen, now, .. }: View) {
+        let measured = baseline.measure(seen);
+        // What differs much may be a mistake, and is soon verified.
+        self.verified_at = (measured != seen).then_some(now);
+        self.baseline = Some(measured);
+        self.limit = limit;
+        self.begin(State::Limiting, now);
+    }
+
+    /// To what would bring latency to its goal by Little's law, in a step that is large enough to prove something by.
+    fn cut(&mut self, step: Step, most: f64, View { goal_s, seen, now, .. }: View) {
+        let to = (step.from * goal_s / seen.mean_s).clamp(step.from / most, step.from / P.latency_target);
+        self.fall(to, step.from, State::Cutting(step), now);
+    }
+
+    fn fall(&mut self, to: f64, from: f64, state: State, now: StoreTime) {
+        let per_second = P.drain * self.totals.ended.max(1.0) / self.age_s(now);
         self.limit = to.max(1.0);
         self.ramp = Ramp { from, per_second, since: now };
-        self.transition(state, now);
-        let ramp_s = ((from - self.limit) / per_second).clamp(0.0, 4.0);
-        self.samples_since = self.samples_since.after(Duration::from_secs_f64(ramp_s));
+        self.begin(state, now);
     }
 
-    /// Whether requests wait because of the limit.
-    fn waits(&self, parameters: &Parameters) -> bool {
-        self.totals.waited > parameters.share * self.totals.arrivals
+    /// Whether requests wait because of the limit, by more than chance.
+    fn waits(&self) -> bool {
+        let allowed = P.share * self.totals.arrivals;
+        self.totals.waited > allowed + P.sigmas * allowed.sqrt()
     }
 
     fn age_s(&self, now: StoreTime) -> f64 {
-        seconds(self.epoch_since, now).max(1e-3)
+        seconds(self.since, now).max(1e-3)
     }
 
-    fn transition(&mut self, state: State, now: StoreTime) {
-        self.state = state;
+    /// Begins an epoch.
+    fn begin(&mut self, state: State, now: StoreTime) {
         self.epoch = self.epoch.wrapping_add(1);
-        self.epoch_since = now;
-        self.samples_since = now.after(self.baseline().unwrap_or_default());
+        self.go_on(state, 0.0, now);
+    }
+
+    /// Begins to observe anew.
+    fn go_on(&mut self, state: State, open_s: f64, now: StoreTime) {
+        (self.state, self.since, self.open_before_s) = (state, now, open_s);
         self.totals = Observations::default();
     }
 }
 
+impl View {
+    fn is_slow(&self) -> bool {
+        self.seen.low_s() > self.goal_s
+    }
+}
+
 impl Step {
-    /// Whether latency has fallen with the limit: by more than half of what a queue in the upstream makes it fall.
-    fn helped(&self, seen: Estimate, limit: f64) -> bool {
-        (self.before.mean_s / seen.mean_s).ln() > 0.5 * (self.from / limit).ln()
+    /// Below this, latency has fallen with the limit: by half of what it does where there is a queue in the upstream.
+    fn helped_s(&self, limit: f64) -> Option<f64> {
+        self.before_s.map(|before_s| before_s * (limit / self.from).sqrt())
     }
 }
 
 impl Estimate {
     /// The mean of samples. Few of them are taken to vary as an exponential distribution does.
-    fn of(observed: &Observations, parameters: &Parameters) -> Self {
+    fn of(observed: &Observations, open_s: f64) -> Self {
         let n = observed.samples.max(1.0);
-        let mean_s = (observed.latency_s / n).max(1e-6);
-        let variance = (observed.latency_s2 / n / mean_s.powi(2) - 1.0).max(0.0);
-        let variance = (variance * n + parameters.min_samples) / (n + parameters.min_samples);
-        Self { mean_s, error: (variance / n).sqrt(), samples: observed.samples }
+        let answered_s = (observed.latency_s / n).max(1e-6);
+        let whole_s = (answered_s + open_s / n).max(1e-6);
+        let variance = (observed.latency_s2 / n / answered_s.powi(2) - 1.0).max(0.0);
+        let variance = (variance * n + P.min_samples) / (n + P.min_samples);
+        Self {
+            mean_s: (answered_s * whole_s).sqrt(),
+            bounds_s: (answered_s.min(whole_s), answered_s.max(whole_s)),
+            error: (variance / n).sqrt(),
+            samples: observed.samples,
+        }
     }
 
-    fn low(&self, parameters: &Parameters) -> f64 {
-        self.mean_s / (1.0 + parameters.sigmas * self.error)
+    fn low_s(&self) -> f64 {
+        self.bounds_s.0 / (1.0 + P.sigmas * self.error)
     }
 
-    fn high(&self, parameters: &Parameters) -> f64 {
-        self.mean_s * (1.0 + parameters.sigmas * self.error)
+    fn high_s(&self) -> f64 {
+        self.bounds_s.1 * (1.0 + P.sigmas * self.error)
     }
 
-    /// With what was seen while the limit was not reached. A longer latency may be that of a queue, and counts less.
-    fn learn(self, seen: Estimate, parameters: &Parameters) -> Self {
-        let weight = if seen.mean_s > self.mean_s { 1.0 / parameters.headroom } else { 1.0 };
-        self.mix(Estimate { samples: seen.samples * weight, ..seen }, parameters)
+    /// With what was seen while there was room for all. What is surely longer may be a queue, and counts less.
+    fn learn(self, seen: Self) -> Self {
+        let weight = if seen.low_s() > self.mean_s { 1.0 / P.headroom } else { 1.0 };
+        self.mix(Self { samples: seen.samples * weight, ..seen })
     }
 
     /// With what a lower limit has shown: it replaces a mean from which it differs by more than chance.
-    fn measure(self, seen: Estimate, parameters: &Parameters) -> Self {
+    fn measure(self, seen: Self) -> Self {
         let difference = (seen.mean_s / self.mean_s).ln().abs();
-        let is_other = difference > 1.5 * parameters.sigmas * seen.error.hypot(self.error);
-        if is_other { seen } else { self.mix(seen, parameters) }
+        if difference > P.sigmas * seen.error.hypot(self.error) { seen } else { self.mix(seen) }
     }
 
-    fn mix(self, seen: Estimate, parameters: &Parameters) -> Self {
-        let samples = self.samples.min(parameters.baseline_samples);
+    fn mix(self, seen: Self) -> Self {
+        let samples = self.samples.min(P.baseline_samples);
         let share = seen.samples / (samples + seen.samples).max(1.0);
         let mean_s = self.mean_s + share * (seen.mean_s - self.mean_s);
         let error = (self.error * (1.0 - share)).hypot(seen.error * share);
-        Self { mean_s, error, samples: samples + seen.samples }
+        Self { mean_s, bounds_s: (mean_s, mean_s), error, samples: samples + seen.samples }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Parameters;
+use super::parameters::PARAMETERS as P;
 use super::window::CallerObservations;
 use crate::config::Measured;
 use crate::health::Health;
@@ -79,13 +79,7 @@ impl HealthDetector {
     }
 
     /// Takes in what one worker observed.
-    pub(super) fn update(
-        &mut self,
-        observed: &CallerObservations,
-        bounds: &Measured,
-        parameters: &Parameters,
-        now: StoreTime,
-    ) {
+    pub(super) fn update(&mut self, observed: &CallerObservations, bounds: &Measured, now: StoreTime) {
         // The way back is judged by what came since, not by the window before it.
         let is_degraded = self.reason().is_some();
         let memory_s = if is_degraded { bounds.degrade_after_seconds } else { bounds.window_seconds };
@@ -97,14 +91,14 @@ impl HealthDetector {
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
         let pressures = [
             (Reason::ErrorRatio, error_ratio / bounds.error_ratio),
-            (Reason::Latency, slow_ratio / parameters.share),
-            (Reason::Shed, shed_ratio / parameters.share),
+            (Reason::Latency, slow_ratio / P.share),
+            (Reason::Shed, shed_ratio / P.share),
         ];
         let worst = pressures.into_iter().max_by(|(_, one), (_, other)| one.total_cmp(other));
         let (reason, pressure) = worst.unwrap_or((Reason::ErrorRatio, 0.0));
         let is_broken = pressure > 1.0 && requests >= f64::from(bounds.min_requests);
         let new = observed.total(f64::INFINITY);
-        let holds = pressure <= 1.0 - parameters.share && new.shed == 0.0;
+        let holds = pressure <= 1.0 - P.share && new.shed == 0.0;
         let lasted = |since: StoreTime, seconds: u32| now.since(since).as_secs_f64() >= f64::from(seconds);
         self.state = match self.state {
             State::Normal { broken_since } if is_broken => match broken_since.unwrap_or(now) {

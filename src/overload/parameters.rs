@@ -37,21 +37,18 @@ pub struct Parameters {
     pub max_wait: Duration,
 }
 
-impl Default for Parameters {
-    fn default() -> Self {
-        Self {
-            initial_limit: 15.0,
-            latency_target: 1.5,
-            headroom: 4.5,
-            min_samples: 8.0,
-            baseline_samples: 300.0,
-            sigmas: 2.0,
-            drain: 0.4,
-            share: 0.1,
-            flush_interval: Duration::from_millis(50),
-            verify_interval: Duration::from_secs(20),
-            tick: Duration::from_millis(5),
-            max_wait: Duration::from_secs(1),
-        }
-    }
-}
+/// Their values.
+pub const PARAMETERS: Parameters = Parameters {
+    initial_limit: 20.0,
+    latency_target: 1.4,
+    headroom: 4.5,
+    min_samples: 8.0,
+    baseline_samples: 300.0,
+    sigmas: 2.0,
+    drain: 0.4,
+    share: 0.1,
+    flush_interval: Duration::from_millis(50),
+    verify_interval: Duration::from_secs(20),
+    tick: Duration::from_millis(2),
+    max_wait: Duration::from_secs(1),
+};

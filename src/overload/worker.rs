@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::admission_queue::Rank;
 use super::cluster::ClusterControl;
 use super::cluster_record::{ClusterRecord, decode, encode};
+use super::parameters::PARAMETERS as P;
 use super::shared::{ClusterId, Shared};
 use super::window::{CallerObservations, Outcome};
-use super::{HealthDetector, Parameters, Reason, Signals};
+use super::{HealthDetector, Reason, Signals};
 use crate::config::Measured;
 use crate::health::Health;
 use crate::store::{record_key, update};
@@ -17,11 +18,8 @@ use crate::time::StoreTime;
 
 /// Most clusters with a limit of their own.
 const MAX_CLUSTERS: usize = 32;
-/// Most requests in the queues of a worker; of a cluster as many as may be in flight or this, divided by the workers that
-/// have a queue; and at least this many in each.
+/// Most requests in the queues of a worker.
 const MAX_QUEUE: usize = 1_024;
-const MIN_QUEUES: usize = 32;
-const MIN_QUEUE: usize = 8;
 /// How long the order of callers within a priority stays.
 const ROTATION: Duration = Duration::from_secs(10);
 
@@ -100,6 +98,8 @@ enum Stage {
         since: StoreTime,
         has_place: bool,
         is_counted: bool,
+        /// The epoch of the limit that it is a sample of.
+        epoch: Option<u32>,
     },
 }
 
@@ -114,7 +114,6 @@ struct Request {
 /// One worker's part in the overload control.
 #[derive(Debug)]
 pub struct OverloadControl {
-    parameters: Parameters,
     bounds: Measured,
     namespace: String,
     worker: u64,
@@ -133,16 +132,9 @@ pub struct OverloadControl {
 
 impl OverloadControl {
     /// A worker that has seen nothing yet. `worker` is a number that no other worker has.
-    pub fn new(
-        parameters: Parameters,
-        bounds: Measured,
-        namespace: &str,
-        worker: u64,
-        now: StoreTime,
-    ) -> Self {
-        let next_flush = now.after(parameters.flush_interval);
+    pub fn new(bounds: Measured, namespace: &str, worker: u64, now: StoreTime) -> Self {
+        let next_flush = now.after(P.flush_interval);
         let mut control = Self {
-            parameters,
             bounds,
             namespace: namespace.to_owned(),
             worker,
@@ -178,7 +170,7 @@ impl OverloadControl {
     fn add_cluster(&mut self, name: &[u8], now: StoreTime) {
         let id = ClusterId(self.clusters.len() as u8);
         let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
-        let (key, record) = (record_key(&self.namespace, &record), ClusterRecord::new(&self.parameters, now));
+        let (key, record) = (record_key(&self.namespace, &record), ClusterRecord::new(now));
         self.clusters.push(ClusterControl::new(name, id, key, self.worker, record, now));
     }
 
@@ -193,13 +185,14 @@ impl OverloadControl {
         let Arrival { cluster: cluster_id, priority, place, caller, has_body } = arrival;
         let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return Admission::Send };
         cluster.observations.arrivals += 1.0;
-        let stage = Stage::InFlight { since: now, has_place: true, is_counted: false };
-        let mut request = Request { cluster: cluster_id, caller, is_complete: !has_body, stage };
         let is_next = cluster.queue.best_priority().is_none_or(|best| best < priority);
         let is_sent = !self.bounds.shed || is_next && cluster.take_place(priority, shared);
         if !self.bounds.shed {
             cluster.take_place_anyway(shared);
         }
+        let epoch = cluster.epoch();
+        let stage = Stage::InFlight { since: now, has_place: true, is_counted: false, epoch };
+        let mut request = Request { cluster: cluster_id, caller, is_complete: !has_body, stage };
         if is_sent {
             self.requests.insert(id, request);
             return Admission::Send;
@@ -208,9 +201,9 @@ impl OverloadControl {
         request.stage = Stage::Waiting(cluster.queue.push(id, priority, place, now));
         self.requests.insert(id, request);
         self.waiting += 1;
-        let workers = usize::try_from(cluster.queues).unwrap_or_default().max(1);
-        let room = (cluster.record.limit.queue_limit() as usize).max(MIN_QUEUES) / workers;
-        if cluster.queue.len() > room.max(MIN_QUEUE) || self.waiting > MAX_QUEUE {
+        // As many wait as may be in flight, at least as many as at first; the workers that have a queue share them.
+        let room = cluster.record.limit.queue_limit().max(P.initial_limit) / f64::from(cluster.queues.max(1));
+        if cluster.queue.len() as f64 > room.max(P.min_samples) || self.waiting > MAX_QUEUE {
             let worst = cluster.queue.pop_worst();
             worst.into_iter().for_each(|worst| self.shed(worst));
         }
@@ -245,16 +238,16 @@ impl OverloadControl {
                 cluster.queue.remove(rank);
                 self.waiting = self.waiting.saturating_sub(1);
             }
-            Stage::InFlight { since, has_place, is_counted } => {
+            Stage::InFlight { since, has_place, is_counted, epoch } => {
                 if has_place {
                     cluster.give_back(shared);
-                    cluster.yield_place(&self.parameters, now, shared);
+                    cluster.yield_place(now, shared);
                 }
                 let [lag, lag_before] = self.lag;
                 let latency = now.since(since).saturating_sub(lag.max(lag_before));
                 let is_good = outcome == Outcome::Response { failed: false };
                 if is_complete && is_good {
-                    cluster.note_response(latency, now);
+                    cluster.note_response(latency, epoch);
                 }
                 let is_slow = is_complete && latency > latency_bound(cluster, &self.bounds);
                 let is_failed = matches!(outcome, Outcome::Response { failed: true } | Outcome::NoResponse);
@@ -276,19 +269,19 @@ impl OverloadControl {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: StoreTime, shared: &impl Shared) {
-        self.lag = [now.since(self.wanted).saturating_sub(self.parameters.tick), self.lag[0]];
-        let oldest = now.before(self.parameters.max_wait);
+        self.lag = [now.since(self.wanted).saturating_sub(P.tick), self.lag[0]];
+        let oldest = now.before(P.max_wait);
         let queues = self.clusters.iter_mut().map(|cluster| &mut cluster.queue);
         let late: Vec<_> = queues.flat_map(|queue| queue.pop_waiting_since(oldest)).collect();
         late.into_iter().for_each(|request| self.shed(request));
         if now >= self.next_flush {
-            self.next_flush = now.after(self.parameters.flush_interval);
+            self.next_flush = now.after(P.flush_interval);
             self.look_at_requests(now, shared);
             if !self.is_superseded {
                 self.flush_health(now, shared);
                 let learns = self.detector.is_calm();
                 for cluster in self.clusters.iter_mut().filter(|cluster| cluster.is_used) {
-                    cluster.flush(learns, &self.parameters, now, shared);
+                    cluster.flush(learns, now, shared);
                 }
             }
         }
@@ -306,7 +299,7 @@ impl OverloadControl {
     /// When to call [`OverloadControl::handle_timeout`] next. It may be called more often; what it is late counts as this
     /// worker's lag, which is not the upstream's latency.
     pub fn poll_timeout(&self, now: StoreTime) -> StoreTime {
-        let tick = now.after(self.parameters.tick);
+        let tick = now.after(P.tick);
         if self.waiting > 0 { tick.min(self.next_flush) } else { self.next_flush }
     }
 
@@ -337,12 +330,19 @@ impl OverloadControl {
 
     /// Takes its place from what is uploaded slowly, and counts what has taken too long already.
     fn look_at_requests(&mut self, now: StoreTime, shared: &impl Shared) {
+        self.clusters.iter_mut().for_each(|cluster| cluster.open_s = 0.0);
         for request in self.requests.values_mut() {
             let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { continue };
-            let Stage::InFlight { since, has_place, is_counted } = &mut request.stage else { continue };
+            let Stage::InFlight { since, has_place, is_counted, epoch } = &mut request.stage else {
+                continue;
+            };
             let age = now.since(*since);
+            if request.is_complete && *epoch == Some(cluster.record.limit.epoch().0) {
+                let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(P.headroom));
+                cluster.open_s += age.min(most).as_secs_f64();
+            }
             if !request.is_complete {
-                if age >= self.parameters.flush_interval && std::mem::take(has_place) {
+                if age >= P.flush_interval && std::mem::take(has_place) {
                     cluster.give_back(shared);
                 }
             } else if !*is_counted && age > latency_bound(cluster, &self.bounds) {
@@ -360,7 +360,7 @@ impl OverloadControl {
         let updated = update(shared, &record_key(&self.namespace, "overload/health"), |bytes, _| {
             let stored = bytes.and_then(decode);
             let mut detector = stored.unwrap_or_else(|| HealthDetector::new(now));
-            detector.update(&observed, &self.bounds, &self.parameters, now);
+            detector.update(&observed, &self.bounds, now);
             let bytes = encode(&detector);
             (detector, Some(bytes))
         });
@@ -385,7 +385,7 @@ impl OverloadControl {
     fn pump(&mut self, id: ClusterId, now: StoreTime, shared: &impl Shared) {
         let Some(cluster) = self.clusters.get_mut(usize::from(id.0)) else { return };
         if cluster.queue.len() > 0 {
-            cluster.refresh(&self.parameters, now, shared);
+            cluster.refresh(now, shared);
         }
         // Each turn takes one request out of the queue.
         while let Some(priority) = cluster.queue.best_priority().filter(|_| now >= cluster.yields_until) {
@@ -395,7 +395,8 @@ impl OverloadControl {
             let Some(id) = cluster.queue.pop_best() else { break };
             self.waiting = self.waiting.saturating_sub(1);
             if let Some(request) = self.requests.get_mut(&id) {
-                request.stage = Stage::InFlight { since: now, has_place: true, is_counted: false };
+                let epoch = cluster.epoch();
+                request.stage = Stage::InFlight { since: now, has_place: true, is_counted: false, epoch };
             }
             self.outputs.push_back(Output::Send(id));
         }

@@ -31,7 +31,7 @@ enum Part {
     Lint,
     /// Unit and property tests, every interleaving of three workers, the Lua script on a real Redis
     Unit,
-    /// The simulation and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
+    /// The simulations and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
     Search,
     /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order, and the same
     /// random scripts as a real Envoy
@@ -90,14 +90,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The searches that `soak` runs for longer, each with an amount and a seed that stay the same.
 fn search() -> Result<()> {
     let redis_server = tools::redis_server()?;
-    let searches: [(&str, &str, &[&str]); 3] = [
-        ("simulation", "simulation", &["--worlds", "1500"]),
-        ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40"]),
-        ("fuzzing", "fuzz", &["--inputs", "20000"]),
+    let searches: [(&str, &str, &[&str]); 4] = [
+        ("simulation", "simulation", &["--worlds", "1500", "--seed", "1"]),
+        ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40", "--seed", "1"]),
+        ("overload", "overload", &mutants::OVERLOAD),
+        ("fuzzing", "fuzz", &["--inputs", "20000", "--seed", "1"]),
     ];
     for (what, package, amount) in searches {
         let mut search = soak::search(package)?;
-        check(what, search.args(amount).args(["--seed", "1"]).env("REDIS_SERVER", &redis_server))?;
+        check(what, search.args(amount).env("REDIS_SERVER", &redis_server))?;
     }
     Ok(())
 }

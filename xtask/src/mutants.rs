@@ -19,6 +19,9 @@ use crate::{step, tools, workspace};
 /// How long the simulation may search for one mutant.
 const SEARCH_SECONDS: u64 = 60;
 
+/// What `cargo xtask test` calls the overload simulation with, and what mutants are searched for with.
+pub(crate) const OVERLOAD: [&str; 5] = ["--quick", "--seeds", "3", "--seed", "1"];
+
 /// How long a build may take; it is there so that none hangs CI.
 const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 
@@ -202,7 +205,7 @@ impl Copy {
         let mut command = Command::new(Self::target().join("soak").join(search.package()));
         match search {
             Search::Simulation => command.args(["--seed", "1", "--seconds", &seconds.to_string()]),
-            Search::Overload => command.args(["--seed", "1", "--quick"]),
+            Search::Overload => command.args(OVERLOAD),
         };
         command.args(arguments);
         let start = Instant::now();

@@ -1,5 +1,6 @@
 //! What has to hold: the table of section 12 of the specification, row by row. What is left to chance is judged by how
-//! likely it is: a share of few calls may exceed its bound by as much as chance explains, and by no more.
+//! likely it is: a share of few calls may exceed its bound by as much as chance explains, and by no more. All runs of a
+//! scenario together are held to the table; a single run fails only where it is far off.
 
 use crate::protection::{Nothing, Protection};
 use crate::scenario::{Cluster, OVERLOAD, Scenario, TIERS};
@@ -10,6 +11,9 @@ use crate::world::{self, BIN_US, Call, Fate, Run};
 const ONE_IN: f64 = 10_000.0;
 /// Of a normal distribution, for the same probability.
 const STANDARD_ERRORS: f64 = 3.72;
+
+/// By so much of all a single run may miss, and misses by half more than are allowed.
+const FAR_OFF: f64 = 0.1;
 
 /// Below this load the upstream can do all that is asked for.
 const SPARE: f64 = 0.9;
@@ -59,6 +63,16 @@ impl Found {
             Self::Amount { found, of, wanted, variance } => {
                 found + STANDARD_ERRORS * variance.sqrt() >= wanted * of
             }
+        }
+    }
+
+    /// Missed by more than a single run ever may: one bad stretch makes the misses of a run depend on each other.
+    pub fn is_far_off(self) -> bool {
+        match self {
+            Self::Misses { missed, of, allowed } => {
+                !self.holds() && f64::from(missed) > (1.5 * allowed + FAR_OFF) * f64::from(of)
+            }
+            Self::Amount { found, of, wanted, .. } => found < (wanted - FAR_OFF) * of,
         }
     }
 

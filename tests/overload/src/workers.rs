@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use dynamic_rate_limiter::config::Measured;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::overload::{
-    self, Admission, ClusterId, Gauge, Outcome, OverloadControl, Parameters, RequestId, Shared,
+    self, Admission, ClusterId, Gauge, Outcome, OverloadControl, RequestId, Shared,
 };
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::StoreTime;
@@ -117,7 +117,7 @@ impl Workers {
 fn control(random: u64, now_us: u64) -> OverloadControl {
     let now = StoreTime::from_micros(now_us);
     let thresholds = Measured { latency_ms: None, ..Measured::default() };
-    OverloadControl::new(Parameters::default(), thresholds, "default", random, now)
+    OverloadControl::new(thresholds, "default", random, now)
 }
 
 impl Protection for Workers {
