@@ -70,6 +70,14 @@ impl Overload {
         self.control.poll_output()
     }
 
+    pub(super) fn has_output(&self) -> bool {
+        self.control.has_output()
+    }
+
+    pub(super) fn take_output(&mut self, id: u32) -> Option<Output> {
+        self.control.take_output(RequestId(id))
+    }
+
     /// Does what is due; what is to be shown, if it may have changed.
     pub(super) fn handle_timeout(&mut self, now_us: u64) -> Option<OverloadReport> {
         let now = StoreTime::from_micros(now_us);

@@ -25,7 +25,7 @@ use crate::store::SharedData;
 /// One decision in so many is timed: timing costs two host calls, which a request is better off without.
 const TIMED_ONE_IN: u32 = 16;
 
-/// Most requests that are answered in one turn of the event loop.
+/// Most requests that go on or are answered in one turn of the event loop.
 ///
 /// Envoy does what the filter asks for when the callback has returned, and each of these things inside the one before
 /// it: some hundreds of them are more than its stack holds.
@@ -54,8 +54,6 @@ pub(super) struct Worker {
     ticks: Ticks,
     /// Until the first tick: how soon it is to come.
     first_tick: Option<Duration>,
-    /// How many more requests that waited for a place may go on or be answered in this turn of the event loop.
-    answers_left: usize,
     next_turn: NextTurn,
     decisions: u32,
     duration_histogram: Option<u32>,
@@ -75,7 +73,6 @@ impl Worker {
             stream,
             ticks: Ticks::default(),
             first_tick: Some(FIRST_TICK),
-            answers_left: MAX_ANSWERS,
             next_turn: NextTurn::default(),
             decisions: 0,
             duration_histogram,
@@ -91,6 +88,7 @@ impl Worker {
         self.wake();
         let Some(decision) = decided else {
             self.set_ticks();
+            self.leave_queue_to_next_turn();
             return Next::WaitWithBody;
         };
         if !matches!(decision, Decision::AwaitsRedis(_) | Decision::AwaitsDocuments) {
@@ -129,10 +127,7 @@ impl Worker {
                 Next::Wait
             }
         };
-        // A request that was refused has given its place back.
-        if self.requests.waiting_for_place() > 0 {
-            self.serve_queue(Some(id), arrived.at_us);
-        }
+        self.leave_queue_to_next_turn();
         next
     }
 
@@ -175,7 +170,7 @@ impl Worker {
             let outcome = outcome(end_of_stream && arrived.has_body);
             let now_us = now_us.unwrap_or_else(|| HostData.now_us());
             self.finish_at(id, outcome, now_us);
-            self.serve_queue(None, now_us);
+            self.leave_queue_to_next_turn();
         }
     }
 
@@ -241,8 +236,7 @@ impl Worker {
     /// Sends what requests have asked.
     pub(super) fn take_turn(&mut self, queue: u32) {
         if self.next_turn.take(queue) {
-            self.answers_left = MAX_ANSWERS;
-            self.serve_queue(None, HostData.now_us());
+            self.serve_queue(HostData.now_us());
             return;
         }
         self.at_stream(|stream, redis, _| {
@@ -277,7 +271,7 @@ impl Worker {
         if let (Some(stream), Some(redis)) = (&mut self.stream, self.limiter.redis()) {
             act(stream, redis, now_us);
             self.answer(now_us);
-            self.serve_queue(None, now_us);
+            self.serve_queue(now_us);
             self.wake();
         }
     }
@@ -354,8 +348,10 @@ impl Worker {
         match overload.admit(id, &cluster, &limited, &config, has_body, now_us) {
             Admission::Send => Some(self.charge(id, &limited, now_us)),
             Admission::Wait => {
+                let output = overload.take_output(id);
                 self.requests.wait_for_place(id, arrived, Waiting { limited, cluster });
-                self.serve_queue(Some(id), now_us)
+                let (_, decision) = self.decide_waiting(output?, now_us)?;
+                Some(decision)
             }
         }
     }
@@ -371,30 +367,16 @@ impl Worker {
         decision
     }
 
-    /// Lets requests go on that have a place in flight now, and answers those that are shed. Of the request whose headers are
-    /// being looked at it returns the decision: Envoy cannot let that one go on before its callback has returned.
-    fn serve_queue(&mut self, current: Option<RequestId>, now_us: u64) -> Option<Decision> {
-        let mut of_current = None;
+    /// Lets requests go on that have a place in flight now, and answers those that are shed. Only for the root context: Envoy
+    /// stops the request in whose callback another one is answered, whatever that callback returns.
+    fn serve_queue(&mut self, now_us: u64) {
         let mut is_away = false;
-        // What Envoy does with one request may end others, and each of these calls this function again, inside the one
-        // before: see `MAX_ANSWERS`.
-        while self.answers_left > 0 {
+        for _ in 0..MAX_ANSWERS {
             let Some(output) = self.overload.as_mut().and_then(Overload::poll_output) else { break };
             let (Output::Send(id) | Output::Shed(id)) = output;
-            let Some(InProgress { arrived, state: State::WaitsForPlace(waiting) }) = self.requests.end(id.0)
-            else {
-                continue;
-            };
-            let decision = if let Output::Send(_) = output {
-                self.charge(id.0, &waiting.limited, now_us)
-            } else {
-                self.limiter.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
-            };
-            if current == Some(id.0) {
-                of_current = Some(decision);
-            } else if hostcalls::set_effective_context(id.0).is_ok() {
+            let Some((arrived, decision)) = self.decide_waiting(output, now_us) else { continue };
+            if hostcalls::set_effective_context(id.0).is_ok() {
                 is_away = true;
-                self.answers_left -= 1;
                 self.time(arrived.at_us);
                 self.carry_out(id.0, arrived, now_us, decision);
             } else {
@@ -403,12 +385,30 @@ impl Worker {
         }
         if is_away {
             self.wake();
-            let _ = hostcalls::set_effective_context(current.unwrap_or(self.root));
+            self.return_to_root();
         }
-        if self.answers_left == 0 {
+        self.leave_queue_to_next_turn();
+    }
+
+    /// Has the root context serve the queue, if there is something to do for it.
+    fn leave_queue_to_next_turn(&mut self) {
+        if self.overload.as_ref().is_some_and(Overload::has_output) {
             self.next_turn.call();
         }
-        of_current
+    }
+
+    /// Decides about a request that has waited for a place; `None`: it has ended.
+    fn decide_waiting(&mut self, output: Output, now_us: u64) -> Option<(Arrived, Decision)> {
+        let (Output::Send(id) | Output::Shed(id)) = output;
+        let InProgress { arrived, state: State::WaitsForPlace(waiting) } = self.requests.end(id.0)? else {
+            return None;
+        };
+        let decision = if let Output::Send(_) = output {
+            self.charge(id.0, &waiting.limited, now_us)
+        } else {
+            self.limiter.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
+        };
+        Some((arrived, decision))
     }
 
     /// The last byte of a request that was sent on has arrived.
@@ -429,9 +429,8 @@ impl Worker {
     /// A request needs its place in flight no more, if it has one.
     fn finish(&mut self, id: RequestId, outcome: Outcome) {
         if self.overload.is_some() {
-            let now_us = HostData.now_us();
-            self.finish_at(id, outcome, now_us);
-            self.serve_queue(None, now_us);
+            self.finish_at(id, outcome, HostData.now_us());
+            self.leave_queue_to_next_turn();
         }
     }
 
@@ -444,7 +443,6 @@ impl Worker {
     /// Does what is due for the overload control. A generation that is not the newest any more sees to its own requests, and
     /// leaves health to the newest.
     fn follow_overload(&mut self, now_us: u64, role: Role) {
-        self.answers_left = MAX_ANSWERS;
         let is_newest = role == Role::Newest;
         let Some(overload) = self.overload.as_mut().filter(|_| is_newest || !self.requests.is_empty()) else {
             if is_newest {
@@ -455,7 +453,7 @@ impl Worker {
         if let Some(report) = overload.handle_timeout(now_us).filter(|_| is_newest) {
             self.limiter.follow_overload(report, &HostData);
         }
-        self.serve_queue(None, now_us);
+        self.serve_queue(now_us);
     }
 
     /// Carries out a change of health whose body is complete; false where the request is none.

@@ -296,6 +296,17 @@ impl OverloadControl {
         self.outputs.pop_front()
     }
 
+    /// Whether there is something to do.
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
+    /// What to do with this request, before what comes first.
+    pub fn take_output(&mut self, id: RequestId) -> Option<Output> {
+        let is_its = |output: &Output| [Output::Send(id), Output::Shed(id)].contains(output);
+        self.outputs.iter().position(is_its).and_then(|index| self.outputs.remove(index))
+    }
+
     /// When to call [`OverloadControl::handle_timeout`] next. It may be called more often; what it is late counts as this
     /// worker's lag, which is not the upstream's latency.
     pub fn poll_timeout(&self, now: StoreTime) -> StoreTime {

@@ -198,6 +198,7 @@ fn ten_times_the_capacity_leaves_goodput_the_important_tier_and_another_cluster_
     });
     regular.ask();
     regular.assert_paid_for_what_it_got();
+    assert_all_that_were_admitted_were_sent(&envoy);
     envoy.await_metric("rate_limiter_health_transitions_total", &[("reason", "recovered")], 1.0);
 
     assert!(others.is_empty() && served > 200, "the other cluster: {served} served, and {others:?}");
@@ -207,6 +208,22 @@ fn ten_times_the_capacity_leaves_goodput_the_important_tier_and_another_cluster_
     assert!(first >= 0.9 && after >= 0.9, "goodput {first:.2} in the first seconds, {after:.2} after");
     assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
     assert!(report.success(FREE) < 0.2, "free callers are shed first: {}", report.success(FREE));
+}
+
+/// Checks that as many requests have reached the upstreams as took a token.
+#[track_caller]
+fn assert_all_that_were_admitted_were_sent(envoy: &Envoy) {
+    let mut last = (0, 0);
+    let is_equal = wait::poll(wait::SOON, || {
+        let sent = ["upstream", "other"].map(|name| envoy.stat(&format!("cluster.{name}.upstream_rq_total")));
+        let admitted = ["free", "pro", "enterprise"].map(|tier| {
+            let labels = [("tier", tier), ("status", "allowed")];
+            envoy.metric("rate_limiter_requests_total", &labels).unwrap_or_default() as u64
+        });
+        last = (sent.iter().sum::<u64>(), admitted.iter().sum::<u64>());
+        (last.0 == last.1).then_some(())
+    });
+    assert!(is_equal.is_some(), "(sent, admitted) are {last:?}");
 }
 
 #[track_caller]
