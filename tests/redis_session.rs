@@ -320,6 +320,33 @@ fn a_probe_does_not_fail_because_its_worker_is_busy() {
 }
 
 #[test]
+fn what_may_take_a_second_takes_no_longer_in_a_busy_worker_but_for_the_turns_of_a_request() {
+    // (how long each turn takes, how many turns there are before it is given up)
+    let cases = [(50 * MS, 20), (7 * MS, 143), (2 * SECOND, MAX_TURNS)];
+    for (late_us, turns) in cases {
+        let mut talk = Talk::new();
+        talk.break_the_connection();
+        talk.wait_for_probe();
+        for turn in 1..turns {
+            talk.stall(late_us);
+            assert!(!talk.session.has_effects(), "{late_us} µs late: the probe, turn {turn}");
+        }
+        talk.stall(late_us);
+        assert!(talk.session.take_effects().close, "{late_us} µs late: the probe has no answer");
+
+        let mut talk = Talk::new();
+        talk.session.send(1, set(1), SECOND, talk.now_us).expect("asked");
+        talk.flush();
+        for turn in 1..turns {
+            talk.stall(late_us);
+            assert_eq!(talk.outcomes(), [], "{late_us} µs late: a change of health, turn {turn}");
+        }
+        talk.stall(late_us);
+        assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "{late_us} µs late");
+    }
+}
+
+#[test]
 fn a_late_reply_is_thrown_away_and_never_given_to_another() {
     let mut talk = Talk::new();
     talk.ask(1, take(1));

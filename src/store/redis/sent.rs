@@ -15,9 +15,19 @@ pub(super) struct Sent<T> {
 /// How long an answer is waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
-    /// On the session's clock.
-    pub since_us: u64,
+    /// When it began, on the session's clock and on the worker's.
+    pub charged_us: u64,
+    pub at_us: u64,
     pub timeout_us: u64,
+}
+
+impl Wait {
+    /// Whether it is over. What has longer than a request, which has `request_us`, has that on the worker's clock, and no
+    /// more turns of the event loop than a request: those of a whole second would take a busy worker half a minute.
+    pub fn is_over(&self, charged_us: u64, now_us: u64, request_us: u64) -> bool {
+        charged_us.saturating_sub(self.charged_us) >= self.timeout_us.min(request_us)
+            && now_us.saturating_sub(self.at_us) >= self.timeout_us
+    }
 }
 
 /// Who asks.

@@ -167,7 +167,7 @@ impl<T> Session<T> {
         let out = &mut self.effects.send;
         match question {
             Command::Take(take) if self.sent.len() >= self.window => {
-                self.queue.push(id, Queued { asker, take, timeout_us }, wait.since_us);
+                self.queue.push(id, Queued { asker, take, timeout_us }, wait.charged_us);
             }
             Command::Take(take) => self.send_take(Asker::Waiting(asker), take, Script::Hash, wait),
             Command::Get(key) => {
@@ -287,14 +287,14 @@ impl<T> Session<T> {
         let unsent = self.sent.iter_mut().rev().take(self.unsent).filter(is_new);
         let mut is_all_sent = true;
         for sent in unsent {
-            sent.wait.since_us = charged_us;
+            sent.wait = Wait { charged_us, at_us: now_us, ..sent.wait };
             is_all_sent &= !matches!(sent.question, Expected::Take(..));
         }
         let mut late = 0_usize;
         for Sent { asker, wait, .. } in &mut self.sent {
             // Neither has what was asked while the worker was busy.
-            wait.since_us = wait.since_us.min(charged_us);
-            if charged_us - wait.since_us < wait.timeout_us {
+            wait.charged_us = wait.charged_us.min(charged_us);
+            if !wait.is_over(charged_us, now_us, self.timeout_us) {
                 continue;
             }
             match std::mem::replace(asker, Asker::Gone) {
@@ -386,7 +386,7 @@ impl<T> Session<T> {
         if self.sent.is_empty() {
             self.clock.start(now_us);
         }
-        Wait { since_us: self.clock.at(now_us), timeout_us }
+        Wait { charged_us: self.clock.at(now_us), at_us: now_us, timeout_us }
     }
 
     /// Whether the breaker has to open; a probe has one try.
