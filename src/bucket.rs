@@ -47,7 +47,7 @@ pub struct Verdict {
 /// changes nothing, which makes refusing cheap and keeps a flood of refusals from touching the store.
 ///
 /// A clock behind `refilled_at_us` counts as no time passed, and counting goes on from the earlier reading:
-/// the step mints nothing, and nobody waits for the clock to catch up.
+/// the step mints nothing, and no caller waits for the clock to catch up.
 pub fn take(stored: Option<Bucket>, limit: Limit, now_us: u64) -> (Verdict, Option<Bucket>) {
     let available_pico = available_pico(stored, limit, now_us);
     let (outcome, tokens_pico) = match available_pico.checked_sub(PICO_PER_TOKEN) {

@@ -14,7 +14,7 @@ use crate::tier::{Limit, Tier};
 pub enum Payer {
     /// A caller with a known key.
     Key(Rc<Caller>),
-    /// Everybody else, by address.
+    /// All others, by address.
     Address(Network),
 }
 
@@ -38,7 +38,7 @@ impl Hash for Payer {
     }
 }
 
-/// One token, to be paid by somebody.
+/// One token, and the caller who pays it.
 #[derive(Clone, Debug)]
 pub struct Charge {
     /// Whose bucket it is.

@@ -66,7 +66,7 @@ pub struct ConfigSource {
 /// The endpoints that the filter answers itself.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// Hash of the token that changes health; without one, nobody may.
+    /// Hash of the token that changes health; without one, it cannot be changed.
     pub token: Option<KeyHash>,
     /// Path of the health check; `None` disables it.
     pub health_path: Option<String>,

@@ -25,7 +25,7 @@ pub struct Control {
 /// Whether decisions are Redis'.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Redis {
-    /// Nobody has heard of it yet.
+    /// No other Envoy has heard of it yet.
     #[default]
     Unknown,
     /// It answers.

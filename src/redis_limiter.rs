@@ -46,12 +46,12 @@ pub enum Charged {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAsked;
 
-/// An answer to somebody outside.
+/// An answer to a request.
 #[derive(Debug)]
 pub enum Answered {
     /// A charge, and what Redis said; nothing where it failed.
     Charge(Charge, Option<Verdict>),
-    /// What somebody said about health, and whether Redis has it.
+    /// What an operator said about health, and whether Redis has it.
     Health(Network, Told, bool),
 }
 
@@ -73,7 +73,7 @@ enum Asker {
         health_changes: u32,
     },
     /// This worker, which needs no answer.
-    Nobody,
+    Internal,
 }
 
 /// One worker's part in what Envoys share through Redis.
@@ -86,7 +86,7 @@ pub struct RedisLimiter {
     on_failure: OnFailure,
     bucket_prefix: String,
     health_sync: HealthSync,
-    /// News that nobody has been told yet.
+    /// News that the host has not been told yet.
     news: Option<Event>,
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
     /// has nothing to tell.
@@ -171,7 +171,7 @@ impl RedisLimiter {
         asked.map_err(|_| NotAsked)
     }
 
-    /// Nobody waits any more for what became of a command.
+    /// The request that waited for a command has ended.
     pub fn cancel(&mut self, id: CommandId) {
         self.session.cancel(id);
     }
@@ -210,17 +210,17 @@ impl RedisLimiter {
             // Where the queue is full, the next poll is soon enough.
             let _ = self.session.send(Asker::Poll { health_changes }, command, timeout_us, now_us);
             if needs_probe {
-                let _ = self.session.send(Asker::Nobody, self.session.probe(), timeout_us, now_us);
+                let _ = self.session.send(Asker::Internal, self.session.probe(), timeout_us, now_us);
             }
         }
     }
 
-    /// Whether somebody waits, so that [`RedisLimiter::tick`] should be called often.
+    /// Whether a request waits, so that [`RedisLimiter::tick`] should be called often.
     pub fn is_waiting(&self) -> bool {
         self.session.is_waiting()
     }
 
-    /// How often to call [`RedisLimiter::tick`] while somebody waits, in microseconds.
+    /// How often to call [`RedisLimiter::tick`] while a request waits, in microseconds.
     pub fn tick_us(&self) -> u64 {
         self.session.tick_us()
     }
@@ -235,7 +235,7 @@ impl RedisLimiter {
         self.session.take_effects()
     }
 
-    /// The next answer for somebody outside. Sees to the worker's own questions and to news on the way.
+    /// The next answer to a request. Sees to the worker's own questions and to news on the way.
     pub fn next_answer(
         &mut self,
         now_us: u64,
@@ -261,7 +261,7 @@ impl RedisLimiter {
                     Ok(Answer::Text(text)) if self.role == Role::Newest => {
                         let restore = self.health_sync.found(text.as_deref(), health_changes, data);
                         if let Some(command) = restore {
-                            let _ = self.session.send(Asker::Nobody, command, SET_HEALTH_TIMEOUT_US, now_us);
+                            let _ = self.session.send(Asker::Internal, command, SET_HEALTH_TIMEOUT_US, now_us);
                         }
                     }
                     Err(Failure { reason: Reason::Auth | Reason::Error, detail })
@@ -271,7 +271,7 @@ impl RedisLimiter {
                     }
                     _ => {}
                 },
-                Asker::Nobody => {}
+                Asker::Internal => {}
             }
         }
         None

@@ -12,7 +12,7 @@ use crate::tier::{Allowance, Tier};
 /// Body of a refusal.
 pub const REFUSED_BODY: &str = "Too Many Requests";
 
-/// Body of the answer to a request that nobody could decide about.
+/// Body of the answer to a request that could not be decided.
 pub const UNAVAILABLE_BODY: &str = "Service Unavailable";
 
 const US_PER_SEC: u64 = 1_000_000;

@@ -2,7 +2,7 @@
 //!
 //! Shared data is one map for all workers of an Envoy process, with compare-and-swap and nothing else: no
 //! delete, no expiry, no listing. [`update`] is the only place that writes to it, so the rules for doing it
-//! right stand once: read, then look at the clock, decide, and write only if nobody else did.
+//! right stand once: read, then look at the clock, decide, and write only if no other worker did.
 
 mod address_table;
 mod keyed;
@@ -20,7 +20,7 @@ use crate::bucket::Verdict;
 /// times in a row is not seen in practice; the bound is there so that no loop is without one.
 const MAX_ATTEMPTS: u32 = 256;
 
-/// Somebody else has written since this reader read.
+/// Another worker has written since this reader read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict;
 
@@ -81,9 +81,9 @@ pub struct Updated<T> {
 }
 
 /// Reads `key`, lets `decide` look at the value and the time, and writes what it returns, if anything; again
-/// from the start where somebody else wrote in between.
+/// from the start where another worker wrote in between.
 ///
-/// The clock is read after the value: whoever wrote the value read the clock before, so time never seems to
+/// The clock is read after the value: the worker that wrote the value read the clock before, so time never seems to
 /// run backwards from one worker to the next, and no elapsed time is counted twice.
 pub fn update<T, W: AsRef<[u8]>>(
     data: &impl SharedData,

@@ -121,7 +121,7 @@ fn default_priority(name: &str) -> u8 {
     }
 }
 
-/// A share from 0 to 1 in thousandths, rounded up: nobody loses by it.
+/// A share from 0 to 1 in thousandths, rounded up: no tier loses by it.
 fn min_share_milli(field: &Field) -> Result<u16, String> {
     let wanted = |_| field.wanted("a share from 0 to 1");
     let millionths = field.millionths(1).map_err(wanted)?;

@@ -39,7 +39,7 @@ impl HttpContext for Bridge {
         let framed = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size).ok().flatten();
         self.plain.clear();
         if self.to_redis.unframe(&framed.unwrap_or_default(), &mut self.plain).is_err() {
-            // Whoever sent this is not the limiter. Nothing goes on, and whoever it is waits in vain.
+            // The sender is not the limiter. Nothing goes on, and it waits in vain.
             self.plain.clear();
         }
         let _ = hostcalls::set_buffer(BufferType::HttpRequestBody, 0, size, &self.plain);

@@ -99,7 +99,7 @@ pub(super) fn cluster_name() -> Option<Vec<u8>> {
 
 /// Sets a response header, replacing all values that it has.
 pub(super) fn set_response_header(name: &str, value: &[u8]) {
-    // A response that has gone away has no headers to set, and nobody to tell.
+    // A response that has gone away has no headers to set, and no client to tell.
     let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value));
 }
 

@@ -21,7 +21,7 @@ const CHANGES_GAUGE: &str = CONTROL_CHANGES;
 
 /// Defines what will be counted.
 ///
-/// Envoy forgets a stat when nobody refers to it, and tries a delivered configuration in a VM that it then throws
+/// Envoy forgets a stat when nothing refers to it, and tries a delivered configuration in a VM that it then throws
 /// away: what is counted there stays only if the VMs that go on know of the counter.
 pub(super) fn define(with_redis: bool, is_measured: bool) {
     let redis_counters = REDIS_COUNTERS.into_iter().filter(|_| with_redis);
@@ -51,7 +51,7 @@ pub(super) fn report(samples: Vec<Sample>) {
     }
 }
 
-/// The id of a histogram, to be kept by whoever records into it.
+/// The id of a histogram, to be kept by the code that records into it.
 pub(super) fn histogram(name: &str) -> Option<u32> {
     id(MetricType::Histogram, name)
 }

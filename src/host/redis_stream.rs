@@ -42,7 +42,7 @@ impl RedisStream {
         }
     }
 
-    /// Ticks slowly again once nobody waits.
+    /// Ticks slowly again once no request waits.
     pub(super) fn rest(&mut self, redis: &RedisLimiter) {
         if !redis.is_waiting() {
             self.tick = SLOW_TICK;

@@ -78,7 +78,7 @@ impl Root {
         if self.fetch.is_some() || limiter.is_publishing() {
             return;
         }
-        // A VM that serves nobody, such as the main thread's, has the time.
+        // A VM that serves no requests, such as the main thread's, has the time.
         let is_busy = worker.decisions() != self.decisions || self.was_unreachable;
         let grace_us = if is_busy && !limiter.lacks_documents() { SECOND_US } else { 0 };
         self.decisions = worker.decisions();

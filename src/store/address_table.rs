@@ -1,14 +1,14 @@
 //! Buckets of callers without a known key, in bounded memory and still exact.
 //!
 //! The table is set-associative: a keyed hash sends an address to one record of shared data, which holds up to
-//! [`WAYS`] buckets. Nobody can aim at a record without knowing the random hash key.
+//! [`WAYS`] buckets. No caller can aim at a record without knowing the random hash key.
 //!
 //! When a record is full, a newcomer takes over the bucket with the most tokens, and *inherits* its tokens
 //! instead of starting with a full one (the idea of the Space-Saving sketch, Metwally et al. 2005). Callers
 //! without a key share one limit, so an address that was pushed out had no fewer tokens than any record-mate at
 //! that time, all of them have refilled alike since, and whatever it inherits when it comes back is at most what
 //! it would have had. So a flood of addresses can never mint a token. Where even the fullest bucket holds less
-//! than one token the newcomer is refused and nobody is pushed out: a caller who is being refused stays refused.
+//! than one token the newcomer is refused and no bucket is pushed out: a caller who is being refused stays refused.
 
 use std::fmt::Write as _;
 
@@ -177,7 +177,7 @@ impl AddressRecord {
         self.entries().find_map(found)
     }
 
-    /// The place to give to a newcomer in a full record, what it starts with, and whether that evicts anybody:
+    /// The place to give to a newcomer in a full record, what it starts with, and whether that evicts a bucket:
     /// the bucket with the most tokens, of several the one that was idle longest. Tokens are compared before the capacity
     /// takes what is above it: otherwise a bucket that is full by a degraded limit alone would count as much as one that
     /// is full by any, and who is pushed out for it would inherit more than it had once the limit is large again.

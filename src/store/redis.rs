@@ -3,7 +3,7 @@
 //! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`command`], [`breaker`],
 //! [`reply_clock`], [`queue`], `sent` and [`session`] (the conversation and its deadlines), [`deny_cache`] (who need not be asked about),
 //! [`frame`] (what the bridge does).
-//! Nobody here knows Envoy, tiers or headers.
+//! Nothing here knows Envoy, tiers or headers.
 
 pub mod breaker;
 pub mod command;

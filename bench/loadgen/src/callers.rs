@@ -30,7 +30,7 @@ pub async fn ask(to: SocketAddr, plan: &Plan, started: Instant, outcomes: mpsc::
         let (client, outcomes) = (Arc::clone(&client), outcomes.clone());
         tokio::spawn(async move {
             let (fate, tries) = client.ask(&arrival, due).await;
-            // Nobody listens any more when the load was ended early.
+            // The receiver is gone when the load was ended early.
             let _ = outcomes.send(Outcome { arrival, fate, took: due.elapsed(), tries, late });
         });
     }
@@ -114,7 +114,7 @@ fn fate(status: StatusCode, says_when: bool) -> Fate {
     }
 }
 
-/// Twice as long after each try, and not at the same time as everybody else.
+/// Twice as long after each try, and not at the same time as the others.
 fn back_off(first_ms: u64, tries: u32) -> Duration {
     let doubled = first_ms as f64 * f64::from(2_u32.saturating_pow(tries - 1));
     Duration::from_secs_f64(doubled / 1_000.0 * (0.5 + fastrand::f64()))

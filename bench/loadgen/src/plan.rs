@@ -54,7 +54,7 @@ pub struct Patience {
     /// How long a client waits for an answer, in milliseconds
     #[arg(long, default_value_t = 1_000)]
     pub timeout_ms: u64,
-    /// After how many milliseconds, tries and pauses included, nobody wants the answer any more
+    /// After how many milliseconds, tries and pauses included, the answer is of no use any more
     #[arg(long, default_value_t = 3_000)]
     pub deadline_ms: u64,
     /// How often a client tries again after a server error or a timeout, unless a Retry-After leads past the deadline
@@ -65,7 +65,7 @@ pub struct Patience {
     pub back_off_ms: u64,
 }
 
-/// One request that somebody wants answered.
+/// One request of a caller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
     /// When, from the start.

@@ -16,7 +16,7 @@ const ASK_AGAIN_US: u64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
-    /// Hash of whoever pays; 0 for no record.
+    /// Hash of the caller who pays; 0 for no record.
     payer: u64,
     /// When the next token is due, on this Envoy's clock.
     due_us: u64,
@@ -27,7 +27,7 @@ struct Record {
 /// The records of one worker.
 #[derive(Debug)]
 pub struct DenyCache {
-    /// Mixed into every hash, so that nobody can aim at another caller's place.
+    /// Mixed into every hash, so that no caller can aim at another caller's place.
     seed: u64,
     records: Vec<Record>,
 }
@@ -40,7 +40,7 @@ impl DenyCache {
 
     /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
     ///
-    /// Where that is to make sure, it is said once: everybody else is refused until the answer has come.
+    /// Where that is to make sure, it is said once: all others are refused until the answer has come.
     pub fn wait_us(&mut self, payer: &impl Hash, now_us: u64) -> Option<u64> {
         let hash = self.hash(payer);
         let record = self.records.get_mut(place(hash)).filter(|record| record.payer == hash)?;
@@ -73,7 +73,7 @@ impl DenyCache {
         }
     }
 
-    /// Forgets everybody: after a change of limits nothing is known.
+    /// Forgets all callers: after a change of limits nothing is known.
     pub fn forget_all(&mut self) {
         self.records.fill(Record::default());
     }

@@ -74,7 +74,7 @@ impl<T> Queue<T> {
         Some(queued)
     }
 
-    /// Takes out one whose answer nobody wants any more; `None` where it does not wait here.
+    /// Takes out one whose request has ended; `None` where it does not wait here.
     pub fn remove(&mut self, id: CommandId) -> Option<Queued<T>> {
         self.waiting.remove(&id)
     }
@@ -91,7 +91,7 @@ impl<T> Queue<T> {
         first.is_some_and(|(_, queued)| at_us.saturating_sub(self.moved_us) >= queued.timeout_us)
     }
 
-    /// Everybody who waits, in order.
+    /// All that wait, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = T> {
         std::mem::take(&mut self.waiting).into_values().map(|queued| queued.asker)
     }

@@ -2,7 +2,7 @@
 //!
 //! Commands go out length-prefixed, so that no byte of a name can be taken for protocol. Replies come in pieces
 //! that end anywhere. Everything has a bound, and the only replies known are those that our commands can have: an
-//! array, or anything else, means that somebody who is not our Redis is talking.
+//! array, or anything else, means that another server than Redis is talking.
 
 /// Longest line or text that is read, in bytes; ours have at most a hundred, errors some hundreds.
 pub const MAX_REPLY_BYTES: usize = 4096;

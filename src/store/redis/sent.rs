@@ -33,9 +33,9 @@ impl Wait {
 /// Who asks.
 #[derive(Debug)]
 pub(super) enum Asker<T> {
-    /// Somebody waits for it.
+    /// A request waits for it.
     Waiting(T),
-    /// Somebody did.
+    /// A request did.
     Gone,
     /// The session itself.
     Session,

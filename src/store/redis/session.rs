@@ -1,13 +1,13 @@
-//! One worker's conversation with Redis: questions out, replies in, and what holds while there is nobody to ask.
+//! One worker's conversation with Redis: questions out, replies in, and what holds while Redis cannot be asked.
 //!
-//! Sans-IO: whoever owns the stream calls in with what happened and the time, and carries out [`Effects`]. Replies
+//! Sans-IO: the owner of the stream calls in with what happened and the time, and carries out [`Effects`]. Replies
 //! come in the order of the questions, so a queue says whose each one is; a question keeps its place there when
 //! its deadline has passed, and its late reply is thrown away. What cannot be trusted to be in step any more is
 //! closed: nothing is ever matched by hope. Beyond a [`window`] of commands on the wire the next ones wait in a
 //! [`Queue`], so that Redis can keep the deadline of each that it was given, however many wait.
 //!
-//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row and then nobody waits: a probe of the session's own,
-//! which really takes a token from a bucket that nobody else uses, finds out when Redis is well again. Where one
+//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row and then no request waits: a probe of the session's own,
+//! which really takes a token from a bucket that no caller uses, finds out when Redis is well again. Where one
 //! shard of a cluster is ill, its callers are told so at once and the others go on, so it takes more to give up.
 
 use std::collections::VecDeque;
@@ -31,7 +31,7 @@ use crate::limit::Limit;
 /// answer them.
 pub const MAX_COMMANDS: usize = 16_384;
 
-/// How long a probe may take that has to connect first, in microseconds. Nobody waits for it.
+/// How long a probe may take that has to connect first, in microseconds. No request waits for it.
 const CONNECT_TIMEOUT_US: u64 = 1_000_000;
 
 /// What the owner of the stream has to do, in this order.
@@ -90,7 +90,7 @@ pub struct Session<T> {
 }
 
 impl<T> Session<T> {
-    /// A session without a stream. `probe_key` names a bucket that is nobody's; a question has `timeout_us` for its
+    /// A session without a stream. `probe_key` names a bucket that is no caller's; a question has `timeout_us` for its
     /// answer; `seed` spreads the pauses of different workers.
     pub fn new(credentials: Credentials, probe_key: String, timeout_us: u64, seed: u64) -> Self {
         Self {
@@ -125,12 +125,12 @@ impl<T> Session<T> {
         matches!(self.state, State::Idle | State::Open)
     }
 
-    /// Whether somebody waits, so that [`Session::tick`] should be called often.
+    /// Whether a request waits, so that [`Session::tick`] should be called often.
     pub fn is_waiting(&self) -> bool {
         !self.sent.is_empty()
     }
 
-    /// The question that finds out whether Redis is well. Its answer matters to nobody but the session.
+    /// The question that finds out whether Redis is well. Its answer matters to the session alone.
     pub fn probe(&self) -> Command {
         Command::Take(self.probe.clone())
     }
@@ -140,7 +140,7 @@ impl<T> Session<T> {
         self.timeout_us
     }
 
-    /// How often to call [`Session::tick`] while somebody waits, in microseconds.
+    /// How often to call [`Session::tick`] while a request waits, in microseconds.
     pub fn tick_us(&self) -> u64 {
         self.clock.interval_us()
     }
@@ -182,7 +182,7 @@ impl<T> Session<T> {
         Ok(id)
     }
 
-    /// Takes back a command that still waits, for nobody wants its answer any more. One that was handed over is carried
+    /// Takes back a command that still waits, for its request has ended. One that was handed over is carried
     /// out.
     pub fn cancel(&mut self, id: CommandId) {
         self.queue.remove(id);
@@ -203,11 +203,11 @@ impl<T> Session<T> {
                 Ok(None) => return,
                 Err(Malformed) => Err(protocol("what came is no reply of Redis")),
                 Ok(Some(reply)) => match self.sent.pop_front() {
-                    None => Err(protocol("a reply came that nobody had asked for")),
+                    None => Err(protocol("a reply came that was not asked for")),
                     Some(sent) => match read(&sent.question, sent.sequence, reply, self.proxy_errors) {
                         Ok(read) => Ok((sent, read)),
                         Err(failure) => {
-                            // Whoever asked is still to be answered, with everybody else.
+                            // The request that asked is still to be answered, with all others.
                             self.sent.push_front(sent);
                             Err(failure)
                         }
@@ -394,7 +394,7 @@ impl<T> Session<T> {
         self.breaker.is_spent() || matches!(self.state, State::Probing(_))
     }
 
-    /// Gives the reply to whoever asked.
+    /// Gives the reply to the request that asked.
     fn settle(&mut self, sent: Sent<T>, read: Read, now_us: u64) {
         match read {
             Read::Answer(answer) => match sent.asker {
@@ -453,7 +453,7 @@ impl<T> Session<T> {
         }
     }
 
-    /// Closes the stream and fails everybody who waits.
+    /// Closes the stream and fails all that wait.
     fn break_off(&mut self, failure: Failure, now_us: u64) {
         self.breaker.record_loss();
         if self.has_failed() {
