@@ -255,9 +255,13 @@ impl ConcurrencyLimit {
             let (from, before_s) = (self.limit, Some(seen.mean_s));
             self.fall(from / 2.0, from, State::Verifying(Step { from, before_s, back: from }), now);
         } else if view.is_slow() {
-            let is_steady = seen.samples >= 2.0 * in_flight;
-            let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
-            self.cut(Step { from, before_s, back: from }, if is_steady { P.headroom } else { 2.0 }, view);
+            // Where the limit has just been reached, earlier samples were of fewer in flight.
+            let is_limiting = self.state == State::Limiting;
+            let is_steady = seen.samples >= if is_limiting { in_flight } else { 2.0 * in_flight };
+            if is_steady || !is_limiting {
+                let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
+                self.cut(Step { from, before_s, back: from }, if is_steady { P.headroom } else { 2.0 }, view);
+            }
         } else if seen.high_s() < goal_s {
             let growth = (goal_s - seen.mean_s) / (goal_s - baseline.mean_s).max(f64::EPSILON);
             let growth = growth.clamp(0.0, 1.0);
@@ -276,17 +280,22 @@ impl ConcurrencyLimit {
 
     /// Keeps a cut only where it is sure that latency has fallen with the limit.
     fn prove(&mut self, step: Step, view: View) {
-        let (helped_s, seen) = (step.helped_s(self.limit), view.seen);
+        let (seen, from, before_s) = (view.seen, self.limit, Some(view.seen.mean_s));
         let is_sure = seen.error < P.share;
-        let has_helped =
-            helped_s.is_none_or(|helped_s| seen.high_s() < helped_s || is_sure && seen.mean_s < helped_s);
-        if has_helped && !view.is_slow() {
-            self.begin(State::Limiting, view.now);
-        } else if has_helped && self.limit > 1.0 {
-            let back = if helped_s.is_some() { self.limit } else { step.back };
-            self.cut(Step { from: self.limit, before_s: Some(seen.mean_s), back }, 2.0, view);
-        } else if is_sure || helped_s.is_none_or(|helped_s| seen.low_s() > helped_s) {
-            self.measured(step.back, view);
+        let is_below = |bound_s: f64| seen.high_s() < bound_s || is_sure && seen.mean_s < bound_s;
+        match step.helped_s(self.limit) {
+            // The next cut proves both.
+            None if is_below(view.goal_s) => self.begin(State::Limiting, view.now),
+            None if view.is_slow() || is_sure => {
+                self.cut(Step { from, before_s, back: step.back }, 2.0, view);
+            }
+            None => {}
+            Some(helped_s) if is_below(helped_s) && !view.is_slow() => self.begin(State::Limiting, view.now),
+            Some(helped_s) if is_below(helped_s) && from > 1.0 => {
+                self.cut(Step { from, before_s, back: from }, 2.0, view);
+            }
+            Some(helped_s) if is_sure || seen.low_s() > helped_s => self.measured(step.back, view),
+            Some(_) => {}
         }
     }
 
