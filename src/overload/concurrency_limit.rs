@@ -251,7 +251,7 @@ impl ConcurrencyLimit {
         let View { baseline, goal_s, seen, in_flight, open_s, now } = view;
         let due_s = P.verify_interval.as_secs_f64().max(P.baseline_samples * baseline.mean_s);
         let is_due = self.verified_at.is_none_or(|at| seconds(at, now) > due_s);
-        if is_due && (self.state == State::Limiting || seen.error < P.share) {
+        if is_due && self.state == State::Limiting {
             let (from, before_s) = (self.limit, Some(seen.mean_s));
             self.fall(from / 2.0, from, State::Verifying(Step { from, before_s, back: from }), now);
         } else if view.is_slow() {
@@ -262,7 +262,8 @@ impl ConcurrencyLimit {
                 let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
                 self.cut(Step { from, before_s, back: from }, if is_steady { P.headroom } else { 2.0 }, view);
             }
-        } else if seen.high_s() < goal_s {
+        } else if seen.high_s() < goal_s || self.verified_at.is_none() && seen.mean_s < goal_s {
+            // Before there ever was room for all, nothing says that there is a queue.
             let growth = (goal_s - seen.mean_s) / (goal_s - baseline.mean_s).max(f64::EPSILON);
             let growth = growth.clamp(0.0, 1.0);
             if self.state == State::Open {
