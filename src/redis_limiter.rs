@@ -261,7 +261,8 @@ impl RedisLimiter {
                     Ok(Answer::Text(text)) if self.role == Role::Newest => {
                         let restore = self.health_sync.found(text.as_deref(), health_changes, data);
                         if let Some(command) = restore {
-                            let _ = self.session.send(Asker::Internal, command, SET_HEALTH_TIMEOUT_US, now_us);
+                            let _ =
+                                self.session.send(Asker::Internal, command, SET_HEALTH_TIMEOUT_US, now_us);
                         }
                     }
                     Err(Failure { reason: Reason::Auth | Reason::Error, detail })

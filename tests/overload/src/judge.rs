@@ -1,6 +1,6 @@
 //! What has to hold: the table of section 12 of the specification, row by row. What is left to chance is judged by how
 //! likely it is: a share of few calls may exceed its bound by as much as chance explains, and by no more. All runs of a
-//! scenario together are held to the table; a single run fails only where it is far off.
+//! scenario together are held to the table; of single runs, few may be far off.
 
 use crate::protection::{Nothing, Protection};
 use crate::scenario::{Cluster, OVERLOAD, Scenario, TIERS};

@@ -1,5 +1,5 @@
 //! `cargo xtask soak overload`: worlds, until the time is over. All runs of a scenario together are held to the table, and
-//! each by itself to a looser bound.
+//! few may be far off by themselves.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
 use overload::gradient::Gradient;
-use overload::judge::{Check, beside, judge};
+use overload::judge::{Check, Found, beside, judge};
 use overload::protection::{Nothing, Protection};
 use overload::scenario::{KNOWN, Scenario, all, drawn, quick};
 use overload::workers::Workers;
@@ -44,6 +44,9 @@ struct Arguments {
     #[arg(long)]
     list: bool,
 }
+
+/// So many runs may be far off: service times are random, and now and then mislead the control.
+const FAR_OFF: f64 = 0.01;
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Kind {
@@ -99,7 +102,8 @@ fn main() -> ExitCode {
         sweep.failed,
         sweep.missed
     );
-    let holds = sweep.runs > 0 && sweep.failed == 0 && missed == 0;
+    let far_off = Found::Misses { missed: sweep.failed, of: sweep.runs, allowed: FAR_OFF };
+    let holds = sweep.runs > 0 && far_off.holds() && missed == 0;
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
