@@ -93,6 +93,10 @@ fn what_is_wrong_is_said_in_the_same_words_with_the_same_line_and_column() {
         "{\"a\":1}\u{feff}",
         "\u{feff}{\"a\":1}",
         "\u{feff}{\"a\" 1}",
+        "{\"a\":\"\\u\",}",
+        "{\"a\":\"\\u0\",\"b\":1}",
+        "{\"a\":\"\\u\"}x",
+        "{\"\\u\",{,",
     ];
     for text in texts {
         assert_same(text.as_bytes());

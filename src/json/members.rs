@@ -117,8 +117,11 @@ impl MemberReader {
         let document = match end {
             // A comma that no member is before is an error.
             End::Comma if members.is_empty() => read(b","),
-            End::Comma => read(b"}").or_else(|_| read(b",")),
-            End::Brace => read(b"}"),
+            // What is wrong is said with what follows: an escape may reach into it.
+            End::Comma | End::Brace => read(b"}").or_else(|_| {
+                let follows = self.rest().get(length..).unwrap_or_default();
+                read(follows.get(..1 + ESCAPE_BYTES).unwrap_or(follows))
+            }),
             End::Text => read(b""),
         }
         .map_err(|error| self.placed(&error, open.len()))?;
@@ -200,6 +203,9 @@ impl MemberReader {
         SyntaxError { line: self.line + error.line - 1, column, ..error.clone() }.to_string()
     }
 }
+
+/// How many bytes an escape such as `\u0041` has after its second.
+const ESCAPE_BYTES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
