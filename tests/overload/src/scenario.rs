@@ -115,7 +115,6 @@ pub const KNOWN: [(&str, &str, &str); 5] = [
         "",
         "four times slower near capacity: the queue is longer than the route timeout before it shows",
     ),
-    ("drawn-half-gone", "", "the same"),
     (
         "no-gauges",
         "",
@@ -126,7 +125,12 @@ pub const KNOWN: [(&str, &str, &str); 5] = [
         "shed",
         "while a cut is on trial less is sent, and near capacity what waits then is shed: 0.02",
     ),
-    ("retries", "served, after 5 s", "clients leave after a second, the longest wait in the queue: 0.93"),
+    (
+        "5ms-10x",
+        "served beside",
+        "another worker finds a free place within 2 ms, two fifths of the service: 0.996",
+    ),
+    ("hang", "sent before", "the cause is not known yet: 0.0015"),
 ];
 
 /// Every named scenario.
