@@ -16,6 +16,9 @@ const LIMIT: usize = 4096;
 /// How many more than that are opened.
 const BEYOND: usize = 200;
 
+/// How long the load balancer opens connections before the limiter is full.
+const POOLS_FILL: Duration = Duration::from_secs(3);
+
 /// Opens connections from within the limiter's container, whose port is not published, each with half a
 /// request on it, and keeps them while Envoy is asked: how many were opened, how many it has closed at once
 /// in its life, the memory of the container in bytes.
@@ -43,6 +46,8 @@ echo "$opened $closed $(cat memory/memory.usage_in_bytes memory.current 2>/dev/n
 pub(crate) fn run(compose: &Compose, story: &mut Story) {
     let limiter = compose.names("limiter").remove(0);
     let load = Clients::start(CLIENTS, Duration::ZERO, &request());
+    // The load balancer has as many connections as it needs: one more to the limiter that is full would be closed.
+    std::thread::sleep(POOLS_FILL);
     let (opened, closed, memory) = open(&limiter, LIMIT + BEYOND);
     assert_eq!(opened, LIMIT + BEYOND);
     // Those of the load balancer are there too.
