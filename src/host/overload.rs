@@ -25,7 +25,6 @@ const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
 pub(super) struct Overload {
     control: OverloadControl,
     gauges: ClusterGauges,
-
     next_report: StoreTime,
 }
 

@@ -225,8 +225,9 @@ impl ConcurrencyLimit {
     }
 
     /// There is room for all: latency is the baseline, and demand says how much room it needs.
-    fn learn(&mut self, View { baseline, seen, open_s, now, .. }: View) {
-        let is_slow = seen.low_s() > baseline.mean_s * P.latency_target;
+    fn learn(&mut self, view: View) {
+        let View { baseline, seen, open_s, now, .. } = view;
+        let is_slow = view.is_slow();
         let Observations { arrivals, sent, ended, .. } = self.totals;
         // Slower than usual: a queue that builds up, which the limit will stop, or an upstream that is slower now.
         if is_slow && (seen.error > P.share || sent - ended > (sent + ended).sqrt()) {
