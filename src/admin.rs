@@ -1,13 +1,13 @@
 //! The endpoints that the filter answers itself: a request in, a reply or a pending change out.
 
-use crate::config::{Config, Measured};
+use crate::config::{Config, HealthThresholds};
 use crate::control::{Control, Redis};
-use crate::health::Told;
+use crate::headers::{decimal, rounded, seconds};
+use crate::health::HealthOverride;
 use crate::identity::{KeyHash, Network};
 use crate::json::Document;
 use crate::login_throttle::LoginThrottle;
-use crate::overload::{ClusterReport, OverloadReport, Reason};
-use crate::reply::{decimal, rounded, seconds};
+use crate::overload::{ClusterReport, DegradeReason, OverloadReport};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
 
@@ -129,26 +129,31 @@ pub fn system_health(
 }
 
 /// What a change's body says about health, or the answer to a body that says nothing.
-pub fn requested_health(body: &[u8], measured: Option<Measured>) -> Result<Told, EndpointReply> {
+pub fn requested_health(
+    body: &[u8],
+    thresholds: Option<HealthThresholds>,
+) -> Result<HealthOverride, EndpointReply> {
     if body.len() > MAX_BODY_BYTES {
         return Err(refusal(413, "the body is over 1024 bytes", AdminResult::TooLarge));
     }
-    parse_status(body, measured).map_err(|error| refusal(400, &error, AdminResult::Invalid))
+    parse_status(body, thresholds).map_err(|error| refusal(400, &error, AdminResult::Invalid))
 }
 
 /// Puts into force for this Envoy what `network` said about health.
 pub fn change_health(
     network: Network,
-    told: Told,
+    health_override: HealthOverride,
     config: &Config,
     data: &impl SharedData,
     unix_us: u64,
 ) -> EndpointReply {
     let control_key = Control::key(&config.settings.namespace);
-    let Ok(previous) = Control::change(data, &control_key, |control| control.with_told(told)) else {
+    let Ok(previous) = Control::change(data, &control_key, |control| control.with_override(health_override))
+    else {
         return not_stored();
     };
-    let (status, previous) = (shown_told(told, config), shown_told(previous.told, config));
+    let (status, previous) =
+        (shown_override(health_override, config), shown_override(previous.health_override, config));
     log::info!("health set to {status} (it was {previous}) by {network}");
     let timestamp = timestamp(unix_us);
     let mut reply = ok(format!(
@@ -188,44 +193,46 @@ fn is_admin(token: &[u8], expected: Option<KeyHash>) -> bool {
     expected.is_some_and(|expected| KeyHash::of(token).matches(expected))
 }
 
-fn parse_status(body: &[u8], measured: Option<Measured>) -> Result<Told, String> {
-    let wanted = match measured {
+fn parse_status(body: &[u8], thresholds: Option<HealthThresholds>) -> Result<HealthOverride, String> {
+    let wanted = match thresholds {
         Some(_) => "\"NORMAL\", \"DEGRADED\" or \"AUTO\"",
         None => "\"NORMAL\" or \"DEGRADED\"",
     };
     let document = Document::parse(body)?;
     let fields = document.root("body").fields(&["status"])?;
     let status = fields.need("status", wanted)?;
-    let told = status.as_text().and_then(Told::from_name);
+    let health_override = status.as_text().and_then(HealthOverride::from_name);
     // What is not measured cannot be left to measuring.
-    let told = told.filter(|told| *told != Told::Auto || measured.is_some());
-    told.ok_or_else(|| status.wanted(wanted))
+    let health_override = health_override
+        .filter(|health_override| *health_override != HealthOverride::Auto || thresholds.is_some());
+    health_override.ok_or_else(|| status.wanted(wanted))
 }
 
 /// What was said about health, as it is shown: where nothing is measured, to have said nothing means `NORMAL`.
-fn shown_told(told: Told, config: &Config) -> &'static str {
-    match config.settings.measured {
-        Some(_) => told.name(),
-        None => told.health().unwrap_or_default().name(),
+fn shown_override(health_override: HealthOverride, config: &Config) -> &'static str {
+    match config.settings.health_thresholds {
+        Some(_) => health_override.name(),
+        None => health_override.health().unwrap_or_default().name(),
     }
 }
 
 fn shown_health(config: &Config, shown: ShownHealth) -> EndpointReply {
     let ShownHealth { control, overload, unix_us } = shown;
     let (health, timestamp) = (control.health(), timestamp(unix_us));
-    let measured = config.settings.measured.map(|_| shown_overload(overload, control.told));
+    let measured =
+        config.settings.health_thresholds.map(|_| shown_overload(overload, control.health_override));
     let measured = measured.unwrap_or_default();
     ok(format!(r#"{{"health":"{health}","timestamp":{timestamp}{measured}}}"#))
 }
 
 /// What is measured, as further members.
-fn shown_overload(report: Option<&OverloadReport>, told: Told) -> String {
-    let mode = if told == Told::Auto { "auto" } else { "manual" };
+fn shown_overload(report: Option<&OverloadReport>, health_override: HealthOverride) -> String {
+    let mode = if health_override == HealthOverride::Auto { "auto" } else { "manual" };
     let reason = match report.and_then(|report| report.reason) {
         None => "null",
-        Some(Reason::ErrorRatio) => r#""error_ratio""#,
-        Some(Reason::Latency) => r#""latency""#,
-        Some(Reason::Shed) => r#""shed""#,
+        Some(DegradeReason::ErrorRatio) => r#""error_ratio""#,
+        Some(DegradeReason::Latency) => r#""latency""#,
+        Some(DegradeReason::Shed) => r#""shed""#,
     };
     let signals = report.map(|report| report.signals).unwrap_or_default();
     let [requests, error_ratio, slow_ratio, shed_ratio] =

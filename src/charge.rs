@@ -11,29 +11,29 @@ use crate::tier::{Limit, Tier};
 
 /// Whose bucket it is.
 #[derive(Clone, Debug)]
-pub enum Payer {
+pub enum BucketOwner {
     /// A caller with a known key.
     Key(Rc<Caller>),
     /// All others, by address.
     Address(Network),
 }
 
-impl Payer {
+impl BucketOwner {
     /// The bucket's name.
     pub fn bucket(&self) -> Cow<'_, str> {
         match self {
-            Payer::Key(caller) => Cow::Borrowed(&caller.bucket),
-            Payer::Address(network) => Cow::Owned(network.to_string()),
+            BucketOwner::Key(caller) => Cow::Borrowed(&caller.bucket),
+            BucketOwner::Address(network) => Cow::Owned(network.to_string()),
         }
     }
 }
 
 /// Two payers are one if they pay from one bucket; its name need not be made for that.
-impl Hash for Payer {
+impl Hash for BucketOwner {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         match self {
-            Payer::Key(caller) => caller.bucket.hash(hasher),
-            Payer::Address(network) => network.bytes().hash(hasher),
+            BucketOwner::Key(caller) => caller.bucket.hash(hasher),
+            BucketOwner::Address(network) => network.bytes().hash(hasher),
         }
     }
 }
@@ -42,7 +42,7 @@ impl Hash for Payer {
 #[derive(Clone, Debug)]
 pub struct Charge {
     /// Whose bucket it is.
-    pub payer: Payer,
+    pub owner: BucketOwner,
     /// The payer's tier.
     pub tier: Rc<Tier>,
     /// The health that the limit was chosen by.

@@ -1,6 +1,6 @@
 //! Configuration: JSON in, checked values out; every error names its field.
 //!
-//! Two stages. [`Plugin`] is what Envoy delivered, checked by itself. [`Config`] is what the limiter runs on:
+//! Two stages. [`PluginConfig`] is what Envoy delivered, checked by itself. [`Config`] is what the limiter runs on:
 //! the plugin's settings joined with tiers and keys, which come from the plugin configuration or from fetched
 //! documents. A `Config` cannot be wrong: every key has its tier, every limit is in range.
 
@@ -18,7 +18,7 @@ use crate::json::{Document, Field, Fields};
 use crate::shown::{listed, quoted};
 use crate::tier::Tier;
 
-pub use health::Measured;
+pub use health::HealthThresholds;
 pub use keys::{
     Caller, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_ID_BYTES, NamedTier, parse_api_keys, parse_key_document,
     parse_key_members,
@@ -120,7 +120,7 @@ pub struct Settings {
     /// The Redis that keeps the buckets; without one, they are in shared data.
     pub redis: Option<RedisSettings>,
     /// The bounds that health is measured against; without them it is told by operators alone.
-    pub measured: Option<Measured>,
+    pub health_thresholds: Option<HealthThresholds>,
     /// How many bits of an IPv6 address name a caller: 1 to 128.
     pub ipv6_prefix: u8,
     /// Keeps two limiters in one Envoy apart.
@@ -133,7 +133,7 @@ pub struct Settings {
 
 /// A checked plugin configuration.
 #[derive(Clone, Debug)]
-pub struct Plugin {
+pub struct PluginConfig {
     /// What does not change with the documents.
     pub settings: Rc<Settings>,
     tiers: Option<Vec<Tier>>,
@@ -148,7 +148,7 @@ struct DefaultTier {
     field: &'static str,
 }
 
-impl Plugin {
+impl PluginConfig {
     /// Reads a plugin configuration; no bytes at all stand for `{}`.
     pub fn parse(bytes: &[u8], environment: &Environment) -> Result<Self, String> {
         let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
@@ -225,7 +225,7 @@ impl Config {
     /// Fails where a key or `default_tier` names a tier that does not exist. While the tier document is still
     /// awaited there is nothing to check the names against: an unknown one then means the default tier, and an
     /// unknown default the first tier.
-    pub fn new(plugin: &Plugin, documents: &Documents) -> Result<Self, String> {
+    pub fn new(plugin: &PluginConfig, documents: &Documents) -> Result<Self, String> {
         let lenient = plugin.awaits_tiers() && documents.tiers.is_none();
         let fetched = documents.tiers.clone().or_else(|| plugin.tiers.clone());
         let tiers: Vec<Rc<Tier>> = fetched.unwrap_or_else(built_in_tiers).into_iter().map(Rc::new).collect();
@@ -299,7 +299,7 @@ fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, Stri
         headers: headers(fields.get("headers"))?,
         max_buckets: store.max_buckets,
         redis: store.redis,
-        measured: health::parse_health(fields.get("health"))?,
+        health_thresholds: health::parse_health(fields.get("health"))?,
         ipv6_prefix: match fields.get("ipv6_prefix") {
             Some(field) => u8::try_from(field.whole(1, 128)?).unwrap_or(128),
             None => 64,

@@ -4,14 +4,14 @@
 //! each other, and is announced once it is there: every worker compares the count of announcements at every
 //! request, which is cheap, and reads the record when it differs.
 
-use crate::health::{Health, Told};
+use crate::health::{Health, HealthOverride};
 use crate::store::{Contended, SharedData, record_key, update};
 
 /// The record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
     /// What an operator has said about health.
-    pub told: Told,
+    pub health_override: HealthOverride,
     /// What was measured of it; `NORMAL` where it is not measured.
     pub measured: Health,
     /// Counts the documents that were published; 0 while there are none.
@@ -63,18 +63,18 @@ impl Control {
 
     /// Which limits hold: an operator's word counts before what was measured.
     pub fn health(self) -> Health {
-        self.told.health().unwrap_or(self.measured)
+        self.health_override.health().unwrap_or(self.measured)
     }
 
     /// The same after an operator has said something about health.
-    pub fn with_told(self, told: Told) -> Self {
-        Self { told, health_changes: self.health_changes.wrapping_add(1), ..self }
+    pub fn with_override(self, health_override: HealthOverride) -> Self {
+        Self { health_override, health_changes: self.health_changes.wrapping_add(1), ..self }
     }
 
     fn encode(self) -> [u8; 10] {
         let mut bytes = [0; 10];
         let (flags, counts) = bytes.split_at_mut(2);
-        flags.copy_from_slice(&[self.told as u8 | (self.measured as u8) << 4, self.redis as u8]);
+        flags.copy_from_slice(&[self.health_override as u8 | (self.measured as u8) << 4, self.redis as u8]);
         let (documents, health_changes) = counts.split_at_mut(4);
         documents.copy_from_slice(&self.documents.to_le_bytes());
         health_changes.copy_from_slice(&self.health_changes.to_le_bytes());
@@ -87,10 +87,10 @@ impl Control {
         let (documents, health_changes) = counts.split_at_checked(4)?;
         let [health, redis] = flags else { return None };
         Some(Self {
-            told: match health & 0x0f {
-                0 => Told::Auto,
-                1 => Told::Normal,
-                _ => Told::Degraded,
+            health_override: match health & 0x0f {
+                0 => HealthOverride::Auto,
+                1 => HealthOverride::Normal,
+                _ => HealthOverride::Degraded,
             },
             measured: if health >> 4 == 0 { Health::Normal } else { Health::Degraded },
             redis: match redis {

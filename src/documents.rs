@@ -16,7 +16,7 @@ mod schedule;
 use std::hash::{DefaultHasher, Hasher};
 
 pub use key_table::{KeyTable, Outdated, TableEntry};
-pub use publication::{Finished, Outcome, Publication};
+pub use publication::{Finished, Publication, PublicationOutcome};
 pub use published::{Fingerprint, Published, SourceRecords};
 pub use schedule::claim_fetch;
 
@@ -34,7 +34,7 @@ pub struct Fetched {
 
 /// Why a fetched document did not come into force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct DocumentFailure {
     /// In words: the field, what was found, what was wanted.
     pub reason: String,
     /// Whether there is a document, and it is wrong.

@@ -30,7 +30,7 @@ impl fmt::Display for Health {
 
 /// What an operator has said about health.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Told {
+pub enum HealthOverride {
     /// Nothing, or that it is to be measured: where it is not measured, it is `NORMAL`.
     #[default]
     Auto,
@@ -40,8 +40,8 @@ pub enum Told {
     Degraded,
 }
 
-impl Told {
-    const ALL: [Told; 3] = [Told::Auto, Told::Normal, Told::Degraded];
+impl HealthOverride {
+    const ALL: [HealthOverride; 3] = [HealthOverride::Auto, HealthOverride::Normal, HealthOverride::Degraded];
 
     /// The name that the admin endpoint and Redis use.
     pub fn name(self) -> &'static str {
@@ -50,20 +50,20 @@ impl Told {
 
     /// What that exact name says; names are upper case.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|told| told.name() == name)
+        Self::ALL.into_iter().find(|health_override| health_override.name() == name)
     }
 
     /// The health that it says holds; `None` where that is to be measured.
     pub fn health(self) -> Option<Health> {
         match self {
-            Told::Auto => None,
-            Told::Normal => Some(Health::Normal),
-            Told::Degraded => Some(Health::Degraded),
+            HealthOverride::Auto => None,
+            HealthOverride::Normal => Some(Health::Normal),
+            HealthOverride::Degraded => Some(Health::Degraded),
         }
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for HealthOverride {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }

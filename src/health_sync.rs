@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use crate::control::{Control, Redis};
-use crate::health::Told;
+use crate::health::HealthOverride;
 use crate::store::redis::command::{Command, Overwrite};
 use crate::store::redis::health_key;
 use crate::store::{SharedData, record_key, update};
@@ -55,8 +55,8 @@ impl HealthSync {
     }
 
     /// Stores what an operator says.
-    pub fn set_command(&self, told: Told) -> Command {
-        Command::Set(self.health_key.clone(), told.name(), Overwrite::Always)
+    pub fn set_command(&self, health_override: HealthOverride) -> Command {
+        Command::Set(self.health_key.clone(), health_override.name(), Overwrite::Always)
     }
 
     /// The next poll, if it is due, commands are accepted, and this worker is the one that polls.
@@ -82,17 +82,22 @@ impl HealthSync {
     pub fn found(&self, text: Option<&[u8]>, health_changes: u32, data: &impl SharedData) -> Option<Command> {
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
-            let is_told = known.told != Told::default();
-            let restore = || Command::Set(self.health_key.clone(), known.told.name(), Overwrite::Never);
+            let is_told = known.health_override != HealthOverride::default();
+            let restore =
+                || Command::Set(self.health_key.clone(), known.health_override.name(), Overwrite::Never);
             return is_told.then(restore);
         };
-        let found = std::str::from_utf8(text).ok().and_then(Told::from_name);
-        let told = found.filter(|told| *told != known.told)?;
+        let found = std::str::from_utf8(text).ok().and_then(HealthOverride::from_name);
+        let health_override = found.filter(|health_override| *health_override != known.health_override)?;
         let changed = Control::change(data, &self.control_key, |control| {
-            if control.health_changes == health_changes { control.with_told(told) } else { control }
+            if control.health_changes == health_changes {
+                control.with_override(health_override)
+            } else {
+                control
+            }
         });
         if changed.is_ok_and(|previous| previous.health_changes == health_changes) {
-            log::info!("health set to {told} (it was {}) by Redis", known.health());
+            log::info!("health set to {health_override} (it was {}) by Redis", known.health());
         }
         None
     }

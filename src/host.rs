@@ -5,8 +5,8 @@
 //! the host calls that the limiter asks for through its traits.
 
 mod bridge;
-mod calls;
 mod fetch;
+mod hostcalls;
 mod http;
 mod log;
 mod metrics;
@@ -19,7 +19,6 @@ mod worker;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, RootContext};
 
 proxy_wasm::main! {{
@@ -29,7 +28,7 @@ proxy_wasm::main! {{
 
 /// The plugin that `root_id` names.
 fn root_context(id: u32) -> Box<dyn RootContext> {
-    match hostcalls::get_property(vec!["plugin_root_id"]).ok().flatten().as_deref() {
+    match proxy_wasm::hostcalls::get_property(vec!["plugin_root_id"]).ok().flatten().as_deref() {
         Some(b"redis_bridge") => Box::new(bridge::BridgeRoot),
         Some(b"shared_data") => Box::new(SharedDataRoot),
         _ => Box::new(root::Root::new(id)),

@@ -15,7 +15,7 @@
 //! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`],
 //! [`generation`] and [`documents`] (how changes reach every worker), [`charge`], [`redis_limiter`] and [`health_sync`] (what many
 //! Envoys share), [`overload`] (how much may be in flight), [`limiter`] and [`requests`] (the decision, and a request
-//! until it ends), [`admin`] with [`login_throttle`], [`reply`], [`metrics`], and last `host`, the only code that
+//! until it ends), [`admin`] with [`login_throttle`], [`headers`], [`metrics`], and last `host`, the only code that
 //! knows Envoy.
 
 #![deny(
@@ -38,6 +38,7 @@ pub mod config;
 pub mod control;
 pub mod documents;
 pub mod generation;
+pub mod headers;
 pub mod health;
 pub mod health_sync;
 #[cfg(target_arch = "wasm32")]
@@ -52,7 +53,6 @@ pub mod metrics;
 pub mod overload;
 pub mod record_key;
 pub mod redis_limiter;
-pub mod reply;
 pub mod request;
 pub mod requests;
 pub mod shown;

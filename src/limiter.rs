@@ -9,18 +9,20 @@ use std::rc::Rc;
 use crate::admin::{self, AdminResult, EndpointDecision, EndpointReply, PendingChange};
 use crate::bucket::{self, Verdict};
 use crate::callers::Callers;
-use crate::charge::{Charge, Payer};
-use crate::config::{Caller, Config, Documents, OnFailure, Plugin};
+use crate::charge::{BucketOwner, Charge};
+use crate::config::{Caller, Config, Documents, OnFailure, PluginConfig};
 use crate::control::{Control, Redis};
-use crate::documents::{Fetched, Finished, Outcome, Outdated, Publication, Published, SourceRecords};
-use crate::health::Told;
+use crate::documents::{
+    Fetched, Finished, Outdated, Publication, PublicationOutcome, Published, SourceRecords,
+};
+use crate::headers::HeaderValues;
+use crate::health::HealthOverride;
 use crate::identity::{KeyHash, MAX_KEY_BYTES, Network};
 use crate::measured_health;
 use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{Answered, Charged, NotAsked, RedisLimiter};
-use crate::reply::Answer;
-use crate::request::{Arrival, Request, Ticket};
+use crate::request::{Request, RequestId, RequestStart};
 use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
@@ -44,15 +46,15 @@ pub enum Decision {
     /// It goes on, and its response is left alone.
     Exempt,
     /// It goes on, and its response gets the answer's headers.
-    Admitted(Answer),
+    Admitted(HeaderValues),
     /// It is refused, with the answer's headers.
-    Refused(Answer),
+    Refused(HeaderValues),
     /// The filter answers it.
     Replied(EndpointReply),
     /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
-    Unavailable(Answer),
+    Unavailable(HeaderValues),
     /// It is shed: 503, with the answer's headers; the caller is to wait so many seconds.
-    Shed(Answer, u64),
+    Shed(HeaderValues, u64),
     /// The first documents have to be applied or refused first; then it is decided anew.
     AwaitsDocuments,
     /// The filter answers it once its body is there: pass it to [`Limiter::change_health`].
@@ -76,13 +78,13 @@ pub struct LimitedRequest {
     /// The caller's tier.
     pub tier: Rc<Tier>,
     /// Whose bucket pays; `None` where the tier has none and the overload control does not ask either.
-    pub payer: Option<Payer>,
+    pub owner: Option<BucketOwner>,
 }
 
 /// The limiter of one worker.
 #[derive(Debug)]
 pub struct Limiter {
-    plugin: Plugin,
+    plugin: PluginConfig,
     config: Rc<Config>,
     table: AddressTable,
     control_key: String,
@@ -116,7 +118,7 @@ pub struct Limiter {
 
 impl Limiter {
     /// A limiter with this plugin configuration and whatever documents are published already.
-    pub fn new(plugin: Plugin, data: &impl SharedData, hash_key: (u64, u64)) -> Result<Self, String> {
+    pub fn new(plugin: PluginConfig, data: &impl SharedData, hash_key: (u64, u64)) -> Result<Self, String> {
         let config = Config::new(&plugin, &Documents::default())?;
         let settings = config.settings.clone();
         let table = AddressTable::open(data, &settings.namespace, settings.max_buckets, hash_key).map_err(
@@ -166,9 +168,14 @@ impl Limiter {
     }
 
     /// Decides about a request whose upstream is not protected from overload.
-    pub fn decide(&mut self, request: &impl Request, data: &impl SharedData, arrival: Arrival) -> Decision {
+    pub fn decide(
+        &mut self,
+        request: &impl Request,
+        data: &impl SharedData,
+        start: RequestStart,
+    ) -> Decision {
         let may_wait = true;
-        self.screen_and_charge(request, data, arrival, may_wait)
+        self.screen_and_charge(request, data, start, may_wait)
     }
 
     /// The same although documents are missing.
@@ -176,22 +183,22 @@ impl Limiter {
         &mut self,
         request: &impl Request,
         data: &impl SharedData,
-        arrival: Arrival,
+        start: RequestStart,
     ) -> Decision {
         let may_wait = false;
-        self.screen_and_charge(request, data, arrival, may_wait)
+        self.screen_and_charge(request, data, start, may_wait)
     }
 
     fn screen_and_charge(
         &mut self,
         request: &impl Request,
         data: &impl SharedData,
-        arrival: Arrival,
+        start: RequestStart,
         may_wait: bool,
     ) -> Decision {
-        match self.screen(request, data, arrival.at_us, may_wait) {
+        match self.screen(request, data, start.at_us, may_wait) {
             Screening::Decided(decision) => decision,
-            Screening::Limited(limited) => self.charge(&limited, data, arrival),
+            Screening::Limited(limited) => self.charge(&limited, data, start),
         }
     }
 
@@ -227,33 +234,38 @@ impl Limiter {
         if let Err(blocked) = self.allowance(&tier, data) {
             return Screening::Decided(blocked);
         }
-        let has_payer = !tier.unlimited || config.settings.measured.is_some();
-        let payer = has_payer.then(|| match caller {
-            Some(caller) => Payer::Key(caller),
-            None => Payer::Address(config.network(&request.source_address().unwrap_or_default())),
+        let has_owner = !tier.unlimited || config.settings.health_thresholds.is_some();
+        let owner = has_owner.then(|| match caller {
+            Some(caller) => BucketOwner::Key(caller),
+            None => BucketOwner::Address(config.network(&request.source_address().unwrap_or_default())),
         });
-        Screening::Limited(LimitedRequest { tier, payer })
+        Screening::Limited(LimitedRequest { tier, owner })
     }
 
     /// Takes a request's token, and decides by it.
-    pub fn charge(&mut self, limited: &LimitedRequest, data: &impl SharedData, arrival: Arrival) -> Decision {
-        let LimitedRequest { tier, payer } = limited;
+    pub fn charge(
+        &mut self,
+        limited: &LimitedRequest,
+        data: &impl SharedData,
+        start: RequestStart,
+    ) -> Decision {
+        let LimitedRequest { tier, owner } = limited;
         let limit = match self.allowance(tier, data) {
             Err(blocked) => return blocked,
             Ok(limit) => limit,
         };
         let (tier, health) = (tier.clone(), self.control.health());
-        let (Some(limit), Some(payer)) = (limit, payer.clone()) else {
+        let (Some(limit), Some(owner)) = (limit, owner.clone()) else {
             self.count(&tier, Status::Exempt, None);
-            return Decision::Admitted(Answer { tier, health, verdict: None, now_us: data.now_us() });
+            return Decision::Admitted(HeaderValues { tier, health, verdict: None, now_us: data.now_us() });
         };
-        let charge = Charge { payer, tier, health, limit };
+        let charge = Charge { owner, tier, health, limit };
         let Some(redis) = &mut self.redis else {
             return self.charge_here(&charge, data);
         };
-        match redis.charge(arrival, charge, &mut self.metrics) {
+        match redis.charge(start, charge, &mut self.metrics) {
             Charged::Waits(command) => Decision::AwaitsRedis(command),
-            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, arrival.at_us),
+            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, start.at_us),
             Charged::Declined(charge) => self.fall_back(&charge, data),
         }
     }
@@ -263,14 +275,14 @@ impl Limiter {
         &mut self,
         limited: &LimitedRequest,
         data: &impl SharedData,
-        arrival: Arrival,
+        start: RequestStart,
     ) -> Option<Decision> {
-        let LimitedRequest { tier, payer: Some(payer) } = limited else { return None };
+        let LimitedRequest { tier, owner: Some(owner) } = limited else { return None };
         let health = self.control.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
-        let charge = Charge { payer: payer.clone(), tier: tier.clone(), health, limit };
+        let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
         let (verdict, now_us) = match &mut self.redis {
-            Some(redis) => (redis.known_refusal(&charge, arrival.at_us)?, arrival.at_us),
+            Some(redis) => (redis.known_refusal(&charge, start.at_us)?, start.at_us),
             None => {
                 let taken = self.take(&charge, &ReadOnly(data)).ok()?.value;
                 (taken.verdict, taken.now_us)
@@ -290,7 +302,7 @@ impl Limiter {
         let tier = limited.tier.clone();
         self.count(&tier, Status::Shed, None);
         self.metrics.shed(cluster);
-        let answer = Answer { tier, health: self.control.health(), verdict: None, now_us };
+        let answer = HeaderValues { tier, health: self.control.health(), verdict: None, now_us };
         Decision::Shed(answer, retry_after_seconds)
     }
 
@@ -318,38 +330,40 @@ impl Limiter {
         pending: &PendingChange,
         body: &[u8],
         data: &impl SharedData,
-        arrival: Arrival,
+        start: RequestStart,
     ) -> Decision {
         let network = pending.network;
-        let reply = match (admin::requested_health(body, self.config.settings.measured), &mut self.redis) {
-            (Err(reply), _) => reply,
-            (Ok(told), None) => self.change_own_health(network, told, data),
-            (Ok(told), Some(redis)) => match redis.set_health(arrival, network, told) {
-                Ok(command) => return Decision::AwaitsRedis(command),
-                Err(NotAsked) => admin::not_stored(),
-            },
-        };
+        let reply =
+            match (admin::requested_health(body, self.config.settings.health_thresholds), &mut self.redis) {
+                (Err(reply), _) => reply,
+                (Ok(health_override), None) => self.change_own_health(network, health_override, data),
+                (Ok(health_override), Some(redis)) => match redis.set_health(start, network, health_override)
+                {
+                    Ok(command) => return Decision::AwaitsRedis(command),
+                    Err(NotAsked) => admin::not_stored(),
+                },
+            };
         self.count_admin(&reply);
         Decision::Replied(reply)
     }
 
     /// What became of the next request that waited for Redis.
-    pub fn next_decision(&mut self, now_us: u64, data: &impl SharedData) -> Option<(Ticket, Decision)> {
-        let (ticket, answered) = self.redis.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
+    pub fn next_decision(&mut self, now_us: u64, data: &impl SharedData) -> Option<(RequestId, Decision)> {
+        let (id, answered) = self.redis.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
         let decision = match answered {
             // Redis' clock fills the bucket; what the caller is told follows this Envoy's.
             Answered::Charge(charge, Some(verdict)) => self.decided(&charge, verdict, now_us),
             Answered::Charge(charge, None) => self.fall_back(&charge, data),
-            Answered::Health(network, told, is_stored) => {
+            Answered::Health(network, health_override, is_stored) => {
                 let reply = match is_stored {
-                    true => self.change_own_health(network, told, data),
+                    true => self.change_own_health(network, health_override, data),
                     false => admin::not_stored(),
                 };
                 self.count_admin(&reply);
                 Decision::Replied(reply)
             }
         };
-        Some((ticket, decision))
+        Some((id, decision))
     }
 
     /// This worker's part in what Envoys share through Redis, where there is one.
@@ -361,7 +375,7 @@ impl Limiter {
     pub fn follow_overload(&mut self, report: OverloadReport, data: &impl SharedData) {
         let control = self.control(data);
         measured_health::put_into_force(&report, control, &self.control_key, data, &mut self.metrics);
-        self.metrics.signals(report.signals, control.told);
+        self.metrics.signals(report.signals, control.health_override);
         report.clusters.iter().for_each(|cluster| self.metrics.cluster(cluster));
         self.overload_report = Some(report);
     }
@@ -407,7 +421,9 @@ impl Limiter {
             return;
         };
         self.publication = None;
-        let Outcome::Finished(Finished { is_applied, is_changed, complaint }) = outcome else { return };
+        let PublicationOutcome::Finished(Finished { is_applied, is_changed, complaint }) = outcome else {
+            return;
+        };
         if is_changed {
             let next =
                 |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
@@ -540,7 +556,12 @@ impl Limiter {
             Allowance::Blocked => {
                 self.count(tier, Status::Blocked, Some(0));
                 let verdict = Some(refusal(0, BLOCKED_WAIT_US));
-                Err(Decision::Refused(Answer { tier: tier.clone(), health, verdict, now_us: data.now_us() }))
+                Err(Decision::Refused(HeaderValues {
+                    tier: tier.clone(),
+                    health,
+                    verdict,
+                    now_us: data.now_us(),
+                }))
             }
         }
     }
@@ -553,9 +574,9 @@ impl Limiter {
     }
 
     fn take(&self, charge: &Charge, data: &impl SharedData) -> Result<Updated<Taken>, Contended> {
-        match &charge.payer {
-            Payer::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
-            Payer::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
+        match &charge.owner {
+            BucketOwner::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
+            BucketOwner::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
         }
     }
 
@@ -563,7 +584,7 @@ impl Limiter {
     fn fall_back(&mut self, charge: &Charge, data: &impl SharedData) -> Decision {
         let policy = self.redis.as_ref().map_or(OnFailure::Local, RedisLimiter::on_failure);
         let Charge { tier, health, .. } = charge;
-        let answer = |now_us| Answer { tier: tier.clone(), health: *health, verdict: None, now_us };
+        let answer = |now_us| HeaderValues { tier: tier.clone(), health: *health, verdict: None, now_us };
         match policy {
             OnFailure::Local => {
                 self.metrics.count(metrics::FALLBACK_LOCAL, 1);
@@ -584,12 +605,12 @@ impl Limiter {
 
     /// The answer that follows from a verdict, which was spoken at `now_us`.
     fn decided(&mut self, charge: &Charge, verdict: Verdict, now_us: u64) -> Decision {
-        let Charge { payer, tier, health, .. } = charge;
+        let Charge { owner, tier, health, .. } = charge;
         if log::log_enabled!(log::Level::Debug) {
-            let (bucket, outcome, left) = (payer.bucket(), verdict.outcome, verdict.remaining);
+            let (bucket, outcome, left) = (owner.bucket(), verdict.outcome, verdict.remaining);
             log::debug!("{bucket} (tier {}, {health}): {outcome:?}, {left} tokens left", tier.name);
         }
-        let answer = Answer { tier: tier.clone(), health: *health, verdict: Some(verdict), now_us };
+        let answer = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), now_us };
         let remaining = Some(verdict.remaining);
         match verdict.outcome {
             bucket::Outcome::Admitted => {
@@ -631,8 +652,13 @@ impl Limiter {
         }
     }
 
-    fn change_own_health(&self, network: Network, told: Told, data: &impl SharedData) -> EndpointReply {
-        admin::change_health(network, told, &self.config, data, self.unix_us(data.now_us()))
+    fn change_own_health(
+        &self,
+        network: Network,
+        health_override: HealthOverride,
+        data: &impl SharedData,
+    ) -> EndpointReply {
+        admin::change_health(network, health_override, &self.config, data, self.unix_us(data.now_us()))
     }
 
     fn count_admin(&mut self, reply: &EndpointReply) {

@@ -3,7 +3,7 @@
 use crate::control::Control;
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
-use crate::overload::{OverloadReport, Reason};
+use crate::overload::{DegradeReason, OverloadReport};
 use crate::store::SharedData;
 
 /// Makes all workers follow what was measured. The worker that changes it tells the log and counts it.
@@ -23,9 +23,11 @@ pub fn put_into_force(
     match report.reason {
         Some(reason) => {
             let (counter, bound, value) = match reason {
-                Reason::ErrorRatio => (metrics::DEGRADED_BY_ERRORS, "server errors", signals.error_ratio),
-                Reason::Latency => (metrics::DEGRADED_BY_LATENCY, "too slow", signals.slow_ratio),
-                Reason::Shed => (metrics::DEGRADED_BY_SHEDDING, "shed", signals.shed_ratio),
+                DegradeReason::ErrorRatio => {
+                    (metrics::DEGRADED_BY_ERRORS, "server errors", signals.error_ratio)
+                }
+                DegradeReason::Latency => (metrics::DEGRADED_BY_LATENCY, "too slow", signals.slow_ratio),
+                DegradeReason::Shed => (metrics::DEGRADED_BY_SHEDDING, "shed", signals.shed_ratio),
             };
             metrics.count(counter, 1);
             log::warn!("health measured as {measured}: {} of 1000 requests were {bound}", permille(value));

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use crate::health::{Health, Told};
+use crate::health::{Health, HealthOverride};
 use crate::overload::{ClusterReport, Signals};
-use crate::store::redis::failure::Reason;
+use crate::store::redis::failure::FailureKind;
 use crate::tier::Tier;
 
 /// Counter: buckets of the address table that made room for a newcomer before they had expired.
@@ -116,18 +116,18 @@ pub const MAX_TIERS: usize = 128;
 pub const OTHER_TIERS: &str = "other_tiers";
 
 /// The counter of failures of this kind.
-pub fn store_failures(reason: Reason) -> &'static str {
+pub fn store_failures(reason: FailureKind) -> &'static str {
     match reason {
-        Reason::Timeout => STORE_TIMEOUT,
-        Reason::Disconnected => STORE_DISCONNECTED,
-        Reason::Protocol => STORE_PROTOCOL,
-        Reason::QueueFull => STORE_QUEUE_FULL,
-        Reason::Loading => STORE_LOADING,
-        Reason::ReadOnly => STORE_READONLY,
-        Reason::OutOfMemory => STORE_OOM,
-        Reason::Auth => STORE_AUTH,
-        Reason::Moved => STORE_MOVED,
-        Reason::Error => STORE_ERROR,
+        FailureKind::Timeout => STORE_TIMEOUT,
+        FailureKind::Disconnected => STORE_DISCONNECTED,
+        FailureKind::Protocol => STORE_PROTOCOL,
+        FailureKind::QueueFull => STORE_QUEUE_FULL,
+        FailureKind::Loading => STORE_LOADING,
+        FailureKind::ReadOnly => STORE_READONLY,
+        FailureKind::OutOfMemory => STORE_OOM,
+        FailureKind::Auth => STORE_AUTH,
+        FailureKind::Moved => STORE_MOVED,
+        FailureKind::Error => STORE_ERROR,
     }
 }
 
@@ -345,8 +345,8 @@ impl Metrics {
     }
 
     /// Notes the signals of measured health, and whether they decide.
-    pub fn signals(&mut self, signals: Signals, told: Told) {
-        self.level(HEALTH_MODE_AUTO, (told == Told::Auto).into());
+    pub fn signals(&mut self, signals: Signals, health_override: HealthOverride) {
+        self.level(HEALTH_MODE_AUTO, (health_override == HealthOverride::Auto).into());
         self.level(ERROR_RATIO, permille(signals.error_ratio));
         self.level(SLOW_RATIO, permille(signals.slow_ratio));
         self.level(SHED_RATIO, permille(signals.shed_ratio));

@@ -15,12 +15,12 @@ mod shared;
 mod window;
 mod worker;
 
-pub use health_detector::{HealthDetector, Reason, Signals};
+pub use health_detector::{DegradeReason, HealthDetector, Signals};
 pub use parameters::{PARAMETERS, Parameters};
 pub use shared::{ClusterId, Gauge, Shared};
-pub use window::Outcome;
+pub use window::RequestOutcome;
 pub use worker::{
-    Admission, Arrival, ClusterReport, Output, OverloadControl, OverloadReport, RequestId, rotating_place,
+    Admission, Arrival, ClusterReport, Output, OverloadControl, OverloadReport, rotating_place,
 };
 
 #[cfg(test)]

@@ -8,15 +8,15 @@ use crate::charge::Charge;
 use crate::config::{OnFailure, RedisSettings};
 use crate::control::Redis;
 use crate::generation::Role;
-use crate::health::Told;
+use crate::health::HealthOverride;
 use crate::health_sync::{HealthSync, Poll};
 use crate::identity::Network;
 use crate::metrics::{self, Metrics};
-use crate::request::{Arrival, Ticket};
+use crate::request::{RequestId, RequestStart};
 use crate::store::SharedData;
 use crate::store::redis::command::{Answer, Command, Declined, Event, Failure};
 use crate::store::redis::deny_cache::DenyCache;
-use crate::store::redis::failure::Reason;
+use crate::store::redis::failure::FailureKind;
 use crate::store::redis::queue::CommandId;
 use crate::store::redis::script::Take;
 use crate::store::redis::session::{Effects, MAX_COMMANDS, Session};
@@ -52,21 +52,21 @@ pub enum Answered {
     /// A charge, and what Redis said; nothing where it failed.
     Charge(Charge, Option<Verdict>),
     /// What an operator said about health, and whether Redis has it.
-    Health(Network, Told, bool),
+    Health(Network, HealthOverride, bool),
 }
 
 /// Who waits for an answer.
 #[derive(Debug)]
 enum Asker {
     Charge {
-        arrival: Arrival,
+        start: RequestStart,
         charge: Charge,
         limits: u32,
     },
     Health {
-        ticket: Ticket,
+        id: RequestId,
         network: Network,
-        told: Told,
+        health_override: HealthOverride,
     },
     /// This worker, looking for a new health; it knew so many changes when it asked.
     Poll {
@@ -96,7 +96,7 @@ pub struct RedisLimiter {
     /// contradict it.
     role: Role,
     /// When to log the next failure of each kind.
-    next_log_us: [u64; Reason::COUNT],
+    next_log_us: [u64; FailureKind::COUNT],
 }
 
 impl RedisLimiter {
@@ -117,7 +117,7 @@ impl RedisLimiter {
             is_used: false,
             was_connected: false,
             role: Role::Newest,
-            next_log_us: [0; Reason::COUNT],
+            next_log_us: [0; FailureKind::COUNT],
         }
     }
 
@@ -128,30 +128,30 @@ impl RedisLimiter {
 
     /// The refusal of a charge whose bucket is known to be empty. Asks Redis nothing.
     pub fn known_refusal(&mut self, charge: &Charge, now_us: u64) -> Option<Verdict> {
-        let wait_us = self.deny_cache.wait_us(&charge.payer, now_us)?;
+        let wait_us = self.deny_cache.wait_us(&charge.owner, now_us)?;
         let capacity = charge.limit.capacity();
         Some(Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us })
     }
 
     /// Charges, unless it is known that there is nothing to take.
-    pub fn charge(&mut self, arrival: Arrival, charge: Charge, metrics: &mut Metrics) -> Charged {
+    pub fn charge(&mut self, start: RequestStart, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
-        if let Some(verdict) = self.known_refusal(&charge, arrival.at_us) {
+        if let Some(verdict) = self.known_refusal(&charge, start.at_us) {
             return Charged::Denied(charge, verdict);
         }
-        let key = [&self.bucket_prefix, charge.payer.bucket().as_ref()].concat();
+        let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();
         let (other_limit, ttl_ms) = (charge.other_limit(), charge.ttl_us() / 1_000);
         let question = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
-        let asker = Asker::Charge { arrival, charge: charge.clone(), limits: self.limits };
-        match self.session.send(asker, question, self.session.timeout_us(), arrival.at_us) {
+        let asker = Asker::Charge { start, charge: charge.clone(), limits: self.limits };
+        match self.session.send(asker, question, self.session.timeout_us(), start.at_us) {
             Ok(id) => Charged::Waits(id),
             Err(declined) => {
                 if declined == Declined::QueueFull {
-                    metrics.count(metrics::store_failures(Reason::QueueFull), 1);
+                    metrics.count(metrics::store_failures(FailureKind::QueueFull), 1);
                     let detail = format!("{MAX_COMMANDS} commands of this worker wait");
-                    self.log_failure(&Failure { reason: Reason::QueueFull, detail }, arrival.at_us);
+                    self.log_failure(&Failure { reason: FailureKind::QueueFull, detail }, start.at_us);
                 }
-                self.deny_cache.forget(&charge.payer);
+                self.deny_cache.forget(&charge.owner);
                 Charged::Declined(charge)
             }
         }
@@ -160,14 +160,14 @@ impl RedisLimiter {
     /// Stores for the fleet what an operator says about health.
     pub fn set_health(
         &mut self,
-        arrival: Arrival,
+        start: RequestStart,
         network: Network,
-        told: Told,
+        health_override: HealthOverride,
     ) -> Result<CommandId, NotAsked> {
         self.is_used = true;
-        let asker = Asker::Health { ticket: arrival.ticket, network, told };
-        let command = self.health_sync.set_command(told);
-        let asked = self.session.send(asker, command, SET_HEALTH_TIMEOUT_US, arrival.at_us);
+        let asker = Asker::Health { id: start.id, network, health_override };
+        let command = self.health_sync.set_command(health_override);
+        let asked = self.session.send(asker, command, SET_HEALTH_TIMEOUT_US, start.at_us);
         asked.map_err(|_| NotAsked)
     }
 
@@ -241,7 +241,7 @@ impl RedisLimiter {
         now_us: u64,
         data: &impl SharedData,
         metrics: &mut Metrics,
-    ) -> Option<(Ticket, Answered)> {
+    ) -> Option<(RequestId, Answered)> {
         self.tell_news(data);
         while let Some((asker, answer)) = self.session.next_answer() {
             if let Err(failure) = &answer {
@@ -249,13 +249,13 @@ impl RedisLimiter {
                 self.log_failure(failure, now_us);
             }
             match asker {
-                Asker::Charge { arrival, charge, limits } => {
+                Asker::Charge { start, charge, limits } => {
                     let is_current = limits == self.limits;
-                    let answered = self.charged(charge, arrival.at_us, is_current, answer);
-                    return Some((arrival.ticket, answered));
+                    let answered = self.charged(charge, start.at_us, is_current, answer);
+                    return Some((start.id, answered));
                 }
-                Asker::Health { ticket, network, told } => {
-                    return Some((ticket, Answered::Health(network, told, answer.is_ok())));
+                Asker::Health { id, network, health_override } => {
+                    return Some((id, Answered::Health(network, health_override, answer.is_ok())));
                 }
                 Asker::Poll { health_changes } => match answer {
                     Ok(Answer::Text(text)) if self.role == Role::Newest => {
@@ -265,7 +265,7 @@ impl RedisLimiter {
                                 self.session.send(Asker::Internal, command, SET_HEALTH_TIMEOUT_US, now_us);
                         }
                     }
-                    Err(Failure { reason: Reason::Auth | Reason::Error, detail })
+                    Err(Failure { reason: FailureKind::Auth | FailureKind::Error, detail })
                         if self.session.is_accepting() =>
                     {
                         self.health_sync.unreadable(&detail);
@@ -297,14 +297,14 @@ impl RedisLimiter {
         answer: Result<Answer, Failure>,
     ) -> Answered {
         let Ok(Answer::Taken(taken)) = answer else {
-            self.deny_cache.forget(&charge.payer);
+            self.deny_cache.forget(&charge.owner);
             return Answered::Charge(charge, None);
         };
         let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Refused };
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
         match outcome {
-            Outcome::Admitted => self.deny_cache.forget(&charge.payer),
-            Outcome::Refused if is_current => self.deny_cache.note(&charge.payer, asked_us, verdict.wait_us),
+            Outcome::Admitted => self.deny_cache.forget(&charge.owner),
+            Outcome::Refused if is_current => self.deny_cache.note(&charge.owner, asked_us, verdict.wait_us),
             Outcome::Refused => {}
         }
         Answered::Charge(charge, Some(verdict))

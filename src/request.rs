@@ -3,14 +3,11 @@
 /// Names a request of one worker from its arrival to its end.
 pub type RequestId = u32;
 
-/// The same, as the Redis client calls it.
-pub type Ticket = RequestId;
-
 /// When a request came in, and what to call it if it has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
+pub struct RequestStart {
     /// Names it among those that wait.
-    pub ticket: RequestId,
+    pub id: RequestId,
     /// The store's clock when its headers came in, in microseconds.
     pub at_us: u64,
 }

@@ -1,14 +1,14 @@
 //! The requests of one worker: each is one value, from its arrival to its end.
 //!
-//! A request that is answered or exempt at its headers never gets an entry. Any other is in one [`State`] at a time, and
+//! A request that is answered or exempt at its headers never gets an entry. Any other is in one [`RequestState`] at a time, and
 //! only the transitions here change it. What Envoy does with a request in a state is the host's part.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::admin::PendingChange;
+use crate::headers::HeaderValues;
 use crate::limiter::LimitedRequest;
-use crate::reply::Answer;
 use crate::request::RequestId;
 use crate::store::redis::queue::CommandId;
 
@@ -23,7 +23,7 @@ const MAX_WAITING_FOR_DOCUMENTS: usize = 2_048;
 
 /// Where a request is between its headers and its end.
 #[derive(Clone, Debug)]
-pub enum State {
+pub enum RequestState {
     /// It is decided when the first documents have been applied or refused. Envoy holds it back, body included.
     WaitsForDocuments,
     /// It is charged and sent on when it has a place in flight. Envoy holds it back, body included.
@@ -33,7 +33,7 @@ pub enum State {
     /// It changes health when its body is complete. Envoy collects the body; this much has arrived.
     WaitsForBody(PendingChange, Vec<u8>),
     /// It was sent on, and waits for response headers, which are to say this.
-    SentOn(Answer),
+    SentOn(HeaderValues),
 }
 
 /// A request that waits for a place in flight.
@@ -60,7 +60,7 @@ pub struct InProgress {
     /// Its headers' arrival.
     pub arrived: Arrived,
     /// Where it is now.
-    pub state: State,
+    pub state: RequestState,
 }
 
 /// As many requests wait for a body as may.
@@ -81,12 +81,12 @@ pub struct Requests {
 impl Requests {
     /// Holds a request until the first documents have been applied or refused.
     pub fn wait_for_documents(&mut self, id: RequestId, arrived: Arrived) {
-        self.enter(id, arrived, State::WaitsForDocuments);
+        self.enter(id, arrived, RequestState::WaitsForDocuments);
     }
 
     /// Holds a request until it has a place in flight.
     pub fn wait_for_place(&mut self, id: RequestId, arrived: Arrived, waiting: Waiting) {
-        self.enter(id, arrived, State::WaitsForPlace(waiting));
+        self.enter(id, arrived, RequestState::WaitsForPlace(waiting));
         self.waiting_for_place += 1;
     }
 
@@ -112,7 +112,7 @@ impl Requests {
 
     /// Holds a request until Redis has decided.
     pub fn wait_for_redis(&mut self, id: RequestId, arrived: Arrived, command: CommandId) {
-        self.enter(id, arrived, State::WaitsForRedis(command));
+        self.enter(id, arrived, RequestState::WaitsForRedis(command));
     }
 
     /// Waits for the body of an admin request.
@@ -125,25 +125,25 @@ impl Requests {
         if self.body_deadlines.len() >= MAX_AWAITED_BODIES {
             return Err(TooManyBodies);
         }
-        self.enter(id, arrived, State::WaitsForBody(change, Vec::new()));
+        self.enter(id, arrived, RequestState::WaitsForBody(change, Vec::new()));
         self.body_deadlines.insert((body_deadline_us(arrived), id));
         Ok(())
     }
 
     /// Keeps what has arrived of the body of an admin request.
     pub fn keep_body(&mut self, id: RequestId, arrived: Vec<u8>) {
-        if let Some(InProgress { state: State::WaitsForBody(_, body), .. }) = self.by_id.get_mut(&id) {
+        if let Some(InProgress { state: RequestState::WaitsForBody(_, body), .. }) = self.by_id.get_mut(&id) {
             *body = arrived;
         }
     }
 
     /// The request goes on, at once or after it has waited.
-    pub fn send_on(&mut self, id: RequestId, arrived: Arrived, answer: Answer) {
-        self.enter(id, arrived, State::SentOn(answer));
+    pub fn send_on(&mut self, id: RequestId, arrived: Arrived, answer: HeaderValues) {
+        self.enter(id, arrived, RequestState::SentOn(answer));
     }
 
     /// Where a request is; `None` where it has ended or never had to be remembered.
-    pub fn state(&self, id: RequestId) -> Option<&State> {
+    pub fn state(&self, id: RequestId) -> Option<&RequestState> {
         self.by_id.get(&id).map(|request| &request.state)
     }
 
@@ -151,14 +151,16 @@ impl Requests {
     pub fn end(&mut self, id: RequestId) -> Option<InProgress> {
         let ended = self.by_id.remove(&id)?;
         match ended.state {
-            State::WaitsForBody(..) => {
+            RequestState::WaitsForBody(..) => {
                 self.body_deadlines.remove(&(body_deadline_us(ended.arrived), id));
             }
-            State::WaitsForDocuments => {
+            RequestState::WaitsForDocuments => {
                 self.waiting_for_documents = self.waiting_for_documents.saturating_sub(1);
             }
-            State::WaitsForPlace(_) => self.waiting_for_place = self.waiting_for_place.saturating_sub(1),
-            State::WaitsForRedis(_) | State::SentOn(_) => {}
+            RequestState::WaitsForPlace(_) => {
+                self.waiting_for_place = self.waiting_for_place.saturating_sub(1)
+            }
+            RequestState::WaitsForRedis(_) | RequestState::SentOn(_) => {}
         }
         Some(ended)
     }
@@ -171,7 +173,7 @@ impl Requests {
 
     /// Up to `most` requests that wait for the first documents, oldest first.
     pub fn waiting_for_documents(&self, most: usize) -> Vec<RequestId> {
-        let waits = |request: &InProgress| matches!(request.state, State::WaitsForDocuments);
+        let waits = |request: &InProgress| matches!(request.state, RequestState::WaitsForDocuments);
         let waiting = self.by_id.iter().filter(|(_, request)| waits(request));
         let mut ids: Vec<RequestId> = waiting.map(|(id, _)| *id).collect();
         ids.sort_unstable();
@@ -179,9 +181,9 @@ impl Requests {
         ids
     }
 
-    fn enter(&mut self, id: RequestId, arrived: Arrived, state: State) {
+    fn enter(&mut self, id: RequestId, arrived: Arrived, state: RequestState) {
         self.end(id);
-        self.waiting_for_documents += usize::from(matches!(state, State::WaitsForDocuments));
+        self.waiting_for_documents += usize::from(matches!(state, RequestState::WaitsForDocuments));
         self.by_id.insert(id, InProgress { arrived, state });
     }
 }

@@ -1,12 +1,12 @@
 //! Configuration: what is read, and what each error says. One bad file for each rule is in `tests/config/bad/`.
 
-use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, Plugin};
+use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, PluginConfig};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::tier::{Allowance, Limit};
 
-fn parse(json: &str) -> Result<Plugin, String> {
-    Plugin::parse(json.as_bytes(), &Environment::default())
+fn parse(json: &str) -> Result<PluginConfig, String> {
+    PluginConfig::parse(json.as_bytes(), &Environment::default())
 }
 
 fn config(json: &str) -> Config {
@@ -35,7 +35,7 @@ fn every_bad_file_is_refused_with_the_field_what_was_found_and_what_was_wanted()
         if path.extension().is_some_and(|extension| extension == "json") {
             let name = path.file_stem().and_then(|name| name.to_str()).expect("a name");
             let bytes = std::fs::read(&path).expect("a readable file");
-            let error = Plugin::parse(&bytes, &Environment::default()).err().unwrap_or_default();
+            let error = PluginConfig::parse(&bytes, &Environment::default()).err().unwrap_or_default();
             assert!(!error.contains("secret-canary"), "{name}: the error shows a secret: {error}");
             assert_eq!(Some(error.as_str()), expected.get(name).copied(), "{name}");
             seen += 1;
@@ -146,7 +146,7 @@ fn the_environment_wins_over_the_json() {
         ..Environment::default()
     };
     let seen = |environment: &Environment| {
-        let plugin = Plugin::parse(json.as_bytes(), environment).expect("a good configuration");
+        let plugin = PluginConfig::parse(json.as_bytes(), environment).expect("a good configuration");
         let config = Config::new(&plugin, &Documents::default()).expect("a good configuration");
         let ttl = config.settings.config_source.as_ref().map(|source| source.ttl_seconds);
         (config.settings.admin.token, config.default_tier.name.clone(), ttl)
@@ -170,10 +170,10 @@ fn a_bad_environment_variable_is_an_error_that_names_it() {
             config_ttl: ttl.map(Vec::from),
             ..Environment::default()
         };
-        assert_eq!(Plugin::parse(json, &environment).map(|_| ()), Err(message.to_owned()));
+        assert_eq!(PluginConfig::parse(json, &environment).map(|_| ()), Err(message.to_owned()));
     }
     let environment = Environment { default_tier: Some(b"gold".to_vec()), ..Environment::default() };
-    let error = Plugin::parse(b"{}", &environment).map(|_| ());
+    let error = PluginConfig::parse(b"{}", &environment).map(|_| ());
     assert_eq!(
         error,
         Err("DEFAULT_TIER: found \"gold\", wanted one of the tiers free, pro, enterprise".to_owned())

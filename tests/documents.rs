@@ -3,12 +3,14 @@
 mod common;
 
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
-use dynamic_rate_limiter::config::{ConfigSource, Environment, Plugin};
-use dynamic_rate_limiter::documents::{Fetched, Finished, Outcome, Publication, SourceRecords, claim_fetch};
+use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
+use dynamic_rate_limiter::documents::{
+    Fetched, Finished, Publication, PublicationOutcome, SourceRecords, claim_fetch,
+};
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::limiter::{Decision, HOLD_US, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
-use dynamic_rate_limiter::request::Arrival;
+use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
 
 const SOURCE: &str =
@@ -277,7 +279,8 @@ fn a_worker_that_is_overtaken_changes_nothing() {
 #[test]
 fn keys_and_ids_are_unique_across_a_large_document() {
     let data = FakeData::at(SECOND);
-    let plugin = Plugin::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
+    let plugin =
+        PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
     let keys = many_keys(3_000, "gold");
     let with = |entry: &str| texts(TIERS, &format!("{}, {entry}}}", &keys[..keys.len() - 1]));
     let hash = KeyHash::of(b"key-7");
@@ -310,7 +313,7 @@ fn keys_and_ids_are_unique_across_a_large_document() {
     for (entry, expected) in cases {
         let mut publication = Publication::new(with(&entry), &plugin, records("default", 20), &data);
         let outcome = (0..1_000).find_map(|_| publication.work(&plugin, &data)).expect("an end");
-        let Outcome::Finished(Finished { complaint: Some(complaint), .. }) = outcome else {
+        let PublicationOutcome::Finished(Finished { complaint: Some(complaint), .. }) = outcome else {
             panic!("{entry}: {outcome:?}");
         };
         assert!(complaint.contains(expected), "{entry}: {complaint}");
@@ -323,7 +326,7 @@ fn requests_wait_for_documents_for_a_second_from_the_first_on() {
     let mut limiter = limiter(&data, SOURCE);
     let mut waits_at = |at_us: u64| {
         data.set_time(at_us);
-        let arrival = Arrival { at_us, ..ARRIVAL };
+        let arrival = RequestStart { at_us, ..ARRIVAL };
         matches!(limiter.decide(&FakeRequest::get("/"), &data, arrival), Decision::AwaitsDocuments)
     };
     let first_us = 40 * SECOND;

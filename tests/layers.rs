@@ -19,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
             "login_throttle",
             "metrics",
             "overload",
-            "reply",
+            "headers",
             "request",
         ],
     ),

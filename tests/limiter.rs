@@ -4,14 +4,14 @@ mod common;
 
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, seen};
 use dynamic_rate_limiter::bucket::Outcome;
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{Environment, PluginConfig};
+use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIERS, Metrics, Sample};
 use dynamic_rate_limiter::overload::ClusterReport;
-use dynamic_rate_limiter::reply::{Answer, write_headers};
 use dynamic_rate_limiter::store::SharedData;
 
-fn headers(limiter: &Limiter, answer: &Answer, processing_us: u64) -> Vec<String> {
+fn headers(limiter: &Limiter, answer: &HeaderValues, processing_us: u64) -> Vec<String> {
     let mut lines = Vec::new();
     let groups = limiter.config().settings.headers;
     write_headers(answer, groups, limiter.unix_offset_us(), processing_us, |name, value| {
@@ -242,7 +242,7 @@ fn a_store_that_gives_no_answer_refuses_and_counts() {
 fn no_token_is_not_the_token_whose_hash_an_empty_variable_gave() {
     let data = FakeData::at(SECOND);
     let hash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    let plugin = Plugin::parse(
+    let plugin = PluginConfig::parse(
         format!(r#"{{"admin": {{"token_sha256": "{hash}"}}}}"#).as_bytes(),
         &Environment::default(),
     );

@@ -5,7 +5,7 @@ mod common;
 use common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
-use dynamic_rate_limiter::request::Arrival;
+use dynamic_rate_limiter::request::RequestStart;
 
 /// An address that showed the right token before any other came.
 const OPERATOR: &str = "192.0.2.1:1";
@@ -13,7 +13,7 @@ const OPERATOR: &str = "192.0.2.1:1";
 /// What a token from an address is answered with; 200 where it is right.
 fn status(limiter: &mut Limiter, data: &FakeData, token: &str, source: &str) -> u32 {
     let request = FakeRequest::post("/system/health").with("x-admin-token", token).from(source);
-    match limiter.decide(&request, data, Arrival { at_us: 0, ..common::ARRIVAL }) {
+    match limiter.decide(&request, data, RequestStart { at_us: 0, ..common::ARRIVAL }) {
         Decision::Replied(reply) => reply.status,
         Decision::AwaitsBody(_) => 200,
         other => panic!("{other:?}"),

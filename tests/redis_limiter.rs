@@ -10,15 +10,15 @@ use std::collections::VecDeque;
 use common::redis::{Connection, ModelRedis};
 use common::{FakeData, FakeRequest, SECOND, TOKEN};
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::generation::Role;
+use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health_sync::POLL_US;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::metrics::Sample;
-use dynamic_rate_limiter::reply::{Answer, write_headers};
-use dynamic_rate_limiter::request::{Arrival, Ticket};
+use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::SharedData;
 
 const MS: u64 = 1_000;
@@ -54,7 +54,7 @@ struct Envoy {
 struct World {
     redis: ModelRedis,
     envoys: Vec<Envoy>,
-    last_ticket: Ticket,
+    last_ticket: RequestId,
     /// Whether connections are refused.
     is_down: bool,
     /// Whether replies are held back.
@@ -97,7 +97,7 @@ impl World {
     }
 
     /// Time goes by, with a tick of every worker each millisecond, as while somebody waits.
-    fn run(&mut self, us: u64) -> Vec<(Ticket, Decision)> {
+    fn run(&mut self, us: u64) -> Vec<(RequestId, Decision)> {
         let mut decisions = Vec::new();
         let mut left_us = us;
         while left_us > 0 {
@@ -111,14 +111,14 @@ impl World {
         decisions
     }
 
-    fn tick(&mut self, name: Name) -> Vec<(Ticket, Decision)> {
+    fn tick(&mut self, name: Name) -> Vec<(RequestId, Decision)> {
         let (worker, data, _) = self.worker(name);
         worker.shared().tick(data.now_us(), Role::Newest, data);
         self.exchange(name)
     }
 
     /// The worker's stream carries what there is, until there is no more; returns what was decided by that.
-    fn exchange(&mut self, name: Name) -> Vec<(Ticket, Decision)> {
+    fn exchange(&mut self, name: Name) -> Vec<(RequestId, Decision)> {
         let (is_down, is_frozen) = (self.is_down, self.is_frozen);
         let (worker, data, redis) = self.worker(name);
         let now_us = data.now_us();
@@ -136,19 +136,19 @@ impl World {
     }
 
     /// What a request is told at once.
-    fn decide(&mut self, name: Name, request: &FakeRequest) -> (Ticket, Decision) {
+    fn decide(&mut self, name: Name, request: &FakeRequest) -> (RequestId, Decision) {
         self.last_ticket += 1;
-        let ticket = self.last_ticket;
+        let request_id = self.last_ticket;
         let (worker, data, _) = self.worker(name);
-        let arrival = Arrival { ticket, at_us: data.now_us() };
+        let arrival = RequestStart { id: request_id, at_us: data.now_us() };
         // Documents come when a test publishes them; nothing waits for them.
-        (ticket, worker.limiter.decide_without_documents(request, data, arrival))
+        (request_id, worker.limiter.decide_without_documents(request, data, arrival))
     }
 
     /// What a request is told, by Redis if need be.
     fn ask(&mut self, name: Name, request: &FakeRequest) -> Decision {
         match self.decide(name, request) {
-            (ticket, Decision::AwaitsRedis(_)) => only(self.exchange(name), ticket),
+            (request_id, Decision::AwaitsRedis(_)) => only(self.exchange(name), request_id),
             (_, decision) => decision,
         }
     }
@@ -163,18 +163,18 @@ impl World {
     }
 
     /// Sends a change of health as far as it gets by itself.
-    fn start_post(&mut self, name: Name, body: &str) -> (Ticket, Decision) {
+    fn start_post(&mut self, name: Name, body: &str) -> (RequestId, Decision) {
         let request = FakeRequest::post("/system/health").with("x-admin-token", TOKEN);
-        let (ticket, decision) = self.decide(name, &request);
+        let (request_id, decision) = self.decide(name, &request);
         let Decision::AwaitsBody(pending) = decision else { panic!("the token is good: {decision:?}") };
         let (worker, data, _) = self.worker(name);
-        let arrival = Arrival { ticket, at_us: data.now_us() };
-        (ticket, worker.limiter.change_health(&pending, body.as_bytes(), data, arrival))
+        let arrival = RequestStart { id: request_id, at_us: data.now_us() };
+        (request_id, worker.limiter.change_health(&pending, body.as_bytes(), data, arrival))
     }
 
     fn post(&mut self, name: Name, health: &str) -> (u32, String) {
         match self.start_post(name, &format!(r#"{{"status": "{health}"}}"#)) {
-            (ticket, Decision::AwaitsRedis(_)) => replied(only(self.exchange(name), ticket)),
+            (request_id, Decision::AwaitsRedis(_)) => replied(only(self.exchange(name), request_id)),
             (_, decision) => replied(decision),
         }
     }
@@ -214,7 +214,7 @@ impl World {
 impl Worker {
     fn new(data: &FakeData, json: &str, random: u64) -> Self {
         let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
-        let plugin = Plugin::parse(json.as_bytes(), &environment).expect("a good configuration");
+        let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
         let mut limiter = Limiter::new(plugin, data, (random << 32, 0x5eed)).expect("a limiter");
         limiter.set_wall_clock(1_700_000_000 * SECOND, data.now_us());
         Self { limiter, connection: None, replies: VecDeque::new(), commands: 0 }
@@ -256,12 +256,12 @@ impl Worker {
     }
 }
 
-fn only(mut decisions: Vec<(Ticket, Decision)>, ticket: Ticket) -> Decision {
-    let found = decisions.iter().position(|(decided, _)| *decided == ticket);
+fn only(mut decisions: Vec<(RequestId, Decision)>, request_id: RequestId) -> Decision {
+    let found = decisions.iter().position(|(decided, _)| *decided == request_id);
     decisions.swap_remove(found.expect("it is decided about")).1
 }
 
-fn verdict(answer: &Answer) -> Verdict {
+fn verdict(answer: &HeaderValues) -> Verdict {
     answer.verdict.expect("a bucket was asked")
 }
 
@@ -447,14 +447,14 @@ fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
     assert_eq!(world.counted(name, "requests_total.tier.slow.status.limited"), 4);
 
     world.advance(1);
-    let (ticket, decision) = world.decide(name, &get);
+    let (request_id, decision) = world.decide(name, &get);
     assert!(matches!(decision, Decision::AwaitsRedis(_)), "after a second one asks: {decision:?}");
     for _ in 0..5 {
         let (_, decision) = world.decide(name, &get);
         assert!(matches!(decision, Decision::Refused(_)), "and the others need not: {decision:?}");
     }
     world.advance(MS);
-    let decision = only(world.exchange(name), ticket);
+    let decision = only(world.exchange(name), request_id);
     let Decision::Refused(answer) = &decision else { panic!("{decision:?}") };
     assert_eq!(verdict(answer).wait_us, 8_999_000);
     assert_eq!(header(&mut world, name, &decision, "retry-after").as_deref(), Some("9"));
@@ -493,11 +493,11 @@ fn a_caller_whose_answer_does_not_come_is_known_about_no_more() {
     world.remaining(name, &get);
     assert_eq!(world.remaining(name, &get), None);
     world.advance(SECOND);
-    let (ticket, _) = world.decide(name, &get);
+    let (request_id, _) = world.decide(name, &get);
     assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)));
     world.is_frozen = true;
     let decisions = world.run(TIMEOUT + 5 * MS);
-    assert!(matches!(only(decisions, ticket), Decision::Admitted(_)), "by this Envoy's own bucket");
+    assert!(matches!(only(decisions, request_id), Decision::Admitted(_)), "by this Envoy's own bucket");
     assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)), "and the next asks");
 }
 
@@ -527,9 +527,9 @@ fn a_change_of_health_or_documents_forgets_who_is_empty() {
         assert_eq!(world.remaining(name, &get), None);
         assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: known to be empty");
         change(&mut world);
-        let (ticket, decision) = world.decide(name, &get);
+        let (request_id, decision) = world.decide(name, &get);
         assert!(matches!(decision, Decision::AwaitsRedis(_)), "{what}: not known any more: {decision:?}");
-        let told = only(world.exchange(name), ticket);
+        let told = only(world.exchange(name), request_id);
         assert!(matches!(told, Decision::Refused(_)), "{what}: and empty all the same: {told:?}");
         assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: which is known again");
     }
@@ -541,14 +541,14 @@ fn an_answer_that_was_asked_for_before_a_change_is_not_noted_after_it() {
     let (name, get) = ((0, 0), FakeRequest::get("/"));
     world.remaining(name, &get);
     world.is_frozen = true;
-    let (ticket, decision) = world.decide(name, &get);
+    let (request_id, decision) = world.decide(name, &get);
     assert!(matches!(decision, Decision::AwaitsRedis(_)));
     world.exchange(name);
     world.is_frozen = false;
     world.post((0, 1), "DEGRADED");
     // Its next request sees the change.
     assert_eq!(world.health(name), Health::Degraded);
-    assert!(matches!(only(world.exchange(name), ticket), Decision::Refused(_)));
+    assert!(matches!(only(world.exchange(name), request_id), Decision::Refused(_)));
     assert!(
         matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)),
         "what held before says nothing now"
@@ -613,7 +613,7 @@ fn one_worker_of_each_envoy_looks_for_a_new_health_and_another_takes_over_from_i
 fn a_change_holds_once_redis_has_it_and_not_before() {
     let mut world = World::new(1, 2, &config(""));
     world.is_frozen = true;
-    let (ticket, decision) = world.start_post((0, 0), r#"{"status":"DEGRADED"}"#);
+    let (request_id, decision) = world.start_post((0, 0), r#"{"status":"DEGRADED"}"#);
     assert!(matches!(decision, Decision::AwaitsRedis(_)), "{decision:?}");
     world.exchange((0, 0));
     assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
@@ -621,7 +621,7 @@ fn a_change_holds_once_redis_has_it_and_not_before() {
     world.tick((0, 0));
     assert_eq!(world.health((0, 1)), Health::Normal, "an operator would rather wait than be told wrong");
     world.is_frozen = false;
-    let (status, body) = replied(only(world.exchange((0, 0)), ticket));
+    let (status, body) = replied(only(world.exchange((0, 0)), request_id));
     assert_eq!(status, 200);
     assert!(body.contains(r#""previous_status":"NORMAL","new_status":"DEGRADED""#), "{body}");
     assert_eq!(world.health((0, 1)), Health::Degraded);
@@ -630,45 +630,45 @@ fn a_change_holds_once_redis_has_it_and_not_before() {
 
 #[test]
 fn a_change_that_redis_does_not_take_is_an_error_and_changes_nothing() {
-    type Fail = fn(&mut World) -> (Ticket, Vec<(Ticket, Decision)>);
+    type Fail = fn(&mut World) -> (RequestId, Vec<(RequestId, Decision)>);
     const DEGRADED: &str = r#"{"status":"DEGRADED"}"#;
     let cases: [(&str, Fail); 5] = [
         ("refused by Redis", |world| {
             world.redis.error = Some("READONLY You can't write against a read only replica.");
-            let (ticket, _) = world.start_post((0, 0), DEGRADED);
-            (ticket, world.exchange((0, 0)))
+            let (request_id, _) = world.start_post((0, 0), DEGRADED);
+            (request_id, world.exchange((0, 0)))
         }),
         ("no connection", |world| {
             world.is_down = true;
-            let (ticket, _) = world.start_post((0, 0), DEGRADED);
-            (ticket, world.exchange((0, 0)))
+            let (request_id, _) = world.start_post((0, 0), DEGRADED);
+            (request_id, world.exchange((0, 0)))
         }),
         ("connection lost", |world| {
             world.is_frozen = true;
-            let (ticket, _) = world.start_post((0, 0), DEGRADED);
+            let (request_id, _) = world.start_post((0, 0), DEGRADED);
             world.exchange((0, 0));
             world.go_down();
-            (ticket, world.exchange((0, 0)))
+            (request_id, world.exchange((0, 0)))
         }),
         ("no answer", |world| {
             world.is_frozen = true;
-            let (ticket, _) = world.start_post((0, 0), DEGRADED);
+            let (request_id, _) = world.start_post((0, 0), DEGRADED);
             world.exchange((0, 0));
-            (ticket, world.run(SECOND))
+            (request_id, world.run(SECOND))
         }),
         ("known to be lost", |world| {
             world.is_down = true;
             for _ in 0..3 {
                 world.ask((0, 0), &FakeRequest::get("/"));
             }
-            let (ticket, decision) = world.start_post((0, 0), DEGRADED);
-            (ticket, vec![(ticket, decision)])
+            let (request_id, decision) = world.start_post((0, 0), DEGRADED);
+            (request_id, vec![(request_id, decision)])
         }),
     ];
     for (what, fail) in cases {
         let mut world = World::new(1, 2, &config(""));
-        let (ticket, decisions) = fail(&mut world);
-        let answer = replied(only(decisions, ticket));
+        let (request_id, decisions) = fail(&mut world);
+        let answer = replied(only(decisions, request_id));
         assert_eq!(answer, (500, r#"{"detail":"Failed to update health"}"#.to_owned()), "{what}");
         for name in world.names() {
             assert_eq!(world.health(name), Health::Normal, "{what}");

@@ -11,7 +11,7 @@ use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::config::Credentials;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_REFUSALS};
 use dynamic_rate_limiter::store::redis::command::{Answer, Command, Declined, Event, Failure, Overwrite};
-use dynamic_rate_limiter::store::redis::failure::Reason;
+use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, TIMER_RESOLUTION_US};
 use dynamic_rate_limiter::store::redis::script::Take;
@@ -47,7 +47,7 @@ fn set(id: u32) -> Command {
 }
 
 /// An answer, or why there is none.
-type Told = (u32, Result<Answer, Reason>);
+type Told = (u32, Result<Answer, FailureKind>);
 
 /// Whether it is the answer that Redis gave to `id`, and no other.
 fn is_of(id: u32, answer: &Answer) -> bool {
@@ -157,7 +157,7 @@ impl Talk {
     }
 
     /// Who was answered, and how it went.
-    fn outcomes(&mut self) -> Vec<(u32, Result<(), Reason>)> {
+    fn outcomes(&mut self) -> Vec<(u32, Result<(), FailureKind>)> {
         self.answers().into_iter().map(|(id, answer)| (id, answer.map(|_| ()))).collect()
     }
 
@@ -174,7 +174,7 @@ impl Talk {
             self.ask(id, take(id));
             self.flush();
             self.hang_up();
-            assert_eq!(self.outcomes(), [(id, Err(Reason::Disconnected))]);
+            assert_eq!(self.outcomes(), [(id, Err(FailureKind::Disconnected))]);
         }
         assert!(!self.session.is_accepting());
     }
@@ -248,9 +248,9 @@ fn gives_up_at_the_very_microsecond_of_the_deadline() {
     talk.pass(15 * MS - 1);
     assert_eq!(talk.outcomes(), [], "a tick early");
     talk.pass(1);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "on time");
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))], "on time");
     talk.pass(5 * MS);
-    assert_eq!(talk.outcomes(), [(2, Err(Reason::Timeout))]);
+    assert_eq!(talk.outcomes(), [(2, Err(FailureKind::Timeout))]);
     talk.pass(TIMEOUT);
     assert_eq!(talk.outcomes(), [], "nobody is told twice");
     assert!(talk.session.is_accepting(), "what is answered once is one failure, however long it takes");
@@ -276,7 +276,7 @@ fn a_busy_worker_reads_what_lies_in_its_socket_before_it_gives_up() {
         talk.pass(TIMEOUT - charged_us - 1);
         assert_eq!(talk.outcomes(), [], "{first_tick_us} µs: a tick early");
         talk.pass(1);
-        assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "{first_tick_us} µs");
+        assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))], "{first_tick_us} µs");
     }
     let mut talk = Talk::new();
     for id in 1..=5 {
@@ -301,7 +301,7 @@ fn a_worker_that_is_busy_for_good_gives_up_after_so_many_turns() {
             assert_eq!(talk.outcomes(), [], "turn {turn}");
         }
         talk.stall(late_us);
-        assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "{timeout_us} µs, {late_us} µs late");
+        assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))], "{timeout_us} µs, {late_us} µs late");
     }
 }
 
@@ -342,7 +342,7 @@ fn what_may_take_a_second_takes_no_longer_in_a_busy_worker_but_for_the_turns_of_
             assert_eq!(talk.outcomes(), [], "{late_us} µs late: a change of health, turn {turn}");
         }
         talk.stall(late_us);
-        assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "{late_us} µs late");
+        assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))], "{late_us} µs late");
     }
 }
 
@@ -353,7 +353,7 @@ fn a_late_reply_is_thrown_away_and_never_given_to_another() {
     talk.ask(2, get(2));
     talk.flush();
     talk.pass(TIMEOUT);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout)), (2, Err(Reason::Timeout))]);
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout)), (2, Err(FailureKind::Timeout))]);
     talk.ask(3, get(3));
     talk.ask(4, take(4));
     talk.flush();
@@ -407,7 +407,11 @@ fn the_script_is_given_once_and_within_the_deadline_that_there_was() {
     talk.pass(5 * MS - 1);
     assert_eq!(talk.outcomes(), [], "a tick early");
     talk.pass(1);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))], "the second question has no time of its own");
+    assert_eq!(
+        talk.outcomes(),
+        [(1, Err(FailureKind::Timeout))],
+        "the second question has no time of its own"
+    );
 
     let mut talk = Talk::new();
     talk.ask(1, take(1));
@@ -417,7 +421,7 @@ fn the_script_is_given_once_and_within_the_deadline_that_there_was() {
     talk.session.received(noscript, talk.now_us);
     assert_eq!(
         talk.outcomes(),
-        [(1, Err(Reason::Error))],
+        [(1, Err(FailureKind::Error))],
         "who does not know what he is told is not told again"
     );
     assert!(!talk.session.has_effects());
@@ -426,7 +430,7 @@ fn the_script_is_given_once_and_within_the_deadline_that_there_was() {
     talk.ask(1, take(1));
     talk.flush();
     talk.pass(TIMEOUT);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
     talk.session.received(noscript, talk.now_us);
     assert!(!talk.session.has_effects(), "nobody takes a token for somebody who has gone");
 }
@@ -440,34 +444,34 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
         talk.exchange();
         talk.redis.error = None;
     }
-    let cases: [(&str, Reason, Fail); 9] = [
-        ("no reply", Reason::Timeout, |talk, id| {
+    let cases: [(&str, FailureKind, Fail); 9] = [
+        ("no reply", FailureKind::Timeout, |talk, id| {
             talk.ask(id, take(id));
             talk.flush();
             talk.pass(TIMEOUT);
         }),
-        ("connection lost", Reason::Disconnected, |talk, id| {
+        ("connection lost", FailureKind::Disconnected, |talk, id| {
             talk.ask(id, take(id));
             talk.flush();
             talk.hang_up();
         }),
-        ("garbage", Reason::Protocol, |talk, id| {
+        ("garbage", FailureKind::Protocol, |talk, id| {
             talk.ask(id, take(id));
             talk.flush();
             talk.session.received(b"HTTP/1.1 200 OK\r\n\r\n", talk.now_us);
         }),
-        ("LOADING", Reason::Loading, |talk, id| {
+        ("LOADING", FailureKind::Loading, |talk, id| {
             refuse(talk, id, "LOADING Redis is loading the dataset in memory")
         }),
-        ("READONLY", Reason::ReadOnly, |talk, id| {
+        ("READONLY", FailureKind::ReadOnly, |talk, id| {
             refuse(talk, id, "READONLY You can't write against a read only replica.")
         }),
-        ("OOM", Reason::OutOfMemory, |talk, id| {
+        ("OOM", FailureKind::OutOfMemory, |talk, id| {
             refuse(talk, id, "OOM command not allowed when used memory > 'maxmemory'.")
         }),
-        ("NOAUTH", Reason::Auth, |talk, id| refuse(talk, id, "NOAUTH Authentication required.")),
-        ("NOPERM", Reason::Auth, |talk, id| refuse(talk, id, "NOPERM this user has no permissions")),
-        ("ERR", Reason::Error, |talk, id| refuse(talk, id, "ERR unknown command 'EVALSHA'")),
+        ("NOAUTH", FailureKind::Auth, |talk, id| refuse(talk, id, "NOAUTH Authentication required.")),
+        ("NOPERM", FailureKind::Auth, |talk, id| refuse(talk, id, "NOPERM this user has no permissions")),
+        ("ERR", FailureKind::Error, |talk, id| refuse(talk, id, "ERR unknown command 'EVALSHA'")),
     ];
     for (what, reason, fail) in cases {
         let mut talk = Talk::new();
@@ -507,10 +511,10 @@ fn when_the_breaker_opens_everybody_who_waits_is_told_at_once() {
     talk.pass(5 * MS);
     talk.ask(4, get(4));
     talk.ask(5, set(5));
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
     talk.pass(5 * MS);
     talk.pass(5 * MS);
-    let timed_out = [2, 3, 4, 5].map(|id| (id, Err(Reason::Timeout)));
+    let timed_out = [2, 3, 4, 5].map(|id| (id, Err(FailureKind::Timeout)));
     assert_eq!(talk.outcomes(), timed_out, "the last two had time left, and nobody to wait for");
     assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
     let effects = talk.session.take_effects();
@@ -527,7 +531,7 @@ fn the_time_of_a_command_begins_when_it_is_sent() {
     talk.pass(TIMEOUT - 1);
     assert_eq!(talk.outcomes(), []);
     talk.pass(1);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
 }
 
 #[test]
@@ -537,7 +541,7 @@ fn an_error_about_one_key_is_nobody_elses_trouble() {
     for _ in 0..50 {
         talk.ask(1, take(1));
         talk.exchange();
-        assert_eq!(talk.outcomes(), [(1, Err(Reason::Error))]);
+        assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Error))]);
         assert!(talk.session.is_accepting());
     }
     talk.ask(2, take(2));
@@ -548,10 +552,10 @@ fn an_error_about_one_key_is_nobody_elses_trouble() {
 #[test]
 fn a_shard_that_is_ill_is_the_trouble_of_its_callers_until_nobody_else_is_served() {
     let errors = [
-        ("MOVED 1234 10.0.0.1:6379", Reason::Moved),
-        ("CLUSTERDOWN Hash slot not served", Reason::Moved),
-        ("upstream failure", Reason::Disconnected),
-        ("no upstream host", Reason::Disconnected),
+        ("MOVED 1234 10.0.0.1:6379", FailureKind::Moved),
+        ("CLUSTERDOWN Hash slot not served", FailureKind::Moved),
+        ("upstream failure", FailureKind::Disconnected),
+        ("no upstream host", FailureKind::Disconnected),
     ];
     for (error, reason) in errors {
         let mut talk = Talk::new();
@@ -586,7 +590,7 @@ fn a_replica_that_can_be_read_does_not_look_well_for_that() {
         talk.ask(id, take(id));
         talk.exchange();
         talk.redis.error = None;
-        assert_eq!(talk.outcomes(), [(id, Ok(())), (id, Err(Reason::ReadOnly))]);
+        assert_eq!(talk.outcomes(), [(id, Ok(())), (id, Err(FailureKind::ReadOnly))]);
     }
     assert!(!talk.session.is_accepting(), "what is read in between does not count");
 }
@@ -752,7 +756,7 @@ fn a_wrong_password_opens_the_breaker_at_once() {
     }
     talk.flush();
     talk.deliver();
-    assert_eq!(talk.outcomes(), [1, 2, 3, 4, 5].map(|id| (id, Err(Reason::Auth))));
+    assert_eq!(talk.outcomes(), [1, 2, 3, 4, 5].map(|id| (id, Err(FailureKind::Auth))));
     assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
     let Some(Event::Lost(failure)) = talk.session.take_event() else { panic!("no news of it") };
     assert!(failure.detail.contains("WRONGPASS"), "{failure:?}");
@@ -798,7 +802,7 @@ fn a_stream_out_of_step_is_closed_and_everybody_who_waits_is_answered_once() {
         talk.flush();
         let rest: Vec<u8> = talk.replies.drain(..).flatten().collect();
         talk.session.received(&[bytes.as_slice(), &rest].concat(), talk.now_us);
-        let all = [1, 2, 3, 4, 5].map(|id| (id, Err(Reason::Protocol)));
+        let all = [1, 2, 3, 4, 5].map(|id| (id, Err(FailureKind::Protocol)));
         assert_eq!(talk.outcomes(), all, "{what}");
         assert_eq!(
             talk.session.take_effects(),
@@ -836,7 +840,7 @@ fn each_kind_of_question_has_its_own_kind_of_answer() {
             let (id, answer) = talk.session.next_answer().expect("an answer");
             let failure = answer.err().map(|failure| failure.reason);
             let kind = String::from_utf8_lossy(kind);
-            assert_eq!((id, failure), (1, (!fits).then_some(Reason::Protocol)), "{what}: {kind:?}");
+            assert_eq!((id, failure), (1, (!fits).then_some(FailureKind::Protocol)), "{what}: {kind:?}");
             assert_eq!(talk.session.take_effects().close, !fits, "{what}: {kind:?}");
         }
     }
@@ -867,7 +871,7 @@ fn nothing_is_taken_in_from_a_stream_that_is_to_be_closed() {
     talk.flush();
     let replies: Vec<u8> = talk.replies.drain(..).flatten().collect();
     talk.session.received(b"*0\r\n", talk.now_us);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Protocol)), (2, Err(Reason::Protocol))]);
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Protocol)), (2, Err(FailureKind::Protocol))]);
     // The owner of the stream has not closed it yet, and a question is asked for the next one.
     talk.ask(3, take(3));
     talk.ask(4, get(4));
@@ -885,7 +889,7 @@ fn nothing_is_taken_in_from_a_stream_that_is_to_be_closed() {
     talk.flush();
     talk.session.received(b"$40\r\nhalf", talk.now_us);
     talk.hang_up();
-    assert_eq!(talk.outcomes(), [(5, Err(Reason::Disconnected))]);
+    assert_eq!(talk.outcomes(), [(5, Err(FailureKind::Disconnected))]);
     talk.ask(6, take(6));
     talk.exchange();
     assert_eq!(talk.outcomes(), [(6, Ok(()))]);
@@ -909,7 +913,7 @@ fn a_stream_that_closes_while_nobody_waits_is_no_failure() {
         talk.ask(100 + id, take(100 + id));
         talk.flush();
         talk.hang_up();
-        assert_eq!(talk.outcomes(), [(100 + id, Err(Reason::Disconnected))]);
+        assert_eq!(talk.outcomes(), [(100 + id, Err(FailureKind::Disconnected))]);
         assert!(talk.session.is_accepting(), "failure {id} is no more than that");
     }
     talk.session.closed("twice", talk.now_us);
@@ -925,7 +929,7 @@ fn a_stream_that_cannot_be_opened_fails_those_who_wait_for_it() {
         talk.ask(10 + id, get(10 + id));
         assert!(talk.session.take_effects().open);
         talk.session.closed("there is no cluster", talk.now_us);
-        assert_eq!(talk.outcomes(), [id, 10 + id].map(|id| (id, Err(Reason::Disconnected))));
+        assert_eq!(talk.outcomes(), [id, 10 + id].map(|id| (id, Err(FailureKind::Disconnected))));
         assert!(!talk.session.has_effects(), "there is none to close");
     }
     let Some(Event::Lost(failure)) = talk.session.take_event() else { panic!("no news of it") };
@@ -1003,7 +1007,7 @@ fn what_waits_is_given_up_at_once_when_redis_does_not_answer() {
     talk.pass(5 * MS - 1);
     assert_eq!(talk.outcomes(), [], "a tick early");
     talk.pass(1);
-    let late: Vec<_> = (WINDOW as u32..3 * WINDOW as u32).map(|id| (id, Err(Reason::Timeout))).collect();
+    let late: Vec<_> = (WINDOW as u32..3 * WINDOW as u32).map(|id| (id, Err(FailureKind::Timeout))).collect();
     assert_eq!(talk.outcomes(), late, "what was handed over last, and all that waits");
     assert!(talk.session.is_accepting(), "these are two failures");
 
@@ -1013,7 +1017,7 @@ fn what_waits_is_given_up_at_once_when_redis_does_not_answer() {
     talk.pass(TIMEOUT - 1);
     assert_eq!(talk.outcomes(), []);
     talk.pass(1);
-    assert_eq!(talk.outcomes(), [(1, Err(Reason::Timeout))]);
+    assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
     assert_eq!(talk.now_us - began_us, TIMEOUT);
     assert!(matches!(talk.session.take_event(), Some(Event::Lost(_))), "the third failure");
 }
@@ -1046,7 +1050,7 @@ fn what_waits_fails_with_its_connection() {
     talk.ask_many(0..3 * WINDOW);
     talk.flush();
     talk.hang_up();
-    let lost: Vec<_> = (0..3 * WINDOW as u32).map(|id| (id, Err(Reason::Disconnected))).collect();
+    let lost: Vec<_> = (0..3 * WINDOW as u32).map(|id| (id, Err(FailureKind::Disconnected))).collect();
     assert_eq!(talk.outcomes(), lost);
     talk.ask(1, take(1));
     assert_eq!(words(&talk.flush()).len(), 1, "nothing else is left of it");

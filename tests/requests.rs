@@ -2,7 +2,7 @@
 
 use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
-use dynamic_rate_limiter::requests::{Arrived, Requests, State, TooManyBodies};
+use dynamic_rate_limiter::requests::{Arrived, RequestState, Requests, TooManyBodies};
 use dynamic_rate_limiter::store::redis::queue::CommandId;
 
 /// How long a body may take, in microseconds.
@@ -21,7 +21,7 @@ fn a_request_is_in_one_state_at_a_time_and_ends_once() {
     let mut requests = Requests::default();
     requests.wait_for_documents(1, at(10));
     requests.wait_for_redis(1, at(10), CommandId(5));
-    assert!(matches!(requests.state(1), Some(State::WaitsForRedis(CommandId(5)))));
+    assert!(matches!(requests.state(1), Some(RequestState::WaitsForRedis(CommandId(5)))));
     assert_eq!(requests.waiting_for_documents(10), [0_u32; 0], "it does not wait for both");
     let ended = requests.end(1).expect("a request that has not ended");
     assert_eq!(ended.arrived, at(10), "when it arrived stays what it was");
@@ -51,7 +51,7 @@ fn a_body_has_ten_seconds_and_one_that_arrived_or_was_left_has_no_deadline() {
     assert_eq!(requests.end_without_body(BODY_TIMEOUT_US + 1), Some(1), "just in time");
     assert_eq!(requests.end_without_body(BODY_TIMEOUT_US + 2), None, "the second has ended");
     let ended = requests.end(3).expect("the third waits");
-    assert!(matches!(ended.state, State::WaitsForBody(_, body) if body == b"{"));
+    assert!(matches!(ended.state, RequestState::WaitsForBody(_, body) if body == b"{"));
     assert_eq!(requests.end_without_body(u64::MAX), None);
 }
 

@@ -1,6 +1,6 @@
 //! Text from outside: in one line, of a bounded length, in the log and in errors.
 
-use dynamic_rate_limiter::config::{Environment, Plugin, parse_key_document, parse_tier_document};
+use dynamic_rate_limiter::config::{Environment, PluginConfig, parse_key_document, parse_tier_document};
 use dynamic_rate_limiter::shown::{Line, MAX_LINE_BYTES, Shown, listed, quoted};
 
 /// Longer than what the bound on a log line leaves, and than any document.
@@ -85,7 +85,8 @@ fn no_error_of_the_configuration_has_more_than_a_line() {
         format!(r#"{{"exempt_paths": [{json}]}}"#),
     ];
     for document in &documents {
-        let error = Plugin::parse(document.as_bytes(), &Environment::default()).expect_err("a wrong one");
+        let error =
+            PluginConfig::parse(document.as_bytes(), &Environment::default()).expect_err("a wrong one");
         assert_one_line(&error);
     }
     for text in documents
@@ -104,7 +105,7 @@ fn no_error_of_the_configuration_has_more_than_a_line() {
         Environment { config_ttl: Some(evil.clone().into_bytes()), ..Environment::default() },
     ] {
         let source = br#"{"config_source": {"cluster": "c", "api_keys": "/k"}}"#;
-        assert_one_line(&Plugin::parse(source, &environment).expect_err("a wrong variable"));
+        assert_one_line(&PluginConfig::parse(source, &environment).expect_err("a wrong variable"));
     }
 }
 
@@ -113,7 +114,7 @@ fn an_error_that_lists_the_tiers_does_not_list_thousands() {
     let tiers: Vec<String> =
         (0..4_000).map(|number| format!(r#""t{number}": {{"unlimited": true}}"#)).collect();
     let document = format!(r#"{{"default_tier": "gold", "tiers": {{{}}}}}"#, tiers.join(","));
-    let error = Plugin::parse(document.as_bytes(), &Environment::default()).expect_err("no such tier");
+    let error = PluginConfig::parse(document.as_bytes(), &Environment::default()).expect_err("no such tier");
     assert!(error.starts_with("default_tier: found \"gold\", wanted one of the tiers t0, t1, "), "{error}");
     assert_one_line(&error);
 }

@@ -4,7 +4,7 @@ use crate::json::{Field, Fields};
 
 /// Bounds of the upstream's health, and what follows from breaking them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
+pub struct HealthThresholds {
     /// How long signals are looked back at, in seconds: 1 to 300.
     pub window_seconds: u32,
     /// Fewer responses than this in a window decide nothing: 1 to 1,000,000.
@@ -23,7 +23,7 @@ pub struct Measured {
     pub shed: bool,
 }
 
-impl Default for Measured {
+impl Default for HealthThresholds {
     fn default() -> Self {
         Self {
             window_seconds: 10,
@@ -39,7 +39,7 @@ impl Default for Measured {
 }
 
 /// Reads the field; `None` where health is told and not measured, which is the default.
-pub(super) fn parse_health(field: Option<Field>) -> Result<Option<Measured>, String> {
+pub(super) fn parse_health(field: Option<Field>) -> Result<Option<HealthThresholds>, String> {
     let Some(field) = field else { return Ok(None) };
     let fields = field.fields(&[
         "mode",
@@ -61,10 +61,10 @@ pub(super) fn parse_health(field: Option<Field>) -> Result<Option<Measured>, Str
     }
 }
 
-fn measured(fields: &Fields) -> Result<Measured, String> {
-    let default = Measured::default();
+fn measured(fields: &Fields) -> Result<HealthThresholds, String> {
+    let default = HealthThresholds::default();
     let whole = |name, most, default| fields.get(name).map_or(Ok(default), |field| field.whole(1, most));
-    Ok(Measured {
+    Ok(HealthThresholds {
         window_seconds: whole("window_seconds", 300, default.window_seconds)?,
         min_requests: whole("min_requests", 1_000_000, default.min_requests)?,
         error_ratio: match fields.get("error_ratio") {

@@ -10,10 +10,10 @@ use std::hash::{DefaultHasher, Hasher};
 use super::key_table::{Inserted, KeyTable};
 use super::published::{Fingerprint, Published, PublishedKeys, PublishedTiers, SourceRecords};
 use super::schedule::{Schedule, Verdicts};
-use super::{Failure, Fetched, fingerprint};
+use super::{DocumentFailure, Fetched, fingerprint};
 use crate::config::{
-    Config, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_TIERS, NamedTier, Plugin, TIER_DOCUMENT, check_count,
-    parse_key_members, parse_tier_members,
+    Config, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_TIERS, NamedTier, PluginConfig, TIER_DOCUMENT,
+    check_count, parse_key_members, parse_tier_members,
 };
 use crate::json::{Batch, Document, MemberReader};
 use crate::shown::Shown;
@@ -37,7 +37,7 @@ const ID_SETS: usize = 256;
 
 /// What became of a publication.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum PublicationOutcome {
     /// It is finished.
     Finished(Finished),
     /// Another worker has begun one after it, and this one changes nothing.
@@ -59,8 +59,8 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct Publication {
     records: SourceRecords,
-    tiers: Text,
-    keys: Text,
+    tiers: FetchedText,
+    keys: FetchedText,
     tier_builder: TierBuilder,
     key_builder: Option<KeyBuilder>,
     /// What was in force when it began.
@@ -72,11 +72,11 @@ pub struct Publication {
 
 /// One document on its way.
 #[derive(Debug)]
-enum Text {
+enum FetchedText {
     /// There is nothing to do about it: it is not fetched, or is in force as it is.
     Settled,
     /// There is none, or it is no good.
-    Failed(Failure),
+    Failed(DocumentFailure),
     /// So much of it has been hashed.
     Hashing(Vec<u8>, DefaultHasher, usize),
     /// It has this fingerprint; what is known of it is still to be looked up.
@@ -95,10 +95,15 @@ enum Stop {
 
 impl Publication {
     /// Begins with what was fetched.
-    pub fn new(fetched: Fetched, plugin: &Plugin, records: SourceRecords, data: &impl SharedData) -> Self {
+    pub fn new(
+        fetched: Fetched,
+        plugin: &PluginConfig,
+        records: SourceRecords,
+        data: &impl SharedData,
+    ) -> Self {
         Self {
-            tiers: Text::new(fetched.tiers),
-            keys: Text::new(fetched.api_keys),
+            tiers: FetchedText::new(fetched.tiers),
+            keys: FetchedText::new(fetched.api_keys),
             tier_builder: TierBuilder::default(),
             key_builder: None,
             base: Published::read(data, &records),
@@ -109,16 +114,19 @@ impl Publication {
     }
 
     /// Does a slice of the work; once all is done, says what became of it.
-    pub fn work(&mut self, plugin: &Plugin, data: &impl SharedData) -> Option<Outcome> {
+    pub fn work(&mut self, plugin: &PluginConfig, data: &impl SharedData) -> Option<PublicationOutcome> {
         let mut done = 0;
         while done < SLICE {
             match self.step(data) {
                 Ok(Some(cost)) => done += cost.max(1),
                 Ok(None) => {
                     let finished = self.commit(plugin, data);
-                    return Some(finished.map_or_else(|Contended| Outcome::Overtaken, Outcome::Finished));
+                    return Some(finished.map_or_else(
+                        |Contended| PublicationOutcome::Overtaken,
+                        PublicationOutcome::Finished,
+                    ));
                 }
-                Err(Contended) => return Some(Outcome::Overtaken),
+                Err(Contended) => return Some(PublicationOutcome::Overtaken),
             }
         }
         Schedule::keep_busy(data, &self.records);
@@ -155,10 +163,10 @@ impl Publication {
         self.keys.settle(KEY_DOCUMENT, keys, wrong_keys);
         if self.verdicts.misfit == misfit {
             let reason = "the documents still do not fit".to_owned();
-            let mut failure = Some(Failure::wrong(reason, misfit));
+            let mut failure = Some(DocumentFailure::wrong(reason, misfit));
             for text in [&mut self.tiers, &mut self.keys] {
                 if text.is_hashed() {
-                    *text = failure.take().map_or(Text::Settled, Text::Failed);
+                    *text = failure.take().map_or(FetchedText::Settled, FetchedText::Failed);
                 }
             }
         }
@@ -184,27 +192,28 @@ impl Publication {
     }
 
     /// Puts what is good into force, if it fits.
-    fn commit(&mut self, plugin: &Plugin, data: &impl SharedData) -> Result<Finished, Contended> {
+    fn commit(&mut self, plugin: &PluginConfig, data: &impl SharedData) -> Result<Finished, Contended> {
         let mut next = self.base.clone();
-        let tiers_failure = match std::mem::replace(&mut self.tiers, Text::Settled) {
-            Text::Parsed(fingerprint) => match std::mem::take(&mut self.tier_builder).finish() {
+        let tiers_failure = match std::mem::replace(&mut self.tiers, FetchedText::Settled) {
+            FetchedText::Parsed(fingerprint) => match std::mem::take(&mut self.tier_builder).finish() {
                 Ok(tiers) => {
                     next.tiers = Some(PublishedTiers { fingerprint, tiers });
                     None
                 }
-                Err(reason) => Some(Failure::wrong(reason, fingerprint)),
+                Err(reason) => Some(DocumentFailure::wrong(reason, fingerprint)),
             },
-            Text::Failed(failure) => Some(failure),
+            FetchedText::Failed(failure) => Some(failure),
             _ => None,
         };
-        let keys_failure = match (std::mem::replace(&mut self.keys, Text::Settled), self.key_builder.take()) {
-            (Text::Parsed(fingerprint), Some(KeyBuilder { table, summary, .. })) => {
-                next.keys = Some(PublishedKeys { fingerprint, table, summary });
-                None
-            }
-            (Text::Failed(failure), _) => Some(failure),
-            _ => None,
-        };
+        let keys_failure =
+            match (std::mem::replace(&mut self.keys, FetchedText::Settled), self.key_builder.take()) {
+                (FetchedText::Parsed(fingerprint), Some(KeyBuilder { table, summary, .. })) => {
+                    next.keys = Some(PublishedKeys { fingerprint, table, summary });
+                    None
+                }
+                (FetchedText::Failed(failure), _) => Some(failure),
+                _ => None,
+            };
         let mut verdicts = self.verdicts;
         for ((wrong, is_settled), failure) in
             verdicts.wrong.iter_mut().zip(&mut next.is_settled).zip([&tiers_failure, &keys_failure])
@@ -216,7 +225,7 @@ impl Publication {
             }
             *is_settled = true;
         }
-        let mut failure = Failure::of_both(tiers_failure, keys_failure);
+        let mut failure = DocumentFailure::of_both(tiers_failure, keys_failure);
 
         let is_new = (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys);
         let misfit = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
@@ -225,7 +234,7 @@ impl Publication {
             let of_tiers = next.tiers.as_ref().map(|published| published.fingerprint);
             let of_keys = next.keys.as_ref().map(|published| published.fingerprint);
             verdicts.misfit = self.misfit(of_tiers, of_keys);
-            failure = failure.or(Some(Failure::wrong(reason, verdicts.misfit)));
+            failure = failure.or(Some(DocumentFailure::wrong(reason, verdicts.misfit)));
             next = Published { is_settled: next.is_settled, ..self.base.clone() };
         } else if failure.is_none() {
             verdicts.misfit = 0;
@@ -249,35 +258,35 @@ impl Publication {
     }
 }
 
-impl Text {
+impl FetchedText {
     fn new(fetched: Option<Result<Vec<u8>, String>>) -> Self {
         match fetched {
-            None => Text::Settled,
-            Some(Ok(text)) => Text::Hashing(text, DefaultHasher::new(), 0),
-            Some(Err(reason)) => Text::Failed(Failure::unreachable(reason)),
+            None => FetchedText::Settled,
+            Some(Ok(text)) => FetchedText::Hashing(text, DefaultHasher::new(), 0),
+            Some(Err(reason)) => FetchedText::Failed(DocumentFailure::unreachable(reason)),
         }
     }
 
     fn is_hashed(&self) -> bool {
-        matches!(self, Text::Hashed(..))
+        matches!(self, FetchedText::Hashed(..))
     }
 
     fn fingerprint(&self) -> Option<Fingerprint> {
         match self {
-            Text::Hashed(_, fingerprint) => Some(*fingerprint),
+            FetchedText::Hashed(_, fingerprint) => Some(*fingerprint),
             _ => None,
         }
     }
 
     /// Hashes a piece; what that cost, or `None` where it is no time to hash.
     fn hash(&mut self) -> Option<usize> {
-        let Text::Hashing(text, hasher, at) = self else { return None };
+        let FetchedText::Hashing(text, hasher, at) = self else { return None };
         let end = (*at + SLICE * HASHED_PER_PARSED).min(text.len());
         hasher.write(text.get(*at..end).unwrap_or_default());
         let cost = (end - *at) / HASHED_PER_PARSED;
         *at = end;
         if end == text.len() {
-            *self = Text::Hashed(std::mem::take(text), hasher.finish() | 1);
+            *self = FetchedText::Hashed(std::mem::take(text), hasher.finish() | 1);
         }
         Some(cost)
     }
@@ -285,9 +294,10 @@ impl Text {
     /// Sees whether it has to be parsed.
     fn settle(&mut self, name: &str, in_force: Option<Fingerprint>, wrong: Fingerprint) {
         match self.fingerprint() {
-            Some(fingerprint) if in_force == Some(fingerprint) => *self = Text::Settled,
+            Some(fingerprint) if in_force == Some(fingerprint) => *self = FetchedText::Settled,
             Some(fingerprint) if wrong == fingerprint => {
-                *self = Text::Failed(Failure::wrong(format!("{name}: still wrong"), fingerprint));
+                *self =
+                    FetchedText::Failed(DocumentFailure::wrong(format!("{name}: still wrong"), fingerprint));
             }
             _ => {}
         }
@@ -295,9 +305,9 @@ impl Text {
 
     /// Begins to parse it; how long it is.
     fn begin(&mut self) -> Option<usize> {
-        let Text::Hashed(text, fingerprint) = self else { return None };
+        let FetchedText::Hashed(text, fingerprint) = self else { return None };
         let bytes = text.len();
-        *self = Text::Parsing(MemberReader::new(std::mem::take(text), BATCH_BYTES), *fingerprint);
+        *self = FetchedText::Parsing(MemberReader::new(std::mem::take(text), BATCH_BYTES), *fingerprint);
         Some(bytes)
     }
 
@@ -308,14 +318,14 @@ impl Text {
         name: &str,
         add: impl FnOnce(&Document) -> Result<usize, Stop>,
     ) -> Result<Option<usize>, Contended> {
-        let Text::Parsing(reader, fingerprint) = self else { return Ok(None) };
+        let FetchedText::Parsing(reader, fingerprint) = self else { return Ok(None) };
         let (fingerprint, left) = (*fingerprint, reader.left());
         let added = match reader.next_batch() {
             Ok(Batch::Members(members)) => add(&members),
             Ok(Batch::Nothing) => Ok(0),
             Ok(Batch::Other(other)) => Err(Stop::Wrong(other.root(name).secret().wanted("an object"))),
             Ok(Batch::End) => {
-                *self = Text::Parsed(fingerprint);
+                *self = FetchedText::Parsed(fingerprint);
                 return Ok(Some(0));
             }
             Err(reason) => Err(Stop::Wrong(format!("{name}: {reason}"))),
@@ -324,7 +334,7 @@ impl Text {
         match added {
             Ok(entries) => Ok(Some(cost + entries * ENTRY)),
             Err(Stop::Wrong(reason)) => {
-                *self = Text::Failed(Failure::wrong(reason, fingerprint));
+                *self = FetchedText::Failed(DocumentFailure::wrong(reason, fingerprint));
                 Ok(Some(cost))
             }
             Err(Stop::Overtaken) => Err(Contended),

@@ -1,7 +1,7 @@
 //! When to fetch next, and what was found wrong last: shared by all workers.
 
 use super::published::{Fingerprint, SourceRecords};
-use super::{Failure, fingerprint};
+use super::{DocumentFailure, fingerprint};
 use crate::codec::{Reader, Writer};
 use crate::store::{SharedData, update};
 
@@ -78,7 +78,7 @@ impl Schedule {
     pub(super) fn finish(
         data: &impl SharedData,
         records: &SourceRecords,
-        failure: Option<&Failure>,
+        failure: Option<&DocumentFailure>,
         verdicts: Verdicts,
         is_missing: bool,
     ) -> bool {
@@ -132,7 +132,7 @@ impl Schedule {
     }
 }
 
-impl Failure {
+impl DocumentFailure {
     /// No document came.
     pub fn unreachable(reason: String) -> Self {
         let fingerprint = fingerprint(&[reason.as_bytes()]);

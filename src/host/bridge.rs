@@ -7,7 +7,7 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType};
 
-use super::calls::set_response_header;
+use super::hostcalls::set_response_header;
 use crate::store::redis::frame::{self, Unframer};
 
 /// The plugin's root context.

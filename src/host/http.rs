@@ -6,12 +6,12 @@ use std::rc::Rc;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
-use super::calls::{HeaderBlock, HostData, response_header, send_local_reply};
+use super::hostcalls::{HeaderBlock, HostData, response_header, send_local_reply};
 use super::worker::Worker;
 use crate::admin::EndpointReply;
+use crate::headers::{self, HeaderValues};
 use crate::limiter::Decision;
-use crate::overload::Outcome;
-use crate::reply::{self, Answer};
+use crate::overload::RequestOutcome;
 use crate::store::SharedData;
 
 /// Envoy's `StopAllIterationAndWatermark`: the request waits with its body, which its client may not send on.
@@ -105,14 +105,14 @@ impl Drop for HttpRequest {
 
 /// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says so
 /// in another header.
-pub(super) fn outcome(may_be_grpc_headers_only: bool) -> Outcome {
+pub(super) fn outcome(may_be_grpc_headers_only: bool) -> RequestOutcome {
     let status = response_header(":status").unwrap_or_default();
     let failed = if may_be_grpc_headers_only && status == b"200" {
         response_header("grpc-status").is_some_and(|status| is_grpc_server_error(&status))
     } else {
         status.first() == Some(&b'5')
     };
-    Outcome::Response { failed }
+    RequestOutcome::Response { failed }
 }
 
 /// The codes that are a server's fault: `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`
@@ -138,20 +138,20 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) 
 }
 
 /// Of the two headers that tell a calling Envoy of it, the second keeps it from trying again.
-fn send_shed(worker: &Worker, answer: &Answer, started_us: u64, retry_after: u64) {
+fn send_shed(worker: &Worker, answer: &HeaderValues, started_us: u64, retry_after: u64) {
     let mut headers = HeaderBlock::default();
     headers.push("x-envoy-overloaded", b"true");
     headers.push("x-envoy-ratelimited", b"true");
     send_with(worker, answer, started_us, 503, Some(retry_after), headers);
 }
 
-fn send_text(worker: &Worker, answer: &Answer, started_us: u64, status: u32, retry_after: Option<u64>) {
+fn send_text(worker: &Worker, answer: &HeaderValues, started_us: u64, status: u32, retry_after: Option<u64>) {
     send_with(worker, answer, started_us, status, retry_after, HeaderBlock::default());
 }
 
 fn send_with(
     worker: &Worker,
-    answer: &Answer,
+    answer: &HeaderValues,
     started_us: u64,
     status: u32,
     retry_after: Option<u64>,
@@ -162,7 +162,7 @@ fn send_with(
         headers.push("retry-after", seconds.to_string().as_bytes());
     }
     write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
-    let body = if status == 429 { reply::REFUSED_BODY } else { reply::UNAVAILABLE_BODY };
+    let body = if status == 429 { headers::REFUSED_BODY } else { headers::UNAVAILABLE_BODY };
     send_local_reply(status, headers, body.as_bytes());
 }
 
@@ -178,7 +178,7 @@ pub(super) fn send_reply(reply: &EndpointReply) {
 /// Writes the headers; what the clock says, where a header needs that.
 pub(super) fn write_headers(
     worker: &Worker,
-    answer: &Answer,
+    answer: &HeaderValues,
     started_us: u64,
     write: impl FnMut(&'static str, &[u8]),
 ) -> Option<u64> {
@@ -186,6 +186,6 @@ pub(super) fn write_headers(
     let headers = limiter.config().settings.headers;
     let now_us = headers.processing_time.then(|| HostData.now_us());
     let processing_us = now_us.map_or(0, |now_us| now_us.saturating_sub(started_us));
-    reply::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);
+    headers::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);
     now_us
 }

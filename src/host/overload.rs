@@ -4,14 +4,14 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use super::calls::HostData;
+use super::hostcalls::HostData;
 use super::{metrics, random};
-use crate::config::{Config, Measured};
+use crate::config::{Config, HealthThresholds};
 use crate::limiter::LimitedRequest;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::{
-    Admission, Arrival, ClusterId, Gauge, Outcome, Output, OverloadControl, OverloadReport, PARAMETERS,
-    RequestId, Shared, rotating_place,
+    Admission, Arrival, ClusterId, Gauge, Output, OverloadControl, OverloadReport, PARAMETERS,
+    RequestOutcome, Shared, rotating_place,
 };
 use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
@@ -29,9 +29,9 @@ pub(super) struct Overload {
 }
 
 impl Overload {
-    pub(super) fn new(measured: Measured, namespace: &str) -> Self {
+    pub(super) fn new(thresholds: HealthThresholds, namespace: &str) -> Self {
         let now = StoreTime::from_micros(HostData.now_us());
-        let control = OverloadControl::new(measured, namespace, random(), now);
+        let control = OverloadControl::new(thresholds, namespace, random(), now);
         Self { control, gauges: ClusterGauges::new(namespace), next_report: now }
     }
 
@@ -48,21 +48,21 @@ impl Overload {
         let now = StoreTime::from_micros(now_us);
         let cluster_id = self.control.cluster_id(cluster, &self.gauges);
         self.gauges.define(cluster_id, cluster);
-        let caller = limited.payer.as_ref().map_or(0, hash_of);
+        let caller = limited.owner.as_ref().map_or(0, hash_of);
         let place = rotating_place(&caller, now);
         let priority = priority_of(&limited.tier, place, config);
         let arrival = Arrival { cluster: cluster_id, priority, place, caller, has_body };
-        self.control.admit(RequestId(id), arrival, now, &self.gauges)
+        self.control.admit(id, arrival, now, &self.gauges)
     }
 
     /// The request is complete, and was sent on: its latency is measured from here.
     pub(super) fn request_complete(&mut self, id: u32, now_us: u64) {
-        self.control.request_complete(RequestId(id), StoreTime::from_micros(now_us), &self.gauges);
+        self.control.request_complete(id, StoreTime::from_micros(now_us), &self.gauges);
     }
 
     /// The request needs its place no more.
-    pub(super) fn finish(&mut self, id: u32, outcome: Outcome, now_us: u64) {
-        self.control.finish(RequestId(id), outcome, StoreTime::from_micros(now_us), &self.gauges);
+    pub(super) fn finish(&mut self, id: u32, outcome: RequestOutcome, now_us: u64) {
+        self.control.finish(id, outcome, StoreTime::from_micros(now_us), &self.gauges);
     }
 
     pub(super) fn poll_output(&mut self) -> Option<Output> {
@@ -74,7 +74,7 @@ impl Overload {
     }
 
     pub(super) fn take_output(&mut self, id: u32) -> Option<Output> {
-        self.control.take_output(RequestId(id))
+        self.control.take_output(id)
     }
 
     /// Does what is due; what is to be shown, if it may have changed.

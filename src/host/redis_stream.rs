@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 
-use super::calls::HostData;
+use super::hostcalls::HostData;
 use super::turn::NextTurn;
 use crate::health_sync::POLL_US;
 use crate::redis_limiter::RedisLimiter;

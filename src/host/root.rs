@@ -8,12 +8,12 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType};
 
-use super::calls::{HostData, unix_us};
 use super::fetch::Fetch;
+use super::hostcalls::{HostData, unix_us};
 use super::http::HttpRequest;
 use super::worker::Worker;
 use super::{metrics, random};
-use crate::config::{Credentials, Environment, Plugin};
+use crate::config::{Credentials, Environment, PluginConfig};
 use crate::documents::claim_fetch;
 use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
@@ -47,8 +47,8 @@ impl Root {
     }
 
     fn apply(&mut self, configuration: &[u8]) -> Result<(), String> {
-        let plugin = Plugin::parse(configuration, &environment())?;
-        metrics::define(plugin.settings.redis.is_some(), plugin.settings.measured.is_some());
+        let plugin = PluginConfig::parse(configuration, &environment())?;
+        metrics::define(plugin.settings.redis.is_some(), plugin.settings.health_thresholds.is_some());
         metrics::probe_changes();
         let mut limiter = Limiter::new(plugin, &HostData, (random(), random()))?;
         limiter.set_wall_clock(unix_us(), HostData.now_us());

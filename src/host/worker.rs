@@ -5,7 +5,7 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType};
 
-use super::calls::{HostData, HostRequest, cluster_name, set_response_header};
+use super::hostcalls::{HostData, HostRequest, cluster_name, set_response_header};
 use super::http::{Next, outcome, send_local, send_reply, write_headers};
 use super::metrics;
 use super::overload::{Overload, shed_wait_seconds};
@@ -16,10 +16,10 @@ use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::documents::Fetched;
 use crate::generation::Role;
 use crate::limiter::{Decision, LimitedRequest, Limiter, Screening};
-use crate::overload::{Admission, Outcome, Output};
+use crate::overload::{Admission, Output, RequestOutcome};
 use crate::redis_limiter::RedisLimiter;
-use crate::request::{Arrival, RequestId};
-use crate::requests::{Arrived, InProgress, Requests, State, Waiting};
+use crate::request::{RequestId, RequestStart};
+use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
 use crate::store::SharedData;
 
 /// One decision in so many is timed: timing costs two host calls, which a request is better off without.
@@ -64,7 +64,8 @@ impl Worker {
         let settings = &limiter.config().settings;
         let redis = settings.redis.as_ref();
         let stream = redis.map(|redis| RedisStream::new(redis.cluster.clone()));
-        let overload = settings.measured.map(|measured| Overload::new(measured, &settings.namespace));
+        let overload =
+            settings.health_thresholds.map(|thresholds| Overload::new(thresholds, &settings.namespace));
         let mut worker = Self {
             limiter,
             overload,
@@ -133,7 +134,7 @@ impl Worker {
 
     /// Takes in a piece of a request's body. `size` is that of all that Envoy has collected.
     pub(super) fn on_request_body(&mut self, id: RequestId, size: usize, end_of_stream: bool) -> Action {
-        if !matches!(self.requests.state(id), Some(State::WaitsForBody(..))) {
+        if !matches!(self.requests.state(id), Some(RequestState::WaitsForBody(..))) {
             if end_of_stream {
                 self.note_complete(id);
             }
@@ -163,7 +164,7 @@ impl Worker {
     /// answered the request, and nothing waits for it any more.
     pub(super) fn on_response_headers(&mut self, id: RequestId, end_of_stream: bool) {
         let Some(InProgress { arrived, state }) = self.requests.end(id) else { return };
-        let State::SentOn(answer) = state else { return self.finish_unsent(id, &state) };
+        let RequestState::SentOn(answer) = state else { return self.finish_unsent(id, &state) };
         let now_us = write_headers(self, &answer, arrived.at_us, set_response_header);
         if self.overload.is_some() {
             // A gRPC request has a body, if an empty one.
@@ -177,7 +178,9 @@ impl Worker {
     /// A request has ended. If it was sent on and no response headers came, its client has left.
     pub(super) fn on_end(&mut self, id: RequestId) {
         match self.requests.end(id) {
-            Some(InProgress { state: State::SentOn(_), .. }) => self.finish(id, Outcome::ClientLeft),
+            Some(InProgress { state: RequestState::SentOn(_), .. }) => {
+                self.finish(id, RequestOutcome::ClientLeft)
+            }
             Some(InProgress { state, .. }) => self.finish_unsent(id, &state),
             None => {}
         }
@@ -283,7 +286,7 @@ impl Worker {
             let Some((id, decision)) = self.limiter.next_decision(now_us, &HostData) else {
                 break;
             };
-            let waits = matches!(self.requests.state(id), Some(State::WaitsForRedis(_)));
+            let waits = matches!(self.requests.state(id), Some(RequestState::WaitsForRedis(_)));
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
             if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
@@ -309,7 +312,7 @@ impl Worker {
             }
             Decision::Refused(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
                 send_local(self, &decision, arrived.at_us);
-                self.finish_at(id, Outcome::NotSent, now_us);
+                self.finish_at(id, RequestOutcome::NotSent, now_us);
             }
             Decision::AwaitsRedis(command) => self.requests.wait_for_redis(id, arrived, command),
             Decision::AwaitsDocuments => self.requests.wait_for_documents(id, arrived),
@@ -336,8 +339,8 @@ impl Worker {
         };
         // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
         if self.requests.waiting_for_place() > 0 {
-            let arrival = Arrival { ticket: id, at_us: now_us };
-            if let Some(refusal) = self.limiter.refuse_if_empty(&limited, &HostData, arrival) {
+            let start = RequestStart { id, at_us: now_us };
+            if let Some(refusal) = self.limiter.refuse_if_empty(&limited, &HostData, start) {
                 return Some(refusal);
             }
         }
@@ -359,10 +362,10 @@ impl Worker {
     /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the request
     /// does not go on.
     fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now_us: u64) -> Decision {
-        let arrival = Arrival { ticket: id, at_us: now_us };
-        let decision = self.limiter.charge(limited, &HostData, arrival);
+        let start = RequestStart { id, at_us: now_us };
+        let decision = self.limiter.charge(limited, &HostData, start);
         if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis(_)) {
-            self.finish_at(id, Outcome::NotSent, now_us);
+            self.finish_at(id, RequestOutcome::NotSent, now_us);
         }
         decision
     }
@@ -375,12 +378,12 @@ impl Worker {
             let Some(output) = self.overload.as_mut().and_then(Overload::poll_output) else { break };
             let (Output::Send(id) | Output::Shed(id)) = output;
             let Some((arrived, decision)) = self.decide_waiting(output, now_us) else { continue };
-            if hostcalls::set_effective_context(id.0).is_ok() {
+            if hostcalls::set_effective_context(id).is_ok() {
                 is_away = true;
                 self.time(arrived.at_us);
-                self.carry_out(id.0, arrived, now_us, decision);
+                self.carry_out(id, arrived, now_us, decision);
             } else {
-                self.finish_at(id.0, Outcome::NotSent, now_us);
+                self.finish_at(id, RequestOutcome::NotSent, now_us);
             }
         }
         if is_away {
@@ -400,11 +403,12 @@ impl Worker {
     /// Decides about a request that has waited for a place; `None`: it has ended.
     fn decide_waiting(&mut self, output: Output, now_us: u64) -> Option<(Arrived, Decision)> {
         let (Output::Send(id) | Output::Shed(id)) = output;
-        let InProgress { arrived, state: State::WaitsForPlace(waiting) } = self.requests.end(id.0)? else {
+        let InProgress { arrived, state: RequestState::WaitsForPlace(waiting) } = self.requests.end(id)?
+        else {
             return None;
         };
         let decision = if let Output::Send(_) = output {
-            self.charge(id.0, &waiting.limited, now_us)
+            self.charge(id, &waiting.limited, now_us)
         } else {
             self.limiter.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
         };
@@ -413,28 +417,29 @@ impl Worker {
 
     /// The last byte of a request that was sent on has arrived.
     fn note_complete(&mut self, id: RequestId) {
-        if let (Some(overload), Some(State::SentOn(_))) = (&mut self.overload, self.requests.state(id)) {
+        if let (Some(overload), Some(RequestState::SentOn(_))) = (&mut self.overload, self.requests.state(id))
+        {
             overload.request_complete(id, HostData.now_us());
         }
     }
 
     /// A request has ended before it was sent on: nothing that it waited for is done for it any more.
-    fn finish_unsent(&mut self, id: RequestId, state: &State) {
-        if let (State::WaitsForRedis(command), Some(redis)) = (state, self.limiter.redis()) {
+    fn finish_unsent(&mut self, id: RequestId, state: &RequestState) {
+        if let (RequestState::WaitsForRedis(command), Some(redis)) = (state, self.limiter.redis()) {
             redis.cancel(*command);
         }
-        self.finish(id, Outcome::NotSent);
+        self.finish(id, RequestOutcome::NotSent);
     }
 
     /// A request needs its place in flight no more, if it has one.
-    fn finish(&mut self, id: RequestId, outcome: Outcome) {
+    fn finish(&mut self, id: RequestId, outcome: RequestOutcome) {
         if self.overload.is_some() {
             self.finish_at(id, outcome, HostData.now_us());
             self.leave_queue_to_next_turn();
         }
     }
 
-    fn finish_at(&mut self, id: RequestId, outcome: Outcome, now_us: u64) {
+    fn finish_at(&mut self, id: RequestId, outcome: RequestOutcome, now_us: u64) {
         if let Some(overload) = &mut self.overload {
             overload.finish(id, outcome, now_us);
         }
@@ -458,35 +463,39 @@ impl Worker {
 
     /// Carries out a change of health whose body is complete; false where the request is none.
     fn change_health_with_body(&mut self, id: RequestId) -> bool {
-        if !matches!(self.requests.state(id), Some(State::WaitsForBody(..))) {
+        if !matches!(self.requests.state(id), Some(RequestState::WaitsForBody(..))) {
             return false;
         }
-        if let Some(InProgress { state: State::WaitsForBody(change, body), .. }) = self.requests.end(id) {
+        if let Some(InProgress { state: RequestState::WaitsForBody(change, body), .. }) =
+            self.requests.end(id)
+        {
             self.change_health(id, &change, &body);
         }
         true
     }
 
     fn change_health(&mut self, id: RequestId, change: &PendingChange, body: &[u8]) {
-        let arrival = Arrival { ticket: id, at_us: HostData.now_us() };
-        let decision = self.limiter.change_health(change, body, &HostData, arrival);
+        let start = RequestStart { id, at_us: HostData.now_us() };
+        let decision = self.limiter.change_health(change, body, &HostData, start);
         self.wake();
         match decision {
             Decision::AwaitsRedis(command) => {
-                let arrived = Arrived { at_us: arrival.at_us, has_body: false };
+                let arrived = Arrived { at_us: start.at_us, has_body: false };
                 self.requests.wait_for_redis(id, arrived, command);
             }
-            _ => send_local(self, &decision, arrival.at_us),
+            _ => send_local(self, &decision, start.at_us),
         }
     }
 
     /// What Envoy does with what else arrives of a request.
     fn action(&self, id: RequestId) -> Action {
         match self.requests.state(id) {
-            Some(State::WaitsForDocuments | State::WaitsForPlace(_) | State::WaitsForRedis(_)) => {
-                Action::Pause
-            }
-            Some(State::WaitsForBody(..) | State::SentOn(_)) | None => Action::Continue,
+            Some(
+                RequestState::WaitsForDocuments
+                | RequestState::WaitsForPlace(_)
+                | RequestState::WaitsForRedis(_),
+            ) => Action::Pause,
+            Some(RequestState::WaitsForBody(..) | RequestState::SentOn(_)) | None => Action::Continue,
         }
     }
 

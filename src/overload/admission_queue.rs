@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::worker::RequestId;
+use crate::request::RequestId;
 use crate::tier::MAX_PRIORITY;
 use crate::time::StoreTime;
 

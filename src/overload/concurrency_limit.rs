@@ -19,7 +19,7 @@ use crate::time::StoreTime;
 
 /// What the limit does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub enum State {
+pub enum LimitState {
     /// Hardly a request waits for the limit. Latency teaches the baseline.
     Open,
     /// Requests wait. The limit grows while latency is below its goal.
@@ -67,7 +67,7 @@ struct Ramp {
 /// The limit of one cluster, as all workers share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConcurrencyLimit {
-    state: State,
+    state: LimitState,
     limit: f64,
     ramp: Ramp,
     baseline: Option<Estimate>,
@@ -99,7 +99,7 @@ impl ConcurrencyLimit {
     /// The limit before anything is known.
     pub fn new(now: StoreTime) -> Self {
         Self {
-            state: State::Open,
+            state: LimitState::Open,
             limit: P.initial_limit,
             ramp: Ramp::default(),
             baseline: None,
@@ -122,15 +122,17 @@ impl ConcurrencyLimit {
     /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
-            State::Cutting(Step { back, .. }) | State::Verifying(Step { back, .. }) => self.limit.max(back),
-            State::Silent { origin } => self.limit.max(origin),
-            State::Open if self.baseline.is_none() => f64::INFINITY,
-            State::Open | State::Limiting => self.limit,
+            LimitState::Cutting(Step { back, .. }) | LimitState::Verifying(Step { back, .. }) => {
+                self.limit.max(back)
+            }
+            LimitState::Silent { origin } => self.limit.max(origin),
+            LimitState::Open if self.baseline.is_none() => f64::INFINITY,
+            LimitState::Open | LimitState::Limiting => self.limit,
         }
     }
 
     #[cfg(test)]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> LimitState {
         self.state
     }
 
@@ -177,7 +179,7 @@ impl ConcurrencyLimit {
             let origin = self.queue_limit();
             self.limit = (self.limit / 2.0).max(P.min_samples.min(self.limit));
             (self.ramp, self.responded_at) = (Ramp::default(), now);
-            return self.begin(State::Silent { origin }, now);
+            return self.begin(LimitState::Silent { origin }, now);
         }
         // Each worker has said what it observed.
         let is_whole = self.age_s(now) >= P.flush_interval.as_secs_f64();
@@ -187,22 +189,24 @@ impl ConcurrencyLimit {
         let goal_s = baseline.mean_s * P.latency_target;
         let view = View { baseline, goal_s, seen, in_flight, open_s, now };
         match self.state {
-            State::Open | State::Limiting if self.waits() => self.follow(view),
-            State::Open | State::Limiting => self.learn(view),
-            State::Cutting(Step { back, .. }) | State::Verifying(Step { back, .. }) if !self.waits() => {
+            LimitState::Open | LimitState::Limiting if self.waits() => self.follow(view),
+            LimitState::Open | LimitState::Limiting => self.learn(view),
+            LimitState::Cutting(Step { back, .. }) | LimitState::Verifying(Step { back, .. })
+                if !self.waits() =>
+            {
                 // Nothing can be proved while less is asked for.
                 self.limit = back;
-                self.begin(State::Open, now);
+                self.begin(LimitState::Open, now);
             }
             // The first responses are the short ones: with one for each request in flight, all kinds have come.
-            State::Cutting(_) | State::Verifying(_) if seen.samples < self.limit => {}
-            State::Cutting(step) => self.prove(step, view),
-            State::Verifying(step) => self.verify(step, view),
-            State::Silent { origin } => {
+            LimitState::Cutting(_) | LimitState::Verifying(_) if seen.samples < self.limit => {}
+            LimitState::Cutting(step) => self.prove(step, view),
+            LimitState::Verifying(step) => self.verify(step, view),
+            LimitState::Silent { origin } => {
                 if !view.is_slow() {
                     self.limit = origin.min(P.initial_limit).max(self.limit);
                 }
-                self.begin(State::Limiting, now);
+                self.begin(LimitState::Limiting, now);
             }
         }
     }
@@ -216,11 +220,11 @@ impl ConcurrencyLimit {
         if seen.samples >= 2.0 * P.initial_limit {
             // Of these, too, the short ones came first.
             self.baseline = Some(Estimate { mean_s: seen.bounds_s.1, ..seen });
-            self.go_on(State::Open, open_s, now);
+            self.go_on(LimitState::Open, open_s, now);
         } else if self.waits() && seen.samples < P.min_samples && is_late {
             // What waits would be shed. There is an end to this, in case there never is a response.
             self.limit = (2.0 * self.limit).min(P.baseline_samples.max(self.limit));
-            self.begin(State::Open, now);
+            self.begin(LimitState::Open, now);
         }
     }
 
@@ -244,7 +248,7 @@ impl ConcurrencyLimit {
         if !is_slow {
             self.limit += (self.age_s(now) / P.max_wait.as_secs_f64()).min(1.0) * (wanted - self.limit);
         }
-        self.go_on(State::Open, open_s, now);
+        self.go_on(LimitState::Open, open_s, now);
     }
 
     /// Requests wait: the limit follows latency.
@@ -252,12 +256,12 @@ impl ConcurrencyLimit {
         let View { baseline, goal_s, seen, in_flight, open_s, now } = view;
         let due_s = P.verify_interval.as_secs_f64().max(P.baseline_samples * baseline.mean_s);
         let is_due = self.verified_at.is_none_or(|at| seconds(at, now) > due_s);
-        if is_due && self.state == State::Limiting {
+        if is_due && self.state == LimitState::Limiting {
             let (from, before_s) = (self.limit, Some(seen.mean_s));
-            self.fall(from / 2.0, from, State::Verifying(Step { from, before_s, back: from }), now);
+            self.fall(from / 2.0, from, LimitState::Verifying(Step { from, before_s, back: from }), now);
         } else if view.is_slow() {
             // Where the limit has just been reached, earlier samples were of fewer in flight.
-            let is_limiting = self.state == State::Limiting;
+            let is_limiting = self.state == LimitState::Limiting;
             let is_steady = seen.samples >= if is_limiting { in_flight } else { 2.0 * in_flight };
             if is_steady || !is_limiting {
                 let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
@@ -267,16 +271,16 @@ impl ConcurrencyLimit {
             // Before there ever was room for all, nothing says that there is a queue.
             let growth = (goal_s - seen.mean_s) / (goal_s - baseline.mean_s).max(f64::EPSILON);
             let growth = growth.clamp(0.0, 1.0);
-            if self.state == State::Open {
+            if self.state == LimitState::Open {
                 // There was room for all so far, and there is no queue. By one for each response it grows evenly.
                 self.limit += growth * seen.samples.min(self.limit);
-                self.go_on(State::Open, open_s, now);
+                self.go_on(LimitState::Open, open_s, now);
             } else {
                 self.limit *= 1.0 + growth;
-                self.begin(State::Limiting, now);
+                self.begin(LimitState::Limiting, now);
             }
         } else if seen.samples >= P.baseline_samples {
-            self.go_on(State::Limiting, open_s, now);
+            self.go_on(LimitState::Limiting, open_s, now);
         }
     }
 
@@ -287,12 +291,14 @@ impl ConcurrencyLimit {
         let is_below = |bound_s: f64| seen.high_s() < bound_s || is_sure && seen.mean_s < bound_s;
         match step.helped_s(self.limit) {
             // The next cut proves both.
-            None if is_below(view.goal_s) => self.begin(State::Limiting, view.now),
+            None if is_below(view.goal_s) => self.begin(LimitState::Limiting, view.now),
             None if view.is_slow() || is_sure => {
                 self.cut(Step { from, before_s, back: step.back }, 2.0, view);
             }
             None => {}
-            Some(helped_s) if is_below(helped_s) && !view.is_slow() => self.begin(State::Limiting, view.now),
+            Some(helped_s) if is_below(helped_s) && !view.is_slow() => {
+                self.begin(LimitState::Limiting, view.now)
+            }
             Some(helped_s) if is_below(helped_s) && from > 1.0 => {
                 self.cut(Step { from, before_s, back: from }, 2.0, view);
             }
@@ -314,7 +320,7 @@ impl ConcurrencyLimit {
         if is_lower && self.limit > 1.0 {
             self.baseline = Some(seen);
             let (from, before_s) = (self.limit, Some(seen.mean_s));
-            self.fall(from / 2.0, from, State::Verifying(Step { from, before_s, back: step.back }), now);
+            self.fall(from / 2.0, from, LimitState::Verifying(Step { from, before_s, back: step.back }), now);
         } else {
             self.measured(step.back, view);
         }
@@ -327,16 +333,16 @@ impl ConcurrencyLimit {
         self.verified_at = (measured != seen).then_some(now);
         self.baseline = Some(measured);
         self.limit = limit;
-        self.begin(State::Limiting, now);
+        self.begin(LimitState::Limiting, now);
     }
 
     /// To what would bring latency to its goal by Little's law, in a step that is large enough to prove something by.
     fn cut(&mut self, step: Step, most: f64, View { goal_s, seen, now, .. }: View) {
         let to = (step.from * goal_s / seen.mean_s).clamp(step.from / most, step.from / P.latency_target);
-        self.fall(to, step.from, State::Cutting(step), now);
+        self.fall(to, step.from, LimitState::Cutting(step), now);
     }
 
-    fn fall(&mut self, to: f64, from: f64, state: State, now: StoreTime) {
+    fn fall(&mut self, to: f64, from: f64, state: LimitState, now: StoreTime) {
         let per_second = P.drain * self.totals.ended.max(1.0) / self.age_s(now);
         self.limit = to.max(1.0);
         self.ramp = Ramp { from, per_second, since: now };
@@ -354,13 +360,13 @@ impl ConcurrencyLimit {
     }
 
     /// Begins an epoch.
-    fn begin(&mut self, state: State, now: StoreTime) {
+    fn begin(&mut self, state: LimitState, now: StoreTime) {
         self.epoch = self.epoch.wrapping_add(1);
         self.go_on(state, 0.0, now);
     }
 
     /// Begins to observe anew.
-    fn go_on(&mut self, state: State, open_s: f64, now: StoreTime) {
+    fn go_on(&mut self, state: LimitState, open_s: f64, now: StoreTime) {
         (self.state, self.since, self.open_before_s) = (state, now, open_s);
         self.totals = Observations::default();
     }

@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::parameters::PARAMETERS as P;
 use super::window::CallerObservations;
-use crate::config::Measured;
+use crate::config::HealthThresholds;
 use crate::health::Health;
 use crate::time::StoreTime;
 
 /// Why health is `DEGRADED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reason {
+pub enum DegradeReason {
     /// Too many server errors.
     ErrorRatio,
     /// More than a tenth of requests took longer than `latency_ms`, or `latency_ratio` times what is usual.
@@ -35,15 +35,15 @@ pub struct Signals {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum State {
+enum DetectorState {
     Normal { broken_since: Option<StoreTime> },
-    Degraded { reason: Reason, held_since: Option<StoreTime>, ended: f64 },
+    Degraded { reason: DegradeReason, held_since: Option<StoreTime>, ended: f64 },
 }
 
 /// `NORMAL` or `DEGRADED`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HealthDetector {
-    state: State,
+    state: DetectorState,
     window: CallerObservations,
     updated: StoreTime,
     signals: Signals,
@@ -51,7 +51,7 @@ pub struct HealthDetector {
 
 impl HealthDetector {
     pub(super) fn new(now: StoreTime) -> Self {
-        let (state, window) = (State::Normal { broken_since: None }, CallerObservations::default());
+        let (state, window) = (DetectorState::Normal { broken_since: None }, CallerObservations::default());
         Self { state, window, updated: now, signals: Signals::default() }
     }
 
@@ -61,10 +61,10 @@ impl HealthDetector {
     }
 
     /// Why it is `DEGRADED`.
-    pub fn reason(&self) -> Option<Reason> {
+    pub fn reason(&self) -> Option<DegradeReason> {
         match self.state {
-            State::Normal { .. } => None,
-            State::Degraded { reason, .. } => Some(reason),
+            DetectorState::Normal { .. } => None,
+            DetectorState::Degraded { reason, .. } => Some(reason),
         }
     }
 
@@ -75,11 +75,16 @@ impl HealthDetector {
 
     /// Whether health is `NORMAL` and no bound is broken: then latency is usual.
     pub(super) fn is_calm(&self) -> bool {
-        self.state == State::Normal { broken_since: None }
+        self.state == DetectorState::Normal { broken_since: None }
     }
 
     /// Takes in what one worker observed.
-    pub(super) fn update(&mut self, observed: &CallerObservations, bounds: &Measured, now: StoreTime) {
+    pub(super) fn update(
+        &mut self,
+        observed: &CallerObservations,
+        bounds: &HealthThresholds,
+        now: StoreTime,
+    ) {
         // The way back is judged by what came since, not by the window before it.
         let is_degraded = self.reason().is_some();
         let memory_s = if is_degraded { bounds.degrade_after_seconds } else { bounds.window_seconds };
@@ -90,33 +95,35 @@ impl HealthDetector {
         self.signals = Signals::of(&self.window);
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
         let pressures = [
-            (Reason::ErrorRatio, error_ratio / bounds.error_ratio),
-            (Reason::Latency, slow_ratio / P.share),
-            (Reason::Shed, shed_ratio / P.share),
+            (DegradeReason::ErrorRatio, error_ratio / bounds.error_ratio),
+            (DegradeReason::Latency, slow_ratio / P.share),
+            (DegradeReason::Shed, shed_ratio / P.share),
         ];
         let worst = pressures.into_iter().max_by(|(_, one), (_, other)| one.total_cmp(other));
-        let (reason, pressure) = worst.unwrap_or((Reason::ErrorRatio, 0.0));
+        let (reason, pressure) = worst.unwrap_or((DegradeReason::ErrorRatio, 0.0));
         let is_broken = pressure > 1.0 && requests >= f64::from(bounds.min_requests);
         let new = observed.total(f64::INFINITY);
         let holds = pressure <= 1.0 - P.share && new.shed == 0.0;
         let lasted = |since: StoreTime, seconds: u32| now.since(since).as_secs_f64() >= f64::from(seconds);
         self.state = match self.state {
-            State::Normal { broken_since } if is_broken => match broken_since.unwrap_or(now) {
+            DetectorState::Normal { broken_since } if is_broken => match broken_since.unwrap_or(now) {
                 since if lasted(since, bounds.degrade_after_seconds) => {
-                    State::Degraded { reason, held_since: None, ended: 0.0 }
+                    DetectorState::Degraded { reason, held_since: None, ended: 0.0 }
                 }
-                since => State::Normal { broken_since: Some(since) },
+                since => DetectorState::Normal { broken_since: Some(since) },
             },
-            State::Normal { .. } => State::Normal { broken_since: None },
-            State::Degraded { reason, held_since, ended } if holds => {
+            DetectorState::Normal { .. } => DetectorState::Normal { broken_since: None },
+            DetectorState::Degraded { reason, held_since, ended } if holds => {
                 let (since, ended) = (held_since.unwrap_or(now), ended + new.requests);
                 if lasted(since, bounds.recover_after_seconds) && ended >= f64::from(bounds.min_requests) {
-                    State::Normal { broken_since: None }
+                    DetectorState::Normal { broken_since: None }
                 } else {
-                    State::Degraded { reason, held_since: Some(since), ended }
+                    DetectorState::Degraded { reason, held_since: Some(since), ended }
                 }
             }
-            State::Degraded { reason, .. } => State::Degraded { reason, held_since: None, ended: 0.0 },
+            DetectorState::Degraded { reason, .. } => {
+                DetectorState::Degraded { reason, held_since: None, ended: 0.0 }
+            }
         };
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a request that asked for a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RequestOutcome {
     /// Response headers of the upstream.
     Response {
         /// Whether the status is 5xx.

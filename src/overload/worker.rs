@@ -9,10 +9,11 @@ use super::cluster::ClusterControl;
 use super::cluster_record::{ClusterRecord, decode, encode};
 use super::parameters::PARAMETERS as P;
 use super::shared::{ClusterId, Shared};
-use super::window::{CallerObservations, Outcome};
-use super::{HealthDetector, Reason, Signals};
-use crate::config::Measured;
+use super::window::{CallerObservations, RequestOutcome};
+use super::{DegradeReason, HealthDetector, Signals};
+use crate::config::HealthThresholds;
 use crate::health::Health;
+use crate::request::RequestId;
 use crate::store::{record_key, update};
 use crate::time::StoreTime;
 
@@ -22,10 +23,6 @@ const MAX_CLUSTERS: usize = 32;
 const MAX_QUEUE: usize = 1_024;
 /// How long the order of callers within a priority stays.
 const ROTATION: Duration = Duration::from_secs(10);
-
-/// A request, by a number that no other request of this worker has at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId(pub u32);
 
 /// A request as it arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,7 +80,7 @@ pub struct OverloadReport {
     /// What the signals say.
     pub health: Health,
     /// Why it is `DEGRADED`.
-    pub reason: Option<Reason>,
+    pub reason: Option<DegradeReason>,
     /// The signals.
     pub signals: Signals,
     /// The clusters that have had a request.
@@ -104,7 +101,7 @@ enum Stage {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Request {
+struct TrackedRequest {
     cluster: ClusterId,
     caller: u64,
     is_complete: bool,
@@ -114,12 +111,12 @@ struct Request {
 /// One worker's part in the overload control.
 #[derive(Debug)]
 pub struct OverloadControl {
-    bounds: Measured,
+    bounds: HealthThresholds,
     namespace: String,
     worker: u64,
     is_superseded: bool,
     clusters: Vec<ClusterControl>,
-    requests: HashMap<RequestId, Request>,
+    requests: HashMap<RequestId, TrackedRequest>,
     waiting: usize,
     outputs: VecDeque<Output>,
     callers: CallerObservations,
@@ -132,7 +129,7 @@ pub struct OverloadControl {
 
 impl OverloadControl {
     /// A worker that has seen nothing yet. `worker` is a number that no other worker has.
-    pub fn new(bounds: Measured, namespace: &str, worker: u64, now: StoreTime) -> Self {
+    pub fn new(bounds: HealthThresholds, namespace: &str, worker: u64, now: StoreTime) -> Self {
         let next_flush = now.after(P.flush_interval);
         let mut control = Self {
             bounds,
@@ -192,7 +189,7 @@ impl OverloadControl {
         }
         let epoch = cluster.epoch();
         let stage = Stage::InFlight { since: now, has_place: true, is_counted: false, epoch };
-        let mut request = Request { cluster: cluster_id, caller, is_complete: !has_body, stage };
+        let mut request = TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage };
         if is_sent {
             self.requests.insert(id, request);
             return Admission::Send;
@@ -227,8 +224,9 @@ impl OverloadControl {
     }
 
     /// A request has got its response headers, or has ended in another way. Later calls for it do nothing.
-    pub fn finish(&mut self, id: RequestId, outcome: Outcome, now: StoreTime, shared: &impl Shared) {
-        let Some(Request { cluster: cluster_id, caller, is_complete, stage }) = self.requests.remove(&id)
+    pub fn finish(&mut self, id: RequestId, outcome: RequestOutcome, now: StoreTime, shared: &impl Shared) {
+        let Some(TrackedRequest { cluster: cluster_id, caller, is_complete, stage }) =
+            self.requests.remove(&id)
         else {
             return;
         };
@@ -245,13 +243,14 @@ impl OverloadControl {
                 }
                 let [lag, lag_before] = self.lag;
                 let latency = now.since(since).saturating_sub(lag.max(lag_before));
-                let is_good = outcome == Outcome::Response { failed: false };
+                let is_good = outcome == RequestOutcome::Response { failed: false };
                 if is_complete && is_good {
                     cluster.note_response(latency, epoch);
                 }
                 let is_slow = is_complete && latency > latency_bound(cluster, &self.bounds);
-                let is_failed = matches!(outcome, Outcome::Response { failed: true } | Outcome::NoResponse);
-                let is_seen = is_good || is_failed || outcome == Outcome::ClientLeft && is_slow;
+                let is_failed =
+                    matches!(outcome, RequestOutcome::Response { failed: true } | RequestOutcome::NoResponse);
+                let is_seen = is_good || is_failed || outcome == RequestOutcome::ClientLeft && is_slow;
                 if let Some(counts) = self.callers.of(caller).filter(|_| is_seen) {
                     counts.requests += f64::from(u8::from(!is_counted));
                     counts.slow += f64::from(u8::from(is_slow && !is_counted));
@@ -416,7 +415,7 @@ impl OverloadControl {
 }
 
 /// What takes longer is slow.
-fn latency_bound(cluster: &ClusterControl, bounds: &Measured) -> Duration {
+fn latency_bound(cluster: &ClusterControl, bounds: &HealthThresholds) -> Duration {
     let absolute = bounds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
     let relative = bounds.latency_ratio.zip(cluster.record.limit.usual_s());
     let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());

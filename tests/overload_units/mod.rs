@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
-use super::concurrency_limit::{ConcurrencyLimit, State};
+use super::concurrency_limit::{ConcurrencyLimit, LimitState};
 use super::shared::Gauges;
 use super::window::{CallerObservations, Observations};
 use super::{
-    Admission, Arrival, ClusterId, Gauge, HealthDetector, Outcome, Output, OverloadControl, PARAMETERS,
-    Reason, RequestId, Shared,
+    Admission, Arrival, ClusterId, DegradeReason, Gauge, HealthDetector, Output, OverloadControl, PARAMETERS,
+    RequestOutcome, Shared,
 };
-use crate::config::Measured;
+use crate::config::HealthThresholds;
 use crate::health::Health;
+use crate::request::RequestId;
 use crate::store::{Conflict, SharedData};
 use crate::time::StoreTime;
 
@@ -31,10 +32,10 @@ mod queue {
     fn the_most_important_is_sent_first_then_the_greater_place_then_the_older() {
         let mut queue = AdmissionQueue::default();
         for (id, priority, place) in [(1, 2, 9), (2, 8, 1), (3, 8, 5), (4, 8, 5), (5, 200, 0)] {
-            queue.push(RequestId(id), priority, place, at(0));
+            queue.push(id, priority, place, at(0));
         }
-        assert_eq!(queue.pop_worst(), Some(RequestId(1)));
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop_best()).map(|RequestId(id)| id).collect();
+        assert_eq!(queue.pop_worst(), Some(1));
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop_best()).collect();
         assert_eq!(order, [5, 3, 4, 2]);
         assert_eq!((queue.len(), queue.priorities()), (0, 0));
     }
@@ -42,10 +43,10 @@ mod queue {
     #[test]
     fn a_request_leaves_at_the_instant_and_not_before() {
         let mut queue = AdmissionQueue::default();
-        let rank = queue.push(RequestId(1), 9, 0, at(10));
+        let rank = queue.push(1, 9, 0, at(10));
         assert_eq!(queue.priorities(), 1 << 54);
-        assert_eq!(queue.pop_waiting_since(at(9)), []);
-        assert_eq!(queue.pop_waiting_since(at(10)), [RequestId(1)]);
+        assert_eq!(queue.pop_waiting_since(at(9)), Vec::<RequestId>::new());
+        assert_eq!(queue.pop_waiting_since(at(10)), [1]);
         assert_eq!(queue.remove(rank), None);
     }
 }
@@ -85,7 +86,7 @@ mod limit {
         let (mut limit, mut now_ms) = (ConcurrencyLimit::new(at(0)), 1_000);
         (0..5).for_each(|_| second(&mut limit, &mut now_ms, 100.0, 0.0));
         let baseline_ms = limit.baseline().unwrap().as_millis();
-        assert!(limit.state() == State::Open && (95..105).contains(&baseline_ms), "{limit:?}");
+        assert!(limit.state() == LimitState::Open && (95..105).contains(&baseline_ms), "{limit:?}");
         (limit, now_ms)
     }
 
@@ -104,7 +105,7 @@ mod limit {
     fn a_cut_that_lowers_latency_stays() {
         let (mut limit, mut now_ms) = learned();
         let before = limit.limit(at(now_ms));
-        while !matches!(limit.state(), State::Cutting(_)) {
+        while !matches!(limit.state(), LimitState::Cutting(_)) {
             second(&mut limit, &mut now_ms, 400.0, 90.0);
         }
         assert!(limit.queue_limit() >= before, "a cut that has not proved itself is no reason to shed");
@@ -126,7 +127,7 @@ mod limit {
         let (mut limit, mut now_ms) = learned();
         let waits = Observations { arrivals: 5.0, waited: 5.0, ..Observations::default() };
         let mut until_silent_ms = 0;
-        while !matches!(limit.state(), State::Silent { .. }) {
+        while !matches!(limit.state(), LimitState::Silent { .. }) {
             (now_ms, until_silent_ms) = (now_ms + 50, until_silent_ms + 50);
             limit.update(&waits, 0.0, 15.0, at(now_ms));
         }
@@ -256,7 +257,7 @@ mod health {
                 let counts = observed.of(caller).unwrap();
                 (counts.requests, counts.errors) = (counts.requests + requests, counts.errors + errors);
             }
-            detector.update(&observed, &Measured::default(), at(*now_ms));
+            detector.update(&observed, &HealthThresholds::default(), at(*now_ms));
             if detector.health() == wanted {
                 return Some((*now_ms - began_ms) as f64 / 1e3);
             }
@@ -273,7 +274,7 @@ mod health {
         let (mut detector, mut now_ms) = (detector(), 0);
         let failing = seconds_until(Health::Degraded, &mut detector, &mut now_ms, &[(10.0, 10.0); 20]);
         assert!(failing.is_some_and(|seconds| (3.0..=5.0).contains(&seconds)), "{failing:?}");
-        assert_eq!(detector.reason(), Some(Reason::ErrorRatio));
+        assert_eq!(detector.reason(), Some(DegradeReason::ErrorRatio));
         let healthy = seconds_until(Health::Normal, &mut detector, &mut now_ms, &[(10.0, 0.0); 20]);
         assert!(healthy.is_some_and(|seconds| (10.0..=15.0).contains(&seconds)), "{healthy:?}");
     }
@@ -301,7 +302,7 @@ mod health {
                     let counts = observed.of(caller).unwrap();
                     (counts.requests, counts.shed) = (100.0 - shed, shed);
                 }
-                detector.update(&observed, &Measured::default(), at(second * 1_000));
+                detector.update(&observed, &HealthThresholds::default(), at(second * 1_000));
             }
             assert_eq!(detector.health() == Health::Degraded, is_degraded, "{shed} %");
         }
@@ -366,7 +367,7 @@ mod workers {
 
     impl Worker {
         fn new(worker: u64, memory: &Memory) -> Self {
-            let bounds = Measured::default();
+            let bounds = HealthThresholds::default();
             let mut control = OverloadControl::new(bounds, "test", worker, at(0));
             let cluster = control.cluster_id(b"upstream", memory);
             Self { control, cluster, next: 0 }
@@ -381,7 +382,7 @@ mod workers {
         ) -> (RequestId, Admission) {
             self.next += 1;
             let arrival = Arrival { cluster: self.cluster, priority, place: 0, caller: 1, has_body };
-            (RequestId(self.next), self.control.admit(RequestId(self.next), arrival, at(ms), memory))
+            (self.next, self.control.admit(self.next, arrival, at(ms), memory))
         }
 
         /// Takes all places that are free.
@@ -399,7 +400,7 @@ mod workers {
         Gauges::new(memory.read(ClusterId(1), Gauge::InFlight).unwrap(), 0).in_flight
     }
 
-    const GOOD: Outcome = Outcome::Response { failed: false };
+    const GOOD: RequestOutcome = RequestOutcome::Response { failed: false };
 
     #[test]
     fn a_request_costs_three_gauge_calls_while_no_queue_is_in_use() {
@@ -421,7 +422,12 @@ mod workers {
     #[test]
     fn every_end_of_a_request_gives_its_place_back_once() {
         let memory = Memory::default();
-        for outcome in [GOOD, Outcome::Response { failed: true }, Outcome::ClientLeft, Outcome::NotSent] {
+        for outcome in [
+            GOOD,
+            RequestOutcome::Response { failed: true },
+            RequestOutcome::ClientLeft,
+            RequestOutcome::NotSent,
+        ] {
             let mut worker = Worker::new(1, &memory);
             let (id, _) = worker.admit(2, false, 0, &memory);
             worker.control.finish(id, outcome, at(10), &memory);
@@ -528,7 +534,7 @@ mod workers {
     #[test]
     fn with_shed_off_no_request_waits() {
         let memory = Memory::default();
-        let bounds = Measured { shed: false, ..Measured::default() };
+        let bounds = HealthThresholds { shed: false, ..HealthThresholds::default() };
         let mut worker = Worker::new(1, &memory);
         worker.control = OverloadControl::new(bounds, "test", 1, at(0));
         worker.cluster = worker.control.cluster_id(b"upstream", &memory);

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use dynamic_rate_limiter::config::{Config, ConfigSource, Documents, Environment, KeySummary, Plugin};
+use dynamic_rate_limiter::config::{Config, ConfigSource, Documents, Environment, KeySummary, PluginConfig};
 use dynamic_rate_limiter::tier::Tier;
 use serde_json::json;
 
@@ -19,7 +19,7 @@ use document::{Checked, Kind};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Plugin configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins, EnvoyExtensionPolicies
+    /// PluginConfig configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins, EnvoyExtensionPolicies
     /// (YAML). Given together, keys have to name tiers that there are
     #[arg(required_unless_present_any = ["hash", "new"])]
     files: Vec<PathBuf>,
@@ -84,7 +84,7 @@ fn read(name: &str, bytes: &[u8], kind: Option<Kind>) -> Vec<Found> {
             .into_iter()
             .map(|(filter, configuration)| Found {
                 name: format!("{name} ({filter})"),
-                what: configuration.and_then(|bytes| document::check(&bytes, Some(Kind::Plugin))),
+                what: configuration.and_then(|bytes| document::check(&bytes, Some(Kind::PluginConfig))),
             })
             .collect(),
     }
@@ -117,12 +117,12 @@ fn fits(checked: &Checked, beside: &Checked) -> Result<(), String> {
             let documents = Documents { tiers: Some(tiers.clone()), keys: Some(KeySummary::of(entries)) };
             (plugin_that_fetches_all(tiers)?, documents)
         }
-        (Checked::ApiKeys { entries, .. }, Checked::Plugin(plugin))
+        (Checked::ApiKeys { entries, .. }, Checked::PluginConfig(plugin))
             if fetches(plugin, |source| &source.api_keys) && !fetches(plugin, |source| &source.tiers) =>
         {
             (plugin.clone(), Documents { tiers: None, keys: Some(KeySummary::of(entries)) })
         }
-        (Checked::Plugin(plugin), Checked::Tiers(tiers)) if fetches(plugin, |source| &source.tiers) => {
+        (Checked::PluginConfig(plugin), Checked::Tiers(tiers)) if fetches(plugin, |source| &source.tiers) => {
             (plugin.clone(), Documents { tiers: Some(tiers.clone()), keys: None })
         }
         _ => return Ok(()),
@@ -130,16 +130,16 @@ fn fits(checked: &Checked, beside: &Checked) -> Result<(), String> {
     Config::new(&plugin, &documents).map(|_| ())
 }
 
-fn fetches(plugin: &Plugin, document: impl Fn(&ConfigSource) -> &Option<String>) -> bool {
+fn fetches(plugin: &PluginConfig, document: impl Fn(&ConfigSource) -> &Option<String>) -> bool {
     plugin.settings.config_source.as_ref().is_some_and(|source| document(source).is_some())
 }
 
 /// A plugin configuration that takes both documents from elsewhere, and whose default tier is among `tiers`.
-fn plugin_that_fetches_all(tiers: &[Tier]) -> Result<Plugin, String> {
+fn plugin_that_fetches_all(tiers: &[Tier]) -> Result<PluginConfig, String> {
     let first = tiers.first().map(|tier| tier.name.as_str());
     let source = json!({"cluster": "any", "tiers": "/tiers", "api_keys": "/api_keys"});
     let plugin = json!({"default_tier": first, "config_source": source}).to_string();
-    Plugin::parse(plugin.as_bytes(), &Environment::default())
+    PluginConfig::parse(plugin.as_bytes(), &Environment::default())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::failure::{Reason, Scope};
+use super::failure::{FailureKind, Scope};
 use super::resp::{Reply, push_command};
 use super::script::{Script, Take, Taken};
 use crate::config::Credentials;
@@ -45,7 +45,7 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The kind.
-    pub reason: Reason,
+    pub reason: FailureKind,
     /// For the log.
     pub detail: String,
 }
@@ -127,11 +127,11 @@ pub(super) fn read(
             let code = error.split(|byte| *byte == b' ').next().filter(|word| word.len() <= 16);
             let detail =
                 format!("AUTH with our credentials is refused ({})", shown(code.unwrap_or_default()));
-            let failure = Failure { reason: Reason::Auth, detail };
+            let failure = Failure { reason: FailureKind::Auth, detail };
             Ok(Read::Refused(failure, Scope::Whole))
         }
         (_, Reply::Error(error)) => {
-            let reason = Reason::of_error(error, proxy_errors);
+            let reason = FailureKind::of_error(error, proxy_errors);
             let failure = Failure { reason, detail: shown(error) };
             Ok(Read::Refused(failure, Scope::of_error(error, reason)))
         }
@@ -150,12 +150,12 @@ pub(super) fn read(
 
 /// What Redis says is not in step with what it was asked, or not its protocol.
 pub(super) fn protocol(detail: &str) -> Failure {
-    Failure { reason: Reason::Protocol, detail: detail.to_owned() }
+    Failure { reason: FailureKind::Protocol, detail: detail.to_owned() }
 }
 
 /// Redis has not replied in time.
 pub(super) fn timeout() -> Failure {
-    Failure { reason: Reason::Timeout, detail: "no reply in time".to_owned() }
+    Failure { reason: FailureKind::Timeout, detail: "no reply in time".to_owned() }
 }
 
 /// The start of an error reply, without what could spoil a log.

@@ -17,7 +17,7 @@ const ASK_AGAIN_US: u64 = 1_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
     /// Hash of the caller who pays; 0 for no record.
-    payer: u64,
+    owner: u64,
     /// When the next token is due, on this Envoy's clock.
     due_us: u64,
     /// When to ask Redis again: then, or earlier.
@@ -41,9 +41,9 @@ impl DenyCache {
     /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
     ///
     /// Where that is to make sure, it is said once: all others are refused until the answer has come.
-    pub fn wait_us(&mut self, payer: &impl Hash, now_us: u64) -> Option<u64> {
-        let hash = self.hash(payer);
-        let record = self.records.get_mut(place(hash)).filter(|record| record.payer == hash)?;
+    pub fn wait_us(&mut self, owner: &impl Hash, now_us: u64) -> Option<u64> {
+        let hash = self.hash(owner);
+        let record = self.records.get_mut(place(hash)).filter(|record| record.owner == hash)?;
         let wait_us = record.due_us.checked_sub(now_us).filter(|wait_us| *wait_us > 0)?;
         if now_us < record.ask_at_us {
             return Some(wait_us);
@@ -56,19 +56,19 @@ impl DenyCache {
     ///
     /// Redis looked at its clock after `asked_us`, so the token is due no earlier than noted here plus what the
     /// question travelled: a caller may be asked about too early, never refused too long.
-    pub fn note(&mut self, payer: &impl Hash, asked_us: u64, wait_us: u64) {
-        let hash = self.hash(payer);
+    pub fn note(&mut self, owner: &impl Hash, asked_us: u64, wait_us: u64) {
+        let hash = self.hash(owner);
         if let Some(record) = self.records.get_mut(place(hash)) {
             let due_us = asked_us.saturating_add(wait_us);
             *record =
-                Record { payer: hash, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
+                Record { owner: hash, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
         }
     }
 
     /// Forgets a caller: it has been admitted, or Redis has not answered.
-    pub fn forget(&mut self, payer: &impl Hash) {
-        let hash = self.hash(payer);
-        if let Some(record) = self.records.get_mut(place(hash)).filter(|record| record.payer == hash) {
+    pub fn forget(&mut self, owner: &impl Hash) {
+        let hash = self.hash(owner);
+        if let Some(record) = self.records.get_mut(place(hash)).filter(|record| record.owner == hash) {
             *record = Record::default();
         }
     }
@@ -78,10 +78,10 @@ impl DenyCache {
         self.records.fill(Record::default());
     }
 
-    fn hash(&self, payer: &impl Hash) -> u64 {
+    fn hash(&self, owner: &impl Hash) -> u64 {
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.seed);
-        payer.hash(&mut hasher);
+        owner.hash(&mut hasher);
         hasher.finish().max(1)
     }
 }

@@ -2,7 +2,7 @@
 
 /// A kind of failure; each is counted by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum FailureKind {
     /// No reply in time.
     Timeout,
     /// The connection was refused or lost.
@@ -25,23 +25,23 @@ pub enum Reason {
     Error,
 }
 
-impl Reason {
+impl FailureKind {
     /// How many kinds there are.
-    pub const COUNT: usize = Reason::Error as usize + 1;
+    pub const COUNT: usize = FailureKind::Error as usize + 1;
 
     /// The kind of an error reply, by its first word. `proxy_errors` are the replies by which a proxy on the way says that
     /// it reaches no node.
     pub fn of_error(reply: &[u8], proxy_errors: &[&[u8]]) -> Self {
         if proxy_errors.contains(&reply) {
-            return Reason::Disconnected;
+            return FailureKind::Disconnected;
         }
         match reply.split(|byte| *byte == b' ').next().unwrap_or_default() {
-            b"LOADING" => Reason::Loading,
-            b"READONLY" => Reason::ReadOnly,
-            b"OOM" => Reason::OutOfMemory,
-            b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => Reason::Auth,
-            b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CROSSSLOT" | b"CLUSTERDOWN" => Reason::Moved,
-            _ => Reason::Error,
+            b"LOADING" => FailureKind::Loading,
+            b"READONLY" => FailureKind::ReadOnly,
+            b"OOM" => FailureKind::OutOfMemory,
+            b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => FailureKind::Auth,
+            b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CROSSSLOT" | b"CLUSTERDOWN" => FailureKind::Moved,
+            _ => FailureKind::Error,
         }
     }
 }
@@ -59,10 +59,10 @@ pub enum Scope {
 
 impl Scope {
     /// The scope of an error reply of this kind.
-    pub fn of_error(reply: &[u8], reason: Reason) -> Self {
+    pub fn of_error(reply: &[u8], reason: FailureKind) -> Self {
         match reason {
             _ if reply.starts_with(b"WRONGTYPE") => Scope::Key,
-            Reason::Moved | Reason::Disconnected => Scope::Shard,
+            FailureKind::Moved | FailureKind::Disconnected => Scope::Shard,
             _ => Scope::Whole,
         }
     }

@@ -6,9 +6,9 @@
 //! closed: nothing is ever matched by hope. Beyond a [`window`] of commands on the wire the next ones wait in a
 //! [`Queue`], so that Redis can keep the deadline of each that it was given, however many wait.
 //!
-//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row and then no request waits: a probe of the session's own,
-//! which really takes a token from a bucket that no caller uses, finds out when Redis is well again. Where one
-//! shard of a cluster is ill, its callers are told so at once and the others go on, so it takes more to give up.
+//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row, and then no request waits: a
+//! probe, which takes a token from a bucket that no caller uses, finds out when Redis works again. Errors of one shard
+//! of a cluster fail its callers at once and leave the others alone, so it takes more of them.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ use super::command::{
     Answer, Command, Declined, Event, Expected, Failure, Read, protocol, push_auth, push_get, push_set, read,
     timeout,
 };
-use super::failure::Reason;
+use super::failure::FailureKind;
 use super::queue::{CommandId, Queue, Queued, window};
 use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed};
@@ -46,7 +46,7 @@ pub struct Effects {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum SessionState {
     /// There is no stream; the next question opens one.
     Idle,
     /// Questions go out.
@@ -71,7 +71,7 @@ pub struct Session<T> {
     probe: Take,
     timeout_us: u64,
     clock: ReplyClock,
-    state: State,
+    state: SessionState,
     breaker: Breaker,
     connected: Option<bool>,
     sequence: u32,
@@ -99,7 +99,7 @@ impl<T> Session<T> {
             probe: Take { key: probe_key, limit: Limit::PROBE, other_limit: Limit::PROBE, ttl_ms: 1000 },
             timeout_us,
             clock: ReplyClock::new(timeout_us),
-            state: State::Idle,
+            state: SessionState::Idle,
             breaker: Breaker::new(seed),
             connected: None,
             sequence: 0,
@@ -122,7 +122,7 @@ impl<T> Session<T> {
 
     /// Whether questions are taken.
     pub fn is_accepting(&self) -> bool {
-        matches!(self.state, State::Idle | State::Open)
+        matches!(self.state, SessionState::Idle | SessionState::Open)
     }
 
     /// Whether a request waits, so that [`Session::tick`] should be called often.
@@ -237,12 +237,12 @@ impl<T> Session<T> {
     /// Notes that the stream is closed, or could not be opened.
     pub fn closed(&mut self, detail: &str, now_us: u64) {
         if self.is_on_stream() {
-            if self.sent.is_empty() && self.state == State::Open {
+            if self.sent.is_empty() && self.state == SessionState::Open {
                 // Redis may close what has been idle. The next question finds out more.
                 self.drop_stream();
-                self.state = State::Idle;
+                self.state = SessionState::Idle;
             } else {
-                let failure = Failure { reason: Reason::Disconnected, detail: detail.to_owned() };
+                let failure = Failure { reason: FailureKind::Disconnected, detail: detail.to_owned() };
                 self.break_off(failure, now_us);
             }
         }
@@ -254,15 +254,15 @@ impl<T> Session<T> {
     /// [`Session::tick`].
     pub fn release_if_idle(&mut self, now_us: u64) {
         match self.state {
-            State::Idle => {}
-            State::Broken { until_us } if now_us < until_us => {}
-            State::Broken { .. } => self.state = State::Idle,
-            State::Open | State::Probing(_) => {
+            SessionState::Idle => {}
+            SessionState::Broken { until_us } if now_us < until_us => {}
+            SessionState::Broken { .. } => self.state = SessionState::Idle,
+            SessionState::Open | SessionState::Probing(_) => {
                 let is_idle = !self.sent.iter().any(|sent| matches!(sent.asker, Asker::Waiting(_)));
                 if is_idle && self.queue.is_empty() {
                     self.sent.clear();
                     self.drop_stream();
-                    self.state = State::Idle;
+                    self.state = SessionState::Idle;
                 }
             }
         }
@@ -270,9 +270,9 @@ impl<T> Session<T> {
 
     /// Gives up on questions whose time is over, and probes when it is time to.
     pub fn tick(&mut self, now_us: u64) {
-        if let State::Broken { until_us } = self.state {
+        if let SessionState::Broken { until_us } = self.state {
             if now_us >= until_us {
-                self.state = State::Probing(Probe::Connecting);
+                self.state = SessionState::Probing(Probe::Connecting);
                 self.open_stream(now_us);
                 self.send_probe(CONNECT_TIMEOUT_US, now_us);
             }
@@ -346,12 +346,12 @@ impl<T> Session<T> {
 
     /// Whether what comes belongs to the stream that questions go out on, and not to one that is to be closed.
     fn is_on_stream(&self) -> bool {
-        matches!(self.state, State::Open | State::Probing(_)) && !self.effects.open
+        matches!(self.state, SessionState::Open | SessionState::Probing(_)) && !self.effects.open
     }
 
     fn connect(&mut self, now_us: u64) {
-        if self.state == State::Idle {
-            self.state = State::Open;
+        if self.state == SessionState::Idle {
+            self.state = SessionState::Open;
             self.open_stream(now_us);
         }
     }
@@ -391,7 +391,7 @@ impl<T> Session<T> {
 
     /// Whether the breaker has to open; a probe has one try.
     fn has_failed(&self) -> bool {
-        self.breaker.is_spent() || matches!(self.state, State::Probing(_))
+        self.breaker.is_spent() || matches!(self.state, SessionState::Probing(_))
     }
 
     /// Gives the reply to the request that asked.
@@ -440,16 +440,16 @@ impl<T> Session<T> {
 
     fn probe_succeeded(&mut self, now_us: u64) {
         match self.state {
-            State::Probing(Probe::Connecting) => {
-                self.state = State::Probing(Probe::Timed);
+            SessionState::Probing(Probe::Connecting) => {
+                self.state = SessionState::Probing(Probe::Timed);
                 self.send_probe(self.timeout_us, now_us);
             }
-            State::Probing(Probe::Timed) => {
-                self.state = State::Open;
+            SessionState::Probing(Probe::Timed) => {
+                self.state = SessionState::Open;
                 self.breaker.close(now_us);
                 self.is_connected();
             }
-            State::Idle | State::Open | State::Broken { .. } => {}
+            SessionState::Idle | SessionState::Open | SessionState::Broken { .. } => {}
         }
     }
 
@@ -461,15 +461,15 @@ impl<T> Session<T> {
         }
         self.fail_all(&failure);
         self.drop_stream();
-        self.state = State::Idle;
+        self.state = SessionState::Idle;
     }
 
     /// Opens the breaker.
     fn trip(&mut self, failure: Failure, now_us: u64) {
         self.fail_all(&failure);
         self.drop_stream();
-        let pause_us = self.breaker.open(matches!(self.state, State::Probing(_)), now_us);
-        self.state = State::Broken { until_us: now_us.saturating_add(pause_us) };
+        let pause_us = self.breaker.open(matches!(self.state, SessionState::Probing(_)), now_us);
+        self.state = SessionState::Broken { until_us: now_us.saturating_add(pause_us) };
         if self.connected != Some(false) {
             self.connected = Some(false);
             self.event = Some(Event::Lost(failure));

@@ -10,7 +10,7 @@ mod resp;
 mod session;
 
 use dynamic_rate_limiter::config::Headers;
-use dynamic_rate_limiter::reply::{Answer, write_headers};
+use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 
 use crate::Random;
 
@@ -55,7 +55,7 @@ fn pieces<'a>(bytes: &'a [u8], random: &mut Random) -> Vec<&'a [u8]> {
 }
 
 /// The headers of an answer are whole, in range, and cannot be taken for more than one.
-fn check_answer(answer: &Answer, unix_offset_us: u64) {
+fn check_answer(answer: &HeaderValues, unix_offset_us: u64) {
     if let Some(verdict) = answer.verdict {
         assert!(verdict.remaining <= verdict.capacity, "{verdict:?}");
     }

@@ -3,17 +3,17 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{Environment, PluginConfig};
+use dynamic_rate_limiter::headers::HeaderValues;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
-use dynamic_rate_limiter::reply::Answer;
-use dynamic_rate_limiter::request::{Arrival, Request};
+use dynamic_rate_limiter::request::{Request, RequestStart};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;
 
 pub const SECOND: u64 = 1_000_000;
 
 /// A request that came in at the start of time; only what waits for Redis is asked when it came.
-pub const ARRIVAL: Arrival = Arrival { ticket: 1, at_us: 0 };
+pub const ARRIVAL: RequestStart = RequestStart { id: 1, at_us: 0 };
 
 type Act = Box<dyn FnOnce(&FakeData)>;
 
@@ -217,11 +217,11 @@ pub const TOKEN: &str = "the admin token";
 
 pub fn limiter(data: &FakeData, json: &str) -> Limiter {
     let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
-    let plugin = Plugin::parse(json.as_bytes(), &environment).expect("a good configuration");
+    let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
     Limiter::new(plugin, data, (1, 2)).expect("a limiter")
 }
 
-pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> Answer {
+pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> HeaderValues {
     match limiter.decide(request, data, ARRIVAL) {
         Decision::Admitted(answer) | Decision::Refused(answer) => answer,
         other => panic!("not limited: {other:?}"),

@@ -3,10 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 
-use dynamic_rate_limiter::config::Measured;
+use dynamic_rate_limiter::config::HealthThresholds;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::overload::{
-    self, Admission, ClusterId, Gauge, Outcome, OverloadControl, RequestId, Shared,
+    self, Admission, ClusterId, Gauge, OverloadControl, RequestOutcome, Shared,
 };
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::StoreTime;
@@ -104,8 +104,8 @@ impl Workers {
         let control = &mut self.workers[worker];
         while let Some(output) = control.poll_output() {
             self.outputs.push_back(match output {
-                overload::Output::Send(RequestId(request)) => Output::Send(request.into()),
-                overload::Output::Shed(RequestId(request)) => Output::Shed(request.into()),
+                overload::Output::Send(request) => Output::Send(request.into()),
+                overload::Output::Shed(request) => Output::Shed(request.into()),
             });
         }
         let next_us = control.poll_timeout(now).as_micros();
@@ -116,7 +116,7 @@ impl Workers {
 /// The defaults, but for the bound of 500 ms, which no configuration has whose upstream usually takes longer.
 fn control(random: u64, now_us: u64) -> OverloadControl {
     let now = StoreTime::from_micros(now_us);
-    let thresholds = Measured { latency_ms: None, ..Measured::default() };
+    let thresholds = HealthThresholds { latency_ms: None, ..HealthThresholds::default() };
     OverloadControl::new(thresholds, "default", random, now)
 }
 
@@ -129,7 +129,7 @@ impl Protection for Workers {
         self.memory.clusters.borrow_mut().insert((worker, id), cluster);
         let place = overload::rotating_place(&caller, now);
         let arrival = overload::Arrival { cluster: id, priority, place, caller, has_body: false };
-        if control.admit(RequestId(request as u32), arrival, now, &self.memory) == Admission::Send {
+        if control.admit(request as u32, arrival, now, &self.memory) == Admission::Send {
             self.outputs.push_back(Output::Send(request));
         }
         self.after_call(worker, now);
@@ -138,18 +138,18 @@ impl Protection for Workers {
     fn end(&mut self, worker: usize, request: u64, end: End, now_us: u64) {
         let now = self.at(worker, now_us);
         let outcome = match end {
-            End::Response { is_failed } => Outcome::Response { failed: is_failed },
-            End::Timeout => Outcome::NoResponse,
-            End::Left => Outcome::ClientLeft,
+            End::Response { is_failed } => RequestOutcome::Response { failed: is_failed },
+            End::Timeout => RequestOutcome::NoResponse,
+            End::Left => RequestOutcome::ClientLeft,
         };
-        self.workers[worker].finish(RequestId(request as u32), outcome, now, &self.memory);
+        self.workers[worker].finish(request as u32, outcome, now, &self.memory);
         self.after_call(worker, now);
     }
 
     /// The request is long finished: its place must not be given back a second time.
     fn over(&mut self, worker: usize, request: u64, now_us: u64) {
         let now = self.at(worker, now_us);
-        self.workers[worker].finish(RequestId(request as u32), Outcome::ClientLeft, now, &self.memory);
+        self.workers[worker].finish(request as u32, RequestOutcome::ClientLeft, now, &self.memory);
         self.after_call(worker, now);
     }
 

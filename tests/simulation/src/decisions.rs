@@ -1,9 +1,9 @@
 //! What a worker decides, held against the oracle and against the promises about failures.
 
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
+use dynamic_rate_limiter::headers::HeaderValues;
 use dynamic_rate_limiter::limiter::Decision;
-use dynamic_rate_limiter::reply::Answer;
-use dynamic_rate_limiter::request::Ticket;
+use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::tier::Limit;
 
 use crate::oracle::Said;
@@ -26,7 +26,7 @@ impl World {
         &self,
         index: usize,
         worker: &Worker,
-        ticket: Ticket,
+        request_id: RequestId,
         pending: Pending,
         decision: Decision,
         host: &Host,
@@ -39,7 +39,7 @@ impl World {
         if waited_us > pending.timeout_us + self.quick_tick_us() + TURN_US + late_us {
             self.fail(
                 pending.payment.map(|(payer, _)| payer),
-                format!("request {ticket} waited for {waited_us} µs"),
+                format!("request {request_id} waited for {waited_us} µs"),
             );
         }
         self.tally.borrow_mut().operations += 1;
@@ -51,15 +51,15 @@ impl World {
             Decision::Admitted(answer) => (true, answer),
             Decision::Refused(answer) => (false, answer),
             Decision::Unavailable(answer) => {
-                return self.fell_back(index, worker, payer, ticket, "deny", answer.verdict.is_some());
+                return self.fell_back(index, worker, payer, request_id, "deny", answer.verdict.is_some());
             }
-            other => return self.fail(Some(payer), format!("request {ticket}: {other:?}")),
+            other => return self.fail(Some(payer), format!("request {request_id}: {other:?}")),
         };
         if !has_waited && answer.health != health {
             self.fail(Some(payer), format!("limited as {} while {health} holds in its Envoy", answer.health));
         }
         let Some(verdict) = answer.verdict else {
-            return self.fell_back(index, worker, payer, ticket, "allow", !admitted);
+            return self.fell_back(index, worker, payer, request_id, "allow", !admitted);
         };
         if verdict.capacity != limit.capacity() {
             let (told, holds) = (verdict.capacity, limit.capacity());
@@ -67,14 +67,14 @@ impl World {
         }
         let how = match (host.read_bucket.get(), has_waited) {
             (true, _) => {
-                self.decided_locally(index, worker, ticket, (payer, limit), (admitted, &verdict), host)
+                self.decided_locally(index, worker, request_id, (payer, limit), (admitted, &verdict), host)
             }
             (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
             (false, false) => self.decided_unasked(worker, (payer, limit), pending.at_us, admitted),
         };
         let envoy = worker.envoy;
         let left = verdict.remaining;
-        self.note(Some(payer), What::Decided { envoy, worker: index, ticket, how, admitted, left });
+        self.note(Some(payer), What::Decided { envoy, worker: index, request_id, how, admitted, left });
         if admitted {
             self.count(Happening::Admitted);
         } else if verdict.wait_us < 20_000_000 && self.one_in(4) && !self.is_over() {
@@ -89,7 +89,7 @@ impl World {
         &self,
         index: usize,
         worker: &Worker,
-        ticket: Ticket,
+        request_id: RequestId,
         (payer, limit): (usize, Limit),
         (admitted, verdict): (bool, &Verdict),
         host: &Host,
@@ -108,7 +108,7 @@ impl World {
                 "shared data"
             }
             Store::Redis(_) => {
-                self.fell_back(index, worker, payer, ticket, "local", false);
+                self.fell_back(index, worker, payer, request_id, "local", false);
                 "its Envoy, for want of Redis"
             }
         }
@@ -119,7 +119,7 @@ impl World {
         pending: &Pending,
         (payer, limit): (usize, Limit),
         (admitted, verdict): (bool, &Verdict),
-        answer: &Answer,
+        answer: &HeaderValues,
     ) -> &'static str {
         let Some(said) = pending.outcome else {
             self.fail(Some(payer), format!("answered without a store: {answer:?}"));
@@ -170,12 +170,12 @@ impl World {
         index: usize,
         worker: &Worker,
         payer: usize,
-        ticket: Ticket,
+        request_id: RequestId,
         policy: &'static str,
         is_odd: bool,
     ) {
         if self.plan.store != Store::Redis(policy) || is_odd {
-            self.fail(Some(payer), format!("request {ticket} at worker {index} was decided by {policy}"));
+            self.fail(Some(payer), format!("request {request_id} at worker {index} was decided by {policy}"));
         }
         self.count(match policy {
             "local" => Happening::FallbackLocal,

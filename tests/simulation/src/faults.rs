@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
 
@@ -221,7 +221,7 @@ impl World {
             }
             Happening::BadConfig => {
                 let json = r#"{"tiers": {"t0": {"base": {"capacity": -1, "refill_rate": 1}}}}"#;
-                if Plugin::parse(json.as_bytes(), &Environment::default()).is_ok() {
+                if PluginConfig::parse(json.as_bytes(), &Environment::default()).is_ok() {
                     self.fail(None, "a bad configuration is taken");
                 }
                 if self.plan.by_documents {

@@ -134,8 +134,8 @@ struct Line {
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "the text made of it says it")]
 pub enum What {
-    Decided { envoy: usize, worker: usize, ticket: u32, how: &'static str, admitted: bool, left: u32 },
-    Asked { envoy: usize, worker: usize, ticket: u32 },
+    Decided { envoy: usize, worker: usize, request_id: u32, how: &'static str, admitted: bool, left: u32 },
+    Asked { envoy: usize, worker: usize, request_id: u32 },
     Took { admitted: bool, left_pico: u64, redis_us: u64, capacity: u32, rate: u64 },
     Happened(Happening),
     Ended(Happening),
@@ -165,14 +165,14 @@ impl History {
         lines.reverse();
         let text = |line: &Line| {
             let what = match line.what {
-                What::Decided { envoy, worker, ticket, how, admitted, left } => {
+                What::Decided { envoy, worker, request_id, how, admitted, left } => {
                     let verdict = if admitted { "admitted" } else { "refused" };
                     format!(
-                        "request {ticket} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left"
+                        "request {request_id} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left"
                     )
                 }
-                What::Asked { envoy, worker, ticket } => {
-                    format!("request {ticket} at envoy {envoy}, worker {worker}: waits for Redis")
+                What::Asked { envoy, worker, request_id } => {
+                    format!("request {request_id} at envoy {envoy}, worker {worker}: waits for Redis")
                 }
                 What::Took { admitted, left_pico, redis_us, capacity, rate } => {
                     let verdict = if admitted { "gives a token" } else { "gives none" };

@@ -1,6 +1,6 @@
 //! The streams between workers and Redis: bytes on their way, commands as Redis takes them, and whose each is.
 
-use dynamic_rate_limiter::request::Ticket;
+use dynamic_rate_limiter::request::RequestId;
 
 use crate::redis::{Done, Took, parse_command};
 use crate::report::{Happening, What};
@@ -49,13 +49,13 @@ impl World {
             let Some(bucket) = self.redis_buckets.get(words[3]).copied() else { continue };
             let payer = bucket % self.plan.payers();
             let mut pending = worker.pending.borrow_mut();
-            let is_asker = |ticket: &Ticket| {
+            let is_asker = |request_id: &RequestId| {
                 pending
-                    .get(ticket)
+                    .get(request_id)
                     .and_then(|pending| pending.payment)
                     .is_some_and(|(other, _)| other == payer)
             };
-            let ticket = match words[0] {
+            let request_id = match words[0] {
                 b"EVALSHA" => {
                     worker.last_sent_us.set(self.now_us.get());
                     worker.unsent.borrow_mut().pop_front().filter(is_asker)
@@ -63,11 +63,11 @@ impl World {
                 _ => stream.unknown.iter().position(is_asker).and_then(|place| stream.unknown.remove(place)),
             };
             let sequence = std::str::from_utf8(words[7]).ok().and_then(|text| text.parse().ok());
-            if let Some(pending) = ticket.and_then(|ticket| pending.get_mut(&ticket)) {
+            if let Some(pending) = request_id.and_then(|request_id| pending.get_mut(&request_id)) {
                 pending.sent_us.get_or_insert(self.now_us.get());
             }
-            match ticket.zip(sequence) {
-                Some((ticket, sequence)) => drop(stream.tickets.insert(sequence, ticket)),
+            match request_id.zip(sequence) {
+                Some((request_id, sequence)) => drop(stream.request_ids.insert(sequence, request_id)),
                 None => self.fail(Some(payer), "Redis is asked for nobody who waits"),
             }
         }
@@ -132,9 +132,9 @@ impl World {
             }
             Done::NoScript(sequence) => {
                 self.count(Happening::NoScript);
-                let ticket = self.asker(worker, sequence);
-                if let (Some(ticket), Some(stream)) = (ticket, worker.stream.borrow_mut().as_mut()) {
-                    stream.unknown.push_back(ticket);
+                let request_id = self.asker(worker, sequence);
+                if let (Some(request_id), Some(stream)) = (request_id, worker.stream.borrow_mut().as_mut()) {
+                    stream.unknown.push_back(request_id);
                 }
             }
             Done::Took(took) => self.took(worker, &took),
@@ -154,7 +154,7 @@ impl World {
             self.count(Happening::Expired);
         }
         let payer = bucket % self.plan.payers();
-        let Some(ticket) = self.asker(worker, took.sequence) else {
+        let Some(request_id) = self.asker(worker, took.sequence) else {
             return self.fail(Some(payer), "Redis is asked for nobody");
         };
         let now_us = self.now_us.get();
@@ -167,18 +167,18 @@ impl World {
             (took.was_absent, full_in_us(took.limit, left_pico).max(full_in_us(took.other_limit, left_pico)));
         let judged = self.oracle.borrow_mut().redis(bucket, took.limit, (redis_us, now_us), fill, said);
         self.hold(payer, judged);
-        if let Some(pending) = worker.pending.borrow_mut().get_mut(&ticket) {
+        if let Some(pending) = worker.pending.borrow_mut().get_mut(&request_id) {
             if pending.payment != Some((payer, took.limit)) || pending.other_limit != Some(took.other_limit) {
                 let (payment, other) = (pending.payment, pending.other_limit);
-                self.fail(Some(payer), format!("request {ticket} asks for {payment:?}, {other:?}"));
+                self.fail(Some(payer), format!("request {request_id} asks for {payment:?}, {other:?}"));
             }
             pending.outcome = Some(said);
         }
     }
 
     /// Who asked a question; nobody where it is a probe's.
-    fn asker(&self, worker: &Worker, sequence: u32) -> Option<Ticket> {
-        worker.stream.borrow().as_ref().and_then(|stream| stream.tickets.get(&sequence).copied())
+    fn asker(&self, worker: &Worker, sequence: u32) -> Option<RequestId> {
+        worker.stream.borrow().as_ref().and_then(|stream| stream.request_ids.get(&sequence).copied())
     }
 
     pub(crate) fn arrive_at_worker(&self, index: usize, id: u64) {

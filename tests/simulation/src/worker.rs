@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::request::Ticket;
+use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::reply_clock::TIMER_RESOLUTION_US;
 use dynamic_rate_limiter::tier::Limit;
 
@@ -77,9 +77,9 @@ pub struct Worker {
     /// Its stream.
     pub stream: RefCell<Option<Stream>>,
     /// Who waits.
-    pub pending: RefCell<BTreeMap<Ticket, Pending>>,
+    pub pending: RefCell<BTreeMap<RequestId, Pending>>,
     /// Who waits and whose question has not gone out.
-    pub unsent: RefCell<VecDeque<Ticket>>,
+    pub unsent: RefCell<VecDeque<RequestId>>,
     /// When the last question of a request went out.
     pub last_sent_us: Cell<u64>,
     /// Whether a turn is on its way.
@@ -98,7 +98,7 @@ impl Worker {
     /// A VM with a configuration.
     pub fn new(envoy: usize, json: &str, delivered: Rc<Limits>, host: &Host, random: u64) -> Self {
         let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
-        let plugin = Plugin::parse(json.as_bytes(), &environment).expect("a good configuration");
+        let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
         let limiter = Limiter::new(plugin, host, (random, 0x5eed)).expect("a limiter");
         Self {
             envoy,
@@ -160,7 +160,7 @@ pub struct Stream {
     /// What of a command has arrived.
     pub input: Vec<u8>,
     /// Whose question each number is.
-    pub tickets: HashMap<u32, Ticket>,
+    pub request_ids: HashMap<u32, RequestId>,
     /// Those who have to ask again with the script's text.
-    pub unknown: VecDeque<Ticket>,
+    pub unknown: VecDeque<RequestId>,
 }

@@ -12,7 +12,7 @@ use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health_sync::POLL_US;
 use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
-use dynamic_rate_limiter::request::{Arrival, Ticket};
+use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::AddressTable;
 use dynamic_rate_limiter::store::redis::queue::window;
 use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
@@ -94,7 +94,7 @@ pub struct World {
     history: RefCell<History>,
     wrong: RefCell<Option<String>>,
     queue: RefCell<BinaryHeap<Reverse<(u64, u64, Event)>>>,
-    /// Numbers events, streams and tickets.
+    /// Numbers events, streams and request_ids.
     last_number: Cell<u64>,
     /// Which bucket a key in Redis is.
     pub(crate) redis_buckets: HashMap<Vec<u8>, usize>,
@@ -439,10 +439,10 @@ impl World {
     pub fn request(&self, index: usize, caller: Caller, depth: u32) {
         let worker = self.worker(index);
         let envoy = &self.envoys[worker.envoy];
-        let ticket = self.number() as Ticket;
+        let request_id = self.number() as RequestId;
         let host = Host::new(self, worker.envoy, depth);
         let at_us = self.now_us.get();
-        let arrival = Arrival { ticket, at_us: envoy.clock_us(at_us) };
+        let arrival = RequestStart { id: request_id, at_us: envoy.clock_us(at_us) };
         let (limits, health) = (self.limits(&worker), envoy.health.get());
         let payer = limits.payer(caller);
         let limit = limits.limit(payer, health);
@@ -468,11 +468,11 @@ impl World {
         };
         match decision {
             Decision::AwaitsRedis(_) => {
-                self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, ticket });
-                worker.pending.borrow_mut().insert(ticket, pending);
-                worker.unsent.borrow_mut().push_back(ticket);
+                self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, request_id });
+                worker.pending.borrow_mut().insert(request_id, pending);
+                worker.unsent.borrow_mut().push_back(request_id);
             }
-            decision => self.decided(index, &worker, ticket, pending, decision, &host, false),
+            decision => self.decided(index, &worker, request_id, pending, decision, &host, false),
         }
         self.wake(index, &worker);
     }
@@ -481,10 +481,10 @@ impl World {
     pub fn post_health(&self, index: usize, wanted: Health) {
         let worker = self.worker(index);
         let envoy = &self.envoys[worker.envoy];
-        let ticket = self.number() as Ticket;
+        let request_id = self.number() as RequestId;
         let host = Host::new(self, worker.envoy, 0);
         let at_us = self.now_us.get();
-        let arrival = Arrival { ticket, at_us: envoy.clock_us(at_us) };
+        let arrival = RequestStart { id: request_id, at_us: envoy.clock_us(at_us) };
         let caller = Caller { key: None, address: 0 };
         let request = Asked { caller, is_post: true };
         let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
@@ -507,8 +507,8 @@ impl World {
             outcome: None,
         };
         match decision {
-            Decision::AwaitsRedis(_) => drop(worker.pending.borrow_mut().insert(ticket, pending)),
-            decision => self.decided(index, &worker, ticket, pending, decision, &host, false),
+            Decision::AwaitsRedis(_) => drop(worker.pending.borrow_mut().insert(request_id, pending)),
+            decision => self.decided(index, &worker, request_id, pending, decision, &host, false),
         }
         self.wake(index, &worker);
     }
@@ -589,13 +589,15 @@ impl World {
             let host = Host::new(self, worker.envoy, 0);
             let clock_us = host.clock_us.get();
             let next = worker.limiter.borrow_mut().next_decision(clock_us, &host);
-            if let Some((ticket, decision)) = next {
-                worker.unsent.borrow_mut().retain(|unsent| *unsent != ticket);
-                let pending = worker.pending.borrow_mut().remove(&ticket);
+            if let Some((request_id, decision)) = next {
+                worker.unsent.borrow_mut().retain(|unsent| *unsent != request_id);
+                let pending = worker.pending.borrow_mut().remove(&request_id);
                 match pending {
-                    Some(pending) => self.decided(index, worker, ticket, pending, decision, &host, true),
-                    None => self
-                        .fail(None, format!("request {ticket}, decided twice or not waiting: {decision:?}")),
+                    Some(pending) => self.decided(index, worker, request_id, pending, decision, &host, true),
+                    None => self.fail(
+                        None,
+                        format!("request {request_id}, decided twice or not waiting: {decision:?}"),
+                    ),
                 }
                 continue;
             }

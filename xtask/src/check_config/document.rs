@@ -3,7 +3,7 @@
 use std::fmt;
 
 use dynamic_rate_limiter::config::{
-    Config, Documents, Environment, KeyEntry, Plugin, parse_key_document, parse_tier_document,
+    Config, Documents, Environment, KeyEntry, PluginConfig, parse_key_document, parse_tier_document,
 };
 use dynamic_rate_limiter::documents::MAX_DOCUMENT_BYTES;
 use dynamic_rate_limiter::json::Document;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Kind {
     /// The plugin's configuration, as in Envoy's `configuration`
-    Plugin,
+    PluginConfig,
     /// A tier document
     Tiers,
     /// A key document
@@ -24,7 +24,7 @@ pub(super) enum Kind {
 
 /// A document that is right by itself.
 pub(super) enum Checked {
-    Plugin(Plugin),
+    PluginConfig(PluginConfig),
     Tiers(Vec<Tier>),
     /// With how many keys stand there as they are, and not as hashes.
     ApiKeys {
@@ -45,9 +45,9 @@ pub(super) fn check(bytes: &[u8], kind: Option<Kind>) -> Result<Checked, String>
         return Err(format!("found {} bytes, wanted at most {MAX_DOCUMENT_BYTES}", bytes.len()));
     }
     match kind {
-        Kind::Plugin | Kind::Yaml => {
+        Kind::PluginConfig | Kind::Yaml => {
             no_key_among_fields(bytes)?;
-            Plugin::parse(bytes, &Environment::default()).map(Checked::Plugin)
+            PluginConfig::parse(bytes, &Environment::default()).map(Checked::PluginConfig)
         }
         Kind::Tiers => Ok(Checked::Tiers(parse_tier_document(bytes)?)),
         Kind::ApiKeys => {
@@ -67,14 +67,14 @@ fn kind_of(bytes: &[u8]) -> Result<Kind, String> {
     }
     Document::parse(bytes)?;
     if !is_object(bytes) {
-        return Ok(Kind::Plugin);
+        return Ok(Kind::PluginConfig);
     }
     let members = members(bytes);
     let fields = plugin_fields();
     if !members.is_empty() && members.values().all(reads_as_tier) {
         Ok(Kind::Tiers)
     } else if members.is_empty() || members.keys().any(|name| fields.contains(name)) {
-        Ok(Kind::Plugin)
+        Ok(Kind::PluginConfig)
     } else if members.values().any(reads_as_tier) {
         Ok(Kind::Tiers)
     } else if members.values().any(reads_as_key) {
@@ -100,7 +100,7 @@ fn plugin_fields() -> Vec<String> {
 /// The fields that may stand where this plugin configuration has one that cannot be. They are asked of the filter, so that a
 /// new one is known here from its first day: it says `found an unknown field "?", wanted one of tiers, api_keys, …`.
 pub(super) fn fields_beside(wrong: &[u8]) -> Vec<String> {
-    let error = Plugin::parse(wrong, &Environment::default()).err().unwrap_or_default();
+    let error = PluginConfig::parse(wrong, &Environment::default()).err().unwrap_or_default();
     let list = error.split_once("wanted one of ").map_or("", |(_, list)| list);
     list.split(", ").map(str::to_owned).collect()
 }
@@ -134,7 +134,7 @@ fn is_object(bytes: &[u8]) -> bool {
 impl fmt::Display for Checked {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Checked::Plugin(plugin) => plugin_in_short(plugin, formatter),
+            Checked::PluginConfig(plugin) => plugin_in_short(plugin, formatter),
             Checked::Tiers(tiers) => {
                 let names: Vec<&str> = tiers.iter().map(|tier| tier.name.as_str()).collect();
                 write!(formatter, "{}: {}", counted(tiers.len(), "tier"), names.join(", "))
@@ -154,7 +154,7 @@ impl fmt::Display for Checked {
     }
 }
 
-fn plugin_in_short(plugin: &Plugin, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn plugin_in_short(plugin: &PluginConfig, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
     let settings = &plugin.settings;
     let config = Config::new(plugin, &Documents::default()).map_err(|_| fmt::Error)?;
     write!(formatter, "plugin configuration: ")?;

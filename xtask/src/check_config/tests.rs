@@ -32,7 +32,7 @@ fn every_bad_file_is_refused_with_the_filters_own_words() {
     for (name, message) in messages {
         let bytes = shipped(&format!("tests/config/bad/{name}.json"));
         // Nothing in this one tells what it was meant to be.
-        let kind = (name == "unknown_field").then_some(Kind::Plugin);
+        let kind = (name == "unknown_field").then_some(Kind::PluginConfig);
         let mut found = read(name, &bytes, kind);
         assert_eq!(found.remove(0).what.err().as_deref(), Some(message), "{name}");
     }

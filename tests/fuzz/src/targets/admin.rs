@@ -1,7 +1,7 @@
 //! The body of a change of health: taken where a lenient reader finds exactly that in it, and else refused with JSON.
 
 use dynamic_rate_limiter::admin::{MAX_BODY_BYTES, requested_health};
-use dynamic_rate_limiter::config::Measured;
+use dynamic_rate_limiter::config::HealthThresholds;
 use serde_json::Value;
 
 pub(super) const WORDS: &str = "\
@@ -9,12 +9,12 @@ pub(super) const WORDS: &str = "\
 
 pub(super) fn check(body: &[u8]) {
     check_where(body, None, &["NORMAL", "DEGRADED"]);
-    check_where(body, Some(Measured::default()), &["NORMAL", "DEGRADED", "AUTO"]);
+    check_where(body, Some(HealthThresholds::default()), &["NORMAL", "DEGRADED", "AUTO"]);
 }
 
-fn check_where(body: &[u8], measured: Option<Measured>, words: &[&str]) {
+fn check_where(body: &[u8], thresholds: Option<HealthThresholds>, words: &[&str]) {
     let read: Option<Value> = serde_json::from_slice(body).ok();
-    match requested_health(body, measured) {
+    match requested_health(body, thresholds) {
         Ok(told) => {
             assert!(body.len() <= MAX_BODY_BYTES);
             assert!(words.contains(&told.name()));

@@ -1,6 +1,6 @@
 //! A plugin configuration: refused with a message of bounded length, or a limiter that decides about anybody.
 
-use dynamic_rate_limiter::config::{Environment, Plugin};
+use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 
 use super::check_answer;
@@ -26,7 +26,7 @@ pub(super) fn check(bytes: &[u8]) {
         },
     ];
     for environment in environments {
-        match Plugin::parse(bytes, &environment) {
+        match PluginConfig::parse(bytes, &environment) {
             Ok(plugin) => serve(plugin),
             Err(error) => {
                 assert!(!error.is_empty() && error.len() <= 8 * bytes.len() + 2048, "{} bytes", error.len());
@@ -36,7 +36,7 @@ pub(super) fn check(bytes: &[u8]) {
 }
 
 /// A few requests, at both healths, over some time.
-fn serve(plugin: Plugin) {
+fn serve(plugin: PluginConfig) {
     let data = FakeData::at(SECOND);
     let mut limiter = Limiter::new(plugin, &data, (1, 2)).expect("what parses can be run");
     let requests = [
@@ -49,9 +49,9 @@ fn serve(plugin: Plugin) {
     ];
     for advance_us in [0, 1, SECOND, u64::MAX / 2] {
         data.advance(advance_us);
-        for (ticket, request) in requests.iter().enumerate() {
+        for (request_id, request) in requests.iter().enumerate() {
             let arrival = harness::ARRIVAL;
-            let arrival = dynamic_rate_limiter::request::Arrival { ticket: ticket as u32, ..arrival };
+            let arrival = dynamic_rate_limiter::request::RequestStart { id: request_id as u32, ..arrival };
             match limiter.decide(request, &data, arrival) {
                 Decision::Admitted(answer)
                 | Decision::Refused(answer)

@@ -10,7 +10,7 @@ use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::limiter::{Decision, Limiter};
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
-use dynamic_rate_limiter::request::Arrival;
+use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
 
 use super::check_answer;
@@ -44,7 +44,7 @@ pub(super) fn check(bytes: &[u8]) {
         limiter: limiter(&data, CONFIGURATIONS[chosen % CONFIGURATIONS.len()]),
         forbidden: HashMap::new(),
         admitted: HashMap::new(),
-        ticket: 0,
+        request_id: 0,
     };
     let mut lines: Vec<&[u8]> = Vec::new();
     for line in text.split(|byte| *byte == b'\n').chain([&b""[..]]) {
@@ -63,7 +63,7 @@ struct World {
     forbidden: HashMap<String, Vec<u64>>,
     /// What came out of the bucket of each caller without a known key since the clock last moved.
     admitted: HashMap<String, u32>,
-    ticket: u32,
+    request_id: u32,
 }
 
 impl World {
@@ -93,11 +93,11 @@ impl World {
                 }
             }
         }
-        self.ticket += 1;
-        let arrival = Arrival { ticket: self.ticket, at_us: data.now_us() };
+        self.request_id += 1;
+        let arrival = RequestStart { id: self.request_id, at_us: data.now_us() };
         let decision = self.limiter.decide(&request, data, arrival);
         self.look_at(decision, &request, &body, arrival, data);
-        if self.ticket.is_multiple_of(3) {
+        if self.request_id.is_multiple_of(3) {
             self.settle(data);
         }
     }
@@ -107,7 +107,7 @@ impl World {
         decision: Decision,
         request: &FakeRequest,
         body: &[u8],
-        arrival: Arrival,
+        arrival: RequestStart,
         data: &FakeData,
     ) {
         let prefix = self.limiter.config().settings.ipv6_prefix;
@@ -158,8 +158,8 @@ impl World {
         let Some(redis) = self.limiter.redis() else { return };
         redis.take_effects();
         redis.tick(data.now_us(), Role::Newest, data);
-        while let Some((ticket, decision)) = self.limiter.next_decision(data.now_us(), data) {
-            assert!((1..=self.ticket).contains(&ticket));
+        while let Some((request_id, decision)) = self.limiter.next_decision(data.now_us(), data) {
+            assert!((1..=self.request_id).contains(&request_id));
             match decision {
                 Decision::Admitted(answer) | Decision::Refused(answer) => {
                     check_answer(&answer, self.limiter.unix_offset_us());

@@ -19,7 +19,7 @@ const US_PER_SEC: u64 = 1_000_000;
 
 /// What the response headers tell.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct HeaderValues {
     /// The caller's tier.
     pub tier: Rc<Tier>,
     /// The health that the limit was chosen by.
@@ -35,7 +35,7 @@ pub struct Answer {
 /// `unix_offset_us` added to the store's clock gives Unix time (wrapping: it may stand for a negative number); `processing_us` is the time since the request's
 /// headers came in.
 pub fn write_headers(
-    answer: &Answer,
+    answer: &HeaderValues,
     headers: Headers,
     unix_offset_us: u64,
     processing_us: u64,
@@ -45,21 +45,21 @@ pub fn write_headers(
     if let Some(verdict) = answer.verdict {
         let reset_us = answer.now_us.wrapping_add(unix_offset_us).saturating_add(verdict.wait_us);
         if headers.rate_limit {
-            write("x-ratelimit-limit", Text::new().number(verdict.capacity).bytes());
-            write("x-ratelimit-remaining", Text::new().number(verdict.remaining).bytes());
-            write("x-ratelimit-reset", Text::new().number(reset_us.div_ceil(US_PER_SEC)).bytes());
+            write("x-ratelimit-limit", HeaderText::new().number(verdict.capacity).bytes());
+            write("x-ratelimit-remaining", HeaderText::new().number(verdict.remaining).bytes());
+            write("x-ratelimit-reset", HeaderText::new().number(reset_us.div_ceil(US_PER_SEC)).bytes());
         }
         if verdict.outcome == Outcome::Refused {
-            write("retry-after", Text::new().number(seconds(verdict.wait_us)).bytes());
+            write("retry-after", HeaderText::new().number(seconds(verdict.wait_us)).bytes());
         }
         if headers.ietf {
             let window = match answer.tier.allowance(answer.health) {
                 Allowance::Limited(limit) => bucket::time_to_fill_us(limit),
                 Allowance::Unlimited | Allowance::Blocked => verdict.wait_us,
             };
-            let policy = Text::new().text(b"\"").text(tier).text(b"\";q=").number(verdict.capacity);
+            let policy = HeaderText::new().text(b"\"").text(tier).text(b"\";q=").number(verdict.capacity);
             write("ratelimit-policy", policy.text(b";w=").number(seconds(window)).bytes());
-            let state = Text::new().text(b"\"").text(tier).text(b"\";r=").number(verdict.remaining);
+            let state = HeaderText::new().text(b"\"").text(tier).text(b"\";r=").number(verdict.remaining);
             write("ratelimit", state.text(b";t=").number(seconds(verdict.wait_us)).bytes());
         }
     }
@@ -90,10 +90,10 @@ pub fn decimal(thousandths: u64) -> String {
 }
 
 /// `0.0234s`: rounded to the nearest ten-thousandth of a second.
-fn processing_time(us: u64) -> Text {
+fn processing_time(us: u64) -> HeaderText {
     let ten_thousandths = us.saturating_add(50) / 100;
     let digit = |place: u64| [b'0' + (ten_thousandths / place % 10) as u8];
-    Text::new()
+    HeaderText::new()
         .number(ten_thousandths / 10_000)
         .text(b".")
         .text(&digit(1000))
@@ -105,12 +105,12 @@ fn processing_time(us: u64) -> Text {
 
 /// A short text on the stack. What does not fit is cut off; the longest header here has a tier name of 64
 /// bytes and three numbers.
-struct Text {
+struct HeaderText {
     bytes: [u8; 128],
     len: usize,
 }
 
-impl Text {
+impl HeaderText {
     fn new() -> Self {
         Self { bytes: [0; 128], len: 0 }
     }
