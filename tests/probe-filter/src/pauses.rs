@@ -1,12 +1,9 @@
 //! Requests that wait: what becomes of their bodies, and how they go on.
 
 use crate::abi;
-use crate::replies::TICK_MS;
+use crate::replies::{PATIENCE, TICK_MS};
 use crate::state;
 use crate::{Ask, Next};
-
-/// Ticks that a request waits.
-const PATIENCE: u32 = 20;
 
 pub(crate) fn ask(ask: &Ask) -> Option<Next> {
     let next = match ask.name.as_str() {

@@ -9,6 +9,9 @@ const RESOURCE_EXHAUSTED: i32 = 8;
 /// Between ticks, while somebody waits for one.
 pub(crate) const TICK_MS: u32 = 10;
 
+/// Ticks after which a request that was held is answered.
+pub(crate) const PATIENCE: u32 = 20;
+
 pub(crate) fn ask(ask: &Ask) -> Option<Next> {
     let send = |status, headers: &[(&str, &[u8])], body: &str, grpc| {
         let sent = abi::send_local_reply(status, headers, body.as_bytes(), grpc);
@@ -31,6 +34,15 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
             let cut = [2, 0, 0, 0, 1, 0];
             let sent = abi::send_local_reply_raw(200, &cut, b"text", NO_GRPC_STATUS);
             return Some(Next::Answer(sent.to_string()));
+        }
+        "to_another_then_continue" => {
+            // To the root context, for no second request is there: the answer itself goes nowhere.
+            abi::set_effective_context(ask.root);
+            send(418, &[], "text", NO_GRPC_STATUS);
+            abi::set_effective_context(ask.id);
+            state::await_ticks(ask.id, PATIENCE);
+            abi::set_tick_period(TICK_MS);
+            return Some(Next::Pass);
         }
         "from_a_tick" => {
             state::await_ticks(ask.id, 1);

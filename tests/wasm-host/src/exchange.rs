@@ -93,8 +93,12 @@ impl World {
         self.by_context.insert((vm, context), id);
         self.call::<_, ()>(vm, "proxy_on_context_create", context, (context, root));
         let count = request.headers.len() as u32;
-        let action: u32 =
-            self.call(vm, "proxy_on_request_headers", context, (context, count, u32::from(is_whole)));
+        let action = self.call_for_action(
+            vm,
+            "proxy_on_request_headers",
+            context,
+            (context, count, u32::from(is_whole)),
+        );
         self.exchanges[id].flow = match action {
             CONTINUE => Flow::Open,
             STOP_ITERATION if self.workers[worker].allows_stop => Flow::HoldsHeaders,
@@ -127,7 +131,7 @@ impl World {
             return;
         }
         let (vm, context) = (exchange.vm, exchange.context);
-        let action: u32 = match piece {
+        let action = match piece {
             Piece::Body(bytes, is_last) => {
                 exchange.has_ended |= is_last;
                 exchange.buffered.extend(bytes);
@@ -135,7 +139,7 @@ impl World {
                 let size = shown.len() as u32;
                 self.stream(vm, context).request_body = Some(shown);
                 let arguments = (context, size, u32::from(is_last));
-                let action = self.call(vm, "proxy_on_request_body", context, arguments);
+                let action = self.call_for_action(vm, "proxy_on_request_body", context, arguments);
                 if let Some(stream) = self.vms[vm].state_mut().streams.get_mut(&context)
                     && let Some(body) = stream.request_body.take()
                 {
@@ -148,7 +152,7 @@ impl World {
                 exchange.forwarded.has_trailers = true;
                 let trailers = vec![("x-trailer".to_owned(), b"1".to_vec())];
                 self.stream(vm, context).request_trailers = Some(trailers);
-                self.call(vm, "proxy_on_request_trailers", context, (context, 1_u32))
+                self.call_for_action(vm, "proxy_on_request_trailers", context, (context, 1_u32))
             }
         };
         let exchange = &mut self.exchanges[id];
@@ -233,7 +237,7 @@ impl World {
         let count = all.len() as u32;
         self.stream(vm, context).response_headers = Some(all);
         let arguments = (context, count, u32::from(body.is_empty()));
-        let action: u32 = self.call(vm, "proxy_on_response_headers", context, arguments);
+        let action = self.call_for_action(vm, "proxy_on_response_headers", context, arguments);
         assert_eq!(action, CONTINUE, "a response is held back");
         let mut shown = self.stream(vm, context).response_headers.take().unwrap_or_default();
         let status = header(&shown, ":status").and_then(|status| str::from_utf8(status).ok()?.parse().ok());

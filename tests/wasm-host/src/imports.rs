@@ -129,6 +129,7 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
             None => bail!("a local reply with headers in no known form"),
         };
         let context = host.data().context();
+        host.data_mut().replies += 1;
         if host.data().streams.contains_key(&context) {
             let reply = LocalReply { status: code, headers, body, grpc_status };
             host.data_mut().after.push_back(After::Reply(context, reply));

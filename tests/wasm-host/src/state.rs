@@ -109,6 +109,8 @@ pub(crate) struct VmState {
     pub(crate) current: u32,
     pub(crate) effective: u32,
     pub(crate) after: VecDeque<After>,
+    /// How often the filter has answered a request itself.
+    pub(crate) replies: u64,
     pub(crate) out: VecDeque<Out>,
     pub(crate) plugin_configuration: Option<Vec<u8>>,
     pub(crate) call_response: Option<CallResponse>,
@@ -179,6 +181,7 @@ impl VmState {
             current: 0,
             effective: 0,
             after: VecDeque::new(),
+            replies: 0,
             out: VecDeque::new(),
             plugin_configuration: None,
             call_response: None,

@@ -16,6 +16,9 @@ pub const LIMITER: &str = "rate_limiter";
 /// Most turns in a row: more is a loop that feeds itself.
 const MAX_TURNS: usize = 200_000;
 
+/// Envoy's `StopAllIterationAndWatermark`.
+const HOLD: u32 = 4;
+
 /// What a world starts with.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -252,6 +255,25 @@ impl World {
         let result = self.vms[vm].call(name, context, arguments);
         self.carry_out(vm);
         result
+    }
+
+    /// A callback of a request, and the action that Envoy takes from it: one in which the filter has answered a request,
+    /// this one or another, holds its own, whatever it returns.
+    pub(crate) fn call_for_action<P>(
+        &mut self,
+        vm: usize,
+        name: &'static str,
+        context: u32,
+        arguments: P,
+    ) -> u32
+    where
+        P: wasmtime::WasmParams + Arguments,
+    {
+        let before = self.vms[vm].state().replies;
+        let action = self.vms[vm].call(name, context, arguments);
+        let has_replied = self.vms[vm].state().replies != before;
+        self.carry_out(vm);
+        if has_replied { HOLD } else { action }
     }
 
     fn carry_out(&mut self, vm: usize) {
