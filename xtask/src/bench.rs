@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: what the limiter costs, beside what else one could run.
 //!
-//! There are tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no upstream, so that the limiter's own cost is the largest
-//! share of a request that it can be. [`redis`] has one, and is about the whole way of a request. [`overload`] is about
-//! something else: what is left of a service that is asked for more than it can bear.
+//! There are tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no
+//! upstream, so that the limiter's own cost is the largest share of a request that it can be. [`redis`] has one, and
+//! is about the whole way of a request. [`overload`] is about something else: what is left of a service that is asked
+//! for more than it can bear.
 //!
 //! The measure is the CPU time that a process spends on a request: rates and latencies also count
 //! the time that other programs took. It is not immune to them, since they share caches and clock

@@ -19,8 +19,8 @@ use document::{Checked, Kind};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// PluginConfig configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins, EnvoyExtensionPolicies
-    /// (YAML). Given together, keys have to name tiers that there are
+    /// PluginConfig configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins,
+    /// EnvoyExtensionPolicies (YAML). Given together, keys have to name tiers that there are
     #[arg(required_unless_present_any = ["hash", "new"])]
     files: Vec<PathBuf>,
     /// What the files are; without this, their content tells

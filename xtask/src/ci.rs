@@ -103,7 +103,8 @@ fn search() -> Result<()> {
     Ok(())
 }
 
-/// The filter in a host of our own. Built as the searches are, so that the machine that runs it is built once, and quick.
+/// The filter in a host of our own. Built as the searches are, so that the machine that runs it is built once, and
+/// quick.
 fn compiled_filter() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);

@@ -1,8 +1,8 @@
 //! `cargo xtask conformance`: which Envoys the filter runs on, found out by asking them.
 //!
-//! Every Envoy is asked the probe's table of facts, and runs the tests that docs/envoy-facts.md names for the facts that one
-//! filter cannot see. What comes out is a table in Markdown, which docs/compatibility.md shows as printed. With `--suite`
-//! every Envoy also has to start the demos and to pass the complete end-to-end suite.
+//! Every Envoy is asked the probe's table of facts, and runs the tests that docs/envoy-facts.md names for the facts
+//! that one filter cannot see. What comes out is a table in Markdown, which docs/compatibility.md shows as printed.
+//! With `--suite` every Envoy also has to start the demos and to pass the complete end-to-end suite.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,8 +9,8 @@ use walrus::{Module, ModuleConfig, passes};
 
 /// Every export that stays, and why.
 ///
-/// Two must never: `proxy_on_grpc_receive_initial_metadata` and `…_trailing_metadata`. Envoy may call them from inside a
-/// call of ours that opens a stream or sends on it, and the SDK, entered again, panics.
+/// Two must never: `proxy_on_grpc_receive_initial_metadata` and `…_trailing_metadata`. Envoy may call them from
+/// inside a call of ours that opens a stream or sends on it, and the SDK, entered again, panics.
 const NEEDED: &[(&str, &str)] = &[
     ("memory", "the proxy reads and writes the filter's memory"),
     ("_initialize", "runs constructors and sets the root context"),

@@ -1,8 +1,8 @@
 //! `cargo xtask soak`: the searches for counter-examples, for as long as one likes.
 //!
-//! `cargo xtask test` runs each of them for seconds, with a seed that is always the same. Here the seed is new each time,
-//! unless it is given, and is printed: the same part with the same seed searches the same way again. What is found says
-//! by itself how to bring just that back.
+//! `cargo xtask test` runs each of them for seconds, with a seed that is always the same. Here the seed is new each
+//! time, unless it is given, and is printed: the same part with the same seed searches the same way again. What is
+//! found says by itself how to bring just that back.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

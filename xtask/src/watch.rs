@@ -160,7 +160,8 @@ impl Drop for Screen {
     }
 }
 
-/// Waits for the next sample's time; whether we were told to leave. A window that changes its size is drawn again at once.
+/// Waits for the next sample's time; whether we were told to leave. A window that changes its size is drawn again at
+/// once.
 fn is_left(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Result<bool> {
     loop {
         let left = end.saturating_duration_since(Instant::now());

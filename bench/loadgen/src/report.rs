@@ -195,7 +195,8 @@ impl Report {
         f64::from(count(|second| second.of(Fate::Served))) / f64::from(count(|second| second.asked).max(1))
     }
 
-    /// Of the requests of each second, those that were served: a second in the first [`BEGIN_SECONDS`] of the overload, and after.
+    /// Of the requests of each second, those that were served: a second in the first [`BEGIN_SECONDS`] of the
+    /// overload, and after.
     pub fn goodput(&self) -> [f64; 2] {
         let (from, to) = (self.plan.before, self.plan.before + self.plan.overload);
         let begin = (from + BEGIN_SECONDS).min(to);

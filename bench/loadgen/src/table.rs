@@ -3,8 +3,8 @@
 use crate::plan::{Phase, Plan, TIER_NAMES, TIERS};
 use crate::report::{BEGIN_SECONDS, Fate, Report};
 
-/// A request that is sent later than this was not asked when it was due, and a machine on which that happens to one in a
-/// hundred is too busy to measure anything.
+/// A request that is sent later than this was not asked when it was due, and a machine on which that happens to one
+/// in a hundred is too busy to measure anything.
 const LATE_MS: f32 = 50.0;
 
 /// Two protections are compared over so many seconds.

@@ -76,7 +76,8 @@ struct State {
     shape: Shape,
     condition: Mutex<Condition>,
     slots: Semaphore,
-    /// With a fixed seed, so that the n-th request that is processed takes the same time whatever protects the upstream.
+    /// With a fixed seed, so that the n-th request that is processed takes the same time whatever protects the
+    /// upstream.
     rng: Mutex<fastrand::Rng>,
     /// Requests that are being worked on or wait.
     accepted: AtomicUsize,

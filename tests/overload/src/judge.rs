@@ -25,8 +25,8 @@ const IMPORTANT: f64 = 0.8;
 const BEGIN: f64 = 5.0;
 const RECOVERY: f64 = 2.0;
 const RISE: f64 = 10.0;
-/// Until an overload has turned health `DEGRADED`, and until it has been `NORMAL` again for long: `degrade_after_seconds` and
-/// `recover_after_seconds` with a window each, and 2 s.
+/// Until an overload has turned health `DEGRADED`, and until it has been `NORMAL` again for long:
+/// `degrade_after_seconds` and `recover_after_seconds` with a window each, and 2 s.
 const DEGRADED: f64 = 14.0;
 const NORMAL: f64 = 22.0;
 
@@ -247,9 +247,9 @@ impl View<'_> {
     }
 }
 
-/// Health changes only because of a disturbance, is `DEGRADED` under an overload and `NORMAL` again after it. What a load
-/// nearer to the capacity, or an upstream in trouble, does to it is not judged, except for the number of changes: there
-/// latency itself may break its bound now and then.
+/// Health changes only because of a disturbance, is `DEGRADED` under an overload and `NORMAL` again after it. What a
+/// load nearer to the capacity, or an upstream in trouble, does to it is not judged, except for the number of
+/// changes: there latency itself may break its bound now and then.
 fn health(cluster: &Cluster, transitions: &[f64]) -> Vec<Check> {
     let is_calm =
         |phase: usize| cluster.load(phase) < CALM && cluster.phases[phase].condition == Condition::Well;
@@ -277,8 +277,8 @@ fn health(cluster: &Cluster, transitions: &[f64]) -> Vec<Check> {
     checks.into_iter().map(check).collect()
 }
 
-/// Median and 99th percentile of the latency without overload and without protection; for a cluster beside an overloaded
-/// one, of the same calls with the same protection without that one.
+/// Median and 99th percentile of the latency without overload and without protection; for a cluster beside an
+/// overloaded one, of the same calls with the same protection without that one.
 fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make) -> (u64, u64) {
     let mut calm = scenario.clone();
     for (other, cluster) in calm.clusters.iter_mut().enumerate() {
@@ -301,8 +301,8 @@ fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make
     (quantile(0.5), quantile(0.99))
 }
 
-/// Beside Envoy's `adaptive_concurrency` in the same world: calls that are served in all. How many a busy upstream serves
-/// varies with its service times, in both runs.
+/// Beside Envoy's `adaptive_concurrency` in the same world: calls that are served in all. How many a busy upstream
+/// serves varies with its service times, in both runs.
 pub fn beside(cluster: &Cluster, ours: &Run, theirs: &Run) -> Check {
     let served = |run: &Run| run.calls.iter().filter(|call| call.fate == Fate::Served).count() as f64;
     let variance = cluster.upstream.spread.variance() * (served(ours) + served(theirs));

@@ -1,5 +1,5 @@
-//! `cargo xtask soak overload`: worlds, until the time is over. All runs of a scenario together are held to the table, and
-//! few may be far off by themselves.
+//! `cargo xtask soak overload`: worlds, until the time is over. All runs of a scenario together are held to the
+//! table, and few may be far off by themselves.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

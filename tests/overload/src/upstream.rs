@@ -22,8 +22,8 @@ pub struct Upstream {
 pub enum Discipline {
     /// First come, first served; with this many in the queue, further requests get 503 at once.
     Queue(usize),
-    /// All requests share the servers. With more than twice as many requests as servers, throughput declines, to a third at
-    /// twelve times as many.
+    /// All requests share the servers. With more than twice as many requests as servers, throughput declines, to a
+    /// third at twelve times as many.
     Thrashing,
 }
 
@@ -56,7 +56,8 @@ impl Upstream {
 /// A request in service. Ordered by when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Job {
-    /// Microseconds; with processor sharing: what each request has been given since the start, in billionths of a request.
+    /// Microseconds; with processor sharing: what each request has been given since the start, in billionths of a
+    /// request.
     end: u64,
     request: u64,
     started_us: u64,
@@ -80,7 +81,8 @@ pub struct Work {
     rng: Rng,
     running: BinaryHeap<Reverse<Job>>,
     queue: VecDeque<u64>,
-    /// With processor sharing: what each request has been given since the start, in requests, and until when that is counted.
+    /// With processor sharing: what each request has been given since the start, in requests, and until when that is
+    /// counted.
     given: f64,
     given_until_us: u64,
 }

@@ -1,4 +1,5 @@
-//! One run: who calls when, and what becomes of it, under a virtual clock. It follows from scenario, protection and seed.
+//! One run: who calls when, and what becomes of it, under a virtual clock. It follows from scenario, protection and
+//! seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};

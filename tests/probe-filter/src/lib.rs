@@ -1,14 +1,15 @@
 //! A filter that asks its host about itself.
 //!
-//! The limiter rests on facts about Envoy that no specification states. Here each of them is a question that one request
-//! asks: `GET /shared_data/insert_if_absent` is answered with what the host did. `facts.json` holds the questions and
-//! the right answers; a real Envoy of any version and the hostile host of the tests are asked the very same.
+//! The limiter rests on facts about Envoy that no specification states. Here each of them is a question that one
+//! request asks: `GET /shared_data/insert_if_absent` is answered with what the host did. `facts.json` holds the
+//! questions and the right answers; a real Envoy of any version and the hostile host of the tests are asked the very
+//! same.
 //!
 //! The filter speaks the ABI itself, without the SDK, because the ABI is what it looks at: the SDK panics at a status
 //! that it does not expect, hides what a callback returns, and cannot be entered again while it calls the host.
 //!
-//! [`abi`] are the host's calls, [`callbacks`] what the host calls, [`state`] what is remembered between callbacks; every
-//! other module asks about one subject, and is a group of `facts.json`.
+//! [`abi`] are the host's calls, [`callbacks`] what the host calls, [`state`] what is remembered between callbacks;
+//! every other module asks about one subject, and is a group of `facts.json`.
 #![cfg(target_arch = "wasm32")]
 
 mod abi;

@@ -1,8 +1,8 @@
 //! What the filter does, as scenarios that two hosts play: a real Envoy, and the hostile host of `tests/wasm-host`.
 //!
 //! A scenario is a function that starts a [`Gateway`] and says what a client has to see. It knows nothing of sockets,
-//! threads or clocks: where it has to wait, it says for what, and the hostile host lets its clock run, while a test with
-//! a real Envoy looks again until it is so. [`scenarios`] is the list; each host makes a test of every line.
+//! threads or clocks: where it has to wait, it says for what, and the hostile host lets its clock run, while a test
+//! with a real Envoy looks again until it is so. [`scenarios`] is the list; each host makes a test of every line.
 //!
 //! | end-to-end suite | here | only with a real Envoy, and why |
 //! |---|---|---|

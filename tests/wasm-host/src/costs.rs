@@ -102,7 +102,8 @@ fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Reques
     }
 }
 
-/// Where health is measured. `headers alone` is a response without a body, which may be gRPC's where the request had one.
+/// Where health is measured. `headers alone` is a response without a body, which may be gRPC's where the request had
+/// one.
 fn measured(table: &mut Vec<(String, Cost)>) {
     const AUTO: &str = r#", "health": {"mode": "auto"}"#;
     const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;

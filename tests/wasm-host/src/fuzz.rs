@@ -8,9 +8,10 @@
 //! Whatever comes, no callback may trap, cost more than its bound or take more memory than a VM may have; every request
 //! gets exactly one outcome; nobody waits for ever; no secret shows.
 //!
-//! Left out is what Envoy cannot send, where the SDK panics by itself: a context id that was never created or is deleted
-//! (Envoy calls through the context object, which is gone then), a context created twice (`onCreate` keeps note of it),
-//! and an answer to an HTTP call that is not under way (Envoy finds the call in its own list first, and takes it out).
+//! Left out is what Envoy cannot send, where the SDK panics by itself: a context id that was never created or is
+//! deleted (Envoy calls through the context object, which is gone then), a context created twice (`onCreate` keeps
+//! note of it), and an answer to an HTTP call that is not under way (Envoy finds the call in its own list first, and
+//! takes it out).
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

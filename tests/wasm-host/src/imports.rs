@@ -1,7 +1,7 @@
 //! Every host call that the filter imports, as Envoy implements it (proxy-wasm ABI 0.2.1).
 //!
-//! What the calls change outside of the VM is written down in [`VmState::after`] and [`VmState::out`]; carrying that out
-//! is the world's affair. All of them are deterministic.
+//! What the calls change outside of the VM is written down in [`VmState::after`] and [`VmState::out`]; carrying that
+//! out is the world's affair. All of them are deterministic.
 
 use dynamic_rate_limiter::shown::MAX_LINE_BYTES;
 use wasmtime::{Linker, Result};
@@ -16,9 +16,9 @@ use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState};
 mod calls;
 mod wasi;
 
-/// Defines one import, whose arguments are of type `u32` if nothing else is said: its failures are scripted by its name.
-/// What names memory that is not the guest's ends the test, unless the guest is the probe, which asks what Envoy says to
-/// that.
+/// Defines one import, whose arguments are of type `u32` if nothing else is said: its failures are scripted by its
+/// name. What names memory that is not the guest's ends the test, unless the guest is the probe, which asks what
+/// Envoy says to that.
 macro_rules! import {
     ($linker:ident $module:ident $name:ident($host:ident $(, $argument:ident $(: $kind:ty)?)*) $body:block) => {
         let function = |mut host: Host<'_> $(, $argument: kind!($($kind)?))*| {

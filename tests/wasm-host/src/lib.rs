@@ -4,8 +4,8 @@
 //! that tests move and with failures that tests script. A callback that traps, runs out of fuel or takes more memory
 //! than a VM may have ends the test with what had happened before.
 //!
-//! [`World`] is Envoys with their workers, [`Request`] what a client sends, [`redis`] the way there through the real bridge,
-//! [`failures`] what goes wrong, [`secrets`] what must not show; [`costs`] and [`fuzz`] are built on them.
+//! [`World`] is Envoys with their workers, [`Request`] what a client sends, [`redis`] the way there through the real
+//! bridge, [`failures`] what goes wrong, [`secrets`] what must not show; [`costs`] and [`fuzz`] are built on them.
 
 pub mod costs;
 mod exchange;

@@ -257,8 +257,8 @@ impl World {
         result
     }
 
-    /// A callback of a request, and the action that Envoy takes from it: one in which the filter has answered a request,
-    /// this one or another, holds its own, whatever it returns.
+    /// A callback of a request, and the action that Envoy takes from it: one in which the filter has answered a
+    /// request, this one or another, holds its own, whatever it returns.
     pub(crate) fn call_for_action<P>(
         &mut self,
         vm: usize,

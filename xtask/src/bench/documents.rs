@@ -1,8 +1,8 @@
 //! Fetched key documents: how long a worker keeps a request waiting while one arrives, is fetched again, and changes.
 //!
-//! One caller sends a request a millisecond to an Envoy with one worker. The longest that one of its requests took is the
-//! longest that the worker was busy with something else, as far as the machine was quiet: the first row is the same with
-//! ten keys.
+//! One caller sends a request a millisecond to an Envoy with one worker. The longest that one of its requests took is
+//! the longest that the worker was busy with something else, as far as the machine was quiet: the first row is the
+//! same with ten keys.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,8 +1,8 @@
 //! The same minute of overload with no protection, with each of Envoy's own, and with ours.
 //!
-//! The upstream is a model of small capacity (`bench/loadgen/src/upstream.rs`), so that it is the bottleneck and not the
-//! machine. Load is open loop: callers do not wait for each other's responses. Every variant gets the same arrivals and
-//! the same service times, a fresh Envoy with two workers and a fresh upstream.
+//! The upstream is a model of small capacity (`bench/loadgen/src/upstream.rs`), so that it is the bottleneck and not
+//! the machine. Load is open loop: callers do not wait for each other's responses. Every variant gets the same
+//! arrivals and the same service times, a fresh Envoy with two workers and a fresh upstream.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -144,9 +144,9 @@ impl Variant {
     }
 }
 
-/// Envoy's defaults are a window of 30 s, an aggression of 1, at most 80 % rejected and a wanted success rate of 95 %. A
-/// window as short as ours makes it act and recover sooner, and with at most 80 % rejected twice what the upstream can
-/// bear would still come through, retries not counted.
+/// Envoy's defaults are a window of 30 s, an aggression of 1, at most 80 % rejected and a wanted success rate of 95
+/// %. A window as short as ours makes it act and recover sooner, and with at most 80 % rejected twice what the
+/// upstream can bear would still come through, retries not counted.
 fn admission_control() -> Value {
     let value =
         |name: &str, value: Value| json!({"default_value": value, "runtime_key": format!("overload.{name}")});
@@ -162,11 +162,12 @@ fn admission_control() -> Value {
     extension("envoy.filters.http.admission_control", kind, fields)
 }
 
-/// Envoy's defaults are the median as the aggregate, a limit of at most 1000, 50 requests and a concurrency of 3 for the
-/// measurement of the ideal time, 15 % of jitter and 25 % of buffer; it has none for the two intervals. Here it is told
-/// what ours is not, how much the upstream can bear: the ideal time is measured with as many requests as the upstream can
-/// work on, and the limit never exceeds a few times that (while all is well it grows up to its bound, and an overload
-/// then finds it there). The ideal time is not measured again within the run, since that would only cost goodput.
+/// Envoy's defaults are the median as the aggregate, a limit of at most 1000, 50 requests and a concurrency of 3 for
+/// the measurement of the ideal time, 15 % of jitter and 25 % of buffer; it has none for the two intervals. Here it
+/// is told what ours is not, how much the upstream can bear: the ideal time is measured with as many requests as the
+/// upstream can work on, and the limit never exceeds a few times that (while all is well it grows up to its bound,
+/// and an overload then finds it there). The ideal time is not measured again within the run, since that would only
+/// cost goodput.
 fn adaptive_concurrency(slots: u32) -> Value {
     let fields = json!({
         "enabled": {"default_value": true, "runtime_key": "overload.enabled"},

@@ -97,16 +97,17 @@ fn plugin_fields() -> Vec<String> {
     fields_beside(br#"{"?": 0}"#)
 }
 
-/// The fields that may stand where this plugin configuration has one that cannot be. They are asked of the filter, so that a
-/// new one is known here from its first day: it says `found an unknown field "?", wanted one of tiers, api_keys, …`.
+/// The fields that may stand where this plugin configuration has one that cannot be. They are asked of the filter, so
+/// that a new one is known here from its first day: it says `found an unknown field "?", wanted one of tiers,
+/// api_keys, …`.
 pub(super) fn fields_beside(wrong: &[u8]) -> Vec<String> {
     let error = PluginConfig::parse(wrong, &Environment::default()).err().unwrap_or_default();
     let list = error.split_once("wanted one of ").map_or("", |(_, list)| list);
     list.split(", ").map(str::to_owned).collect()
 }
 
-/// The filter shows the name of a field that it does not know. Here it may be a key: a whole key document is easily taken
-/// for a plugin configuration, by whoever names the file or by a key that is called like a field.
+/// The filter shows the name of a field that it does not know. Here it may be a key: a whole key document is easily
+/// taken for a plugin configuration, by whoever names the file or by a key that is called like a field.
 fn no_key_among_fields(bytes: &[u8]) -> Result<(), String> {
     let fields = plugin_fields();
     for (name, member) in members(bytes) {

@@ -1,8 +1,8 @@
 //! The filter as OCI image layouts, in the two forms that Istio and Envoy Gateway read.
 //!
-//! Both look at the manifest's layers alone. First they take the last layer for a gzipped tar with a `plugin.wasm` in it,
-//! if its media type says so; else they want exactly two layers, one of them the module itself under a media type of
-//! its own. They never look at an index, so each form is an image by itself.
+//! Both look at the manifest's layers alone. First they take the last layer for a gzipped tar with a `plugin.wasm` in
+//! it, if its media type says so; else they want exactly two layers, one of them the module itself under a media type
+//! of its own. They never look at an index, so each form is an image by itself.
 
 use std::collections::HashSet;
 use std::fs;

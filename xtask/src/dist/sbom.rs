@@ -1,8 +1,8 @@
 //! What the filter is made of, as a CycloneDX document.
 //!
-//! The crates are those that cargo resolves for the filter alone and for its target, with the features that it has there:
-//! no crate of the tools or tests, no macro or build script, which run at build time and are not in the file. There is
-//! no date and no serial number in it, so that the same source gives the same bytes.
+//! The crates are those that cargo resolves for the filter alone and for its target, with the features that it has
+//! there: no crate of the tools or tests, no macro or build script, which run at build time and are not in the file.
+//! There is no date and no serial number in it, so that the same source gives the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

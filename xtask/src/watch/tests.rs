@@ -38,9 +38,9 @@ wasmcustom.rate_limiter_tokens_remaining.tier.free: 5
 wasmcustom.rate_limiter_tokens_remaining.tier.pro: 20
 ";
 
-/// What an Envoy printed at `/stats?filter=rate_limiter_` while `cargo xtask demo --overload` overloaded it, and two seconds
-/// before; without the state of the gauges, whose names hold a hash. An end-to-end test holds its names against what
-/// Envoy prints.
+/// What an Envoy printed at `/stats?filter=rate_limiter_` while `cargo xtask demo --overload` overloaded it, and two
+/// seconds before; without the state of the gauges, whose names hold a hash. An end-to-end test holds its names
+/// against what Envoy prints.
 const OVERLOAD: &str = include_str!("overload.stats");
 const OVERLOAD_BEFORE: &str = include_str!("overload_before.stats");
 

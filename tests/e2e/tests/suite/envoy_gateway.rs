@@ -1,6 +1,6 @@
-//! `deploy/envoy-gateway`: fits what we know of Envoy Gateway's CRDs, and what Envoy Gateway would make of it limits in a
-//! real Envoy. Envoy Gateway itself takes no part: the rules by which it turns an EnvoyExtensionPolicy into a filter and
-//! applies JSON patches are here again.
+//! `deploy/envoy-gateway`: fits what we know of Envoy Gateway's CRDs, and what Envoy Gateway would make of it limits
+//! in a real Envoy. Envoy Gateway itself takes no part: the rules by which it turns an EnvoyExtensionPolicy into a
+//! filter and applies JSON patches are here again.
 
 use std::net::SocketAddr;
 
@@ -128,9 +128,9 @@ fn gateway_bootstrap() -> Value {
     })
 }
 
-/// The listener `http` of the Gateway `eg`, as Envoy Gateway translates it with this policy: a filter that is off for the
-/// listener and on for its routes, `config` as JSON in a string. The routes are in the listener, and the filter's code
-/// is a file, where Envoy Gateway has both fetched from itself.
+/// The listener `http` of the Gateway `eg`, as Envoy Gateway translates it with this policy: a filter that is off for
+/// the listener and on for its routes, `config` as JSON in a string. The routes are in the listener, and the filter's
+/// code is a file, where Envoy Gateway has both fetched from itself.
 fn gateway_listener(policy: &Value) -> Value {
     let metadata = &policy["metadata"];
     let [namespace, name] = [&metadata["namespace"], &metadata["name"]].map(|it| it.as_str().expect("text"));
@@ -197,7 +197,8 @@ fn loopback() -> Value {
     json!({"socket_address": {"address": any_port.ip().to_string(), "port_value": any_port.port()}})
 }
 
-/// Applies one operation at its `path`, or at `path` below each place that `jsonPath` finds, of which there must be one.
+/// Applies one operation at its `path`, or at `path` below each place that `jsonPath` finds, of which there must be
+/// one.
 #[track_caller]
 fn apply(document: &mut Value, operation: &Value) {
     let mut operation = operation.clone();

@@ -251,8 +251,8 @@ fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
     })
 }
 
-/// A WasmPlugin as Envoy has it by ECDS, after istiod and the agent beside Envoy: `pluginConfig` is JSON in a string, the
-/// code a file, and there is neither a `vm_id` nor `allow_on_headers_stop_iteration`.
+/// A WasmPlugin as Envoy has it by ECDS, after istiod and the agent beside Envoy: `pluginConfig` is JSON in a string,
+/// the code a file, and there is neither a `vm_id` nor `allow_on_headers_stop_iteration`.
 #[track_caller]
 fn extension_config(plugin: &Value) -> Value {
     let (spec, name) = (&plugin["spec"], plugin["metadata"]["name"].as_str().expect("a name"));

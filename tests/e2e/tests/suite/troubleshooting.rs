@@ -28,7 +28,8 @@ fn commands() -> Vec<String> {
     commands
 }
 
-/// The demo with Redis, or the one without, in a folder in which the documents' paths lead to its files. `tiers` may change what is there.
+/// The demo with Redis, or the one without, in a folder in which the documents' paths lead to its files. `tiers` may
+/// change what is there.
 pub(crate) fn demo(
     redis: Option<&Redis>,
     env: &[(&str, &str)],

@@ -1,8 +1,8 @@
 //! One script of random requests, sent to the hostile host and to a real Envoy: the answers are the same, one by one.
 //!
-//! No token comes back while a script runs, so that answers do not depend on how long it takes. What tells the time is
-//! compared by its form alone; everything else that the filter decides is compared byte by byte: the status, the limiter's
-//! headers, the body.
+//! No token comes back while a script runs, so that answers do not depend on how long it takes. What tells the time
+//! is compared by its form alone; everything else that the filter decides is compared byte by byte: the status, the
+//! limiter's headers, the body.
 
 use std::collections::BTreeMap;
 
@@ -138,8 +138,8 @@ fn with_key(random: &mut Random, request: Request) -> Request {
     }
 }
 
-/// A request to the endpoints; wrong tokens come from many addresses, so that the guard against guessing is met, but not
-/// every time.
+/// A request to the endpoints; wrong tokens come from many addresses, so that the guard against guessing is met, but
+/// not every time.
 fn admin(random: &mut Random) -> Request {
     let bodies = [
         r#"{"status":"DEGRADED"}"#,

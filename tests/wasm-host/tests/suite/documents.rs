@@ -7,8 +7,8 @@ use wasm_host::{Request, Setup, World};
 
 use crate::support::configuration;
 
-/// Most instructions of one callback, whatever it does with a document: some milliseconds of V8. A filter that is built for
-/// size needs a tenth more of them than one that is built for speed.
+/// Most instructions of one callback, whatever it does with a document: some milliseconds of V8. A filter that is
+/// built for size needs a tenth more of them than one that is built for speed.
 const MOST_FUEL: u64 = 7_500_000;
 
 /// Most instructions for each byte of a document that is in force already; to parse it takes eighty times as many.

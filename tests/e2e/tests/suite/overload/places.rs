@@ -210,7 +210,8 @@ fn connections_to_workers<const WORKERS: usize>(
     found
 }
 
-/// One worker has nearly all connections, and always a queue; three have one connection each. All callers are of one tier.
+/// One worker has nearly all connections, and always a queue; three have one connection each. All callers are of one
+/// tier.
 #[test]
 fn a_worker_with_one_connection_does_not_starve_beside_a_busy_one() {
     const SERVED: usize = 400;
