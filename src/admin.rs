@@ -7,6 +7,7 @@ use crate::health::HealthOverride;
 use crate::identity::{KeyHash, Network};
 use crate::json::Document;
 use crate::login_throttle::LoginThrottle;
+use crate::metrics::{self, Metrics};
 use crate::overload::{ClusterReport, DegradeReason, OverloadReport};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
@@ -28,6 +29,22 @@ pub struct EndpointReply {
     pub body: String,
     /// For the metrics; `None` for what only reads.
     pub result: Option<AdminResult>,
+}
+
+impl EndpointReply {
+    /// Counts what became of an admin request.
+    pub(crate) fn count(&self, metrics: &mut Metrics) {
+        let counter = match self.result {
+            None => return,
+            Some(AdminResult::Ok) => metrics::ADMIN_OK,
+            Some(AdminResult::Forbidden) => metrics::ADMIN_FORBIDDEN,
+            Some(AdminResult::Invalid) => metrics::ADMIN_INVALID,
+            Some(AdminResult::TooLarge) => metrics::ADMIN_TOO_LARGE,
+            Some(AdminResult::Throttled) => metrics::ADMIN_THROTTLED,
+            Some(AdminResult::Failed) => metrics::ADMIN_FAILED,
+        };
+        metrics.count(counter, 1);
+    }
 }
 
 /// What became of an admin request.
@@ -139,29 +156,14 @@ pub fn requested_health(
     parse_status(body, thresholds).map_err(|error| refusal(400, &error, AdminResult::Invalid))
 }
 
-/// Puts into force for this Envoy what `network` said about health.
-pub fn change_health(
-    network: Network,
-    health_override: HealthOverride,
-    config: &Config,
-    data: &impl SharedData,
-    unix_us: u64,
-) -> EndpointReply {
-    let control_key = Control::key(&config.settings.namespace);
-    let Ok(previous) = Control::change(data, &control_key, |control| control.with_override(health_override))
-    else {
-        return not_stored();
-    };
-    let (status, previous) =
-        (shown_override(health_override, config), shown_override(previous.health_override, config));
-    log::info!("health set to {status} (it was {previous}) by {network}");
+/// The answer to a change that was carried out.
+pub(crate) fn changed(previous: &str, status: &str, unix_us: u64) -> EndpointReply {
     let timestamp = timestamp(unix_us);
-    let mut reply = ok(format!(
+    let body = format!(
         "{{\"message\":\"System health updated successfully\",\"previous_status\":\"{previous}\",\
          \"new_status\":\"{status}\",\"timestamp\":{timestamp}}}"
-    ));
-    reply.result = Some(AdminResult::Ok);
-    reply
+    );
+    EndpointReply { result: Some(AdminResult::Ok), ..ok(body) }
 }
 
 /// The answer to a change that could not be stored.
@@ -206,14 +208,6 @@ fn parse_status(body: &[u8], thresholds: Option<HealthThresholds>) -> Result<Hea
     let health_override = health_override
         .filter(|health_override| *health_override != HealthOverride::Auto || thresholds.is_some());
     health_override.ok_or_else(|| status.wanted(wanted))
-}
-
-/// What was said about health, as it is shown: where nothing is measured, to have said nothing means `NORMAL`.
-fn shown_override(health_override: HealthOverride, config: &Config) -> &'static str {
-    match config.settings.health_thresholds {
-        Some(_) => health_override.name(),
-        None => health_override.health().unwrap_or_default().name(),
-    }
 }
 
 fn shown_health(config: &Config, shown: ShownHealth) -> EndpointReply {

@@ -1,8 +1,8 @@
 //! The door to Envoy: the only code that knows the proxy-wasm ABI, compiled for wasm alone.
 //!
-//! [`root`] is the plugin (configuration, ticks), [`fetch`] its documents on their way, [`http`] one request, [`worker`] what the
-//! requests of a worker share, [`redis_stream`] its stream to Redis, [`bridge`] that stream's other end, [`log`] what it writes, and the rest are
-//! the host calls that the limiter asks for through its traits.
+//! [`root`] is the plugin (configuration, ticks), [`fetch`] its documents on their way, [`http`] one request,
+//! [`worker`] what the requests of a worker share, [`redis_stream`] its stream to Redis, [`bridge`] that stream's other
+//! end, [`log`] what it writes, and the rest are the host calls that the limiter asks for through its traits.
 
 mod bridge;
 mod fetch;

@@ -13,10 +13,11 @@
 //!
 //! In reading order: [`tier`], [`limit`] and [`bucket`] (limits and the arithmetic), [`identity`] (who is calling),
 //! [`health`], [`config`] with [`json`] (what operators write), [`store`] (where buckets live), [`control`],
-//! [`generation`] and [`documents`] (how changes reach every worker), [`charge`], [`redis_limiter`] and [`health_sync`] (what many
-//! Envoys share), [`overload`] (how much may be in flight), [`limiter`] and [`requests`] (the decision, and a request
-//! until it ends), [`admin`] with [`login_throttle`], [`headers`], [`metrics`], and last `host`, the only code that
-//! knows Envoy.
+//! [`generation`] and [`documents`] (how changes reach every worker), [`charge`], [`redis_limiter`] and
+//! [`health_sync`] (what many Envoys share), [`overload`] (how much may be in flight), [`in_force`] (what holds in a
+//! worker), [`admission`] (the decision), [`requests`] (a request until it ends), [`admin`] with [`login_throttle`]
+//! and `health_change`, [`headers`], [`metrics`], [`limiter`] (all of it in one worker), and last `host`, the only
+//! code that knows Envoy.
 
 #![deny(
     clippy::unwrap_used,
@@ -30,6 +31,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+pub mod admission;
 pub mod bucket;
 pub mod callers;
 pub mod charge;
@@ -40,10 +42,12 @@ pub mod documents;
 pub mod generation;
 pub mod headers;
 pub mod health;
+mod health_change;
 pub mod health_sync;
 #[cfg(target_arch = "wasm32")]
 mod host;
 pub mod identity;
+pub mod in_force;
 pub mod json;
 pub mod limit;
 pub mod limiter;

@@ -1,14 +1,14 @@
 //! The requests of one worker: each is one value, from its arrival to its end.
 //!
-//! A request that is answered or exempt at its headers never gets an entry. Any other is in one [`RequestState`] at a time, and
-//! only the transitions here change it. What Envoy does with a request in a state is the host's part.
+//! A request that is answered or exempt at its headers never gets an entry. Any other is in one [`RequestState`] at a
+//! time, and only the transitions here change it. What Envoy does with a request in a state is the host's part.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::admin::PendingChange;
+use crate::admission::LimitedRequest;
 use crate::headers::HeaderValues;
-use crate::limiter::LimitedRequest;
 use crate::request::RequestId;
 use crate::store::redis::queue::CommandId;
 
@@ -192,8 +192,8 @@ fn body_deadline_us(arrived: Arrived) -> u64 {
     arrived.at_us.saturating_add(BODY_TIMEOUT_US)
 }
 
-/// Spreads the ids over the table. Envoy counts them up and no client can choose one, so a keyed hash, which costs a request
-/// ten times as much, would protect nothing.
+/// Spreads the ids over the table. Envoy counts them up and no client can choose one, so a keyed hash, which costs a
+/// request ten times as much, would protect nothing.
 #[derive(Debug, Default)]
 struct IdHasher(u64);
 

@@ -3,12 +3,14 @@
 mod common;
 
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
 use dynamic_rate_limiter::documents::{
     Fetched, Finished, Publication, PublicationOutcome, SourceRecords, claim_fetch,
 };
 use dynamic_rate_limiter::identity::KeyHash;
-use dynamic_rate_limiter::limiter::{Decision, HOLD_US, Limiter};
+use dynamic_rate_limiter::in_force::HOLD_US;
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
@@ -92,7 +94,7 @@ fn bad_documents_change_nothing_and_are_complained_about_once() {
             Sample::Count(name, count) if name.ends_with("result.rejected") => Some(*count),
             _ => None,
         };
-        limiter.metrics.drain().iter().find_map(counted).unwrap_or(0)
+        limiter.drain_metrics().iter().find_map(counted).unwrap_or(0)
     };
     let bad = [
         texts("{", r#"{"k": "gold"}"#),
@@ -138,12 +140,12 @@ fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at
         let mut limiter = limiter(&data, SOURCE);
         if published {
             publish(&mut limiter, texts(TIERS, "{}"), &data);
-            limiter.metrics.drain();
+            limiter.drain_metrics();
         }
         let mut rejections = || {
             let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
             publish(&mut limiter, Fetched { tiers, api_keys: None }, &data);
-            limiter.metrics.drain().iter().filter(|sample| matches!(sample, Sample::Count(_, 1..))).count()
+            limiter.drain_metrics().iter().filter(|sample| matches!(sample, Sample::Count(_, 1..))).count()
         };
         let records = records("default", 20);
         assert!(claim_fetch(&data, &records, 0));

@@ -7,8 +7,11 @@ use std::path::Path;
 /// The modules of `src/`, top layer first. A module imports from its own layer and from those below it.
 const LAYERS: [(&str, &[&str]); 8] = [
     ("Envoy's ABI", &["host"]),
-    ("decides about a request", &["limiter", "requests"]),
-    ("surrounds a decision", &["admin", "callers", "documents", "measured_health", "redis_limiter"]),
+    ("decides about a request", &["admission", "limiter", "requests"]),
+    (
+        "surrounds a decision",
+        &["admin", "callers", "documents", "health_change", "in_force", "measured_health", "redis_limiter"],
+    ),
     (
         "what workers and Envoys share, what answers say",
         &[

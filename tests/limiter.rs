@@ -3,10 +3,11 @@
 mod common;
 
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, seen};
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
-use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIERS, Metrics, Sample};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::store::SharedData;
@@ -235,7 +236,7 @@ fn a_store_that_gives_no_answer_refuses_and_counts() {
     let refused = answer(&mut limiter, &data, &FakeRequest::get("/"));
     assert_eq!(refused.verdict.map(|v| (v.outcome, v.wait_us)), Some((Outcome::Refused, SECOND)));
     let failures = Sample::Count("rate_limiter_store_failures_total.reason.contended".to_owned(), 1);
-    assert!(limiter.metrics.drain().contains(&failures));
+    assert!(limiter.drain_metrics().contains(&failures));
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn bad_tokens_that_come_at_once_are_not_counted_short() {
 fn samples_are_counted_for_each_tier_and_handed_over_once() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro"}}"#);
-    let at_first = limiter.metrics.drain();
+    let at_first = limiter.drain_metrics();
     for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
         for tier in ["free", "pro", "enterprise"] {
             let name = format!("rate_limiter_requests_total.tier.{tier}.status.{status}");
@@ -289,7 +290,7 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
     let count = |name: &str, count| Sample::Count(format!("rate_limiter_requests_total.tier.{name}"), count);
     let level = |name: &str, level| Sample::Level(format!("rate_limiter_{name}"), level);
     assert_eq!(
-        limiter.metrics.drain(),
+        limiter.drain_metrics(),
         [
             count("free.status.allowed", 10),
             count("free.status.limited", 2),
@@ -298,7 +299,7 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
             level("tokens_remaining.tier.pro", 24),
         ]
     );
-    assert_eq!(limiter.metrics.drain(), []);
+    assert_eq!(limiter.drain_metrics(), []);
     assert!(data.now_us() > 0);
 }
 
@@ -315,7 +316,7 @@ fn tiers_beyond_the_bound_are_counted_together() {
         limiter.decide(&FakeRequest::get("/").with("x-api-key", format!("key-{n}")), &data, ARRIVAL);
     }
     let mut counted = std::collections::BTreeMap::new();
-    for sample in limiter.metrics.drain() {
+    for sample in limiter.drain_metrics() {
         if let Sample::Count(name, count) = sample
             && let Some(tier) = name.strip_prefix("rate_limiter_requests_total.tier.")
         {

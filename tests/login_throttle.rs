@@ -3,7 +3,8 @@
 mod common;
 
 use common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
-use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::admission::Decision;
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
 use dynamic_rate_limiter::request::RequestStart;
 

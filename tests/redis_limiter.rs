@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use common::redis::{Connection, ModelRedis};
 use common::{FakeData, FakeRequest, SECOND, TOKEN};
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::documents::Fetched;
@@ -16,7 +17,7 @@ use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health_sync::POLL_US;
-use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::SharedData;
@@ -113,7 +114,7 @@ impl World {
 
     fn tick(&mut self, name: Name) -> Vec<(RequestId, Decision)> {
         let (worker, data, _) = self.worker(name);
-        worker.shared().tick(data.now_us(), Role::Newest, data);
+        worker.limiter.handle_timeout(data.now_us(), Role::Newest, data);
         self.exchange(name)
     }
 
@@ -125,7 +126,7 @@ impl World {
         let mut decisions = Vec::new();
         loop {
             decisions.extend(std::iter::from_fn(|| worker.limiter.next_decision(now_us, data)));
-            if worker.shared().has_work() {
+            if worker.has_work() {
                 worker.flush(redis, is_down, now_us);
             } else if !is_frozen && !worker.replies.is_empty() {
                 worker.deliver(now_us);
@@ -142,7 +143,7 @@ impl World {
         let (worker, data, _) = self.worker(name);
         let arrival = RequestStart { id: request_id, at_us: data.now_us() };
         // Documents come when a test publishes them; nothing waits for them.
-        (request_id, worker.limiter.decide_without_documents(request, data, arrival))
+        (request_id, worker.limiter.decider(data).decide(request, arrival, false))
     }
 
     /// What a request is told, by Redis if need be.
@@ -202,7 +203,7 @@ impl World {
 
     /// Adds up a counter over the samples since it was last asked for.
     fn counted(&mut self, name: Name, counter: &str) -> u64 {
-        let samples = self.worker(name).0.limiter.metrics.drain();
+        let samples = self.worker(name).0.limiter.drain_metrics();
         let count = |sample: Sample| match sample {
             Sample::Count(name, count) if name.ends_with(counter) => Some(count),
             _ => None,
@@ -220,18 +221,18 @@ impl Worker {
         Self { limiter, connection: None, replies: VecDeque::new(), commands: 0 }
     }
 
-    fn shared(&mut self) -> &mut dynamic_rate_limiter::redis_limiter::RedisLimiter {
-        self.limiter.redis().expect("a Redis in the configuration")
+    fn has_work(&self) -> bool {
+        self.limiter.redis().expect("a Redis in the configuration").has_work()
     }
 
     fn flush(&mut self, redis: &mut ModelRedis, is_down: bool, now_us: u64) {
-        let effects = self.shared().take_effects();
+        let effects = self.limiter.take_effects();
         if effects.close || effects.open {
             self.connection = None;
             self.replies.clear();
         }
         if effects.open && is_down {
-            return self.shared().closed("refused", now_us);
+            return self.limiter.handle_close("refused", now_us);
         }
         if effects.open {
             self.connection = Some(Connection::default());
@@ -245,13 +246,13 @@ impl Worker {
 
     fn deliver(&mut self, now_us: u64) {
         let bytes: Vec<u8> = self.replies.drain(..).flatten().collect();
-        self.shared().received(&bytes, now_us);
+        self.limiter.handle_input(&bytes, now_us);
     }
 
     fn hang_up(&mut self, now_us: u64) {
         self.replies.clear();
         if self.connection.take().is_some() {
-            self.shared().closed("reset by peer", now_us);
+            self.limiter.handle_close("reset by peer", now_us);
         }
     }
 }
@@ -761,7 +762,7 @@ fn the_health_check_tells_what_has_become_of_redis() {
     world.run(POLL_US + 5 * MS);
     assert_eq!(told(&mut world), connected, "found without a request");
     let level = |level| Sample::Level("rate_limiter_redis_connected".to_owned(), level);
-    assert!(world.worker((0, 0)).0.limiter.metrics.drain().contains(&level(1)));
+    assert!(world.worker((0, 0)).0.limiter.drain_metrics().contains(&level(1)));
     for worker in 0..2 {
         world.ask((0, worker), &FakeRequest::get("/"));
     }
@@ -771,7 +772,7 @@ fn the_health_check_tells_what_has_become_of_redis() {
         (0..3).for_each(|_| drop(world.ask((0, worker), &FakeRequest::get("/"))));
     }
     assert_eq!(told(&mut world), disconnected);
-    assert!(world.worker((0, 0)).0.limiter.metrics.drain().contains(&level(0)));
+    assert!(world.worker((0, 0)).0.limiter.drain_metrics().contains(&level(0)));
     world.is_down = false;
     world.run(3 * SECOND);
     assert_eq!(told(&mut world), connected, "by itself");

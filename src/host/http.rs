@@ -9,9 +9,10 @@ use proxy_wasm::types::Action;
 use super::hostcalls::{HeaderBlock, HostData, response_header, send_local_reply};
 use super::worker::Worker;
 use crate::admin::EndpointReply;
+use crate::admission::Decision;
 use crate::headers::{self, HeaderValues};
-use crate::limiter::Decision;
 use crate::overload::RequestOutcome;
+use crate::requests::RequestState;
 use crate::store::SharedData;
 
 /// Envoy's `StopAllIterationAndWatermark`: the request waits with its body, which its client may not send on.
@@ -103,8 +104,18 @@ impl Drop for HttpRequest {
     }
 }
 
-/// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says so
-/// in another header.
+/// What Envoy does with what else arrives of a request in that state.
+pub(super) fn action(state: Option<&RequestState>) -> Action {
+    match state {
+        Some(
+            RequestState::WaitsForDocuments | RequestState::WaitsForPlace(_) | RequestState::WaitsForRedis(_),
+        ) => Action::Pause,
+        Some(RequestState::WaitsForBody(..) | RequestState::SentOn(_)) | None => Action::Continue,
+    }
+}
+
+/// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says
+/// so in another header.
 pub(super) fn outcome(may_be_grpc_headers_only: bool) -> RequestOutcome {
     let status = response_header(":status").unwrap_or_default();
     let failed = if may_be_grpc_headers_only && status == b"200" {

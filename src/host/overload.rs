@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::hostcalls::HostData;
 use super::{metrics, random};
+use crate::admission::LimitedRequest;
 use crate::config::{Config, HealthThresholds};
-use crate::limiter::LimitedRequest;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::{
     Admission, Arrival, ClusterId, Gauge, Output, OverloadControl, OverloadReport, PARAMETERS,

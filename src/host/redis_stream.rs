@@ -11,6 +11,7 @@ use proxy_wasm::hostcalls;
 use super::hostcalls::HostData;
 use super::turn::NextTurn;
 use crate::health_sync::POLL_US;
+use crate::limiter::Limiter;
 use crate::redis_limiter::RedisLimiter;
 use crate::store::SharedData;
 use crate::store::redis::session::Effects;
@@ -64,9 +65,9 @@ impl RedisStream {
         self.stream == Some(stream)
     }
 
-    /// Does what `redis` has to do on the stream.
-    pub(super) fn flush(&mut self, redis: &mut RedisLimiter) {
-        let Effects { close, open, send } = redis.take_effects();
+    /// Does what `limiter` has to do on the stream.
+    pub(super) fn flush(&mut self, limiter: &mut Limiter) {
+        let Effects { close, open, send } = limiter.take_effects();
         if close || open {
             self.close();
         }
@@ -76,7 +77,7 @@ impl RedisStream {
                 Err(_) => {
                     let detail =
                         format!("there is no cluster {:?} in Envoy, or no endpoint in it", self.cluster);
-                    return redis.closed(&detail, HostData.now_us());
+                    return limiter.handle_close(&detail, HostData.now_us());
                 }
             }
         }
@@ -84,7 +85,7 @@ impl RedisStream {
             && hostcalls::send_grpc_stream_message(stream, Some(&send), false).is_err()
         {
             self.close();
-            redis.closed("the stream is gone", HostData.now_us());
+            limiter.handle_close("the stream is gone", HostData.now_us());
         }
     }
 

@@ -17,7 +17,7 @@ use crate::config::{Credentials, Environment, PluginConfig};
 use crate::documents::claim_fetch;
 use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
-use crate::metrics::{CONFIG_APPLIED, CONFIG_REJECTED, DECISION_DURATION, Sample};
+use crate::metrics::{CONFIG_REJECTED, Sample};
 use crate::store::SharedData;
 
 /// What is done once a second is due again so soon, in microseconds: a tick may come a little early.
@@ -58,8 +58,7 @@ impl Root {
             let identity = PluginIdentity { name: &name, namespace, fingerprint: fingerprint(configuration) };
             generations.add(self.id, identity, HostData.now_us());
         });
-        let histogram = metrics::histogram(DECISION_DURATION);
-        self.worker = Some(Rc::new(RefCell::new(Worker::new(self.id, limiter, histogram))));
+        self.worker = Some(Rc::new(RefCell::new(Worker::new(self.id, limiter))));
         Ok(())
     }
 
@@ -79,9 +78,9 @@ impl Root {
             return;
         }
         // A VM that serves no requests, such as the main thread's, has the time.
-        let is_busy = worker.decisions() != self.decisions || self.was_unreachable;
+        let is_busy = worker.decision_timer.decisions != self.decisions || self.was_unreachable;
         let grace_us = if is_busy && !limiter.lacks_documents() { SECOND_US } else { 0 };
-        self.decisions = worker.decisions();
+        self.decisions = worker.decision_timer.decisions;
         if claim_fetch(&HostData, records, grace_us) {
             drop(worker);
             self.fetch = Some(Fetch::start(source));
@@ -156,7 +155,7 @@ impl RootContext for Root {
             let limiter = &mut worker.limiter;
             limiter.set_wall_clock(unix_us(), now_us);
             limiter.refresh(&HostData);
-            metrics::report(limiter.metrics.drain());
+            metrics::report(limiter.drain_metrics());
         }
         drop(worker);
         if may_fetch {
@@ -185,7 +184,7 @@ impl Drop for Root {
     fn drop(&mut self) {
         GENERATIONS.with_borrow_mut(|generations| generations.remove(self.id, &HostData));
         if let Some(worker) = &self.worker {
-            metrics::report(worker.borrow_mut().limiter.metrics.drain());
+            metrics::report(worker.borrow_mut().limiter.drain_metrics());
         }
     }
 }
@@ -197,8 +196,7 @@ fn announce(limiter: &mut Limiter, claimed: Claimed) {
         Claimed::First => log::info!("dynamic-rate-limiter {} started", env!("CARGO_PKG_VERSION")),
         Claimed::Replaced => {}
     }
-    log::info!("configuration applied: {}", limiter.summary());
-    limiter.metrics.count(CONFIG_APPLIED, 1);
+    limiter.announce_configuration();
 }
 
 /// Differs between configurations, environments and versions of the filter.

@@ -7,19 +7,52 @@ use proxy_wasm::hostcalls;
 /// Between ticks while nothing waits: metrics are at most so old, and so is the wall clock.
 const SLOWEST: Duration = Duration::from_secs(1);
 
+/// Before the first tick, and between two while a document is missing: it is asked for as soon as Envoy can serve it.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// Between two looks whether documents are there, while requests wait for them.
+const HOLD: Duration = Duration::from_millis(10);
+
+/// Between two slices of a publication, so that requests go on between them.
+const SLICE: Duration = Duration::from_millis(5);
+
+/// The same while requests may wait for it.
+const FIRST_SLICE: Duration = Duration::from_millis(1);
+
 /// The timer of a root context.
 #[derive(Default)]
 pub(super) struct Ticks {
     period: Duration,
+    has_ticked: bool,
 }
 
 impl Ticks {
     /// Ticks as often as the shortest of these periods says.
     pub(super) fn set(&mut self, periods: impl IntoIterator<Item = Option<Duration>>) {
-        let period = periods.into_iter().flatten().min().unwrap_or(SLOWEST).min(SLOWEST);
+        let slowest = if self.has_ticked { SLOWEST } else { FIRST };
+        let period = periods.into_iter().flatten().min().unwrap_or(slowest).min(slowest);
         if period != self.period {
             self.period = period;
             let _ = hostcalls::set_tick_period(period);
         }
+    }
+
+    /// A tick has come.
+    pub(super) fn note_tick(&mut self) {
+        self.has_ticked = true;
+    }
+}
+
+/// How often documents need a tick.
+pub(super) fn documents_tick(
+    is_publishing: bool,
+    lacks_documents: bool,
+    any_request_waits: bool,
+) -> Option<Duration> {
+    match is_publishing {
+        true if lacks_documents => Some(FIRST_SLICE),
+        true => Some(SLICE),
+        false if any_request_waits => Some(HOLD),
+        false => lacks_documents.then_some(FIRST),
     }
 }

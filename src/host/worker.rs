@@ -1,47 +1,30 @@
 //! One worker: its limiter, its overload control, its stream to Redis, and its requests.
 
-use std::time::Duration;
-
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType};
 
 use super::hostcalls::{HostData, HostRequest, cluster_name, set_response_header};
-use super::http::{Next, outcome, send_local, send_reply, write_headers};
-use super::metrics;
+use super::http::{Next, action, outcome, send_local, send_reply, write_headers};
+use super::metrics::DecisionTimer;
 use super::overload::{Overload, shed_wait_seconds};
 use super::redis_stream::RedisStream;
-use super::ticks::Ticks;
+use super::ticks::{Ticks, documents_tick};
 use super::turn::NextTurn;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
+use crate::admission::{Decision, LimitedRequest, Screening};
 use crate::documents::Fetched;
 use crate::generation::Role;
-use crate::limiter::{Decision, LimitedRequest, Limiter, Screening};
+use crate::limiter::Limiter;
 use crate::overload::{Admission, Output, RequestOutcome};
-use crate::redis_limiter::RedisLimiter;
 use crate::request::{RequestId, RequestStart};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
 use crate::store::SharedData;
-
-/// One decision in so many is timed: timing costs two host calls, which a request is better off without.
-const TIMED_ONE_IN: u32 = 16;
 
 /// Most requests that go on or are answered in one turn of the event loop.
 ///
 /// Envoy does what the filter asks for when the callback has returned, and each of these things inside the one before
 /// it: some hundreds of them are more than its stack holds.
 const MAX_ANSWERS: usize = 32;
-
-/// Before the first tick, and between two while a document is missing: it is asked for as soon as Envoy can serve it.
-const FIRST_TICK: Duration = Duration::from_millis(100);
-
-/// Between two looks whether documents are there, while requests wait for them.
-const HOLD_TICK: Duration = Duration::from_millis(10);
-
-/// Between two slices of a publication, so that requests go on between them.
-const SLICE_TICK: Duration = Duration::from_millis(5);
-
-/// The same while requests may wait for it.
-const FIRST_SLICE_TICK: Duration = Duration::from_millis(1);
 
 /// One worker of Envoy.
 pub(super) struct Worker {
@@ -52,15 +35,12 @@ pub(super) struct Worker {
     root: u32,
     stream: Option<RedisStream>,
     ticks: Ticks,
-    /// Until the first tick: how soon it is to come.
-    first_tick: Option<Duration>,
     next_turn: NextTurn,
-    decisions: u32,
-    duration_histogram: Option<u32>,
+    pub(super) decision_timer: DecisionTimer,
 }
 
 impl Worker {
-    pub(super) fn new(root: u32, limiter: Limiter, duration_histogram: Option<u32>) -> Self {
+    pub(super) fn new(root: u32, limiter: Limiter) -> Self {
         let settings = &limiter.config().settings;
         let redis = settings.redis.as_ref();
         let stream = redis.map(|redis| RedisStream::new(redis.cluster.clone()));
@@ -73,10 +53,8 @@ impl Worker {
             root,
             stream,
             ticks: Ticks::default(),
-            first_tick: Some(FIRST_TICK),
             next_turn: NextTurn::default(),
-            decisions: 0,
-            duration_histogram,
+            decision_timer: DecisionTimer::new(),
         };
         worker.set_ticks();
         worker
@@ -93,7 +71,7 @@ impl Worker {
             return Next::WaitWithBody;
         };
         if !matches!(decision, Decision::AwaitsRedis(_) | Decision::AwaitsDocuments) {
-            self.time(arrived.at_us);
+            self.decision_timer.decided(arrived.at_us);
         }
         let next = match decision {
             Decision::Exempt => Next::GoOn,
@@ -138,7 +116,7 @@ impl Worker {
             if end_of_stream {
                 self.note_complete(id);
             }
-            return self.action(id);
+            return action(self.requests.state(id));
         }
         // One byte over the bound is enough to know that it is too long.
         let bytes = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size.min(MAX_BODY_BYTES + 1));
@@ -157,7 +135,7 @@ impl Worker {
             return Action::Pause;
         }
         self.note_complete(id);
-        self.action(id)
+        action(self.requests.state(id))
     }
 
     /// Completes the response headers of a request that was sent on. In any other state, Envoy or another filter has
@@ -192,16 +170,13 @@ impl Worker {
         self.go_on_publishing();
     }
 
-    /// How many requests have been decided.
-    pub(super) fn decisions(&self) -> u32 {
-        self.decisions
-    }
-
     /// Does a slice of what is to be done about documents, and decides requests that waited for it: so many, that the rest
     /// has to be decided at the next tick.
     fn go_on_publishing(&mut self) {
         self.limiter.publish(&HostData);
-        if self.requests.any_waits_for_documents() && !self.limiter.must_hold(HostData.now_us(), &HostData) {
+        if self.requests.any_waits_for_documents()
+            && !self.limiter.holds_requests(HostData.now_us(), &HostData)
+        {
             for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
                 let Some(request) = self.requests.end(id) else { continue };
                 if hostcalls::set_effective_context(id).is_ok() {
@@ -219,19 +194,20 @@ impl Worker {
 
     /// Takes in what Redis sent.
     pub(super) fn received(&mut self, id: u32, bytes: &[u8]) {
-        self.at_stream(|stream, redis, now_us| {
+        self.at_stream(|stream, limiter, now_us| {
             if stream.is_current(id) {
-                redis.received(bytes, now_us);
+                limiter.handle_input(bytes, now_us);
             }
         });
     }
 
     /// Notes that a stream is closed.
     pub(super) fn closed(&mut self, id: u32, status: u32) {
-        self.at_stream(|stream, redis, now_us| {
+        self.at_stream(|stream, limiter, now_us| {
             if stream.is_current(id) {
                 stream.close();
-                redis.closed(&format!("the connection was refused or lost (gRPC status {status})"), now_us);
+                let detail = format!("the connection was refused or lost (gRPC status {status})");
+                limiter.handle_close(&detail, now_us);
             }
         });
     }
@@ -242,24 +218,26 @@ impl Worker {
             self.serve_queue(HostData.now_us());
             return;
         }
-        self.at_stream(|stream, redis, _| {
+        self.at_stream(|stream, limiter, _| {
             if stream.take_turn(queue) {
-                stream.flush(redis);
+                stream.flush(limiter);
             }
         });
     }
 
     /// Sees to deadlines, and to shared state if this generation is the newest.
     pub(super) fn tick(&mut self, role: Role) {
-        self.at_stream(|stream, redis, now_us| {
-            redis.tick(now_us, role, &HostData);
-            stream.flush(redis);
-            stream.rest(redis);
+        self.at_stream(|stream, limiter, now_us| {
+            limiter.handle_timeout(now_us, role, &HostData);
+            stream.flush(limiter);
+            if let Some(redis) = limiter.redis() {
+                stream.rest(redis);
+            }
         });
         let now_us = HostData.now_us();
         self.follow_overload(now_us, role);
         self.give_up_bodies(now_us);
-        self.first_tick = None;
+        self.ticks.note_tick();
         if role == Role::Superseded {
             self.limiter.drop_publication();
         }
@@ -269,10 +247,10 @@ impl Worker {
     }
 
     /// Does something with the stream, and then whatever follows from it.
-    fn at_stream(&mut self, act: impl FnOnce(&mut RedisStream, &mut RedisLimiter, u64)) {
+    fn at_stream(&mut self, act: impl FnOnce(&mut RedisStream, &mut Limiter, u64)) {
         let now_us = HostData.now_us();
-        if let (Some(stream), Some(redis)) = (&mut self.stream, self.limiter.redis()) {
-            act(stream, redis, now_us);
+        if let Some(stream) = &mut self.stream {
+            act(stream, &mut self.limiter, now_us);
             self.answer(now_us);
             self.serve_queue(now_us);
             self.wake();
@@ -291,7 +269,7 @@ impl Worker {
             // A request that has ended meanwhile needs no answer.
             if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
                 is_away = true;
-                self.time(request.arrived.at_us);
+                self.decision_timer.decided(request.arrived.at_us);
                 self.carry_out(id, request.arrived, now_us, decision);
             }
         }
@@ -330,7 +308,7 @@ impl Worker {
     /// Decides about the request in effect; `None`: it waits for a place in flight.
     fn decide(&mut self, id: RequestId, arrived: Arrived, now_us: u64) -> Option<Decision> {
         let may_wait = self.requests.may_wait_for_documents();
-        let limited = match self.limiter.screen(&HostRequest, &HostData, now_us, may_wait) {
+        let limited = match self.limiter.decider(&HostData).screen(&HostRequest, now_us, may_wait) {
             Screening::Decided(decision) => return Some(decision),
             Screening::Limited(limited) => limited,
         };
@@ -340,7 +318,7 @@ impl Worker {
         // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
         if self.requests.waiting_for_place() > 0 {
             let start = RequestStart { id, at_us: now_us };
-            if let Some(refusal) = self.limiter.refuse_if_empty(&limited, &HostData, start) {
+            if let Some(refusal) = self.limiter.decider(&HostData).refuse_if_empty(&limited, start) {
                 return Some(refusal);
             }
         }
@@ -363,7 +341,7 @@ impl Worker {
     /// does not go on.
     fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now_us: u64) -> Decision {
         let start = RequestStart { id, at_us: now_us };
-        let decision = self.limiter.charge(limited, &HostData, start);
+        let decision = self.limiter.decider(&HostData).charge(limited, start);
         if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis(_)) {
             self.finish_at(id, RequestOutcome::NotSent, now_us);
         }
@@ -380,7 +358,7 @@ impl Worker {
             let Some((arrived, decision)) = self.decide_waiting(output, now_us) else { continue };
             if hostcalls::set_effective_context(id).is_ok() {
                 is_away = true;
-                self.time(arrived.at_us);
+                self.decision_timer.decided(arrived.at_us);
                 self.carry_out(id, arrived, now_us, decision);
             } else {
                 self.finish_at(id, RequestOutcome::NotSent, now_us);
@@ -410,7 +388,8 @@ impl Worker {
         let decision = if let Output::Send(_) = output {
             self.charge(id, &waiting.limited, now_us)
         } else {
-            self.limiter.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
+            let mut decider = self.limiter.decider(&HostData);
+            decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
         };
         Some((arrived, decision))
     }
@@ -425,8 +404,8 @@ impl Worker {
 
     /// A request has ended before it was sent on: nothing that it waited for is done for it any more.
     fn finish_unsent(&mut self, id: RequestId, state: &RequestState) {
-        if let (RequestState::WaitsForRedis(command), Some(redis)) = (state, self.limiter.redis()) {
-            redis.cancel(*command);
+        if let RequestState::WaitsForRedis(command) = state {
+            self.limiter.cancel(*command);
         }
         self.finish(id, RequestOutcome::NotSent);
     }
@@ -487,18 +466,6 @@ impl Worker {
         }
     }
 
-    /// What Envoy does with what else arrives of a request.
-    fn action(&self, id: RequestId) -> Action {
-        match self.requests.state(id) {
-            Some(
-                RequestState::WaitsForDocuments
-                | RequestState::WaitsForPlace(_)
-                | RequestState::WaitsForRedis(_),
-            ) => Action::Pause,
-            Some(RequestState::WaitsForBody(..) | RequestState::SentOn(_)) | None => Action::Continue,
-        }
-    }
-
     /// Answers the admin requests that have waited too long for their bodies.
     fn give_up_bodies(&mut self, now_us: u64) {
         while let Some(id) = self.requests.end_without_body(now_us) {
@@ -517,24 +484,14 @@ impl Worker {
 
     /// Ticks as often as what waits needs it.
     fn set_ticks(&mut self) {
-        let lacks_documents = self.limiter.lacks_documents();
-        let documents = match self.limiter.is_publishing() {
-            true if lacks_documents => Some(FIRST_SLICE_TICK),
-            true => Some(SLICE_TICK),
-            false if self.requests.any_waits_for_documents() => Some(HOLD_TICK),
-            false => lacks_documents.then_some(FIRST_TICK),
-        };
+        let documents = documents_tick(
+            self.limiter.is_publishing(),
+            self.limiter.lacks_documents(),
+            self.requests.any_waits_for_documents(),
+        );
         let has_queue = self.requests.waiting_for_place() > 0;
         let overload = self.overload.as_ref().map(|overload| overload.tick(has_queue));
         let redis = self.stream.as_ref().map(RedisStream::tick);
-        self.ticks.set([self.first_tick, documents, overload, redis]);
-    }
-
-    fn time(&mut self, started_us: u64) {
-        let timed = self.duration_histogram.filter(|_| self.decisions.is_multiple_of(TIMED_ONE_IN));
-        self.decisions = self.decisions.wrapping_add(1);
-        if let Some(histogram) = timed {
-            metrics::observe(histogram, HostData.now_us().saturating_sub(started_us));
-        }
+        self.ticks.set([documents, overload, redis]);
     }
 }

@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::HeaderValues;
-use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::{Request, RequestStart};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;

@@ -1,8 +1,8 @@
 //! What a worker decides, held against the oracle and against the promises about failures.
 
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::headers::HeaderValues;
-use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::tier::Limit;
 

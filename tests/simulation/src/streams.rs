@@ -189,9 +189,7 @@ impl World {
         let bytes = worker.stream.borrow_mut().as_mut().and_then(|stream| stream.from_redis.pop_front());
         let Some(bytes) = bytes else { return };
         let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-        if let Some(redis) = worker.limiter.borrow_mut().redis() {
-            redis.received(&bytes, clock_us);
-        }
+        worker.limiter.borrow_mut().handle_input(&bytes, clock_us);
         self.pump(index, &worker);
     }
 
@@ -202,9 +200,7 @@ impl World {
         }
         self.drop_stream(&worker);
         let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-        if let Some(redis) = worker.limiter.borrow_mut().redis() {
-            redis.closed("reset", clock_us);
-        }
+        worker.limiter.borrow_mut().handle_close("reset", clock_us);
         self.pump(index, &worker);
     }
 }

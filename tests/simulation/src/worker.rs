@@ -131,7 +131,7 @@ impl Worker {
     }
 
     fn tick_interval_us(&self) -> u64 {
-        self.limiter.borrow_mut().redis().map_or(0, |redis| redis.tick_us())
+        self.limiter.borrow().redis().map_or(0, |redis| redis.tick_us())
     }
 
     /// Whether the stream of that number is still the one it uses.

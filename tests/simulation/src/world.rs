@@ -7,10 +7,10 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health_sync::POLL_US;
-use dynamic_rate_limiter::limiter::Decision;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
 use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::AddressTable;
@@ -450,7 +450,7 @@ impl World {
         let request = Asked { caller, is_post: false };
         let late_us = worker.late_us.get();
         // Nothing waits for documents: this world judges the plugin configuration until some are published.
-        let decision = worker.limiter.borrow_mut().decide_without_documents(&request, &host, arrival);
+        let decision = worker.limiter.borrow_mut().decider(&host).decide(&request, arrival, false);
         self.check_health(worker.envoy);
         let timeout_us = self.plan.timeout_us;
         // What others did meanwhile has delayed it already.
@@ -515,7 +515,7 @@ impl World {
 
     /// What Envoy does for a worker with something to send or to answer, or whose requests wait.
     pub fn wake(&self, index: usize, worker: &Worker) {
-        let mut limiter = worker.limiter.borrow_mut();
+        let limiter = worker.limiter.borrow();
         let Some(redis) = limiter.redis() else { return };
         if redis.has_work() && !worker.is_awake.replace(true) {
             self.after(self.below(TURN_US), Event::Turn(index));
@@ -546,9 +546,9 @@ impl World {
             let mut limiter = worker.limiter.borrow_mut();
             limiter.refresh(&host);
             let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-            self.count_evictions(limiter.metrics.drain());
+            self.count_evictions(limiter.drain_metrics());
+            limiter.handle_timeout(clock_us, Role::Newest, &host);
             let Some(redis) = limiter.redis() else { return };
-            redis.tick(clock_us, Role::Newest, &host);
             redis.is_waiting()
         };
         // It may have come late, and what others did in the middle of it delays the next.
@@ -578,7 +578,7 @@ impl World {
         worker.pending.borrow_mut().clear();
         *worker.stream.borrow_mut() = None;
         if let Ok(mut limiter) = worker.limiter.try_borrow_mut() {
-            self.count_evictions(limiter.metrics.drain());
+            self.count_evictions(limiter.drain_metrics());
         }
     }
 
@@ -607,7 +607,7 @@ impl World {
                 if !redis.has_work() {
                     break;
                 }
-                redis.take_effects()
+                limiter.take_effects()
             };
             if effects.close || effects.open {
                 self.drop_stream(worker);

@@ -1,7 +1,8 @@
 //! A plugin configuration: refused with a message of bounded length, or a limiter that decides about anybody.
 
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
-use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::limiter::Limiter;
 
 use super::check_answer;
 use harness::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN};

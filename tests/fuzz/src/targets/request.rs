@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::identity::Network;
-use dynamic_rate_limiter::limiter::{Decision, Limiter};
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
 use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
@@ -155,9 +156,8 @@ impl World {
     fn settle(&mut self, data: &FakeData) {
         data.advance(SECOND);
         self.admitted.clear();
-        let Some(redis) = self.limiter.redis() else { return };
-        redis.take_effects();
-        redis.tick(data.now_us(), Role::Newest, data);
+        self.limiter.take_effects();
+        self.limiter.handle_timeout(data.now_us(), Role::Newest, data);
         while let Some((request_id, decision)) = self.limiter.next_decision(data.now_us(), data) {
             assert!((1..=self.request_id).contains(&request_id));
             match decision {

@@ -1,0 +1,332 @@
+//! Decides about a request, and does nothing else.
+//!
+//! The questions, in this order: Is it for an endpoint? Is it exempt? Are the documents there? Whose key is it? Which
+//! limit holds? Where upstreams are protected from overload, its owner then asks for a place in flight. The last
+//! question is whether its bucket has a token.
+
+use std::rc::Rc;
+
+use crate::admin::{self, EndpointDecision, EndpointReply, PendingChange, ShownHealth};
+use crate::bucket::{Outcome, Verdict};
+use crate::charge::{BucketOwner, Charge};
+use crate::config::{Caller, OnFailure, Settings};
+use crate::documents::Outdated;
+use crate::headers::HeaderValues;
+use crate::identity::{KeyHash, MAX_KEY_BYTES};
+use crate::in_force::InForce;
+use crate::metrics::{self, Metrics, Status};
+use crate::overload::OverloadReport;
+use crate::redis_limiter::{Charged, RedisLimiter};
+use crate::request::{Request, RequestStart};
+use crate::store::redis::queue::CommandId;
+use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
+use crate::tier::{Allowance, Limit, Tier};
+
+/// What a caller whose tier is blocked is told to wait, in microseconds: nothing will change by itself.
+const BLOCKED_WAIT_US: u64 = 60_000_000;
+
+/// What a caller is told to wait when the store gave no answer, in microseconds.
+const CONTENDED_WAIT_US: u64 = 1_000_000;
+
+/// How often a key is looked up again because documents have changed meanwhile. Each time is a whole publication
+/// between two host calls of one request, so that even the second is not seen in practice.
+const MAX_LOOKUPS: usize = 4;
+
+/// What happens to a request.
+#[derive(Debug)]
+pub enum Decision {
+    /// It goes on, and its response is left alone.
+    Exempt,
+    /// It goes on, and its response gets the answer's headers.
+    Admitted(HeaderValues),
+    /// It is refused, with the answer's headers.
+    Refused(HeaderValues),
+    /// The filter answers it.
+    Replied(EndpointReply),
+    /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
+    Unavailable(HeaderValues),
+    /// It is shed: 503, with the answer's headers; the caller is to wait so many seconds.
+    Shed(HeaderValues, u64),
+    /// The first documents have to be applied or refused first; then it is decided anew.
+    AwaitsDocuments,
+    /// The filter answers it once its body is there: pass it to `Limiter::change_health`.
+    AwaitsBody(PendingChange),
+    /// Redis is asked first, by this command; `Limiter::next_decision` has the rest.
+    AwaitsRedis(CommandId),
+}
+
+/// A request that limits apply to, as far as its headers decide about it.
+#[derive(Debug)]
+pub enum Screening {
+    /// Nothing more has to be known.
+    Decided(Decision),
+    /// It has to be charged: pass it to [`Decider::charge`].
+    Limited(LimitedRequest),
+}
+
+/// Who a request is charged to.
+#[derive(Clone, Debug)]
+pub struct LimitedRequest {
+    /// The caller's tier.
+    pub tier: Rc<Tier>,
+    /// Whose bucket pays; `None` where the tier has none and the overload control does not ask either.
+    pub owner: Option<BucketOwner>,
+}
+
+/// Decides about the requests of one worker, with the parts of its limiter.
+#[derive(Debug)]
+pub struct Decider<'a, D> {
+    pub(crate) in_force: &'a mut InForce,
+    pub(crate) table: &'a AddressTable,
+    pub(crate) redis: Option<&'a mut RedisLimiter>,
+    pub(crate) overload_report: Option<&'a OverloadReport>,
+    pub(crate) unix_offset_us: u64,
+    pub(crate) metrics: &'a mut Metrics,
+    pub(crate) data: &'a D,
+}
+
+impl<D: SharedData> Decider<'_, D> {
+    /// Decides about a request whose upstream is not protected from overload. `may_wait`: for missing documents.
+    pub fn decide(&mut self, request: &impl Request, start: RequestStart, may_wait: bool) -> Decision {
+        match self.screen(request, start.at_us, may_wait) {
+            Screening::Decided(decision) => decision,
+            Screening::Limited(limited) => self.charge(&limited, start),
+        }
+    }
+
+    /// Decides what can be decided by a request's headers alone. `may_wait`: for missing documents.
+    pub fn screen(&mut self, request: &impl Request, now_us: u64, may_wait: bool) -> Screening {
+        self.in_force.follow(self.data, self.redis.as_deref_mut(), self.metrics);
+        let config = self.in_force.config().clone();
+        // CONNECT has no path, and then no endpoint or exemption to match.
+        let target = request.header(":path").unwrap_or_default();
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+
+        if let Some(decision) = self.endpoint(path, request) {
+            return Screening::Decided(decision);
+        }
+        if is_exempt(path, request, &config.settings) {
+            self.metrics.request(&config.default_tier, Status::Exempt, None);
+            return Screening::Decided(Decision::Exempt);
+        }
+        if may_wait && self.in_force.holds_requests(now_us, self.data) {
+            return Screening::Decided(Decision::AwaitsDocuments);
+        }
+        let caller = self.caller(request);
+        let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
+        if let Err(blocked) = self.limit(&tier) {
+            return Screening::Decided(blocked);
+        }
+        let has_owner = !tier.unlimited || config.settings.health_thresholds.is_some();
+        let owner = has_owner.then(|| match caller {
+            Some(caller) => BucketOwner::Key(caller),
+            None => BucketOwner::Address(config.network(&request.source_address().unwrap_or_default())),
+        });
+        Screening::Limited(LimitedRequest { tier, owner })
+    }
+
+    /// Takes a request's token, and decides by it.
+    pub fn charge(&mut self, limited: &LimitedRequest, start: RequestStart) -> Decision {
+        let LimitedRequest { tier, owner } = limited;
+        let limit = match self.limit(tier) {
+            Err(blocked) => return blocked,
+            Ok(limit) => limit,
+        };
+        let (Some(limit), Some(owner)) = (limit, owner.clone()) else {
+            self.metrics.request(tier, Status::Exempt, None);
+            return Decision::Admitted(self.answer(tier, None));
+        };
+        let charge = Charge { owner, tier: tier.clone(), health: self.in_force.health(), limit };
+        let Some(redis) = &mut self.redis else {
+            return self.charge_here(&charge);
+        };
+        match redis.charge(start, charge, self.metrics) {
+            Charged::Waits(command) => Decision::AwaitsRedis(command),
+            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, start.at_us),
+            Charged::Declined(charge) => self.fall_back(&charge),
+        }
+    }
+
+    /// Decides about a charge by what Redis said; `None`: it failed.
+    pub(crate) fn charged(&mut self, charge: &Charge, verdict: Option<Verdict>, now_us: u64) -> Decision {
+        match verdict {
+            // Redis' clock fills the bucket; what the caller is told follows this Envoy's.
+            Some(verdict) => self.decided(charge, verdict, now_us),
+            None => self.fall_back(charge),
+        }
+    }
+
+    /// Refuses a request whose bucket is known to be empty, and charges nothing.
+    pub fn refuse_if_empty(&mut self, limited: &LimitedRequest, start: RequestStart) -> Option<Decision> {
+        let LimitedRequest { tier, owner: Some(owner) } = limited else { return None };
+        let health = self.in_force.health();
+        let Allowance::Limited(limit) = tier.allowance(health) else { return None };
+        let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
+        let (verdict, now_us) = match &mut self.redis {
+            Some(redis) => (redis.known_refusal(&charge, start.at_us)?, start.at_us),
+            None => {
+                let taken = self.take(&charge, &ReadOnly(self.data)).ok()?.value;
+                (taken.verdict, taken.now_us)
+            }
+        };
+        (verdict.outcome == Outcome::Refused).then(|| self.decided(&charge, verdict, now_us))
+    }
+
+    /// Sheds a request: it is charged nothing.
+    pub fn shed(
+        &mut self,
+        waiting: &LimitedRequest,
+        cluster: &[u8],
+        retry_after_seconds: u64,
+        now_us: u64,
+    ) -> Decision {
+        let tier = &waiting.tier;
+        self.metrics.request(tier, Status::Shed, None);
+        self.metrics.shed(cluster);
+        let health = self.in_force.health();
+        let answer = HeaderValues { tier: tier.clone(), health, verdict: None, now_us };
+        Decision::Shed(answer, retry_after_seconds)
+    }
+
+    /// Is it for an endpoint?
+    fn endpoint(&mut self, path: &[u8], request: &impl Request) -> Option<Decision> {
+        let (config, control) = (self.in_force.config(), self.in_force.control());
+        let paths = &config.settings.admin;
+        let is =
+            |endpoint: &Option<String>| endpoint.as_ref().is_some_and(|endpoint| path == endpoint.as_bytes());
+        let decision = if is(&paths.health_path) {
+            let lacks_documents = self.in_force.lacks_documents();
+            EndpointDecision::Reply(admin::health(&method(request), config, control, lacks_documents))
+        } else if is(&paths.system_health_path) {
+            let unix_us = self.data.now_us().wrapping_add(self.unix_offset_us);
+            let shown = ShownHealth { control, unix_us, overload: self.overload_report };
+            admin::system_health(&method(request), request, config, self.table, shown, self.data)
+        } else {
+            return None;
+        };
+        Some(match decision {
+            EndpointDecision::Reply(reply) => {
+                reply.count(self.metrics);
+                Decision::Replied(reply)
+            }
+            EndpointDecision::AwaitBody(pending) => Decision::AwaitsBody(pending),
+        })
+    }
+
+    /// Whose key is it?
+    fn caller(&mut self, request: &impl Request) -> Option<Rc<Caller>> {
+        let key = request.header("x-api-key").filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()))?;
+        let key = KeyHash::of(&key);
+        for _ in 0..MAX_LOOKUPS {
+            match self.in_force.caller(key, self.data) {
+                Ok(caller) => return caller,
+                // A later document is being written where this one was: so another has come into force meanwhile.
+                Err(Outdated) => {
+                    self.in_force.refresh(self.data, self.redis.as_deref_mut(), self.metrics);
+                }
+            }
+        }
+        None
+    }
+
+    /// Which limit holds for a tier now? `None` where it has none; a refusal where it admits nothing.
+    fn limit(&mut self, tier: &Rc<Tier>) -> Result<Option<Limit>, Decision> {
+        match tier.allowance(self.in_force.health()) {
+            Allowance::Unlimited => Ok(None),
+            Allowance::Limited(limit) => Ok(Some(limit)),
+            Allowance::Blocked => {
+                self.metrics.request(tier, Status::Blocked, Some(0));
+                Err(Decision::Refused(self.answer(tier, Some(refusal(0, BLOCKED_WAIT_US)))))
+            }
+        }
+    }
+
+    /// Takes the token from this Envoy's own bucket.
+    fn charge_here(&mut self, charge: &Charge) -> Decision {
+        let taken = match self.take(charge, self.data) {
+            Ok(Updated { value, retries }) => {
+                self.metrics.count(metrics::CAS_RETRIES, retries.into());
+                self.metrics.count(metrics::BUCKET_EVICTIONS, value.evicted.into());
+                value
+            }
+            // Nothing may be given out unpaid.
+            Err(Contended) => {
+                self.metrics.count(metrics::STORE_CONTENDED, 1);
+                let verdict = refusal(charge.limit.capacity(), CONTENDED_WAIT_US);
+                Taken { verdict, now_us: self.data.now_us(), evicted: false }
+            }
+        };
+        self.decided(charge, taken.verdict, taken.now_us)
+    }
+
+    fn take(&self, charge: &Charge, data: &impl SharedData) -> Result<Updated<Taken>, Contended> {
+        match &charge.owner {
+            BucketOwner::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
+            BucketOwner::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
+        }
+    }
+
+    /// Decides without Redis, as `on_failure` says.
+    fn fall_back(&mut self, charge: &Charge) -> Decision {
+        let policy = self.redis.as_ref().map_or(OnFailure::Local, |redis| redis.on_failure());
+        let Charge { tier, health, .. } = charge;
+        let answer = |now_us| HeaderValues { tier: tier.clone(), health: *health, verdict: None, now_us };
+        match policy {
+            OnFailure::Local => {
+                self.metrics.count(metrics::FALLBACK_LOCAL, 1);
+                self.charge_here(charge)
+            }
+            OnFailure::Allow => {
+                self.metrics.count(metrics::FALLBACK_ALLOW, 1);
+                self.metrics.request(tier, Status::Allowed, None);
+                Decision::Admitted(answer(self.data.now_us()))
+            }
+            OnFailure::Deny => {
+                self.metrics.count(metrics::FALLBACK_DENY, 1);
+                self.metrics.request(tier, Status::Blocked, None);
+                Decision::Unavailable(answer(self.data.now_us()))
+            }
+        }
+    }
+
+    /// The decision that follows from a verdict, which was spoken at `now_us`.
+    fn decided(&mut self, charge: &Charge, verdict: Verdict, now_us: u64) -> Decision {
+        let Charge { owner, tier, health, .. } = charge;
+        if log::log_enabled!(log::Level::Debug) {
+            let (bucket, outcome, left) = (owner.bucket(), verdict.outcome, verdict.remaining);
+            log::debug!("{bucket} (tier {}, {health}): {outcome:?}, {left} tokens left", tier.name);
+        }
+        let answer = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), now_us };
+        let (status, decision) = match verdict.outcome {
+            Outcome::Admitted => (Status::Allowed, Decision::Admitted(answer)),
+            Outcome::Refused => (Status::Limited, Decision::Refused(answer)),
+        };
+        self.metrics.request(tier, status, Some(verdict.remaining));
+        decision
+    }
+
+    fn answer(&self, tier: &Rc<Tier>, verdict: Option<Verdict>) -> HeaderValues {
+        let (health, now_us) = (self.in_force.health(), self.data.now_us());
+        HeaderValues { tier: tier.clone(), health, verdict, now_us }
+    }
+}
+
+fn refusal(capacity: u32, wait_us: u64) -> Verdict {
+    Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us }
+}
+
+fn method(request: &impl Request) -> Vec<u8> {
+    request.header(":method").unwrap_or_default()
+}
+
+/// Is it exempt?
+fn is_exempt(path: &[u8], request: &impl Request, settings: &Settings) -> bool {
+    settings.exempt_paths.iter().any(|exempt| exempt.matches(path))
+        || settings.exempt_preflight && is_preflight(request)
+}
+
+fn is_preflight(request: &impl Request) -> bool {
+    method(request) == b"OPTIONS"
+        && request.header("origin").is_some()
+        && request.header("access-control-request-method").is_some()
+}

@@ -1,0 +1,62 @@
+//! A change of health that an operator asks for: for all Envoys on one Redis, or for this one.
+
+use crate::admin::{self, EndpointReply, PendingChange};
+use crate::config::Config;
+use crate::control::Control;
+use crate::health::HealthOverride;
+use crate::identity::Network;
+use crate::redis_limiter::{NotAsked, RedisLimiter};
+use crate::request::RequestStart;
+use crate::store::SharedData;
+use crate::store::redis::queue::CommandId;
+
+/// A change of health.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HealthChange {
+    /// Who asks for it, for the log.
+    pub(crate) network: Network,
+    /// What the operator says.
+    pub(crate) health_override: HealthOverride,
+}
+
+impl HealthChange {
+    /// Reads a complete body.
+    pub(crate) fn parse(
+        pending: &PendingChange,
+        body: &[u8],
+        config: &Config,
+    ) -> Result<Self, EndpointReply> {
+        let health_override = admin::requested_health(body, config.settings.health_thresholds)?;
+        Ok(Self { network: pending.network, health_override })
+    }
+
+    /// Has Redis store it first: it is to be applied when Redis has replied.
+    pub(crate) fn store(
+        self,
+        redis: &mut RedisLimiter,
+        start: RequestStart,
+    ) -> Result<CommandId, EndpointReply> {
+        let command = redis.set_health(start, self.network, self.health_override);
+        command.map_err(|NotAsked| admin::not_stored())
+    }
+
+    /// Puts it into force for this Envoy.
+    pub(crate) fn apply(self, config: &Config, data: &impl SharedData, unix_us: u64) -> EndpointReply {
+        let control_key = Control::key(&config.settings.namespace);
+        let Self { network, health_override } = self;
+        let changed = Control::change(data, &control_key, |control| control.with_override(health_override));
+        let Ok(previous) = changed else { return admin::not_stored() };
+        let [previous, status] = [previous.health_override, health_override]
+            .map(|health_override| shown_override(health_override, config));
+        log::info!("health set to {status} (it was {previous}) by {network}");
+        admin::changed(previous, status, unix_us)
+    }
+}
+
+/// What was said about health, as it is shown: where nothing is measured, to have said nothing means `NORMAL`.
+fn shown_override(health_override: HealthOverride, config: &Config) -> &'static str {
+    match config.settings.health_thresholds {
+        Some(_) => health_override.name(),
+        None => health_override.health().unwrap_or_default().name(),
+    }
+}

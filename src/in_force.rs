@@ -1,0 +1,249 @@
+//! What is in force in one worker: configuration, documents, callers, health.
+//!
+//! All workers follow one control record. A worker reads it at the first request after a change was announced, and then
+//! takes over documents that are new to it. The worker that fetched documents publishes them here, in slices.
+
+use std::rc::Rc;
+
+use crate::callers::Callers;
+use crate::config::{Caller, Config, Documents, PluginConfig};
+use crate::control::{Control, Redis};
+use crate::documents::{
+    Fetched, Finished, Outdated, Publication, PublicationOutcome, Published, SourceRecords,
+};
+use crate::health::Health;
+use crate::identity::KeyHash;
+use crate::metrics::{self, Metrics};
+use crate::redis_limiter::RedisLimiter;
+use crate::store::SharedData;
+
+/// How long requests of a worker wait for its first documents, in microseconds, counted from the first that does.
+pub const HOLD_US: u64 = 1_000_000;
+
+/// What is in force in one worker.
+#[derive(Debug)]
+pub(crate) struct InForce {
+    plugin: PluginConfig,
+    config: Rc<Config>,
+    /// The known keys.
+    callers: Callers,
+    control_key: String,
+    /// What all workers agreed on when it was last read.
+    control: Control,
+    /// How many changes were announced then; `None` where it has to be read again.
+    changes: Option<u64>,
+    /// Where documents are published, where they are fetched.
+    records: Option<SourceRecords>,
+    /// Whether a document has neither been applied nor refused yet.
+    lacks_documents: bool,
+    hold: Hold,
+    /// Fetched documents that this worker is publishing.
+    publication: Option<Publication>,
+}
+
+/// How long requests wait for documents.
+#[derive(Clone, Copy, Debug)]
+enum Hold {
+    /// No request has waited yet.
+    Unused,
+    /// Requests wait until then, by the store's clock.
+    UntilUs(u64),
+    /// They do not wait any more.
+    Over,
+}
+
+impl InForce {
+    /// The plugin configuration alone; what is published already comes with the first look at the control record.
+    pub(crate) fn new(plugin: PluginConfig) -> Result<Self, String> {
+        let config = Config::new(&plugin, &Documents::default())?;
+        let settings = &config.settings;
+        let source = settings.config_source.as_ref();
+        let records = source.map(|source| SourceRecords::new(&settings.namespace, source));
+        Ok(Self {
+            control_key: Control::key(&settings.namespace),
+            control: Control::default(),
+            changes: None,
+            lacks_documents: records.is_some(),
+            records,
+            hold: Hold::Unused,
+            publication: None,
+            callers: Callers::default(),
+            config: Rc::new(config),
+            plugin,
+        })
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> &Rc<Config> {
+        &self.config
+    }
+
+    /// What all workers agreed on.
+    pub(crate) fn control(&self) -> Control {
+        self.control
+    }
+
+    /// Which limits hold.
+    pub(crate) fn health(&self) -> Health {
+        self.control.health()
+    }
+
+    /// Names the control record.
+    pub(crate) fn control_key(&self) -> &str {
+        &self.control_key
+    }
+
+    /// Where documents are published, where they are fetched.
+    pub(crate) fn records(&self) -> Option<&SourceRecords> {
+        self.records.as_ref()
+    }
+
+    /// Whether a document has neither been applied nor refused yet.
+    pub(crate) fn lacks_documents(&self) -> bool {
+        self.lacks_documents
+    }
+
+    /// How many tiers and keys are in force.
+    pub(crate) fn summary(&self) -> String {
+        let Config { tiers, default_tier, .. } = &*self.config;
+        format!("{} tiers, {} keys, default tier {}", tiers.len(), self.config.keys(), default_tier.name)
+    }
+
+    /// Looks at what all workers agreed on, if a change was announced.
+    pub(crate) fn follow(
+        &mut self,
+        data: &impl SharedData,
+        redis: Option<&mut RedisLimiter>,
+        metrics: &mut Metrics,
+    ) {
+        // Counted before the record is read: a change in between is announced later, and read again.
+        let changes = data.changes();
+        if changes.is_some() && changes == self.changes {
+            return;
+        }
+        self.changes = changes;
+        let control = Control::read(data, &self.control_key);
+        let previous = std::mem::replace(&mut self.control, control);
+        if control.documents != previous.documents {
+            self.adopt_documents(data);
+            metrics.define_tiers(&self.config.tiers);
+        }
+        metrics.health(control.health());
+        if let Some(redis) = redis {
+            metrics.redis_connected(control.redis == Redis::Connected);
+            let limits = |control: Control| (control.health_changes, control.health(), control.documents);
+            if limits(previous) != limits(control) {
+                redis.forget_denied();
+            }
+        }
+    }
+
+    /// The same, announced or not.
+    pub(crate) fn refresh(
+        &mut self,
+        data: &impl SharedData,
+        redis: Option<&mut RedisLimiter>,
+        metrics: &mut Metrics,
+    ) {
+        self.changes = None;
+        self.follow(data, redis, metrics);
+    }
+
+    fn adopt_documents(&mut self, data: &impl SharedData) {
+        let Some(records) = &self.records else { return };
+        let published = Published::read(data, records);
+        self.lacks_documents = published.is_missing(records);
+        if published.tiers.is_none() && published.keys.is_none() {
+            return;
+        }
+        match Config::new(&self.plugin, &published.documents()) {
+            Ok(config) => {
+                self.config = Rc::new(config);
+                self.callers = Callers::new(published.keys.map(|keys| (keys.table, records.prefix.clone())));
+            }
+            // They fitted the plugin configuration they were fetched with, and do not fit this newer one.
+            Err(error) => {
+                log::warn!("published documents do not fit this configuration and are left out: {error}")
+            }
+        }
+    }
+
+    /// The caller whose key this is.
+    pub(crate) fn caller(
+        &mut self,
+        key: KeyHash,
+        data: &impl SharedData,
+    ) -> Result<Option<Rc<Caller>>, Outdated> {
+        self.callers.find(key, &self.config, data)
+    }
+
+    /// Whether requests wait for documents now: from the first one on, for as long as a document is missing, but for
+    /// [`HOLD_US`] at most.
+    pub(crate) fn holds_requests(&mut self, now_us: u64, data: &impl SharedData) -> bool {
+        if !self.lacks_documents {
+            return false;
+        }
+        let until_us = match self.hold {
+            Hold::Unused => now_us.saturating_add(HOLD_US),
+            Hold::UntilUs(until_us) => until_us,
+            Hold::Over => return false,
+        };
+        if now_us < until_us {
+            self.hold = Hold::UntilUs(until_us);
+            return true;
+        }
+        self.hold = Hold::Over;
+        if self.records.as_ref().is_some_and(|records| records.first_to_miss(data)) {
+            log::warn!("documents are missing: the plugin configuration decides until they are there");
+        }
+        false
+    }
+
+    /// Begins to put fetched documents into force for all workers: [`InForce::publish`] goes on with it.
+    pub(crate) fn begin_publication(&mut self, fetched: Fetched, data: &impl SharedData) {
+        if let Some(records) = self.records.clone() {
+            self.publication = Some(Publication::new(fetched, &self.plugin, records, data));
+        }
+    }
+
+    /// Whether there is a publication to go on with.
+    pub(crate) fn is_publishing(&self) -> bool {
+        self.publication.is_some()
+    }
+
+    /// Leaves a publication unfinished: nothing of it holds.
+    pub(crate) fn drop_publication(&mut self) {
+        self.publication = None;
+    }
+
+    /// Does a slice of the work that a publication takes, and says at its end what is wrong with documents that it
+    /// leaves out.
+    pub(crate) fn publish(
+        &mut self,
+        data: &impl SharedData,
+        redis: Option<&mut RedisLimiter>,
+        metrics: &mut Metrics,
+    ) {
+        let work = |publication: &mut Publication| publication.work(&self.plugin, data);
+        let Some(outcome) = self.publication.as_mut().and_then(work) else { return };
+        self.publication = None;
+        let PublicationOutcome::Finished(Finished { is_applied, is_changed, complaint }) = outcome else {
+            return;
+        };
+        if is_changed {
+            let next =
+                |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
+            // Where this loses every race, the next change that is announced tells of it.
+            let _ = Control::change(data, &self.control_key, next);
+            self.refresh(data, redis, metrics);
+        }
+        if is_applied {
+            log::info!("documents applied: {}", self.summary());
+            metrics.count(metrics::CONFIG_APPLIED, 1);
+        }
+        if let Some(complaint) = complaint {
+            log::warn!("documents rejected, the last good ones stay: {complaint}");
+            metrics.count(metrics::CONFIG_REJECTED, 1);
+        }
+    }
+}
