@@ -8,6 +8,7 @@ mod facts;
 mod fuzz;
 mod gateway;
 mod host_failures;
+mod overload;
 mod redis;
 mod scenarios;
 mod support;
