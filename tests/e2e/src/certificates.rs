@@ -9,19 +9,18 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 /// The files that a server with a certificate needs, and its clients.
 #[derive(Debug)]
 pub struct Certificate {
-    /// Of the authority that signed it.
     pub authority: PathBuf,
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
 
 impl Certificate {
-    /// Writes a certificate for `name`, signed by an authority made for it alone, into a folder.
+    /// Writes a certificate for `name`, signed by its own new authority, into a folder.
     pub fn write(folder: &Path, name: &str) -> Self {
         let file = |suffix: &str| folder.join(format!("{name}.{suffix}.pem"));
         let (authority_key, server_key) = (new_key(), new_key());
-        let mut params = CertificateParams::new([]).expect("no names are no wrong names");
-        // Its own name, or it would seem to have signed itself.
+        let mut params = CertificateParams::new([]).expect("an empty list of names is valid");
+        // With the server's name, the certificate would look self-signed.
         params.distinguished_name.push(DnType::CommonName, format!("authority of {name}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];

@@ -1,5 +1,5 @@
-//! An HTTP/1.1 client that says exactly what it is told to: odd case, bytes that are not UTF-8,
-//! the same header twice, half a body. It keeps every header of an answer as it came.
+//! An HTTP/1.1 client that sends exactly the given bytes: unusual case, bytes that are not UTF-8, the same header
+//! twice, half a body. It keeps every header of a response unchanged.
 
 use std::io::{self, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use crate::canary;
 use crate::http1::{self, BodyLength, Headers};
 
-/// Long enough for anything Envoy does here; a hang is a failure, not a wait.
+/// Longer than anything that Envoy does here takes; a hang fails the test.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub use scenarios::{Body, Request, Response};
@@ -27,19 +27,17 @@ pub(crate) fn assert_no_secret(response: &Response) {
 #[derive(Debug)]
 pub struct Connection {
     reader: BufReader<TcpStream>,
-    /// Whether what comes may hold secrets: Envoy's admin endpoint shows configurations.
+    /// Whether responses may hold secrets: Envoy's admin endpoint shows configurations.
     may_hold_secrets: bool,
 }
 
 impl Connection {
-    /// Connects from whatever address the system chooses.
     #[track_caller]
     pub fn open(to: SocketAddr) -> Self {
         Self::connect(to, None)
     }
 
-    /// Connects from `127.0.0.<last>`: Linux lets a client use all of 127/8, so a test has
-    /// as many IPv4 clients as it likes.
+    /// Connects from `127.0.0.<last>`. Linux lets a client use all of 127/8, so a test can have many IPv4 clients.
     #[track_caller]
     pub fn open_from(last: u8, to: SocketAddr) -> Self {
         Self::connect(to, Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))))
@@ -53,14 +51,14 @@ impl Connection {
         }
     }
 
-    /// What comes on this connection is not searched: Envoy's admin endpoint, or an answer that repeats to a client
-    /// what that has said.
+    /// Responses on this connection are not searched for secrets: Envoy's admin endpoint, or a response that repeats
+    /// what the client has sent.
     pub fn may_hold_secrets(mut self) -> Self {
         self.may_hold_secrets = true;
         self
     }
 
-    /// Connects, where a refusal is an answer too.
+    /// Connects; a refused connection is an error, not a panic.
     pub fn try_connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         if let Some(from) = from {
@@ -91,12 +89,11 @@ impl Connection {
         }
     }
 
-    /// Puts these bytes on the wire as they are.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// Reads the answer to a request of this method, passing over `1xx` answers.
+    /// Reads the response to a request of this method, and skips `1xx` responses.
     pub fn read(&mut self, method: &str) -> io::Result<Response> {
         loop {
             let head = http1::read_head(&mut self.reader)?.ok_or(io::ErrorKind::ConnectionAborted)?;
@@ -119,7 +116,7 @@ impl Connection {
         }
     }
 
-    /// Sends a request whose response goes on for as long as this connection; reads the head of that.
+    /// Sends a request whose response lasts as long as this connection; reads the head of the response.
     #[track_caller]
     pub fn start_stream(&mut self, request: &Request) -> u16 {
         self.write(&request.encode()).expect("written");
@@ -127,12 +124,12 @@ impl Connection {
         parse_response_head(&head).expect("a response head").0
     }
 
-    /// How long a read may wait; twenty seconds unless told.
+    /// How long a read may wait; the default is [`READ_TIMEOUT`].
     pub fn read_timeout(&mut self, limit: Duration) {
         self.reader.get_mut().set_read_timeout(Some(limit)).expect("a read timeout above zero");
     }
 
-    /// The buffered reader, for a client that counts answers without keeping them.
+    /// The buffered reader, for a client that counts responses without keeping them.
     pub(crate) fn reader(&mut self) -> &mut BufReader<TcpStream> {
         &mut self.reader
     }

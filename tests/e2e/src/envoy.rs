@@ -1,4 +1,4 @@
-//! An Envoy that runs: its addresses, its admin endpoint, its log; killed when it is dropped.
+//! A running Envoy: its addresses, its admin endpoint, its log. It is killed when it is dropped.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, LDS_FILE, MAIN};
 use crate::wait;
 
-/// Envoy compiles the filter for each worker before it serves, and other tests run beside.
+/// Envoy compiles the filter for each worker before it serves, while other tests run.
 const START: Duration = Duration::from_secs(60);
 
 /// What a failing test shows of the log.
@@ -34,19 +34,19 @@ pub fn envoy_bin() -> PathBuf {
     from_env("ENVOY_BIN")
 }
 
-/// Whether that Envoy can watch for files that are written in place (`watch_modify`), and not for those moved alone.
+/// Whether that Envoy can watch files that are written in place (`watch_modify`), not only moved files.
 #[track_caller]
 pub fn follows_writing_in_place() -> bool {
     static FOLLOWS: OnceLock<bool> = OnceLock::new();
     *FOLLOWS.get_or_init(|| {
-        let output = Command::new(envoy_bin()).arg("--version").output().expect("Envoy says its version");
+        let output = Command::new(envoy_bin()).arg("--version").output().expect("Envoy prints its version");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let follows = envoy_version::version(&text).and_then(envoy_version::follows_writing_in_place);
         follows.unwrap_or_else(|| panic!("a version 1.x.y in: {text}"))
     })
 }
 
-/// A shipped bootstrap as that Envoy takes it.
+/// A shipped bootstrap, changed so that this version of Envoy accepts it.
 #[track_caller]
 pub fn adapted(bootstrap: String) -> String {
     if follows_writing_in_place() {
@@ -67,7 +67,7 @@ pub fn trapping_wasm() -> PathBuf {
     from_env("TRAPPING_WASM")
 }
 
-/// The path that `cargo xtask test` hands in as that variable.
+/// The path in that variable, which `cargo xtask test` sets.
 #[track_caller]
 pub fn from_env(name: &str) -> PathBuf {
     match std::env::var_os(name) {
@@ -106,7 +106,7 @@ impl Envoy {
         Self { child, dir, admin, listeners, deliveries: 0, traps: false }
     }
 
-    /// Whether the filter traps, as no test expects that does not say so.
+    /// Sets whether the test expects the filter to trap.
     pub(crate) fn traps(mut self, traps: bool) -> Self {
         self.traps = traps;
         self
@@ -123,7 +123,7 @@ impl Envoy {
         log
     }
 
-    /// The main listener's address, or the only one's where none is called that.
+    /// The main listener's address, or that of the first listener if none has that name.
     #[track_caller]
     pub fn address(&self) -> SocketAddr {
         match self.listeners.get(MAIN) {
@@ -132,7 +132,6 @@ impl Envoy {
         }
     }
 
-    /// The address of the listener with this name.
     #[track_caller]
     pub fn listener(&self, name: &str) -> SocketAddr {
         match self.listeners.get(name) {
@@ -141,12 +140,10 @@ impl Envoy {
         }
     }
 
-    /// The address of the admin endpoint.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
     }
 
-    /// Opens a connection to the main listener.
     #[track_caller]
     pub fn connect(&self) -> Connection {
         Connection::open(self.address())
@@ -172,7 +169,7 @@ impl Envoy {
         Scrape::parse(&self.admin("/stats/prometheus"))
     }
 
-    /// The value of one metric, `None` where it is not there (yet).
+    /// The value of one metric, `None` if it does not exist (yet).
     #[track_caller]
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         self.scrape().value(name, labels)
@@ -186,10 +183,10 @@ impl Envoy {
             last = self.metric(name, labels);
             (last == Some(value)).then_some(())
         });
-        assert!(reached.is_some(), "{name} {labels:?} should become {value}, stands at {last:?}");
+        assert!(reached.is_some(), "{name} {labels:?} should become {value}, is {last:?}");
     }
 
-    /// One of Envoy's plain statistics, 0 where it is not there (yet).
+    /// One of Envoy's own statistics, 0 if it does not exist (yet).
     #[track_caller]
     pub fn stat(&self, name: &str) -> u64 {
         self.admin(&format!("/stats?filter=^{name}$"))
@@ -212,13 +209,13 @@ impl Envoy {
         read_log(&self.dir)
     }
 
-    /// Waits for a line that holds all of `words`; gives it.
+    /// Waits for a line that contains all of `words`; returns it.
     #[track_caller]
     pub fn await_log(&self, words: &[&str]) -> String {
         wait::until(&format!("a log line with {words:?}"), || self.log_lines(words).into_iter().next())
     }
 
-    /// The lines that hold all of `words`.
+    /// The lines that contain all of `words`.
     pub fn log_lines(&self, words: &[&str]) -> Vec<String> {
         self.log()
             .lines()
@@ -227,7 +224,6 @@ impl Envoy {
             .collect()
     }
 
-    /// Envoy's resident memory in KiB.
     #[track_caller]
     pub fn resident_kib(&self) -> u64 {
         let status =
@@ -238,13 +234,11 @@ impl Envoy {
             .expect("a process has a resident size")
     }
 
-    /// The folder that it was started with.
     pub fn folder(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Replaces one of the documents that `config_files` serves as editors do: a new file, renamed
-    /// over the old one.
+    /// Replaces one of the documents that `config_files` serves, as editors do: a new file, renamed over the old one.
     #[track_caller]
     pub fn save(&self, name: &str, text: &str) {
         let path = self.dir.path().join(CONFIG_FOLDER).join(name);
@@ -258,7 +252,7 @@ impl Envoy {
         fs::write(path, text).expect("a document written");
     }
 
-    /// Delivers the next plugin configuration by ECDS, without waiting for it to take hold.
+    /// Delivers the next plugin configuration by ECDS, without waiting until it is applied.
     #[track_caller]
     pub fn deliver(&mut self, config: &Value) {
         self.deliver_plugin(|plugin| plugin["configuration"] = string_value(&config.to_string()));
@@ -273,11 +267,11 @@ impl Envoy {
         self.deliveries += 1;
         response["version_info"] = json!(self.deliveries.to_string());
         change(&mut response["resources"][0]["typed_config"]["config"]);
-        // Not beside the old one: Envoy would read that again when the new one is written.
+        // Not in the same folder: Envoy would read the old file again when the new one is written.
         replace(&path, &self.dir.path().join("next"), &response.to_string());
     }
 
-    /// Delivers the listeners by LDS after `change`, and waits until those are there and no others.
+    /// Delivers the listeners by LDS after `change`, and waits until exactly those exist.
     #[track_caller]
     pub fn change_listeners(&mut self, change: impl FnOnce(&mut Vec<Value>)) {
         let path = self.dir.path().join(LDS_FILE);
@@ -296,7 +290,7 @@ impl Envoy {
         });
     }
 
-    /// How many configurations have come by ECDS, and how many of those were refused.
+    /// How many configurations were received by ECDS, and how many of those were rejected.
     #[track_caller]
     pub fn deliveries(&self) -> (u64, u64) {
         let prefix = "extension_config_discovery.http_filter.rate_limiter";
@@ -305,7 +299,7 @@ impl Envoy {
 }
 
 impl Envoy {
-    /// Every secret in what Envoy shows to an operator who may not see its configuration.
+    /// Every secret in what Envoy shows to operators without access to its configuration.
     #[track_caller]
     pub fn secrets(&self) -> Vec<String> {
         let shown =
@@ -317,7 +311,7 @@ impl Envoy {
 
 impl Drop for Envoy {
     fn drop(&mut self) {
-        // A failing test's Envoy may not answer any more, and has other things to show.
+        // If the test fails, Envoy may not answer any more, and the log is more useful.
         let secrets = if std::thread::panicking() { Vec::new() } else { self.secrets() };
         kill(&mut self.child);
         let log = read_log(&self.dir);
@@ -331,7 +325,7 @@ impl Drop for Envoy {
     }
 }
 
-/// A child that is killed unless somebody takes it over.
+/// A child that is killed unless [`Launched::into_child`] takes it.
 struct Launched(Option<Child>);
 
 impl Launched {
@@ -369,7 +363,7 @@ impl Drop for Launched {
 }
 
 fn kill(child: &mut Child) {
-    // Both fail only for a child that is gone already.
+    // Both fail only for a child that has ended already.
     let _ = child.kill();
     let _ = child.wait();
 }

@@ -1,4 +1,4 @@
-//! A real Envoy as the scenarios want it: [`scenarios::Host`].
+//! A real Envoy as a [`scenarios::Host`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ impl Host for RealEnvoy {
         let world = World::start(setup);
         let envoys: Vec<_> = (0..setup.envoys).map(|_| world.prepare().start()).collect();
         if setup.takes_deliveries {
-            // The first one is counted when every worker has it; what comes next must not be taken for it.
+            // The first delivery is counted when every worker has it; a later delivery must not be mistaken for it.
             wait::until("the first delivery counted", || (envoys[0].deliveries().0 > 0).then_some(()));
         }
         Box::new(Running { envoys, world, connections: Vec::new() })
@@ -36,7 +36,7 @@ impl Host for RealEnvoy {
     }
 }
 
-/// What the cluster `config_files` does, by path.
+/// What the cluster `config_files` serves, by path.
 type Documents = Arc<Mutex<HashMap<String, Served>>>;
 
 struct World {
@@ -50,14 +50,14 @@ struct World {
 struct Running {
     envoys: Vec<Envoy>,
     world: World,
-    /// At least one to every worker of the first Envoy, once they are needed.
+    /// At least one to every worker of the first Envoy; opened when first needed.
     connections: Vec<Connection>,
 }
 
 impl World {
     fn start(setup: &scenarios::Setup) -> Self {
         for secret in scenarios::support::SECRETS {
-            // Its hash is a secret, too.
+            // This registers the hash as a secret, too.
             sha256_hex(secret);
         }
         let documents: Documents = Arc::new(Mutex::new(setup.documents.iter().cloned().collect()));
@@ -131,7 +131,7 @@ fn lock(documents: &Documents) -> std::sync::MutexGuard<'_, HashMap<String, Serv
 }
 
 impl Running {
-    /// The request with its address where the connection manager looks for it.
+    /// The request with its address in the header from which the connection manager takes it.
     fn addressed(&self, request: &Request) -> Request {
         match &request.from {
             Some(address) if self.world.setup.has_addresses => request.clone().forwarded_for(address),

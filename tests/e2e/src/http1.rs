@@ -1,22 +1,21 @@
-//! What client and upstream share of HTTP/1.1: finding the end of a head, reading a body.
+//! HTTP/1.1 for client and upstream: finding the end of a head, reading a body.
 
 use std::io::{self, BufRead, Read as _};
 
-/// Far above anything a test sends, so that a broken peer fails a test rather than the machine.
+/// Far above anything a test sends. A broken peer fails the test instead of using up memory.
 const MAX_HEAD_BYTES: usize = 1 << 20;
 pub(crate) const MAX_HEADERS: usize = 256;
 
-/// Names and values in the order they came.
+/// Names and values in the order received.
 pub(crate) type Headers = Vec<(String, Vec<u8>)>;
 
-/// How long a message's body is.
 pub(crate) enum BodyLength {
     Known(u64),
     Chunked,
     UntilClose,
 }
 
-/// The bytes of one head including its empty line; `None` where the peer closed before it.
+/// The bytes of one head including its empty line; `None` if the peer closed before it.
 pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     let mut head = Vec::new();
     loop {
@@ -26,7 +25,7 @@ pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>
             return if head.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
         if head.len() > MAX_HEAD_BYTES {
-            return Err(io::Error::other("a head without end"));
+            return Err(io::Error::other("a head without an end"));
         }
         if &head[line_start..] == b"\r\n" {
             return Ok(Some(head));
@@ -60,7 +59,7 @@ pub(crate) fn read_body(reader: &mut impl BufRead, length: BodyLength) -> io::Re
     Ok(body)
 }
 
-/// The length a head announces, or `otherwise` where it announces none.
+/// The length that a head announces, or `otherwise` if it announces none.
 pub(crate) fn body_length(headers: &[(String, Vec<u8>)], otherwise: BodyLength) -> BodyLength {
     let value = |name: &str| {
         headers

@@ -1,4 +1,4 @@
-//! HTTP/2 with prior knowledge, and the little of gRPC that a rate limiter meets.
+//! HTTP/2 with prior knowledge, and the parts of gRPC that a rate limiter handles.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -12,11 +12,11 @@ use crate::client::{Body, Request, Response, assert_no_secret};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// The whole exchange; a hang is a failure, not a wait.
+/// For the whole exchange; a hang fails the test.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sends all requests as concurrent streams of one connection; answers come in their order.
-/// Trailers are appended to an answer's headers.
+/// Sends all requests as concurrent streams of one connection; the responses are in the same order. Trailers are
+/// appended to a response's headers.
 #[track_caller]
 pub fn send_all(to: SocketAddr, requests: &[Request]) -> Vec<Response> {
     let exchange = runtime().block_on(async {
@@ -28,14 +28,13 @@ pub fn send_all(to: SocketAddr, requests: &[Request]) -> Vec<Response> {
     }
 }
 
-/// Sends one request on a connection of its own.
 #[track_caller]
 pub fn send(to: SocketAddr, request: &Request) -> Response {
     send_all(to, std::slice::from_ref(request)).remove(0)
 }
 
-/// Opens so many streams of this request on one connection, each with more of its request to come, and awaits their
-/// response headers; then does `work` while they are open. Gives their statuses, and what `work` gave.
+/// Opens `copies` streams of this request on one connection, none of them finished, and waits for their response
+/// headers. Then runs `work` while they are open. Returns their statuses and the result of `work`.
 #[track_caller]
 pub fn with_streams<T>(
     to: SocketAddr,
@@ -60,11 +59,10 @@ pub fn grpc_call(path: &str) -> Request {
     Request::post(path, [0_u8; 5]).header("content-type", "application/grpc").header("te", "trailers")
 }
 
-/// The path of a call of [`grpc_server`] that goes on until its client leaves.
+/// The path of a call of [`grpc_server`] that lasts until its client disconnects.
 pub const GRPC_STREAM: &str = "/demo.Greeter/Watch";
 
-/// Starts a gRPC server that answers every call with an empty message and `grpc-status: 0`;
-/// gives its address.
+/// Starts a gRPC server that answers every call with an empty message and `grpc-status: 0`; returns its address.
 pub fn grpc_server() -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
@@ -110,7 +108,7 @@ async fn exchange(to: SocketAddr, requests: &[Request]) -> Result<Vec<Response>,
     Ok(responses)
 }
 
-/// A stream's two directions.
+/// The request stream and the response of an open stream.
 type Open = (h2::SendStream<Bytes>, http::Response<h2::RecvStream>);
 
 async fn open_streams(

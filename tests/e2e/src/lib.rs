@@ -1,22 +1,22 @@
-//! The harness of the end-to-end tests: a real Envoy with the filter in it, clients that can
-//! say anything, and an upstream that answers what the test tells it to.
+//! The harness of the end-to-end tests: a real Envoy with the filter in it, clients that can send any bytes, and an
+//! upstream whose responses the test chooses.
 //!
-//! In reading order: [`setup`] says what an Envoy is to look like, [`envoy`] is one that runs, [`client`] speaks
-//! HTTP/1.1 to it byte by byte, [`http2`] speaks HTTP/2 and gRPC, [`load`] sends many requests at once, [`crowd`]
-//! sends them whatever becomes of them, [`upstream`] stands behind it, [`prometheus`] reads its metrics. [`wire`]
-//! breaks the connection to a Redis in every way there is, [`certificates`] are for TLS. [`prometheus_server`] is a
-//! Prometheus that scrapes them, [`shipped_files`] reads and checks YAML. [`probe`] is the filter that asks Envoy
-//! about itself, [`gateway`] plays the scenarios that the hostile host plays, too.
+//! In reading order: [`setup`] describes an Envoy, [`envoy`] is a running one, [`client`] speaks HTTP/1.1 to it byte
+//! by byte, [`http2`] speaks HTTP/2 and gRPC. [`load`] sends many requests at once, [`open_loop`] sends without waiting
+//! for responses. [`upstream`] is the service behind Envoy, [`prometheus`] reads its metrics. [`wire`] injects faults
+//! into the connection to a Redis, [`certificates`] are for TLS. [`prometheus_server`] is a Prometheus that scrapes the
+//! metrics, [`shipped_files`] reads and checks YAML. [`probe`] is the filter that checks facts about Envoy itself,
+//! [`gateway`] runs the scenarios that the hostile host runs, too.
 //!
 //! Nothing here knows what the filter should do; that is in the tests.
 
 pub mod certificates;
 pub mod client;
-pub mod crowd;
 pub mod envoy;
 pub mod gateway;
 pub mod http2;
 pub mod load;
+pub mod open_loop;
 pub mod probe;
 pub mod prometheus;
 pub mod prometheus_server;

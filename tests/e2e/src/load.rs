@@ -11,60 +11,64 @@ use std::time::{Duration, Instant};
 use crate::client::{Connection, Request, Response};
 use crate::wait::Stalls;
 
-/// How many answers there were of each status. A connection that broke counts as status 0.
-pub type Tally = BTreeMap<u16, u64>;
+/// How many responses had each status. A broken connection counts as status 0.
+pub type StatusCounts = BTreeMap<u16, u64>;
 
-/// How many requests are on the way at once on a connection. Envoy closes on a client that lets
-/// more than two answers wait (`Too many responses queued`), which is as far as pipelining goes.
+/// How many requests a connection pipelines. Envoy closes the connection of a client with more than two unread
+/// responses (`Too many responses queued`).
 const DEPTH: usize = 2;
 
-/// Sends `requests` copies of `request` down each of `connections` connections.
+/// Sends `requests` copies of `request` on each of `connections` connections.
 ///
-/// All connections are open before the first request of any of them goes out; then they all start
-/// in the same instant. That is the hardest case for a bucket that does not exist yet.
-pub fn burst(to: SocketAddr, connections: usize, requests: usize, request: &Request) -> Tally {
+/// All connections are open before the first request is sent; then they all start at the same moment. That is the
+/// hardest case for a bucket that does not exist yet.
+pub fn burst(to: SocketAddr, connections: usize, requests: usize, request: &Request) -> StatusCounts {
     burst_on_each(&[to], connections, requests, request)
 }
 
-/// [`burst`] on all of these addresses at once, with as many connections to each.
-pub fn burst_on_each(to: &[SocketAddr], connections: usize, requests: usize, request: &Request) -> Tally {
+/// [`burst`] on all of these addresses at once, with `connections` to each.
+pub fn burst_on_each(
+    to: &[SocketAddr],
+    connections: usize,
+    requests: usize,
+    request: &Request,
+) -> StatusCounts {
     let one = request.encode();
     let connections = connections * to.len();
     let start = Barrier::new(connections);
     in_threads(connections, |index| {
         let mut connection = Connection::open(to[index % to.len()]);
         start.wait();
-        let mut tally = Tally::new();
+        let mut counts = StatusCounts::new();
         let mut left = requests;
         while left > 0 {
             let batch = left.min(DEPTH);
             let written = connection.write(&one.repeat(batch));
-            count_answers(&mut connection, batch, written.is_ok(), &mut tally);
+            count_answers(&mut connection, batch, written.is_ok(), &mut counts);
             left -= batch;
         }
-        tally
+        counts
     })
 }
 
-/// Sends one request for each of `numbers`, as `encode` puts it, over `connections` connections in
-/// each of two threads.
+/// Sends one request for each of `numbers`, encoded by `encode`, over `connections` connections in each of two threads.
 pub fn flood(
     to: SocketAddr,
     connections: usize,
     numbers: std::ops::Range<usize>,
     encode: impl Fn(usize, &mut Vec<u8>) + Sync,
-) -> Tally {
+) -> StatusCounts {
     const THREADS: usize = 2;
     let share = numbers.len().div_ceil(THREADS);
     in_threads(THREADS, |index| {
         let from = (numbers.start + index * share).min(numbers.end);
         let mut mine = (from..(from + share).min(numbers.end)).peekable();
         let mut all: Vec<_> = (0..connections).map(|_| Connection::open(to)).collect();
-        let mut tally = Tally::new();
+        let mut counts = StatusCounts::new();
         let mut bytes = Vec::new();
         while mine.peek().is_some() {
-            // First every connection gets its requests, then every answer is read: Envoy has work
-            // on the other connections while this thread is with one of them.
+            // First send on every connection, then read every response: Envoy works on the other connections while
+            // this thread reads from one.
             let mut sent = Vec::with_capacity(connections);
             for connection in &mut all {
                 bytes.clear();
@@ -72,56 +76,53 @@ pub fn flood(
                 sent.push((batch, connection.write(&bytes).is_ok()));
             }
             for (connection, (batch, written)) in all.iter_mut().zip(sent) {
-                count_answers(connection, batch, written, &mut tally);
+                count_answers(connection, batch, written, &mut counts);
             }
         }
-        tally
+        counts
     })
 }
 
-/// Keeps `connections` connections busy with `request`, one at a time and `pause` between two,
-/// while `work` runs; gives what `work` gave and what came back.
-///
-/// Every request that was begun is waited for, so nothing is lost by stopping.
+/// Sends `request` on each of `connections` connections, one at a time with `pause` in between, while `work` runs.
+/// Returns the result of `work` and the responses by status. Waits for the response to every request that was sent.
 pub fn during<T>(
     to: SocketAddr,
     connections: usize,
     pause: Duration,
     request: &Request,
     work: impl FnOnce() -> T,
-) -> (T, Tally) {
+) -> (T, StatusCounts) {
     let (result, exchanges) = observe(&[to], connections, pause, |_, _| request.clone(), work);
-    (result, tally(&exchanges))
+    (result, count_by_status(&exchanges))
 }
 
-/// A request and what became of it.
+/// A request and its response.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Which of the connections, counted from zero.
+    /// The number of its connection, counted from zero.
     pub connection: usize,
     pub sent: Instant,
-    /// How long the answer took.
+    /// How long the response took.
     pub took: Duration,
-    /// How much of that this machine gave to none of us.
+    /// How much of that time this machine ran neither Envoy nor the test.
     pub stalled: Duration,
     pub answer: io::Result<Response>,
 }
 
 impl Exchange {
-    /// How long the answer took of the time that there was.
+    /// How long the response took, without the time in which the machine was stalled.
     pub fn delay(&self) -> Duration {
         self.took.saturating_sub(self.stalled)
     }
 
-    /// The answer's status; 0 where the connection broke.
+    /// The status of the response; 0 if the connection broke.
     pub fn status(&self) -> u16 {
         self.answer.as_ref().map_or(0, |response| response.status)
     }
 }
 
-/// [`during`] with every answer kept, and a request for each: `request` is told which connection it is for, counted
-/// from zero, and what has come on that so far. The connections go to the addresses in turn. Gives what came by
-/// connection and in its order.
+/// [`during`] with every response kept. `request` gets the number of the connection and the exchanges on it so far,
+/// and returns the next request. Connections use the addresses in turn. Returns the exchanges by connection, in order.
 pub fn observe<T>(
     to: &[SocketAddr],
     connections: usize,
@@ -134,11 +135,11 @@ pub fn observe<T>(
     let (stop, request) = (&stop, &request);
     let (result, mut exchanges) = thread::scope(|scope| {
         let threads: Vec<_> = (0..connections)
-            .map(|index| scope.spawn(move || keep_asking(to[index % to.len()], index, pause, request, stop)))
+            .map(|index| scope.spawn(move || keep_sending(to[index % to.len()], index, pause, request, stop)))
             .collect();
         // A panic in `work` must not leave the threads running: the scope would wait for them.
         let result = {
-            let _stop = StopOnDrop(stop);
+            let _stop = SetOnDrop(stop);
             work()
         };
         let join = |thread: thread::ScopedJoinHandle<'_, Vec<Exchange>>| {
@@ -153,7 +154,7 @@ pub fn observe<T>(
     (result, exchanges)
 }
 
-fn keep_asking(
+fn keep_sending(
     to: SocketAddr,
     index: usize,
     pause: Duration,
@@ -167,10 +168,7 @@ fn keep_asking(
         let sent = Instant::now();
         let answer = connection.try_send(&request);
         let took = sent.elapsed();
-        let is_over = answer.as_ref().map_or(true, |response| {
-            response.all("connection").iter().any(|value| value.eq_ignore_ascii_case("close"))
-        });
-        if is_over {
+        if answer.as_ref().map_or(true, Response::closes_connection) {
             connection = Connection::open(to);
         }
         exchanges.push(Exchange { connection: index, sent, took, stalled: Duration::ZERO, answer });
@@ -179,54 +177,55 @@ fn keep_asking(
     exchanges
 }
 
-pub fn tally<'a>(exchanges: impl IntoIterator<Item = &'a Exchange>) -> Tally {
-    let mut tally = Tally::new();
+pub fn count_by_status<'a>(exchanges: impl IntoIterator<Item = &'a Exchange>) -> StatusCounts {
+    let mut counts = StatusCounts::new();
     for exchange in exchanges {
-        *tally.entry(exchange.status()).or_default() += 1;
+        *counts.entry(exchange.status()).or_default() += 1;
     }
-    tally
+    counts
 }
 
-pub fn merge(mut left: Tally, right: Tally) -> Tally {
+pub fn merge(mut left: StatusCounts, right: StatusCounts) -> StatusCounts {
     for (status, count) in right {
         *left.entry(status).or_default() += count;
     }
     left
 }
 
-/// How many answers of this status are in the tally.
-pub fn count(tally: &Tally, status: u16) -> u64 {
-    tally.get(&status).copied().unwrap_or(0)
+pub fn count(counts: &StatusCounts, status: u16) -> u64 {
+    counts.get(&status).copied().unwrap_or(0)
 }
 
-struct StopOnDrop<'a>(&'a AtomicBool);
+/// Sets a flag when it is dropped, also by a panic: the flag that ends threads beside a test.
+#[derive(Debug)]
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
-impl Drop for StopOnDrop<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-fn in_threads(threads: usize, work: impl Fn(usize) -> Tally + Sync) -> Tally {
+fn in_threads(threads: usize, work: impl Fn(usize) -> StatusCounts + Sync) -> StatusCounts {
     let work = &work;
     thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|index| scope.spawn(move || work(index))).collect();
         running
             .into_iter()
             .map(|thread| thread.join().expect("no panic in a load thread"))
-            .fold(Tally::new(), merge)
+            .fold(StatusCounts::new(), merge)
     })
 }
 
-/// Reads the answers to a batch of requests; those that do not come count as status 0.
-fn count_answers(connection: &mut Connection, batch: usize, written: bool, tally: &mut Tally) {
+/// Reads the responses to a batch of requests; a missing response counts as status 0.
+fn count_answers(connection: &mut Connection, batch: usize, written: bool, counts: &mut StatusCounts) {
     for _ in 0..batch {
         let status = if written { read_status(connection).unwrap_or(0) } else { 0 };
-        *tally.entry(status).or_default() += 1;
+        *counts.entry(status).or_default() += 1;
     }
 }
 
-/// Reads one answer for its status alone. The answers to a load all have a `content-length`.
+/// Reads one response for its status. All responses to a load have a `content-length`.
 fn read_status(connection: &mut Connection) -> io::Result<u16> {
     let reader = connection.reader();
     let mut line = Vec::with_capacity(128);

@@ -1,4 +1,4 @@
-//! The probe filter in a real Envoy, to be asked about a table of facts.
+//! The probe filter in a real Envoy, which checks a table of facts about Envoy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -13,15 +13,15 @@ use crate::envoy::{Envoy, envoy_bin, from_env};
 use crate::http2;
 use crate::upstream::{Answer, Received, Upstream, refusing};
 
-/// Connections that are opened at most until two workers have answered.
+/// How many connections are opened at most until two workers have answered.
 const MOST_CONNECTIONS: usize = 400;
 
-/// An Envoy with the probe in each of the table's plugins, and what that talks to.
+/// An Envoy with the probe in each of the table's plugins, and its upstream.
 #[derive(Debug)]
 pub struct Probe {
     envoy: Envoy,
     _upstream: Upstream,
-    /// `1.40`, for facts that differ.
+    /// For example `1.40`: some facts differ between versions.
     minor: String,
 }
 
@@ -45,14 +45,14 @@ impl Probe {
         Self { envoy, _upstream: upstream, minor }
     }
 
-    /// Asks about one fact; says what differs from the table.
+    /// Checks one fact; returns the differences from the table.
     pub fn mismatches(&self, fact: &Value) -> Vec<String> {
         let mut connections = BTreeMap::new();
         let steps = fact["exceptions"].get(&self.minor).unwrap_or(&fact["steps"]);
         let steps = steps.as_array().map(Vec::as_slice).unwrap_or_default();
         let mut found: Vec<_> = steps
             .iter()
-            .flat_map(|step| self.ask(&format!("/{}", facts::name(fact)), step, &mut connections))
+            .flat_map(|step| self.check_step(&format!("/{}", facts::name(fact)), step, &mut connections))
             .collect();
         if steps.is_empty() {
             found.push("no steps".to_owned());
@@ -60,7 +60,12 @@ impl Probe {
         found
     }
 
-    fn ask(&self, path: &str, step: &Value, connections: &mut BTreeMap<String, Connection>) -> Vec<String> {
+    fn check_step(
+        &self,
+        path: &str,
+        step: &Value,
+        connections: &mut BTreeMap<String, Connection>,
+    ) -> Vec<String> {
         let plugin = step["plugin"].as_str().unwrap_or("probe");
         std::thread::sleep(Duration::from_millis(step["pause_ms"].as_u64().unwrap_or(0)));
         let request = encode(path, step);
@@ -92,7 +97,7 @@ impl Probe {
                 return Vec::new();
             }
         }
-        vec![format!("only the workers {workers:?} have answered")]
+        vec![format!("only the workers {workers:?} answered")]
     }
 }
 
@@ -105,7 +110,7 @@ fn encode(path: &str, step: &Value) -> Vec<u8> {
     bytes
 }
 
-/// The upstream of the table: two values of a header, and the request's body or else `ok`.
+/// The upstream of the table: one header with two values, and the request's body or `ok`.
 fn answer(request: &Received) -> Answer {
     match request.target.as_str() {
         "/silent" => Answer::Late(Duration::from_secs(1), Box::new(Answer::ok("late"))),
@@ -134,14 +139,14 @@ fn configuration(table: &Value, upstream: &Upstream) -> Value {
 
 fn listener(table: &Value, name: &str, plugin: &Value) -> Value {
     let form = |kind: &str, value: &Value| json!({"@type": format!("type.googleapis.com/google.protobuf.{kind}"), "value": value});
-    let said = &plugin["configuration"];
-    let configuration = match (said.get("string"), said.get("struct"), said.get("bytes")) {
+    let given = &plugin["configuration"];
+    let configuration = match (given.get("string"), given.get("struct"), given.get("bytes")) {
         (Some(text), _, _) => form("StringValue", text),
         (_, Some(fields), _) => form("Struct", fields),
         (_, _, Some(base64)) => form("BytesValue", base64),
         _ => Value::Null,
     };
-    let handed_on: Vec<_> =
+    let passed_on: Vec<_> =
         table["environment_of_envoy"].as_object().into_iter().flatten().map(|v| v.0).collect();
     let mut probe = bootstrap::wasm(
         "probe",
@@ -155,9 +160,9 @@ fn listener(table: &Value, name: &str, plugin: &Value) -> Value {
     );
     let vm = &mut probe["typed_config"]["config"]["vm_config"];
     vm["vm_id"] = plugin["vm_id"].clone();
-    vm["environment_variables"] = json!({"key_values": table["environment"], "host_env_keys": handed_on});
+    vm["environment_variables"] = json!({"key_values": table["environment"], "host_env_keys": passed_on});
     let fields = json!({
-        // An address in `x-forwarded-for` is the client's, which lets a test have any.
+        // The address in `x-forwarded-for` is the client's, so a test can choose it.
         "use_remote_address": true,
         "xff_num_trusted_hops": 1,
         "http_protocol_options": {"enable_trailers": true},

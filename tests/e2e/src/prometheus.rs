@@ -14,7 +14,7 @@ pub struct Sample {
 pub struct Scrape(Vec<Sample>);
 
 impl Scrape {
-    /// Reads the text format. Label values hold no escapes in what Envoy writes about us.
+    /// Parses the text format. Label values of our metrics have no escapes.
     pub fn parse(text: &str) -> Self {
         let samples = text
             .lines()
@@ -24,17 +24,15 @@ impl Scrape {
         Self(samples)
     }
 
-    /// Every sample of this name.
     pub fn named(&self, name: &str) -> Vec<&Sample> {
         self.0.iter().filter(|s| s.name == name).collect()
     }
 
-    /// Every sample whose name starts so.
     pub fn starting_with(&self, prefix: &str) -> Vec<&Sample> {
         self.0.iter().filter(|s| s.name.starts_with(prefix)).collect()
     }
 
-    /// The value of the sample with this name and, among its labels, all of these.
+    /// The value of the sample with this name and all of these labels.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let fitting: Vec<_> = self
             .named(name)

@@ -1,4 +1,4 @@
-//! A Prometheus that runs: scrapes, evaluates rules, answers queries; killed when it is dropped.
+//! A running Prometheus: it scrapes, evaluates rules and answers queries. It is killed when it is dropped.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts one with these files in one folder, of which `prometheus.yml` is its configuration.
+    /// Starts Prometheus in a folder with these files; `prometheus.yml` is its configuration.
     #[track_caller]
     pub fn start(files: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -52,7 +52,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// What an expression gives now: the samples of a vector.
+    /// The current result of an expression: the samples of a vector.
     #[track_caller]
     pub fn query(&self, expression: &str) -> Vec<(BTreeMap<String, String>, f64)> {
         let data = self.api(&format!("query?query={}", percent_encoded(expression)));
@@ -94,7 +94,7 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // Both fail only for a child that is gone already.
+        // Both fail only for a child that has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

@@ -1,4 +1,4 @@
-//! What an Envoy under test looks like: a bootstrap written from the options a test cares about.
+//! The configuration of an Envoy under test: a bootstrap written from the options of a test.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ pub use redis::REDIS_CLUSTER;
 /// The listener that [`Envoy::send`] talks to.
 pub const MAIN: &str = "main";
 
-/// The filter by all of its names.
+/// The name of the filter, of its plugin and of its ECDS resource.
 const LIMITER: &str = "rate_limiter";
 
-/// The file that delivers the filter's configuration when it comes by ECDS.
+/// The file with the filter's configuration if it is delivered by ECDS.
 pub(crate) const ECDS_FILE: &str = "ecds/rate_limiter.json";
 
-/// The file that holds the listeners when they come by LDS.
+/// The file with the listeners if they are delivered by LDS.
 pub(crate) const LDS_FILE: &str = "lds/listeners.json";
 
 /// The folder that the cluster `config_files` serves.
@@ -35,7 +35,7 @@ enum Plugin {
     NoFilter,
     /// No `configuration` at all.
     Bare,
-    /// A `StringValue` with this text, which may be any text.
+    /// A `StringValue` with this text, valid or not.
     Text(String),
     /// A `Struct`.
     Struct(Value),
@@ -44,14 +44,13 @@ enum Plugin {
 #[derive(Debug)]
 struct Listener {
     name: String,
-    /// The name of its filter.
     plugin_name: &'static str,
     address: Value,
     plugin: Plugin,
 }
 
-/// The options, each with the default that suits most tests: two workers, the client's address
-/// taken from the connection, `200 ok` to everything that the filter lets through.
+/// The options. Defaults: two workers, the client's address is that of the connection, `200 ok` for every request
+/// that the filter admits.
 #[derive(Debug)]
 pub struct Setup {
     dir: TempDir,
@@ -63,7 +62,7 @@ pub struct Setup {
     routes: Vec<Value>,
     clusters: Vec<Value>,
     listeners: Vec<Listener>,
-    /// Listeners that only this Envoy itself can reach, in full.
+    /// Complete configurations of listeners that only this Envoy itself can reach.
     internal_listeners: Vec<Value>,
     ecds: bool,
     lds: Option<u32>,
@@ -134,33 +133,32 @@ impl Setup {
         self
     }
 
-    /// The plugin configuration comes from a file by ECDS; [`Envoy::deliver`] writes the next one.
+    /// The plugin configuration is delivered from a file by ECDS; [`Envoy::deliver`] writes the next one.
     pub fn by_ecds(mut self) -> Self {
         self.ecds = true;
         self
     }
 
-    /// The listeners come from a file by LDS; [`Envoy::change_listeners`] writes the next ones. One that is
-    /// replaced or removed drains for so long.
+    /// The listeners are delivered from a file by LDS; [`Envoy::change_listeners`] writes the next ones. A listener
+    /// that is replaced or removed drains for `drain_seconds`.
     pub fn by_lds(mut self, drain_seconds: u32) -> Self {
         self.lds = Some(drain_seconds);
         self
     }
 
-    /// A service in the bootstrap keeps shared data, as in the shipped configurations.
+    /// A Wasm service in the bootstrap keeps shared data, as in the shipped configurations.
     pub fn keeps_shared_data(mut self) -> Self {
         self.keeps_shared_data = true;
         self
     }
 
-    /// Leaves out `allow_on_headers_stop_iteration`, without which no body reaches a filter that
-    /// waits for one.
+    /// Omits `allow_on_headers_stop_iteration`: without it no body reaches a filter that waits for one.
     pub fn without_bodies(mut self) -> Self {
         self.bodies = false;
         self
     }
 
-    /// Envoy keeps none of the stats that the filter defines, as operators who pay by the series do.
+    /// Envoy keeps none of the stats that the filter defines.
     pub fn without_filter_stats(mut self) -> Self {
         self.filter_stats = false;
         self
@@ -183,7 +181,7 @@ impl Setup {
         self.named_listener(name, LIMITER, config)
     }
 
-    /// The same, with another name for the filter.
+    /// One more listener with a filter of its own, which has another name.
     pub fn named_listener(mut self, name: &str, plugin_name: &'static str, config: &Value) -> Self {
         self.listeners.push(Listener {
             name: name.to_owned(),
@@ -210,8 +208,7 @@ impl Setup {
         self
     }
 
-    /// Sets a variable in Envoy's own environment and hands it on to the VM, so that no configuration holds its
-    /// value.
+    /// Sets a variable in Envoy's own environment and passes it to the VM, so that no configuration contains its value.
     pub fn host_env(mut self, name: &str, value: &str) -> Self {
         self.host_env.push((name.to_owned(), value.to_owned()));
         self
@@ -223,13 +220,13 @@ impl Setup {
         self
     }
 
-    /// The zone that Envoy says it is in.
+    /// The zone of Envoy's node.
     pub fn zone(mut self, zone: &str) -> Self {
         zone.clone_into(&mut self.zone);
         self
     }
 
-    /// Fields of the HTTP connection manager, over the defaults.
+    /// Fields of the HTTP connection manager, which replace the defaults.
     pub fn hcm(mut self, fields: &Value) -> Self {
         let fields = fields.as_object().expect("an object of HCM fields");
         self.hcm.extend(fields.clone());
@@ -246,7 +243,7 @@ impl Setup {
         self
     }
 
-    /// Sends everything on to this address, waiting at most two seconds for an answer.
+    /// Routes everything to this address, with a timeout of two seconds.
     pub fn upstream(self, address: SocketAddr) -> Self {
         self.cluster("upstream", address).routes(&json!([{
             "match": {"prefix": "/"},
@@ -254,7 +251,7 @@ impl Setup {
         }]))
     }
 
-    /// Sends everything on to this address over HTTP/2.
+    /// Routes everything to this address over HTTP/2.
     pub fn http2_upstream(self, address: SocketAddr) -> Self {
         let mut setup = self.upstream(address);
         setup.clusters.pop();
@@ -272,8 +269,8 @@ impl Setup {
         self.cluster_at(name, socket(address))
     }
 
-    /// The cluster `config_files` is this Envoy itself, serving `tiers.json` and `api_keys.json`
-    /// from a folder that [`Envoy::save`] and [`Envoy::edit_in_place`] write to.
+    /// The cluster `config_files` is this Envoy itself. It serves `tiers.json` and `api_keys.json` from a folder that
+    /// [`Envoy::save`] and [`Envoy::edit_in_place`] write to.
     pub fn config_files(mut self, tiers: &str, api_keys: &str) -> Self {
         let folder = self.dir.path().join(CONFIG_FOLDER);
         std::fs::create_dir_all(&folder).expect("a folder for the documents");
@@ -298,7 +295,7 @@ impl Setup {
         Envoy::start(dir, command).traps(traps)
     }
 
-    /// Starts an Envoy that must refuse its configuration; gives its log.
+    /// Starts an Envoy that must reject its configuration; returns its log.
     #[track_caller]
     pub fn start_refused(self) -> String {
         let (dir, command) = self.prepare();
@@ -467,7 +464,7 @@ impl Setup {
     }
 }
 
-/// The same labels as the shipped bootstrap's; that one is tested by booting it.
+/// The same labels as in the shipped bootstrap, which has its own test.
 fn stats_tags() -> Value {
     ["tier", "status", "reason", "policy", "result", "cluster"]
         .map(|tag| {

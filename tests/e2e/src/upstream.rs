@@ -1,5 +1,4 @@
-//! An HTTP/1.1 server in the test's own process: it answers what the test tells it to and
-//! remembers what it was asked.
+//! An HTTP/1.1 server in the test's own process. The test chooses its responses; it records the requests.
 
 use std::io::{self, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,31 +8,31 @@ use std::time::Duration;
 
 use crate::http1::{self, BodyLength};
 
-/// One request as it arrived.
+/// One received request.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub method: String,
     /// The request target, byte for byte.
     pub target: String,
-    /// The headers in the order they came.
+    /// The headers in the order received.
     pub headers: Vec<(String, Vec<u8>)>,
     pub body: Vec<u8>,
 }
 
-/// What to do about a request.
+/// How to answer a request.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// A response: status, headers, body.
+    /// Status, headers, body.
     Respond(u16, Vec<(String, String)>, Vec<u8>),
-    /// The same, after this long.
+    /// An answer after this delay.
     Late(Duration, Box<Answer>),
     /// A TCP reset instead of a response.
     Reset,
     /// A TCP reset in the middle of a `200` response's body.
     BreakOff,
-    /// An event stream with one event, which goes on until the client leaves.
+    /// An event stream with one event, open until the client disconnects.
     Stream,
-    /// A WebSocket without a frame, which stays open until the client leaves.
+    /// A WebSocket without a frame, open until the client disconnects.
     WebSocket,
 }
 
@@ -43,7 +42,7 @@ impl Answer {
         Self::Respond(200, Vec::new(), body.into())
     }
 
-    /// This status with these headers and an empty body.
+    /// A response with an empty body.
     pub fn with(status: u16, headers: &[(&str, &str)]) -> Self {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Self::Respond(status, headers, Vec::new())
@@ -58,7 +57,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Starts a server that asks `script` what to answer.
+    /// Starts a server that answers each request as `script` returns.
     pub fn start(script: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port to listen on");
         let address = listener.local_addr().expect("a bound listener");
@@ -69,8 +68,7 @@ impl Upstream {
             for stream in listener.incoming().flatten() {
                 let script = Arc::clone(&script);
                 let log = Arc::clone(&log);
-                // A connection that breaks is the client's business; the test looks at what
-                // arrived and at what the client saw.
+                // A broken connection is no error here: the test checks what was received and what the client saw.
                 thread::spawn(move || {
                     let _ = serve(stream, &*script, &log);
                 });
@@ -83,12 +81,12 @@ impl Upstream {
         self.address
     }
 
-    /// Everything that has arrived so far.
+    /// All requests received so far.
     pub fn received(&self) -> Vec<Received> {
         self.lock().clone()
     }
 
-    /// The request targets that have arrived so far.
+    /// The targets of all requests received so far.
     pub fn targets(&self) -> Vec<String> {
         self.lock().iter().map(|r| r.target.clone()).collect()
     }
@@ -137,7 +135,7 @@ fn serve(
             Answer::Reset | Answer::BreakOff | Answer::Late(..) => {
                 if matches!(answer, Answer::BreakOff) {
                     reader.get_mut().write_all(b"HTTP/1.1 200 Scripted\r\ncontent-length: 100\r\n\r\n{")?;
-                    // Long enough for Envoy to have seen the headers before the reset.
+                    // Long enough for Envoy to read the headers before the reset.
                     thread::sleep(Duration::from_millis(200));
                 }
                 let socket = socket2::Socket::from(reader.into_inner());

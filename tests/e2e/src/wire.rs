@@ -1,7 +1,7 @@
-//! The wire between Envoy and Redis, with everything that can go wrong on one.
+//! The connection between Envoy and Redis, with fault injection.
 //!
-//! What Envoy says always reaches the real Redis behind; what happens to its answers, and to connections, is
-//! the test's choice and may change at any time.
+//! What Envoy sends always reaches the real Redis. The test chooses what happens to replies and to connections, and
+//! may change it at any time.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,20 +14,21 @@ use socket2::SockRef;
 
 use harness::port;
 
-/// What becomes of an answer.
+/// What happens to a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// It never does.
+    /// It is never delivered.
     Silence,
+    /// It is replaced by these bytes.
     Garbage(Vec<u8>),
-    /// It does, and then once more.
+    /// It is delivered twice.
     Twice,
-    /// One byte at a time, with this pause between two.
+    /// One byte at a time, with this pause in between.
     Drip(Duration),
-    /// All of it, this late.
+    /// It is delivered after this delay.
     Late(Duration),
-    /// Its first half, and then a reset.
+    /// Its first half is delivered, and then a reset.
     ResetMidway,
 }
 
@@ -48,7 +49,7 @@ struct State {
     open: Mutex<Vec<Weak<Link>>>,
 }
 
-/// One connection of Envoy's and the one behind it. Both close when nobody carries anything any more.
+/// One connection from Envoy and the one to Redis. Both close when neither direction is relayed any more.
 #[derive(Debug)]
 struct Link {
     envoy: TcpStream,
@@ -56,7 +57,7 @@ struct Link {
 }
 
 impl Wire {
-    /// Starts one without a fault.
+    /// Starts a relay without a fault.
     pub fn start(target: SocketAddr) -> Self {
         let state = Arc::new(State {
             target,
@@ -74,7 +75,7 @@ impl Wire {
         self.address
     }
 
-    /// What becomes of answers from now on, on connections that are open too.
+    /// What happens to replies from now on, also on open connections.
     pub fn fault(&self, fault: Fault) {
         *lock(&self.state.fault) = fault;
     }
@@ -89,7 +90,7 @@ impl Wire {
     pub fn refuse(&mut self) {
         if let Some(acceptor) = self.acceptor.take() {
             self.state.refuses.store(true, Ordering::SeqCst);
-            // Wakes the acceptor, which then sees that it is over.
+            // Wakes the acceptor, which then ends.
             let _ = TcpStream::connect(self.address);
             acceptor.join().expect("no panic in the acceptor");
         }
@@ -107,7 +108,6 @@ impl Wire {
         self.acceptor = Some(thread::spawn(move || accept(&listener, &state)));
     }
 
-    /// How many connections have been made so far.
     pub fn accepted(&self) -> u64 {
         self.state.accepted.load(Ordering::SeqCst)
     }
@@ -125,25 +125,25 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
             return;
         }
         state.accepted.fetch_add(1, Ordering::SeqCst);
-        // Where Redis is not there, Envoy's connection is closed by dropping it.
+        // If Redis is not running, dropping the stream closes Envoy's connection.
         let Ok(redis) = TcpStream::connect(state.target) else { continue };
         let link = Arc::new(Link { envoy: stream, redis });
         lock(&state.open).push(Arc::downgrade(&link));
-        let (questions, answers, state) = (Arc::clone(&link), link, Arc::clone(state));
-        // A connection that breaks is what the test is about; it looks at what Envoy makes of it.
+        let (commands, replies, state) = (Arc::clone(&link), link, Arc::clone(state));
+        // A broken connection is no error here: the test checks how Envoy handles it.
         thread::spawn(move || {
-            let _ = io::copy(&mut &questions.envoy, &mut &questions.redis);
-            let _ = questions.redis.shutdown(Shutdown::Both);
+            let _ = io::copy(&mut &commands.envoy, &mut &commands.redis);
+            let _ = commands.redis.shutdown(Shutdown::Both);
         });
         thread::spawn(move || {
-            let _ = answers.carry_answers(&state);
-            let _ = answers.envoy.shutdown(Shutdown::Read);
+            let _ = replies.relay_replies(&state);
+            let _ = replies.envoy.shutdown(Shutdown::Read);
         });
     }
 }
 
 impl Link {
-    fn carry_answers(&self, state: &State) -> io::Result<()> {
+    fn relay_replies(&self, state: &State) -> io::Result<()> {
         let (mut redis, mut envoy) = (&self.redis, &self.envoy);
         envoy.set_nodelay(true)?;
         redis.set_nodelay(true)?;
@@ -153,26 +153,26 @@ impl Link {
             if length == 0 {
                 return Ok(());
             }
-            let answer = &chunk[..length];
+            let reply = &chunk[..length];
             let fault = lock(&state.fault).clone();
             match fault {
-                Fault::None => envoy.write_all(answer)?,
+                Fault::None => envoy.write_all(reply)?,
                 Fault::Silence => {}
-                Fault::Twice => envoy.write_all(&answer.repeat(2))?,
+                Fault::Twice => envoy.write_all(&reply.repeat(2))?,
                 Fault::Garbage(garbage) => envoy.write_all(&garbage)?,
                 Fault::Drip(pause) => {
-                    for byte in answer {
+                    for byte in reply {
                         envoy.write_all(&[*byte])?;
                         thread::sleep(pause);
                     }
                 }
                 Fault::Late(delay) => {
                     thread::sleep(delay);
-                    envoy.write_all(answer)?;
+                    envoy.write_all(reply)?;
                 }
                 Fault::ResetMidway => {
-                    envoy.write_all(&answer[..length / 2])?;
-                    // Long enough for the half to have been read before the reset takes the rest away.
+                    envoy.write_all(&reply[..length / 2])?;
+                    // Long enough for Envoy to read the first half before the reset.
                     thread::sleep(Duration::from_millis(2));
                     self.reset();
                     return Ok(());
@@ -181,7 +181,7 @@ impl Link {
         }
     }
 
-    /// Wakes both carriers; the last one closes Envoy's connection, which the zero linger makes a reset.
+    /// Wakes both relay threads; the last one closes Envoy's connection, with a reset because of the zero linger.
     fn reset(&self) {
         // These fail only for connections that are closed already.
         let _ = SockRef::from(&self.envoy).set_linger(Some(Duration::ZERO));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{
-    ONE_PER_HOUR, assert_headers_complete, assert_processing_time, statuses, switch, tier, two_tiers,
+    ONE_PER_HOUR, assert_headers_complete, assert_processing_time, set_health, statuses, tier, two_tiers,
 };
 use crate::{Answer, Host, Request, Response, Setup};
 
@@ -146,7 +146,7 @@ pub fn the_health_header_and_the_limit_follow_a_switch(host: &dyn Host) {
     });
     let mut gateway = host.start(&Setup::new().config(&config));
     assert_headers_complete(&gateway.send(&Request::get("/")), "free", 10, "NORMAL");
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     assert_headers_complete(&gateway.send(&Request::get("/")), "free", 2, "DEGRADED");
     assert_headers_complete(&gateway.send(&Request::get("/")), "free", 2, "DEGRADED");
     let refused = gateway.send(&Request::get("/"));

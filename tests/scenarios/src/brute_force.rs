@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::{TOKEN, health, switch, two_tiers};
+use crate::support::{TOKEN, health, set_health, two_tiers};
 use crate::{Gateway, Host, Request, Response, Setup};
 
 fn attempt(gateway: &mut dyn Gateway, token: &str, address: &str) -> Response {
@@ -47,7 +47,7 @@ pub fn right_tokens_never_close_the_endpoint(host: &dyn Host) {
         assert_eq!(gateway.send(&wrong).status, 403);
     }
     for _ in 0..30 {
-        switch(&mut *gateway, "DEGRADED");
+        set_health(&mut *gateway, "DEGRADED");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, await_limit, switch, tier, two_tiers, until};
+use crate::support::{ONE_PER_HOUR, await_limit, set_health, tier, two_tiers, until};
 use crate::{Gateway, Host, Request, Setup};
 
 #[track_caller]
@@ -18,7 +18,7 @@ pub fn a_delivered_configuration_takes_hold_and_buckets_and_health_stay(host: &d
     let mut gateway = start(host, &two_tiers(1_000, 10), 4);
     let ask = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro"));
     assert_eq!([(); 3].map(|()| ask(&mut *gateway).remaining()), [9, 8, 7]);
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
 
     assert!(gateway.deliver(&two_tiers(1_001, 20)));
     await_limit(&mut *gateway, 1_001);

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{TOKEN, health, sha256_hex, statuses, switch, switch_request, two_tiers};
+use crate::support::{TOKEN, health, set_health, set_health_request, sha256_hex, statuses, two_tiers};
 use crate::{Host, Request, Response, Setup};
 
 /// A `POST` with the right token and this body.
@@ -39,7 +39,7 @@ pub fn assert_own_answer(reply: &Response, status: u16) {
 pub fn get_health_tells_how_the_filter_is(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
-        switch(&mut *gateway, health);
+        set_health(&mut *gateway, health);
         let reply = gateway.send(&Request::get("/health"));
         assert_own_answer(&reply, 200);
         assert_eq!(reply.json(), json!({"status": "healthy", "redis": "not_configured", "health": health}));
@@ -49,7 +49,7 @@ pub fn get_health_tells_how_the_filter_is(host: &dyn Host) {
 pub fn get_system_health_tells_the_health(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
-        switch(&mut *gateway, health);
+        set_health(&mut *gateway, health);
         let asked_at = gateway.now();
         let reply = gateway.send(&Request::get("/system/health"));
         assert_own_answer(&reply, 200);
@@ -63,7 +63,7 @@ pub fn post_system_health_with_the_token_switches(host: &dyn Host) {
         [("NORMAL", "DEGRADED"), ("DEGRADED", "DEGRADED"), ("DEGRADED", "NORMAL"), ("NORMAL", "NORMAL")]
     {
         let asked_at = gateway.now();
-        let reply = gateway.send(&switch_request(to));
+        let reply = gateway.send(&set_health_request(to));
         assert_own_answer(&reply, 200);
         assert_eq!(
             without_timestamp(&reply, asked_at, gateway.now()),
@@ -126,7 +126,7 @@ pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
 
 pub fn a_body_that_says_nothing_usable_is_a_400_and_changes_nothing(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     let deep = "[".repeat(1_000);
     let bodies: [&[u8]; 19] = [
         b"",
@@ -207,12 +207,12 @@ pub fn endpoints_cost_nothing_and_answer_a_caller_who_is_refused(host: &dyn Host
     for _ in 0..20 {
         assert_eq!(gateway.send(&Request::get("/health")).status, 200);
         assert_eq!(gateway.send(&Request::get("/system/health")).status, 200);
-        switch(&mut *gateway, "NORMAL");
+        set_health(&mut *gateway, "NORMAL");
     }
     assert_eq!(statuses(&mut *gateway, &Request::get("/"), 6), [200, 200, 200, 200, 200, 429]);
     assert_eq!(gateway.send(&Request::get("/health")).status, 200);
     assert_eq!(gateway.send(&Request::get("/system/health")).status, 200);
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
 }
 
 pub fn paths_can_be_moved_and_turned_off(host: &dyn Host) {
@@ -233,14 +233,14 @@ pub fn paths_can_be_moved_and_turned_off(host: &dyn Host) {
         let reply = off.send(&Request::get(path));
         assert_eq!((reply.text().as_str(), reply.remaining()), ("ok", remaining));
     }
-    let post = switch_request("DEGRADED");
+    let post = set_health_request("DEGRADED");
     assert_eq!(off.send(&post).one("x-system-health"), "NORMAL");
     assert_eq!(off.send(&Request::get("/")).one("x-system-health"), "NORMAL");
 }
 
 pub fn where_envoy_passes_no_bodies_the_answer_says_what_is_missing(host: &dyn Host) {
     let mut gateway = host.start(&Setup { passes_bodies: false, ..Setup::new().config(&two_tiers(5, 7)) });
-    let reply = gateway.send(&switch_request("DEGRADED"));
+    let reply = gateway.send(&set_health_request("DEGRADED"));
     assert_own_answer(&reply, 408);
     assert!(reply.text().contains("allow_on_headers_stop_iteration"), "{}", reply.text());
     assert_eq!(health(&mut *gateway), "NORMAL");

@@ -3,13 +3,13 @@
 
 use serde_json::json;
 
-use crate::support::{ONE_PER_HOUR, TOKEN, health, switch_request, tier, two_tiers, until};
+use crate::support::{ONE_PER_HOUR, TOKEN, health, set_health_request, tier, two_tiers, until};
 use crate::{Gateway, Host, Request, Served, Setup};
 
 pub fn admin_token_comes_from_the_environment(host: &dyn Host) {
     let mut gateway = host
         .start(&Setup::new().config(&two_tiers(5, 7)).variable("ADMIN_TOKEN", "c4nary-from-the-environment"));
-    assert_eq!(gateway.send(&switch_request("DEGRADED")).status, 403, "the JSON's has lost");
+    assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 403, "the JSON's has lost");
     let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#)
         .header("X-Admin-Token", "c4nary-from-the-environment");
     assert_eq!(gateway.send(&request).status, 200);
@@ -18,7 +18,7 @@ pub fn admin_token_comes_from_the_environment(host: &dyn Host) {
 
 pub fn admin_token_works_without_any_json(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().variable("ADMIN_TOKEN", TOKEN));
-    assert_eq!(gateway.send(&switch_request("DEGRADED")).status, 200);
+    assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 200);
     assert_eq!(health(&mut *gateway), "DEGRADED");
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, switch, two_tiers, until};
+use crate::support::{ONE_PER_HOUR, set_health, two_tiers, until};
 use crate::{Gateway, Host, Request, Setup};
 
 fn config() -> Value {
@@ -31,7 +31,7 @@ fn assert_switches_are_seen(gateway: &mut dyn Gateway) {
     gateway.send_to_every_worker(&Request::get("/"));
     for round in 0..20 {
         let (status, limit) = if round % 2 == 0 { ("DEGRADED", 4_000) } else { ("NORMAL", 9_000) };
-        switch(gateway, status);
+        set_health(gateway, status);
         for reply in gateway.send_to_every_worker(&Request::get("/")) {
             assert_eq!(reply.one("x-system-health"), status, "round {round}");
             assert_eq!(reply.limit(), limit, "round {round}");
@@ -62,14 +62,14 @@ pub fn buckets_keep_their_tokens_across_a_switch_up_to_the_new_capacity(host: &d
     config["tiers"]["pro"]["degraded"]["refill_rate"] = json!(ONE_PER_HOUR);
     let mut gateway = host.start(&Setup::new().config(&config));
     assert_eq!(remaining(&mut *gateway), 9);
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     assert_eq!(remaining(&mut *gateway), 3, "tokens above four are gone");
-    switch(&mut *gateway, "NORMAL");
+    set_health(&mut *gateway, "NORMAL");
     assert_eq!(remaining(&mut *gateway), 2, "and do not come back");
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     assert_eq!(remaining(&mut *gateway), 1);
     assert_eq!(remaining(&mut *gateway), 0);
-    switch(&mut *gateway, "NORMAL");
+    set_health(&mut *gateway, "NORMAL");
     assert_eq!(gateway.send(&Request::get("/").key("pro")).status, 429);
 }
 
@@ -77,7 +77,7 @@ pub fn the_degraded_rate_holds_while_degraded(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&config()));
     let request = Request::get("/").key("pro");
     while gateway.send(&request).status == 200 {}
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     let refused = gateway.send(&request);
     assert_eq!((refused.status, refused.number("retry-after")), (429, 1), "two a second");
     until(&mut *gateway, "a token", |gateway| (gateway.send(&request).status == 200).then_some(()));
@@ -101,7 +101,7 @@ pub fn namespaces_keep_two_limiters_apart(host: &dyn Host) {
         "another namespace, another bucket"
     );
 
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     assert_eq!(gateway.send_to_listener("same", &request).one("x-system-health"), "DEGRADED");
     assert_eq!(gateway.send_to_listener("other", &request).one("x-system-health"), "NORMAL");
 }

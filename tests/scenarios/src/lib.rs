@@ -17,7 +17,7 @@
 //! | `config_source` | [`documents`]: good, bad, late, broken off, gone | files that are saved, and Envoy that serves them |
 //! | `ecds` | [`deliveries`]: good and bad | that Envoy tries each in a VM which it throws away |
 //! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | what a real Redis stores and expires; HTTP/2; clients that go away |
-//! | `redis::deny_record` | [`redis_buckets`]: who is refused, and what ends it | floods, and times told to the second |
+//! | `redis::deny_cache` | [`redis_buckets`]: who is refused, and what ends it | floods, and times told to the second |
 //! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or emptied; Envoys that start later |
 //! | `redis::auth` | [`redis_outages`]: right and wrong passwords | users, ACLs and TLS of a real Redis |
 //! | `redis::faults` | [`redis_outages`]: frozen, gone, back | every fault under load, on a wire that breaks |

@@ -192,6 +192,11 @@ impl Response {
         self.one("x-ratelimit-tier")
     }
 
+    /// Whether the server closes the connection after this response.
+    pub fn closes_connection(&self) -> bool {
+        self.all("connection").iter().any(|value| value.eq_ignore_ascii_case("close"))
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

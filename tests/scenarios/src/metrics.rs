@@ -1,7 +1,7 @@
 //! What Prometheus scrapes is what the clients saw.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
-use crate::support::{TOKEN, await_metric, statuses, switch, two_tiers};
+use crate::support::{TOKEN, await_metric, set_health, statuses, two_tiers};
 use crate::{Host, Request, Setup};
 
 const REQUESTS: &str = "rate_limiter_requests_total";
@@ -43,9 +43,9 @@ pub fn the_degraded_gauge_follows_the_health(host: &dyn Host) {
     gateway.send(&Request::get("/"));
     await_metric(&mut *gateway, gauge, &[], 0.0);
     for _ in 0..2 {
-        switch(&mut *gateway, "DEGRADED");
+        set_health(&mut *gateway, "DEGRADED");
         await_metric(&mut *gateway, gauge, &[], 1.0);
-        switch(&mut *gateway, "NORMAL");
+        set_health(&mut *gateway, "NORMAL");
         await_metric(&mut *gateway, gauge, &[], 0.0);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     A_SECOND, ONE_PER_HOUR, PATIENT_MS, SLACK, await_limit, await_metric, await_redis, health_report,
-    in_redis, statuses, switch, tier, two_tiers, until, until_within,
+    in_redis, set_health, statuses, tier, two_tiers, until, until_within,
 };
 use crate::{Gateway, Host, Request, Setup};
 
@@ -147,7 +147,7 @@ pub fn a_change_of_health_ends_a_refusal_at_once_here_and_within_a_second_elsewh
     config["tiers"]["pro"]["degraded"] = json!({"capacity": 1_000, "refill_rate": 100_000.0});
     let mut gateway = host.start(&Setup { envoys: 2, ..patient(config) });
     empty_everywhere(&mut *gateway, 2);
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     // As long as it takes for a thousand tokens to come, which nobody has been told of.
     gateway.pass(Duration::from_millis(10));
     for reply in gateway.send_to_every_worker(&request()) {

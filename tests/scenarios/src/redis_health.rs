@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    A_SECOND, PATIENT_MS, SLACK, await_redis, health_report, in_redis, switch_request, two_tiers,
+    A_SECOND, PATIENT_MS, SLACK, await_redis, health_report, in_redis, set_health_request, two_tiers,
     until_within,
 };
 use crate::{Gateway, Host, Request, Setup};
@@ -21,7 +21,7 @@ fn told(gateway: &mut dyn Gateway, envoy: usize) -> String {
 
 #[track_caller]
 fn switch_at(gateway: &mut dyn Gateway, envoy: usize, status: &str) {
-    let reply = gateway.send_via(envoy, &switch_request(status));
+    let reply = gateway.send_via(envoy, &set_health_request(status));
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
@@ -95,7 +95,7 @@ pub fn without_redis_every_envoy_keeps_the_health_it_knew(host: &dyn Host) {
         let report = json!({"status": "degraded", "redis": "disconnected", "health": "DEGRADED"});
         assert_eq!(health_report(&mut *gateway, envoy), report);
     }
-    let reply = gateway.send_via(0, &switch_request("NORMAL"));
+    let reply = gateway.send_via(0, &set_health_request("NORMAL"));
     assert_eq!(reply.status, 500, "a change that Redis does not take is none: {}", reply.text());
     assert_eq!(reply.json(), json!({"detail": "Failed to update health"}));
     assert_health_stays(&mut *gateway, 2, "DEGRADED");
@@ -133,6 +133,6 @@ pub fn before_first_contact_redis_is_disconnected(host: &dyn Host) {
     let mut gateway = host.start(&Setup { is_redis_up: false, ..Setup::new().config(&config).redis() });
     let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
     assert_eq!(health_report(&mut *gateway, 0), report);
-    assert_eq!(gateway.send(&switch_request("DEGRADED")).status, 500);
+    assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 500);
     assert_eq!(health_report(&mut *gateway, 0)["health"], "NORMAL");
 }

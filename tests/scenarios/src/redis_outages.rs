@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::support::{
-    RECOVERY, await_metric, await_redis, health_report, in_redis, switch, two_tiers, until_within,
+    RECOVERY, await_metric, await_redis, health_report, in_redis, set_health, two_tiers, until_within,
 };
 use crate::{Host, Request, Setup};
 
@@ -32,7 +32,7 @@ pub fn credentials_are_sent(host: &dyn Host) {
     }
     assert_eq!(gateway.redis().buckets(), ["rate_limit:pro"]);
     await_redis(&mut *gateway, 0, "connected");
-    switch(&mut *gateway, "DEGRADED");
+    set_health(&mut *gateway, "DEGRADED");
     assert_eq!(gateway.redis().health().as_deref(), Some("DEGRADED"));
 }
 

@@ -43,13 +43,13 @@ pub fn two_tiers(free: u64, pro: u64) -> Value {
 }
 
 /// A request to set the health, with the right token.
-pub fn switch_request(status: &str) -> Request {
+pub fn set_health_request(status: &str) -> Request {
     Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN)
 }
 
 #[track_caller]
-pub fn switch(gateway: &mut dyn Gateway, status: &str) {
-    let reply = gateway.send(&switch_request(status));
+pub fn set_health(gateway: &mut dyn Gateway, status: &str) {
+    let reply = gateway.send(&set_health_request(status));
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 

@@ -1,4 +1,4 @@
-//! The Redis side of a bootstrap: the cluster with the bridge, and what stands behind it.
+//! The Redis part of a bootstrap: the cluster with the bridge, and its endpoints.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,26 +9,26 @@ use serde_json::json;
 use super::Setup;
 use crate::envoy::filter_wasm;
 
-/// The Envoy cluster that a test's `store` names.
+/// The Envoy cluster in a test's `store`.
 pub const REDIS_CLUSTER: &str = "redis";
 
 /// The internal listener whose filter is `redis_proxy`.
 const NODES_LISTENER: &str = "redis_nodes";
 
 impl Setup {
-    /// Adds the cluster [`REDIS_CLUSTER`] with the bridge, which leads to this one Redis.
+    /// Adds the cluster [`REDIS_CLUSTER`] with the bridge to this one Redis.
     pub fn redis(mut self, address: SocketAddr) -> Self {
         self.clusters.push(redis_bridge(REDIS_CLUSTER, &socket(address), &filter_wasm()));
         self
     }
 
-    /// Adds one more such cluster, `second_redis`, which leads to another Redis.
+    /// Adds the cluster `second_redis` with the bridge to another Redis.
     pub fn second_redis(mut self, address: SocketAddr) -> Self {
         self.clusters.push(redis_bridge("second_redis", &socket(address), &filter_wasm()));
         self
     }
 
-    /// The same over TLS, trusting the authority in this file and expecting the name `redis.test`.
+    /// [`Setup::redis`] over TLS: it trusts the authority in this file and expects the name `redis.test`.
     pub fn redis_tls(self, address: SocketAddr, authority: &Path) -> Self {
         let mut setup = self.redis(address);
         if let Some(cluster) = setup.clusters.last_mut() {
@@ -43,8 +43,8 @@ impl Setup {
         setup
     }
 
-    /// The same to a Redis Cluster: behind the bridge is an internal listener with `redis_proxy`, which finds
-    /// out from these nodes who has which slot.
+    /// [`Setup::redis`] for a Redis Cluster: the bridge leads to an internal listener with `redis_proxy`, which reads
+    /// from these nodes which of them owns which slot.
     pub fn redis_nodes(mut self, nodes: &[SocketAddr]) -> Self {
         self.clusters.push(redis_bridge(REDIS_CLUSTER, &internal(NODES_LISTENER), &filter_wasm()));
         let refresh = json!({

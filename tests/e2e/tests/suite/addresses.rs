@@ -1,4 +1,4 @@
-//! Who is asking, by address: spec section 2, point 3.
+//! Identification of callers by address: spec section 2, point 3.
 
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
@@ -7,15 +7,14 @@ use serde_json::{Value, json};
 
 use crate::support::two_tiers;
 
-/// What the first caller of every test here may spend.
+/// The capacity of every caller's bucket here.
 const CAPACITY: u64 = 50;
 
 fn config() -> Value {
     two_tiers(CAPACITY, CAPACITY)
 }
 
-/// Sends one request per entry and checks which share a bucket: entries with the same letter do,
-/// entries with different letters do not.
+/// Sends one request per entry and checks which share a bucket: exactly the entries with the same letter.
 #[track_caller]
 fn assert_grouping(envoy: &Envoy, entries: &[(char, &str)]) {
     let mut spent = std::collections::BTreeMap::new();
@@ -41,7 +40,7 @@ fn every_client_address_has_its_own_bucket_whatever_its_port() {
 }
 
 #[test]
-fn forwarded_for_counts_for_nothing_where_it_is_not_trusted() {
+fn untrusted_forwarded_for_is_ignored() {
     let envoy = Setup::new().config(&config()).start();
     assert_grouping(
         &envoy,
@@ -65,7 +64,7 @@ fn with_one_trusted_hop_the_last_entry_is_the_client() {
             ('a', "203.0.113.1"),
             ('b', "203.0.113.2"),
             ('a', "203.0.113.1"),
-            // What the client writes before the trusted proxy's entry buys nothing.
+            // What the client writes before the trusted proxy's entry is ignored.
             ('a', "198.51.100.1, 203.0.113.1"),
             ('a', "198.51.100.2, 203.0.113.1"),
             ('b', "203.0.113.1, 203.0.113.2"),
@@ -88,8 +87,8 @@ fn with_two_trusted_hops_the_last_but_one_entry_is_the_client() {
 }
 
 #[test]
-fn behind_a_proxy_that_appends_the_setting_of_envoy_decides() {
-    // `use_remote_address: false`: the last entry is the client's, one hop takes the one before.
+fn behind_a_proxy_that_appends_the_configured_hops_decide() {
+    // `use_remote_address: false`: the last entry is the client's; with one hop it is the entry before.
     let behind = |hops: u32| {
         Setup::new()
             .config(&config())

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::support::{assert_headers_complete, two_tiers};
 
 #[test]
-fn a_refused_head_request_has_no_body_and_the_connection_goes_on() {
+fn a_refused_head_request_has_no_body_and_the_connection_stays_open() {
     let envoy = Setup::new().config(&two_tiers(1, 7)).start();
     let mut connection = envoy.connect();
     assert_eq!(connection.send(&Request::new("HEAD", "/")).status, 200);
@@ -22,8 +22,7 @@ fn a_refused_head_request_has_no_body_and_the_connection_goes_on() {
     assert_eq!(connection.send(&Request::get("/")).text(), "Too Many Requests");
 }
 
-/// Every way in which something behind the filter fails: the path that leads to it, the status
-/// that the client sees.
+/// Failures behind the filter: the path that causes each, and the status that the client receives.
 const FAILURES: [(&str, u16); 7] = [
     ("/500", 500),
     ("/503", 503),
@@ -45,14 +44,14 @@ fn failing_setup(config: &Value) -> (Upstream, Setup) {
     let to_upstream =
         |path: &str| json!({"match": {"path": path}, "route": {"cluster": "upstream", "timeout": "0.3s"}});
     let setup =
-        Setup::new().config(config).upstream(upstream.address()).cluster("nobody", refusing()).routes(
+        Setup::new().config(config).upstream(upstream.address()).cluster("refusing", refusing()).routes(
             &json!([
                 to_upstream("/500"),
                 to_upstream("/503"),
                 to_upstream("/404"),
                 to_upstream("/reset"),
                 to_upstream("/slow"),
-                {"match": {"path": "/refused"}, "route": {"cluster": "nobody"}},
+                {"match": {"path": "/refused"}, "route": {"cluster": "refusing"}},
             ]),
         );
     (upstream, setup)
@@ -71,7 +70,7 @@ fn every_failure_behind_the_filter_is_answered_with_every_header_and_costs_a_tok
             assert_eq!(reply.all(name).len(), 1, "{name} on {path}");
         }
         let retry_after: &[&str] = if path == "/503" { &["120"] } else { &[] };
-        assert_eq!(reply.all("retry-after"), retry_after, "{path}: the upstream's own");
+        assert_eq!(reply.all("retry-after"), retry_after, "{path}: as the upstream sent it");
     }
     for (path, _) in FAILURES {
         assert_eq!(connection.send(&Request::get(path)).status, 429, "{path}");

@@ -1,4 +1,4 @@
-//! Envoy comes up: without the filter, with it and nothing said, with both forms of configuration.
+//! Envoy starts: without the filter, with the filter unconfigured, with both forms of configuration.
 
 use e2e::client::Request;
 use e2e::setup::Setup;
@@ -14,7 +14,7 @@ fn envoy_without_the_filter_serves() {
 }
 
 #[test]
-fn without_configuration_the_built_in_tiers_hold_and_the_endpoint_refuses() {
+fn without_configuration_the_built_in_tiers_apply_and_the_endpoint_refuses() {
     let envoy = Setup::new().start();
     let reply = envoy.send(&Request::get("/"));
     assert_eq!((reply.status, reply.text().as_str()), (200, "ok"));
@@ -32,8 +32,7 @@ fn without_configuration_the_built_in_tiers_hold_and_the_endpoint_refuses() {
     }
 }
 
-/// Envoy hands a `Struct` over as protobuf, whatever its documentation says about JSON. Should that
-/// change, it is worth telling users.
+/// Envoy passes a `Struct` as protobuf, although its documentation says JSON. If that changes, document it for users.
 #[test]
 fn a_struct_is_refused_because_envoy_passes_it_as_protobuf() {
     let log = Setup::new().config_struct(&two_tiers(3, 7)).start_refused();

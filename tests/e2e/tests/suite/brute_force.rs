@@ -5,23 +5,23 @@ use e2e::envoy::Envoy;
 use e2e::load;
 use e2e::setup::Setup;
 
-use crate::support::{TOKEN, health, switch, two_tiers};
+use crate::support::{TOKEN, health, set_health, two_tiers};
 
 #[test]
-fn guesses_that_come_at_once_are_not_counted_short() {
+fn every_concurrent_guess_is_counted() {
     let envoy = Setup::new().config(&two_tiers(100, 7)).trusted_hops(1).workers(4).start();
     for round in 1..=100 {
         let guess = Request::post("/system/health", "")
             .header("X-Admin-Token", "c4nary-wrong")
             .forwarded_for(&format!("203.0.113.{round}"));
-        let tally = load::burst(envoy.address(), 24, 1, &guess);
-        assert_eq!(load::count(&tally, 403), 5, "round {round}: {tally:?}");
-        assert_eq!(load::count(&tally, 429), 24 - 5, "round {round}: {tally:?}");
+        let counts = load::burst(envoy.address(), 24, 1, &guess);
+        assert_eq!(load::count(&counts, 403), 5, "round {round}: {counts:?}");
+        assert_eq!(load::count(&counts, 429), 24 - 5, "round {round}: {counts:?}");
     }
 }
 
-/// A change of health with this token, from the client behind one trusted proxy, or from this machine itself.
-/// Without a body, so that Envoy keeps most connections open.
+/// Tries to set health with this token, from a client behind one trusted proxy, or from this machine itself. There is
+/// no body, so that Envoy keeps most connections open.
 fn attempt(envoy: &Envoy, connection: &mut Connection, token: &str, from: Option<&str>) -> u16 {
     let request = Request::post("/system/health", "").header("X-Admin-Token", token);
     let response = connection.send(&from.map_or(request.clone(), |address| request.forwarded_for(address)));
@@ -32,7 +32,7 @@ fn attempt(envoy: &Envoy, connection: &mut Connection, token: &str, from: Option
 }
 
 #[test]
-fn thousands_of_addresses_do_not_open_the_throttle_and_do_not_lock_the_operator_out() {
+fn guesses_from_thousands_of_addresses_are_throttled_and_do_not_lock_the_operator_out() {
     let envoy = Setup::new().config(&two_tiers(100, 7)).trusted_hops(1).workers(2).quiet().start();
     let operator = Some("198.51.100.7");
     let mut connection = envoy.connect();
@@ -62,7 +62,7 @@ fn thousands_of_addresses_do_not_open_the_throttle_and_do_not_lock_the_operator_
     for from in [operator, None] {
         assert_eq!(attempt(&envoy, &mut connection, TOKEN, from), 400, "{from:?}");
     }
-    switch(&envoy, "DEGRADED");
+    set_health(&envoy, "DEGRADED");
     assert_eq!(health(&envoy), "DEGRADED");
     let admin_requests = "rate_limiter_admin_requests_total";
     envoy.await_metric(admin_requests, &[("result", "throttled")], f64::from(refused[1]));

@@ -1,5 +1,5 @@
-//! The compose files: valid by the specification, nothing mounted that is not there, no secret in them; and what
-//! `production.yml` starts, started on the loopback.
+//! The compose files: valid by the specification, every mounted file exists, no secret in them; and the services of
+//! `production.yml`, started on the loopback.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -22,25 +22,25 @@ use crate::support::{ONE_PER_HOUR, tier};
 const FILES: [&str; 2] = ["docker-compose.yml", "deploy/compose/production.yml"];
 const PRODUCTION: &str = FILES[1];
 
-/// Shared by all limiters; so large that no limiter alone, with two workers, could stay below it by chance.
+/// Shared by all limiters; so large that no single limiter, with two workers, stays below it by chance.
 const CAPACITY: u64 = 60;
 
 #[test]
-fn the_compose_files_fit_the_specification() {
+fn the_compose_files_are_valid_by_the_specification() {
     for file in FILES {
-        let (fits, said) = check_compose(&repository_root().join(file));
-        assert!(fits, "{file}: {said}");
+        let (is_valid, output) = check_compose(&repository_root().join(file));
+        assert!(is_valid, "{file}: {output}");
     }
     let dir = tempfile::tempdir().expect("a temporary directory");
     let broken = dir.path().join("broken.yml");
     fs::write(&broken, shipped(PRODUCTION).replace("read_only: true", "read_only: [perhaps]"))
         .expect("written");
-    let (fits, said) = check_compose(&broken);
-    assert!(!fits && said.contains("read_only"), "what is wrong is found: {said}");
+    let (is_valid, output) = check_compose(&broken);
+    assert!(!is_valid && output.contains("read_only"), "{output}");
 }
 
 #[test]
-fn everything_that_is_mounted_or_built_from_is_there() {
+fn every_mounted_file_and_build_context_exists() {
     let mut found = 0;
     for file in FILES {
         let path = repository_root().join(file);
@@ -66,14 +66,14 @@ fn everything_that_is_mounted_or_built_from_is_there() {
 }
 
 #[test]
-fn every_service_of_production_is_bounded_and_has_no_secret_in_it() {
+fn every_service_of_production_has_resource_limits_and_contains_no_secret() {
     let path = repository_root().join(PRODUCTION);
     let services = services(&path);
     assert_eq!(services.len(), 6);
     for (name, service) in &services {
         let image = service["image"].as_str().expect("an image");
         let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
-        assert!(tag.split('.').count() >= 3, "{name}: {image} names a version, all of it");
+        assert!(tag.split('.').count() >= 3, "{name}: {image} has a full version");
         assert_eq!(service["restart"], "unless-stopped", "{name}");
         assert_eq!(service["read_only"], true, "{name}");
         assert_eq!(service["cap_drop"], json!(["ALL"]), "{name}");
@@ -84,7 +84,7 @@ fn every_service_of_production_is_bounded_and_has_no_secret_in_it() {
         assert!(service["healthcheck"].is_object() || name == "upstream", "{name}");
     }
 
-    // `make-secrets` makes what the file takes.
+    // `make-secrets` creates every secret that the file uses.
     let compose = yaml(&path);
     let secrets = compose["secrets"].as_object().expect("secrets");
     let made = shipped("deploy/compose/make-secrets");
@@ -104,7 +104,7 @@ fn every_service_of_production_is_bounded_and_has_no_secret_in_it() {
 }
 
 #[test]
-fn three_limiters_behind_the_load_balancer_are_one() {
+fn three_limiters_behind_the_load_balancer_share_buckets_and_health() {
     let mut redis = production::redis();
     let upstream = production::upstream();
     let capacity_alone = |folder: &Path| {
@@ -119,18 +119,18 @@ fn three_limiters_behind_the_load_balancer_are_one() {
     let balancer = production::load_balancer(&limiters.iter().collect::<Vec<_>>());
     for limiter in &limiters {
         wait::until("the documents, and Redis", || {
-            let reply = production::ask(limiter, &Request::get("/").key("pro"));
-            let health = production::ask(limiter, &Request::get("/health")).json();
+            let reply = production::send(limiter, &Request::get("/").key("pro"));
+            let health = production::send(limiter, &Request::get("/health")).json();
             (reply.tier() == "pro" && health["redis"] == "connected").then_some(())
         });
     }
-    // Envoy hands what its health checks find to its workers once a second.
+    // Envoy passes the results of its health checks to its workers once a second.
     wait::until("the load balancer sends to all three", || {
         balancer.send(&Request::get("/health"));
         let shares = shares(&balancer);
         (shares.len() == 3 && !shares.contains(&0)).then_some(())
     });
-    // Who was refused before is asked about again after a second at most.
+    // For a refused caller, Redis is queried again after at most one second.
     wait::until("a full bucket", || {
         redis.command(&["DEL", "rate_limit:pro"]);
         let reply = balancer.send(&Request::get("/test").key("pro"));
@@ -139,24 +139,24 @@ fn three_limiters_behind_the_load_balancer_are_one() {
     redis.command(&["DEL", "rate_limit:pro"]);
 
     let before = shares(&balancer);
-    // A caller has one bucket, whichever limiter is asked.
-    let tally = load::burst(balancer.address(), 8, 30, &Request::get("/test").key("pro"));
-    assert_eq!(load::count(&tally, 200), CAPACITY, "{tally:?}");
-    assert_eq!(load::count(&tally, 429), 240 - CAPACITY, "{tally:?}");
+    // A caller has the same bucket in every limiter.
+    let counts = load::burst(balancer.address(), 8, 30, &Request::get("/test").key("pro"));
+    assert_eq!(load::count(&counts, 200), CAPACITY, "{counts:?}");
+    assert_eq!(load::count(&counts, 429), 240 - CAPACITY, "{counts:?}");
     let after = shares(&balancer);
     assert!(
         after.iter().zip(&before).all(|(after, before)| after - before > 20),
-        "each has its share: {after:?}"
+        "each limiter has its share: {after:?}"
     );
 
-    addresses_are_the_clients_own(&balancer, &redis);
-    health_is_one(&balancer, &limiters);
-    only_metrics_and_readiness_are_shown(&limiters[0]);
-    healthchecks_command_tells(&balancer);
+    assert_addresses_are_those_of_connections(&balancer, &redis);
+    assert_health_is_shared(&balancer, &limiters);
+    assert_only_metrics_and_readiness_are_exposed(&limiters[0]);
+    assert_healthcheck_command_works(&balancer);
 
-    // A limiter that dies takes nobody with it, and neither does Redis.
+    // The loss of a limiter fails no other request, and neither does the loss of Redis.
     drop(limiters.pop());
-    let after_a_loss = load::burst(balancer.address(), 4, 25, &Request::get("/test").key("nobody"));
+    let after_a_loss = load::burst(balancer.address(), 4, 25, &Request::get("/test").key("unknown"));
     assert_eq!(load::count(&after_a_loss, 200) + load::count(&after_a_loss, 429), 100, "{after_a_loss:?}");
     redis.kill();
     let without_redis = load::burst(balancer.address(), 4, 25, &Request::get("/test").key("pro"));
@@ -171,9 +171,9 @@ fn shares(balancer: &Envoy) -> Vec<u64> {
     of_limiters.filter_map(|line| line.split_once("::rq_total::")?.1.parse().ok()).collect()
 }
 
-/// What a client writes into X-Forwarded-For buys nothing, and two clients are two callers.
+/// X-Forwarded-For from a client is ignored, and two clients are two callers.
 #[track_caller]
-fn addresses_are_the_clients_own(balancer: &Envoy, redis: &e2e::redis::Redis) {
+fn assert_addresses_are_those_of_connections(balancer: &Envoy, redis: &e2e::redis::Redis) {
     for (last, forwarded) in [(2, "203.0.113.9"), (2, "203.0.113.10, 198.51.100.1"), (3, "127.0.0.2")] {
         let reply = Connection::open_from(last, balancer.address())
             .send(&Request::get("/test").forwarded_for(forwarded));
@@ -196,57 +196,57 @@ fn addresses_are_the_clients_own(balancer: &Envoy, redis: &e2e::redis::Redis) {
     }
 }
 
-/// Set through the load balancer, it holds for every limiter.
+/// Health that is set through the load balancer applies to every limiter.
 #[track_caller]
-fn health_is_one(balancer: &Envoy, limiters: &[Envoy]) {
+fn assert_health_is_shared(balancer: &Envoy, limiters: &[Envoy]) {
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
     assert_eq!(balancer.send(&change).status, 403);
     assert_eq!(balancer.send(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);
     for limiter in limiters {
-        wait::until("one health for all", || {
-            (production::ask(limiter, &Request::get("/system/health")).json()["health"] == "DEGRADED")
+        wait::until("the same health everywhere", || {
+            (production::send(limiter, &Request::get("/system/health")).json()["health"] == "DEGRADED")
                 .then_some(())
         });
     }
 }
 
-/// Nobody gets at Envoy's admin endpoint by the listener that Prometheus scrapes.
+/// The listener that Prometheus scrapes does not expose Envoy's admin endpoint.
 #[track_caller]
-fn only_metrics_and_readiness_are_shown(limiter: &Envoy) {
-    let ask = |request: &Request| Connection::open(limiter.listener("metrics")).send(request);
-    assert_eq!(ask(&Request::get("/ready")).status, 200);
-    let metrics = ask(&Request::get("/stats/prometheus?filter=rate_limiter"));
+fn assert_only_metrics_and_readiness_are_exposed(limiter: &Envoy) {
+    let send = |request: &Request| Connection::open(limiter.listener("metrics")).send(request);
+    assert_eq!(send(&Request::get("/ready")).status, 200);
+    let metrics = send(&Request::get("/stats/prometheus?filter=rate_limiter"));
     assert!(metrics.text().contains("rate_limiter_requests_total{"), "{}", metrics.text());
     for path in ["/", "/config_dump", "/stats", "/stats/prometheus/../../config_dump", "/ready/x"] {
-        assert_eq!(ask(&Request::get(path)).status, 404, "{path}");
+        assert_eq!(send(&Request::get(path)).status, 404, "{path}");
     }
     for path in ["/quitquitquit", "/ready", "/stats/prometheus"] {
-        assert_eq!(ask(&Request::post(path, "")).status, 404, "{path}");
+        assert_eq!(send(&Request::post(path, "")).status, 404, "{path}");
     }
 }
 
-/// The command that Docker runs in the container says yes to an Envoy that serves, and no to nothing.
+/// The command that Docker runs in the container succeeds for an Envoy that serves, and fails for a closed port.
 #[track_caller]
-fn healthchecks_command_tells(balancer: &Envoy) {
+fn assert_healthcheck_command_works(balancer: &Envoy) {
     let compose = yaml(&repository_root().join(PRODUCTION));
     let test = &compose["services"]["lb"]["healthcheck"]["test"];
     assert_eq!(&compose["services"]["limiter"]["healthcheck"]["test"], test);
     let words: Vec<_> = test.as_array().expect("a list").iter().filter_map(Value::as_str).collect();
     assert_eq!(words[..3], ["CMD", "bash", "-c"]);
     assert!(words[3].contains("/127.0.0.1/8000;"), "{}", words[3]);
-    let is_well = |port: u16| {
-        // What Compose makes of it, at another port.
+    let is_healthy = |port: u16| {
+        // As Compose passes it, with another port.
         let script = words[3].replace("$$", "$").replace("/8000;", &format!("/{port};"));
         let output = Command::new("bash").args(["-c", &script]).output().expect("bash");
         output.status.success()
     };
-    assert!(is_well(balancer.address().port()));
-    assert!(!is_well(e2e::upstream::refusing().port()));
+    assert!(is_healthy(balancer.address().port()));
+    assert!(!is_healthy(e2e::upstream::refusing().port()));
 }
 
-/// The command that Docker runs in Redis' container hands the shipped file and the password to a real Redis.
+/// The command that Docker runs in Redis' container passes the shipped file and the password to a real Redis.
 #[test]
-fn redis_asks_for_the_password_in_its_file() {
+fn redis_requires_the_password_from_its_file() {
     let compose = yaml(&repository_root().join(PRODUCTION));
     let command = compose["services"]["redis"]["command"].as_array().expect("a list").clone();
     let words: Vec<_> = command.iter().filter_map(Value::as_str).collect();
@@ -257,7 +257,7 @@ fn redis_asks_for_the_password_in_its_file() {
     fs::write(&password, "from-the-file\n").expect("written");
     let port = port::reserve().port();
     let server = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
-    // What Compose makes of it.
+    // As Compose passes it.
     let mut script = words[2].replace("$$", "$");
     for (from, to) in [
         ("/etc/redis.conf", config.display().to_string()),
@@ -267,7 +267,7 @@ fn redis_asks_for_the_password_in_its_file() {
         assert_eq!(script.matches(from).count(), 1, "{from} in {script}");
         script = script.replace(from, &to);
     }
-    // Whatever happens here, it ends by itself: `SHUTDOWN` below, or `timeout`.
+    // It always ends: by `SHUTDOWN` below or by `timeout`.
     let mut redis = Command::new("timeout")
         .args(["60", "sh", "-c", &script])
         .stdout(std::process::Stdio::null())
@@ -275,22 +275,21 @@ fn redis_asks_for_the_password_in_its_file() {
         .expect("timeout");
     let mut stream = wait::until("Redis listens", || TcpStream::connect(("127.0.0.1", port)).ok());
     stream.set_read_timeout(Some(wait::SOON)).expect("a socket");
-    let mut answers = BufReader::new(stream.try_clone().expect("a socket")).lines();
-    let mut ask = |command: &str| {
+    let mut replies = BufReader::new(stream.try_clone().expect("a socket")).lines();
+    let mut send = |command: &str| {
         stream.write_all(format!("{command}\r\n").as_bytes()).expect("written");
-        answers.next().expect("an answer").expect("text")
+        replies.next().expect("a reply").expect("text")
     };
-    assert!(ask("PING").starts_with("-NOAUTH"));
-    assert!(ask("AUTH wrong").starts_with("-WRONGPASS"));
-    assert_eq!(ask("AUTH from-the-file"), "+OK");
-    assert_eq!(ask("CONFIG GET maxmemory-policy"), "*2");
-    let policy: Vec<_> = answers.by_ref().take(4).map(|line| line.expect("text")).collect();
+    assert!(send("PING").starts_with("-NOAUTH"));
+    assert!(send("AUTH wrong").starts_with("-WRONGPASS"));
+    assert_eq!(send("AUTH from-the-file"), "+OK");
+    assert_eq!(send("CONFIG GET maxmemory-policy"), "*2");
+    let policy: Vec<_> = replies.by_ref().take(4).map(|line| line.expect("text")).collect();
     assert_eq!(policy[3], "noeviction");
     stream.write_all(b"SHUTDOWN NOSAVE\r\n").expect("written");
     assert!(redis.wait().expect("a child").success());
 }
 
-/// The services of a compose file.
 #[track_caller]
 fn services(path: &Path) -> Vec<(String, Value)> {
     let compose = yaml(path);

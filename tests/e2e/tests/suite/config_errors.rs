@@ -1,5 +1,5 @@
-//! A plugin configuration that is wrong stops Envoy at the start, with a line that says what and
-//! where. Every rule has its test in `tests/`; here is that Envoy acts on it.
+//! Envoy does not start with an invalid plugin configuration, and logs which field is wrong. Every rule has its test in
+//! `tests/`; these tests show that Envoy rejects the configuration.
 
 use e2e::setup::Setup;
 use serde_json::{Value, json};
@@ -16,17 +16,17 @@ fn assert_refused(text: &str, words: &[&str]) {
     assert!(named, "an error line with {words:?} in\n{log}");
 }
 
-/// A good configuration with one thing put in its place.
+/// A valid configuration with one field replaced.
 fn with(pointer: &str, value: Value) -> String {
     let mut config = two_tiers(5, 7);
     let (parent, field) = pointer.rsplit_once('/').expect("a pointer has a slash");
-    let parent = config.pointer_mut(parent).expect("the place is there");
+    let parent = config.pointer_mut(parent).expect("the parent exists");
     parent[field] = value;
     config.to_string()
 }
 
 #[test]
-fn what_is_no_json_is_refused() {
+fn invalid_json_is_refused() {
     assert_refused("{", &[]);
     assert_refused("[]", &[]);
     assert_refused("tiers: {}", &[]);
@@ -39,14 +39,14 @@ fn an_unknown_field_is_refused_by_name() {
 }
 
 #[test]
-fn a_wrong_number_is_refused_with_its_place() {
+fn an_invalid_number_is_refused_with_its_field() {
     assert_refused(&with("/tiers/free/base/refill_rate", json!(-1)), &["free", "refill_rate", "-1"]);
     assert_refused(&with("/tiers/free/base/capacity", json!(1.5)), &["free", "capacity", "1.5"]);
 }
 
 #[test]
-fn a_name_that_leads_nowhere_is_refused() {
-    // Where key and tier have been swapped, what should name a tier is a key: it is not shown.
+fn an_undefined_name_is_refused() {
+    // If key and tier are swapped, the tier's name is a key, which must not be shown.
     assert_refused(&with("/api_keys/k", json!("platinum")), &["api_keys[1]", "no tier"]);
     assert_refused(&with("/default_tier", json!("platinum")), &["default_tier", "platinum"]);
     assert_refused(

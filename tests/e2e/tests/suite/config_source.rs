@@ -1,4 +1,4 @@
-//! `config_source`: saving the file is the reload, and a bad file changes nothing.
+//! `config_source`: saving a file reloads it.
 
 use e2e::client::Request;
 use e2e::envoy::{Envoy, follows_writing_in_place};
@@ -26,13 +26,13 @@ fn await_tier(envoy: &Envoy, key: &str, tier: &str) {
 }
 
 #[test]
-fn saving_is_the_reload_by_rename_and_in_place() {
+fn saving_a_document_reloads_it_by_rename_and_in_place() {
     let envoy =
         Setup::new().config(&config()).config_files(&tiers(1_000, 50), &api_keys("first")).workers(4).start();
     await_limit(&envoy, 1_000);
     envoy.save("tiers.json", &tiers(1_001, 50));
     await_limit(&envoy, 1_001);
-    // Before 1.39 Envoy follows moves alone, and refuses a configuration that asks for more.
+    // Before 1.39 Envoy detects only moved files, and rejects a configuration with `watch_modify`.
     let write = |name, text: &str| match follows_writing_in_place() {
         true => envoy.edit_in_place(name, text),
         false => envoy.save(name, text),

@@ -1,5 +1,4 @@
-//! `preStop` of the manifests for Kubernetes and Istio, run as kubelet runs it, beside the Envoy that it
-//! drains.
+//! `preStop` of the manifests for Kubernetes and Istio, run as kubelet runs it, with the Envoy that it drains.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use e2e::client::{Connection, Request, Response};
+use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
@@ -16,16 +15,15 @@ use serde_json::Value;
 
 use crate::shipped::repository_root;
 
-/// What one request takes in the service behind the limiter.
+/// The latency of the service behind the limiter.
 const SERVICE: Duration = Duration::from_millis(300);
 
 const CLIENTS: usize = 10;
 
-/// The shortest and the longest drain in these tests. The script counts whole seconds, so it may end one
-/// earlier.
+/// The shortest and the longest drain in these tests. The script counts whole seconds, so it may end one second early.
 const LEAST_S: u64 = 2;
 const LIMIT_S: u64 = 6;
-const COUNTS: Duration = Duration::from_secs(1);
+const ROUNDING: Duration = Duration::from_secs(1);
 
 pub(crate) fn slow_upstream() -> Upstream {
     Upstream::start(|_| {
@@ -34,8 +32,8 @@ pub(crate) fn slow_upstream() -> Upstream {
     })
 }
 
-/// Clients that keep their connections lose no request, and are asked to open others, which would go
-/// elsewhere; the readiness probe fails meanwhile. With nothing left the drain is over.
+/// Clients that keep their connections lose no request, and responses close these connections; the readiness probe
+/// fails meanwhile. The drain ends when no connection is left.
 #[track_caller]
 pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAddr) {
     let served = AtomicU64::new(0);
@@ -47,7 +45,7 @@ pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAdd
                     let response = connection.send(&Request::get("/test").key("pro"));
                     assert!([200, 429].contains(&response.status), "{}", response.status);
                     served.fetch_add(1, Ordering::Relaxed);
-                    if closes(&response) {
+                    if response.closes_connection() {
                         break;
                     }
                 }
@@ -63,15 +61,15 @@ pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAdd
         assert!(hook.wait().expect("a child").success());
         let took = begun.elapsed();
         assert!(
-            took + COUNTS >= Duration::from_secs(LEAST_S) && took < Duration::from_secs(LIMIT_S),
+            took + ROUNDING >= Duration::from_secs(LEAST_S) && took < Duration::from_secs(LIMIT_S),
             "{took:?}"
         );
-        // Nobody waits for an answer any more.
+        // No client waits for a response any more.
         assert!(wait::poll(SERVICE, || (connections(envoy) == 0).then_some(())).is_some());
     });
 }
 
-/// A connection that its client keeps open without a word is not waited for longer than the limit.
+/// The drain does not wait longer than the limit for an idle connection that its client keeps open.
 #[track_caller]
 pub(crate) fn assert_ends(container: &Value, envoy: &Envoy, service: SocketAddr) {
     let _idle = Connection::open(service);
@@ -79,7 +77,7 @@ pub(crate) fn assert_ends(container: &Value, envoy: &Envoy, service: SocketAddr)
     assert!(run_pre_stop(container, envoy).wait().expect("a child").success());
     let took = begun.elapsed();
     let limit = Duration::from_secs(LIMIT_S);
-    assert!(took + COUNTS >= limit && took < limit + wait::SOON, "{took:?}");
+    assert!(took + ROUNDING >= limit && took < limit + wait::SOON, "{took:?}");
 }
 
 fn connections(envoy: &Envoy) -> u64 {
@@ -88,12 +86,7 @@ fn connections(envoy: &Envoy) -> u64 {
     clients.filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum()
 }
 
-fn closes(response: &Response) -> bool {
-    let is_close = |value: &[u8]| value.eq_ignore_ascii_case(b"close");
-    response.headers.iter().any(|(name, value)| name.eq_ignore_ascii_case("connection") && is_close(value))
-}
-
-/// Starts the container's hook with the container's variables; ports and times are this test's.
+/// Starts the container's hook with the container's variables, and with this test's ports and times.
 #[track_caller]
 fn run_pre_stop(container: &Value, envoy: &Envoy) -> Child {
     let words = container["lifecycle"]["preStop"]["exec"]["command"].as_array().expect("a command");

@@ -1,4 +1,4 @@
-//! Envoy delivers a new plugin configuration while it serves: ECDS from a file.
+//! Envoy delivers a new plugin configuration while it serves, by ECDS from a file.
 
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;

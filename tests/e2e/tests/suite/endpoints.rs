@@ -1,4 +1,4 @@
-//! The endpoints that the filter answers itself: each row of the table in spec section 6.
+//! The endpoints that the filter serves itself: each row of the table in spec section 6.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use e2e::setup::Setup;
 use scenarios::endpoints::assert_own_answer;
 use serde_json::json;
 
-use crate::support::{TOKEN, assert_headers_complete, health, switch, switch_request, two_tiers};
+use crate::support::{TOKEN, assert_headers_complete, health, set_health, set_health_request, two_tiers};
 
 fn start() -> Envoy {
     Setup::new().config(&two_tiers(5, 7)).start()
 }
 
 #[test]
-fn a_wrong_token_is_refused_before_the_body_is_looked_at() {
+fn a_wrong_token_is_refused_before_the_body_is_read() {
     let envoy = start();
     for (head, what) in [
-        ("content-length: 500\r\n", "a body that never comes"),
+        ("content-length: 500\r\n", "a body that is never sent"),
         ("content-length: 5000000\r\n", "a body too large"),
-        ("transfer-encoding: chunked\r\n", "chunks that never come"),
+        ("transfer-encoding: chunked\r\n", "chunks that are never sent"),
     ] {
         let mut connection = envoy.connect();
         connection.read_timeout(Duration::from_secs(5));
@@ -35,7 +35,7 @@ fn a_wrong_token_is_refused_before_the_body_is_looked_at() {
 }
 
 #[test]
-fn a_slow_or_broken_admin_body_holds_up_nobody() {
+fn a_slow_or_aborted_admin_body_does_not_block_other_requests() {
     let envoy = start();
     let head = format!(
         "POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\ncontent-length: 21\r\n\r\n"
@@ -46,18 +46,18 @@ fn a_slow_or_broken_admin_body_holds_up_nobody() {
         connection.write(br#"{"status":"#).expect("written");
     }
     let began = Instant::now();
-    switch(&envoy, "DEGRADED");
-    switch(&envoy, "NORMAL");
+    set_health(&envoy, "DEGRADED");
+    set_health(&envoy, "NORMAL");
     assert_eq!(envoy.send(&Request::get("/")).status, 200);
     assert!(began.elapsed() < Duration::from_secs(5));
 
-    let mut patient = slow.pop().expect("twenty were opened");
+    let mut open = slow.pop().expect("twenty were opened");
     for connection in slow {
         connection.reset();
     }
-    assert_eq!(health(&envoy), "NORMAL", "half a body switches nothing");
-    patient.write(br#""DEGRADED"}"#).expect("written");
-    assert_eq!(patient.read("POST").expect("an answer").status, 200);
+    assert_eq!(health(&envoy), "NORMAL", "half a body changes nothing");
+    open.write(br#""DEGRADED"}"#).expect("written");
+    assert_eq!(open.read("POST").expect("an answer").status, 200);
     assert_eq!(health(&envoy), "DEGRADED");
 }
 
@@ -103,14 +103,14 @@ fn a_body_that_never_ends_is_a_408_and_changes_nothing() {
     connection.write(br#"{"status":"DEGRADED""#).expect("written");
     let reply = connection.read("POST").expect("an answer");
     assert_own_answer(&reply, 408);
-    // Envoy may have closed by now; what counts is that the end of the body comes too late.
+    // Envoy may have closed the connection by now; the end of the body must be ignored.
     let _ = connection.write(b"}");
     assert_eq!(health(&envoy), "NORMAL");
-    assert_eq!(envoy.send(&switch_request("DEGRADED")).status, 200);
+    assert_eq!(envoy.send(&set_health_request("DEGRADED")).status, 200);
 }
 
 #[test]
-fn a_client_that_waits_for_permission_to_send_its_body_gets_it() {
+fn a_request_with_expect_100_continue_is_answered() {
     let envoy = start();
     let mut connection = envoy.connect();
     let head = format!(

@@ -1,17 +1,16 @@
-//! `deploy/envoy-gateway`: fits what we know of Envoy Gateway's CRDs, and what Envoy Gateway would make of it limits
-//! in a real Envoy. Envoy Gateway itself takes no part: the rules by which it turns an EnvoyExtensionPolicy into a
-//! filter and applies JSON patches are here again.
-
-use std::net::SocketAddr;
+//! `deploy/envoy-gateway`: valid by our schema of Envoy Gateway's CRDs, and the resulting configuration limits requests
+//! in a real Envoy. Envoy Gateway itself does not run: this file reimplements how it turns an EnvoyExtensionPolicy into
+//! a filter and how it applies JSON patches.
 
 use crate::schemas::{check_envoy_gateway, check_kubernetes};
+use harness::bootstrap::{cluster, socket, tcp};
 use json_patch::PatchOperation;
 use serde_json::{Value, json};
 use serde_json_path::JsonPath;
 
 use crate::manifests::{
-    REDIS_ADDRESS, admin, assert_health_is_set, assert_labels, assert_limits, boot, cluster, environment,
-    manifest, object, redis, socket_address, upstream, wasm_volume,
+    REDIS_ADDRESS, assert_health_is_set, assert_labels, assert_limits, boot, environment, manifest, object,
+    redis, socket_address, upstream, wasm_volume,
 };
 
 const PROXY: &str = "deploy/envoy-gateway/proxy.yaml";
@@ -20,7 +19,7 @@ const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 #[test]
-fn the_manifests_fit_what_we_know_of_envoy_gateway() {
+fn the_manifests_are_valid_by_our_schema_of_envoy_gateway() {
     let documents = [manifest(PROXY, &[]), manifest(POLICIES, &[])].concat();
     assert_eq!(documents.len(), 3);
     for document in &documents {
@@ -40,9 +39,9 @@ fn the_manifests_fit_what_we_know_of_envoy_gateway() {
     }
 }
 
-/// The parts of an EnvoyProxy that Envoy Gateway puts into a Deployment are Kubernetes' own.
+/// Envoy Gateway copies these fields of an EnvoyProxy into a Deployment.
 #[test]
-fn what_it_puts_into_pods_fits_kubernetes() {
+fn the_pod_fields_are_valid_by_kubernetes_schemas() {
     let documents = manifest(PROXY, &[]);
     let deployment = deployment(&documents);
     let mut container = deployment["container"].clone();
@@ -61,13 +60,13 @@ fn what_it_puts_into_pods_fits_kubernetes() {
 }
 
 #[test]
-fn with_the_patches_all_of_it_works() {
+fn limits_health_and_labels_work_with_the_patches() {
     let (redis, upstream) = (redis(), upstream());
     let changes =
         [(REDIS_ADDRESS, &*socket_address(redis.address())), ("timeout_ms: 20,", "timeout_ms: 5000,")];
     let policies = manifest(POLICIES, &changes);
     let mut listener = gateway_listener(object(&policies, "EnvoyExtensionPolicy", "rate-limiter"));
-    let mut clusters = vec![cluster("httproute/default/backend/rule/0", upstream.address())];
+    let mut clusters = vec![cluster("httproute/default/backend/rule/0", &[socket(upstream.address())])];
     let patches = &object(&policies, "EnvoyPatchPolicy", "rate-limiter")["spec"]["jsonPatches"];
     for patch in patches.as_array().expect("patches") {
         let operation = &patch["operation"];
@@ -76,13 +75,13 @@ fn with_the_patches_all_of_it_works() {
                 assert_eq!(patch["name"], listener["name"]);
                 apply(&mut listener, operation);
             }
-            // One without a path is a resource of its own.
+            // A patch without a path adds a resource.
             Some(CLUSTER) => {
                 assert_eq!((&operation["op"], &operation["path"]), (&json!("add"), &json!("")));
                 assert_eq!(operation["value"]["name"], patch["name"]);
                 clusters.push(operation["value"].clone());
             }
-            other => panic!("{other:?} is no patch that this knows"),
+            other => panic!("{other:?} is not supported by this test"),
         }
     }
 
@@ -90,7 +89,7 @@ fn with_the_patches_all_of_it_works() {
     let deployment = deployment(&documents);
     let proxy = &deployment["container"];
     let place = wasm_volume(&deployment["initContainers"][0], proxy, &deployment["pod"]["volumes"]);
-    // The Secret is made by hand, as proxy.yaml says.
+    // The Secret is created by hand, as proxy.yaml says.
     let secret = json!({
         "metadata": {"name": "rate-limiter"},
         "stringData": {"ADMIN_TOKEN": "", "REDIS_PASSWORD": ""},
@@ -116,11 +115,11 @@ fn deployment(documents: &[Value]) -> &Value {
     &object(documents, "EnvoyProxy", "rate-limiter")["spec"]["provider"]["kubernetes"]["envoyDeployment"]
 }
 
-/// What Envoy Gateway starts its proxies with, as far as the patches touch it.
+/// The bootstrap of Envoy Gateway's proxies: the parts that the patches change.
 fn gateway_bootstrap() -> Value {
     json!({
         "node": {"id": "envoy-default-eg", "cluster": "default/eg"},
-        "admin": admin(),
+        "admin": {"address": tcp("127.0.0.1", 0)},
         "stats_config": {
             "use_all_default_tags": true,
             "stats_tags": [{"regex": "\\.zone(\\.(([^\\.]+)\\.))", "tag_name": "from_zone"}],
@@ -128,9 +127,9 @@ fn gateway_bootstrap() -> Value {
     })
 }
 
-/// The listener `http` of the Gateway `eg`, as Envoy Gateway translates it with this policy: a filter that is off for
-/// the listener and on for its routes, `config` as JSON in a string. The routes are in the listener, and the filter's
-/// code is a file, where Envoy Gateway has both fetched from itself.
+/// The listener `http` of the Gateway `eg`, as Envoy Gateway translates it with this policy: a filter that is disabled
+/// for the listener and enabled for its routes, `config` as JSON in a string. Here the routes are in the listener and
+/// the filter's code is in a file; with Envoy Gateway, Envoy fetches both from it.
 fn gateway_listener(policy: &Value) -> Value {
     let metadata = &policy["metadata"];
     let [namespace, name] = [&metadata["namespace"], &metadata["name"]].map(|it| it.as_str().expect("text"));
@@ -185,27 +184,21 @@ fn gateway_listener(policy: &Value) -> Value {
     });
     json!({
         "name": "default/eg/http",
-        "address": loopback(),
+        "address": tcp("127.0.0.1", 0),
         "default_filter_chain": chain,
         "max_connections_to_accept_per_socket_event": 1,
         "per_connection_buffer_limit_bytes": 32768,
     })
 }
 
-fn loopback() -> Value {
-    let any_port: SocketAddr = ([127, 0, 0, 1], 0).into();
-    json!({"socket_address": {"address": any_port.ip().to_string(), "port_value": any_port.port()}})
-}
-
-/// Applies one operation at its `path`, or at `path` below each place that `jsonPath` finds, of which there must be
-/// one.
+/// Applies one operation at its `path`, or at `path` below the only match of `jsonPath`.
 #[track_caller]
 fn apply(document: &mut Value, operation: &Value) {
     let mut operation = operation.clone();
     if let Some(query) = operation.as_object_mut().expect("an operation").remove("jsonPath") {
         let query = JsonPath::parse(query.as_str().expect("text")).expect("a JSON path");
         let found = query.query_located(document);
-        let place = found.exactly_one().expect("one place").location().to_json_pointer();
+        let place = found.exactly_one().expect("exactly one match").location().to_json_pointer();
         let below = operation["path"].as_str().expect("a path").to_owned();
         operation["path"] = json!(format!("{place}{below}"));
     }

@@ -1,5 +1,5 @@
-//! Four workers, many connections, one bucket: exactly as many requests are admitted as there are
-//! tokens, on a bucket's very first use too.
+//! Four workers, many connections, one bucket: exactly as many requests are admitted as there are tokens, also on the
+//! first use of a bucket.
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
@@ -16,10 +16,10 @@ const CAPACITY: u64 = 137;
 
 #[track_caller]
 fn assert_exact(envoy: &Envoy, request: &Request, round: usize) {
-    let tally = load::burst(envoy.address(), CONNECTIONS, REQUESTS_EACH, request);
+    let counts = load::burst(envoy.address(), CONNECTIONS, REQUESTS_EACH, request);
     let all = (CONNECTIONS * REQUESTS_EACH) as u64;
-    assert_eq!(load::count(&tally, 200), CAPACITY, "round {round}: {tally:?}");
-    assert_eq!(load::count(&tally, 429), all - CAPACITY, "round {round}: {tally:?}");
+    assert_eq!(load::count(&counts, 200), CAPACITY, "round {round}: {counts:?}");
+    assert_eq!(load::count(&counts, 429), all - CAPACITY, "round {round}: {counts:?}");
     assert_eq!(envoy.send(request).status, 429, "round {round}, afterwards");
 }
 
@@ -70,19 +70,19 @@ fn a_refilling_bucket_admits_at_most_capacity_and_what_refilled() {
     let mut admitted = 0;
     let mut refused = 0;
     while started.elapsed().as_secs_f64() < 3.0 {
-        let tally = load::burst(envoy.address(), 16, 25, &Request::get("/"));
-        admitted += load::count(&tally, 200);
-        refused += load::count(&tally, 429);
+        let counts = load::burst(envoy.address(), 16, 25, &Request::get("/"));
+        admitted += load::count(&counts, 200);
+        refused += load::count(&counts, 429);
     }
     let most = capacity as f64 + refill_rate * started.elapsed().as_secs_f64();
     assert!(admitted as f64 <= most, "{admitted} admitted, at most {most}");
-    // The load never lets the bucket fill up, so next to nothing may be lost either.
+    // Under this load the bucket is never full, so almost no token is lost.
     assert!(refused > 0);
     assert!(admitted as f64 >= most * 0.8, "{admitted} admitted of {most}");
 }
 
 #[test]
-fn health_switches_in_mid_burst_mint_nothing() {
+fn health_changes_during_a_burst_mint_no_tokens() {
     let _alone = wait::alone();
     let mut config = two_tiers(1, 1);
     config["tiers"]["pro"] = json!({
@@ -95,7 +95,7 @@ fn health_switches_in_mid_burst_mint_nothing() {
     let pause = std::time::Duration::from_millis(1);
     let ((), during) = load::during(envoy.address(), 16, pause, &request, || {
         for status in ["DEGRADED", "NORMAL"].repeat(20) {
-            crate::support::switch(&envoy, status);
+            crate::support::set_health(&envoy, status);
         }
     });
     let after = load::burst(envoy.address(), 16, 200, &request);

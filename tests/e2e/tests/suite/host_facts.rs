@@ -1,4 +1,4 @@
-//! What the limiter rests on, asked of Envoy itself by the probe filter: the table is `tests/probe-filter/facts.json`.
+//! The facts about Envoy that the limiter relies on, checked by the probe filter: `tests/probe-filter/facts.json`.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -11,26 +11,26 @@ fn facts_of(table: &Value) -> impl Iterator<Item = &Value> {
     table["facts"].as_array().into_iter().flatten()
 }
 
-/// Checks every fact of a group, and lists all that do not hold.
+/// Checks every fact of a group, and lists the false ones.
 #[track_caller]
 fn assert_group(group: &str) {
     static TABLE: OnceLock<Value> = OnceLock::new();
     let table = TABLE.get_or_init(facts::table);
     let probe = Probe::start(table);
-    let mut asked = 0;
+    let mut checked = 0;
     let mut found = Vec::new();
     for fact in facts_of(table).filter(|fact| fact["group"] == group) {
-        asked += 1;
+        checked += 1;
         let name = fact["name"].as_str().unwrap_or_default();
         let mismatches = probe.mismatches(fact);
         println!("fact {group}/{name}: {}", if mismatches.is_empty() { "yes" } else { "no" });
         found.extend(mismatches.into_iter().map(|mismatch| format!("{group}/{name}: {mismatch}")));
     }
-    assert!(asked > 0, "no such group: {group}");
-    assert!(found.is_empty(), "{} facts do not hold:\n{}", found.len(), found.join("\n"));
+    assert!(checked > 0, "no such group: {group}");
+    assert!(found.is_empty(), "{} facts are false:\n{}", found.len(), found.join("\n"));
 }
 
-/// One test for each group, which fails where the table has another.
+/// One test for each group, and one that every group of the table has a test.
 macro_rules! groups {
     ($($group:ident)*) => {
         $(#[test] fn $group() { assert_group(stringify!($group)); })*
@@ -47,9 +47,9 @@ macro_rules! groups {
 
 groups! { shared_data clocks plugin metrics headers replies pauses bodies queues timers http_calls grpc contexts }
 
-/// A table that says something wrong is found out: in the answer, the status, a header, and where nothing answers.
+/// A wrong fact is detected: in the answer, the status, a header, and for an unknown path.
 #[test]
-fn a_wrong_table_is_found_out() {
+fn a_wrong_fact_is_detected() {
     let table = facts::table();
     let probe = Probe::start(&table);
     let right = facts_of(&table).find(|fact| fact["name"] == "insert_if_absent").expect("a fact");

@@ -1,4 +1,4 @@
-//! Clients that break off, stall or talk nonsense harm nobody else: spec section 9.
+//! Clients that disconnect, stall or send invalid requests do not affect others: spec section 9.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::support::two_tiers;
 /// Enough requests over enough connections that every worker answers some.
 #[track_caller]
 fn assert_serves(envoy: &Envoy) {
-    let tally = load::burst(envoy.address(), 10, 100, &Request::get("/fine"));
-    assert_eq!(load::count(&tally, 200), 1_000, "{tally:?}");
-    assert_eq!(envoy.send(&Request::get("/fine")).tier(), "free", "and the filter is in it");
+    let counts = load::burst(envoy.address(), 10, 100, &Request::get("/fine"));
+    assert_eq!(load::count(&counts, 200), 1_000, "{counts:?}");
+    assert_eq!(envoy.send(&Request::get("/fine")).tier(), "free", "the filter is active");
 }
 
 #[test]
-fn clients_that_go_away_at_any_point_do_not_matter() {
+fn clients_that_disconnect_at_any_point_do_not_affect_others() {
     let upstream = Upstream::start(|request| {
         let answer = Answer::ok("upstream");
         if request.target == "/late" {
@@ -49,7 +49,7 @@ fn clients_that_go_away_at_any_point_do_not_matter() {
 }
 
 #[test]
-fn requests_without_a_path_and_upgrades_are_answered_and_forgotten() {
+fn requests_without_a_path_and_upgrades_are_answered() {
     let envoy = Setup::new().config(&two_tiers(5_000, 7)).start();
     let odd = [
         Request::new("CONNECT", "e2e:80"),
@@ -73,7 +73,7 @@ fn requests_without_a_path_and_upgrades_are_answered_and_forgotten() {
 
 #[test]
 fn tunnels_are_limited_like_any_other_request() {
-    let upstream = Upstream::start(|_| Answer::ok("never asked"));
+    let upstream = Upstream::start(|_| Answer::ok("never sent"));
     let envoy = Setup::new()
         .config(&two_tiers(1, 7))
         .hcm(&json!({"upgrade_configs": [{"upgrade_type": "CONNECT"}]}))
@@ -90,7 +90,7 @@ fn tunnels_are_limited_like_any_other_request() {
         ]))
         .start();
     assert_eq!(envoy.send(&Request::get("/")).status, 200);
-    // A CONNECT has no path; it has a caller all the same, and that one's bucket is empty.
+    // A CONNECT has no path, but it has a caller, whose bucket is empty.
     assert_eq!(envoy.send(&Request::new("CONNECT", "e2e:80")).status, 429);
     assert_eq!(envoy.send(&Request::get("/")).status, 429);
 }

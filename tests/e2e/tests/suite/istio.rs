@@ -1,5 +1,6 @@
-//! `deploy/istio`: fits Istio's CRDs, and what istiod would make of it for a gateway limits in a real Envoy. No istiod
-//! takes part: the few rules by which it turns a WasmPlugin and EnvoyFilters into Envoy's configuration are here again.
+//! `deploy/istio`: valid by Istio's CRDs, and the configuration that istiod creates from it limits requests in a real
+//! Envoy. istiod does not run: this file reimplements how it turns a WasmPlugin and EnvoyFilters into Envoy's
+//! configuration.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,11 +12,12 @@ use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 use e2e::wait;
+use harness::bootstrap::{cluster, socket, tcp};
 use serde_json::{Value, json};
 
 use crate::manifests::{
-    ADMIN_TOKEN, REDIS_ADDRESS, admin, assert_health_is_set, assert_labels, assert_limits, await_degraded,
-    boot, cluster, environment, manifest, object, redis, socket_address, upstream, wasm_volume,
+    ADMIN_TOKEN, REDIS_ADDRESS, assert_health_is_set, assert_labels, assert_limits, await_degraded, boot,
+    environment, manifest, object, redis, socket_address, upstream, wasm_volume,
 };
 
 const HCM: &str = "envoy.filters.network.http_connection_manager";
@@ -30,7 +32,7 @@ const LISTENER: &str = "outbound_0.0.0.0_8080";
 const PLUGIN: &str = "deploy/istio/wasm-plugin.yaml";
 
 #[test]
-fn the_manifests_fit_kubernetes_and_istio() {
+fn the_manifests_are_valid_by_schemas_of_kubernetes_and_istio() {
     for document in manifest(GATEWAY, &[]) {
         check_kubernetes(&document).unwrap_or_else(|error| panic!("{}: {error}", document["kind"]));
     }
@@ -52,7 +54,7 @@ fn the_manifests_fit_kubernetes_and_istio() {
 }
 
 #[test]
-fn all_of_it_are_for_the_one_gateway() {
+fn every_selector_matches_the_gateway() {
     let gateway = manifest(GATEWAY, &[]);
     let labels =
         &object(&gateway, "Deployment", "rate-limited-gateway")["spec"]["template"]["metadata"]["labels"];
@@ -75,27 +77,27 @@ fn all_of_it_are_for_the_one_gateway() {
 }
 
 #[test]
-fn by_envoy_filter_all_of_it_works() {
+fn limits_health_and_labels_work_by_envoy_filter() {
     let (redis, upstream) = (redis(), upstream());
-    let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON]).remove(0)];
+    let filters = [redis_filter(&redis), manifest(FILTER, &[LONG_TIMEOUT]).remove(0)];
     let delivered = patched(gateway(upstream.address(), &[]), &filters);
     let envoy = delivered.start();
     let service = envoy.listener(LISTENER);
     assert_limits(service, &redis);
     assert_health_is_set(service, &redis);
     assert_labels(&envoy);
-    // What the patches changed beside.
+    // The patches also set this.
     let dump = envoy.admin("/config_dump?resource=static_listeners");
     assert!(dump.contains(r#""request_timeout": "60s""#), "{dump}");
 }
 
 #[test]
-fn a_changed_envoy_filter_holds_without_a_restart_and_a_wrong_one_is_refused() {
+fn a_changed_envoy_filter_applies_without_a_restart_and_an_invalid_one_is_refused() {
     let (redis, upstream) = (redis(), upstream());
     let deliver = |tiers: &str| {
         let change =
             (r#""free": {"base": {"capacity": 5, "refill_rate": 1}, "burst": {"capacity": 10},"#, tiers);
-        let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON, change]).remove(0)];
+        let filters = [redis_filter(&redis), manifest(FILTER, &[LONG_TIMEOUT, change]).remove(0)];
         patched(gateway(upstream.address(), &[]), &filters)
     };
     let envoy = deliver(r#""free": {"base": {"capacity": 111, "refill_rate": 1},"#).start();
@@ -127,11 +129,11 @@ fn as_a_wasm_plugin_it_limits_and_takes_health_from_redis() {
     assert_limits(service, &redis);
     assert_labels(&envoy);
 
-    // As wasm-plugin.yaml and the docs say.
+    // As in wasm-plugin.yaml and in the docs.
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
-    let ask = |request: &Request| Connection::open(service).send(request);
-    assert_eq!(ask(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 408);
-    assert_eq!(ask(&Request::get("/system/health")).json()["health"], "NORMAL");
+    let send = |request: &Request| Connection::open(service).send(request);
+    assert_eq!(send(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 408);
+    assert_eq!(send(&Request::get("/system/health")).json()["health"], "NORMAL");
     redis.command(&["SET", "system:health:status", "DEGRADED"]);
     await_degraded(service);
 }
@@ -143,7 +145,7 @@ fn pre_stop_drains_without_losing_a_request() {
     let container = &pod["containers"][0];
     kubernetes::assert_ends_in_time(container, pod);
     let (redis, upstream) = (redis(), drain::slow_upstream());
-    let filters = [redis_filter(&redis), manifest(FILTER, &[PATIENT_IN_JSON]).remove(0)];
+    let filters = [redis_filter(&redis), manifest(FILTER, &[LONG_TIMEOUT]).remove(0)];
     let start = || patched(gateway(upstream.address(), &[]), &filters).start();
     let envoy = start();
     drain::assert_drains(container, &envoy, envoy.listener(LISTENER));
@@ -151,15 +153,15 @@ fn pre_stop_drains_without_losing_a_request() {
     drain::assert_ends(container, &envoy, envoy.listener(LISTENER));
 }
 
-/// What makes the limiter wait for Redis as long as it takes.
-const PATIENT_IN_JSON: (&str, &str) = (r#""timeout_ms": 20,"#, r#""timeout_ms": 5000,"#);
+/// A Redis timeout that a busy machine does not exceed.
+const LONG_TIMEOUT: (&str, &str) = (r#""timeout_ms": 20,"#, r#""timeout_ms": 5000,"#);
 
 #[track_caller]
 fn redis_filter(redis: &Redis) -> Value {
     manifest(REDIS, &[(REDIS_ADDRESS, &socket_address(redis.address()))]).remove(0)
 }
 
-/// What a gateway gets: its bootstrap, with everything in it that comes later, and the one resource that comes by ECDS.
+/// The configuration of a gateway: a complete bootstrap, and the one resource that is delivered by ECDS.
 struct Delivered {
     bootstrap: Value,
     extension: Value,
@@ -176,20 +178,20 @@ impl Delivered {
         let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
         assert_eq!(place, PLACE);
         let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
-        // Istio's agent hands this to Envoy as it is, and Envoy merges it.
+        // Istio's agent passes this to Envoy unchanged, and Envoy merges it.
         let added = &pod_template["metadata"]["annotations"]["sidecar.istio.io/bootstrapOverride"];
         let added = object(&documents, "ConfigMap", added.as_str().expect("a name"));
         let added = added["data"]["custom_bootstrap.json"].as_str().expect("text");
         boot(&self.bootstrap, place, &["--config-yaml", added], &env, |folder| self.write(folder, 1))
     }
 
-    /// Delivers the resource, and nothing else, to a gateway that runs.
+    /// Delivers only the resource to a running gateway.
     #[track_caller]
     fn deliver(&self, envoy: &Envoy, version: u32) {
         self.write(envoy.folder(), version);
     }
 
-    /// In place of istiod's stream there is a file.
+    /// A file replaces istiod's stream.
     fn write(&self, folder: &Path, version: u32) {
         let response = json!({"version_info": version.to_string(), "resources": [self.extension]});
         let text = response.to_string().replace(PLACE, &folder.display().to_string());
@@ -200,8 +202,8 @@ impl Delivered {
     }
 }
 
-/// A bootstrap of the shape that istiod gives a gateway, as far as the patches touch it, with everything that istiod
-/// would deliver later in it; `plugins` are where it puts WasmPlugins without a phase, in front of the router.
+/// A bootstrap like that of an Istio gateway: the parts that the patches change, including what istiod would deliver
+/// later. `plugins` are in front of the router, where istiod inserts WasmPlugins without a phase.
 fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
     let filter = |name: &str, kind: &str| {
         let url = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
@@ -232,7 +234,7 @@ fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
     });
     json!({
         "node": {"id": "router~127.0.0.1~rate-limited-gateway.default~default.svc.cluster.local", "cluster": "rate-limited-gateway.default"},
-        "admin": admin(),
+        "admin": {"address": tcp("127.0.0.1", 0)},
         "stats_config": {
             "use_all_default_tags": false,
             "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?(\\..+?\\.svc\\.cluster\\.local)?)\\.)"}],
@@ -243,16 +245,16 @@ fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
         "static_resources": {
             "listeners": [{
                 "name": LISTENER,
-                "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
+                "address": tcp("127.0.0.1", 0),
                 "filter_chains": [{"filters": [{"name": HCM, "typed_config": manager}]}],
             }],
-            "clusters": [cluster("outbound|8080||upstream.default.svc.cluster.local", upstream)],
+            "clusters": [cluster("outbound|8080||upstream.default.svc.cluster.local", &[socket(upstream)])],
         },
     })
 }
 
-/// A WasmPlugin as Envoy has it by ECDS, after istiod and the agent beside Envoy: `pluginConfig` is JSON in a string,
-/// the code a file, and there is neither a `vm_id` nor `allow_on_headers_stop_iteration`.
+/// A WasmPlugin as istiod and Istio's agent deliver it by ECDS: `pluginConfig` is JSON in a string, the code is a file,
+/// and there is neither a `vm_id` nor `allow_on_headers_stop_iteration`.
 #[track_caller]
 fn extension_config(plugin: &Value) -> Value {
     let (spec, name) = (&plugin["spec"], plugin["metadata"]["name"].as_str().expect("a name"));
@@ -285,7 +287,7 @@ fn extension_config(plugin: &Value) -> Value {
     })
 }
 
-/// Applies EnvoyFilters as istiod does, those kinds of patch that we ship; each must find its place.
+/// Applies EnvoyFilters as istiod does, for the kinds of patch that we ship. Each patch must match.
 #[track_caller]
 fn patched(mut bootstrap: Value, filters: &[Value]) -> Delivered {
     let mut extension = Value::Null;
@@ -302,7 +304,7 @@ fn patched(mut bootstrap: Value, filters: &[Value]) -> Delivered {
                 list(&mut bootstrap["static_resources"]["clusters"]).push(value.clone());
             }
             ["EXTENSION_CONFIG", "ADD"] => {
-                assert!(extension.is_null(), "one of them");
+                assert!(extension.is_null(), "only one");
                 extension = value.clone();
                 extension["@type"] = json!(EXTENSION);
             }
@@ -315,10 +317,10 @@ fn patched(mut bootstrap: Value, filters: &[Value]) -> Delivered {
                     filters.iter().position(|filter| filter["name"] == *name).expect("the other filter");
                 filters.insert(place, value.clone());
             }
-            other => panic!("{other:?} is no patch that this knows"),
+            other => panic!("{other:?} is not supported by this test"),
         }
     }
-    // From a file, where a gateway asks istiod.
+    // From a file instead of from istiod.
     let manager = network_filter(&mut bootstrap, &json!(HCM));
     for filter in list(&mut manager["typed_config"]["http_filters"]) {
         if let Some(source) =
@@ -343,7 +345,7 @@ fn list(value: &mut Value) -> &mut Vec<Value> {
     value.as_array_mut().expect("a list")
 }
 
-/// Protobuf's merge: messages field by field, lists one after the other, anything else is replaced.
+/// Protobuf's merge: messages are merged field by field, lists are concatenated, other values are replaced.
 fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {

@@ -1,5 +1,5 @@
-//! `deploy/kubernetes`: fits Kubernetes' schemas, is whole in itself, and what its container would run does what it
-//! should. No kubelet takes part: the test does to files what kubelet does.
+//! `deploy/kubernetes`: valid by Kubernetes' schemas, every reference resolves, and its container's command works. No
+//! kubelet runs: the test writes files as kubelet does.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use crate::manifests::{
     redis, socket_address, upstream, with_environment,
 };
 use crate::production::shipped;
-use crate::shipped::assert_no_warning;
+use crate::shipped::{assert_no_warning, document};
 use crate::support::{ONE_PER_HOUR, tier};
 
 const FILES: [&str; 3] = ["config.yaml", "secret.yaml", "rate-limiter.yaml"];
@@ -32,7 +32,7 @@ fn documents() -> Vec<Value> {
 }
 
 #[test]
-fn the_manifests_fit_kubernetes() {
+fn the_manifests_are_valid_by_kubernetes_schemas() {
     let documents = documents();
     assert_eq!(documents.len(), 7);
     for document in &documents {
@@ -46,7 +46,7 @@ fn the_manifests_fit_kubernetes() {
 }
 
 #[test]
-fn everything_that_is_referred_to_is_there() {
+fn every_reference_resolves() {
     let documents = documents();
     let deployment = object(&documents, "Deployment", NAME);
     let pod = &deployment["spec"]["template"];
@@ -62,7 +62,7 @@ fn everything_that_is_referred_to_is_there() {
     }
     let scaled = &object(&documents, "HorizontalPodAutoscaler", NAME)["spec"]["scaleTargetRef"];
     assert_eq!(*scaled, json!({"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": NAME}));
-    // Without it, nothing is known of what a pod uses of what it asked for.
+    // The autoscaler's utilization is relative to this request.
     assert!(container["resources"]["requests"]["cpu"].is_string());
 
     let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
@@ -75,7 +75,7 @@ fn everything_that_is_referred_to_is_there() {
     }
     assert_eq!(volumes.len(), 3);
 
-    // The documents are those that everything else here is shipped with.
+    // The documents are the same as in the other shipped configurations.
     let data = &object(&documents, "ConfigMap", "rate-limiter-documents")["data"];
     for name in ["tiers.json", "api_keys.json"] {
         assert_eq!(data[name].as_str(), Some(shipped(&format!("config/{name}")).as_str()), "{name}");
@@ -86,7 +86,7 @@ fn everything_that_is_referred_to_is_there() {
 }
 
 #[test]
-fn the_pod_has_no_rights_that_it_does_not_need() {
+fn the_pod_has_only_the_rights_that_it_needs() {
     let documents = documents();
     let pod = &object(&documents, "Deployment", NAME)["spec"]["template"]["spec"];
     assert_eq!(pod["automountServiceAccountToken"], false);
@@ -104,7 +104,7 @@ fn the_pod_has_no_rights_that_it_does_not_need() {
 }
 
 #[test]
-fn what_the_container_runs_limits_follows_its_documents_and_is_probed() {
+fn the_container_limits_requests_reloads_documents_and_answers_probes() {
     let documents = documents();
     let (redis, upstream) = (redis(), upstream());
     let (envoy, place) = start(&documents, &redis, upstream.address());
@@ -121,7 +121,7 @@ fn what_the_container_runs_limits_follows_its_documents_and_is_probed() {
         assert_eq!(Connection::open(envoy.listener("metrics")).send(&Request::get(path)).status, 200);
     }
 
-    let mut tiers: Value = serde_json::from_str(&shipped("config/tiers.json")).expect("JSON");
+    let mut tiers = document("tiers.json");
     tiers["free"] = tier(777, ONE_PER_HOUR);
     as_kubelet(&place.join("documents"), 2, &[("tiers.json", &tiers.to_string())]);
     wait::until("the ConfigMap's new limit", || {
@@ -144,7 +144,7 @@ fn pre_stop_drains_without_losing_a_request() {
     drain::assert_ends(container, &envoy, envoy.listener("service"));
 }
 
-/// The longest drain leaves Envoy some seconds to end in.
+/// After the longest drain, Envoy has some seconds left to exit.
 #[track_caller]
 pub(crate) fn assert_ends_in_time(container: &Value, pod: &Value) {
     let variables = container["env"].as_array().expect("variables").iter();
@@ -160,7 +160,7 @@ fn container(documents: &[Value]) -> &Value {
     &containers[0]
 }
 
-/// Starts what the Deployment's container would run, with its volumes in a folder, which is given too.
+/// Starts the command of the Deployment's container, with its volumes in the returned folder.
 #[track_caller]
 fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, std::path::PathBuf) {
     let (dir, folder) = folder();
@@ -189,8 +189,8 @@ fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, st
     (envoy, folder)
 }
 
-/// The bootstrap with the ports and addresses of this machine; it waits for Redis as long as it takes, and follows its
-/// documents quickly.
+/// The bootstrap with the ports and addresses of this machine. Its Redis timeout is long, and it fetches its documents
+/// every second.
 #[track_caller]
 fn adapted(text: &str, container: &Value, folder: &Path, redis: &Redis, upstream: SocketAddr) -> String {
     let admin = socket_address(port::reserve());
@@ -210,12 +210,12 @@ fn adapted(text: &str, container: &Value, folder: &Path, redis: &Redis, upstream
     );
     let text = in_folder(&text, container, folder);
     for outside in ["/etc/", "/run/rate-limiter", "/rate-limiter/"] {
-        assert!(!text.replace(&wasm, "").contains(outside), "a path that nothing is mounted at: {outside}");
+        assert!(!text.replace(&wasm, "").contains(outside), "a path without a mount: {outside}");
     }
     text
 }
 
-/// Every place where a volume is mounted becomes a folder with the volume's name.
+/// Replaces every mount path by a folder with the volume's name.
 fn in_folder(text: &str, container: &Value, folder: &Path) -> String {
     let mounts = container["volumeMounts"].as_array().expect("mounts");
     mounts.iter().fold(text.to_owned(), |text, mount| {
@@ -228,7 +228,7 @@ fn in_folder(text: &str, container: &Value, folder: &Path) -> String {
     })
 }
 
-/// Writes files as kubelet writes a ConfigMap: into a folder of their own, to which a link is moved over the old one.
+/// Writes files as kubelet writes a ConfigMap: into a new folder, and then renames a link to it over the old link.
 fn as_kubelet(volume: &Path, version: u32, files: &[(&str, &str)]) {
     let next = format!("..version_{version}");
     fs::create_dir(volume.join(&next)).expect("a folder");

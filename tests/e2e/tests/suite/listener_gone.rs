@@ -1,5 +1,4 @@
-//! The last listener with the filter is taken away and comes back: the service in the bootstrap keeps what
-//! was known.
+//! The last listener with the filter is removed and added again: the service in the bootstrap keeps the shared data.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,16 +10,16 @@ use e2e::shipped_files::yaml;
 use e2e::wait;
 use serde_json::Value;
 
-use crate::support::{health, switch, two_tiers};
+use crate::support::{health, set_health, two_tiers};
 
-/// Longer than the old listener drains.
+/// Longer than the drain of the old listener.
 const GAP: Duration = Duration::from_secs(3);
 
 const CAPACITY: u64 = 10;
 
-/// Spends tokens, sets the health, and closes the endpoint to an address that guesses.
+/// Spends tokens, sets the health, and guesses the token until the endpoint refuses this address.
 fn use_up(envoy: &Envoy) {
-    switch(envoy, "DEGRADED");
+    set_health(envoy, "DEGRADED");
     for spent in 1..=4 {
         assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), CAPACITY - spent);
     }
@@ -33,12 +32,12 @@ fn guess(envoy: &Envoy) -> u16 {
     Connection::open_from(23, envoy.address()).send(&guess).status
 }
 
-/// Takes the listener away, waits, and brings it back.
-fn take_away_and_bring_back(envoy: &mut Envoy) {
-    let mut taken: Vec<Value> = Vec::new();
-    envoy.change_listeners(|listeners| taken.append(listeners));
+/// Removes the listener, waits, and adds it again.
+fn remove_and_add_listener(envoy: &mut Envoy) {
+    let mut removed: Vec<Value> = Vec::new();
+    envoy.change_listeners(|listeners| removed.append(listeners));
     std::thread::sleep(GAP);
-    envoy.change_listeners(|listeners| listeners.append(&mut taken));
+    envoy.change_listeners(|listeners| listeners.append(&mut removed));
     wait::until("it serves", || (envoy.send(&Request::get("/health")).status == 200).then_some(()));
 }
 
@@ -48,21 +47,21 @@ fn buckets_health_and_the_login_throttle_outlive_the_last_listener() {
     let mut envoy = setup.start();
     use_up(&envoy);
     for round in 1..=2 {
-        take_away_and_bring_back(&mut envoy);
+        remove_and_add_listener(&mut envoy);
         assert_eq!(health(&envoy), "DEGRADED");
         assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), CAPACITY - 4 - round);
         assert_eq!(guess(&envoy), 429);
     }
-    // The service itself applies none.
+    // The service itself applies no configuration.
     envoy.await_metric("rate_limiter_config_reloads_total", &[("result", "applied")], 3.0);
 }
 
-/// The fact that the service is there for.
+/// The fact about Envoy that makes the service necessary.
 #[test]
-fn without_the_service_everything_is_forgotten() {
+fn without_the_service_shared_data_is_lost() {
     let mut envoy = Setup::new().config(&two_tiers(100, CAPACITY)).by_lds(1).start();
     use_up(&envoy);
-    take_away_and_bring_back(&mut envoy);
+    remove_and_add_listener(&mut envoy);
     assert_eq!(health(&envoy), "NORMAL");
     assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), CAPACITY - 1);
     assert_eq!(guess(&envoy), 403);
@@ -92,7 +91,7 @@ fn vm_configs<'a>(root_id: &str, within: &'a Value, found: &mut Vec<&'a Value>) 
 }
 
 #[test]
-fn the_service_of_each_shipped_bootstrap_is_in_the_limiters_vm() {
+fn the_service_of_each_shipped_bootstrap_shares_the_limiters_vm() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     for file in [
         "envoy.yaml",

@@ -1,11 +1,11 @@
-//! What operators read: the start, configurations, health changes with who made them.
+//! Log lines for operators: the start, configurations, health changes with the address of the client.
 
 use e2e::client::{Connection, Request};
 use e2e::load;
 use e2e::setup::Setup;
 use serde_json::json;
 
-use crate::support::{ONE_PER_HOUR, switch_request, tier, two_tiers};
+use crate::support::{ONE_PER_HOUR, set_health_request, tier, two_tiers};
 
 #[test]
 fn the_start_is_logged() {
@@ -14,15 +14,15 @@ fn the_start_is_logged() {
 }
 
 #[test]
-fn a_configuration_that_is_applied_is_logged_with_what_it_holds() {
+fn an_applied_configuration_is_logged_with_its_counts() {
     let envoy = Setup::new().config(&two_tiers(5, 7)).start();
     envoy.await_log(&["[info][wasm]", "applied", "2 tiers", "1 keys"]);
 }
 
 #[test]
-fn a_health_change_is_logged_with_the_address_that_made_it() {
+fn a_health_change_is_logged_with_the_address_of_its_client() {
     let envoy = Setup::new().config(&two_tiers(5, 7)).start();
-    Connection::open_from(23, envoy.address()).send(&switch_request("DEGRADED"));
+    Connection::open_from(23, envoy.address()).send(&set_health_request("DEGRADED"));
     let line = envoy.await_log(&["[wasm]", "NORMAL", "DEGRADED", "127.0.0.23"]);
     assert!(line.contains("[info]") || line.contains("[warning]"), "{line}");
 }
@@ -47,13 +47,13 @@ fn requests_are_logged_at_debug_at_most() {
     };
     envoy.await_log(&["[info][wasm]", "applied"]);
     let before = above_debug();
-    let tally = load::burst(envoy.address(), 4, 50, &Request::get("/"));
-    assert!(load::count(&tally, 429) > 0);
-    // Once the counters have arrived, so has everything that was to be logged.
+    let counts = load::burst(envoy.address(), 4, 50, &Request::get("/"));
+    assert!(load::count(&counts, 429) > 0);
+    // Once the counters are reported, all log lines are written.
     envoy.await_metric(
         "rate_limiter_requests_total",
         &[("tier", "free"), ("status", "limited")],
-        load::count(&tally, 429) as f64,
+        load::count(&counts, 429) as f64,
     );
     assert_eq!(above_debug(), before);
 }

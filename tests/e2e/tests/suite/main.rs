@@ -1,4 +1,4 @@
-//! The filter in a real Envoy, seen from outside. One module per subject, one binary for all.
+//! End-to-end tests of the filter in a real Envoy. One module per subject, one binary for all.
 
 mod addresses;
 mod answers;

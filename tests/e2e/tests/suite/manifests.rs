@@ -1,6 +1,6 @@
-//! What the tests of the Kubernetes manifests share: an Envoy that is started from what a manifest holds, and what the
-//! limiter in it must then do.
+//! Shared by the tests of the Kubernetes manifests: starting an Envoy from a manifest, and checking the limiter in it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
 use e2e::redis::Redis;
 use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::production::shipped;
 use crate::shipped::repository_root;
@@ -21,19 +21,19 @@ use crate::support::assert_headers_complete;
 pub(crate) const ADMIN_TOKEN: &str = "c4nary-manifest-token";
 pub(crate) const REDIS_PASSWORD: &str = "c4nary-manifest-password";
 
-/// Where the manifests for Istio and Envoy Gateway have Redis.
+/// The address of Redis in the manifests for Istio and Envoy Gateway.
 pub(crate) const REDIS_ADDRESS: &str = "{address: redis.default.svc.cluster.local, port_value: 6379}";
 
-/// What the image of the project's Dockerfile holds for those who only want the filter.
+/// The filter in the image of the project's Dockerfile.
 const WASM_IN_IMAGE: &str = "/rate-limiter/target/dynamic_rate_limiter.wasm";
 
-/// The documents of a shipped manifest, each of `changes` made in its one place.
+/// The documents of a shipped manifest with `changes`, as in [`changed`].
 #[track_caller]
 pub(crate) fn manifest(file: &str, changes: &[(&str, &str)]) -> Vec<Value> {
     documents(&changed(&shipped(file), changes))
 }
 
-/// `text` with each of `changes` made in its one place.
+/// `text` with `changes`; each must match exactly once.
 #[track_caller]
 pub(crate) fn changed(text: &str, changes: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();
@@ -58,7 +58,7 @@ pub(crate) fn socket_address(address: SocketAddr) -> String {
     format!("{{address: {}, port_value: {}}}", address.ip(), address.port())
 }
 
-/// A Redis that wants the password.
+/// A Redis that requires the password.
 pub(crate) fn redis() -> Redis {
     Redis::start_with(&[&format!("requirepass {REDIS_PASSWORD}")])
 }
@@ -67,8 +67,7 @@ pub(crate) fn upstream() -> Upstream {
     Upstream::start(|_| Answer::ok("from the service"))
 }
 
-/// The secrets in the environment that a container gets: every variable is from a Secret's key, and `secret` has that
-/// key.
+/// The secrets in a container's environment. Every variable must refer to a key of `secret`.
 #[track_caller]
 pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'static str)> {
     let variables = container["env"].as_array().expect("variables").iter();
@@ -78,12 +77,12 @@ pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'s
         let source = &variable["valueFrom"]["secretKeyRef"];
         let key = source["key"].as_str().expect("a key");
         assert_eq!(source["name"], secret["metadata"]["name"]);
-        // Whoever applies what we ship as it is has no secret that the world knows.
+        // A manifest that is applied unchanged must not contain a publicly known secret.
         assert_eq!(secret["stringData"][key], "", "{key}");
         match key {
             "ADMIN_TOKEN" => ADMIN_TOKEN,
             "REDIS_PASSWORD" => REDIS_PASSWORD,
-            other => panic!("{other} is nothing that the limiter reads"),
+            other => panic!("the limiter does not read {other}"),
         }
     };
     variables
@@ -92,8 +91,8 @@ pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'s
         .collect()
 }
 
-/// Does what an init container and a volume do: the filter is where the proxy's container has it mounted. Gives that
-/// place.
+/// Checks that the init container copies the filter into the volume that the proxy's container mounts; returns the
+/// mount path.
 #[track_caller]
 pub(crate) fn wasm_volume<'a>(init: &'a Value, proxy: &Value, volumes: &Value) -> &'a str {
     let command: Vec<_> =
@@ -117,9 +116,8 @@ pub(crate) fn wasm_volume<'a>(init: &'a Value, proxy: &Value, volumes: &Value) -
     place
 }
 
-/// Starts Envoy with this bootstrap and these arguments, in which `place` holds the filter. `prepare` may add
-/// files to the folder, which is
-/// `{folder}` in the bootstrap.
+/// Starts Envoy with this bootstrap and these arguments, in a new folder that replaces `place` and `{folder}` and
+/// contains the filter. `prepare` may add files to it.
 #[track_caller]
 pub(crate) fn boot(
     bootstrap: &Value,
@@ -146,7 +144,8 @@ pub(crate) fn folder() -> (tempfile::TempDir, PathBuf) {
     (dir, folder)
 }
 
-pub(crate) fn with_environment(mut command: Command, env: &[(String, &str)]) -> Command {
+/// Sets `env` as the filter's part of Envoy's environment.
+pub(crate) fn with_environment(mut command: Command, env: &[(impl AsRef<OsStr>, &str)]) -> Command {
     for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_USERNAME", "REDIS_PASSWORD"] {
         command.env_remove(name);
     }
@@ -154,35 +153,16 @@ pub(crate) fn with_environment(mut command: Command, env: &[(String, &str)]) -> 
     command
 }
 
-/// The admin endpoint that every bootstrap has here.
-pub(crate) fn admin() -> Value {
-    json!({"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}})
-}
-
-/// A cluster of one address.
-pub(crate) fn cluster(name: &str, address: SocketAddr) -> Value {
-    let address =
-        json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
-    json!({
-        "name": name,
-        "connect_timeout": "1s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-        },
-    })
-}
-
-/// The shipped limits hold, and the buckets are in Redis.
+/// Checks that the shipped limits apply, and that the buckets are in Redis.
 #[track_caller]
 pub(crate) fn assert_limits(at: SocketAddr, redis: &Redis) {
-    let ask = |request: &Request| Connection::open(at).send(request);
+    let send = |request: &Request| Connection::open(at).send(request);
     let of_pro = Request::get("/test").key("pro");
     wait::until("Redis is connected", || {
-        (ask(&Request::get("/health")).json()["redis"] == "connected").then_some(())
+        (send(&Request::get("/health")).json()["redis"] == "connected").then_some(())
     });
     let reply = wait::until("the key is known", || {
-        let reply = ask(&of_pro);
+        let reply = send(&of_pro);
         (reply.tier() == "pro").then_some(reply)
     });
     assert_eq!((reply.status, reply.text().as_str()), (200, "from the service"));
@@ -190,25 +170,25 @@ pub(crate) fn assert_limits(at: SocketAddr, redis: &Redis) {
     let (tokens, _) = redis.bucket("rate_limit:pro").expect("a bucket in Redis");
     assert!(tokens.parse::<f64>().is_ok_and(|tokens| tokens < 25.0), "{tokens}");
 
-    // Two tokens come a second, and these do not take the twenty seconds that it would take to admit them all.
+    // Two tokens are added a second. To admit all of these would take more than twenty seconds.
     let mut connection = Connection::open(at);
     let replies: Vec<_> = (0..70).map(|_| connection.send(&of_pro)).collect();
     let refused = replies.iter().find(|reply| reply.status == 429).expect("a refusal");
     assert_headers_complete(refused, "pro", 25, "NORMAL");
     assert!(replies.iter().all(|reply| [200, 429].contains(&reply.status)));
 
-    let nobody = ask(&Request::get("/test"));
-    assert_headers_complete(&nobody, "free", 10, "NORMAL");
+    let keyless = send(&Request::get("/test"));
+    assert_headers_complete(&keyless, "free", 10, "NORMAL");
     assert!(redis.bucket("rate_limit:127.0.0.1").is_some(), "{:?}", redis.keys());
 }
 
-/// Health is changed with the token alone, and Redis has it for the others.
+/// Checks that only a request with the token changes health, and that the change is in Redis.
 #[track_caller]
 pub(crate) fn assert_health_is_set(at: SocketAddr, redis: &Redis) {
-    let ask = |request: &Request| Connection::open(at).send(request);
+    let send = |request: &Request| Connection::open(at).send(request);
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
-    assert_eq!(ask(&change).status, 403);
-    let reply = ask(&change.header("X-Admin-Token", ADMIN_TOKEN));
+    assert_eq!(send(&change).status, 403);
+    let reply = send(&change.header("X-Admin-Token", ADMIN_TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(redis.command(&["GET", "system:health:status"]).text(), "DEGRADED");
     await_degraded(at);
@@ -216,13 +196,13 @@ pub(crate) fn assert_health_is_set(at: SocketAddr, redis: &Redis) {
 
 #[track_caller]
 pub(crate) fn await_degraded(at: SocketAddr) {
-    wait::until("the health of all", || {
+    wait::until("health DEGRADED", || {
         let reply = Connection::open(at).send(&Request::get("/test"));
         (reply.one("x-system-health") == "DEGRADED").then(|| assert_eq!(reply.limit(), 2))
     });
 }
 
-/// Parts of the metrics' names have become labels.
+/// Checks that the tier and the status are labels, not parts of the metric's name.
 #[track_caller]
 pub(crate) fn assert_labels(envoy: &Envoy) {
     for status in ["allowed", "limited"] {

@@ -1,12 +1,12 @@
-//! A million client addresses do not grow Envoy beyond the table, and do not free the one caller
-//! who is being refused.
+//! A million client addresses do not grow Envoy's memory beyond the table, and do not reset the bucket of a refused
+//! caller.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::client::Request;
-use e2e::load::{self, Tally};
+use e2e::load::{self, StatusCounts};
 use e2e::setup::Setup;
 use e2e::wait;
 use serde_json::json;
@@ -15,14 +15,14 @@ use crate::support::two_tiers;
 
 const ADDRESSES: usize = 1_000_000;
 const ROUNDS: usize = 10;
-/// In each of the load's threads.
+/// For each thread of the load.
 const CONNECTIONS: usize = 16;
 const MAX_BUCKETS: u64 = 65_536;
 const CAPACITY: u64 = 5;
 
-/// The table itself, and what V8 and the allocator take before they settle.
+/// The table itself, and the initial growth of V8 and the allocator.
 const MOST_GROWTH_KIB: u64 = 64 * 1_024;
-/// Whatever grows with addresses would still grow in the second half.
+/// Memory that grows with the number of addresses would still grow in the second half.
 const MOST_LATE_GROWTH_KIB: u64 = 8 * 1_024;
 
 /// A request from the `n`th address; every fourth one has a /64 of its own.
@@ -39,7 +39,7 @@ fn encode(n: usize, bytes: &mut Vec<u8>) {
 }
 
 #[test]
-fn a_million_addresses_neither_grow_envoy_nor_free_a_refused_caller() {
+fn a_million_addresses_neither_grow_envoy_nor_reset_a_refused_callers_bucket() {
     let _alone = wait::alone();
     let mut config = two_tiers(CAPACITY, 100);
     config["store"] = json!({"kind": "shared_data", "max_buckets": MAX_BUCKETS});
@@ -54,24 +54,24 @@ fn a_million_addresses_neither_grow_envoy_nor_free_a_refused_caller() {
     let stop = AtomicBool::new(false);
     let refusals = AtomicU64::new(0);
     let begun = Instant::now();
-    let (tally, sizes) = std::thread::scope(|scope| {
+    let (counts, sizes) = std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let mut connection = envoy.connect();
             while !stop.load(Ordering::Relaxed) {
                 let reply = connection.send(&refused_caller);
-                assert_eq!(reply.status, 429, "the refused caller got in");
+                assert_eq!(reply.status, 429, "the refused caller was admitted");
                 refusals.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        let mut tally = Tally::new();
+        let mut counts = StatusCounts::new();
         let mut sizes = vec![envoy.resident_kib()];
         for round in 0..ROUNDS {
             let numbers = round * ADDRESSES / ROUNDS..(round + 1) * ADDRESSES / ROUNDS;
-            tally = load::merge(tally, load::flood(address, CONNECTIONS, numbers, encode));
+            counts = load::merge(counts, load::flood(address, CONNECTIONS, numbers, encode));
             sizes.push(envoy.resident_kib());
             eprintln!(
-                "{:>3} % of a million addresses in {:.1?}, Envoy holds {} MiB",
+                "{:>3} % of a million addresses in {:.1?}, Envoy uses {} MiB",
                 (round + 1) * 100 / ROUNDS,
                 begun.elapsed(),
                 sizes[round + 1] / 1_024
@@ -79,19 +79,19 @@ fn a_million_addresses_neither_grow_envoy_nor_free_a_refused_caller() {
         }
         stop.store(true, Ordering::Relaxed);
         watch.join().expect("the refused caller stays refused");
-        (tally, sizes)
+        (counts, sizes)
     });
 
-    let answered = load::count(&tally, 200) + load::count(&tally, 429);
-    assert_eq!(answered, ADDRESSES as u64, "{tally:?}");
+    let answered = load::count(&counts, 200) + load::count(&counts, 429);
+    assert_eq!(answered, ADDRESSES as u64, "{counts:?}");
     assert!(refusals.load(Ordering::Relaxed) > 100);
     let grown = |from: usize, to: usize| sizes[to].saturating_sub(sizes[from]);
     assert!(grown(0, ROUNDS) < MOST_GROWTH_KIB, "KiB by round: {sizes:?}");
     assert!(grown(ROUNDS / 2, ROUNDS) < MOST_LATE_GROWTH_KIB, "KiB by round: {sizes:?}");
 
-    let admitted = load::count(&tally, 200);
-    assert!(admitted >= MAX_BUCKETS, "newcomers are served while there is room: {tally:?}");
-    assert!(admitted <= MAX_BUCKETS * CAPACITY, "and mint no tokens: {tally:?}");
+    let admitted = load::count(&counts, 200);
+    assert!(admitted >= MAX_BUCKETS, "new callers are admitted while the table has room: {counts:?}");
+    assert!(admitted <= MAX_BUCKETS * CAPACITY, "no caller has more than its capacity: {counts:?}");
     let evictions = envoy.metric("rate_limiter_bucket_evictions_total", &[]);
     assert!(evictions.is_some_and(|n| n > 0.0), "{evictions:?}");
     assert_eq!(envoy.send(&refused_caller).status, 429);

@@ -1,7 +1,7 @@
-//! What Prometheus scrapes is what the clients saw.
+//! The metrics agree with the responses that clients received.
 
 use e2e::client::Request;
-use e2e::envoy::Envoy;
+
 use e2e::load;
 use e2e::setup::Setup;
 use e2e::wait;
@@ -11,21 +11,18 @@ use crate::support::two_tiers;
 
 const REQUESTS: &str = "rate_limiter_requests_total";
 
-#[track_caller]
-fn await_requests(envoy: &Envoy, tier: &str, status: &str, value: f64) {
-    envoy.await_metric(REQUESTS, &[("tier", tier), ("status", status)], value);
-}
-
 #[test]
-fn requests_are_counted_by_tier_and_status_as_the_clients_saw_them() {
+fn requests_are_counted_by_tier_and_status() {
     let envoy = Setup::new().config(&two_tiers(100, 300)).workers(4).start();
     let free = load::burst(envoy.address(), 8, 50, &Request::get("/"));
     let pro = load::burst(envoy.address(), 8, 50, &Request::get("/").key("pro"));
-    for (tier, tally) in [("free", &free), ("pro", &pro)] {
-        await_requests(&envoy, tier, "allowed", load::count(tally, 200) as f64);
-        await_requests(&envoy, tier, "limited", load::count(tally, 429) as f64);
+    for (tier, counts) in [("free", &free), ("pro", &pro)] {
+        for (status, code) in [("allowed", 200), ("limited", 429)] {
+            let labels = [("tier", tier), ("status", status)];
+            envoy.await_metric(REQUESTS, &labels, load::count(counts, code) as f64);
+        }
     }
-    // Every sample has the two labels and no third, and there is none that nobody caused.
+    // Every sample has exactly these two labels, and no other request was counted.
     let scrape = envoy.scrape();
     for sample in scrape.named(REQUESTS) {
         let labels: Vec<_> = sample.labels.keys().map(String::as_str).collect();
@@ -66,7 +63,7 @@ fn applied_configurations_and_contention_are_counted() {
     envoy.save("tiers.json", &tiers(9_999));
     wait::until("the second document applied", || (applied() > before).then_some(()));
 
-    // Lost races cannot be had for certain; that they are counted at all can.
+    // A lost race cannot be forced, but with enough requests one is counted.
     wait::until("the retry counter", || {
         load::burst(envoy.address(), 16, 20, &Request::get("/"));
         envoy.metric("rate_limiter_cas_retries_total", &[])

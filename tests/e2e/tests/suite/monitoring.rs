@@ -1,5 +1,5 @@
-//! A real Prometheus on limiters under load: every query of the dashboard and every rule gives data, every alert fires
-//! when what it tells of happens and not before; and promtool's own checks and tests.
+//! A real Prometheus on limiters under load: every query of the dashboard and every rule returns data, every alert
+//! fires when its condition occurs and not before; and promtool's own checks and tests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,6 +20,7 @@ use e2e::wait;
 use loadgen::upstream::{Condition, Shape};
 use serde_json::{Value, json};
 
+use crate::manifests::changed;
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::{repository_root, save};
 use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
@@ -27,21 +28,21 @@ use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
 const FOLDER: &str = "deploy/monitoring";
 const DASHBOARD: &str = "deploy/monitoring/grafana/dashboards/rate_limiter.json";
 
-/// A few scrapes and evaluations, one a second, on a machine that is busy with other tests.
-const SHOWS: Duration = Duration::from_secs(45);
+/// Time for a few scrapes and evaluations, one a second, on a machine that also runs other tests.
+const SCRAPED: Duration = Duration::from_secs(45);
 
 #[test]
-fn promtool_is_content_with_configuration_rules_and_their_tests() {
+fn promtool_accepts_configuration_rules_and_their_tests() {
     let folder = repository_root().join(FOLDER);
     for arguments in [
         &["check", "config", "prometheus.yml"][..],
         &["check", "rules", "--lint-fatal", "rules.yml"],
         &["test", "rules", "rules_test.yml"],
     ] {
-        let (content, said) = promtool(&folder, arguments);
-        assert!(content, "{arguments:?}: {said}");
+        let (succeeded, output) = promtool(&folder, arguments);
+        assert!(succeeded, "{arguments:?}: {output}");
     }
-    // Every alert is shown to fire and not to.
+    // Every alert has a test in which it fires and one in which it does not.
     let tests = yaml(&folder.join("rules_test.yml"));
     let tests: Vec<_> = tests["tests"]
         .as_array()
@@ -51,10 +52,10 @@ fn promtool_is_content_with_configuration_rules_and_their_tests() {
         .collect();
     for (alert, rule) in alerts() {
         for fires in [true, false] {
-            let is_shown = tests
+            let is_tested = tests
                 .iter()
                 .any(|test| test["alertname"] == *alert && test["exp_alerts"].is_array() == fires);
-            assert!(is_shown, "{alert} fires: {fires}");
+            assert!(is_tested, "{alert} fires: {fires}");
         }
         assert!(rule["for"].is_string() && rule["labels"]["severity"].is_string(), "{rule}");
     }
@@ -74,13 +75,13 @@ fn promtools_tests_fail_when_a_rule_is_wrong() {
     ] {
         assert_eq!(rules.matches(right).count(), 1, "{right}");
         fs::write(dir.path().join("rules.yml"), rules.replace(right, wrong)).expect("written");
-        let (content, said) = promtool(dir.path(), &["test", "rules", "rules_test.yml"]);
-        assert!(!content, "{wrong}: {said}");
+        let (succeeded, output) = promtool(dir.path(), &["test", "rules", "rules_test.yml"]);
+        assert!(!succeeded, "{wrong}: {output}");
     }
 }
 
 #[test]
-fn links_and_names_lead_somewhere() {
+fn links_and_names_resolve() {
     let page = shipped("docs/operating.md");
     let headings: BTreeSet<_> = page
         .lines()
@@ -89,7 +90,7 @@ fn links_and_names_lead_somewhere() {
         .collect();
     for (alert, rule) in alerts() {
         let link = rule["annotations"]["runbook_url"].as_str().expect("a link");
-        let (file, anchor) = link.split_once('#').expect("a place in it");
+        let (file, anchor) = link.split_once('#').expect("an anchor");
         assert_eq!((file, anchor), ("docs/operating.md", alert.to_lowercase().as_str()));
         assert!(headings.contains(anchor), "{anchor} in {headings:?}");
     }
@@ -108,57 +109,57 @@ fn links_and_names_lead_somewhere() {
 }
 
 #[test]
-fn every_query_and_rule_gives_data_and_every_alert_fires() {
+fn every_query_and_rule_returns_data_and_every_alert_fires() {
     let mut redis = production::redis();
     let upstream = production::upstream();
     let (limiter, folder) = production::limiter(&redis, upstream.address(), |_| ());
     let failing = limited_upstream(SHAPE);
     failing.set(Condition { failing: 0.5, ..Condition::default() });
-    let (crowded, unwell) = (crowded(), unwell(failing.address()));
-    let targets = [limiter.listener("metrics"), crowded.admin_address(), unwell.admin_address()];
+    let (evicting, overloaded) = (evicting(), overloaded(failing.address()));
+    let targets = [limiter.listener("metrics"), evicting.admin_address(), overloaded.admin_address()];
     wait::until("the documents, and Redis", || {
-        let tier = production::ask(&limiter, &Request::get("/").key("enterprise")).tier();
-        let health = production::ask(&limiter, &Request::get("/health")).json();
+        let tier = production::send(&limiter, &Request::get("/").key("enterprise")).tier();
+        let health = production::send(&limiter, &Request::get("/health")).json();
         (tier == "enterprise" && health["redis"] == "connected").then_some(())
     });
     let prometheus =
-        Prometheus::start(&[("prometheus.yml", &scraping(&targets)), ("rules.yml", &impatient_rules())]);
+        Prometheus::start(&[("prometheus.yml", &scrape_config(&targets)), ("rules.yml", &fast_rules())]);
 
     let is_over = AtomicBool::new(false);
-    let is_trouble = AtomicBool::new(false);
+    let has_faults = AtomicBool::new(false);
     thread::scope(|scope| {
-        let _over = SetWhenDropped(&is_over);
-        scope.spawn(|| drive([&limiter, &crowded], &is_trouble, &is_over));
+        let _over = load::SetOnDrop(&is_over);
+        scope.spawn(|| send_load([&limiter, &evicting], &has_faults, &is_over));
 
         let rejected = r#"rate_limiter_config_reloads_total{result="rejected"}"#;
-        wait::until_within(SHOWS, "Prometheus has seen that all is well", || {
+        wait::until_within(SCRAPED, "Prometheus has scraped all targets", || {
             let seen = prometheus.query(rejected);
             let rates = prometheus.query("rate_limiter:requests:rate1m > 0");
             (seen.len() == 3 && !rates.is_empty()).then_some(())
         });
-        // A machine that stands still for a second misses a scrape, which is over with the next.
+        // A stalled machine may miss a scrape; the next one resolves the alert.
         let mut early = Vec::new();
-        let is_quiet = wait::poll(SHOWS, || {
+        let is_quiet = wait::poll(SCRAPED, || {
             early = firing(&prometheus);
             early.is_empty().then_some(())
         });
-        assert!(is_quiet.is_some(), "nothing is wrong yet: {early:?}");
+        assert!(is_quiet.is_some(), "alerts without a fault: {early:?}");
 
-        is_trouble.store(true, Ordering::Relaxed);
-        scope.spawn(|| overload(&unwell, &is_over));
+        has_faults.store(true, Ordering::Relaxed);
+        scope.spawn(|| overload(&overloaded, &is_over));
         save(&folder.join("config/tiers.json"), "{");
         let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
-        assert_eq!(production::ask(&limiter, &change).status, 403);
-        assert_eq!(production::ask(&limiter, &change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);
+        assert_eq!(production::send(&limiter, &change).status, 403);
+        assert_eq!(production::send(&limiter, &change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);
         redis.kill();
-        // The scrape of what is not there any more.
+        // A Prometheus whose target does not exist.
         let gone = Prometheus::start(&[
-            ("prometheus.yml", &scraping(&[refusing()])),
-            ("rules.yml", &impatient_rules()),
+            ("prometheus.yml", &scrape_config(&[refusing()])),
+            ("rules.yml", &fast_rules()),
         ]);
 
         let mut waiting = alerts().into_iter().map(|(alert, _)| alert).collect::<BTreeSet<_>>();
-        let all_fire = wait::poll(SHOWS, || {
+        let all_fire = wait::poll(SCRAPED, || {
             waiting.retain(|alert| {
                 let server = if alert == "RateLimiterDown" { &gone } else { &prometheus };
                 server.alerts()[alert] != "firing"
@@ -177,14 +178,14 @@ fn every_query_and_rule_gives_data_and_every_alert_fires() {
         }
 
         redis.restart();
-        wait::until_within(SHOWS, "Redis is back, and the alert with it", || {
+        wait::until_within(SCRAPED, "the alert is resolved after Redis has recovered", || {
             (prometheus.alerts()["RateLimiterRedisLost"] == "inactive").then_some(())
         });
     });
 }
 
-/// A limiter with more addresses than buckets.
-fn crowded() -> Envoy {
+/// A limiter with few buckets, for more addresses than that.
+fn evicting() -> Envoy {
     let config = json!({
         "tiers": {"free": tier(1_000, 1.0)},
         "store": {"kind": "shared_data", "max_buckets": 8},
@@ -192,11 +193,11 @@ fn crowded() -> Envoy {
     Setup::new().config(&config).trusted_hops(1).quiet().start()
 }
 
-/// An upstream of 40 requests a second.
+/// An upstream with a capacity of 40 requests a second.
 const SHAPE: Shape = Shape { slots: 2, service_ms: 50, queue: None };
 
-/// A limiter that measures the health of an upstream half of whose answers are errors.
-fn unwell(upstream: SocketAddr) -> Envoy {
+/// A limiter that measures the health of an upstream. Half of the upstream's responses are errors.
+fn overloaded(upstream: SocketAddr) -> Envoy {
     let config = json!({
         "tiers": {"free": tier(1_000_000, 1_000.0)},
         "health": {
@@ -208,69 +209,55 @@ fn unwell(upstream: SocketAddr) -> Envoy {
 }
 
 /// More connections than the upstream can serve and the limiter can queue.
-fn overload(unwell: &Envoy, is_over: &AtomicBool) {
+fn overload(overloaded: &Envoy, is_over: &AtomicBool) {
     let pause = Duration::from_millis(20);
-    load::during(unwell.address(), 80, pause, &Request::get("/"), || {
+    load::during(overloaded.address(), 80, pause, &Request::get("/"), || {
         while !is_over.load(Ordering::Relaxed) {
             thread::sleep(pause);
         }
     });
 }
 
-/// Callers within their limits; in trouble, one far above its limit, and addresses without end.
-fn drive([limiter, crowded]: [&Envoy; 2], is_trouble: &AtomicBool, is_over: &AtomicBool) {
+/// Sends requests of callers within their limits. With faults: also of one far above its limit, and of new addresses.
+fn send_load([limiter, evicting]: [&Envoy; 2], has_faults: &AtomicBool, is_over: &AtomicBool) {
     let mut to_limiter = production::connect(limiter);
-    let mut to_crowded = crowded.connect();
+    let mut to_evicting = evicting.connect();
     for n in 0_u32.. {
         if is_over.load(Ordering::Relaxed) {
             return;
         }
-        if is_trouble.load(Ordering::Relaxed) {
+        if has_faults.load(Ordering::Relaxed) {
             for _ in 0..5 {
                 to_limiter.send(&Request::get("/test").key("free"));
             }
             let [_, _, high, low] = n.to_be_bytes();
-            to_crowded.send(&Request::get("/").forwarded_for(&format!("198.18.{high}.{low}")));
+            to_evicting.send(&Request::get("/").forwarded_for(&format!("198.18.{high}.{low}")));
         }
         to_limiter.send(&Request::get("/health"));
-        // Of its five a second, so that it is never refused; one decision in sixteen is timed.
+        // Below its five a second, so that it is never refused; one decision in sixteen is timed.
         if n % 6 == 0 {
             to_limiter.send(&Request::get("/test").key("enterprise"));
-            to_crowded.send(&Request::get("/").forwarded_for("198.51.100.1"));
+            to_evicting.send(&Request::get("/").forwarded_for("198.51.100.1"));
         }
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// Ends the driver however the test ends.
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// The shipped configuration, that looks at these instead of a name, and once a second.
-fn scraping(targets: &[SocketAddr]) -> String {
+/// The shipped configuration with these targets instead of a name, scraped once a second.
+fn scrape_config(targets: &[SocketAddr]) -> String {
     let targets: Vec<_> = targets.iter().map(SocketAddr::to_string).collect();
+    let static_targets = format!("- {}", json!({"targets": targets}));
     let changes = [
-        ("dns_sd_configs:".to_owned(), "static_configs:".to_owned()),
-        (
-            "- {names: [limiter], type: A, port: 9902, refresh_interval: 15s}".to_owned(),
-            format!("- {}", json!({"targets": targets})),
-        ),
-        ("scrape_interval: 15s".to_owned(), "scrape_interval: 1s".to_owned()),
-        ("evaluation_interval: 15s".to_owned(), "evaluation_interval: 1s".to_owned()),
+        ("dns_sd_configs:", "static_configs:"),
+        ("- {names: [limiter], type: A, port: 9902, refresh_interval: 15s}", &*static_targets),
+        ("scrape_interval: 15s", "scrape_interval: 1s"),
+        ("evaluation_interval: 15s", "evaluation_interval: 1s"),
     ];
-    changes.iter().fold(shipped("deploy/monitoring/prometheus.yml"), |text, (from, to)| {
-        assert_eq!(text.matches(from).count(), 1, "{from}");
-        text.replace(from, to)
-    })
+    changed(&shipped("deploy/monitoring/prometheus.yml"), &changes)
 }
 
-/// The shipped rules, whose alerts fire after a second.
-fn impatient_rules() -> String {
+/// The shipped rules, with alerts that fire after a second.
+fn fast_rules() -> String {
     let rules = shipped("deploy/monitoring/rules.yml");
     let lines = rules.lines().map(|line| match line.split_once("    for: ") {
         Some((before, _)) => format!("{before}    for: 1s\n"),
@@ -320,33 +307,33 @@ fn expressions() -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_first_refusals_of_a_limiter_are_in_rates_and_alerts() {
+fn the_first_refusals_of_a_limiter_count_in_rates_and_alerts() {
     let mut config = two_tiers(10, 1);
     config["config_source"] = json!({"cluster": "config_files", "tiers": "/tiers.json", "ttl_seconds": 1});
     let mut tiers = config["tiers"].clone();
     tiers["by_document"] = tier(1, ONE_PER_HOUR);
     let envoy = Setup::new().config(&config).config_files(&tiers.to_string(), "{}").quiet().start();
     let prometheus = Prometheus::start(&[
-        ("prometheus.yml", &scraping(&[envoy.admin_address()])),
-        ("rules.yml", &impatient_rules()),
+        ("prometheus.yml", &scrape_config(&[envoy.admin_address()])),
+        ("rules.yml", &fast_rules()),
     ]);
     for tier in ["free", "by_document"] {
         for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
             let series = format!(r#"rate_limiter_requests_total{{tier="{tier}",status="{status}"}}"#);
-            wait::until_within(SHOWS, &series, || {
+            wait::until_within(SCRAPED, &series, || {
                 let samples = prometheus.query(&series);
                 (samples.len() == 1 && samples[0].1 == 0.0).then_some(())
             });
         }
     }
-    let tally = load::burst(envoy.address(), 8, 150, &Request::get("/"));
-    let limited = load::count(&tally, 429) as f64;
+    let counts = load::burst(envoy.address(), 8, 150, &Request::get("/"));
+    let limited = load::count(&counts, 429) as f64;
     assert_eq!(limited, 1_190.0);
     let increase = r#"increase(rate_limiter_requests_total{tier="free",status="limited"}[1m])"#;
-    wait::until_within(SHOWS, "all refusals in the increase", || {
+    wait::until_within(SCRAPED, "all refusals in the increase", || {
         prometheus.query(increase).first().is_some_and(|(_, seen)| *seen >= limited).then_some(())
     });
-    wait::until_within(SHOWS, "the alert", || {
+    wait::until_within(SCRAPED, "the alert", || {
         firing(&prometheus).iter().any(|alert| alert == "RateLimiterRefusalsHigh").then_some(())
     });
 }

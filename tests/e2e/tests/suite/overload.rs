@@ -1,13 +1,14 @@
-//! Overload: requests in flight to each upstream cluster have a limit, the most important callers are sent first, and
-//! health is measured. Spec section 12.
+//! Overload: the number of requests in flight to each upstream cluster is limited, the most important requests are sent
+//! first, and health is measured. Spec section 12.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use e2e::client::{Request, Response};
-use e2e::crowd::Crowd;
+
 use e2e::envoy::Envoy;
+use e2e::open_loop::OpenLoopLoad;
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
 use e2e::{http2, load, sha256_hex, upstream, wait};
@@ -17,7 +18,7 @@ use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    ONE_PER_HOUR, TOKEN, health, limited_upstream, switch, switch_request, tier, two_tiers,
+    ONE_PER_HOUR, TOKEN, health, limited_upstream, set_health, set_health_request, tier, two_tiers,
 };
 
 mod places;
@@ -26,14 +27,14 @@ const FREE: usize = 0;
 const PRO: usize = 1;
 const ENTERPRISE: usize = 2;
 
-/// More than all requests of a test: no bucket is ever empty here.
+/// More than all requests of a test: no bucket becomes empty here.
 const CAPACITY: u64 = 100_000;
 
-/// Fifty requests a second, and a queue without a bound.
+/// Fifty requests a second, and an unbounded queue.
 const SHAPE: Shape = Shape { slots: 5, service_ms: 100, queue: None };
 
-/// Bounds that are judged within seconds.
-pub(crate) fn quick() -> Value {
+/// Measured health with windows of seconds.
+pub(crate) fn short_windows() -> Value {
     json!({
         "mode": "auto",
         "window_seconds": 2,
@@ -47,12 +48,12 @@ pub(crate) fn quick() -> Value {
 /// Two tiers, and health that is measured.
 pub(crate) fn measured() -> Value {
     let mut config = two_tiers(CAPACITY, CAPACITY);
-    config["health"] = quick();
+    config["health"] = short_windows();
     config
 }
 
-/// The tiers and callers of a crowd.
-fn crowded() -> Value {
+/// The tiers and callers of the open-loop load.
+fn load_config() -> Value {
     let keys = [PRO, ENTERPRISE].into_iter().flat_map(|tier| (0..CALLERS[tier]).map(move |n| (tier, n)));
     let names = ["free", "pro", "enterprise"];
     let keys: Map<String, Value> = keys
@@ -81,37 +82,37 @@ fn plan() -> Plan {
     Plan { capacity, before: 4, overload: 14, after: 14, times: 10.0, normal: 0.5, seed: 1, patience }
 }
 
-/// What `GET /system/health` tells.
+/// The response of `GET /system/health`.
 #[track_caller]
-fn told(envoy: &Envoy) -> Value {
+fn system_health(envoy: &Envoy) -> Value {
     envoy.send(&Request::get("/system/health")).json()
 }
 
-/// Waits until `GET /system/health` tells this health.
+/// Waits until `GET /system/health` reports this health.
 #[track_caller]
-fn await_told(envoy: &Envoy, status: &str) -> Value {
+fn await_health(envoy: &Envoy, status: &str) -> Value {
     wait::until(&format!("{status} by itself"), || {
-        let told = told(envoy);
-        (told["health"] == status).then_some(told)
+        let report = system_health(envoy);
+        (report["health"] == status).then_some(report)
     })
 }
 
-/// Whether the limiter has shed this request: no other 503 says when to come back.
+/// Whether the limiter has shed this request: no other 503 has a `retry-after`.
 fn is_shed(response: &Response) -> bool {
     response.status == 503 && response.has("retry-after")
 }
 
-/// A free caller who is no part of a crowd.
-fn stranger(number: usize) -> Request {
+/// A request of a free caller outside the open-loop load.
+fn free_request(number: usize) -> Request {
     Request::get("/").forwarded_for(&format!("203.0.113.{}", number % 200 + 1))
 }
 
 /// Waits until a free caller is shed.
 #[track_caller]
-fn shed_stranger(envoy: &Envoy) -> Response {
+fn await_shed_response(envoy: &Envoy) -> Response {
     let mut numbers = 0..;
     wait::until("a free caller is shed", || {
-        let response = envoy.send(&stranger(numbers.next()?));
+        let response = envoy.send(&free_request(numbers.next()?));
         is_shed(&response).then_some(response)
     })
 }
@@ -122,20 +123,11 @@ fn two_clusters() -> Value {
     json!([route("/other", "other"), route("/", "upstream")])
 }
 
-/// Ends the sender beside a test, whether the test fails or not.
-struct EndsOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndsOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Sends requests to the second cluster while `during` runs; how many were served, and what became of the others.
+/// Sends requests to the second cluster while `during` runs; how many were served, and the statuses of the others.
 fn with_second_cluster(envoy: &Envoy, during: impl FnOnce()) -> (u32, Vec<u16>) {
     let is_over = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let ends = EndsOnDrop(is_over);
+        let end = load::SetOnDrop(is_over);
         let sender = scope.spawn(move || {
             let (mut served, mut others) = (0, Vec::new());
             let mut connection = envoy.connect();
@@ -149,70 +141,70 @@ fn with_second_cluster(envoy: &Envoy, during: impl FnOnce()) -> (u32, Vec<u16>) 
             (served, others)
         });
         during();
-        drop(ends);
+        drop(end);
         sender.join().expect("no panic")
     })
 }
 
 #[test]
-fn ten_times_the_capacity_leaves_goodput_the_important_tier_and_another_cluster_whole() {
+fn at_ten_times_the_capacity_goodput_the_important_tier_and_another_cluster_are_unaffected() {
     let _alone = wait::alone();
     let upstream = limited_upstream(SHAPE);
     let other = Upstream::start(|_| Answer::ok("ok"));
     let envoy = Setup::new()
-        .config(&crowded())
+        .config(&load_config())
         .trusted_hops(1)
         .cluster("upstream", upstream.address())
         .cluster("other", other.address())
         .routes(&two_clusters())
         .quiet()
         .start();
-    let mut regular = Regular::new(&envoy);
-    regular.ask();
-    assert_eq!((regular.shed, regular.admitted), (0, 1), "no request is shed before the overload");
+    let mut repeated = RepeatedCaller::new(&envoy);
+    repeated.send();
+    assert_eq!((repeated.shed, repeated.admitted), (0, 1), "no request is shed before the overload");
 
     let plan = plan();
-    let mut report = Report::new("ours", plan);
+    let mut load_report = Report::new("ours", plan);
     let (served, others) = with_second_cluster(&envoy, || {
-        let crowd = Crowd::gather(envoy.address(), plan);
-        // Each worker knows the reason when it has looked itself.
-        let degraded = wait::until("DEGRADED, and why", || {
-            let told = await_told(&envoy, "DEGRADED");
-            told["reason"].is_string().then_some(told)
+        let load = OpenLoopLoad::start(envoy.address(), plan);
+        // Each worker reports a reason only after its own flush.
+        let degraded = wait::until("DEGRADED with a reason", || {
+            let report = await_health(&envoy, "DEGRADED");
+            report["reason"].is_string().then_some(report)
         });
         assert_degraded(&degraded);
-        assert_shed_response(&shed_stranger(&envoy));
+        assert_shed_response(&await_shed_response(&envoy));
         assert_grpc_is_unavailable(&envoy);
         assert_metrics_of_shedding(&envoy);
-        assert_live_view_is_recorded_as_envoy_prints(&envoy);
+        assert_recorded_stats_of_the_live_view_exist(&envoy);
         let end = Duration::from_secs((plan.before + plan.overload).into());
-        while crowd.elapsed() < end {
-            regular.ask();
+        while load.elapsed() < end {
+            repeated.send();
             std::thread::sleep(Duration::from_millis(50));
         }
-        await_told(&envoy, "NORMAL");
+        await_health(&envoy, "NORMAL");
         for number in 0..30 {
-            assert!(!is_shed(&envoy.send(&stranger(number))), "shed after the overload");
+            assert!(!is_shed(&envoy.send(&free_request(number))), "shed after the overload");
         }
-        crowd.disperse().iter().for_each(|outcome| report.add(outcome));
+        load.stop().iter().for_each(|outcome| load_report.add(outcome));
     });
-    regular.ask();
-    regular.assert_paid_for_what_it_got();
-    assert_all_that_were_admitted_were_sent(&envoy);
+    repeated.send();
+    repeated.assert_only_admitted_requests_cost_tokens();
+    assert_all_admitted_requests_were_sent(&envoy);
     envoy.await_metric("rate_limiter_health_transitions_total", &[("reason", "recovered")], 1.0);
 
     assert!(others.is_empty() && served > 200, "the other cluster: {served} served, and {others:?}");
-    let [first, after] = report.goodput().map(|served| served / SHAPE.capacity());
-    let enterprise = report.success(ENTERPRISE);
+    let [first, after] = load_report.goodput().map(|served| served / SHAPE.capacity());
+    let enterprise = load_report.success(ENTERPRISE);
     eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
     assert!(first >= 0.9 && after >= 0.9, "goodput {first:.2} in the first seconds, {after:.2} after");
     assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
-    assert!(report.success(FREE) < 0.2, "free callers are shed first: {}", report.success(FREE));
+    assert!(load_report.success(FREE) < 0.2, "free callers are shed first: {}", load_report.success(FREE));
 }
 
-/// Checks that as many requests have reached the upstreams as took a token.
+/// Checks that as many requests were sent to the upstreams as took a token.
 #[track_caller]
-fn assert_all_that_were_admitted_were_sent(envoy: &Envoy) {
+fn assert_all_admitted_requests_were_sent(envoy: &Envoy) {
     let mut last = (0, 0);
     let is_equal = wait::poll(wait::SOON, || {
         let sent = ["upstream", "other"].map(|name| envoy.stat(&format!("cluster.{name}.upstream_rq_total")));
@@ -227,15 +219,15 @@ fn assert_all_that_were_admitted_were_sent(envoy: &Envoy) {
 }
 
 #[track_caller]
-fn assert_degraded(told: &Value) {
-    assert_eq!(told["mode"], "auto", "{told}");
-    let reason = told["reason"].as_str().unwrap_or_default();
-    assert!(["latency", "shed", "error_ratio"].contains(&reason), "{told}");
+fn assert_degraded(report: &Value) {
+    assert_eq!(report["mode"], "auto", "{report}");
+    let reason = report["reason"].as_str().unwrap_or_default();
+    assert!(["latency", "shed", "error_ratio"].contains(&reason), "{report}");
     for signal in ["requests", "error_ratio", "slow_ratio", "shed_ratio"] {
-        assert!(told["signals"][signal].is_number(), "{signal} in {told}");
+        assert!(report["signals"][signal].is_number(), "{signal} in {report}");
     }
     for field in ["limit", "baseline_ms", "in_flight", "waiting", "shed"] {
-        assert!(told["clusters"]["upstream"][field].is_number(), "{field} in {told}");
+        assert!(report["clusters"]["upstream"][field].is_number(), "{field} in {report}");
     }
 }
 
@@ -283,9 +275,9 @@ fn assert_metrics_of_shedding(envoy: &Envoy) {
     });
 }
 
-/// Checks that `cargo xtask watch` is tested with what Envoy prints: all names in its record are there now.
+/// Checks that the recorded stats in the tests of `cargo xtask watch` are names that Envoy still prints.
 #[track_caller]
-fn assert_live_view_is_recorded_as_envoy_prints(envoy: &Envoy) {
+fn assert_recorded_stats_of_the_live_view_exist(envoy: &Envoy) {
     let names = |stats: &str| -> BTreeSet<String> {
         stats.lines().filter_map(|line| Some(line.split_once(": ")?.0.to_owned())).collect()
     };
@@ -299,21 +291,21 @@ fn assert_live_view_is_recorded_as_envoy_prints(envoy: &Envoy) {
     assert!(found.is_some(), "not printed: {missing:?}");
 }
 
-/// A free caller who comes again and again.
-struct Regular<'a> {
+/// A free caller that sends requests repeatedly.
+struct RepeatedCaller<'a> {
     envoy: &'a Envoy,
     admitted: u64,
     shed: u64,
     remaining: u64,
 }
 
-impl<'a> Regular<'a> {
+impl<'a> RepeatedCaller<'a> {
     fn new(envoy: &'a Envoy) -> Self {
         Self { envoy, admitted: 0, shed: 0, remaining: CAPACITY }
     }
 
     #[track_caller]
-    fn ask(&mut self) {
+    fn send(&mut self) {
         let response = self.envoy.send(&Request::get("/").forwarded_for("192.0.2.77"));
         if is_shed(&response) {
             self.shed += 1;
@@ -323,59 +315,59 @@ impl<'a> Regular<'a> {
         }
     }
 
-    /// Checks that only what was admitted has cost tokens.
+    /// Checks that shed requests have cost no tokens.
     #[track_caller]
-    fn assert_paid_for_what_it_got(&self) {
-        assert!(self.shed > 0, "it was shed at times");
+    fn assert_only_admitted_requests_cost_tokens(&self) {
+        assert!(self.shed > 0, "some requests were shed");
         assert_eq!(self.remaining, CAPACITY - self.admitted, "{} were shed and cost nothing", self.shed);
     }
 }
 
 #[test]
-fn an_upstream_that_is_dead_turns_health_and_no_request_is_shed_for_it() {
+fn a_refusing_upstream_degrades_health_and_sheds_no_request() {
     let envoy = Setup::new().config(&measured()).trusted_hops(1).upstream(upstream::refusing()).start();
     let ((), _) = load::during(envoy.address(), 4, Duration::from_millis(20), &Request::get("/"), || {
-        // A worker that did not make the change knows the reason from its next flush on.
-        let told = wait::until("DEGRADED, and why", || {
-            let told = told(&envoy);
-            (told["health"] == "DEGRADED" && told["reason"].is_string()).then_some(told)
+        // Only the worker that made the change reports the reason before its next flush.
+        let report = wait::until("DEGRADED with a reason", || {
+            let report = system_health(&envoy);
+            (report["health"] == "DEGRADED" && report["reason"].is_string()).then_some(report)
         });
-        assert_eq!(told["reason"], "error_ratio", "{told}");
-        assert_eq!(told["signals"]["error_ratio"].as_f64(), Some(1.0), "{told}");
+        assert_eq!(report["reason"], "error_ratio", "{report}");
+        assert_eq!(report["signals"]["error_ratio"].as_f64(), Some(1.0), "{report}");
         for number in 0..50 {
-            let response = envoy.send(&stranger(number));
+            let response = envoy.send(&free_request(number));
             assert_eq!((response.status, response.one("x-system-health").as_str()), (503, "DEGRADED"));
-            assert!(!is_shed(&response), "a dead upstream has no queue: {response:#?}");
+            assert!(!is_shed(&response), "a refusing upstream has no queue: {response:#?}");
         }
     });
 }
 
 #[test]
-fn what_an_operator_says_wins_over_what_is_measured_until_it_is_auto_again() {
-    let sick = Setup::new().config(&measured()).upstream(upstream::refusing()).start();
+fn the_health_that_an_operator_sets_overrides_measured_health_until_auto() {
+    let failing = Setup::new().config(&measured()).upstream(upstream::refusing()).start();
     let serving = Upstream::start(|_| Answer::ok("ok"));
-    let well = Setup::new().config(&measured()).upstream(serving.address()).start();
-    for (envoy, measured, other) in [(&sick, "DEGRADED", "NORMAL"), (&well, "NORMAL", "DEGRADED")] {
+    let healthy = Setup::new().config(&measured()).upstream(serving.address()).start();
+    for (envoy, measured, other) in [(&failing, "DEGRADED", "NORMAL"), (&healthy, "NORMAL", "DEGRADED")] {
         load::during(envoy.address(), 4, Duration::from_millis(20), &Request::get("/"), || {
-            await_told(envoy, measured);
+            await_health(envoy, measured);
             for status in [other, measured, other] {
-                switch(envoy, status);
+                set_health(envoy, status);
                 assert_stays(envoy, status, "manual");
             }
-            switch(envoy, "AUTO");
-            await_told(envoy, measured);
+            set_health(envoy, "AUTO");
+            await_health(envoy, measured);
             assert_stays(envoy, measured, "auto");
         });
     }
 }
 
-/// Checks for longer than it takes to judge a bound that health stays what it is.
+/// Checks that health does not change for longer than the detector needs for a decision.
 #[track_caller]
 fn assert_stays(envoy: &Envoy, status: &str, mode: &str) {
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_millis(1_500) {
-        let told = told(envoy);
-        assert_eq!((&told["health"], &told["mode"]), (&json!(status), &json!(mode)), "{told}");
+        let report = system_health(envoy);
+        assert_eq!((&report["health"], &report["mode"]), (&json!(status), &json!(mode)), "{report}");
         let reply = envoy.send(&Request::get("/"));
         assert_eq!(reply.one("x-system-health"), status);
         std::thread::sleep(Duration::from_millis(100));
@@ -383,20 +375,20 @@ fn assert_stays(envoy: &Envoy, status: &str, mode: &str) {
 }
 
 #[test]
-fn where_health_is_told_it_is_never_measured() {
+fn manual_health_is_never_measured() {
     let envoy = Setup::new().config(&two_tiers(CAPACITY, CAPACITY)).upstream(upstream::refusing()).start();
-    let refused = envoy.send(&switch_request("AUTO"));
+    let refused = envoy.send(&set_health_request("AUTO"));
     assert_eq!(refused.status, 400, "{}", refused.text());
     let detail = refused.json()["detail"].as_str().unwrap_or_default().to_owned();
     assert!(detail.contains("AUTO") && detail.contains("NORMAL"), "{detail}");
     load::during(envoy.address(), 4, Duration::from_millis(20), &Request::get("/"), || {
         let began = std::time::Instant::now();
-        // Longer than an Envoy that measures would take by its defaults.
+        // Longer than measured health needs with default settings.
         while began.elapsed() < Duration::from_secs(4) {
             assert_eq!(health(&envoy), "NORMAL");
             std::thread::sleep(Duration::from_millis(100));
         }
     });
     assert_eq!(envoy.metric("rate_limiter_health_mode_auto", &[]), None);
-    assert_eq!(told(&envoy)["signals"], Value::Null);
+    assert_eq!(system_health(&envoy)["signals"], Value::Null);
 }

@@ -1,4 +1,4 @@
-//! Other spellings of an endpoint's path are not the endpoint, unless Envoy normalises them to it.
+//! A different spelling of an endpoint's path is not the endpoint, unless Envoy normalises it to that path.
 
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{TOKEN, health, two_tiers};
 
-/// What proxies at the edge are told to do with paths.
+/// How edge proxies are configured to normalise paths.
 fn normalising() -> Value {
     json!({
         "normalize_path": true,
@@ -29,27 +29,27 @@ fn post(path: &str) -> Request {
     Request::post(path, r#"{"status":"DEGRADED"}"#)
 }
 
-/// Whether this request target would be the endpoint to somebody who reads it literally.
+/// Whether this request target, without normalisation, is the endpoint.
 fn is_endpoint(target: &str) -> bool {
     target.split('?').next() == Some("/system/health")
 }
 
 #[test]
-fn where_envoy_normalises_no_spelling_slips_past_the_token() {
+fn if_envoy_normalises_no_spelling_bypasses_the_token() {
     let (upstream, envoy) = start(&normalising());
     for (last, trick) in TRICKS.into_iter().enumerate() {
-        // From an address of its own each, so that the guard against guessing stays out of it.
+        // Each from its own address, so that the login throttle does not refuse it.
         let last = u8::try_from(last + 1).expect("few tricks");
         Connection::open_from(last, envoy.address()).send(&post(trick));
         assert_eq!(health(&envoy), "NORMAL", "{trick}");
     }
     let passed_on = upstream.targets();
     assert!(!passed_on.iter().any(|target| is_endpoint(target)), "{passed_on:?}");
-    assert!(!passed_on.is_empty(), "what is not the endpoint goes on");
+    assert!(!passed_on.is_empty(), "other paths are sent to the upstream");
 }
 
 #[test]
-fn the_match_is_on_the_path_as_envoy_normalised_it() {
+fn the_endpoint_is_matched_by_the_normalised_path() {
     let (upstream, envoy) = start(&normalising());
     for (spelling, status) in
         [("//system/health", "DEGRADED"), ("/x/../system/health", "NORMAL"), ("/system%2Fhealth", "DEGRADED")]
@@ -86,7 +86,7 @@ fn the_query_and_the_form_of_the_target_do_not_matter() {
 }
 
 #[test]
-fn spellings_are_no_different_over_http2() {
+fn spellings_are_matched_the_same_over_http2() {
     let (upstream, envoy) = start(&json!({}));
     let tricks: Vec<_> = TRICKS.iter().map(|trick| post(trick).header("x-admin-token", TOKEN)).collect();
     for reply in http2::send_all(envoy.address(), &tricks) {

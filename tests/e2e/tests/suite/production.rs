@@ -20,7 +20,7 @@ pub(crate) fn shipped(file: &str) -> String {
     fs::read_to_string(repository_root().join(file)).expect(file)
 }
 
-/// The shipped Redis, which wants a password.
+/// The shipped Redis, which requires a password.
 pub(crate) fn redis() -> Redis {
     let config = shipped("deploy/compose/redis.conf");
     let password = format!("requirepass {REDIS_PASSWORD}");
@@ -29,8 +29,8 @@ pub(crate) fn redis() -> Redis {
     Redis::start_with(&lines)
 }
 
-/// One limiter, and the folder with its `config`. It waits for Redis as long as it takes, and follows its documents
-/// quickly; `documents` may change them before it starts.
+/// One limiter, and the folder with its `config`. Its Redis timeout is long, and it fetches its documents every second.
+/// `documents` may change them before it starts.
 #[track_caller]
 pub(crate) fn limiter(
     redis: &Redis,
@@ -55,21 +55,21 @@ pub(crate) fn limiter(
     let changes = changes.each_ref().map(|(from, to)| (*from, to.as_str()));
     let env = [("ADMIN_TOKEN", ADMIN_TOKEN), ("REDIS_PASSWORD", REDIS_PASSWORD)];
     boot("deploy/compose/limiter.yaml", &changes, &env, |folder| {
-        // Where the containers have a tmpfs.
+        // The containers have a tmpfs here.
         fs::create_dir(folder.join("run")).expect("a folder");
         documents(folder);
     })
 }
 
-/// Opens a connection to a limiter where the load balancer does.
+/// Opens a connection to a limiter, to the listener that the load balancer uses.
 #[track_caller]
 pub(crate) fn connect(limiter: &Envoy) -> Connection {
     Connection::open(limiter.listener("service"))
 }
 
-/// Asks a limiter as the load balancer does.
+/// Sends a request to a limiter, to the listener that the load balancer uses.
 #[track_caller]
-pub(crate) fn ask(limiter: &Envoy, request: &Request) -> Response {
+pub(crate) fn send(limiter: &Envoy, request: &Request) -> Response {
     connect(limiter).send(request)
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn ask(limiter: &Envoy, request: &Request) -> Response {
 pub(crate) fn upstream() -> Envoy {
     let changes = [
         ("address: 0.0.0.0, port_value: 8080}", "address: 127.0.0.1, port_value: 0}"),
-        // It has no admin endpoint, by which the harness knows when it serves.
+        // Adds an admin endpoint: the harness needs it to know when Envoy serves.
         (
             "\nstatic_resources:",
             "\nadmin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\nstatic_resources:",
@@ -87,7 +87,7 @@ pub(crate) fn upstream() -> Envoy {
     boot("deploy/compose/upstream.yaml", &changes, &[], |_| ()).0
 }
 
-/// The load balancer in front of these limiters; the name `limiter` stands for as many addresses.
+/// The load balancer in front of these limiters, whose addresses replace the name `limiter`.
 #[track_caller]
 pub(crate) fn load_balancer(limiters: &[&Envoy]) -> Envoy {
     let endpoints: Vec<_> = limiters

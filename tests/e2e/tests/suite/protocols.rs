@@ -9,7 +9,7 @@ use crate::support::{assert_headers_complete, two_tiers};
 
 const FIVE_MB: usize = 5_000_000;
 
-/// Bytes that repeat nowhere near a buffer's boundary, so that a lost or doubled piece shows.
+/// Bytes with a period that fits no buffer size, so that a lost or doubled part is detected.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|n| (n % 251) as u8).collect()
 }
@@ -19,7 +19,7 @@ fn chunked(body: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_kept_alive_connection_is_counted_request_by_request() {
+fn every_request_of_a_kept_alive_connection_is_counted() {
     let envoy = Setup::new().config(&two_tiers(50, 7)).start();
     let mut connection = envoy.connect();
     for remaining in (0..50).rev() {
@@ -33,7 +33,7 @@ fn a_kept_alive_connection_is_counted_request_by_request() {
 }
 
 #[test]
-fn streams_of_one_http2_connection_are_counted_one_by_one() {
+fn every_stream_of_an_http2_connection_is_counted() {
     let envoy = Setup::new().config(&two_tiers(30, 7)).start();
     let replies = http2::send_all(envoy.address(), &vec![Request::get("/"); 90]);
     let mut remaining = Vec::new();
@@ -63,7 +63,7 @@ fn bodies_pass_through_in_both_directions() {
             let reply = connection.send(&request);
             expected -= 1;
             assert_eq!(reply.status, 200);
-            assert!(reply.body == body, "{length} bytes came back changed");
+            assert!(reply.body == body, "{length} bytes were changed");
             assert_eq!(reply.remaining(), expected, "one request, one token");
         }
     }
@@ -74,7 +74,7 @@ fn bodies_pass_through_in_both_directions() {
 }
 
 #[test]
-fn a_refused_upload_gets_its_429() {
+fn a_refused_upload_is_answered_with_429() {
     let upstream = Upstream::start(|request| Answer::ok(request.body.clone()));
     let envoy = Setup::new().config(&two_tiers(1, 7)).upstream(upstream.address()).start();
     envoy.send(&Request::get("/"));

@@ -1,4 +1,4 @@
-//! Buckets in Redis: a real one, which is killed, frozen, filled up, locked and lied about.
+//! Buckets in a real Redis, which is killed, frozen, filled up and locked, and whose replies are changed.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ mod auth;
 mod basics;
 mod busy_worker;
 mod cluster;
-mod deny_record;
+mod deny_cache;
 mod faults;
 mod fleet;
 mod health;
@@ -24,14 +24,14 @@ mod outages;
 mod shipped;
 mod uploads;
 
-/// So long that no reply of a Redis that works comes late, however busy this machine is.
-const PATIENT_MS: u64 = 5_000;
+/// Long enough that no reply of a healthy Redis times out on a busy machine.
+const LONG_TIMEOUT_MS: u64 = 5_000;
 
-/// How soon the limiter is back at Redis once that works again.
+/// How soon the limiter uses Redis again after it has recovered.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// How soon a change of health is everywhere.
-const HEALTH_TRAVELS: Duration = Duration::from_secs(1);
+/// How soon a change of health reaches every Envoy.
+const HEALTH_PROPAGATION: Duration = Duration::from_secs(1);
 
 /// `config` with its buckets in Redis.
 fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
@@ -44,12 +44,12 @@ fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
     config
 }
 
-/// An Envoy that waits for Redis as long as it takes.
-fn patient(config: Value, redis: &Redis) -> Setup {
-    Setup::new().config(&in_redis(config, PATIENT_MS, "local")).redis(redis.address()).quiet()
+/// An Envoy with a Redis timeout that a busy machine does not exceed.
+fn long_timeout_setup(config: Value, redis: &Redis) -> Setup {
+    Setup::new().config(&in_redis(config, LONG_TIMEOUT_MS, "local")).redis(redis.address()).quiet()
 }
 
-/// `clients` callers with a key, a tier and a capacity of their own, far apart from each other; nothing refills.
+/// `clients` callers, each with a key, a tier and a capacity. The capacities are far apart; nothing refills.
 fn clients(clients: usize) -> Value {
     let names = || (0..clients).map(|n| (format!("client-{n}"), n));
     let tiers: Map<String, Value> =
@@ -63,13 +63,13 @@ fn client_capacity(client: usize) -> u64 {
     (client as u64 + 1) * 100_000
 }
 
-/// The keys in Redis, but for that of the bucket with which the limiter tries whether Redis is well.
+/// The keys in Redis, without that of the bucket with which the limiter probes Redis.
 #[track_caller]
 fn keys(redis: &Redis) -> Vec<String> {
     redis.keys().into_iter().filter(|key| !key.ends_with("#probe")).collect()
 }
 
-/// What `GET /health` tells.
+/// The response of `GET /health`.
 #[track_caller]
 fn health_report(envoy: &Envoy) -> Value {
     let reply = envoy.send(&Request::get("/health"));
@@ -95,7 +95,7 @@ const FAILURES: &str = "rate_limiter_store_failures_total";
 const FALLBACKS: &str = "rate_limiter_fallback_decisions_total";
 const CONNECTED: &str = "rate_limiter_redis_connected";
 
-/// Waits until so many requests have been counted, and so everything that was counted before has been, too.
+/// Waits until this number of requests is counted; then everything before them is counted, too.
 #[track_caller]
 fn await_counted(envoy: &Envoy, requests: usize) {
     let mut last = 0.0;
@@ -106,7 +106,7 @@ fn await_counted(envoy: &Envoy, requests: usize) {
     assert!(counted.is_some(), "{requests} requests were sent, {last} are counted");
 }
 
-/// Checks that Redis has decided everything so far.
+/// Checks that Redis has decided all requests so far.
 #[track_caller]
 fn assert_no_failures(envoy: &Envoy) {
     let scrape = envoy.scrape();

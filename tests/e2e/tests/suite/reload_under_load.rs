@@ -1,11 +1,11 @@
-//! A hundred reloads of each kind under load: no request is lost, no token is lost or minted.
+//! A hundred reloads of each kind under load: no request is lost, no token is lost or created.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
-use e2e::load::{self, Tally};
+use e2e::load::{self, StatusCounts};
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
@@ -21,20 +21,20 @@ fn request() -> Request {
     Request::get("/").key("pro")
 }
 
-/// Spends what is left and checks that, with what was spent during the reloads, it is exactly
-/// the capacity, and that every request was answered as if nothing had happened.
+/// Spends the remaining tokens. Checks that together with the tokens spent during the reloads they are exactly the
+/// capacity, and that every request was admitted or refused.
 #[track_caller]
-fn assert_nothing_lost(envoy: &Envoy, during: &Tally) {
+fn assert_nothing_lost(envoy: &Envoy, during: &StatusCounts) {
     let left = load::burst(envoy.address(), 16, CAPACITY as usize / 10, &request());
-    for tally in [during, &left] {
-        let strange: Vec<_> = tally.keys().filter(|s| **s != 200 && **s != 429).collect();
-        assert!(strange.is_empty(), "{tally:?}");
+    for counts in [during, &left] {
+        let unexpected: Vec<_> = counts.keys().filter(|s| **s != 200 && **s != 429).collect();
+        assert!(unexpected.is_empty(), "{counts:?}");
     }
     let admitted = load::count(during, 200) + load::count(&left, 200);
     assert_eq!(admitted, CAPACITY, "{during:?} then {left:?}");
 }
 
-/// The `n`th configuration: every odd one is bad, every even one differs from all before.
+/// The `n`th configuration: every odd one is invalid, every even one differs from all earlier ones.
 fn nth_config(n: u64) -> Value {
     let mut config = two_tiers(10 + n, CAPACITY);
     config["headers"] = json!({"ietf": n.is_multiple_of(4), "processing_time": n.is_multiple_of(3)});
@@ -45,32 +45,32 @@ fn nth_config(n: u64) -> Value {
 }
 
 #[test]
-fn a_hundred_deliveries_good_and_bad_lose_no_request_and_no_token() {
+fn a_hundred_valid_and_invalid_deliveries_lose_no_request_and_no_token() {
     let mut envoy = Setup::new().config(&nth_config(0)).by_ecds().workers(4).quiet().start();
     let address = envoy.address();
     let pause = Duration::from_millis(20);
     let ((), during) = load::during(address, CONNECTIONS, pause, &request(), || {
         for n in 1..=RELOADS {
-            let (came, refused) = envoy.deliveries();
+            let (received, refused) = envoy.deliveries();
             envoy.deliver(&nth_config(n));
-            wait::until(&format!("delivery {n} dealt with"), || {
-                (envoy.deliveries() == (came + 1, refused + n % 2)).then_some(())
+            wait::until(&format!("delivery {n} handled"), || {
+                (envoy.deliveries() == (received + 1, refused + n % 2)).then_some(())
             });
         }
     });
     assert!(load::count(&during, 200) > 100, "{during:?}");
     assert_nothing_lost(&envoy, &during);
-    wait::until("the last good configuration on every worker", || {
+    wait::until("the last valid configuration on every worker", || {
         (0..12).all(|_| envoy.send(&Request::get("/")).limit() == 10 + RELOADS).then_some(())
     });
 }
 
 #[test]
-fn a_hundred_fetched_documents_good_and_bad_lose_no_request_and_no_token() {
-    // Another pair of documents every second; in every other one, one of the two is bad.
+fn a_hundred_valid_and_invalid_documents_lose_no_request_and_no_token() {
+    // New documents every second; in every second pair, one document is invalid.
     let fetched = AtomicU64::new(0);
-    let source = Upstream::start(move |received| {
-        let tiers = received.target == "/tiers.json";
+    let source = Upstream::start(move |request| {
+        let tiers = request.target == "/tiers.json";
         let n = if tiers { fetched.fetch_add(1, Ordering::Relaxed) } else { fetched.load(Ordering::Relaxed) };
         Answer::ok(match (tiers, n % 4) {
             (true, 1) | (false, 3) => format!("{{\"free\": {n}, "),

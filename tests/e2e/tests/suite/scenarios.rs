@@ -1,4 +1,4 @@
-//! Every scenario of `tests/scenarios`, played by a real Envoy. The hostile host plays the same ones.
+//! Every scenario of `tests/scenarios` in a real Envoy. The hostile host runs the same ones.
 
 use e2e::gateway::RealEnvoy;
 

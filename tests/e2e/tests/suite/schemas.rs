@@ -1,5 +1,4 @@
-//! Kubernetes manifests that we ship: read, and checked against the schemas of what they are made for. Unknown fields
-//! are errors everywhere, which they are not to a cluster.
+//! Validates the shipped Kubernetes manifests. Unknown fields are errors here, though a cluster accepts them.
 
 use std::fs;
 use std::path::Path;
@@ -11,43 +10,35 @@ use kcr_networking_istio_io::v1alpha3::envoyfilters::EnvoyFilterSpec;
 use serde_json::Value;
 
 use e2e::envoy::from_env;
-use e2e::shipped_files::{python, run};
+use e2e::shipped_files::{run, yaml_documents};
 
-/// The oldest and the newest Kubernetes whose schemas must take what we ship.
+/// The oldest and the newest Kubernetes version whose schemas must accept the manifests.
 const KUBERNETES: [&str; 2] = ["1.28", "1.37"];
 
-/// Reads all documents of a standard YAML text from standard input and writes a JSON list.
-const TO_JSON: &str = "import json, ruamel.yaml, sys\n\
-    print(json.dumps(list(ruamel.yaml.YAML(typ='safe', pure=True).load_all(sys.stdin))))";
-
-/// The documents of a YAML text.
 #[track_caller]
 pub(crate) fn documents(text: &str) -> Vec<Value> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     fs::write(file.path(), text).expect("written");
-    let input = fs::File::open(file.path()).expect("just written");
-    let (success, said) = run(Command::new(python()).args(["-c", TO_JSON]).stdin(input));
-    assert!(success, "{said}\n{text}");
-    serde_json::from_str(&said).expect("Python writes JSON")
+    yaml_documents(file.path())
 }
 
-/// Checks an object of Kubernetes' own against Kubernetes' own schemas (OpenAPI, strict, of several versions).
+/// Checks an object of Kubernetes against Kubernetes' own schemas (OpenAPI, strict, of several versions).
 pub(crate) fn check_kubernetes(object: &Value) -> Result<(), String> {
     for version in KUBERNETES {
-        let (success, said) = with_file(object, |file| {
+        let (success, output) = with_file(object, |file| {
             run(Command::new(from_env("KUBERNETES_VALIDATE"))
                 .args(["--strict", "--kubernetes-version", version])
                 .arg(file))
         });
-        // It only warns of a kind that it does not know.
-        if !success || !said.contains("passed") {
-            return Err(said);
+        // For an unknown kind it only prints a warning.
+        if !success || !output.contains("passed") {
+            return Err(output);
         }
     }
     Ok(())
 }
 
-/// Checks an object of Istio's against types that were generated from Istio's CRDs.
+/// Checks an object of Istio against types generated from Istio's CRDs.
 pub(crate) fn check_istio(object: &Value) -> Result<(), String> {
     let spec = &object["spec"];
     check_envelope(object)?;
@@ -58,19 +49,19 @@ pub(crate) fn check_istio(object: &Value) -> Result<(), String> {
     }
 }
 
-/// Checks an object of Envoy Gateway's against a schema of our own that knows the fields that we use: no package
-/// registry carries Envoy Gateway's CRDs.
+/// Checks an object of Envoy Gateway against our own schema of the fields that we use: no package registry has Envoy
+/// Gateway's CRDs.
 pub(crate) fn check_envoy_gateway(object: &Value) -> Result<(), String> {
     check_envelope(object)?;
     let schema = format!("schemas/envoy-gateway/{}.json", text(&object["kind"]));
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join(schema);
-    let (success, said) = with_file(object, |file| {
+    let (success, output) = with_file(object, |file| {
         run(Command::new(from_env("CHECK_JSONSCHEMA")).arg("--schemafile").arg(schema).arg(file))
     });
-    if success { Ok(()) } else { Err(said) }
+    if success { Ok(()) } else { Err(output) }
 }
 
-/// What is around every spec.
+/// Checks the fields around the spec.
 fn check_envelope(object: &Value) -> Result<(), String> {
     let fields = object.as_object().ok_or("no object")?;
     if let Some(other) =
@@ -81,7 +72,7 @@ fn check_envelope(object: &Value) -> Result<(), String> {
     strictly::<ObjectMeta>(&object["metadata"])
 }
 
-/// Reads `value` as a `T` that has a place for every field.
+/// Deserializes `value` as a `T`; unknown fields are errors.
 fn strictly<T: serde::de::DeserializeOwned>(value: &Value) -> Result<(), String> {
     let mut unknown = Vec::new();
     let read: Result<T, _> = serde_ignored::deserialize(value, |path| unknown.push(path.to_string()));

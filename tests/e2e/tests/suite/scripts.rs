@@ -1,5 +1,4 @@
-//! The scripts that test a running limiter: they pass where it is right, fail where it is wrong, and leave health as it
-//! was.
+//! The scripts that test a running limiter: they pass if it is correct, fail if it is not, and restore health.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +10,12 @@ use e2e::envoy::Envoy;
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::shipped::{ANY_PORTS, boot, repository_root};
+use crate::shipped::{ANY_PORTS, DEMO_TOKEN, boot, document, repository_root};
 use crate::support::health;
 
 const SCRIPTS: [&str; 3] = ["quick_test.py", "comprehensive_test.py", "simple_test.py"];
 
-/// The token that the demo's configuration holds the hash of, and the scripts' default.
-const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
-
-/// The demo with these tiers, health set to `DEGRADED`, and the file that holds the tiers.
+/// The demo with these tiers and health set to `DEGRADED`, and the file with the tiers.
 fn demo(tiers: &Value) -> (Envoy, PathBuf) {
     canary::register(DEMO_TOKEN);
     let write =
@@ -36,14 +32,9 @@ fn demo(tiers: &Value) -> (Envoy, PathBuf) {
     (envoy, folder.join("config/tiers.json"))
 }
 
-fn shipped_tiers() -> Value {
-    let text = fs::read_to_string(repository_root().join("config/tiers.json")).expect("config/tiers.json");
-    serde_json::from_str(&text).expect("config/tiers.json")
-}
-
-/// The shipped tiers, refilled so many times as fast.
+/// The shipped tiers with `times` their refill rates.
 fn faster(times: f64) -> Value {
-    let mut tiers = shipped_tiers();
+    let mut tiers = document("tiers.json");
     for tier in tiers.as_object_mut().expect("tiers").values_mut() {
         for limit in ["base", "degraded"] {
             let rate = tier[limit]["refill_rate"].as_f64().expect("a rate");
@@ -80,7 +71,7 @@ fn assert_passes(script: &str, envoy: &Envoy, arguments: &[&str]) {
     let (status, output) = run(script, envoy, arguments);
     assert_eq!(status, Some(0), "{script}\n{output}");
     assert!(output.contains("✓ PASS") && !output.contains("✗ FAIL"), "{script}\n{output}");
-    assert!(!output.contains('\x1b'), "colours where there is no terminal: {output:?}");
+    assert!(!output.contains('\x1b'), "colours without a terminal: {output:?}");
     assert_eq!(health(envoy), "DEGRADED", "as it was before {script}");
 }
 
@@ -88,26 +79,29 @@ fn assert_passes(script: &str, envoy: &Envoy, arguments: &[&str]) {
 fn assert_fails(script: &str, envoy: &Envoy, arguments: &[&str], why: &str) {
     let (status, output) = run(script, envoy, arguments);
     assert_eq!(status, Some(1), "{script}\n{output}");
-    assert!(output.contains("✗ FAIL") && output.contains(why), "{why:?} in what {script} says:\n{output}");
+    assert!(
+        output.contains("✗ FAIL") && output.contains(why),
+        "{why:?} in the output of {script}:\n{output}"
+    );
 }
 
 #[test]
-fn the_quick_one_passes_on_the_demo_as_it_is_shipped() {
-    let (envoy, _) = demo(&shipped_tiers());
+fn quick_test_passes_on_the_shipped_demo() {
+    let (envoy, _) = demo(&document("tiers.json"));
     assert_passes("quick_test.py", &envoy, &[]);
 }
 
 #[test]
-fn all_pass_on_a_limiter_that_is_in_use() {
+fn all_scripts_pass_on_a_limiter_in_use() {
     let (envoy, tiers) = demo(&faster(5.0));
-    // Each but the first finds the buckets that the one before it has emptied.
+    // Each script but the first starts with the buckets that the previous one has emptied.
     for script in SCRIPTS {
         assert_passes(script, &envoy, &["--tiers", tiers.to_str().expect("text")]);
     }
 }
 
 #[test]
-fn all_fail_where_no_limiter_is() {
+fn all_scripts_fail_without_a_limiter() {
     let off = [(
         "          - name: rate_limiter\n",
         "          - name: rate_limiter\n            disabled: true\n",
@@ -120,9 +114,9 @@ fn all_fail_where_no_limiter_is() {
 }
 
 #[test]
-fn all_fail_where_the_limits_are_others() {
+fn scripts_fail_if_the_limits_differ() {
     let wanted = faster(5.0);
-    // What is wrong, in which scripts it shows, and what they say about it.
+    // The wrong field and value, the scripts that detect it, and their message.
     let cases: [(&str, Value, &[&str], &str); 4] = [
         ("/free/burst/capacity", json!(11), &["quick_test.py", "comprehensive_test.py"], "10 by X-RateLimit"),
         ("/free/degraded/capacity", json!(1), &SCRIPTS, "left 0 by X-RateLimit-Remaining, wanted 1"),
@@ -149,13 +143,13 @@ fn all_fail_where_the_limits_are_others() {
 }
 
 #[test]
-fn a_script_that_is_told_to_end_puts_health_back() {
-    let (envoy, _) = demo(&shipped_tiers());
+fn an_interrupted_script_restores_health() {
+    let (envoy, _) = demo(&document("tiers.json"));
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let script = start("quick_test.py", &envoy, &[]);
         wait::until("the script has set health", || (health(&envoy) == "NORMAL").then_some(()));
         let id = i32::try_from(script.id()).expect("a process id");
-        // SAFETY: plain system call on a child that nobody has waited for yet.
+        // SAFETY: plain system call on a child that has not been waited for yet.
         assert_eq!(unsafe { libc::kill(id, signal) }, 0);
         let (status, output) = finished(script);
         assert_eq!(status, Some(130), "{output}");
@@ -164,8 +158,8 @@ fn a_script_that_is_told_to_end_puts_health_back() {
 }
 
 #[test]
-fn a_wrong_token_and_wrong_options_are_told() {
-    let (envoy, _) = demo(&shipped_tiers());
+fn a_wrong_token_and_wrong_options_are_reported() {
+    let (envoy, _) = demo(&document("tiers.json"));
     let wrong = ["--admin-token", "c4nary-wrong", "--keys", "free="];
     assert_fails("quick_test.py", &envoy, &wrong, "--admin-token or ADMIN_TOKEN names the token");
     for (arguments, why) in [

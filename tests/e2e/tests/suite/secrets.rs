@@ -1,7 +1,7 @@
 //! No key and no token reaches a stat, a metric or a log line.
 //!
-//! The harness looks for the secrets of every test wherever they might be (`e2e::canary`). Here is shown that it finds
-//! them, and what one test alone can know: where they must not be, and that the filter did have them.
+//! The harness searches all outputs for the secrets of every test (`e2e::canary`). These tests show that the search
+//! finds secrets, that the filter received them, and that no output contains them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -44,10 +44,10 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
     }
     for body in [format!("{{\"status\":\"{guess}\"}}"), guess.to_owned()] {
         let request = Request::post("/system/health", body).header("X-Admin-Token", token);
-        // Who may change the health is told what was wrong with what they said.
+        // Only for a valid token does the response repeat the invalid body.
         assert_eq!(envoy.connect().may_hold_secrets().send(&request).status, 400);
     }
-    // What was counted has arrived, so whatever was to be written has been.
+    // Once the counters are reported, all log lines are written.
     envoy.await_metric("rate_limiter_requests_total", &[("tier", "pro"), ("status", "limited")], 4.0);
 
     let places = [
@@ -74,14 +74,14 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
 
 #[test]
 fn a_refused_configuration_does_not_print_its_keys() {
-    // Key and tier the wrong way round is an easy mistake, so neither is shown.
+    // Key and tier are easily swapped, so neither is shown.
     let keys = json!({"c4nary-key-of-no-tier": "c4nary-instead-of-a-tier"});
     let log = Setup::new().config(&json!({ "api_keys": keys })).start_refused();
     assert!(log.contains("api_keys[1]"), "the error names the place");
     assert!(!log.contains("c4nary"), "but neither key nor value");
 }
 
-/// Checks that the search names all of these places, and that the end of its Envoy or Redis fails the test.
+/// Checks that the search finds a secret in all of these places, and that dropping the Envoy or Redis fails the test.
 #[track_caller]
 fn assert_found<T>(planted: T, found: &[String], places: &[&str]) {
     for place in places {
@@ -89,7 +89,7 @@ fn assert_found<T>(planted: T, found: &[String], places: &[&str]) {
         assert!(found.iter().any(|line| line.starts_with(&start)), "{place} in {found:?}");
     }
     assert_eq!(found.len(), places.len(), "{found:?}");
-    assert!(catch_unwind(AssertUnwindSafe(|| drop(planted))).is_err(), "the end of it fails the test");
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(planted))).is_err(), "dropping it fails the test");
 }
 
 #[test]
@@ -117,13 +117,13 @@ fn a_secret_that_envoy_shows_is_found() {
     envoy.await_log(&["c4nary-planted"]);
     assert_found_in_envoy(envoy, &["Envoy's log"]);
 
-    let nobody = ([127, 0, 0, 1], 9).into();
-    let envoy = Setup::without_filter().cluster("c4nary_planted", nobody).start();
+    let unused = ([127, 0, 0, 1], 9).into();
+    let envoy = Setup::without_filter().cluster("c4nary_planted", unused).start();
     assert_found_in_envoy(envoy, &["/stats", "/stats/prometheus"]);
     let envoy = Setup::without_filter().zone("c4nary-planted").start();
     assert_found_in_envoy(envoy, &["/server_info"]);
 
-    // Of a hash, 16 digits may be seen, and no more.
+    // Only 16 digits of a hash may be shown.
     let hash = sha256_hex("c4nary-that-is-hashed");
     let envoy = Setup::without_filter().zone(&hash[..16]).start();
     assert_eq!(envoy.secrets(), [""; 0]);

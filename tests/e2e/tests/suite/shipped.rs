@@ -12,18 +12,19 @@ use e2e::envoy::{Envoy, adapted, envoy_bin, filter_wasm, follows_writing_in_plac
 use e2e::wait;
 use serde_json::{Value, json};
 
+use crate::manifests::{changed, with_environment};
+use crate::production::shipped;
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
 
-/// The token that the demo's configuration holds the hash of.
-const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
+/// The token whose hash is in the demo's configuration, and the default of the scripts.
+pub(crate) const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
 
 pub(crate) fn repository_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Starts a shipped bootstrap in a folder that looks like the repository's root, so that a demo that runs there is not
-/// disturbed and documents may be edited. Each of `changes` is made in its one place. What Envoy's environment may
-/// hold for the filter is what `env` says.
+/// Starts a shipped bootstrap with `changes`, in a copy of the repository's layout: a running demo is not affected, and
+/// documents may be edited. `env` is the filter's part of Envoy's environment.
 pub(crate) fn boot(
     file: &str,
     changes: &[(&str, &str)],
@@ -32,11 +33,7 @@ pub(crate) fn boot(
 ) -> (Envoy, PathBuf) {
     let root = repository_root();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let mut bootstrap = fs::read_to_string(root.join(file)).expect(file);
-    for (from, to) in changes {
-        assert_eq!(bootstrap.matches(from).count(), 1, "{from} in {file}");
-        bootstrap = bootstrap.replace(from, to);
-    }
+    let bootstrap = changed(&shipped(file), changes);
     let folder = dir.path().to_owned();
     fs::write(folder.join("envoy.yaml"), adapted(bootstrap)).expect("written");
     for name in ["config", "target"] {
@@ -52,17 +49,13 @@ pub(crate) fn boot(
     command
         .args(["-c", "envoy.yaml", "--concurrency", "2", "--component-log-level", "wasm:info"])
         .current_dir(&folder);
-    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_USERNAME", "REDIS_PASSWORD"] {
-        command.env_remove(name);
-    }
-    command.envs(env.iter().copied());
-    let envoy = Envoy::start(dir, command);
+    let envoy = Envoy::start(dir, with_environment(command, env));
     assert_no_warning(&envoy);
     (envoy, folder)
 }
 
-/// Envoy has nothing against its configuration: no deprecated field, no bound that is missing. What the filter warns of
-/// is not about that.
+/// Checks that Envoy logs no warning about its configuration: no deprecated field, no missing bound. Warnings of the
+/// filter are ignored.
 #[track_caller]
 pub(crate) fn assert_no_warning(envoy: &Envoy) {
     let log = envoy.log();
@@ -71,7 +64,7 @@ pub(crate) fn assert_no_warning(envoy: &Envoy) {
     assert!(warnings.is_empty(), "{warnings:#?}");
 }
 
-/// Saves a document of what [`boot`] started: in place, or by a file moved over it where this Envoy sees only that.
+/// Saves a document in the folder of [`boot`]: in place, or by a rename if this Envoy detects only that.
 pub(crate) fn save(path: &Path, text: &str) {
     if follows_writing_in_place() {
         return fs::write(path, text).expect("written");
@@ -81,16 +74,16 @@ pub(crate) fn save(path: &Path, text: &str) {
     fs::rename(next, path).expect("renamed");
 }
 
-/// What leaves the ports that nobody needs to know to the system.
+/// Changes that let the system choose the ports.
 pub(crate) const ANY_PORTS: [(&str, &str); 2] =
     [("port_value: 8000}", "port_value: 0}"), ("port_value: 9901}", "port_value: 0}")];
 
-/// Starts the demo; its ports are left to the system, unless `as_it_is`.
+/// Starts the demo; the system chooses its ports, unless `as_it_is`.
 fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
     canary::register(DEMO_TOKEN);
     let changes = if as_it_is { &[][..] } else { &ANY_PORTS[..] };
     let (envoy, folder) = boot("envoy.yaml", changes, env, |_| ());
-    wait::until("the documents are there", || {
+    wait::until("the documents applied", || {
         (envoy.send(&Request::get("/").key("enterprise")).tier() == "enterprise").then_some(())
     });
     (envoy, folder)
@@ -100,26 +93,26 @@ fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
 }
 
-fn document(name: &str) -> Value {
-    let text = fs::read_to_string(repository_root().join("config").join(name)).expect(name);
-    serde_json::from_str(&text).expect(name)
+/// A shipped document of `config/`.
+pub(crate) fn document(name: &str) -> Value {
+    serde_json::from_str(&shipped(&format!("config/{name}"))).expect(name)
 }
 
-fn switch(status: &str, token: &str) -> Request {
+fn set_health_with_token(status: &str, token: &str) -> Request {
     Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", token)
 }
 
 #[test]
 fn the_demo_does_what_the_readme_says() {
-    // Where something else has the ports, all but the port numbers is as it is.
+    // If the ports are in use, only the port numbers are changed.
     let (envoy, _) = start(is_free(8000) && is_free(9901), &[]);
     for (path, message) in [("/", "API is running!"), ("/test", "Request successful!")] {
-        let asked_at = wait::unix_now();
+        let sent_at = wait::unix_now();
         let reply = envoy.send(&Request::get(path).key("enterprise"));
         assert_eq!(reply.status, 200);
         assert_eq!(reply.json()["message"], message);
         let timestamp = reply.json()["timestamp"].as_f64().expect("a number");
-        assert!((timestamp - asked_at).abs() < 5.0, "{timestamp} is about {asked_at}");
+        assert!((timestamp - sent_at).abs() < 5.0, "{timestamp} is about {sent_at}");
         assert_headers_complete(&reply, "enterprise", 50, "NORMAL");
     }
     assert_headers_complete(&envoy.send(&Request::get("/").key("pro")), "pro", 25, "NORMAL");
@@ -131,8 +124,8 @@ fn the_demo_does_what_the_readme_says() {
     assert_eq!(in_a_row[..10], [200; 10]);
     assert!(in_a_row.contains(&429), "{in_a_row:?}");
 
-    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-wrong")).status, 403);
-    assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
+    assert_eq!(envoy.send(&set_health_with_token("DEGRADED", "c4nary-wrong")).status, 403);
+    assert_eq!(envoy.send(&set_health_with_token("DEGRADED", DEMO_TOKEN)).status, 200);
     for (key, limit) in [("free", 2), ("pro", 15), ("enterprise", 30)] {
         assert_headers_complete(&envoy.send(&Request::get("/").key(key)), key, limit, "DEGRADED");
     }
@@ -141,7 +134,7 @@ fn the_demo_does_what_the_readme_says() {
 }
 
 #[test]
-fn saving_the_shipped_documents_is_the_reload() {
+fn saving_the_shipped_documents_reloads_them() {
     let (envoy, folder) = start(false, &[]);
     let write = |name: &str, text: &str| save(&folder.join("config").join(name), text);
     let mut tiers = document("tiers.json");
@@ -165,17 +158,17 @@ fn saving_the_shipped_documents_is_the_reload() {
 }
 
 #[test]
-fn envoys_own_environment_is_handed_in() {
+fn envoys_own_environment_is_passed_to_the_filter() {
     let (envoy, _) = start(false, &[("ADMIN_TOKEN", "c4nary-mine"), ("DEFAULT_TIER", "pro")]);
     assert_eq!(envoy.send(&Request::get("/")).tier(), "pro");
-    assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 403);
-    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-mine")).status, 200);
+    assert_eq!(envoy.send(&set_health_with_token("DEGRADED", DEMO_TOKEN)).status, 403);
+    assert_eq!(envoy.send(&set_health_with_token("DEGRADED", "c4nary-mine")).status, 200);
 }
 
 #[test]
-fn the_shipped_listener_trusts_no_header_and_folds_paths() {
+fn the_shipped_listener_trusts_no_header_and_normalises_paths() {
     let (envoy, _) = start(false, &[]);
-    // Ten tokens, one a second: rotating the header buys no second ten.
+    // Ten tokens, one a second: other values of the header do not give another ten.
     let admitted = (0..40)
         .map(|n| Request::get("/").forwarded_for(&format!("203.0.113.{n}")))
         .filter(|request| envoy.send(request).status == 200)
@@ -190,8 +183,7 @@ fn the_shipped_listener_trusts_no_header_and_folds_paths() {
     assert_eq!(envoy.send(&Request::get("/system/health")).json()["health"], "NORMAL");
 }
 
-/// The documented metrics with their labels; `le` is Prometheus' own. The last one is how workers
-/// tell each other of a change.
+/// The documented metrics with their labels; `le` is Prometheus' own. Workers use the last one to detect changes.
 const METRICS: [(&str, &[&str]); 14] = [
     ("rate_limiter_requests_total", &["status", "tier"]),
     ("rate_limiter_tokens_remaining", &["tier"]),
@@ -210,16 +202,16 @@ const METRICS: [(&str, &[&str]); 14] = [
 ];
 
 #[test]
-fn the_shipped_rules_turn_name_parts_into_labels_and_nothing_else_shows() {
+fn the_shipped_tag_rules_create_labels_and_no_other_metric_exists() {
     let (envoy, _) = start(false, &[]);
     statuses(&envoy, &Request::get("/"), 12);
     statuses(&envoy, &Request::get("/").key("pro"), 30);
-    statuses(&envoy, &Request::get("/").key("c4nary-of-somebody"), 3);
-    assert_eq!(envoy.send(&switch("DEGRADED", DEMO_TOKEN)).status, 200);
-    assert_eq!(envoy.send(&switch("DEGRADED", "c4nary-wrong")).status, 403);
+    statuses(&envoy, &Request::get("/").key("c4nary-unknown"), 3);
+    assert_eq!(envoy.send(&set_health_with_token("DEGRADED", DEMO_TOKEN)).status, 200);
+    assert_eq!(envoy.send(&set_health_with_token("DEGRADED", "c4nary-wrong")).status, 403);
     envoy.await_metric("rate_limiter_system_degraded", &[], 1.0);
     envoy.await_metric("rate_limiter_admin_requests_total", &[("result", "forbidden")], 1.0);
-    // Every series is there from the start, at 0.
+    // Every series exists from the start, with the value 0.
     for (tier, status) in [("free", "allowed"), ("free", "limited"), ("pro", "allowed")] {
         wait::until(&format!("{tier} {status} counted"), || {
             let counted = envoy.metric("rate_limiter_requests_total", &[("tier", tier), ("status", status)]);

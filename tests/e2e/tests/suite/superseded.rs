@@ -1,5 +1,5 @@
-//! A delivery replaces the plugin, and one open stream keeps the replaced one alive: it answers that stream
-//! and leaves alone what all share.
+//! A delivery replaces the plugin, and an open stream keeps the superseded generation alive. It still handles that
+//! stream, but it does not change shared state.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{health, switch, two_tiers};
+use crate::support::{health, set_health, two_tiers};
 
-/// How long a state must hold that a superseded generation would end: it polled four times a second, and its
-/// health was judged once a second.
-const HOLDS: Duration = Duration::from_secs(3);
+/// How long a state must not change. An active generation would change it: it polls four times a second, and measures
+/// health once a second.
+const STABLE: Duration = Duration::from_secs(3);
 
-/// How long a changed health may take to be known everywhere, on a busy machine.
-const TRAVELS: Duration = Duration::from_millis(1_500);
+/// How long a change of health may take to reach every Envoy, on a busy machine.
+const PROPAGATION: Duration = Duration::from_millis(1_500);
 
 /// Whether a stream of the first configuration stays open while the others are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ enum Held {
 
 const BOTH: [Held; 2] = [Held::Nothing, Held::Stream];
 
-/// An Envoy that gets its configurations one after the other, each told by the limit of the free tier.
+/// An Envoy with successive configurations, each identified by the limit of the free tier.
 struct Gateway {
     envoy: Envoy,
     limit: u64,
@@ -38,7 +38,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// An upstream with an event stream and an endpoint that fails, and a first configuration.
+    /// Starts it with a first configuration, and an upstream with an event stream and a failing endpoint.
     fn start(setup: Setup, first: &Value, held: Held) -> Self {
         let upstream = Upstream::start(|request| match request.target.as_str() {
             "/stream" => Answer::Stream,
@@ -62,20 +62,19 @@ impl Gateway {
         gateway
     }
 
-    /// Opens a stream and keeps it.
     fn hold_stream(&mut self) {
         let mut connection = self.envoy.connect();
         assert_eq!(connection.start_stream(&caller("/stream", 0).key("pro")), 200);
         self._streams.push(connection);
     }
 
-    /// Delivers a configuration, and waits until requests are decided by it.
+    /// Delivers a configuration, and waits until it applies.
     #[track_caller]
     fn deliver(&mut self, config: &Value) {
         self.deliver_with(config, |_| {});
     }
 
-    /// The same with a change of the whole plugin.
+    /// [`Self::deliver`] with another change of the plugin.
     #[track_caller]
     fn deliver_with(&mut self, config: &Value, change: impl FnOnce(&mut Value)) {
         self.limit += 1;
@@ -88,11 +87,11 @@ impl Gateway {
         wait::until(&format!("limit {wanted}"), || {
             (self.envoy.send(&caller("/", 0)).limit() == wanted).then_some(())
         });
-        // Two ticks, so that each generation knows what it is.
+        // Two ticks, so that each generation knows whether it is superseded.
         std::thread::sleep(Duration::from_millis(500));
     }
 
-    /// Sends requests of many callers, which the upstream fails, until the health is `DEGRADED`.
+    /// Sends failing requests of many callers until the health is `DEGRADED`.
     #[track_caller]
     fn fail_until_degraded(&self) {
         let mut connection = self.envoy.connect();
@@ -105,7 +104,7 @@ impl Gateway {
         });
     }
 
-    /// Checks that the health stays what it is, while requests fail.
+    /// Checks that the health does not change while requests fail.
     #[track_caller]
     fn assert_health_stays(&self, wanted: &str) {
         let began = Instant::now();
@@ -114,17 +113,17 @@ impl Gateway {
             let response = connection.send(&caller("/fails", number));
             assert_eq!(response.one("x-system-health"), wanted, "after {:?}", began.elapsed());
             std::thread::sleep(Duration::from_millis(5));
-            if began.elapsed() > HOLDS {
+            if began.elapsed() > STABLE {
                 break;
             }
         }
     }
 }
 
-/// The free tier's limit in the first configuration. No caller here comes near it.
+/// The free tier's limit in the first configuration; no caller here reaches it.
 const FIRST_LIMIT: u64 = 10_000;
 
-/// The configuration, told by its limit.
+/// The configuration with this limit of the free tier, which identifies it.
 fn numbered(config: &Value, limit: u64) -> Value {
     let mut config = config.clone();
     config["tiers"]["free"]["base"]["capacity"] = json!(limit);
@@ -143,7 +142,7 @@ fn measured(window_seconds: u64) -> Value {
     let mut config = plain();
     config["health"] = json!({
         "mode": "auto", "window_seconds": window_seconds, "min_requests": 20,
-        // Health does not come back by itself while a test looks on.
+        // Health does not recover during a test.
         "degrade_after_seconds": 1, "recover_after_seconds": 60, "shed": false,
     });
     config
@@ -157,11 +156,11 @@ fn in_redis(cluster: &str) -> Value {
 
 #[track_caller]
 fn await_health(envoy: &Envoy, wanted: &str) {
-    let reached = wait::poll(TRAVELS, || (health(envoy) == wanted).then_some(()));
+    let reached = wait::poll(PROPAGATION, || (health(envoy) == wanted).then_some(()));
     assert!(reached.is_some(), "{} instead of {wanted}", health(envoy));
 }
 
-/// Connections that this Redis has, without the one that asks.
+/// The client connections of this Redis, without the one of this command.
 fn connections(redis: &Redis) -> usize {
     let list = redis.command(&["CLIENT", "LIST", "TYPE", "NORMAL"]).text();
     list.lines().filter(|line| !line.contains("cmd=client")).count()
@@ -177,7 +176,7 @@ fn health_is_measured_with_the_new_window() {
 }
 
 #[test]
-fn what_was_measured_ends_with_measured_health() {
+fn without_measured_health_its_last_state_ends() {
     for held in BOTH {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.fail_until_degraded();
@@ -188,32 +187,32 @@ fn what_was_measured_ends_with_measured_health() {
 }
 
 #[test]
-fn an_operators_change_is_not_undone_by_a_redis_that_was_left() {
+fn an_operators_change_is_not_undone_by_the_previous_redis() {
     let redis = Redis::start();
     for held in BOTH {
         let setup = Setup::new().workers(1).redis(redis.address());
         let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
-        switch(&gateway.envoy, "NORMAL");
+        set_health(&gateway.envoy, "NORMAL");
         gateway.deliver(&plain());
-        switch(&gateway.envoy, "DEGRADED");
+        set_health(&gateway.envoy, "DEGRADED");
         gateway.assert_health_stays("DEGRADED");
     }
 }
 
 #[test]
-fn from_one_redis_to_another_the_health_of_the_new_one_holds() {
+fn after_a_change_of_redis_the_health_of_the_new_one_applies() {
     let (left, current) = (Redis::start(), Redis::start());
     let elsewhere = Setup::new().config(&in_redis(REDIS_CLUSTER)).redis(current.address()).quiet().start();
     elsewhere.send(&caller("/", 0));
     for held in BOTH {
         let setup = Setup::new().workers(1).redis(left.address()).second_redis(current.address());
         let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
-        switch(&gateway.envoy, "NORMAL");
+        set_health(&gateway.envoy, "NORMAL");
         gateway.deliver(&in_redis("second_redis"));
-        switch(&gateway.envoy, "DEGRADED");
+        set_health(&gateway.envoy, "DEGRADED");
         gateway.assert_health_stays("DEGRADED");
         for status in ["NORMAL", "DEGRADED", "NORMAL"] {
-            switch(&elsewhere, status);
+            set_health(&elsewhere, status);
             await_health(&gateway.envoy, status);
         }
         assert_eq!(connections(&left), 0);
@@ -229,12 +228,12 @@ fn thirty_deliveries_leave_no_connection_to_redis_open() {
         gateway.deliver(&in_redis(REDIS_CLUSTER));
         gateway.hold_stream();
     }
-    // The worker's, and that of the main thread, which looks for a changed health when its turn comes.
+    // The worker's connection, and that of the main thread, which also reads health in its turn.
     wait::until("two connections at most", || (connections(&redis) <= 2).then_some(()));
 }
 
 #[test]
-fn documents_of_the_source_that_was_left_are_fetched_no_more() {
+fn documents_of_the_previous_source_are_not_fetched_any_more() {
     for held in BOTH {
         let files = Upstream::start(|_| Answer::ok("{}"));
         let source = |path: &str| {
@@ -247,14 +246,14 @@ fn documents_of_the_source_that_was_left_are_fetched_no_more() {
         gateway.deliver(&source("/current.json"));
         let fetched = |path: &str| files.targets().iter().filter(|target| *target == path).count();
         let (left, current) = (fetched("/left.json"), fetched("/current.json"));
-        std::thread::sleep(HOLDS);
+        std::thread::sleep(STABLE);
         assert_eq!(fetched("/left.json"), left, "{held:?}");
         assert!(fetched("/current.json") > current, "{held:?}");
     }
 }
 
 #[test]
-fn a_configuration_that_returns_while_a_stream_holds_it_acts_again() {
+fn a_configuration_that_is_delivered_again_while_a_stream_holds_it_is_active() {
     let redis = Redis::start();
     let setup = Setup::new().workers(1).config(&in_redis(REDIS_CLUSTER)).redis(redis.address());
     let elsewhere = setup.quiet().start();
@@ -266,14 +265,14 @@ fn a_configuration_that_returns_while_a_stream_holds_it_acts_again() {
         gateway.limit = FIRST_LIMIT - 1;
         gateway.deliver(&in_redis(REDIS_CLUSTER));
         for status in ["DEGRADED", "NORMAL"] {
-            switch(&elsewhere, status);
+            set_health(&elsewhere, status);
             await_health(&gateway.envoy, status);
         }
     }
 }
 
 #[test]
-fn another_environment_makes_another_vm_and_the_old_one_is_silent() {
+fn another_environment_creates_another_vm_and_the_old_one_is_passive() {
     for held in BOTH {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.fail_until_degraded();
@@ -289,9 +288,9 @@ fn another_environment_makes_another_vm_and_the_old_one_is_silent() {
 fn a_refused_configuration_changes_nothing() {
     for held in BOTH {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
-        let (came, refused) = gateway.envoy.deliveries();
+        let (received, refused) = gateway.envoy.deliveries();
         gateway.envoy.deliver(&json!({"unheard_of": 1}));
-        wait::until("refused", || (gateway.envoy.deliveries() == (came + 1, refused + 1)).then_some(()));
+        wait::until("refused", || (gateway.envoy.deliveries() == (received + 1, refused + 1)).then_some(()));
         gateway.fail_until_degraded();
         gateway.deliver(&plain());
         wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
@@ -300,7 +299,7 @@ fn a_refused_configuration_changes_nothing() {
 }
 
 #[test]
-fn streams_on_every_worker_are_silent_too() {
+fn superseded_generations_on_every_worker_are_passive() {
     let mut gateway = Gateway::start(Setup::new().workers(4), &measured(3), Held::Nothing);
     (0..16).for_each(|_| gateway.hold_stream());
     gateway.fail_until_degraded();
@@ -310,7 +309,7 @@ fn streams_on_every_worker_are_silent_too() {
 }
 
 #[test]
-fn a_listener_that_drains_is_silent_too() {
+fn a_draining_listener_is_passive() {
     let upstream = Upstream::start(|request| match request.target.as_str() {
         "/fails" => Answer::with(500, &[]),
         _ => Answer::ok("ok"),
@@ -333,17 +332,17 @@ fn a_listener_that_drains_is_silent_too() {
     });
     wait::until("NORMAL", || (health(&envoy) == "NORMAL").then_some(()));
     let began = Instant::now();
-    // Envoy tells the client of a listener that drains to close, with the next response.
+    // The next response on a draining listener closes the connection.
     let last = drains.send(&caller("/fails", 0));
     assert_eq!((last.limit(), last.one("connection").as_str()), (FIRST_LIMIT, "close"));
-    while began.elapsed() < HOLDS {
+    while began.elapsed() < STABLE {
         assert_eq!(health(&envoy), "NORMAL", "after {:?}", began.elapsed());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
-fn two_plugins_with_one_namespace_both_act() {
+fn two_plugins_with_one_namespace_are_both_active() {
     let redis = Redis::start();
     let files = Upstream::start(|_| Answer::ok("{}"));
     let mut with_documents = plain();

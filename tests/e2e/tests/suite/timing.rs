@@ -1,4 +1,4 @@
-//! What the headers promise about time comes true.
+//! The times in the headers are correct.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use serde_json::json;
 
 use crate::support::tier;
 
-/// How late an answer may be on a busy machine before a promise about seconds means nothing.
+/// How late a response may be on a busy machine.
 const SLACK_SECONDS: f64 = 0.9;
 
 fn envoy_with(capacity: u64, refill_rate: f64) -> Envoy {
     Setup::new().config(&json!({"tiers": {"free": tier(capacity, refill_rate)}})).start()
 }
 
-/// Asks until the bucket is empty; gives the refusal.
+/// Sends requests until the bucket is empty; returns the refusal.
 fn drain(envoy: &Envoy) -> Response {
     let mut connection = envoy.connect();
     loop {
@@ -31,7 +31,7 @@ fn drain(envoy: &Envoy) -> Response {
 }
 
 #[test]
-fn waiting_retry_after_is_enough_and_asking_early_is_not() {
+fn a_request_is_admitted_after_retry_after_and_not_earlier() {
     // Whole seconds between tokens, less than one, and a fraction to round up.
     for (refill_rate, retry_after) in [(0.5, 2), (4.0, 1), (0.4, 3)] {
         let envoy = envoy_with(3, refill_rate);

@@ -1,27 +1,26 @@
-//! `docs/tour.md` and the README's console typed again: what is printed is what they show, but for times.
+//! The commands of `docs/tour.md` and of the README's console print what these documents show, except for times.
 
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 
-use crate::shipped::repository_root;
+use crate::production::shipped;
 use crate::troubleshooting::demo;
 
-/// A busy machine takes long for a few lines, in which buckets must not refill.
+/// On a busy machine a few commands take long, and buckets must not refill meanwhile.
 const TIMES_SLOWER: f64 = 5.0;
 
-/// What is typed, and what is then shown, in [`shape`].
+/// A command and its documented output, after [`normalized`].
 struct Step {
     command: String,
     shown: Vec<String>,
 }
 
-/// Those of a document's blocks of console. A command that ends with a backslash goes on in the next line.
+/// The steps in a document's `console` blocks. A command that ends with a backslash continues in the next line.
 fn steps(document: &str, at_least: usize) -> Vec<Step> {
-    let text = fs::read_to_string(repository_root().join(document)).expect(document);
+    let text = shipped(document);
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = false;
     for line in text.replace("\\\n", "").lines() {
@@ -31,12 +30,12 @@ fn steps(document: &str, at_least: usize) -> Vec<Step> {
             (_, Some(command)) if inside => {
                 steps.push(Step { command: command.to_owned(), shown: Vec::new() });
             }
-            _ if inside => steps.last_mut().expect("a command first").shown.push(shape(line)),
+            _ if inside => steps.last_mut().expect("a command first").shown.push(normalized(line)),
             _ => {}
         }
     }
     for step in &mut steps {
-        // An empty line in front of a command is there for the reader.
+        // An empty line before a command is only for readability.
         while step.shown.last().is_some_and(String::is_empty) {
             step.shown.pop();
         }
@@ -45,7 +44,7 @@ fn steps(document: &str, at_least: usize) -> Vec<Step> {
     steps
 }
 
-fn type_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Path) {
+fn run_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Path) {
     for step in steps {
         let mut command = step
             .command
@@ -54,7 +53,7 @@ fn type_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Pa
             .replace("sleep 1;", &format!("sleep {TIMES_SLOWER};"));
         if let Some(redis) = &mut redis {
             if step.command.contains("SHUTDOWN") {
-                // The harness started it, and has to know that it is gone.
+                // The harness started it, and must know that it has stopped.
                 redis.kill();
                 continue;
             }
@@ -63,16 +62,17 @@ fn type_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Pa
         let mut shell = Command::new("bash");
         let output = shell.args(["-c", &command]).current_dir(folder).stdin(Stdio::null()).output();
         let output = output.expect("bash");
-        let printed: Vec<_> = String::from_utf8_lossy(&output.stdout).trim_end().lines().map(shape).collect();
+        let printed: Vec<_> =
+            String::from_utf8_lossy(&output.stdout).trim_end().lines().map(normalized).collect();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(printed, step.shown, "$ {}\n{errors}", step.command);
     }
 }
 
-/// A line without what differs from run to run: times, fractions of a token, counts, how often a status repeats.
-fn shape(line: &str) -> String {
-    let volatile = ["date:", "x-envoy-upstream-service-time:", "retry-after:"];
-    if let Some(name) = volatile.into_iter().find(|name| line.starts_with(name)) {
+/// A line without values that differ between runs: times, fractions of a token, counts, how often a status repeats.
+fn normalized(line: &str) -> String {
+    let varying = ["date:", "x-envoy-upstream-service-time:", "retry-after:"];
+    if let Some(name) = varying.into_iter().find(|name| line.starts_with(name)) {
         return name.to_owned();
     }
     if let Some((series, _)) = line.rsplit_once(' ').filter(|_| line.starts_with("rate_limiter_")) {
@@ -86,7 +86,7 @@ fn shape(line: &str) -> String {
     without_times(line)
 }
 
-/// Numbers with a fraction, and those of seven digits or more, are times or close to it.
+/// Numbers with a fraction, and those of seven digits or more, are times or similar values.
 fn without_times(line: &str) -> String {
     let mut text = String::new();
     let mut rest = line.trim_end();
@@ -102,19 +102,19 @@ fn without_times(line: &str) -> String {
 }
 
 #[test]
-fn the_tour_prints_what_it_shows() {
+fn the_commands_of_the_tour_print_the_documented_output() {
     let redis = Redis::start();
     let (envoy, folder) = demo(Some(&redis), &[], slower);
-    type_all(&steps("docs/tour.md", 25), Some(redis), &envoy, &folder);
+    run_all(&steps("docs/tour.md", 25), Some(redis), &envoy, &folder);
 }
 
 #[test]
-fn the_readme_prints_what_it_shows() {
+fn the_commands_of_the_readme_print_the_documented_output() {
     let (envoy, folder) = demo(None, &[], slower);
-    type_all(&steps("README.md", 4), None, &envoy, &folder);
+    run_all(&steps("README.md", 4), None, &envoy, &folder);
 }
 
-/// The shipped tiers with other rates.
+/// The shipped tiers with lower rates.
 fn slower(tiers: String) -> String {
     let mut text = String::new();
     let mut pieces = tiers.split("\"refill_rate\": ");
@@ -128,7 +128,7 @@ fn slower(tiers: String) -> String {
 }
 
 #[test]
-fn only_what_differs_from_run_to_run_is_left_out_of_a_comparison() {
+fn only_values_that_differ_between_runs_are_ignored() {
     for (line, other) in [
         ("x-ratelimit-reset: 1795466752", "x-ratelimit-reset: 1795466753"),
         ("x-processing-time: 0.0009s", "x-processing-time: 0.0123s"),
@@ -136,7 +136,7 @@ fn only_what_differs_from_run_to_run_is_left_out_of_a_comparison() {
         ("200 200 429 429", "200 429"),
         ("date: Mon", "date: Tue"),
     ] {
-        assert_eq!(shape(line), shape(other));
+        assert_eq!(normalized(line), normalized(other));
     }
     for (line, other) in [
         ("x-ratelimit-limit: 10", "x-ratelimit-limit: 20"),
@@ -145,6 +145,6 @@ fn only_what_differs_from_run_to_run_is_left_out_of_a_comparison() {
         ("200", "429"),
         ("rate_limiter_requests_total{tier=\"pro\"} 3", "rate_limiter_requests_total{tier=\"free\"} 3"),
     ] {
-        assert_ne!(shape(line), shape(other));
+        assert_ne!(normalized(line), normalized(other));
     }
 }

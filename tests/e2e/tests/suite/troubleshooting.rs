@@ -1,4 +1,4 @@
-//! Every command of `docs/troubleshooting.md` runs where it says it does.
+//! Every command of `docs/troubleshooting.md` works with the shipped configuration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 
+use crate::production::shipped;
 use crate::shipped::{ANY_PORTS, boot, repository_root};
 
 const TOKEN: &str = "c4nary-troubled";
 
-/// The commands in the document's blocks of shell, one a line.
+/// The commands in the document's `sh` blocks, one a line.
 fn commands() -> Vec<String> {
-    let text = fs::read_to_string(repository_root().join("docs/troubleshooting.md")).expect("the document");
+    let text = shipped("docs/troubleshooting.md");
     let mut commands = Vec::new();
     let mut inside = false;
     for line in text.lines() {
@@ -28,20 +29,20 @@ fn commands() -> Vec<String> {
     commands
 }
 
-/// The demo with Redis, or the one without, in a folder in which the documents' paths lead to its files. `tiers` may
-/// change what is there.
+/// The demo with or without Redis, in a folder in which the paths of the documentation exist. `tiers` may change the
+/// tiers.
 pub(crate) fn demo(
     redis: Option<&Redis>,
     env: &[(&str, &str)],
     tiers: impl Fn(String) -> String,
 ) -> (Envoy, PathBuf) {
     let port = redis.map(|redis| format!("port_value: {}}}", redis.address().port()));
-    // A machine that is busy with other tests must not make another store of it.
-    let patient = [("\"timeout_ms\": 20", "\"timeout_ms\": 2000")];
+    // On a busy machine Redis must not time out.
+    let long_timeout = [("\"timeout_ms\": 20", "\"timeout_ms\": 2000")];
     let (file, changes) = match &port {
         Some(port) => {
             let address = [("port_value: 6379}", port.as_str())];
-            ("deploy/redis/envoy.yaml", [&ANY_PORTS[..], &address, &patient].concat())
+            ("deploy/redis/envoy.yaml", [&ANY_PORTS[..], &address, &long_timeout].concat())
         }
         None => ("envoy.yaml", ANY_PORTS.to_vec()),
     };
@@ -54,7 +55,7 @@ pub(crate) fn demo(
         let shipped = fs::read_to_string(&file).expect("the tiers");
         fs::write(file, tiers(shipped)).expect("the tiers");
     });
-    // Not by a request, which would take a token.
+    // Not by a request, because that takes a token.
     envoy.await_log(&["documents applied"]);
     (envoy, folder)
 }
@@ -77,30 +78,30 @@ fn every_command_runs_against_the_shipped_configuration() {
             .stdin(Stdio::null())
             .output()
             .expect("bash");
-        let (told, errors) =
+        let (printed, errors) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let statuses: Vec<_> = errors.lines().next_back().unwrap_or_default().split(' ').collect();
         let programs: Vec<_> = command.split(" | ").collect();
         assert_eq!(statuses.len(), programs.len(), "{command}\n{errors}");
         for (program, status) in programs.iter().zip(statuses) {
-            // Where nothing is wrong, a log has no lines about it.
+            // Without a problem, the log has no such line.
             let may_find_nothing = program.starts_with("grep ") && program.contains("envoy.log");
-            assert!(status == "0" || (status == "1" && may_find_nothing), "{command}\n{told}{errors}");
+            assert!(status == "0" || (status == "1" && may_find_nothing), "{command}\n{printed}{errors}");
         }
         if command.contains("/stats") {
-            assert!(!told.is_empty(), "{command} finds no stat");
+            assert!(!printed.is_empty(), "{command} finds no stat");
         }
     }
 }
 
-/// What is searched for in the log is what the filter writes there.
+/// The documentation searches the log only for texts that the filter logs.
 #[test]
-fn what_is_looked_for_in_the_log_is_what_is_logged() {
+fn every_searched_log_text_is_logged() {
     let sources = sources(&repository_root().join("src"));
     let mut seen = 0;
     for command in commands().iter().filter(|command| command.contains("envoy.log")) {
         let text = command.split('\'').nth(1).expect("a text in quotes");
-        // That one is Envoy's own.
+        // This text is from Envoy.
         assert!(text == r"\[wasm\]" || sources.contains(text), "{command}: no source has {text:?}");
         seen += 1;
     }

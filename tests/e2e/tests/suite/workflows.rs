@@ -1,4 +1,4 @@
-//! The workflows that run on GitHub: valid by its schema, with few rights, and with the project's own commands in them.
+//! The GitHub workflows: valid by GitHub's schema, with few rights, and with the project's own commands.
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,28 +32,28 @@ fn steps(workflow: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[test]
-fn the_workflows_fit_githubs_schema() {
+fn the_workflows_are_valid_by_githubs_schema() {
     for (name, path, _) in workflows() {
-        let (fits, said) = check_workflow(&path);
-        assert!(fits, "{name}: {said}");
+        let (is_valid, output) = check_workflow(&path);
+        assert!(is_valid, "{name}: {output}");
         let dir = tempfile::tempdir().expect("a temporary directory");
         let broken = dir.path().join("broken.yml");
         let text = fs::read_to_string(&path).expect("text");
         fs::write(&broken, text.replace("timeout-minutes: 60", "timeout-minuets: 60")).expect("written");
-        let (fits, said) = check_workflow(&broken);
-        assert!(!fits && said.contains("timeout-minuets"), "{name}: what is wrong is found: {said}");
+        let (is_valid, output) = check_workflow(&broken);
+        assert!(!is_valid && output.contains("timeout-minuets"), "{name}: {output}");
     }
 }
 
 #[test]
-fn every_job_has_few_rights_and_an_end() {
+fn every_job_has_few_rights_and_a_timeout() {
     for (name, _, workflow) in workflows() {
         let top = &workflow["permissions"];
         for (job, content) in jobs(&workflow) {
             let rights = content.get("permissions").unwrap_or(top);
             let writes: Vec<_> = rights
                 .as_object()
-                .unwrap_or_else(|| panic!("{name}: {job} has whatever rights GitHub gives it"))
+                .unwrap_or_else(|| panic!("{name}: {job} has GitHub's default rights"))
                 .iter()
                 .filter(|(_, right)| *right != "read")
                 .map(|(scope, _)| scope.as_str())
@@ -62,13 +62,13 @@ fn every_job_has_few_rights_and_an_end() {
             assert_eq!(writes, may_write, "{name}: {job}");
             assert!(content["timeout-minutes"].is_u64(), "{name}: {job} may run for six hours");
             let checks_out = content["steps"].to_string().contains("actions/checkout");
-            assert!(writes.is_empty() || !checks_out, "{name}: {job} may write, and has our code at hand");
+            assert!(writes.is_empty() || !checks_out, "{name}: {job} may write, and checks out code");
         }
     }
 }
 
 #[test]
-fn every_action_is_named_by_its_commit() {
+fn every_action_is_pinned_to_a_commit() {
     let mut seen = 0;
     for (name, _, workflow) in workflows() {
         for action in steps(&workflow).filter_map(|step| step["uses"].as_str()) {
@@ -82,7 +82,7 @@ fn every_action_is_named_by_its_commit() {
 }
 
 #[test]
-fn a_release_is_tested_built_twice_and_of_the_compiler_that_the_image_names() {
+fn a_release_is_tested_built_twice_and_with_the_compiler_of_the_image() {
     let all = workflows();
     let (_, _, release) = all.last().expect("the release");
     let build = &release["jobs"]["build"];
@@ -104,12 +104,12 @@ fn a_release_is_tested_built_twice_and_of_the_compiler_that_the_image_names() {
     );
 }
 
-/// Renovate finds `docker-compose.yml`, the Dockerfile, crates and actions by itself; the rest it is told.
+/// Renovate finds `docker-compose.yml`, the Dockerfile, crates and actions itself; the rest is configured.
 #[test]
-fn the_update_bot_finds_what_it_does_not_look_for() {
+fn the_update_bot_is_configured_for_other_versions() {
     let path = repository_root().join(".github/renovate.json");
-    let (fits, said) = check_renovate(&path);
-    assert!(fits, "{said}");
+    let (is_valid, output) = check_renovate(&path);
+    assert!(is_valid, "{output}");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let broken = dir.path().join("renovate.json");
     let text = fs::read_to_string(&path).expect("text");
@@ -123,7 +123,7 @@ fn the_update_bot_finds_what_it_does_not_look_for() {
         assert!(shipped(file).contains(line), "{file}: {line}");
         assert!(text.contains(&file.replace('.', "\\\\.")), "{file}");
     }
-    // What tests install is what the image is made of.
+    // Tests install the Envoy version of the image.
     let version = shipped("xtask/src/tools.rs");
     let (_, version) = version.split_once("ENVOY_VERSION: &str = \"").expect("a version");
     let version = version.split('"').next().expect("a version");

@@ -1,4 +1,4 @@
-//! Places in flight: every request gives its place back, however it ends, and workers share them fairly.
+//! Places in flight: every request returns its place, however it ends, and workers share the places fairly.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -13,16 +13,16 @@ use e2e::{http2, load, wait};
 use loadgen::upstream::Shape;
 use serde_json::{Value, json};
 
-use super::{CAPACITY, EndsOnDrop, is_shed, told};
+use super::{CAPACITY, is_shed, system_health};
 use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
 
-/// The limit before anything is known of an upstream.
+/// The limit before the first response of an upstream.
 const INITIAL_LIMIT: f64 = 20.0;
 
-/// How many requests wait. A queue has room for sixteen in each worker at least.
+/// How many requests wait. A worker's queue has room for at least sixteen.
 const WAITING: usize = 10;
 
-/// What workers share about places. Each is zero when no request is in flight and none waits.
+/// The gauges with which workers share places. Each is zero when no request is in flight or waiting.
 const SHARED: [&str; 2] = ["rate_limiter_cluster_in_flight_state", "rate_limiter_cluster_queue_state"];
 
 fn config() -> Value {
@@ -39,7 +39,7 @@ fn setup(upstream: &Upstream) -> Setup {
     ]))
 }
 
-/// An upstream that never answers what begins with `/hangs` and `/short`.
+/// An upstream that does not answer `/hangs` and `/short`.
 fn hanging() -> Upstream {
     Upstream::start(|request| match request.target.as_str() {
         "/hangs" | "/short" => Answer::Late(Duration::from_secs(60), Box::new(Answer::ok("late"))),
@@ -49,27 +49,27 @@ fn hanging() -> Upstream {
     })
 }
 
-/// Starts Envoy and lets the upstream answer, so that its limit does not grow because nothing is known of it.
+/// Starts Envoy and sends some requests, so that the limit is based on responses of the upstream.
 fn start(setup: Setup) -> Envoy {
     let envoy = setup.start();
     load::burst(envoy.address(), 4, 100, &Request::get("/").key("pro"));
     envoy
 }
 
-/// Requests in flight and waiting, as `GET /system/health` tells them.
-fn counts(envoy: &Envoy) -> (u64, u64) {
-    let told = told(envoy);
-    let of = |field: &str| told["clusters"]["upstream"][field].as_u64().unwrap_or_default();
+/// Requests in flight and waiting, as `GET /system/health` reports them.
+fn in_flight_and_waiting(envoy: &Envoy) -> (u64, u64) {
+    let report = system_health(envoy);
+    let of = |field: &str| report["clusters"]["upstream"][field].as_u64().unwrap_or_default();
     (of("in_flight"), of("waiting"))
 }
 
-/// Sends as many requests that hang as may be in flight, and some more, until some wait.
+/// Sends more requests that hang than may be in flight, until some wait.
 #[track_caller]
 fn open_and_wait(envoy: &Envoy) -> Vec<Connection> {
-    let limit = told(envoy)["clusters"]["upstream"]["limit"].as_f64().unwrap_or(INITIAL_LIMIT);
+    let limit = system_health(envoy)["clusters"]["upstream"]["limit"].as_f64().unwrap_or(INITIAL_LIMIT);
     let connections = open(envoy, "/hangs", limit.ceil() as usize + WAITING);
-    let waits = wait::poll(Duration::from_secs(5), || (counts(envoy).1 > 0).then_some(()));
-    assert!(waits.is_some(), "some wait: {}", told(envoy));
+    let waits = wait::poll(Duration::from_secs(5), || (in_flight_and_waiting(envoy).1 > 0).then_some(()));
+    assert!(waits.is_some(), "no request waits: {}", system_health(envoy));
     connections
 }
 
@@ -77,14 +77,14 @@ fn open_and_wait(envoy: &Envoy) -> Vec<Connection> {
 fn await_counts(envoy: &Envoy, wanted: (u64, u64)) {
     let mut last = (0, 0);
     let reached = wait::poll(Duration::from_secs(5), || {
-        last = counts(envoy);
+        last = in_flight_and_waiting(envoy);
         (last == wanted).then_some(())
     });
     assert!(reached.is_some(), "(in flight, waiting) should become {wanted:?}, is {last:?}");
 }
 
 #[track_caller]
-fn assert_nothing_is_left_over(envoy: &Envoy, after: &str) {
+fn assert_all_places_returned(envoy: &Envoy, after: &str) {
     eprintln!("after {after}");
     await_counts(envoy, (0, 0));
     for name in SHARED {
@@ -99,7 +99,7 @@ fn assert_nothing_is_left_over(envoy: &Envoy, after: &str) {
     }
 }
 
-/// Opens so many connections with one request each, of a caller of the more important tier.
+/// Opens `copies` connections and sends one request on each, of a caller of the more important tier.
 fn open(envoy: &Envoy, target: &str, copies: usize) -> Vec<Connection> {
     let request = Request::get(target).key("pro").encode();
     (0..copies)
@@ -112,60 +112,60 @@ fn open(envoy: &Envoy, target: &str, copies: usize) -> Vec<Connection> {
 }
 
 #[test]
-fn a_request_gives_its_place_back_however_it_ends() {
+fn a_request_returns_its_place_however_it_ends() {
     let upstream = hanging();
     let envoy = start(setup(&upstream));
 
     for target in ["/", "/breaks", "/resets", "/short"] {
         for mut connection in open(&envoy, target, 10) {
-            // What breaks off is no complete response.
+            // An aborted response is an error here.
             let _ = connection.read("GET");
         }
-        assert_nothing_is_left_over(&envoy, target);
+        assert_all_places_returned(&envoy, target);
     }
 
     let connections = open_and_wait(&envoy);
     connections.into_iter().for_each(Connection::reset);
-    assert_nothing_is_left_over(&envoy, "clients that left, in flight and waiting");
+    assert_all_places_returned(&envoy, "clients that disconnected, in flight and waiting");
 
     let mut connections = open_and_wait(&envoy);
-    // A second in the queue is the longest; then they are shed.
+    // Requests are shed after a second in the queue.
     let mut shed = Vec::new();
-    wait::until("those that wait are shed", || {
+    wait::until("the waiting requests are shed", || {
         connections.iter_mut().for_each(|connection| connection.read_timeout(Duration::from_millis(5)));
         shed.extend(connections.iter_mut().filter_map(|connection| connection.read("GET").ok()));
-        (counts(&envoy) == ((connections.len() - shed.len()) as u64, 0)).then_some(())
+        (in_flight_and_waiting(&envoy) == ((connections.len() - shed.len()) as u64, 0)).then_some(())
     });
     for response in &shed {
         assert!(is_shed(response) && response.one("x-envoy-ratelimited") == "true", "{response:#?}");
     }
     assert!(!shed.is_empty());
     drop(connections);
-    assert_nothing_is_left_over(&envoy, "a wait of a second");
+    assert_all_places_returned(&envoy, "a wait of a second");
 }
 
 #[test]
-fn a_request_that_envoy_answers_while_it_waits_leaves_nothing_behind() {
+fn a_request_that_envoy_answers_while_it_waits_holds_no_place_afterwards() {
     let upstream = hanging();
     let envoy = start(setup(&upstream).hcm(&json!({"stream_idle_timeout": "0.4s"})));
     let mut connections = open_and_wait(&envoy);
     for connection in &mut connections {
-        let response = connection.read("GET").expect("an answer of Envoy's");
+        let response = connection.read("GET").expect("a response of Envoy's");
         assert!([408, 504].contains(&response.status) && !is_shed(&response), "{response:#?}");
     }
-    assert_nothing_is_left_over(&envoy, "local replies of Envoy");
+    assert_all_places_returned(&envoy, "local replies of Envoy");
 }
 
 #[test]
-fn an_upstream_that_refuses_all_connections_leaves_nothing_behind() {
+fn an_upstream_that_refuses_all_connections_leaves_no_place_taken() {
     let envoy = Setup::new().config(&config()).upstream(refusing()).start();
-    let tally = load::burst(envoy.address(), 60, 20, &Request::get("/"));
-    assert_eq!(load::count(&tally, 503), 1_200, "{tally:?}");
-    assert_nothing_is_left_over(&envoy, "a cluster without a host");
+    let counts = load::burst(envoy.address(), 60, 20, &Request::get("/"));
+    assert_eq!(load::count(&counts, 503), 1_200, "{counts:?}");
+    assert_all_places_returned(&envoy, "a cluster without a host");
 }
 
 #[test]
-fn slow_uploads_do_not_keep_others_from_the_upstream() {
+fn slow_uploads_do_not_block_other_requests() {
     let upstream = hanging();
     let envoy = start(setup(&upstream));
     let upload = "POST /upload HTTP/1.1\r\nhost: e2e\r\ncontent-length: 5\r\n\r\nab";
@@ -176,17 +176,17 @@ fn slow_uploads_do_not_keep_others_from_the_upstream() {
             connection
         })
         .collect();
-    wait::until("an answer beside slow uploads", || {
+    wait::until("a response beside slow uploads", || {
         (envoy.send(&Request::get("/")).status == 200).then_some(())
     });
     for connection in &mut connections {
         connection.write(b"cde").expect("the rest of an upload written");
         assert_eq!(connection.read("POST").expect("an answer").status, 200);
     }
-    assert_nothing_is_left_over(&envoy, "slow uploads");
+    assert_all_places_returned(&envoy, "slow uploads");
 }
 
-/// So many connections to each worker.
+/// Opens the given number of connections to each worker.
 #[track_caller]
 fn connections_to_workers<const WORKERS: usize>(
     envoy: &Envoy,
@@ -196,7 +196,7 @@ fn connections_to_workers<const WORKERS: usize>(
     let mut before = envoy.connections_by_worker();
     assert_eq!(before.len(), WORKERS, "workers");
     wait::until_within(Duration::from_secs(60), "connections to each worker", || {
-        // Which worker gets a connection is the kernel's choice; what is too many is closed.
+        // The kernel chooses the worker of a connection; surplus connections are closed.
         let mut connection = envoy.connect();
         assert_eq!(connection.send(&Request::get("/")).status, 200);
         let now = envoy.connections_by_worker();
@@ -210,7 +210,7 @@ fn connections_to_workers<const WORKERS: usize>(
     found
 }
 
-/// One worker has nearly all connections, and always a queue; three have one connection each. All callers are of one
+/// One worker has most connections and always a queue; three workers have one connection each. All callers are of one
 /// tier.
 #[test]
 fn a_worker_with_one_connection_does_not_starve_beside_a_busy_one() {
@@ -239,14 +239,14 @@ fn a_worker_with_one_connection_does_not_starve_beside_a_busy_one() {
         }
     });
     let [busy, others @ ..] = served.map(AtomicUsize::into_inner);
-    let told = told(&envoy);
-    assert!(busy + others.iter().sum::<usize>() >= SERVED, "served {busy} and {others:?}: {told}");
-    assert!(shed[0].load(Ordering::Relaxed) > 0, "the busy worker is overloaded: {told}");
-    // As seen: a quarter to a third, each at least a twentieth; a twelfth where no place is left to others.
+    let report = system_health(&envoy);
+    assert!(busy + others.iter().sum::<usize>() >= SERVED, "served {busy} and {others:?}: {report}");
+    assert!(shed[0].load(Ordering::Relaxed) > 0, "the busy worker is overloaded: {report}");
+    // Measured: a quarter to a third, each at least a twentieth; a twelfth if places are not left to others.
     let (all, least) = (others.iter().sum::<usize>(), others.iter().min().copied().unwrap_or_default());
     assert!(
         all * 20 >= SERVED * 3 && least * 50 >= SERVED,
-        "served {busy} and {others:?}, shed {shed:?}: {told}"
+        "served {busy} and {others:?}, shed {shed:?}: {report}"
     );
 }
 
@@ -263,9 +263,9 @@ fn an_envoy_in_front_that_retries_sends_a_shed_request_once() {
         },
     }]));
     let front = front.start();
-    let pressing = Request::get("/short").key("pro");
-    let ((), _) = load::during(envoy.address(), 200, Duration::from_millis(200), &pressing, || {
-        wait::until("a queue", || (counts(&envoy).1 > WAITING as u64).then_some(()));
+    let overloading = Request::get("/short").key("pro");
+    let ((), _) = load::during(envoy.address(), 200, Duration::from_millis(200), &overloading, || {
+        wait::until("a queue", || (in_flight_and_waiting(&envoy).1 > WAITING as u64).then_some(()));
         let mut shed = 0;
         wait::until("five are shed", || {
             shed += u32::from(is_shed(&front.send(&Request::get("/"))));
@@ -278,14 +278,14 @@ fn an_envoy_in_front_that_retries_sends_a_shed_request_once() {
         let counted = envoy.metric("rate_limiter_requests_total", &labels);
         assert_eq!(counted, Some(f64::from(shed)), "each was sent once");
     });
-    // The control: what is no shed response is sent again.
-    wait::until("places are free", || (counts(&envoy).0 == 0).then_some(()));
+    // The control: a response that is not shed is retried.
+    wait::until("places are free", || (in_flight_and_waiting(&envoy).0 == 0).then_some(()));
     let before = upstream.targets().len();
     front.send(&Request::get("/resets"));
     assert_eq!(upstream.targets().len() - before, 4, "a reset is tried four times");
 }
 
-/// An upstream that answers when the test lets a request go; only `/` it answers at once.
+/// An upstream that answers a request when the test releases it, and `/` at once.
 #[derive(Clone, Default)]
 struct Held(Arc<Mutex<HeldRequests>>);
 
@@ -300,12 +300,12 @@ impl Held {
         let requests = self.clone();
         Upstream::start(move |request| {
             if request.target != "/" {
-                let (let_go, is_let_go) = channel();
+                let (release, is_released) = channel();
                 let mut requests = requests.lock();
                 requests.arrived.push(request.target.clone());
-                requests.held.push((request.target.clone(), let_go));
+                requests.held.push((request.target.clone(), release));
                 drop(requests);
-                let _ = is_let_go.recv();
+                let _ = is_released.recv();
             }
             Answer::ok("ok")
         })
@@ -315,22 +315,22 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the oldest of these go.
-    fn let_go(&self, target: &str) {
+    /// Releases the oldest held request with this target.
+    fn release(&self, target: &str) {
         let held = &mut self.lock().held;
         let oldest = held.iter().position(|(held, _)| held == target);
         oldest.map(|oldest| held.remove(oldest));
     }
 }
 
-/// One worker holds all places and has a queue; a caller of a more important tier waits in another worker.
+/// One worker holds all places and has a queue; a request of a more important tier waits in another worker.
 #[test]
-fn the_next_place_is_the_most_important_tiers_whichever_worker_it_waits_in() {
+fn the_next_place_goes_to_the_most_important_tier_in_any_worker() {
     const TIMES: usize = 10;
     const ENTERPRISE: u64 = 8;
     let held = Held::default();
     let upstream = held.upstream();
-    // Priorities are what they are by default.
+    // Priorities have their defaults.
     let config = json!({
         "tiers": {"free": tier(CAPACITY, ONE_PER_HOUR), "enterprise": tier(CAPACITY, ONE_PER_HOUR)},
         "api_keys": {"e": {"tier": "enterprise", "id": "e"}},
@@ -348,7 +348,7 @@ fn the_next_place_is_the_most_important_tiers_whichever_worker_it_waits_in() {
     let all_have_arrived = || (gauge(SHARED[0]) as u32) as usize == held.lock().held.len();
     let is_over = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let _ends = EndsOnDrop(is_over);
+        let _ends = load::SetOnDrop(is_over);
         for mut connection in busy {
             let held = &held;
             scope.spawn(move || {
@@ -357,7 +357,7 @@ fn the_next_place_is_the_most_important_tiers_whichever_worker_it_waits_in() {
                     connection.read_timeout(Duration::from_millis(100));
                     while connection.read("GET").is_err() {
                         if is_over.load(Ordering::Relaxed) {
-                            return held.let_go("/free");
+                            return held.release("/free");
                         }
                     }
                 }
@@ -371,21 +371,21 @@ fn the_next_place_is_the_most_important_tiers_whichever_worker_it_waits_in() {
                 answer = answer.take().or_else(|| enterprise.read("GET").ok());
                 answer.is_some()
             };
-            wait::until("it waits, and all that have places are at the upstream", || {
-                // Where the limit has just grown, it is sent at once.
+            wait::until("it waits, and all requests with places are at the upstream", || {
+                // If the limit has just grown, it is sent at once.
                 let is_sent = held.lock().held.iter().any(|(target, _)| target == "/enterprise");
                 (waits() && all_have_arrived() || is_sent || is_answered()).then_some(())
             });
             let before = held.lock().arrived.len();
             let next = wait::until("another request has a place", || {
-                // Where the limit has just fallen, more than one has to end.
-                held.let_go("/free");
+                // If the limit has just fallen, more than one request must end first.
+                held.release("/free");
                 held.lock().arrived.get(before).cloned()
             });
             let is_next = next == "/enterprise";
-            assert!(is_next || !waits() || is_answered(), "{next} has got the place: {}", told(&envoy));
+            assert!(is_next || !waits() || is_answered(), "{next} took the place: {}", system_health(&envoy));
             wait::until("its answer", || {
-                held.let_go("/enterprise");
+                held.release("/enterprise");
                 is_answered().then_some(())
             });
             is_next.then_some(())
@@ -397,7 +397,7 @@ fn the_next_place_is_the_most_important_tiers_whichever_worker_it_waits_in() {
 }
 
 #[test]
-fn what_a_trapped_vm_held_is_given_back() {
+fn places_of_a_trapped_vm_are_returned() {
     let upstream = hanging();
     let envoy = start(setup(&upstream).traps());
     let [mut trapped, other] = connections_to_workers(&envoy, [6, 4]);
@@ -408,7 +408,7 @@ fn what_a_trapped_vm_held_is_given_back() {
         connection.write(&hangs).expect("a request written");
     }
     await_counts(&envoy, (9, 0));
-    // Its own place is lost, too.
+    // The request that traps loses its own place, too.
     assert_eq!(last.send(&Request::post("/", "traps")).status, 503);
     wait::until("a new VM", || {
         let before = envoy.connections_by_worker();
@@ -417,15 +417,15 @@ fn what_a_trapped_vm_held_is_given_back() {
     });
     await_counts(&envoy, (4, 0));
     drop(hanging);
-    assert_nothing_is_left_over(&envoy, "a trap");
+    assert_all_places_returned(&envoy, "a trap");
 
-    // The limit is where it was, and as many requests as before have a place.
+    // The limit is unchanged, and as many requests as before have a place.
     let connections = open_and_wait(&envoy);
     drop(connections);
-    assert_nothing_is_left_over(&envoy, "as many again");
+    assert_all_places_returned(&envoy, "the same number of requests again");
 }
 
-/// Event streams, WebSockets and gRPC streams in both directions: several times as many as the limit, open at once.
+/// Several times as many event streams, WebSockets and bidirectional gRPC streams as the limit, open at once.
 #[test]
 fn a_stream_holds_no_place_after_its_response_headers() {
     const STREAMS: usize = 100;
@@ -441,10 +441,10 @@ fn a_stream_holds_no_place_after_its_response_headers() {
     let envoy = start(setup.routes(&json!([route("/demo.Greeter", "grpc"), route("/", "upstream")])));
     let assert_serves_beside = |what: &str, cluster: &str, other: &dyn Fn() -> Response| {
         assert!(envoy.stat("http.main.downstream_rq_active") >= STREAMS as u64, "{what} are open");
-        assert_nothing_is_left_over(&envoy, &format!("the response headers of {what}"));
-        // A worker tells of those clusters that it has sent requests to.
-        let limit = wait::until("a limit", || told(&envoy)["clusters"][cluster]["limit"].as_f64());
-        assert!(limit * 2.0 < STREAMS as f64, "{STREAMS} are many: {limit}");
+        assert_all_places_returned(&envoy, &format!("the response headers of {what}"));
+        // A worker reports only the clusters that it has sent requests to.
+        let limit = wait::until("a limit", || system_health(&envoy)["clusters"][cluster]["limit"].as_f64());
+        assert!(limit * 2.0 < STREAMS as f64, "{STREAMS} are more than the limit: {limit}");
         assert_eq!(other().status, 200, "beside {what}");
     };
 

@@ -1,4 +1,4 @@
-//! Passwords and TLS: what is right connects, what is wrong is decided by policy, and nothing secret is written down.
+//! Passwords and TLS: valid credentials connect, with invalid ones the policy decides, and no secret is shown anywhere.
 
 use e2e::certificates::Certificate;
 use e2e::client::Request;
@@ -9,17 +9,17 @@ use e2e::wait;
 use serde_json::{Value, json};
 
 use super::{
-    FAILURES, FALLBACKS, PATIENT_MS, RECOVERY, assert_no_failures, await_counted, await_redis, health_report,
-    in_redis,
+    FAILURES, FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, assert_no_failures, await_counted, await_redis,
+    health_report, in_redis,
 };
-use crate::support::{switch, two_tiers};
+use crate::support::{set_health, two_tiers};
 
 const USER: &str = "c4nary-user";
 const PASSWORD: &str = "c4nary-password";
 const WRONG: &str = "c4nary-wrong-password";
 const NAME: &str = "redis.test";
 
-/// All that the limiter's user needs.
+/// All permissions that the limiter's user needs.
 const RULES: &str =
     "~rate_limit:* ~system:health:status +evalsha +eval +time +hmget +hset +pexpire +get +set";
 
@@ -27,7 +27,7 @@ fn config(timeout_ms: u64, policy: &str) -> Value {
     in_redis(two_tiers(5, 10), timeout_ms, policy)
 }
 
-/// Checks that Redis decides, from the first request on.
+/// Checks that Redis decides every request from the first on.
 #[track_caller]
 fn assert_served(envoy: &Envoy, redis: &Redis) {
     for remaining in [9, 8, 7] {
@@ -35,14 +35,14 @@ fn assert_served(envoy: &Envoy, redis: &Redis) {
     }
     assert!(redis.bucket("rate_limit:pro").is_some_and(|(tokens, _)| tokens.starts_with("7.")));
     await_redis(envoy, "connected");
-    switch(envoy, "DEGRADED");
+    set_health(envoy, "DEGRADED");
     await_counted(envoy, 3);
     assert_no_failures(envoy);
 }
 
-/// Checks that nothing secret stands anywhere that an operator may show to others.
+/// Checks that no secret appears in any output that an operator may share.
 #[track_caller]
-fn assert_says_nothing(envoy: &Envoy, redis: &Redis) {
+fn assert_no_secret_shown(envoy: &Envoy, redis: &Redis) {
     let places = [
         ("Envoy's log", envoy.log()),
         ("its stats", envoy.admin("/stats")),
@@ -58,7 +58,7 @@ fn assert_says_nothing(envoy: &Envoy, redis: &Redis) {
             assert!(!text.contains(secret), "{secret} in {place}");
         }
     }
-    assert!(envoy.admin("/config_dump").contains("REDIS_PASSWORD"), "the name alone is no secret");
+    assert!(envoy.admin("/config_dump").contains("REDIS_PASSWORD"), "the name of the variable is not secret");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn credentials_are_sent_and_stay_secret() {
     let acl = format!("user {USER} on >{PASSWORD} {RULES}");
     let cases: [(&str, &[&str], Option<&str>); 3] = [
         ("a password", &[&format!("requirepass {PASSWORD}")], None),
-        ("a user, and nobody else", &[&acl, "user default off"], Some(USER)),
+        ("only one user", &[&acl, "user default off"], Some(USER)),
         (
             "a user beside a default one without a password",
             &[&acl, "user default on nopass -@all"],
@@ -77,7 +77,7 @@ fn credentials_are_sent_and_stay_secret() {
         eprintln!("{name}");
         let redis = Redis::start_with(lines);
         let mut setup = Setup::new()
-            .config(&config(PATIENT_MS, "local"))
+            .config(&config(LONG_TIMEOUT_MS, "local"))
             .redis(redis.address())
             .host_env("REDIS_PASSWORD", PASSWORD);
         if let Some(user) = user {
@@ -85,12 +85,12 @@ fn credentials_are_sent_and_stay_secret() {
         }
         let envoy = setup.start();
         assert_served(&envoy, &redis);
-        assert_says_nothing(&envoy, &redis);
+        assert_no_secret_shown(&envoy, &redis);
     }
 }
 
 #[test]
-fn wrong_credentials_are_decided_by_policy_until_they_are_right() {
+fn with_wrong_credentials_the_policy_decides_until_they_are_corrected() {
     let locked = format!("requirepass {PASSWORD}");
     let cases: [(&str, Option<&str>, &str, u16); 4] = [
         ("no password", None, "local", 200),
@@ -117,7 +117,7 @@ fn wrong_credentials_are_decided_by_policy_until_they_are_right() {
         let line = envoy.await_log(&["[warning][wasm]", "Redis lost"]);
         let why = if password.is_some() { "WRONGPASS" } else { "NOAUTH" };
         assert!(line.contains(why), "{name}, {policy}: {line}");
-        assert_says_nothing(&envoy, &redis);
+        assert_no_secret_shown(&envoy, &redis);
 
         redis.command(&["CONFIG", "SET", "requirepass", password.unwrap_or_default()]);
         wait::until_within(RECOVERY, &format!("Redis decides, {name}, {policy}"), || {
@@ -125,12 +125,12 @@ fn wrong_credentials_are_decided_by_policy_until_they_are_right() {
             redis.bucket("rate_limit:pro")
         });
         await_redis(&envoy, "connected");
-        assert_says_nothing(&envoy, &redis);
+        assert_no_secret_shown(&envoy, &redis);
     }
 }
 
 #[test]
-fn a_server_that_repeats_what_it_does_not_understand_repeats_no_password_to_the_log() {
+fn an_error_reply_that_repeats_the_command_does_not_log_the_password() {
     let redis = Redis::start_with(&["rename-command AUTH NO-AUTH"]);
     let envoy = Setup::new()
         .config(&config(500, "local"))
@@ -139,12 +139,12 @@ fn a_server_that_repeats_what_it_does_not_understand_repeats_no_password_to_the_
         .start();
     assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
     envoy.await_log(&["[warning][wasm]", "Redis lost", "AUTH"]);
-    assert_says_nothing(&envoy, &redis);
+    assert_no_secret_shown(&envoy, &redis);
 }
 
 #[test]
-fn a_password_where_redis_wants_none_does_no_harm_to_requests() {
-    // Redis answers AUTH with an error then, which is worth a word to the operator: one of the two is mistaken.
+fn a_password_that_redis_does_not_require_affects_no_request() {
+    // Redis answers AUTH with an error, which is logged: either the limiter or Redis is configured wrongly.
     let redis = Redis::start();
     let envoy = Setup::new()
         .config(&config(500, "local"))
@@ -156,32 +156,32 @@ fn a_password_where_redis_wants_none_does_no_harm_to_requests() {
         assert_eq!((reply.status, reply.remaining()), (200, remaining));
     }
     envoy.await_log(&["[warning][wasm]", "Redis lost", "AUTH"]);
-    assert_says_nothing(&envoy, &redis);
+    assert_no_secret_shown(&envoy, &redis);
 }
 
 #[test]
-fn redis_may_be_reached_over_tls() {
+fn redis_over_tls() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let certificate = Certificate::write(folder.path(), NAME);
     let redis = certificate.start_redis(&[&format!("requirepass {PASSWORD}")]);
     let envoy = Setup::new()
-        .config(&config(PATIENT_MS, "local"))
+        .config(&config(LONG_TIMEOUT_MS, "local"))
         .redis_tls(redis.tls_address(), &certificate.authority)
         .host_env("REDIS_PASSWORD", PASSWORD)
         .start();
     assert_served(&envoy, &redis);
-    assert_says_nothing(&envoy, &redis);
+    assert_no_secret_shown(&envoy, &redis);
 }
 
 #[test]
-fn a_redis_that_cannot_show_who_it_is_gets_no_password() {
+fn a_redis_with_an_invalid_certificate_gets_no_password() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let trusted = Certificate::write(folder.path(), NAME);
-    let strange = Certificate::write(folder.path(), "elsewhere.test");
-    let (tls, plain) = (strange.start_redis(&[]), Redis::start());
+    let other = Certificate::write(folder.path(), "elsewhere.test");
+    let (tls, plain) = (other.start_redis(&[]), Redis::start());
     let cases = [
         ("an unknown authority", tls.tls_address(), &trusted.authority, "ssl.fail_verify_error"),
-        ("another name", tls.tls_address(), &strange.authority, "ssl.fail_verify_san"),
+        ("another name", tls.tls_address(), &other.authority, "ssl.fail_verify_san"),
         ("no TLS", plain.address(), &trusted.authority, "upstream_cx_connect_fail"),
     ];
     for (name, address, authority, stat) in cases {
@@ -190,12 +190,16 @@ fn a_redis_that_cannot_show_who_it_is_gets_no_password() {
             .redis_tls(address, authority)
             .host_env("REDIS_PASSWORD", PASSWORD)
             .start();
-        // However often it tries again.
+        // Also after several retries.
         wait::until("some attempts", || {
             assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 503, "{name}");
             (envoy.stat(&format!("cluster.redis.{stat}")) >= 4).then_some(())
         });
-        assert_eq!(envoy.stat("cluster.redis.ssl.handshake"), 0, "{name}: nothing is said before that");
+        assert_eq!(
+            envoy.stat("cluster.redis.ssl.handshake"),
+            0,
+            "{name}: nothing is sent before the handshake"
+        );
         let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
         assert_eq!(health_report(&envoy), report, "{name}");
     }

@@ -1,4 +1,4 @@
-//! What is in Redis, and what an operator can do there.
+//! The contents of Redis, and how an operator can change them.
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
@@ -7,15 +7,15 @@ use e2e::wait::{self, unix_now};
 use e2e::{http2, load};
 use serde_json::{Value, json};
 
-use super::{assert_no_failures, clients, health_report, keys, patient};
+use super::{assert_no_failures, clients, health_report, keys, long_timeout_setup};
 use crate::support::{assert_headers_complete, tier, two_tiers};
 
-/// Later than asked for by the slowest machine.
+/// The delay that a slow machine may add.
 const SLACK_SECONDS: f64 = 5.0;
 
 fn start(config: Value) -> (Redis, Envoy) {
     let redis = Redis::start();
-    let envoy = patient(config, &redis).start();
+    let envoy = long_timeout_setup(config, &redis).start();
     (redis, envoy)
 }
 
@@ -45,9 +45,9 @@ fn hgetall_shows_the_bucket_of_a_key() {
 }
 
 #[test]
-fn every_bucket_expires_when_it_is_full_again_or_its_ttl_is_over_and_no_sooner_or_later() {
+fn a_bucket_expires_exactly_when_it_is_full_again_and_its_ttl_is_over() {
     let limited = |capacity: u64, refill_rate: f64, ttl: u64| json!({"base": {"capacity": capacity, "refill_rate": refill_rate}, "ttl": ttl});
-    // Capacity, rate and ttl.
+
     let cases = [
         ("kept-for-ttl", limited(5, 1.0, 30)),
         ("full-before-ttl", limited(100, 1.0, 10)),
@@ -78,7 +78,7 @@ fn every_bucket_expires_when_it_is_full_again_or_its_ttl_is_over_and_no_sooner_o
 }
 
 #[test]
-fn what_an_operator_writes_into_a_bucket_holds() {
+fn a_bucket_that_an_operator_writes_is_used() {
     let (redis, envoy) = start(two_tiers(3, 10));
     let request = Request::get("/").key("pro");
     assert_eq!(envoy.send(&request).remaining(), 9);
@@ -91,31 +91,31 @@ fn what_an_operator_writes_into_a_bucket_holds() {
 }
 
 #[test]
-fn what_is_no_bucket_harms_only_its_own_caller() {
+fn an_invalid_bucket_affects_only_its_own_caller() {
     let (redis, envoy) = start(two_tiers(100, 10));
     let mut connection = envoy.connect();
     let keyed = Request::get("/").key("pro");
-    // Fields that say nothing are a full bucket.
+    // Invalid fields count as a full bucket.
     for (tokens, last_refill) in [("many", "0"), ("", ""), ("-5", "1e9"), ("1e300", "nan"), ("7", "x")] {
         redis.command(&["DEL", "rate_limit:pro"]);
         redis.command(&["HSET", "rate_limit:pro", "tokens", tokens, "last_refill", last_refill]);
         let reply = connection.send(&keyed);
         assert_eq!((reply.status, reply.remaining()), (200, 9), "{tokens:?} {last_refill:?}");
     }
-    // Another type is an error of that key alone: its caller is decided here, the breaker stays closed.
+    // Another type is an error of that key alone: the worker decides for its caller, the breaker stays closed.
     redis.command(&["SET", "rate_limit:pro", "no hash"]);
     for remaining in (0..10).rev() {
         let reply = connection.send(&keyed);
         assert_eq!((reply.status, reply.remaining()), (200, remaining));
     }
-    assert_eq!(connection.send(&keyed).status, 429, "its bucket here has the same limit");
+    assert_eq!(connection.send(&keyed).status, 429, "the local bucket has the same limit");
     assert_eq!(health_report(&envoy)["redis"], "connected");
     envoy.await_log(&["[warning][wasm]", "WRONGTYPE"]);
-    assert_eq!(envoy.log_lines(&["WRONGTYPE"]).len(), 1, "once a minute is enough");
+    assert_eq!(envoy.log_lines(&["WRONGTYPE"]).len(), 1, "it is logged once a minute");
     assert_eq!(connection.send(&Request::get("/")).remaining(), 99);
-    assert!(redis.bucket("rate_limit:127.0.0.1").is_some(), "everybody else is decided by Redis");
+    assert!(redis.bucket("rate_limit:127.0.0.1").is_some(), "Redis decides for all other callers");
     redis.command(&["DEL", "rate_limit:pro"]);
-    wait::until("the caller back in Redis", || {
+    wait::until("Redis decides for the caller again", || {
         connection.send(&keyed);
         redis.bucket("rate_limit:pro")
     });
@@ -124,7 +124,7 @@ fn what_is_no_bucket_harms_only_its_own_caller() {
 #[test]
 fn headers_are_complete_over_http1_http2_and_grpc() {
     let redis = Redis::start();
-    let envoy = patient(two_tiers(2, 10), &redis).http2_upstream(http2::grpc_server()).start();
+    let envoy = long_timeout_setup(two_tiers(2, 10), &redis).http2_upstream(http2::grpc_server()).start();
     let call = http2::grpc_call("/demo.Greeter/Hello");
     for remaining in [1, 0] {
         let reply = http2::send(envoy.address(), &call);
@@ -132,7 +132,7 @@ fn headers_are_complete_over_http1_http2_and_grpc() {
         assert_headers_complete(&reply, "free", 2, "NORMAL");
         assert_eq!(reply.remaining(), remaining);
     }
-    // The first is refused by Redis, the second by what this worker knows.
+    // The first is refused by Redis, the second by the worker's deny cache.
     for _ in 0..2 {
         let refused = http2::send(envoy.address(), &call);
         assert_eq!((refused.status, refused.one("grpc-status").as_str()), (200, "8"));
@@ -150,7 +150,7 @@ fn headers_are_complete_over_http1_http2_and_grpc() {
 }
 
 #[test]
-fn many_streams_of_one_http2_connection_are_each_given_their_own_answer() {
+fn each_of_many_streams_of_an_http2_connection_gets_its_own_response() {
     let (redis, envoy) = start(clients(8));
     let requests: Vec<_> = (0..80).map(|n| Request::get("/").key(format!("client-{}", n % 8))).collect();
     for round in 1..=5 {
@@ -171,9 +171,9 @@ fn many_streams_of_one_http2_connection_are_each_given_their_own_answer() {
 }
 
 #[test]
-fn clients_that_go_away_while_they_wait_affect_nobody() {
+fn clients_that_disconnect_while_they_wait_do_not_affect_others() {
     let redis = Redis::start();
-    let envoy = patient(clients(4), &redis).start();
+    let envoy = long_timeout_setup(clients(4), &redis).start();
     let request = |client: usize| Request::get("/").key(format!("client-{client}"));
     let first = load::burst(envoy.address(), 6, 4, &request(0));
     assert_eq!(load::count(&first, 200), 24);

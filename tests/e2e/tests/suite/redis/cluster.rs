@@ -1,4 +1,4 @@
-//! A Redis Cluster behind Envoy's own `redis_proxy`: the same filter, the same exactness, while slots move too.
+//! A Redis Cluster behind Envoy's `redis_proxy`: the same filter, and exact limits, also while slots move.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use e2e::setup::Setup;
 use e2e::wait;
 use serde_json::{Map, Value, json};
 
-use super::{FALLBACKS, PATIENT_MS, RECOVERY, await_counted, await_redis, in_redis, total};
-use crate::support::{switch, two_tiers};
+use super::{FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, await_counted, await_redis, in_redis, total};
+use crate::support::{set_health, two_tiers};
 
 const CAPACITY: u64 = 137;
-/// For a key that is asked about while the cluster changes.
+/// The capacity of the key that is used while the cluster changes.
 const LARGE: u64 = 4_000;
 
 fn start(cluster: &RedisCluster, config: &Value, timeout_ms: u64, policy: &str) -> Envoy {
@@ -34,13 +34,15 @@ fn config(keys: usize) -> Value {
 }
 
 #[test]
-fn every_key_is_exact_wherever_its_slot_is() {
+fn limits_are_exact_for_keys_of_every_master() {
     let _alone = wait::alone();
     let cluster = RedisCluster::start();
     let rounds = 9;
     let config = config(rounds);
-    let envoys =
-        [start(&cluster, &config, PATIENT_MS, "local"), start(&cluster, &config, PATIENT_MS, "local")];
+    let envoys = [
+        start(&cluster, &config, LONG_TIMEOUT_MS, "local"),
+        start(&cluster, &config, LONG_TIMEOUT_MS, "local"),
+    ];
     let addresses = envoys.each_ref().map(Envoy::address);
     for envoy in &envoys {
         // `redis_proxy` has to find the nodes first.
@@ -49,29 +51,29 @@ fn every_key_is_exact_wherever_its_slot_is() {
     let mut by_master = [0; 3];
     for round in 0..rounds {
         let request = Request::get("/").key(format!("c4nary-key-{round}"));
-        let tally = load::burst_on_each(&addresses, 8, 16, &request);
-        assert_eq!(load::count(&tally, 200), CAPACITY, "round {round}: {tally:?}");
-        assert_eq!(load::count(&tally, 429), 256 - CAPACITY, "round {round}: {tally:?}");
+        let counts = load::burst_on_each(&addresses, 8, 16, &request);
+        assert_eq!(load::count(&counts, 200), CAPACITY, "round {round}: {counts:?}");
+        assert_eq!(load::count(&counts, 429), 256 - CAPACITY, "round {round}: {counts:?}");
         let bucket = format!("rate_limit:id-{round}");
         let owner = cluster.master_of(&bucket);
         by_master[owner] += 1;
-        assert!(cluster.master(owner).bucket(&bucket).is_some(), "{bucket} is where its slot is");
+        assert!(cluster.master(owner).bucket(&bucket).is_some(), "{bucket} is on the master of its slot");
     }
-    assert!(by_master.iter().all(|keys| *keys > 0), "every master has some: {by_master:?}");
+    assert!(by_master.iter().all(|keys| *keys > 0), "every master has keys: {by_master:?}");
     for envoy in &envoys {
         await_counted(envoy, rounds * 128);
-        assert_eq!(total(envoy, FALLBACKS), 0.0, "Redis has decided everything");
+        assert_eq!(total(envoy, FALLBACKS), 0.0, "Redis has decided all requests");
     }
-    switch(&envoys[0], "DEGRADED");
-    wait::until_within(Duration::from_millis(1_500), "a change of health travels", || {
+    set_health(&envoys[0], "DEGRADED");
+    wait::until_within(Duration::from_millis(1_500), "the change of health in the other Envoy", || {
         (envoys[1].send(&Request::get("/")).one("x-system-health") == "DEGRADED").then_some(())
     });
 }
 
-/// Keeps asking for one key while `change` happens to the cluster, then spends what is left.
+/// Sends requests of one key while `change` runs, then spends the remaining tokens.
 #[track_caller]
-fn assert_exact_during(cluster: &RedisCluster, change: impl FnOnce()) {
-    let envoy = start(cluster, &config(1), PATIENT_MS, "deny");
+fn assert_limit_is_exact_during(cluster: &RedisCluster, change: impl FnOnce()) {
+    let envoy = start(cluster, &config(1), LONG_TIMEOUT_MS, "deny");
     let request = Request::get("/").key("large");
     assert_eq!(envoy.send(&request).status, 200);
     let pause = Duration::from_millis(5);
@@ -81,37 +83,37 @@ fn assert_exact_during(cluster: &RedisCluster, change: impl FnOnce()) {
         std::thread::sleep(Duration::from_millis(1_500));
     });
     assert!(load::count(&during, 200) > 200, "{during:?}");
-    assert_eq!(during.len(), 1, "not one is decided without Redis: {during:?}");
+    assert_eq!(during.len(), 1, "Redis decides all requests: {during:?}");
     let after = load::burst(envoy.address(), 8, 550, &request);
     let admitted = 1 + load::count(&during, 200) + load::count(&after, 200);
     assert_eq!(admitted, LARGE, "{during:?} then {after:?}");
 }
 
 #[test]
-fn a_slot_that_moves_under_load_stays_exact() {
+fn the_limit_stays_exact_while_a_slot_moves_under_load() {
     let _alone = wait::alone();
     let cluster = RedisCluster::start();
     let bucket = "rate_limit:large";
     let target = (cluster.master_of(bucket) + 1) % 3;
-    assert_exact_during(&cluster, || cluster.migrate_slot_of(bucket, target));
+    assert_limit_is_exact_during(&cluster, || cluster.migrate_slot_of(bucket, target));
     assert!(cluster.master(target).bucket(bucket).is_some(), "the bucket has moved");
 }
 
 #[test]
-fn a_master_that_hands_over_to_its_replica_under_load_stays_exact() {
+fn the_limit_stays_exact_while_a_replica_takes_over_under_load() {
     let _alone = wait::alone();
     let cluster = RedisCluster::start();
-    // Health is asked for all the time, wherever it is; the bucket is to be the first master's.
+    // The bucket must be on the first master, which fails over. The health key may be on any master.
     let bucket = "rate_limit:large";
     if cluster.master_of(bucket) != 0 {
         cluster.migrate_slot_of(bucket, 0);
     }
-    assert_exact_during(&cluster, || cluster.fail_over());
+    assert_limit_is_exact_during(&cluster, || cluster.fail_over());
     assert!(cluster.replica().bucket(bucket).is_some(), "the replica has taken over");
 }
 
 #[test]
-fn a_master_that_dies_is_decided_by_policy_until_its_replica_has_taken_over() {
+fn after_the_loss_of_a_master_the_policy_decides_until_its_replica_takes_over() {
     let _alone = wait::alone();
     let mut cluster = RedisCluster::start();
     let config = config(64);
@@ -133,8 +135,8 @@ fn a_master_that_dies_is_decided_by_policy_until_its_replica_has_taken_over() {
             replies.map(|reply| reply.status).all(|status| status != 503).then_some(())
         });
     });
-    let strange: Vec<_> =
+    let unexpected: Vec<_> =
         exchanges.iter().filter(|e| ![200, 429, 503].contains(&e.status())).take(3).collect();
-    assert!(strange.is_empty(), "{strange:?}");
-    assert!(exchanges.iter().any(|exchange| exchange.status() == 503), "for a while nobody decides");
+    assert!(unexpected.is_empty(), "{unexpected:?}");
+    assert!(exchanges.iter().any(|exchange| exchange.status() == 503), "the policy decides for some time");
 }

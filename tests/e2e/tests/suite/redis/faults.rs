@@ -1,8 +1,8 @@
-//! Everything that can go wrong with Redis, really going wrong under load: three Envoys with a policy each, on one
-//! Redis, over a wire that the test can break.
+//! Faults of Redis under load: three Envoys, each with another policy, on one Redis, over a connection with fault
+//! injection.
 //!
-//! Redis holds half of every bucket that it keeps here, so an answer tells who has decided it: up to half a
-//! capacity is left where it was Redis, more where it was the Envoy's own bucket.
+//! Each bucket in Redis is half full, so a response shows who has decided it: at most half the capacity remains if it
+//! was Redis, more if it was the Envoy's own bucket.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ mod cases;
 
 const POLICIES: [&str; 3] = ["local", "allow", "deny"];
 
-/// In each Envoy; each is a client of its own, so that only one asks for a bucket.
+/// To each Envoy. Each connection is another client, so a bucket is used on one connection only.
 const CONNECTIONS: usize = 4;
 const CLIENTS: usize = CONNECTIONS * POLICIES.len();
 const PAUSE: Duration = Duration::from_millis(8);
@@ -34,25 +34,25 @@ const TIMEOUT: Duration = Duration::from_millis(100);
 
 const TICK: Duration = Duration::from_millis(10);
 
-/// What two cores, shared with other machines and with a debug build of this test, may add to 99 of 100 answers.
+/// The delay that two shared cores and a debug build of this test may add to 99 of 100 responses.
 const USUAL_DELAY: Duration = Duration::from_millis(50);
-/// And to a single one.
+/// The delay that they may add to a single response.
 const WORST_DELAY: Duration = Duration::from_millis(250);
 
-/// After this long, three failures in a row have opened the breaker of every worker that is asked anything.
+/// After this time, three failures in a row have opened the breaker of every worker with requests.
 const OPENING: Duration = Duration::from_millis(1_200);
 
-/// How many answers may have come as late as a timeout although nobody waited: this machine's doing.
+/// How many responses may be as late as a timeout because the machine is busy.
 const STRAY: usize = 3;
 
-/// What is injected, and taken back.
+/// A fault, and how it ends.
 struct Case {
     name: &'static str,
     inject: fn(&mut World),
     heal: fn(&mut World),
-    /// What the failures are counted as; one of them.
+    /// The failures are counted as one of these.
     reasons: &'static [&'static str],
-    /// Whether nobody waits after a while. Not where good answers keep coming in between.
+    /// Whether the breaker opens. It does not if good replies arrive in between.
     opens: bool,
 }
 
@@ -62,11 +62,10 @@ struct World {
     envoys: Vec<Envoy>,
     /// Requests sent so far, to each Envoy.
     sent: [usize; POLICIES.len()],
-    /// When each client sent its last request, if Redis decided that.
+    /// When each client sent its last request, if Redis decided it.
     by_redis: Arc<Mutex<Vec<Option<Instant>>>>,
 }
 
-/// When a case began and ended.
 struct Marks {
     injected: Instant,
     healed: Instant,
@@ -90,8 +89,8 @@ fn faults_of_time() {
 }
 
 #[test]
-fn faults_of_what_is_said() {
-    assert_survives(Redis::start(), cases::SPEECH);
+fn faults_of_replies() {
+    assert_survives(Redis::start(), cases::REPLIES);
 }
 
 #[test]
@@ -109,7 +108,7 @@ fn refusals_of_a_cluster() {
     assert_survives(node, cases::CLUSTER);
 }
 
-/// Every fault is answered by policy and in time, told and counted, and forgotten when it is over.
+/// Checks for every fault that the policy decides in time, that it is reported and counted, and that Redis recovers.
 #[track_caller]
 fn assert_survives(redis: Redis, cases: &[Case]) {
     let _alone = wait::alone();
@@ -117,11 +116,11 @@ fn assert_survives(redis: Redis, cases: &[Case]) {
     let mut all = Vec::new();
     for case in cases {
         let began = Instant::now();
-        let complaints = world.run(case);
-        eprintln!("{}: {:.1?}, {complaints:#?}", case.name, began.elapsed());
-        all.extend(complaints.into_iter().map(|complaint| format!("{}: {complaint}", case.name)));
+        let errors = world.run(case);
+        eprintln!("{}: {:.1?}, {errors:#?}", case.name, began.elapsed());
+        all.extend(errors.into_iter().map(|error| format!("{}: {error}", case.name)));
     }
-    assert!(all.is_empty(), "{} complaints\n{}", all.len(), all.join("\n"));
+    assert!(all.is_empty(), "{} errors\n{}", all.len(), all.join("\n"));
 }
 
 impl World {
@@ -140,7 +139,7 @@ impl World {
             let now = format!("{:.6}", wait::unix_now());
             world.redis.command(&["HSET", &bucket, "tokens", &half, "last_refill", &now]);
         }
-        // Asked from their first moment on, as Envoys are that start in the midst of traffic.
+        // Requests from the first moment on, as for Envoys that start under load.
         let ((), exchanges) = world.observe(|_| std::thread::sleep(Duration::from_millis(500)));
         assert!(exchanges.iter().any(|exchange| matches!(decided(exchange), Ok(Decided::Redis { .. }))));
         for envoy in &world.envoys {
@@ -149,7 +148,7 @@ impl World {
         world
     }
 
-    /// Keeps every client asking while `work` runs.
+    /// Lets every client send requests while `work` runs.
     fn observe<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> (T, Vec<Exchange>) {
         let addresses: Vec<_> = self.envoys.iter().map(Envoy::address).collect();
         let by_redis = Arc::clone(&self.by_redis);
@@ -165,22 +164,22 @@ impl World {
         (result, exchanges)
     }
 
-    /// Gives what was not as it should be.
+    /// Returns what was wrong.
     fn run(&mut self, case: &Case) -> Vec<String> {
         let before: Vec<_> = self.envoys.iter().map(Counts::read).collect();
         let ((), calm) = self.observe(|_| std::thread::sleep(Duration::from_millis(250)));
-        let mut complaints = Vec::new();
+        let mut errors = Vec::new();
         let (marks, exchanges) = self.observe(|world| {
             let injected = Instant::now();
             (case.inject)(world);
             if case.opens {
                 std::thread::sleep(OPENING.saturating_sub(injected.elapsed()));
-                complaints.extend(world.told("disconnected"));
+                errors.extend(world.check_reports("disconnected"));
                 std::thread::sleep(Duration::from_millis(400));
             }
             (case.heal)(world);
             let healed = Instant::now();
-            complaints.extend(world.await_recovery(healed));
+            errors.extend(world.await_recovery(healed));
             let recovered = Instant::now();
             std::thread::sleep(Duration::from_millis(300));
             Marks { injected, healed, recovered }
@@ -190,47 +189,47 @@ impl World {
             let calm: Vec<_> = calm.iter().filter(mine).collect();
             let during: Vec<_> = exchanges.iter().filter(mine).collect();
             let mut found = Vec::new();
-            found.extend(check_answers(policy, &calm, &during));
+            found.extend(check_responses(policy, &calm, &during));
             found.extend(check_times(case, &marks, &calm, &during));
             found.extend(check_recovery(&marks, &during));
             found.extend(self.check_counts(case, index, &before[index], &calm, &during));
-            complaints.extend(found.into_iter().map(|complaint| format!("{policy}: {complaint}")));
+            errors.extend(found.into_iter().map(|error| format!("{policy}: {error}")));
         }
-        complaints
+        errors
     }
 
-    /// What `/health` and the gauge say, once they have had the time to.
-    fn told(&self, state: &str) -> Vec<String> {
+    /// Waits until `/health` and the gauge report this state; returns what does not.
+    fn check_reports(&self, state: &str) -> Vec<String> {
         let status = if state == "connected" { "healthy" } else { "degraded" };
         let wanted = json!({"status": status, "redis": state, "health": "NORMAL"});
         let gauge = if state == "connected" { 1.0 } else { 0.0 };
-        let mut complaints = Vec::new();
+        let mut errors = Vec::new();
         for (envoy, policy) in self.envoys.iter().zip(POLICIES) {
-            let told = wait::poll(RECOVERY, || (health_report(envoy) == wanted).then_some(()));
-            if told.is_none() {
+            let is_reported = wait::poll(RECOVERY, || (health_report(envoy) == wanted).then_some(()));
+            if is_reported.is_none() {
                 let report = health_report(envoy);
-                complaints.push(format!("{policy}: /health tells {report} instead of {wanted}"));
+                errors.push(format!("{policy}: /health reports {report} instead of {wanted}"));
             }
-            let shown = wait::poll(Duration::from_secs(3), || {
+            let is_in_gauge = wait::poll(Duration::from_secs(3), || {
                 (envoy.metric(CONNECTED, &[]) == Some(gauge)).then_some(())
             });
-            if shown.is_none() {
-                complaints.push(format!("{policy}: {CONNECTED} is {:?}", envoy.metric(CONNECTED, &[])));
+            if is_in_gauge.is_none() {
+                errors.push(format!("{policy}: {CONNECTED} is {:?}", envoy.metric(CONNECTED, &[])));
             }
         }
-        complaints
+        errors
     }
 
-    /// Until Redis has decided the last request of every client, and so on every worker.
+    /// Waits until Redis has decided the last request of every client, and so on every worker.
     fn await_recovery(&self, healed: Instant) -> Vec<String> {
         let is_new = |last: &Option<Instant>| last.is_some_and(|sent| sent > healed);
         let recovered = wait::poll(RECOVERY, || {
             self.by_redis.lock().expect("no panic with the lock").iter().all(is_new).then_some(())
         });
         match recovered {
-            Some(()) => self.told("connected"),
+            Some(()) => self.check_reports("connected"),
             None => {
-                vec![format!("Redis does not decide everything {:.1?} after it was over", healed.elapsed())]
+                vec![format!("Redis does not decide everything {:.1?} after the fault", healed.elapsed())]
             }
         }
     }
@@ -255,10 +254,10 @@ impl World {
             .chain(during)
             .filter(|exchange| matches!(decided(exchange), Ok(Decided::ByPolicy)))
             .count();
-        let mut complaints = Vec::new();
+        let mut errors = Vec::new();
         let mut expect = |what: &str, found: f64, wanted: usize| {
             if found != wanted as f64 {
-                complaints.push(format!("{what} grew by {found}, answers say {wanted}"));
+                errors.push(format!("{what} grew by {found}, {wanted} by the responses"));
             }
         };
         for (other, name) in POLICIES.iter().enumerate() {
@@ -270,12 +269,13 @@ impl World {
         let grown = after.grown_since(before);
         if case.reasons.is_empty() {
             if by_policy > STRAY {
-                complaints.push(format!("{by_policy} answers by policy, although Redis was well; {grown:?}"));
+                errors
+                    .push(format!("{by_policy} responses by policy, although Redis was healthy; {grown:?}"));
             }
         } else if !case.reasons.iter().any(|reason| grown.contains(reason)) {
-            complaints.push(format!("failures are counted as {grown:?}, not {:?}", case.reasons));
+            errors.push(format!("failures are counted as {grown:?}, not {:?}", case.reasons));
         }
-        complaints
+        errors
     }
 }
 
@@ -316,13 +316,13 @@ impl Counts {
     }
 }
 
-/// Who has decided an answer, or what is wrong with it.
+/// Who has decided a response, or what is wrong with it.
 fn decided(exchange: &Exchange) -> Result<Decided, String> {
     let client = exchange.connection;
     let response = exchange.answer.as_ref().map_err(|error| format!("client {client}: {error}"))?;
     let value = |name: &str| response.all(name).concat();
     if value("x-ratelimit-tier") != format!("client-{client}") || value("x-system-health") != "NORMAL" {
-        return Err(format!("client {client} was told {response:?}"));
+        return Err(format!("client {client} got {response:?}"));
     }
     match response.status {
         503 => check_denial(response).map(|()| Decided::ByPolicy),
@@ -333,16 +333,16 @@ fn decided(exchange: &Exchange) -> Result<Decided, String> {
             let capacity = client_capacity(client);
             let remaining = value("x-ratelimit-remaining").parse().unwrap_or(u64::MAX);
             let is_own = value("x-ratelimit-limit") == capacity.to_string();
-            // Nobody asks often enough to come near the next lower client's range.
+            // No client sends enough requests to reach the range of the next lower client.
             if is_own && (capacity / 2 - 50_000..=capacity / 2).contains(&remaining) {
                 Ok(Decided::Redis { remaining })
             } else if is_own && (capacity - 50_000 + 1..capacity).contains(&remaining) {
                 Ok(Decided::ByPolicy)
             } else {
-                Err(format!("client {client} was told {response:?}"))
+                Err(format!("client {client} got {response:?}"))
             }
         }
-        _ => Err(format!("client {client} was told {response:?}")),
+        _ => Err(format!("client {client} got {response:?}")),
     }
 }
 
@@ -359,16 +359,16 @@ fn check_denial(response: &Response) -> Result<(), String> {
     }
 }
 
-/// Every answer is one that the policy allows, and Redis' answers are each to the request that asked: what is left
-/// falls by exactly one for a request, or by as much more as questions have been given up in between.
-fn check_answers(policy: &str, calm: &[&Exchange], during: &[&Exchange]) -> Vec<String> {
-    let mut complaints = Vec::new();
+/// Checks that every response is allowed by the policy, and that each reply of Redis went to its own request: the
+/// remaining tokens fall by one for each request, and by at most one for each command that timed out in between.
+fn check_responses(policy: &str, calm: &[&Exchange], during: &[&Exchange]) -> Vec<String> {
+    let mut errors = Vec::new();
     for client in 0..CLIENTS {
         let mine = calm.iter().chain(during).filter(|exchange| exchange.connection == client);
-        let (mut last, mut given_up) = (None, 0);
+        let (mut last, mut timed_out) = (None, 0);
         for exchange in mine {
             match decided(exchange) {
-                Err(complaint) => complaints.push(complaint),
+                Err(error) => errors.push(error),
                 Ok(Decided::ByPolicy) => {
                     let fits = match policy {
                         "deny" => exchange.status() == 503,
@@ -378,29 +378,29 @@ fn check_answers(policy: &str, calm: &[&Exchange], during: &[&Exchange]) -> Vec<
                         _ => exchange.answer.as_ref().is_ok_and(|answer| answer.has("x-ratelimit-limit")),
                     };
                     if !fits {
-                        complaints.push(format!("not this policy: {:?}", exchange.answer));
+                        errors.push(format!("not this policy: {:?}", exchange.answer));
                     }
-                    given_up += 1;
+                    timed_out += 1;
                 }
                 Ok(Decided::Redis { remaining }) => {
                     if let Some(last) = last
-                        && !(remaining + 1..=remaining + 1 + given_up).contains(&last)
+                        && !(remaining + 1..=remaining + 1 + timed_out).contains(&last)
                     {
-                        complaints.push(format!(
-                            "client {client}: {last} left, then {remaining}, with {given_up} given up in between"
+                        errors.push(format!(
+                            "client {client}: {last} left, then {remaining}, with {timed_out} given up in between"
                         ));
                     }
-                    (last, given_up) = (Some(remaining), 0);
+                    (last, timed_out) = (Some(remaining), 0);
                 }
             }
         }
     }
-    complaints.truncate(5);
-    complaints
+    errors.truncate(5);
+    errors
 }
 
 fn check_times(case: &Case, marks: &Marks, calm: &[&Exchange], during: &[&Exchange]) -> Vec<String> {
-    let mut complaints = Vec::new();
+    let mut errors = Vec::new();
     let most = |quantile: f64, exchanges: &[&Exchange]| -> Duration {
         let mut delays: Vec<_> = exchanges.iter().map(|exchange| exchange.delay()).collect();
         delays.sort_unstable();
@@ -410,10 +410,10 @@ fn check_times(case: &Case, marks: &Marks, calm: &[&Exchange], during: &[&Exchan
     let usual = most(0.99, calm);
     let (p99, worst) = (most(0.99, during), most(1.0, during));
     if p99 > TIMEOUT + TICK + usual + USUAL_DELAY {
-        complaints.push(format!("99 of 100 answers took up to {p99:?}, {usual:?} when all was well"));
+        errors.push(format!("99 of 100 responses took up to {p99:?}, {usual:?} without a fault"));
     }
     if worst > TIMEOUT + TICK + usual + WORST_DELAY {
-        complaints.push(format!("an answer took {worst:?}, {usual:?} when all was well"));
+        errors.push(format!("a response took {worst:?}, {usual:?} without a fault"));
     }
     if case.opens {
         let from = marks.injected + OPENING;
@@ -421,28 +421,28 @@ fn check_times(case: &Case, marks: &Marks, calm: &[&Exchange], during: &[&Exchan
             during.iter().filter(|e| e.sent > from && e.sent + e.took < marks.healed).copied().collect();
         let waited = open.iter().filter(|exchange| exchange.delay() >= TIMEOUT).count();
         if open.len() < 20 {
-            complaints.push(format!("only {} answers while the breaker was open", open.len()));
+            errors.push(format!("only {} responses while the breaker was open", open.len()));
         }
         if waited > STRAY {
-            complaints.push(format!("{waited} of {} waited while the breaker was open", open.len()));
+            errors.push(format!("{waited} of {} waited while the breaker was open", open.len()));
         }
-        let asked = |e: &&&Exchange| matches!(decided(e), Ok(Decided::Redis { .. }));
-        if open.iter().filter(asked).count() > 0 {
-            complaints.push("Redis has decided while it could not".to_owned());
+        let by_redis = |e: &&&Exchange| matches!(decided(e), Ok(Decided::Redis { .. }));
+        if open.iter().filter(by_redis).count() > 0 {
+            errors.push("Redis has decided during the fault".to_owned());
         }
     }
-    complaints
+    errors
 }
 
-/// Once it decides again, Redis goes on to, but for what this machine made late.
+/// Checks that Redis decides all requests after the recovery, except for a few that the busy machine delays.
 fn check_recovery(marks: &Marks, during: &[&Exchange]) -> Vec<String> {
     let after: Vec<_> = during.iter().filter(|exchange| exchange.sent > marks.recovered).collect();
     let by_policy = after.iter().filter(|e| matches!(decided(e), Ok(Decided::ByPolicy))).count();
     if after.len() < 20 {
-        return vec![format!("only {} answers after it was over", after.len())];
+        return vec![format!("only {} responses after the fault", after.len())];
     }
     if by_policy > STRAY {
-        return vec![format!("{by_policy} of {} decided by policy after it was over", after.len())];
+        return vec![format!("{by_policy} of {} decided by policy after the fault", after.len())];
     }
     Vec::new()
 }

@@ -1,5 +1,5 @@
-//! Three Envoys, two workers each, one Redis, one bucket: exactly as many requests are admitted as there are
-//! tokens, on the very first use of everything too.
+//! Three Envoys with two workers each, one Redis, one bucket: exactly as many requests are admitted as there are
+//! tokens, also on the first use of a bucket.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use e2e::redis::Redis;
 use e2e::{load, wait};
 use serde_json::{Map, Value, json};
 
-use super::{assert_no_failures, await_counted, patient};
+use super::{assert_no_failures, await_counted, long_timeout_setup};
 use crate::support::two_tiers;
 
 const ENVOYS: usize = 3;
@@ -18,22 +18,19 @@ const CONNECTIONS: usize = 8;
 const REQUESTS_EACH: usize = 16;
 const CAPACITY: u64 = 137;
 
-fn fleet(config: &Value, redis: &Redis) -> Vec<Envoy> {
-    (0..ENVOYS).map(|_| patient(config.clone(), redis).trusted_hops(1).start()).collect()
-}
-
-/// Each round is another caller's; `nth` gives its request and the bucket's name.
+/// Each round has another caller; `nth` returns its request and the name of its bucket.
 #[track_caller]
 fn assert_exact_in_every_round(config: &Value, nth: impl Fn(usize) -> (Request, String)) {
     let redis = Redis::start();
-    let envoys = fleet(config, &redis);
+    let start = |_| long_timeout_setup(config.clone(), &redis).trusted_hops(1).start();
+    let envoys: Vec<Envoy> = (0..ENVOYS).map(start).collect();
     let addresses: Vec<SocketAddr> = envoys.iter().map(Envoy::address).collect();
     let sent = (ENVOYS * CONNECTIONS * REQUESTS_EACH) as u64;
     for round in 0..ROUNDS {
         let (request, bucket) = nth(round);
-        let tally = load::burst_on_each(&addresses, CONNECTIONS, REQUESTS_EACH, &request);
-        assert_eq!(load::count(&tally, 200), CAPACITY, "round {round}: {tally:?}");
-        assert_eq!(load::count(&tally, 429), sent - CAPACITY, "round {round}: {tally:?}");
+        let counts = load::burst_on_each(&addresses, CONNECTIONS, REQUESTS_EACH, &request);
+        assert_eq!(load::count(&counts, 200), CAPACITY, "round {round}: {counts:?}");
+        assert_eq!(load::count(&counts, 429), sent - CAPACITY, "round {round}: {counts:?}");
         let (tokens, _) = redis.bucket(&format!("rate_limit:{bucket}")).expect("a bucket in Redis");
         assert!(tokens.starts_with("0."), "round {round}: {tokens} left");
         for envoy in &envoys {

@@ -1,4 +1,4 @@
-//! Each Envoy judges its own upstream; what an operator says holds for all of them.
+//! Each Envoy measures the health of its own upstream; the health that an operator sets applies to all Envoys.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,18 @@ use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 use e2e::{load, upstream, wait};
 
-use super::{HEALTH_TRAVELS, patient};
+use super::{HEALTH_PROPAGATION, long_timeout_setup};
 use crate::overload::measured;
-use crate::support::{health, switch};
+use crate::support::{health, set_health};
 
-/// What a busy machine may add to a second.
+/// The delay that a busy machine may add to a second.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// Waits until both Envoys tell these healths, and not longer than a change may travel.
+/// Waits until the Envoys report these healths, but not longer than a change may take.
 #[track_caller]
 fn await_healths(envoys: [&Envoy; 2], wanted: [&str; 2]) {
     let mut last = [String::new(), String::new()];
-    let reached = wait::poll(HEALTH_TRAVELS + SLACK, || {
+    let reached = wait::poll(HEALTH_PROPAGATION + SLACK, || {
         last = envoys.map(health);
         (last == wanted).then_some(())
     });
@@ -35,11 +35,11 @@ fn assert_healths_stay(envoys: [&Envoy; 2], wanted: [&str; 2]) {
 }
 
 #[test]
-fn a_sick_upstream_degrades_its_own_envoy_and_an_operator_all_of_them() {
+fn a_failing_upstream_degrades_its_own_envoy_and_an_operator_degrades_all() {
     let redis = Redis::start();
-    let sick = patient(measured(), &redis).upstream(upstream::refusing()).start();
-    let well = patient(measured(), &redis).start();
-    let (both, addresses) = ([&sick, &well], [sick.address(), well.address()]);
+    let failing = long_timeout_setup(measured(), &redis).upstream(upstream::refusing()).start();
+    let healthy = long_timeout_setup(measured(), &redis).start();
+    let (both, addresses) = ([&failing, &healthy], [failing.address(), healthy.address()]);
     load::observe(
         &addresses,
         8,
@@ -47,16 +47,16 @@ fn a_sick_upstream_degrades_its_own_envoy_and_an_operator_all_of_them() {
         |_, _| Request::get("/"),
         || {
             let own = ["DEGRADED", "NORMAL"];
-            wait::until("the sick upstream is noticed", || (health(&sick) == "DEGRADED").then_some(()));
+            wait::until("the failing upstream is noticed", || (health(&failing) == "DEGRADED").then_some(()));
             assert_healths_stay(both, own);
             for (from, status) in
-                [(&well, "DEGRADED"), (&sick, "NORMAL"), (&sick, "DEGRADED"), (&well, "NORMAL")]
+                [(&healthy, "DEGRADED"), (&failing, "NORMAL"), (&failing, "DEGRADED"), (&healthy, "NORMAL")]
             {
-                switch(from, status);
+                set_health(from, status);
                 await_healths(both, [status; 2]);
             }
             assert_healths_stay(both, ["NORMAL"; 2]);
-            switch(&well, "AUTO");
+            set_health(&healthy, "AUTO");
             await_healths(both, own);
             assert_healths_stay(both, own);
         },

@@ -1,4 +1,4 @@
-//! Redis comes late, goes, comes back, forgets, and is not there at all.
+//! Outages of Redis: it starts late, stops, restarts, loses its scripts, and does not exist.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,31 +13,31 @@ use e2e::{http2, upstream};
 use serde_json::json;
 
 use super::{
-    CONNECTED, FAILURES, FALLBACKS, PATIENT_MS, RECOVERY, REQUESTS, assert_no_failures, await_counted,
-    await_redis, client_capacity, clients, health_report, in_redis, patient, total,
+    CONNECTED, FAILURES, FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, REQUESTS, assert_no_failures, await_counted,
+    await_redis, client_capacity, clients, health_report, in_redis, long_timeout_setup, total,
 };
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, tier, two_tiers};
 
 const TIMEOUT_MS: u64 = 100;
 
-/// The longest that may be configured.
+/// The maximum of `timeout_ms`.
 const LONGEST_TIMEOUT_MS: u64 = 10_000;
 
-fn impatient(redis: &Redis, policy: &str) -> Setup {
+fn short_timeout_setup(redis: &Redis, policy: &str) -> Setup {
     let config = in_redis(two_tiers(5, 10), TIMEOUT_MS, policy);
     Setup::new().config(&config).redis(redis.address())
 }
 
 #[track_caller]
 fn assert_all_answered(exchanges: &[Exchange]) {
-    let strange: Vec<_> = exchanges.iter().filter(|e| e.status() != 200).take(3).collect();
-    assert!(strange.is_empty(), "{:?}: {strange:?}", load::tally(exchanges));
+    let unexpected: Vec<_> = exchanges.iter().filter(|e| e.status() != 200).take(3).collect();
+    assert!(unexpected.is_empty(), "{:?}: {unexpected:?}", load::count_by_status(exchanges));
 }
 
 #[test]
-fn redis_may_come_later_than_envoy() {
+fn redis_may_start_later_than_envoy() {
     let mut redis = Redis::not_started(&[]);
-    let envoys = [impatient(&redis, "local").start(), impatient(&redis, "deny").start()];
+    let envoys = [short_timeout_setup(&redis, "local").start(), short_timeout_setup(&redis, "deny").start()];
     for (envoy, status) in envoys.iter().zip([200, 503]) {
         for _ in 0..5 {
             assert_eq!(envoy.send(&Request::get("/").key("pro")).status, status);
@@ -59,7 +59,7 @@ fn redis_may_come_later_than_envoy() {
 }
 
 #[test]
-fn killed_and_restarted_twenty_times_under_load() {
+fn redis_is_killed_and_restarted_twenty_times_under_load() {
     let _alone = wait::alone();
     let mut redis = Redis::start();
     let config = in_redis(clients(8), TIMEOUT_MS, "local");
@@ -86,11 +86,11 @@ fn killed_and_restarted_twenty_times_under_load() {
     delays.sort_unstable();
     let (most, worst) = (delays[delays.len() * 99 / 100], delays[delays.len() - 1]);
     let timeout = Duration::from_millis(TIMEOUT_MS);
-    assert!(most < timeout + Duration::from_millis(60), "99 of 100 within {most:?}");
-    assert!(worst < timeout + Duration::from_millis(260), "all within {worst:?}");
+    assert!(most < timeout + Duration::from_millis(60), "the 99th percentile is {most:?}");
+    assert!(worst < timeout + Duration::from_millis(260), "the maximum is {worst:?}");
     await_counted(&envoy, exchanges.len());
     assert!(total(&envoy, FALLBACKS) > 0.0, "some were decided locally");
-    // In the end Redis decides everything again.
+    // At the end Redis decides everything again.
     wait::until_within(RECOVERY, "Redis decides for every client on every worker", || {
         let tokens = |n: usize| {
             redis.bucket(&format!("rate_limit:client-{n}")).map(|(tokens, _)| tokens.parse::<f64>().ok())
@@ -104,10 +104,10 @@ fn killed_and_restarted_twenty_times_under_load() {
 }
 
 #[test]
-fn forgetting_the_script_again_and_again_goes_unnoticed() {
+fn repeated_loss_of_the_script_affects_no_request() {
     let _alone = wait::alone();
     let redis = Redis::start();
-    let envoy = patient(clients(4), &redis).start();
+    let envoy = long_timeout_setup(clients(4), &redis).start();
     let request = |client: usize, _: &[Exchange]| Request::get("/").key(format!("client-{client}"));
     let pause = Duration::from_millis(1);
     let (flushes, exchanges) = load::observe(&[envoy.address()], 4, pause, request, || {
@@ -133,12 +133,12 @@ fn forgetting_the_script_again_and_again_goes_unnoticed() {
 }
 
 #[test]
-fn a_redis_that_loads_its_data_is_waited_for_by_policy() {
+fn while_redis_loads_its_data_the_policy_decides() {
     let mut redis = Redis::start_with(&["key-load-delay 1000", "loading-process-events-interval-bytes 1024"]);
-    let envoy = impatient(&redis, "deny").start();
+    let envoy = short_timeout_setup(&redis, "deny").start();
     let request = Request::get("/").key("pro");
     assert_eq!(envoy.send(&request).status, 200);
-    // About three seconds' worth.
+    // Loads for about three seconds.
     let fill = "for n = 1, 3000 do redis.call('SET', 'other:' .. n, n) end";
     redis.command(&["EVAL", fill, "0"]);
     redis.command(&["SAVE"]);
@@ -151,7 +151,7 @@ fn a_redis_that_loads_its_data_is_waited_for_by_policy() {
     });
     assert_eq!(loading.one("retry-after"), "1");
     let is_loading = redis.command(&["INFO", "persistence"]).text().contains("loading:1");
-    assert!(is_loading, "it still loads, or this has shown nothing");
+    assert!(is_loading, "the policy decided after Redis had loaded");
     wait::until("loaded", || {
         redis.command(&["INFO", "persistence"]).text().contains("loading:0").then_some(())
     });
@@ -163,7 +163,7 @@ fn a_redis_that_loads_its_data_is_waited_for_by_policy() {
 }
 
 #[test]
-fn while_redis_is_away_local_keeps_the_same_limits_exactly() {
+fn during_an_outage_local_applies_the_same_limits_exactly() {
     let _alone = wait::alone();
     let redis = Redis::start();
     let capacity = 50;
@@ -172,9 +172,9 @@ fn while_redis_is_away_local_keeps_the_same_limits_exactly() {
     await_redis(&envoy, "connected");
     redis.freeze();
     let request = Request::get("/").key("pro");
-    let tally = load::burst(envoy.address(), 16, 20, &request);
-    assert_eq!(load::count(&tally, 200), capacity, "{tally:?}");
-    assert_eq!(load::count(&tally, 429), 320 - capacity, "{tally:?}");
+    let counts = load::burst(envoy.address(), 16, 20, &request);
+    assert_eq!(load::count(&counts, 200), capacity, "{counts:?}");
+    assert_eq!(load::count(&counts, 429), 320 - capacity, "{counts:?}");
     assert_headers_complete(&envoy.send(&request), "pro", capacity, "NORMAL");
     assert_headers_complete(&envoy.send(&Request::get("/")), "free", 5, "NORMAL");
     await_counted(&envoy, 322);
@@ -183,7 +183,7 @@ fn while_redis_is_away_local_keeps_the_same_limits_exactly() {
 }
 
 #[test]
-fn what_the_policies_answer() {
+fn responses_of_the_policies() {
     let mut config = in_redis(two_tiers(2, 10), TIMEOUT_MS, "local");
     config["tiers"]["open"] = json!({"unlimited": true});
     config["tiers"]["closed"] = tier(0, ONE_PER_HOUR);
@@ -197,7 +197,7 @@ fn what_the_policies_answer() {
             .redis(upstream::refusing())
             .http2_upstream(http2::grpc_server())
             .start();
-        // Some while the breaker closes, some after it has.
+        // Some before the breaker opens, some after.
         for round in 0..8 {
             let request = if round % 2 == 0 { Request::get("/") } else { Request::post("/", "body") };
             let reply = http2::send(envoy.address(), &request);
@@ -237,7 +237,7 @@ fn what_the_policies_answer() {
                 }
             }
         }
-        // Whoever needs no bucket does not notice.
+        // Requests without a bucket are not affected.
         assert_eq!(http2::send(envoy.address(), &Request::get("/").header("x-api-key", "o")).status, 200);
         assert_eq!(http2::send(envoy.address(), &Request::get("/").header("x-api-key", "c")).status, 429);
         assert_eq!(http2::send(envoy.address(), &Request::get("/exempt")).status, 200);
@@ -272,16 +272,16 @@ fn with_the_default_timeout_a_request_waits_for_twenty_milliseconds() {
     }
     delays.sort_unstable();
     let median = delays[delays.len() / 2];
-    // A tick of five milliseconds, and what this machine takes to notice.
+    // A tick of five milliseconds, and the delay of this machine.
     let bounds = Duration::from_millis(20)..Duration::from_millis(20 + 5 + 10);
     assert!(bounds.contains(&median), "{delays:?}");
 }
 
 #[test]
-fn a_thousand_requests_that_wait_are_all_answered_when_time_is_over_or_redis_is_back() {
+fn a_thousand_waiting_requests_are_all_answered_after_the_timeout_or_recovery() {
     let _alone = wait::alone();
     for (policy, timeout_ms, status) in
-        [("local", 1_500, 200), ("allow", 1_500, 200), ("deny", 1_500, 503), ("deny", PATIENT_MS, 200)]
+        [("local", 1_500, 200), ("allow", 1_500, 200), ("deny", 1_500, 503), ("deny", LONG_TIMEOUT_MS, 200)]
     {
         let redis = Redis::start();
         let config = in_redis(two_tiers(5, 10_000), timeout_ms, policy);
@@ -293,7 +293,7 @@ fn a_thousand_requests_that_wait_are_all_answered_when_time_is_over_or_redis_is_
         for connection in &mut waiting {
             connection.write(&request.encode()).expect("written");
         }
-        if timeout_ms == PATIENT_MS {
+        if timeout_ms == LONG_TIMEOUT_MS {
             wait::until("all of them at Envoy", || {
                 (envoy.stat("http.main.downstream_rq_active") >= 1_000).then_some(())
             });
@@ -315,7 +315,7 @@ fn a_thousand_requests_that_wait_are_all_answered_when_time_is_over_or_redis_is_
 }
 
 #[test]
-fn more_requests_than_can_wait_are_decided_by_policy_at_once() {
+fn if_the_queue_is_full_the_policy_decides_at_once() {
     let _alone = wait::alone();
     let redis = Redis::start();
     let config = in_redis(two_tiers(5, 100_000), LONGEST_TIMEOUT_MS, "deny");
@@ -327,7 +327,7 @@ fn more_requests_than_can_wait_are_decided_by_policy_at_once() {
     let replies: Vec<_> = std::thread::scope(|scope| {
         let send = || http2::send_all(envoy.address(), &vec![request.clone(); streams]);
         let running: Vec<_> = (0..connections).map(|_| scope.spawn(send)).collect();
-        wait::until("some turned away", || {
+        wait::until("requests that the queue rejects", || {
             envoy.metric(FAILURES, &[("reason", "queue_full")]).filter(|count| *count > 0.0)
         });
         redis.thaw();
@@ -335,21 +335,21 @@ fn more_requests_than_can_wait_are_decided_by_policy_at_once() {
     });
     let with = |status| replies.iter().filter(|reply| reply.status == status).count();
     assert_eq!(with(200) + with(503), connections * streams);
-    // So many commands may wait, and those about health are among them.
+    // The bound of the queue; it also contains commands about health.
     assert!((16_300..=16_384).contains(&with(200)), "{} of {} waited", with(200), replies.len());
     envoy.await_metric(FALLBACKS, &[("policy", "deny")], with(503) as f64);
     let (tokens, _) = redis.bucket("rate_limit:pro").expect("a bucket");
     let left = 100_000 - 1 - with(200);
-    assert_eq!(tokens.split('.').next(), Some(left.to_string().as_str()), "each of them took its own token");
+    assert_eq!(tokens.split('.').next(), Some(left.to_string().as_str()), "each of them took a token");
     assert_eq!(envoy.send(&request).status, 200);
 }
 
 #[test]
-fn health_is_not_told_by_a_worker_that_only_looks() {
+fn a_worker_that_only_reads_health_does_not_report_redis_as_connected() {
     let redis = Redis::start();
-    // With one connection each, one worker has the requests and the other may have to look for a changed health, which
-    // a full Redis still answers. Which of them looked first is chance, so there are several Envoys.
-    let envoys: Vec<_> = (0..5).map(|_| impatient(&redis, "deny").workers(2).start()).collect();
+    // With one connection, one worker has all requests; the other one may be the one that reads health, which a full
+    // Redis still answers. Which worker reads it is random, so there are several Envoys.
+    let envoys: Vec<_> = (0..5).map(|_| short_timeout_setup(&redis, "deny").workers(2).start()).collect();
     let mut connections: Vec<_> = envoys.iter().map(Envoy::connect).collect();
     for (envoy, connection) in envoys.iter().zip(&mut connections) {
         assert_eq!(connection.send(&Request::get("/").key("pro")).status, 200);
@@ -372,7 +372,7 @@ fn health_is_not_told_by_a_worker_that_only_looks() {
 }
 
 #[test]
-fn a_cluster_that_does_not_exist_is_decided_by_policy_and_logged() {
+fn with_an_unknown_cluster_the_policy_decides_and_it_is_logged() {
     let envoy = Setup::new().config(&in_redis(two_tiers(5, 10), TIMEOUT_MS, "local")).start();
     for remaining in (0..10).rev() {
         let reply = envoy.send(&Request::get("/").key("pro"));
@@ -384,7 +384,7 @@ fn a_cluster_that_does_not_exist_is_decided_by_policy_and_logged() {
 }
 
 #[test]
-fn a_cluster_may_have_a_name_that_envoy_could_take_for_a_message() {
+fn a_cluster_name_may_look_like_an_envoy_message() {
     let mut config = in_redis(two_tiers(5, 10), TIMEOUT_MS, "local");
     config["store"]["cluster"] = json!("app-redis");
     let envoy = Setup::new().config(&config).start();
@@ -394,8 +394,8 @@ fn a_cluster_may_have_a_name_that_envoy_could_take_for_a_message() {
 }
 
 #[test]
-fn an_address_where_nobody_answers_is_given_up_in_time() {
-    // A documentation address: packets to it go nowhere, or the machine says at once that there is no way.
+fn connecting_to_an_unreachable_address_times_out() {
+    // A documentation address: packets to it are dropped, or the machine reports at once that there is no route.
     let config = in_redis(two_tiers(50, 10), TIMEOUT_MS, "deny");
     let nowhere = "192.0.2.1:6379".parse().expect("an address");
     let envoy = Setup::new().config(&config).redis(nowhere).start();
@@ -409,23 +409,23 @@ fn an_address_where_nobody_answers_is_given_up_in_time() {
 }
 
 #[test]
-fn a_delivery_in_mid_flight_loses_no_request() {
+fn deliveries_under_load_lose_no_request() {
     let redis = Redis::start();
-    let config = |free| in_redis(two_tiers(free, 3_000), PATIENT_MS, "local");
+    let config = |free| in_redis(two_tiers(free, 3_000), LONG_TIMEOUT_MS, "local");
     let mut envoy = Setup::new().config(&config(10)).redis(redis.address()).by_ecds().quiet().start();
     let address = envoy.address();
     let request = Request::get("/").key("pro");
     let pause = Duration::from_millis(5);
     let ((), during) = load::during(address, 6, pause, &request, || {
         for n in 1..=20 {
-            let (came, _) = envoy.deliveries();
+            let (received, _) = envoy.deliveries();
             envoy.deliver(&config(10 + n));
-            wait::until("the delivery dealt with", || (envoy.deliveries().0 > came).then_some(()));
+            wait::until("the delivery handled", || (envoy.deliveries().0 > received).then_some(()));
         }
     });
     let after = load::burst(address, 8, 400, &request);
-    for tally in [&during, &after] {
-        assert!(tally.keys().all(|status| *status == 200 || *status == 429), "{tally:?}");
+    for counts in [&during, &after] {
+        assert!(counts.keys().all(|status| *status == 200 || *status == 429), "{counts:?}");
     }
     let admitted = load::count(&during, 200) + load::count(&after, 200);
     assert_eq!(admitted, 3_000, "{during:?} then {after:?}");
@@ -442,9 +442,9 @@ fn a_delivery_while_requests_wait_for_a_frozen_redis_loses_none_of_them() {
     for connection in &mut waiting {
         connection.write(&Request::get("/").key("pro").encode()).expect("written");
     }
-    let (came, _) = envoy.deliveries();
+    let (received, _) = envoy.deliveries();
     envoy.deliver(&config(11));
-    wait::until("the delivery dealt with", || (envoy.deliveries().0 > came).then_some(()));
+    wait::until("the delivery handled", || (envoy.deliveries().0 > received).then_some(()));
     sleep(Duration::from_millis(200));
     redis.thaw();
     for connection in &mut waiting {
@@ -452,13 +452,6 @@ fn a_delivery_while_requests_wait_for_a_frozen_redis_loses_none_of_them() {
         let reply = connection.read("GET").expect("an answer");
         assert_eq!((reply.status, reply.tier().as_str(), reply.limit()), (200, "pro", 100));
     }
-    assert_serves(&envoy);
-}
-
-#[track_caller]
-fn assert_serves(envoy: &Envoy) {
-    wait::until_within(RECOVERY, "Redis decides", || {
-        (health_report(envoy)["redis"] == "connected").then_some(())
-    });
+    await_redis(&envoy, "connected");
     assert_eq!(envoy.send(&Request::get("/").key("pro")).status, 200);
 }

@@ -1,4 +1,4 @@
-//! The shipped configurations with Redis, as a user starts them, but for ports and names.
+//! The shipped configurations with Redis, as a user starts them, except for ports and names.
 
 use e2e::certificates::Certificate;
 use e2e::client::Request;
@@ -9,7 +9,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::json;
 
-use super::{HEALTH_TRAVELS, await_redis, health_report};
+use super::{HEALTH_PROPAGATION, await_redis, health_report};
 use crate::shipped::{ANY_PORTS, boot};
 use crate::support::assert_headers_complete;
 
@@ -20,9 +20,8 @@ fn port_value(port: u16) -> String {
     format!("port_value: {port}}}")
 }
 
-/// Two Envoys of one kind have one bucket for one caller, and one health.
-///
-/// The shipped timeout is 20 ms, which this machine may miss; then the same is tried again.
+/// Checks that two Envoys share a caller's bucket and health. The shipped timeout is 20 ms, which a busy machine may
+/// exceed; then the test retries.
 #[track_caller]
 fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
     for envoy in envoys {
@@ -42,7 +41,7 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
     });
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", TOKEN);
     assert_eq!(connections[0].send(&change).status, 200);
-    wait::until_within(HEALTH_TRAVELS * 2, "one health for both", || {
+    wait::until_within(HEALTH_PROPAGATION * 2, "one health for both", || {
         let reply = connections[1].send(&Request::get("/"));
         (reply.one("x-system-health") == "DEGRADED").then_some(())
     });

@@ -1,4 +1,4 @@
-//! A request with a body waits for Redis like any other, and its body arrives whole.
+//! A request with a body waits for Redis like any other, and its body arrives complete.
 
 use std::thread;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
 use serde_json::json;
 
-use super::{PATIENT_MS, in_redis, patient};
+use super::{LONG_TIMEOUT_MS, in_redis, long_timeout_setup};
 use crate::support::two_tiers;
 
-/// Several times what Envoy gathers of a body before it answers 413 by itself.
+/// Several times Envoy's buffer limit, above which it answers 413.
 const LENGTH: usize = 5 << 20;
 
-/// A body that shows when a part of it is lost, doubled or moved.
+/// A body in which a lost, doubled or moved part is detected.
 fn body() -> Vec<u8> {
     (0..LENGTH as u32 / 4).flat_map(u32::to_be_bytes).collect()
 }
 
 type Upload = fn(&Envoy) -> Response;
 
-/// Each way to send it, by name.
+/// The ways to send it, by name.
 fn uploads() -> [(&'static str, Upload); 3] {
     [
         ("with a length", |envoy| envoy.send(&Request::post("/sized", body()).key("pro"))),
@@ -49,9 +49,9 @@ fn assert_arrived(upstream: &Upstream, uploads: usize) {
 }
 
 #[test]
-fn a_large_upload_passes_while_redis_answers_at_once() {
+fn a_large_upload_arrives_complete_if_redis_answers_at_once() {
     let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-    let envoy = patient(two_tiers(5, 10), &redis).upstream(upstream.address()).start();
+    let envoy = long_timeout_setup(two_tiers(5, 10), &redis).upstream(upstream.address()).start();
     for (nth, (name, upload)) in uploads().iter().enumerate() {
         let reply = upload(&envoy);
         assert_eq!((reply.status, reply.text().as_str()), (200, "taken"), "{name}");
@@ -61,15 +61,15 @@ fn a_large_upload_passes_while_redis_answers_at_once() {
 }
 
 #[test]
-fn a_large_upload_that_waits_for_redis_arrives_whole() {
+fn a_large_upload_that_waits_for_redis_arrives_complete() {
     let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-    let envoy = patient(two_tiers(5, 10), &redis).upstream(upstream.address()).start();
+    let envoy = long_timeout_setup(two_tiers(5, 10), &redis).upstream(upstream.address()).start();
     envoy.send(&Request::get("/first").key("pro"));
     for (nth, (name, upload)) in uploads().iter().enumerate() {
         redis.freeze();
         let reply = thread::scope(|scope| {
             let waiting = scope.spawn(|| upload(&envoy));
-            // Long enough for the body to pile up wherever it can.
+            // Long enough for the body to fill all buffers.
             thread::sleep(Duration::from_millis(500));
             assert!(!waiting.is_finished(), "{name}: it waits for Redis");
             redis.thaw();
@@ -88,10 +88,10 @@ fn a_large_upload_that_waits_for_redis_arrives_whole() {
 }
 
 #[test]
-fn a_large_upload_that_waits_in_vain_is_decided_by_policy() {
+fn if_redis_times_out_the_policy_decides_a_large_upload() {
     for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
         let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-        let config = in_redis(two_tiers(5, 10), PATIENT_MS / 10, policy);
+        let config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS / 10, policy);
         let envoy = Setup::new().config(&config).redis(redis.address()).upstream(upstream.address()).start();
         redis.freeze();
         for (name, upload) in uploads() {
@@ -106,9 +106,9 @@ fn a_large_upload_that_waits_in_vain_is_decided_by_policy() {
 }
 
 #[test]
-fn a_large_upload_of_a_refused_caller_is_refused_without_reading_it() {
+fn a_large_upload_of_a_refused_caller_is_refused_without_reading_its_body() {
     let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-    let envoy = patient(two_tiers(5, 1), &redis).upstream(upstream.address()).start();
+    let envoy = long_timeout_setup(two_tiers(5, 1), &redis).upstream(upstream.address()).start();
     assert_eq!(envoy.send(&Request::get("/first").key("pro")).status, 200);
     for (name, upload) in uploads().into_iter().take(2) {
         assert_eq!(upload(&envoy).status, 429, "{name}");
@@ -117,10 +117,10 @@ fn a_large_upload_of_a_refused_caller_is_refused_without_reading_it() {
 }
 
 #[test]
-fn an_admin_request_changes_health_where_redis_takes_its_time() {
+fn an_admin_request_changes_health_with_a_slow_redis() {
     let redis = Redis::start();
-    let envoy = patient(two_tiers(5, 10), &redis).start();
-    crate::support::switch(&envoy, "NORMAL");
+    let envoy = long_timeout_setup(two_tiers(5, 10), &redis).start();
+    crate::support::set_health(&envoy, "NORMAL");
     redis.freeze();
     let body = json!({"status": "DEGRADED"}).to_string().into_bytes();
     let request = Request::new("POST", "/system/health")

@@ -1,4 +1,4 @@
-//! The faults: how each is injected and taken back, and what it is counted as.
+//! The faults: how each is injected, how it ends, and how it is counted.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use e2e::wire::Fault;
 
 use super::{Case, TICK, TIMEOUT};
 
-/// Connections that are refused, lost, or broken in the middle.
+/// Connections that are refused, lost, or reset.
 pub(super) const CONNECTION: &[Case] = &[
     Case {
         name: "connections are refused",
@@ -18,7 +18,7 @@ pub(super) const CONNECTION: &[Case] = &[
     Case {
         name: "connections are cut again and again",
         inject: |world| {
-            // Often enough that some cut meets a question on its way.
+            // Often enough that a command is in flight at some cut.
             for _ in 0..60 {
                 world.wire.cut();
                 std::thread::sleep(Duration::from_millis(20));
@@ -29,7 +29,7 @@ pub(super) const CONNECTION: &[Case] = &[
         opens: false,
     },
     Case {
-        name: "resets in the middle of an answer",
+        name: "resets in the middle of a reply",
         inject: |world| world.wire.fault(Fault::ResetMidway),
         heal: |world| world.wire.fault(Fault::None),
         reasons: &["disconnected"],
@@ -37,7 +37,7 @@ pub(super) const CONNECTION: &[Case] = &[
     },
 ];
 
-/// Answers that come late or never.
+/// Late and missing replies.
 pub(super) const TIME: &[Case] = &[
     Case {
         name: "frozen",
@@ -79,7 +79,7 @@ pub(super) const TIME: &[Case] = &[
         inject: |world| {
             world.redis.command(&["CLIENT", "PAUSE", "3000", "ALL"]);
         },
-        // It cannot be ended sooner: to end a pause is a command, too.
+        // It cannot be ended earlier: `CLIENT UNPAUSE` would wait, too.
         heal: |world| {
             world.redis.command(&["PING"]);
         },
@@ -108,7 +108,7 @@ pub(super) const TIME: &[Case] = &[
         opens: true,
     },
     Case {
-        name: "bytes come one by one, but in time",
+        name: "single bytes, but in time",
         inject: |world| {
             world.wire.fault(Fault::Drip(Duration::ZERO));
             std::thread::sleep(Duration::from_secs(1));
@@ -131,9 +131,9 @@ pub(super) const TIME: &[Case] = &[
     },
 ];
 
-pub(super) const SPEECH: &[Case] = &[
+pub(super) const REPLIES: &[Case] = &[
     Case {
-        name: "every answer comes twice",
+        name: "every reply is sent twice",
         inject: |world| {
             world.wire.fault(Fault::Twice);
             std::thread::sleep(Duration::from_secs(1));
@@ -171,14 +171,14 @@ pub(super) const SPEECH: &[Case] = &[
         opens: true,
     },
     Case {
-        name: "good replies to other questions",
+        name: "valid replies to other commands",
         inject: |world| world.wire.fault(garbage(b"+OK\r\n")),
         heal: |world| world.wire.fault(Fault::None),
         reasons: &["protocol"],
         opens: true,
     },
     Case {
-        name: "an answer of our script with another number",
+        name: "a reply of our script with another number",
         inject: |world| {
             world.wire.fault(garbage(b"$43\r\n9 1 4.000000000000 1700000000.000000 and more\r\n"))
         },
@@ -203,7 +203,7 @@ pub(super) const REFUSALS: &[Case] = &[
     Case {
         name: "become a replica",
         inject: |world| {
-            // Of nobody, so that it keeps what it has.
+            // Of no running server, so that it keeps its data.
             world.redis.command(&["REPLICAOF", "127.0.0.1", "1"]);
         },
         heal: |world| {
@@ -237,7 +237,7 @@ pub(super) const REFUSALS: &[Case] = &[
     },
 ];
 
-/// Answers of a node that has lost the cluster.
+/// Replies of a node that has lost the cluster.
 pub(super) const CLUSTER: &[Case] = &[Case {
     name: "the cluster is down",
     inject: |world| {
