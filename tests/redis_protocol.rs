@@ -7,7 +7,7 @@ use common::redis::{parse_commands, taken_reply};
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::store::redis::frame::{Compressed, Unframer, header};
 use dynamic_rate_limiter::store::redis::resp::{Decoder, MAX_REPLY_BYTES, Malformed, Reply, push_command};
-use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, Taken};
+use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, TakeReply};
 use dynamic_rate_limiter::tier::{MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -221,7 +221,8 @@ fn the_longest_command_says_all_that_the_script_is_to_know() {
 
 #[test]
 fn an_answer_of_the_script_is_taken_in_its_one_form_alone() {
-    let taken = |sequence, admitted, tokens_pico, now_us| Taken { sequence, admitted, tokens_pico, now_us };
+    let taken =
+        |sequence, admitted, tokens_pico, now_us| TakeReply { sequence, admitted, tokens_pico, now_us };
     let good = [
         ("7 1 9.000000000000 1699564800.123456", taken(7, true, 9 * PICO_PER_TOKEN, 1_699_564_800_123_456)),
         ("0 0 0.000000000000 0.000000", taken(0, false, 0, 0)),
@@ -232,7 +233,7 @@ fn an_answer_of_the_script_is_taken_in_its_one_form_alone() {
         ("1 1 9999999.999999999999 1.000000", taken(1, true, 9_999_999_999_999_999_999, 1_000_000)),
     ];
     for (text, taken) in good {
-        assert_eq!(Taken::parse(text.as_bytes()), Some(taken), "{text}");
+        assert_eq!(TakeReply::parse(text.as_bytes()), Some(taken), "{text}");
     }
     let bad = [
         "",
@@ -273,7 +274,7 @@ fn an_answer_of_the_script_is_taken_in_its_one_form_alone() {
         "7 1 99999999999999999999.000000000000 1.000000",
     ];
     for text in bad {
-        assert_eq!(Taken::parse(text.as_bytes()), None, "{text:?}");
+        assert_eq!(TakeReply::parse(text.as_bytes()), None, "{text:?}");
     }
 }
 
@@ -359,7 +360,7 @@ proptest! {
         let (replies, end) = decode([taken_reply(&sequence.to_string(), admitted, tokens_pico, now_us).as_slice()]);
         prop_assert_eq!(end, Ok(()));
         let [Owned::Bulk(text)] = replies.as_slice() else { panic!("{replies:?}") };
-        prop_assert_eq!(Taken::parse(text), Some(Taken { sequence, admitted, tokens_pico, now_us }));
+        prop_assert_eq!(TakeReply::parse(text), Some(TakeReply { sequence, admitted, tokens_pico, now_us }));
     }
 
 }

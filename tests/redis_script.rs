@@ -18,7 +18,7 @@ use common::redis::parse_command;
 use common::{IntervalOracle, SECOND, limit};
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, Verdict, available_pico, take};
 use dynamic_rate_limiter::store::redis::resp::push_command;
-use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, Taken};
+use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, TakeReply};
 use dynamic_rate_limiter::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use harness::redis::Redis;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, from_redis_value};
@@ -53,12 +53,12 @@ impl Client {
     }
 
     /// The script's answer to the limiter's own command.
-    fn take(&mut self, take: &Take, sequence: u32, script: Script) -> RedisResult<Taken> {
+    fn take(&mut self, take: &Take, sequence: u32, script: Script) -> RedisResult<TakeReply> {
         let mut command = Vec::new();
         take.push(&mut command, sequence, script);
         self.send(&command);
         let text: String = self.reply()?;
-        Ok(Taken::parse(text.as_bytes()).expect("an answer of the script"))
+        Ok(TakeReply::parse(text.as_bytes()).expect("an answer of the script"))
     }
 
     fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
@@ -86,7 +86,7 @@ fn script_with_clock() -> String {
 /// What the script answers, and what it leaves behind.
 #[derive(Clone, Debug)]
 struct Seen {
-    taken: Taken,
+    taken: TakeReply,
     tokens: String,
     last_refill: String,
     /// How long the key is kept; `None` where there is none.
@@ -151,7 +151,7 @@ impl LuaBucket {
         let mut parts = text.split('|');
         let mut part = || parts.next().expect("four parts");
         Seen {
-            taken: Taken::parse(part().as_bytes()).expect("an answer of the script"),
+            taken: TakeReply::parse(part().as_bytes()).expect("an answer of the script"),
             tokens: part().to_owned(),
             last_refill: part().to_owned(),
             kept_ms: match part().parse::<u64>() {
@@ -212,7 +212,7 @@ fn expected(
         None => (texts.0.to_owned(), texts.1.to_owned()),
     };
     *stored = changed.or(*stored);
-    let taken = Taken { sequence, admitted: is_admitted, tokens_pico, now_us };
+    let taken = TakeReply { sequence, admitted: is_admitted, tokens_pico, now_us };
     let is_kept = tokens != "-" || last_refill != "-";
     let kept_ms = is_kept.then(|| kept_ms(take, tokens_pico));
     (Seen { taken, tokens, last_refill, kept_ms }, verdict)

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::failure::{FailureKind, Scope};
 use super::resp::{Reply, push_command};
-use super::script::{Script, Take, Taken};
+use super::script::{Script, Take, TakeReply};
 use crate::config::Credentials;
 
 /// Longest part of an error reply that is shown.
@@ -34,7 +34,7 @@ pub enum Overwrite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// To [`Command::Take`].
-    Taken(Taken),
+    Taken(TakeReply),
     /// To [`Command::Get`].
     Text(Option<Vec<u8>>),
     /// To [`Command::Set`].
@@ -135,7 +135,7 @@ pub(super) fn read(
             let failure = Failure { reason, detail: shown(error) };
             Ok(Read::Refused(failure, Scope::of_error(error, reason)))
         }
-        (Expected::Take(..), Reply::Bulk(text)) => match Taken::parse(text) {
+        (Expected::Take(..), Reply::Bulk(text)) => match TakeReply::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
             Some(_) => Err(protocol("the reply to another question came")),
             None => Err(protocol("what came is no answer of our script")),

@@ -63,7 +63,7 @@ pub enum Script {
 
 /// What the script answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct TakeReply {
     /// The number that the question carried.
     pub sequence: u32,
     /// Whether a token was taken.
@@ -74,7 +74,7 @@ pub struct Taken {
     pub now_us: u64,
 }
 
-impl Taken {
+impl TakeReply {
     /// Reads `7 1 9.000000000000 1699564800.123456`.
     pub fn parse(reply: &[u8]) -> Option<Self> {
         let mut words = reply.split(|byte| *byte == b' ');

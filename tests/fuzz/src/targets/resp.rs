@@ -1,7 +1,7 @@
 //! What Redis sends: the same replies however the stream is cut, and the same as a second reader finds.
 
 use dynamic_rate_limiter::store::redis::resp::{Decoder, MAX_REPLY_BYTES, Reply};
-use dynamic_rate_limiter::store::redis::script::Taken;
+use dynamic_rate_limiter::store::redis::script::TakeReply;
 
 use super::pieces;
 use crate::Random;
@@ -43,10 +43,10 @@ fn heard(pieces: &[&[u8]]) -> Heard {
 
 fn checked(reply: Reply<'_>) -> String {
     if let Reply::Bulk(text) = reply
-        && let Some(taken) = Taken::parse(text)
+        && let Some(taken) = TakeReply::parse(text)
     {
         // There is one way to write each answer, so nothing else is ever taken for one.
-        let Taken { sequence, admitted, tokens_pico, now_us } = taken;
+        let TakeReply { sequence, admitted, tokens_pico, now_us } = taken;
         let (tokens, pico) = (tokens_pico / 1_000_000_000_000, tokens_pico % 1_000_000_000_000);
         let (seconds, us) = (now_us / 1_000_000, now_us % 1_000_000);
         let written = format!("{sequence} {} {tokens}.{pico:012} {seconds}.{us:06}", u8::from(admitted));
