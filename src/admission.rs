@@ -21,6 +21,7 @@ use crate::request::{Request, RequestStart};
 use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
+use crate::time::StoreTime;
 
 /// What a caller whose tier is blocked is told to wait, in microseconds: nothing will change by itself.
 const BLOCKED_WAIT_US: u64 = 60_000_000;
@@ -51,7 +52,7 @@ pub enum Decision {
     AwaitsDocuments,
     /// The filter answers it once its body is there: pass it to `Limiter::change_health`.
     AwaitsBody(PendingChange),
-    /// Redis is asked first, by this command; `Limiter::next_decision` has the rest.
+    /// Redis decides, by the reply to this command; `Limiter::poll_output` has the rest.
     AwaitsRedis(CommandId),
 }
 
@@ -163,7 +164,7 @@ impl<D: SharedData> Decider<'_, D> {
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
         let (verdict, now_us) = match &mut self.redis {
-            Some(redis) => (redis.known_refusal(&charge, start.at_us)?, start.at_us),
+            Some(redis) => (redis.known_refusal(&charge, StoreTime::from_micros(start.at_us))?, start.at_us),
             None => {
                 let taken = self.take(&charge, &ReadOnly(self.data)).ok()?.value;
                 (taken.verdict, taken.now_us)

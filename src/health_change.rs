@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::health::HealthOverride;
 use crate::identity::Network;
-use crate::redis_limiter::{NotAsked, RedisLimiter};
+use crate::redis_limiter::RedisLimiter;
 use crate::request::RequestStart;
 use crate::store::SharedData;
 use crate::store::redis::queue::CommandId;
@@ -37,7 +37,7 @@ impl HealthChange {
         start: RequestStart,
     ) -> Result<CommandId, EndpointReply> {
         let command = redis.set_health(start, self.network, self.health_override);
-        command.map_err(|NotAsked| admin::not_stored())
+        command.map_err(|_| admin::not_stored())
     }
 
     /// Puts it into force for this Envoy.

@@ -5,18 +5,20 @@
 //! nothing itself: it says which command to send, and is given the reply.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::control::{Control, Redis};
 use crate::health::HealthOverride;
 use crate::store::redis::command::{Command, Overwrite};
 use crate::store::redis::health_key;
 use crate::store::{SharedData, record_key, update};
+use crate::time::StoreTime;
 
-/// Between two polls, in microseconds. A change is to be known everywhere within a second.
-pub const POLL_US: u64 = 250_000;
+/// Between two polls. A change is to be known everywhere within a second.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// After so long without a poll, another worker takes over, in microseconds.
-const POLL_LEASE_US: u64 = 600_000;
+/// After so long without a poll, another worker takes over.
+const POLL_LEASE: Duration = Duration::from_millis(600);
 
 /// What to send for one poll.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ pub struct HealthSync {
     lease_key: String,
     /// Names this worker in the lease.
     worker: u64,
-    next_poll_us: u64,
+    next_poll: StoreTime,
     is_unreadable_logged: bool,
 }
 
@@ -49,7 +51,7 @@ impl HealthSync {
             control_key: Control::key(namespace),
             lease_key: record_key(namespace, "health_poll"),
             worker,
-            next_poll_us: 0,
+            next_poll: StoreTime::default(),
             is_unreadable_logged: false,
         }
     }
@@ -60,11 +62,11 @@ impl HealthSync {
     }
 
     /// The next poll, if it is due, commands are accepted, and this worker is the one that polls.
-    pub fn poll(&mut self, now_us: u64, is_accepting: bool, data: &impl SharedData) -> Option<Poll> {
-        if now_us < self.next_poll_us {
+    pub fn poll(&mut self, now: StoreTime, is_accepting: bool, data: &impl SharedData) -> Option<Poll> {
+        if now < self.next_poll {
             return None;
         }
-        self.next_poll_us = now_us.saturating_add(POLL_US);
+        self.next_poll = now.after(POLL_INTERVAL);
         (is_accepting && self.holds_lease(data)).then(|| {
             let control = Control::read(data, &self.control_key);
             Poll {
@@ -118,12 +120,14 @@ impl HealthSync {
     /// Whether it is this worker that polls.
     fn holds_lease(&self, data: &impl SharedData) -> bool {
         let claimed = update(data, &self.lease_key, |stored, now_us| {
+            let now = StoreTime::from_micros(now_us);
             let lease = stored.and_then(|bytes| {
                 let (worker, until_us) = bytes.split_first_chunk()?;
-                Some((u64::from_le_bytes(*worker), u64::from_le_bytes(until_us.try_into().ok()?)))
+                let until_us = u64::from_le_bytes(until_us.try_into().ok()?);
+                Some((u64::from_le_bytes(*worker), StoreTime::from_micros(until_us)))
             });
-            let is_free = lease.is_none_or(|(worker, until_us)| worker == self.worker || until_us <= now_us);
-            let until_us = now_us.saturating_add(POLL_LEASE_US);
+            let is_free = lease.is_none_or(|(worker, until)| worker == self.worker || until <= now);
+            let until_us = now.after(POLL_LEASE).as_micros();
             let bytes = [self.worker.to_le_bytes(), until_us.to_le_bytes()].concat();
             (is_free, is_free.then_some(bytes))
         });

@@ -15,11 +15,21 @@ use crate::in_force::InForce;
 use crate::measured_health;
 use crate::metrics::{self, Metrics, Sample};
 use crate::overload::OverloadReport;
-use crate::redis_limiter::{Answered, RedisLimiter};
+use crate::redis_limiter::{Answered, RedisLimiter, RedisOutput};
 use crate::request::{Request, RequestId, RequestStart};
+use crate::store::redis::outbox::StreamAction;
 use crate::store::redis::queue::CommandId;
-use crate::store::redis::session::Effects;
 use crate::store::{AddressTable, Contended, SharedData};
+use crate::time::StoreTime;
+
+/// What the owner of a limiter has to do.
+#[derive(Debug)]
+pub enum LimiterOutput {
+    /// Something on the stream to Redis. Comes before all decisions, and only after [`Limiter::flush`].
+    Stream(StreamAction),
+    /// Carry out what was decided about a request that waited for Redis.
+    Decided(RequestId, Decision),
+}
 
 /// The limiter of one worker.
 #[derive(Debug)]
@@ -97,9 +107,14 @@ impl Limiter {
         self.decider(data).decide(request, start, true)
     }
 
-    /// What became of the next request that waited for Redis.
-    pub fn next_decision(&mut self, now_us: u64, data: &impl SharedData) -> Option<(RequestId, Decision)> {
-        let (id, answered) = self.redis.as_mut()?.next_answer(now_us, data, &mut self.metrics)?;
+    /// What Redis, or its absence, makes necessary next.
+    pub fn poll_output(&mut self, now_us: u64, data: &impl SharedData) -> Option<LimiterOutput> {
+        let redis = self.redis.as_mut()?;
+        let (id, answered) =
+            match redis.poll_output(StoreTime::from_micros(now_us), data, &mut self.metrics)? {
+                RedisOutput::Stream(action) => return Some(LimiterOutput::Stream(action)),
+                RedisOutput::Answer(id, answered) => (id, answered),
+            };
         let decision = match answered {
             Answered::Charge(charge, verdict) => self.decider(data).charged(&charge, verdict, now_us),
             Answered::Health(network, health_override, is_stored) => {
@@ -109,7 +124,7 @@ impl Limiter {
                 Decision::Replied(reply)
             }
         };
-        Some((id, decision))
+        Some(LimiterOutput::Decided(id, decision))
     }
 
     /// This worker's part in what Envoys share through Redis, where there is one.
@@ -120,27 +135,29 @@ impl Limiter {
     /// Takes in bytes from Redis.
     pub fn handle_input(&mut self, bytes: &[u8], now_us: u64) {
         if let Some(redis) = &mut self.redis {
-            redis.received(bytes, now_us);
+            redis.handle_input(bytes, StoreTime::from_micros(now_us));
         }
     }
 
     /// Notes that the stream to Redis is closed, or could not be opened.
     pub fn handle_close(&mut self, detail: &str, now_us: u64) {
         if let Some(redis) = &mut self.redis {
-            redis.closed(detail, now_us);
+            redis.handle_close(detail, StoreTime::from_micros(now_us));
         }
     }
 
     /// Sees to what Redis is due.
     pub fn handle_timeout(&mut self, now_us: u64, role: Role, data: &impl SharedData) {
         if let Some(redis) = &mut self.redis {
-            redis.tick(now_us, role, data);
+            redis.handle_timeout(StoreTime::from_micros(now_us), role, data);
         }
     }
 
-    /// What there is to do on the stream to Redis.
-    pub fn take_effects(&mut self) -> Effects {
-        self.redis.as_mut().map(RedisLimiter::take_effects).unwrap_or_default()
+    /// Lets out what has gathered for the stream to Redis. For a worker whose turn to send it is.
+    pub fn flush(&mut self) {
+        if let Some(redis) = &mut self.redis {
+            redis.flush();
+        }
     }
 
     /// The request that waited for a command has ended.

@@ -3,13 +3,16 @@
 //! Belongs to one worker, as its [`Session`] does. One worker of each Envoy at a time looks for a changed health, by a
 //! lease in shared data, several times a second and whether or not there are requests.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use crate::bucket::{Outcome, Verdict};
 use crate::charge::Charge;
 use crate::config::{OnFailure, RedisSettings};
 use crate::control::Redis;
 use crate::generation::Role;
 use crate::health::HealthOverride;
-use crate::health_sync::{HealthSync, Poll};
+use crate::health_sync::{HealthSync, POLL_INTERVAL, Poll};
 use crate::identity::Network;
 use crate::metrics::{self, Metrics};
 use crate::request::{RequestId, RequestStart};
@@ -17,34 +20,41 @@ use crate::store::SharedData;
 use crate::store::redis::command::{Answer, Command, Declined, Event, Failure};
 use crate::store::redis::deny_cache::DenyCache;
 use crate::store::redis::failure::FailureKind;
+use crate::store::redis::outbox::StreamAction;
 use crate::store::redis::queue::CommandId;
 use crate::store::redis::script::Take;
-use crate::store::redis::session::{Effects, MAX_COMMANDS, Session};
+use crate::store::redis::session::{MAX_COMMANDS, Session, SessionOutput};
 use crate::store::redis::{PROBE_BUCKET, bucket_prefix};
+use crate::time::{StoreTime, whole_micros};
 
-/// How long Redis may take to store a new health, in microseconds. The operator who asked would rather wait.
-const SET_HEALTH_TIMEOUT_US: u64 = 1_000_000;
+/// How long Redis may take to store a new health. The operator who sets it would rather wait.
+const SET_HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What Envoy's `redis_proxy` says when it finds no node to pass a command on to.
 const PROXY_ERRORS: [&[u8]; 2] = [b"upstream failure", b"no upstream host"];
 
-/// Between two lines in the log about failures of one kind, in microseconds.
-const LOG_INTERVAL_US: u64 = 60_000_000;
+/// Between two lines in the log about failures of one kind.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What became of a charge.
 #[derive(Debug)]
 pub enum Charged {
     /// Its bucket is known to be empty.
     Denied(Charge, Verdict),
-    /// Redis is asked; [`RedisLimiter::next_answer`] has the rest.
+    /// Redis decides; [`RedisLimiter::poll_output`] has the rest.
     Waits(CommandId),
-    /// Redis is not asked: the charge is for `on_failure` to decide.
+    /// Nothing was sent: the charge is for `on_failure` to decide.
     Declined(Charge),
 }
 
-/// Redis is not asked anything at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAsked;
+/// What the owner of the stream has to do.
+#[derive(Debug)]
+pub enum RedisOutput {
+    /// Something on the stream. Comes before all answers, and only after [`RedisLimiter::flush`].
+    Stream(StreamAction),
+    /// Answer a request.
+    Answer(RequestId, Answered),
+}
 
 /// An answer to a request.
 #[derive(Debug)]
@@ -55,33 +65,33 @@ pub enum Answered {
     Health(Network, HealthOverride, bool),
 }
 
-/// Who waits for an answer.
+/// Why a command was sent.
 #[derive(Debug)]
-enum Asker {
+enum Purpose {
     Charge {
         start: RequestStart,
         charge: Charge,
         limits: u32,
     },
-    Health {
+    SetHealth {
         id: RequestId,
         network: Network,
         health_override: HealthOverride,
     },
-    /// This worker, looking for a new health; it knew so many changes when it asked.
-    Poll {
+    /// To find a changed health; so many changes were known when it was sent.
+    PollHealth {
         health_changes: u32,
     },
-    /// This worker, which needs no answer.
-    Internal,
 }
 
 /// One worker's part in what Envoys share through Redis.
 #[derive(Debug)]
 pub struct RedisLimiter {
-    session: Session<Asker>,
+    session: Session,
+    /// Why each command was sent that waits for its reply. Those without a purpose, such as probes, need none.
+    purposes: BTreeMap<CommandId, Purpose>,
     deny_cache: DenyCache,
-    /// Counts the changes of limits: what was asked before one says nothing about who is empty after it.
+    /// Counts the changes of limits: a reply to what was sent before one says nothing about who is empty after it.
     limits: u32,
     on_failure: OnFailure,
     bucket_prefix: String,
@@ -95,8 +105,10 @@ pub struct RedisLimiter {
     /// What this generation of the plugin may do, as of the last tick. Before the first one, nothing can
     /// contradict it.
     role: Role,
+    /// When the next look for a changed health is due, and all else that is done at each timeout.
+    next_look: Option<StoreTime>,
     /// When to log the next failure of each kind.
-    next_log_us: [u64; FailureKind::COUNT],
+    next_log: [StoreTime; FailureKind::COUNT],
 }
 
 impl RedisLimiter {
@@ -104,10 +116,11 @@ impl RedisLimiter {
     pub fn new(settings: &RedisSettings, namespace: &str, random: u64) -> Self {
         let bucket_prefix = bucket_prefix(&settings.key_prefix, namespace);
         let probe_key = format!("{bucket_prefix}{PROBE_BUCKET}");
-        let timeout_us = u64::from(settings.timeout_ms) * 1_000;
+        let timeout = Duration::from_millis(settings.timeout_ms.into());
         Self {
-            session: Session::new(settings.credentials.clone(), probe_key, timeout_us, random)
+            session: Session::new(settings.credentials.clone(), probe_key, timeout, random)
                 .with_proxy_errors(&PROXY_ERRORS),
+            purposes: BTreeMap::new(),
             deny_cache: DenyCache::new(random),
             limits: 0,
             on_failure: settings.on_failure,
@@ -117,7 +130,8 @@ impl RedisLimiter {
             is_used: false,
             was_connected: false,
             role: Role::Newest,
-            next_log_us: [0; FailureKind::COUNT],
+            next_look: None,
+            next_log: [StoreTime::default(); FailureKind::COUNT],
         }
     }
 
@@ -126,9 +140,9 @@ impl RedisLimiter {
         self.on_failure
     }
 
-    /// The refusal of a charge whose bucket is known to be empty. Asks Redis nothing.
-    pub fn known_refusal(&mut self, charge: &Charge, now_us: u64) -> Option<Verdict> {
-        let wait_us = self.deny_cache.wait_us(&charge.owner, now_us)?;
+    /// The refusal of a charge whose bucket is known to be empty. Sends nothing.
+    pub fn known_refusal(&mut self, charge: &Charge, now: StoreTime) -> Option<Verdict> {
+        let wait_us = whole_micros(self.deny_cache.wait(&charge.owner, now)?);
         let capacity = charge.limit.capacity();
         Some(Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us })
     }
@@ -136,20 +150,23 @@ impl RedisLimiter {
     /// Charges, unless it is known that there is nothing to take.
     pub fn charge(&mut self, start: RequestStart, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
-        if let Some(verdict) = self.known_refusal(&charge, start.at_us) {
+        let now = StoreTime::from_micros(start.at_us);
+        if let Some(verdict) = self.known_refusal(&charge, now) {
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();
         let (other_limit, ttl_ms) = (charge.other_limit(), charge.ttl_us() / 1_000);
-        let question = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
-        let asker = Asker::Charge { start, charge: charge.clone(), limits: self.limits };
-        match self.session.send(asker, question, self.session.timeout_us(), start.at_us) {
-            Ok(id) => Charged::Waits(id),
+        let command = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
+        match self.session.send(command, self.session.timeout(), now) {
+            Ok(id) => {
+                self.purposes.insert(id, Purpose::Charge { start, charge, limits: self.limits });
+                Charged::Waits(id)
+            }
             Err(declined) => {
                 if declined == Declined::QueueFull {
                     metrics.count(metrics::store_failures(FailureKind::QueueFull), 1);
                     let detail = format!("{MAX_COMMANDS} commands of this worker wait");
-                    self.log_failure(&Failure { reason: FailureKind::QueueFull, detail }, start.at_us);
+                    self.log_failure(&Failure { reason: FailureKind::QueueFull, detail }, now);
                 }
                 self.deny_cache.forget(&charge.owner);
                 Charged::Declined(charge)
@@ -163,17 +180,19 @@ impl RedisLimiter {
         start: RequestStart,
         network: Network,
         health_override: HealthOverride,
-    ) -> Result<CommandId, NotAsked> {
+    ) -> Result<CommandId, Declined> {
         self.is_used = true;
-        let asker = Asker::Health { id: start.id, network, health_override };
         let command = self.health_sync.set_command(health_override);
-        let asked = self.session.send(asker, command, SET_HEALTH_TIMEOUT_US, start.at_us);
-        asked.map_err(|_| NotAsked)
+        let id = self.session.send(command, SET_HEALTH_TIMEOUT, StoreTime::from_micros(start.at_us))?;
+        self.purposes.insert(id, Purpose::SetHealth { id: start.id, network, health_override });
+        Ok(id)
     }
 
     /// The request that waited for a command has ended.
     pub fn cancel(&mut self, id: CommandId) {
-        self.session.cancel(id);
+        if self.session.cancel(id) {
+            self.purposes.remove(&id);
+        }
     }
 
     /// Forgets who is known to be empty: limits or health have changed.
@@ -183,106 +202,136 @@ impl RedisLimiter {
     }
 
     /// Takes in what came on the stream.
-    pub fn received(&mut self, bytes: &[u8], now_us: u64) {
-        self.session.received(bytes, now_us);
+    pub fn handle_input(&mut self, bytes: &[u8], now: StoreTime) {
+        self.session.handle_input(bytes, now);
     }
 
     /// Notes that the stream is closed, or could not be opened.
-    pub fn closed(&mut self, detail: &str, now_us: u64) {
-        self.session.closed(detail, now_us);
+    pub fn handle_close(&mut self, detail: &str, now: StoreTime) {
+        self.session.handle_close(detail, now);
     }
 
     /// Sees to deadlines; in the newest generation to probes and the health in Redis, too.
-    pub fn tick(&mut self, now_us: u64, role: Role, data: &impl SharedData) {
+    pub fn handle_timeout(&mut self, now: StoreTime, role: Role, data: &impl SharedData) {
         self.role = role;
+        self.next_look = Some(now.after(POLL_INTERVAL));
         if role == Role::Superseded {
-            self.session.release_if_idle(now_us);
+            self.session.release_if_idle(now);
         }
-        self.session.tick(now_us);
+        self.session.handle_timeout(now);
         if role == Role::Superseded {
             return;
         }
         let is_accepting = self.session.is_accepting();
         if let Some(Poll { command, health_changes, needs_probe }) =
-            self.health_sync.poll(now_us, is_accepting, data)
+            self.health_sync.poll(now, is_accepting, data)
         {
-            let timeout_us = self.session.timeout_us();
+            let timeout = self.session.timeout();
             // Where the queue is full, the next poll is soon enough.
-            let _ = self.session.send(Asker::Poll { health_changes }, command, timeout_us, now_us);
+            if let Ok(id) = self.session.send(command, timeout, now) {
+                self.purposes.insert(id, Purpose::PollHealth { health_changes });
+            }
             if needs_probe {
-                let _ = self.session.send(Asker::Internal, self.session.probe(), timeout_us, now_us);
+                let _ = self.session.send(self.session.probe(), timeout, now);
             }
         }
     }
 
-    /// Whether a request waits, so that [`RedisLimiter::tick`] should be called often.
-    pub fn is_waiting(&self) -> bool {
-        self.session.is_waiting()
+    /// Lets out what has gathered for the stream. For a worker whose turn to send it is.
+    pub fn flush(&mut self) {
+        self.session.flush();
     }
 
-    /// How often to call [`RedisLimiter::tick`] while a request waits, in microseconds.
-    pub fn tick_us(&self) -> u64 {
-        self.session.tick_us()
+    /// Whether there is something to poll, or to flush and then to poll.
+    pub fn has_output(&self) -> bool {
+        self.session.has_output()
     }
 
-    /// Whether there is anything to send or to answer.
-    pub fn has_work(&self) -> bool {
-        self.session.has_effects() || self.session.has_answers()
-    }
-
-    /// What the owner of the stream has to do since it was last asked.
-    pub fn take_effects(&mut self) -> Effects {
-        self.session.take_effects()
-    }
-
-    /// The next answer to a request. Sees to the worker's own questions and to news on the way.
-    pub fn next_answer(
+    /// What is to be done next. Sees to the worker's own commands and to news on the way.
+    pub fn poll_output(
         &mut self,
-        now_us: u64,
+        now: StoreTime,
         data: &impl SharedData,
         metrics: &mut Metrics,
-    ) -> Option<(RequestId, Answered)> {
+    ) -> Option<RedisOutput> {
         self.tell_news(data);
-        while let Some((asker, answer)) = self.session.next_answer() {
-            if let Err(failure) = &answer {
-                metrics.count(metrics::store_failures(failure.reason), 1);
-                self.log_failure(failure, now_us);
-            }
-            match asker {
-                Asker::Charge { start, charge, limits } => {
-                    let is_current = limits == self.limits;
-                    let answered = self.charged(charge, start.at_us, is_current, answer);
-                    return Some((start.id, answered));
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                SessionOutput::Stream(action) => return Some(RedisOutput::Stream(action)),
+                SessionOutput::Event(event) => {
+                    self.news = Some(event);
+                    self.tell_news(data);
                 }
-                Asker::Health { id, network, health_override } => {
-                    return Some((id, Answered::Health(network, health_override, answer.is_ok())));
+                SessionOutput::Reply(id, reply) => {
+                    if let Err(failure) = &reply {
+                        metrics.count(metrics::store_failures(failure.reason), 1);
+                        self.log_failure(failure, now);
+                    }
+                    if let Some((id, answered)) = self.settle(id, reply, now, data) {
+                        return Some(RedisOutput::Answer(id, answered));
+                    }
                 }
-                Asker::Poll { health_changes } => match answer {
-                    Ok(Answer::Text(text)) if self.role == Role::Newest => {
-                        let restore = self.health_sync.found(text.as_deref(), health_changes, data);
-                        if let Some(command) = restore {
-                            let _ =
-                                self.session.send(Asker::Internal, command, SET_HEALTH_TIMEOUT_US, now_us);
-                        }
-                    }
-                    Err(Failure { reason: FailureKind::Auth | FailureKind::Error, detail })
-                        if self.session.is_accepting() =>
-                    {
-                        self.health_sync.unreadable(&detail);
-                    }
-                    _ => {}
-                },
-                Asker::Internal => {}
             }
         }
         None
     }
 
+    /// When to call [`RedisLimiter::handle_timeout`] next; the first time is the owner's choice.
+    pub fn poll_timeout(&self) -> Option<StoreTime> {
+        [self.next_look, self.session.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Does what follows from a reply; the answer, where a request waits for it.
+    fn settle(
+        &mut self,
+        id: CommandId,
+        reply: Result<Answer, Failure>,
+        now: StoreTime,
+        data: &impl SharedData,
+    ) -> Option<(RequestId, Answered)> {
+        match self.purposes.remove(&id)? {
+            Purpose::Charge { start, charge, limits } => {
+                let is_current = limits == self.limits;
+                let sent_at = StoreTime::from_micros(start.at_us);
+                Some((start.id, self.charged(charge, sent_at, is_current, reply)))
+            }
+            Purpose::SetHealth { id, network, health_override } => {
+                Some((id, Answered::Health(network, health_override, reply.is_ok())))
+            }
+            Purpose::PollHealth { health_changes } => {
+                self.polled(reply, health_changes, now, data);
+                None
+            }
+        }
+    }
+
+    fn polled(
+        &mut self,
+        reply: Result<Answer, Failure>,
+        health_changes: u32,
+        now: StoreTime,
+        data: &impl SharedData,
+    ) {
+        match reply {
+            Ok(Answer::Text(text)) if self.role == Role::Newest => {
+                if let Some(restore) = self.health_sync.found(text.as_deref(), health_changes, data) {
+                    let _ = self.session.send(restore, SET_HEALTH_TIMEOUT, now);
+                }
+            }
+            Err(Failure { reason: FailureKind::Auth | FailureKind::Error, detail })
+                if self.session.is_accepting() =>
+            {
+                self.health_sync.unreadable(&detail);
+            }
+            _ => {}
+        }
+    }
+
     /// Says why a command failed: at `warn` once a minute for each kind, for many of them open no breaker.
-    fn log_failure(&mut self, failure: &Failure, now_us: u64) {
-        match self.next_log_us.get_mut(failure.reason as usize) {
-            Some(next_us) if *next_us <= now_us => {
-                *next_us = now_us.saturating_add(LOG_INTERVAL_US);
+    fn log_failure(&mut self, failure: &Failure, now: StoreTime) {
+        match self.next_log.get_mut(failure.reason as usize) {
+            Some(next) if *next <= now => {
+                *next = now.after(LOG_INTERVAL);
                 log::warn!("Redis did not carry out a command: {}", failure.detail);
             }
             _ => log::debug!("Redis did not carry out a command: {}", failure.detail),
@@ -292,11 +341,11 @@ impl RedisLimiter {
     fn charged(
         &mut self,
         charge: Charge,
-        asked_us: u64,
+        sent_at: StoreTime,
         is_current: bool,
-        answer: Result<Answer, Failure>,
+        reply: Result<Answer, Failure>,
     ) -> Answered {
-        let Ok(Answer::Taken(taken)) = answer else {
+        let Ok(Answer::Taken(taken)) = reply else {
             self.deny_cache.forget(&charge.owner);
             return Answered::Charge(charge, None);
         };
@@ -304,7 +353,10 @@ impl RedisLimiter {
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
         match outcome {
             Outcome::Admitted => self.deny_cache.forget(&charge.owner),
-            Outcome::Refused if is_current => self.deny_cache.note(&charge.owner, asked_us, verdict.wait_us),
+            Outcome::Refused if is_current => {
+                let wait = Duration::from_micros(verdict.wait_us);
+                self.deny_cache.note(&charge.owner, sent_at, wait);
+            }
             Outcome::Refused => {}
         }
         Answered::Charge(charge, Some(verdict))
@@ -312,7 +364,6 @@ impl RedisLimiter {
 
     /// Tells the other workers, and the log, what has become of Redis.
     fn tell_news(&mut self, data: &impl SharedData) {
-        self.news = self.session.take_event().or(self.news.take());
         let is_known = self.is_used || self.was_connected || self.news == Some(Event::Connected);
         let is_ours_to_tell = is_known && self.role == Role::Newest;
         let Some(event) = self.news.take_if(|_| is_ours_to_tell) else {

@@ -26,11 +26,17 @@ impl StoreTime {
 
     /// The moment `duration` earlier.
     pub fn before(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_sub(whole_micros(duration)))
     }
 
     /// The moment `duration` later.
     pub fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(whole_micros(duration)))
     }
+}
+
+/// A duration in microseconds, rounded down.
+pub fn whole_micros(duration: Duration) -> u64 {
+    let micros = duration.as_secs().checked_mul(1_000_000);
+    micros.map_or(u64::MAX, |micros| micros.saturating_add(duration.subsec_micros().into()))
 }

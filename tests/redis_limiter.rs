@@ -5,9 +5,8 @@
 
 mod common;
 
-use std::collections::VecDeque;
-
-use common::redis::{Connection, ModelRedis};
+use common::fake_stream::FakeStream;
+use common::redis::ModelRedis;
 use common::{FakeData, FakeRequest, SECOND, TOKEN};
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
@@ -16,13 +15,17 @@ use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::health_sync::POLL_US;
-use dynamic_rate_limiter::limiter::Limiter;
+use dynamic_rate_limiter::health_sync::POLL_INTERVAL;
+use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
 use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::SharedData;
+use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 
 const MS: u64 = 1_000;
+
+const POLL_US: u64 = POLL_INTERVAL.as_micros() as u64;
 
 /// How long a request waits for Redis where the configuration says nothing else.
 const TIMEOUT: u64 = 20 * MS;
@@ -41,8 +44,7 @@ fn config(rest: &str) -> String {
 /// A worker, and its stream to Redis.
 struct Worker {
     limiter: Limiter,
-    connection: Option<Connection>,
-    replies: VecDeque<Vec<u8>>,
+    stream: FakeStream,
     commands: usize,
 }
 
@@ -122,16 +124,24 @@ impl World {
     fn exchange(&mut self, name: Name) -> Vec<(RequestId, Decision)> {
         let (is_down, is_frozen) = (self.is_down, self.is_frozen);
         let (worker, data, redis) = self.worker(name);
-        let now_us = data.now_us();
         let mut decisions = Vec::new();
         loop {
-            decisions.extend(std::iter::from_fn(|| worker.limiter.next_decision(now_us, data)));
-            if worker.has_work() {
-                worker.flush(redis, is_down, now_us);
-            } else if !is_frozen && !worker.replies.is_empty() {
-                worker.deliver(now_us);
-            } else {
-                return decisions;
+            match worker.limiter.poll_output(data.now_us(), data) {
+                Some(LimiterOutput::Decided(id, decision)) => decisions.push((id, decision)),
+                Some(LimiterOutput::Stream(StreamAction::Open)) if is_down => {
+                    worker.stream.close();
+                    worker.limiter.handle_close("refused", data.now_us());
+                }
+                Some(LimiterOutput::Stream(action)) => {
+                    worker.commands += worker.stream.carry_out(action, redis);
+                }
+                None if worker.limiter.redis().is_some_and(RedisLimiter::has_output) => {
+                    worker.limiter.flush();
+                }
+                None if !is_frozen && !worker.stream.replies.is_empty() => {
+                    worker.limiter.handle_input(&worker.stream.take_replies(), data.now_us());
+                }
+                None => return decisions,
             }
         }
     }
@@ -218,40 +228,12 @@ impl Worker {
         let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
         let mut limiter = Limiter::new(plugin, data, (random << 32, 0x5eed)).expect("a limiter");
         limiter.set_wall_clock(1_700_000_000 * SECOND, data.now_us());
-        Self { limiter, connection: None, replies: VecDeque::new(), commands: 0 }
-    }
-
-    fn has_work(&self) -> bool {
-        self.limiter.redis().expect("a Redis in the configuration").has_work()
-    }
-
-    fn flush(&mut self, redis: &mut ModelRedis, is_down: bool, now_us: u64) {
-        let effects = self.limiter.take_effects();
-        if effects.close || effects.open {
-            self.connection = None;
-            self.replies.clear();
-        }
-        if effects.open && is_down {
-            return self.limiter.handle_close("refused", now_us);
-        }
-        if effects.open {
-            self.connection = Some(Connection::default());
-        }
-        if let Some(connection) = &mut self.connection {
-            let replies = redis.receive(connection, &effects.send);
-            self.commands += replies.len();
-            self.replies.extend(replies);
-        }
-    }
-
-    fn deliver(&mut self, now_us: u64) {
-        let bytes: Vec<u8> = self.replies.drain(..).flatten().collect();
-        self.limiter.handle_input(&bytes, now_us);
+        Self { limiter, stream: FakeStream::default(), commands: 0 }
     }
 
     fn hang_up(&mut self, now_us: u64) {
-        self.replies.clear();
-        if self.connection.take().is_some() {
+        if self.stream.is_open() {
+            self.stream.close();
             self.limiter.handle_close("reset by peer", now_us);
         }
     }
@@ -736,7 +718,7 @@ fn what_was_read_before_a_change_does_not_undo_it() {
     world.is_frozen = true;
     world.advance(POLL_US);
     world.tick((0, looks));
-    assert_eq!(world.envoys[0].workers[looks].replies.len(), 1);
+    assert_eq!(world.envoys[0].workers[looks].stream.replies.len(), 1);
     world.is_frozen = false;
     assert_eq!(world.post((0, 1 - looks), "DEGRADED").0, 200);
     world.exchange((0, looks));

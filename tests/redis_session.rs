@@ -3,23 +3,23 @@
 
 mod common;
 
-use std::collections::VecDeque;
-
-use common::redis::{Connection, ModelRedis, parse_commands, shown};
-use common::{SECOND, limit};
-use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use common::fake_stream::{FakeSession, Turn, get, is_of, set, take};
+use common::{SECOND, redis};
 use dynamic_rate_limiter::config::Credentials;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_REFUSALS};
-use dynamic_rate_limiter::store::redis::command::{Answer, Command, Declined, Event, Failure, Overwrite};
+use dynamic_rate_limiter::store::redis::command::{Answer, Command, Declined, Event, Overwrite};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;
+use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
-use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, TIMER_RESOLUTION_US};
-use dynamic_rate_limiter::store::redis::script::Take;
-use dynamic_rate_limiter::store::redis::session::{Effects, MAX_COMMANDS, Session};
+use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, ReplyClock, TIMER_RESOLUTION};
+use dynamic_rate_limiter::store::redis::session::{MAX_COMMANDS, SessionOutput};
+use redis::{parse_commands, shown};
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 const MS: u64 = 1_000;
 
-/// How long a question has for its answer here.
+/// How long a command has for its reply here.
 const TIMEOUT: u64 = 20 * MS;
 
 /// How many commands are on the wire at a time.
@@ -28,44 +28,24 @@ const WINDOW: usize = 125;
 /// How long a probe has that has to connect first.
 const CONNECT_TIMEOUT: u64 = SECOND;
 
-/// A bucket that nobody else asks for, and whose size says whose answer it is: `id` is left, of one more.
-fn take(id: u32) -> Command {
-    Command::Take(Take {
-        key: format!("bucket:{id}"),
-        limit: limit(id + 1, 1),
-        other_limit: limit(1, 1),
-        ttl_ms: 1_000,
-    })
-}
-
-fn get(id: u32) -> Command {
-    Command::Get(format!("text:{id}").into())
-}
-
-fn set(id: u32) -> Command {
-    Command::Set(format!("set:{id}").into(), "DEGRADED", Overwrite::Always)
-}
-
 /// An answer, or why there is none.
 type Told = (u32, Result<Answer, FailureKind>);
 
-/// Whether it is the answer that Redis gave to `id`, and no other.
-fn is_of(id: u32, answer: &Answer) -> bool {
-    match answer {
-        Answer::Taken(taken) => taken.admitted && taken.tokens_pico == u64::from(id) * PICO_PER_TOKEN,
-        Answer::Text(text) => text.as_deref() == Some(id.to_string().as_bytes()),
-        Answer::Done => true,
+/// A session with its Redis, and what these tests want to know of it.
+struct Talk(FakeSession);
+
+impl Deref for Talk {
+    type Target = FakeSession;
+
+    fn deref(&self) -> &FakeSession {
+        &self.0
     }
 }
 
-/// A session, the Redis that it talks to, and all that is between them.
-struct Talk {
-    session: Session<u32>,
-    redis: ModelRedis,
-    connection: Option<Connection>,
-    now_us: u64,
-    /// Replies on their way.
-    replies: VecDeque<Vec<u8>>,
+impl DerefMut for Talk {
+    fn deref_mut(&mut self) -> &mut FakeSession {
+        &mut self.0
+    }
 }
 
 impl Talk {
@@ -74,84 +54,26 @@ impl Talk {
     }
 
     fn with(credentials: Credentials) -> Self {
-        let mut redis = ModelRedis::at(1_700_000_000 * SECOND);
-        redis.knows_script = true;
-        Self {
-            session: Session::new(credentials, "#probe".to_owned(), TIMEOUT, 7)
-                .with_proxy_errors(&[b"upstream failure", b"no upstream host"]),
-            redis,
-            connection: None,
-            now_us: SECOND,
-            replies: VecDeque::new(),
-        }
+        Self(FakeSession::new(credentials, TIMEOUT, 7))
     }
 
-    fn ask(&mut self, id: u32, question: Command) -> CommandId {
-        self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
-        self.session.send(id, question, TIMEOUT, self.now_us).unwrap_or_else(|why| panic!("{id}: {why:?}"))
+    fn send(&mut self, id: u32, command: Command) -> CommandId {
+        self.0.send(id, command).unwrap_or_else(|why| panic!("{id}: {why:?}"))
     }
 
     /// Takes as many tokens, each from a bucket of its own.
-    fn ask_many(&mut self, ids: std::ops::Range<usize>) -> Vec<CommandId> {
-        ids.map(|id| self.ask(id as u32, take(id as u32))).collect()
-    }
-
-    /// Does what the session wants done; its commands reach Redis, and the replies set out.
-    fn flush(&mut self) -> Effects {
-        let effects = self.session.take_effects();
-        if effects.close || effects.open {
-            self.connection = None;
-            self.replies.clear();
-        }
-        if effects.open {
-            self.connection = Some(Connection::default());
-        }
-        if let Some(connection) = &mut self.connection {
-            self.replies.extend(self.redis.receive(connection, &effects.send));
-        } else {
-            assert!(effects.send.is_empty(), "there is no stream to send on");
-        }
-        effects
-    }
-
-    /// The replies arrive.
-    fn deliver(&mut self) {
-        let replies: Vec<u8> = self.replies.drain(..).flatten().collect();
-        self.session.received(&replies, self.now_us);
-    }
-
-    /// Commands and replies go back and forth until there are no more.
-    fn exchange(&mut self) {
-        while self.session.has_effects() || !self.replies.is_empty() {
-            self.flush();
-            self.deliver();
-        }
-    }
-
-    /// Time goes by in an idle worker, whose ticks come when they are due.
-    fn pass(&mut self, us: u64) {
-        let until_us = self.now_us + us;
-        while self.session.is_waiting() && self.now_us + self.session.tick_us() < until_us {
-            self.now_us += self.session.tick_us();
-            self.session.tick(self.now_us);
-        }
-        self.now_us = until_us;
-        self.session.tick(self.now_us);
-    }
-
-    /// Time goes by in a worker that does something else, and ticks late.
-    fn stall(&mut self, us: u64) {
-        self.now_us += us;
-        self.session.tick(self.now_us);
+    fn send_many(&mut self, ids: std::ops::Range<usize>) -> Vec<CommandId> {
+        ids.map(|id| self.send(id as u32, take(id as u32))).collect()
     }
 
     fn answers(&mut self) -> Vec<Told> {
         let mut told = Vec::new();
-        while let Some((id, answer)) = self.session.next_answer() {
+        while let Some((id, answer)) = self.next_reply() {
             if let Ok(answer) = &answer {
                 assert!(is_of(id, answer), "{answer:?} is not the answer to {id}");
+                assert!(!matches!(answer, Answer::Taken(taken) if !taken.admitted), "{id} has a token");
             }
-            told.push((id, answer.map_err(|failure: Failure| failure.reason)));
+            told.push((id, answer.map_err(|failure| failure.reason)));
         }
         told
     }
@@ -161,17 +83,10 @@ impl Talk {
         self.answers().into_iter().map(|(id, answer)| (id, answer.map(|_| ()))).collect()
     }
 
-    /// The stream is closed at the other end.
-    fn hang_up(&mut self) {
-        self.connection = None;
-        self.replies.clear();
-        self.session.closed("reset by peer", self.now_us);
-    }
-
     /// Opens the breaker by losing the connection.
     fn break_the_connection(&mut self) {
         for id in 0..MAX_FAILURES {
-            self.ask(id, take(id));
+            self.send(id, take(id));
             self.flush();
             self.hang_up();
             assert_eq!(self.outcomes(), [(id, Err(FailureKind::Disconnected))]);
@@ -183,9 +98,9 @@ impl Talk {
     fn wait_for_probe(&mut self) -> u64 {
         for ms in 1..=10_000 {
             self.pass(MS);
-            if self.session.has_effects() {
-                let effects = self.flush();
-                assert!(effects.open && !effects.send.is_empty(), "a probe needs a stream");
+            if self.wants_turn() {
+                let turn = self.flush();
+                assert!(turn.has_opened && !turn.sent.is_empty(), "a probe needs a stream");
                 return ms;
             }
         }
@@ -193,57 +108,57 @@ impl Talk {
     }
 
     fn declined(&mut self) -> Option<Declined> {
-        self.session.send(99, take(99), TIMEOUT, self.now_us).err()
+        self.0.send(99, take(99)).err()
     }
 }
 
-fn words(effects: &Effects) -> Vec<String> {
-    parse_commands(&effects.send).iter().map(shown).collect()
+fn words(turn: &Turn) -> Vec<String> {
+    parse_commands(&turn.sent).iter().map(shown).collect()
 }
 
 #[test]
-fn answers_come_in_the_order_of_the_questions_each_to_whoever_asked() {
+fn answers_come_in_the_order_of_the_commands_each_to_whoever_asked() {
     let mut talk = Talk::new();
     for id in 0..30 {
-        talk.ask(id, [take, get, set][id as usize % 3](id));
+        talk.send(id, [take, get, set][id as usize % 3](id));
     }
-    let effects = talk.flush();
-    assert!(effects.open && !effects.close);
-    assert_eq!(words(&effects).len(), 30, "one message for all of them");
+    let turn = talk.flush();
+    assert!(turn.has_opened && !turn.has_closed);
+    assert_eq!(words(&turn).len(), 30, "one message for all of them");
     // Byte by byte, as a network may have it.
-    let replies: Vec<u8> = talk.replies.drain(..).flatten().collect();
+    let replies = talk.stream.take_replies();
     for byte in replies {
-        talk.session.received(&[byte], talk.now_us);
+        talk.receive(&[byte]);
     }
     let answers = talk.answers();
     assert_eq!(answers.iter().map(|(id, _)| *id).collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
     assert!(answers.iter().all(|(_, answer)| answer.is_ok()), "{answers:?}");
-    assert_eq!(talk.session.take_event(), Some(Event::Connected));
-    assert_eq!(talk.session.take_event(), None);
-    assert!(!talk.session.is_waiting() && !talk.session.has_effects());
+    assert_eq!(talk.next_event(), Some(Event::Connected));
+    assert_eq!(talk.next_event(), None);
+    assert!(!talk.is_waiting() && !talk.wants_turn());
 }
 
 #[test]
 fn what_is_not_there_and_what_is_not_written_over_are_answers_too() {
     let mut talk = Talk::new();
-    talk.session.send(1, Command::Get("nothing".into()), TIMEOUT, 0).expect("asked");
-    talk.session.send(2, Command::Set("s".into(), "NORMAL", Overwrite::Never), TIMEOUT, 0).expect("asked");
-    talk.session.send(3, Command::Set("s".into(), "DEGRADED", Overwrite::Never), TIMEOUT, 0).expect("asked");
-    let effects = talk.flush();
-    assert_eq!(words(&effects), ["GET nothing", "SET s NORMAL NX", "SET s DEGRADED NX"]);
+    talk.send(1, Command::Get("nothing".into()));
+    talk.send(2, Command::Set("s".into(), "NORMAL", Overwrite::Never));
+    talk.send(3, Command::Set("s".into(), "DEGRADED", Overwrite::Never));
+    let turn = talk.flush();
+    assert_eq!(words(&turn), ["GET nothing", "SET s NORMAL NX", "SET s DEGRADED NX"]);
     talk.deliver();
-    let answers: Vec<_> = std::iter::from_fn(|| talk.session.next_answer()).collect();
-    assert_eq!(answers, [(1, Ok(Answer::Text(None))), (2, Ok(Answer::Done)), (3, Ok(Answer::Done))]);
+    let replies: Vec<_> = std::iter::from_fn(|| talk.next_reply()).collect();
+    assert_eq!(replies, [(1, Ok(Answer::Text(None))), (2, Ok(Answer::Done)), (3, Ok(Answer::Done))]);
     assert_eq!(talk.redis.strings["s"], b"NORMAL");
 }
 
 #[test]
 fn gives_up_at_the_very_microsecond_of_the_deadline() {
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.flush();
     talk.pass(5 * MS);
-    talk.ask(2, take(2));
+    talk.send(2, take(2));
     talk.flush();
     talk.pass(15 * MS - 1);
     assert_eq!(talk.outcomes(), [], "a tick early");
@@ -259,20 +174,21 @@ fn gives_up_at_the_very_microsecond_of_the_deadline() {
 #[test]
 fn a_busy_worker_reads_what_lies_in_its_socket_before_it_gives_up() {
     // (how late the first tick comes, whether the time until then is charged to Redis)
-    let tick_us = Talk::new().session.tick_us();
+    let tick_us = ReplyClock::new(Duration::from_micros(TIMEOUT)).interval().as_micros() as u64;
+    let resolution_us = TIMER_RESOLUTION.as_micros() as u64;
     for (first_tick_us, is_charged) in [
         (tick_us, true),
-        (tick_us + TIMER_RESOLUTION_US, true),
-        (tick_us + TIMER_RESOLUTION_US + 1, false),
+        (tick_us + resolution_us, true),
+        (tick_us + resolution_us + 1, false),
         (TIMEOUT, false),
         (SECOND, false),
     ] {
         let mut talk = Talk::new();
-        talk.ask(1, take(1));
+        talk.send(1, take(1));
         talk.flush();
         talk.stall(first_tick_us);
         assert_eq!(talk.outcomes(), [], "{first_tick_us} µs: no reply could have been read");
-        let charged_us = if is_charged { first_tick_us } else { TIMEOUT / MAX_TURNS };
+        let charged_us = if is_charged { first_tick_us } else { TIMEOUT / u64::from(MAX_TURNS) };
         talk.pass(TIMEOUT - charged_us - 1);
         assert_eq!(talk.outcomes(), [], "{first_tick_us} µs: a tick early");
         talk.pass(1);
@@ -280,7 +196,7 @@ fn a_busy_worker_reads_what_lies_in_its_socket_before_it_gives_up() {
     }
     let mut talk = Talk::new();
     for id in 1..=5 {
-        talk.ask(id, take(id));
+        talk.send(id, take(id));
         talk.flush();
         talk.stall(10 * TIMEOUT);
         talk.deliver();
@@ -293,8 +209,8 @@ fn a_busy_worker_reads_what_lies_in_its_socket_before_it_gives_up() {
 fn a_worker_that_is_busy_for_good_gives_up_after_so_many_turns() {
     for (timeout_us, late_us) in [(TIMEOUT, 50 * MS), (TIMEOUT, 7 * MS), (SECOND, 600 * MS)] {
         let mut talk = Talk::new();
-        talk.session = Session::new(Credentials::default(), "#probe".to_owned(), timeout_us, 7);
-        talk.session.send(1, take(1), timeout_us, talk.now_us).expect("asked");
+        talk.0 = FakeSession::new(Credentials::default(), timeout_us, 7);
+        talk.send(1, take(1));
         talk.flush();
         for turn in 1..MAX_TURNS {
             talk.stall(late_us);
@@ -329,13 +245,13 @@ fn what_may_take_a_second_takes_no_longer_in_a_busy_worker_but_for_the_turns_of_
         talk.wait_for_probe();
         for turn in 1..turns {
             talk.stall(late_us);
-            assert!(!talk.session.has_effects(), "{late_us} µs late: the probe, turn {turn}");
+            assert!(!talk.wants_turn(), "{late_us} µs late: the probe, turn {turn}");
         }
         talk.stall(late_us);
-        assert!(talk.session.take_effects().close, "{late_us} µs late: the probe has no answer");
+        assert!(talk.take_turn().has_closed, "{late_us} µs late: the probe has no answer");
 
         let mut talk = Talk::new();
-        talk.session.send(1, set(1), SECOND, talk.now_us).expect("asked");
+        talk.send_within(1, set(1), SECOND).expect("sent");
         talk.flush();
         for turn in 1..turns {
             talk.stall(late_us);
@@ -349,27 +265,27 @@ fn what_may_take_a_second_takes_no_longer_in_a_busy_worker_but_for_the_turns_of_
 #[test]
 fn a_late_reply_is_thrown_away_and_never_given_to_another() {
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
-    talk.ask(2, get(2));
+    talk.send(1, take(1));
+    talk.send(2, get(2));
     talk.flush();
     talk.pass(TIMEOUT);
     assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout)), (2, Err(FailureKind::Timeout))]);
-    talk.ask(3, get(3));
-    talk.ask(4, take(4));
+    talk.send(3, get(3));
+    talk.send(4, take(4));
     talk.flush();
-    assert!(talk.session.is_waiting());
+    assert!(talk.is_waiting());
     talk.deliver();
     assert_eq!(talk.outcomes(), [(3, Ok(())), (4, Ok(()))]);
-    assert!(!talk.session.is_waiting() && !talk.session.has_effects(), "the stream is in step, and stays");
+    assert!(!talk.is_waiting() && !talk.wants_turn(), "the stream is in step, and stays");
 }
 
 #[test]
 fn a_redis_that_does_not_know_the_script_is_given_it_within_the_same_request() {
     let mut talk = Talk::new();
     talk.redis.knows_script = false;
-    talk.ask(1, take(1));
-    talk.ask(2, get(2));
-    talk.ask(3, take(3));
+    talk.send(1, take(1));
+    talk.send(2, get(2));
+    talk.send(3, take(3));
     assert_eq!(
         words(&talk.flush()),
         [
@@ -386,10 +302,10 @@ fn a_redis_that_does_not_know_the_script_is_given_it_within_the_same_request() {
         ["EVAL <take> 1 bucket:1 2 1 1000 3 1 1", "EVAL <take> 1 bucket:3 4 1 1000 4 1 1"],
         "with numbers of their own"
     );
-    assert!(!again.open && !again.close);
+    assert!(!again.has_opened && !again.has_closed);
     talk.deliver();
     assert_eq!(talk.outcomes(), [(1, Ok(())), (3, Ok(()))]);
-    talk.ask(5, take(5));
+    talk.send(5, take(5));
     assert_eq!(words(&talk.flush()), ["EVALSHA <sha1> 1 bucket:5 6 1 1000 5 1 1"], "known from now on");
 }
 
@@ -398,41 +314,41 @@ fn the_script_is_given_once_and_within_the_deadline_that_there_was() {
     let noscript = b"-NOSCRIPT No matching script. Please use EVAL.\r\n";
     let mut talk = Talk::new();
     talk.redis.knows_script = false;
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.flush();
     talk.pass(15 * MS);
     talk.deliver();
     talk.flush();
-    talk.replies.clear();
+    talk.stream.replies.clear();
     talk.pass(5 * MS - 1);
     assert_eq!(talk.outcomes(), [], "a tick early");
     talk.pass(1);
     assert_eq!(
         talk.outcomes(),
         [(1, Err(FailureKind::Timeout))],
-        "the second question has no time of its own"
+        "the second command has no time of its own"
     );
 
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.flush();
-    talk.session.received(noscript, talk.now_us);
-    assert_eq!(words(&talk.session.take_effects()).len(), 1);
-    talk.session.received(noscript, talk.now_us);
+    talk.receive(noscript);
+    assert_eq!(words(&talk.take_turn()).len(), 1);
+    talk.receive(noscript);
     assert_eq!(
         talk.outcomes(),
         [(1, Err(FailureKind::Error))],
         "who does not know what he is told is not told again"
     );
-    assert!(!talk.session.has_effects());
+    assert!(!talk.wants_turn());
 
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.flush();
     talk.pass(TIMEOUT);
     assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
-    talk.session.received(noscript, talk.now_us);
-    assert!(!talk.session.has_effects(), "nobody takes a token for somebody who has gone");
+    talk.receive(noscript);
+    assert!(!talk.wants_turn(), "nobody takes a token for somebody who has gone");
 }
 
 #[test]
@@ -440,25 +356,25 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
     type Fail = fn(&mut Talk, u32);
     fn refuse(talk: &mut Talk, id: u32, error: &'static str) {
         talk.redis.error = Some(error);
-        talk.ask(id, take(id));
+        talk.send(id, take(id));
         talk.exchange();
         talk.redis.error = None;
     }
     let cases: [(&str, FailureKind, Fail); 9] = [
         ("no reply", FailureKind::Timeout, |talk, id| {
-            talk.ask(id, take(id));
+            talk.send(id, take(id));
             talk.flush();
             talk.pass(TIMEOUT);
         }),
         ("connection lost", FailureKind::Disconnected, |talk, id| {
-            talk.ask(id, take(id));
+            talk.send(id, take(id));
             talk.flush();
             talk.hang_up();
         }),
         ("garbage", FailureKind::Protocol, |talk, id| {
-            talk.ask(id, take(id));
+            talk.send(id, take(id));
             talk.flush();
-            talk.session.received(b"HTTP/1.1 200 OK\r\n\r\n", talk.now_us);
+            talk.receive(b"HTTP/1.1 200 OK\r\n\r\n");
         }),
         ("LOADING", FailureKind::Loading, |talk, id| {
             refuse(talk, id, "LOADING Redis is loading the dataset in memory")
@@ -482,21 +398,21 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
         };
         fail(&mut talk, 1, true);
         fail(&mut talk, 2, true);
-        talk.ask(50, take(50));
+        talk.send(50, take(50));
         talk.exchange();
         assert_eq!(talk.outcomes(), [(50, Ok(()))], "{what}: counting begins anew");
-        assert_eq!(talk.session.take_event(), Some(Event::Connected), "{what}");
+        assert_eq!(talk.next_event(), Some(Event::Connected), "{what}");
         fail(&mut talk, 3, true);
         fail(&mut talk, 4, true);
         fail(&mut talk, 5, false);
         talk.flush();
-        assert!(talk.connection.is_none(), "{what}: nothing more comes from there");
+        assert!(!talk.stream.is_open(), "{what}: nothing more comes from there");
         assert!(
-            matches!(talk.session.take_event(), Some(Event::Lost(failure)) if failure.reason == reason),
+            matches!(talk.next_event(), Some(Event::Lost(failure)) if failure.reason == reason),
             "{what}"
         );
         assert_eq!(talk.declined(), Some(Declined::BreakerOpen), "{what}");
-        assert!(!talk.session.has_effects() && !talk.session.is_waiting(), "{what}: it is not asked");
+        assert!(!talk.wants_turn() && !talk.is_waiting(), "{what}: it is not asked");
     }
 }
 
@@ -504,27 +420,27 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
 fn when_the_breaker_opens_everybody_who_waits_is_told_at_once() {
     let mut talk = Talk::new();
     for id in 1..=3 {
-        talk.ask(id, take(id));
+        talk.send(id, take(id));
         talk.flush();
         talk.pass(5 * MS);
     }
     talk.pass(5 * MS);
-    talk.ask(4, get(4));
-    talk.ask(5, set(5));
+    talk.send(4, get(4));
+    talk.send(5, set(5));
     assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
     talk.pass(5 * MS);
     talk.pass(5 * MS);
     let timed_out = [2, 3, 4, 5].map(|id| (id, Err(FailureKind::Timeout)));
     assert_eq!(talk.outcomes(), timed_out, "the last two had time left, and nobody to wait for");
     assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
-    let effects = talk.session.take_effects();
-    assert_eq!(effects, Effects { close: true, ..Effects::default() }, "what was to go out does not");
+    let turn = talk.take_turn();
+    assert_eq!(turn, Turn { has_closed: true, ..Turn::default() }, "what was to go out does not");
 }
 
 #[test]
 fn the_time_of_a_command_begins_when_it_is_sent() {
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.pass(10 * TIMEOUT);
     assert_eq!(talk.outcomes(), [], "Redis has not been asked");
     talk.flush();
@@ -539,12 +455,12 @@ fn an_error_about_one_key_is_nobody_elses_trouble() {
     let mut talk = Talk::new();
     talk.redis.of_another_type.insert("bucket:1".to_owned());
     for _ in 0..50 {
-        talk.ask(1, take(1));
+        talk.send(1, take(1));
         talk.exchange();
         assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Error))]);
         assert!(talk.session.is_accepting());
     }
-    talk.ask(2, take(2));
+    talk.send(2, take(2));
     talk.exchange();
     assert_eq!(talk.outcomes(), [(2, Ok(()))]);
 }
@@ -561,16 +477,16 @@ fn a_shard_that_is_ill_is_the_trouble_of_its_callers_until_nobody_else_is_served
         let mut talk = Talk::new();
         let refused = |talk: &mut Talk| {
             talk.redis.error = Some(error);
-            talk.ask(1, take(1));
+            talk.send(1, take(1));
             talk.exchange();
             talk.redis.error = None;
             assert_eq!(talk.outcomes(), [(1, Err(reason))]);
         };
         for _ in 0..10 * MAX_SHARD_REFUSALS {
             refused(&mut talk);
-            talk.ask(2, take(0));
+            talk.send(2, take(0));
             talk.exchange();
-            assert_eq!(talk.session.next_answer().map(|(id, _)| id), Some(2));
+            assert_eq!(talk.next_reply().map(|(id, _)| id), Some(2));
             assert!(talk.session.is_accepting(), "{error}: others are served");
         }
         for count in 1..=MAX_SHARD_REFUSALS {
@@ -584,10 +500,10 @@ fn a_shard_that_is_ill_is_the_trouble_of_its_callers_until_nobody_else_is_served
 fn a_replica_that_can_be_read_does_not_look_well_for_that() {
     let mut talk = Talk::new();
     for id in 1..=MAX_FAILURES {
-        talk.ask(id, get(id));
+        talk.send(id, get(id));
         talk.exchange();
         talk.redis.error = Some("READONLY You can't write against a read only replica.");
-        talk.ask(id, take(id));
+        talk.send(id, take(id));
         talk.exchange();
         talk.redis.error = None;
         assert_eq!(talk.outcomes(), [(id, Ok(())), (id, Err(FailureKind::ReadOnly))]);
@@ -600,7 +516,7 @@ fn an_open_breaker_probes_again_and_again_with_jittered_pauses_of_at_most_two_se
     let mut first_pauses = Vec::new();
     for seed in 0..50 {
         let mut talk = Talk::new();
-        talk.session = Session::new(Credentials::default(), "#probe".to_owned(), TIMEOUT, seed);
+        talk.0 = FakeSession::new(Credentials::default(), TIMEOUT, seed);
         talk.break_the_connection();
         for attempt in 0..8_u32 {
             let longest_ms = (100 << attempt).min(2_000);
@@ -617,8 +533,8 @@ fn an_open_breaker_probes_again_and_again_with_jittered_pauses_of_at_most_two_se
             assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
         }
         assert_eq!(talk.outcomes(), []);
-        assert_eq!(talk.session.take_event().map(|event| matches!(event, Event::Lost(_))), Some(true));
-        assert_eq!(talk.session.take_event(), None, "that it is still lost is no news");
+        assert_eq!(talk.next_event().map(|event| matches!(event, Event::Lost(_))), Some(true));
+        assert_eq!(talk.next_event(), None, "that it is still lost is no news");
     }
     first_pauses.sort_unstable();
     first_pauses.dedup();
@@ -639,22 +555,22 @@ fn a_probe_may_connect_first_and_has_to_be_quick_after_that() {
         let what = format!("{connect_us} and {answer_us} µs");
         let mut talk = Talk::new();
         talk.break_the_connection();
-        talk.session.take_event();
+        talk.next_event();
         talk.wait_for_probe();
         talk.pass(connect_us);
         talk.deliver();
-        if !talk.flush().close {
+        if !talk.flush().has_closed {
             assert!(!talk.session.is_accepting(), "{what}: one answer is not enough");
             talk.pass(answer_us);
             talk.deliver();
         }
         assert_eq!(talk.session.is_accepting(), is_well, "{what}");
-        assert_eq!(talk.session.take_event(), is_well.then_some(Event::Connected), "{what}");
+        assert_eq!(talk.next_event(), is_well.then_some(Event::Connected), "{what}");
         assert_eq!(talk.outcomes(), [], "{what}: nobody asked");
         if is_well {
-            talk.ask(50, take(50));
-            let effects = talk.flush();
-            assert!(!effects.open && !effects.close, "{what}: the probe's stream is a good one");
+            talk.send(50, take(50));
+            let turn = talk.flush();
+            assert!(!turn.has_opened && !turn.has_closed, "{what}: the probe's stream is a good one");
             talk.deliver();
             assert_eq!(talk.outcomes(), [(50, Ok(()))], "{what}");
         }
@@ -722,13 +638,13 @@ fn the_password_is_the_first_thing_said_on_each_new_stream() {
         let mut talk = Talk::with(credentials);
         talk.redis.password = Some((user, "canary-password"));
         for id in 0..3 {
-            talk.ask(id, take(id));
-            let effects = talk.flush();
-            assert!(effects.open);
-            assert_eq!(words(&effects)[0], wanted);
-            assert_eq!(words(&effects).len(), 2);
+            talk.send(id, take(id));
+            let turn = talk.flush();
+            assert!(turn.has_opened);
+            assert_eq!(words(&turn)[0], wanted);
+            assert_eq!(words(&turn).len(), 2);
             talk.deliver();
-            talk.ask(10 + id, get(10 + id));
+            talk.send(10 + id, get(10 + id));
             assert_eq!(words(&talk.flush()), [format!("GET text:{}", 10 + id)], "and said once");
             talk.deliver();
             assert_eq!(talk.outcomes(), [(id, Ok(())), (10 + id, Ok(()))]);
@@ -742,7 +658,7 @@ fn the_password_is_the_first_thing_said_on_each_new_stream() {
         assert!(talk.session.is_accepting());
     }
     let mut talk = Talk::with(Credentials { username: text("alone"), password: None });
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     assert_eq!(words(&talk.flush()).len(), 1, "a user without a password is nobody");
 }
 
@@ -752,15 +668,15 @@ fn a_wrong_password_opens_the_breaker_at_once() {
     let mut talk = Talk::with(credentials);
     talk.redis.password = Some((None, "right"));
     for id in 1..=5 {
-        talk.ask(id, take(id));
+        talk.send(id, take(id));
     }
     talk.flush();
     talk.deliver();
     assert_eq!(talk.outcomes(), [1, 2, 3, 4, 5].map(|id| (id, Err(FailureKind::Auth))));
     assert_eq!(talk.declined(), Some(Declined::BreakerOpen));
-    let Some(Event::Lost(failure)) = talk.session.take_event() else { panic!("no news of it") };
+    let Some(Event::Lost(failure)) = talk.next_event() else { panic!("no news of it") };
     assert!(failure.detail.contains("WRONGPASS"), "{failure:?}");
-    assert!(talk.session.take_effects().close);
+    assert!(talk.take_turn().has_closed);
     talk.redis.password = Some((None, "wrong"));
     talk.wait_for_probe();
     talk.exchange();
@@ -771,16 +687,16 @@ fn a_wrong_password_opens_the_breaker_at_once() {
 fn a_stream_out_of_step_is_closed_and_everybody_who_waits_is_answered_once() {
     let taken = |sequence: u32, tokens: &str| {
         let text = format!("{sequence} 1 {tokens}.000000000000 1700000000.000000");
-        common::redis::bulk(text.as_bytes())
+        redis::bulk(text.as_bytes())
     };
     let first = taken(1, "1");
-    // (what comes instead of the first answer, the questions that are waiting)
+    // (what comes instead of the first answer, the commands that are waiting)
     let cases: [(&str, Vec<u8>); 15] = [
         ("a number", b":1\r\n".to_vec()),
         ("OK", b"+OK\r\n".to_vec()),
         ("nothing there", b"$-1\r\n".to_vec()),
-        ("the answer to the next question", taken(2, "2")),
-        ("an answer to nobody's question", taken(77, "1")),
+        ("the answer to the next command", taken(2, "2")),
+        ("an answer to nobody's command", taken(77, "1")),
         ("another text", b"$5\r\nhello\r\n".to_vec()),
         ("an empty text", b"$0\r\n\r\n".to_vec()),
         ("half an answer as a whole one", b"$4\r\n1 1 \r\n".to_vec()),
@@ -795,53 +711,53 @@ fn a_stream_out_of_step_is_closed_and_everybody_who_waits_is_answered_once() {
     for (what, bytes) in cases {
         let mut talk = Talk::new();
         for id in 1..=3 {
-            talk.ask(id, take(id));
+            talk.send(id, take(id));
         }
-        talk.ask(4, get(4));
-        talk.ask(5, set(5));
+        talk.send(4, get(4));
+        talk.send(5, set(5));
         talk.flush();
-        let rest: Vec<u8> = talk.replies.drain(..).flatten().collect();
-        talk.session.received(&[bytes.as_slice(), &rest].concat(), talk.now_us);
+        let rest = talk.stream.take_replies();
+        talk.receive(&[bytes.as_slice(), &rest].concat());
         let all = [1, 2, 3, 4, 5].map(|id| (id, Err(FailureKind::Protocol)));
         assert_eq!(talk.outcomes(), all, "{what}");
         assert_eq!(
-            talk.session.take_effects(),
-            Effects { close: true, ..Effects::default() },
+            talk.take_turn(),
+            Turn { has_closed: true, ..Turn::default() },
             "{what}: the stream is closed"
         );
-        talk.session.received(&first, talk.now_us);
-        talk.session.closed("late", talk.now_us);
+        talk.receive(&first);
+        talk.close("late");
         assert_eq!(talk.outcomes(), [], "{what}: and nothing that comes after is taken in");
-        assert!(!talk.session.has_effects(), "{what}");
-        talk.ask(6, take(6));
-        let effects = talk.flush();
-        assert!(effects.open && words(&effects).len() == 1, "{what}: the next question opens another");
+        assert!(!talk.wants_turn(), "{what}");
+        talk.send(6, take(6));
+        let turn = talk.flush();
+        assert!(turn.has_opened && words(&turn).len() == 1, "{what}: the next command opens another");
         talk.deliver();
         assert_eq!(talk.outcomes(), [(6, Ok(()))], "{what}");
     }
 }
 
 #[test]
-fn each_kind_of_question_has_its_own_kind_of_answer() {
-    let taken = common::redis::bulk(b"1 1 1.000000000000 1700000000.000000");
+fn each_kind_of_command_has_its_own_kind_of_answer() {
+    let taken = redis::bulk(b"1 1 1.000000000000 1700000000.000000");
     let kinds: [&[u8]; 5] = [&taken, b"$1\r\n1\r\n", b"$-1\r\n", b"+OK\r\n", b":1\r\n"];
-    // Which of the kinds above answers the question.
+    // Which of the kinds above answers the command.
     let cases: [(&str, Command, [bool; 5]); 3] = [
         ("take", take(1), [true, false, false, false, false]),
         ("get", get(1), [true, true, true, false, false]),
         ("set", set(1), [false, false, true, true, false]),
     ];
-    for (what, question, fits) in cases {
+    for (what, command, fits) in cases {
         for (kind, fits) in kinds.into_iter().zip(fits) {
             let mut talk = Talk::new();
-            talk.ask(1, question.clone());
+            talk.send(1, command.clone());
             talk.flush();
-            talk.session.received(kind, talk.now_us);
-            let (id, answer) = talk.session.next_answer().expect("an answer");
+            talk.receive(kind);
+            let (id, answer) = talk.next_reply().expect("an answer");
             let failure = answer.err().map(|failure| failure.reason);
             let kind = String::from_utf8_lossy(kind);
             assert_eq!((id, failure), (1, (!fits).then_some(FailureKind::Protocol)), "{what}: {kind:?}");
-            assert_eq!(talk.session.take_effects().close, !fits, "{what}: {kind:?}");
+            assert_eq!(talk.take_turn().has_closed, !fits, "{what}: {kind:?}");
         }
     }
 }
@@ -849,48 +765,48 @@ fn each_kind_of_question_has_its_own_kind_of_answer() {
 #[test]
 fn a_reply_that_nobody_asked_for_closes_the_stream() {
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.exchange();
     assert_eq!(talk.outcomes(), [(1, Ok(()))]);
-    talk.session.received(b"+OK\r\n", talk.now_us);
-    assert!(talk.session.take_effects().close);
+    talk.receive(b"+OK\r\n");
+    assert!(talk.take_turn().has_closed);
     // A reply doubled: the first is good, and what follows it is not to be trusted.
-    talk.ask(2, get(2));
+    talk.send(2, get(2));
     talk.flush();
-    let reply = talk.replies.pop_front().expect("a reply");
-    talk.session.received(&[reply.as_slice(), &reply].concat(), talk.now_us);
+    let reply = talk.stream.replies.pop_front().expect("a reply");
+    talk.receive(&[reply.as_slice(), &reply].concat());
     assert_eq!(talk.outcomes(), [(2, Ok(()))]);
-    assert!(talk.session.take_effects().close);
+    assert!(talk.take_turn().has_closed);
 }
 
 #[test]
 fn nothing_is_taken_in_from_a_stream_that_is_to_be_closed() {
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
-    talk.ask(2, get(2));
+    talk.send(1, take(1));
+    talk.send(2, get(2));
     talk.flush();
-    let replies: Vec<u8> = talk.replies.drain(..).flatten().collect();
-    talk.session.received(b"*0\r\n", talk.now_us);
+    let replies = talk.stream.take_replies();
+    talk.receive(b"*0\r\n");
     assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Protocol)), (2, Err(FailureKind::Protocol))]);
-    // The owner of the stream has not closed it yet, and a question is asked for the next one.
-    talk.ask(3, take(3));
-    talk.ask(4, get(4));
-    talk.session.received(&replies, talk.now_us);
-    talk.session.received(b"*0\r\n", talk.now_us);
-    talk.session.closed("the old one", talk.now_us);
+    // The owner of the stream has not closed it yet, and a command is asked for the next one.
+    talk.send(3, take(3));
+    talk.send(4, get(4));
+    talk.receive(&replies);
+    talk.receive(b"*0\r\n");
+    talk.close("the old one");
     assert_eq!(talk.outcomes(), [], "what was said there is not for those who ask now");
-    let effects = talk.flush();
-    assert!(effects.open);
-    assert_eq!(words(&effects).len(), 2);
+    let turn = talk.flush();
+    assert!(turn.has_opened);
+    assert_eq!(words(&turn).len(), 2);
     talk.deliver();
     assert_eq!(talk.outcomes(), [(3, Ok(())), (4, Ok(()))]);
     // A reply that broke off half way belongs to the stream that it came on.
-    talk.ask(5, take(5));
+    talk.send(5, take(5));
     talk.flush();
-    talk.session.received(b"$40\r\nhalf", talk.now_us);
+    talk.receive(b"$40\r\nhalf");
     talk.hang_up();
     assert_eq!(talk.outcomes(), [(5, Err(FailureKind::Disconnected))]);
-    talk.ask(6, take(6));
+    talk.send(6, take(6));
     talk.exchange();
     assert_eq!(talk.outcomes(), [(6, Ok(()))]);
 }
@@ -899,40 +815,40 @@ fn nothing_is_taken_in_from_a_stream_that_is_to_be_closed() {
 fn a_stream_that_closes_while_nobody_waits_is_no_failure() {
     let mut talk = Talk::new();
     for id in 0..10 * MAX_FAILURES {
-        talk.ask(id, take(id));
-        assert!(talk.flush().open, "the question opens another");
+        talk.send(id, take(id));
+        assert!(talk.flush().has_opened, "the command opens another");
         talk.deliver();
         assert_eq!(talk.outcomes(), [(id, Ok(()))]);
         talk.hang_up();
         talk.pass(SECOND);
-        assert!(talk.session.is_accepting() && !talk.session.has_effects());
+        assert!(talk.session.is_accepting() && !talk.wants_turn());
     }
-    assert_eq!(talk.session.take_event(), Some(Event::Connected));
-    assert_eq!(talk.session.take_event(), None);
+    assert_eq!(talk.next_event(), Some(Event::Connected));
+    assert_eq!(talk.next_event(), None);
     for id in 1..MAX_FAILURES {
-        talk.ask(100 + id, take(100 + id));
+        talk.send(100 + id, take(100 + id));
         talk.flush();
         talk.hang_up();
         assert_eq!(talk.outcomes(), [(100 + id, Err(FailureKind::Disconnected))]);
         assert!(talk.session.is_accepting(), "failure {id} is no more than that");
     }
-    talk.session.closed("twice", talk.now_us);
-    talk.session.received(b"*0\r\n", talk.now_us);
-    assert!(talk.session.is_accepting() && !talk.session.has_effects(), "there is none to close");
+    talk.close("twice");
+    talk.receive(b"*0\r\n");
+    assert!(talk.session.is_accepting() && !talk.wants_turn(), "there is none to close");
 }
 
 #[test]
 fn a_stream_that_cannot_be_opened_fails_those_who_wait_for_it() {
     let mut talk = Talk::new();
     for id in 1..=3 {
-        talk.ask(id, take(id));
-        talk.ask(10 + id, get(10 + id));
-        assert!(talk.session.take_effects().open);
-        talk.session.closed("there is no cluster", talk.now_us);
+        talk.send(id, take(id));
+        talk.send(10 + id, get(10 + id));
+        assert!(talk.take_turn().has_opened);
+        talk.close("there is no cluster");
         assert_eq!(talk.outcomes(), [id, 10 + id].map(|id| (id, Err(FailureKind::Disconnected))));
-        assert!(!talk.session.has_effects(), "there is none to close");
+        assert!(!talk.wants_turn(), "there is none to close");
     }
-    let Some(Event::Lost(failure)) = talk.session.take_event() else { panic!("no news of it") };
+    let Some(Event::Lost(failure)) = talk.next_event() else { panic!("no news of it") };
     assert_eq!(failure.detail, "there is no cluster");
 }
 
@@ -940,37 +856,37 @@ fn a_stream_that_cannot_be_opened_fails_those_who_wait_for_it() {
 fn what_is_beyond_the_window_waits_and_goes_out_in_order_as_replies_come() {
     let mut talk = Talk::with(Credentials { username: None, password: Some(b"secret".to_vec()) });
     talk.redis.password = Some((None, "secret"));
-    talk.ask_many(0..2 * WINDOW + 1);
+    talk.send_many(0..2 * WINDOW + 1);
     assert_eq!(words(&talk.flush()).len(), WINDOW, "AUTH is one of them");
-    let reply = talk.replies.pop_front().expect("a reply");
-    talk.session.received(&reply, talk.now_us);
+    let reply = talk.stream.replies.pop_front().expect("a reply");
+    talk.receive(&reply);
     assert_eq!(words(&talk.flush()).len(), 1, "one for each that is answered");
     talk.exchange();
     let answered = talk.outcomes();
     assert_eq!(answered, (0..2 * WINDOW as u32 + 1).map(|id| (id, Ok(()))).collect::<Vec<_>>());
-    assert!(!talk.session.is_waiting());
+    assert!(!talk.is_waiting());
 
     // A Redis that has forgotten the script is given it for each of a window, no more.
     let mut talk = Talk::new();
     talk.redis.knows_script = false;
-    talk.ask_many(0..3 * WINDOW);
+    talk.send_many(0..3 * WINDOW);
     talk.exchange();
     assert_eq!(talk.outcomes().len(), 3 * WINDOW);
 }
 
 #[test]
 fn the_window_grows_with_the_timeout_within_its_bounds() {
-    let windows = [MS, 2_720, 20 * MS, 100 * MS, 163_840, 10 * SECOND].map(window);
+    let windows = [MS, 2_720, 20 * MS, 100 * MS, 163_840, 10 * SECOND].map(Duration::from_micros).map(window);
     assert_eq!(windows, [16, 17, WINDOW, 625, 1_024, 1_024]);
 }
 
 #[test]
 fn commands_about_health_do_not_wait() {
     let mut talk = Talk::new();
-    talk.ask_many(0..2 * WINDOW);
+    talk.send_many(0..2 * WINDOW);
     talk.flush();
-    talk.ask(1_000, get(1_000));
-    talk.ask(1_001, set(1_001));
+    talk.send(1_000, get(1_000));
+    talk.send(1_001, set(1_001));
     assert_eq!(words(&talk.flush()), ["GET text:1000", "SET set:1001 DEGRADED"]);
     talk.exchange();
     assert_eq!(talk.outcomes().len(), 2 * WINDOW + 2);
@@ -980,7 +896,7 @@ fn commands_about_health_do_not_wait() {
 fn however_many_wait_none_is_late_while_redis_answers_what_it_has() {
     let mut talk = Talk::new();
     let windows = 20;
-    talk.ask_many(0..windows * WINDOW);
+    talk.send_many(0..windows * WINDOW);
     for _ in 0..windows {
         talk.flush();
         talk.pass(TIMEOUT - 1);
@@ -994,11 +910,11 @@ fn however_many_wait_none_is_late_while_redis_answers_what_it_has() {
 #[test]
 fn what_waits_is_given_up_at_once_when_redis_does_not_answer() {
     let mut talk = Talk::new();
-    talk.ask_many(0..3 * WINDOW);
+    talk.send_many(0..3 * WINDOW);
     talk.flush();
     talk.pass(5 * MS);
-    let reply = talk.replies.pop_front().expect("a reply");
-    talk.session.received(&reply, talk.now_us);
+    let reply = talk.stream.replies.pop_front().expect("a reply");
+    talk.receive(&reply);
     assert_eq!(talk.outcomes(), [(0, Ok(()))]);
     talk.flush();
     talk.pass(15 * MS);
@@ -1013,19 +929,20 @@ fn what_waits_is_given_up_at_once_when_redis_does_not_answer() {
 
     // What is asked now waits behind what Redis still owes, for as long as any other.
     let began_us = talk.now_us;
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.pass(TIMEOUT - 1);
     assert_eq!(talk.outcomes(), []);
     talk.pass(1);
     assert_eq!(talk.outcomes(), [(1, Err(FailureKind::Timeout))]);
     assert_eq!(talk.now_us - began_us, TIMEOUT);
-    assert!(matches!(talk.session.take_event(), Some(Event::Lost(_))), "the third failure");
+    assert_eq!(talk.next_event(), Some(Event::Connected));
+    assert!(matches!(talk.next_event(), Some(Event::Lost(_))), "the third failure");
 }
 
 #[test]
 fn a_busy_worker_does_not_give_up_what_waits() {
     let mut talk = Talk::new();
-    talk.ask_many(0..4 * WINDOW);
+    talk.send_many(0..4 * WINDOW);
     for _ in 0..4 {
         talk.flush();
         talk.stall(10 * TIMEOUT);
@@ -1035,7 +952,7 @@ fn a_busy_worker_does_not_give_up_what_waits() {
     assert_eq!(outcomes.len(), 4 * WINDOW);
     assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()));
     // The turn that sends comes late; the time of what waits begins with it.
-    talk.ask_many(0..2 * WINDOW);
+    talk.send_many(0..2 * WINDOW);
     talk.pass(TIMEOUT);
     talk.flush();
     talk.pass(TIMEOUT - 1);
@@ -1047,42 +964,53 @@ fn a_busy_worker_does_not_give_up_what_waits() {
 #[test]
 fn what_waits_fails_with_its_connection() {
     let mut talk = Talk::new();
-    talk.ask_many(0..3 * WINDOW);
+    talk.send_many(0..3 * WINDOW);
     talk.flush();
     talk.hang_up();
     let lost: Vec<_> = (0..3 * WINDOW as u32).map(|id| (id, Err(FailureKind::Disconnected))).collect();
     assert_eq!(talk.outcomes(), lost);
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     assert_eq!(words(&talk.flush()).len(), 1, "nothing else is left of it");
 }
 
 #[test]
 fn a_command_that_is_cancelled_while_it_waits_is_never_sent_nor_answered() {
     let mut talk = Talk::new();
-    let commands = talk.ask_many(0..2 * WINDOW);
-    // The first is on the wire, and stays there.
-    talk.session.cancel(commands[0]);
-    (WINDOW..2 * WINDOW - 1).for_each(|id| talk.session.cancel(commands[id]));
+    let commands = talk.send_many(0..2 * WINDOW);
+    assert!(!talk.cancel(commands[0]), "the first is on the wire, and stays there");
+    (WINDOW..2 * WINDOW - 1).for_each(|id| assert!(talk.cancel(commands[id])));
     talk.exchange();
     let answered: Vec<_> = talk.outcomes().into_iter().map(|(id, _)| id as usize).collect();
     assert_eq!(answered, (0..WINDOW).chain([2 * WINDOW - 1]).collect::<Vec<_>>());
     assert!(!talk.redis.buckets.contains_key(&format!("bucket:{WINDOW}")));
-    talk.session.cancel(commands[0]);
-    assert!(!talk.session.is_waiting() && !talk.session.has_effects() && !talk.session.has_answers());
+    talk.cancel(commands[0]);
+    assert!(!talk.is_waiting() && !talk.session.has_output());
 }
 
 #[test]
 fn no_more_commands_are_taken_than_may_wait() {
     let mut talk = Talk::new();
-    let commands = talk.ask_many(100..100 + MAX_COMMANDS);
+    let commands = talk.send_many(100..100 + MAX_COMMANDS);
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
     assert!(talk.session.is_accepting(), "that is no failure");
-    talk.session.cancel(commands[MAX_COMMANDS - 1]);
+    talk.cancel(commands[MAX_COMMANDS - 1]);
     assert_eq!(talk.declined(), None, "there is room for one");
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
-    talk.exchange();
-    // Answers that nobody has taken keep their place.
-    assert!(!talk.session.is_waiting() && talk.session.has_answers());
+    for _ in 0..MAX_COMMANDS.div_ceil(WINDOW) {
+        talk.session.flush();
+        while let Some(SessionOutput::Stream(action)) = talk.session.poll_output() {
+            let is_last = matches!(action, StreamAction::Send(_));
+            talk.carry_out(action);
+            if is_last {
+                break;
+            }
+        }
+        talk.deliver();
+    }
+    assert!(
+        !talk.is_waiting() && talk.session.has_output(),
+        "replies that nobody has polled keep their place"
+    );
     assert_eq!(talk.declined(), Some(Declined::QueueFull));
     assert!(talk.outcomes().iter().all(|(_, outcome)| outcome.is_ok()));
     assert_eq!(talk.declined(), None);
@@ -1091,11 +1019,11 @@ fn no_more_commands_are_taken_than_may_wait() {
 #[test]
 fn what_is_shown_of_an_error_is_short_and_printable() {
     let mut talk = Talk::new();
-    talk.ask(1, take(1));
+    talk.send(1, take(1));
     talk.flush();
     let error = [b"-ERR \x1b[2J\xff\n", "é".repeat(1_000).as_bytes(), b"\r\n"].concat();
-    talk.session.received(&error, talk.now_us);
-    let Some((1, Err(failure))) = talk.session.next_answer() else { panic!("no failure") };
+    talk.receive(&error);
+    let Some((1, Err(failure))) = talk.next_reply() else { panic!("no failure") };
     assert!(failure.detail.starts_with("ERR .[2J..."), "{}", failure.detail);
     assert!(failure.detail.len() <= 120 && failure.detail.is_ascii());
 }
@@ -1106,6 +1034,6 @@ fn a_session_that_is_left_alone_does_nothing() {
     for _ in 0..100 {
         talk.pass(SECOND);
     }
-    assert!(!talk.session.has_effects() && !talk.session.is_waiting());
-    assert_eq!(talk.session.take_event(), None);
+    assert!(!talk.wants_turn() && !talk.is_waiting());
+    assert_eq!(talk.next_event(), None);
 }

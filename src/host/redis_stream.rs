@@ -8,51 +8,57 @@ use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 
-use super::hostcalls::HostData;
 use super::turn::NextTurn;
-use crate::health_sync::POLL_US;
 use crate::limiter::Limiter;
 use crate::redis_limiter::RedisLimiter;
-use crate::store::SharedData;
-use crate::store::redis::session::Effects;
+use crate::store::redis::outbox::StreamAction;
+use crate::time::StoreTime;
 
-/// Between ticks otherwise, at most.
-const SLOW_TICK: Duration = Duration::from_micros(POLL_US);
+/// No tick is awaited.
+const NEVER: StoreTime = StoreTime::from_micros(u64::MAX);
 
 /// The stream, and how to be called when there is something to send.
 pub(super) struct RedisStream {
     cluster: String,
     stream: Option<u32>,
     next_turn: NextTurn,
-    tick: Duration,
+    tick_period: Duration,
+    next_tick: StoreTime,
 }
 
 impl RedisStream {
     /// A stream to that cluster, opened when there is something to send.
     pub(super) fn new(cluster: String) -> Self {
-        Self { cluster, stream: None, next_turn: NextTurn::default(), tick: SLOW_TICK }
+        Self {
+            cluster,
+            stream: None,
+            next_turn: NextTurn::default(),
+            tick_period: Duration::MAX,
+            next_tick: NEVER,
+        }
     }
 
     /// Sees to it that what `redis` has to send and to answer is seen to soon, and its deadlines looked after.
-    pub(super) fn wake(&mut self, redis: &RedisLimiter) {
-        if redis.has_work() {
+    pub(super) fn wake(&mut self, redis: &RedisLimiter, now_us: u64) {
+        if redis.has_output() {
             self.next_turn.call();
         }
-        if redis.is_waiting() {
-            self.tick = Duration::from_micros(redis.tick_us());
+        if let Some(timeout) = redis.poll_timeout().filter(|timeout| *timeout < self.next_tick) {
+            self.next_tick = timeout;
+            // Envoy counts whole milliseconds.
+            let wait_ms = timeout.since(StoreTime::from_micros(now_us)).as_micros().div_ceil(1_000).max(1);
+            self.tick_period = Duration::from_millis(u64::try_from(wait_ms).unwrap_or(u64::MAX));
         }
     }
 
-    /// Ticks slowly again once no request waits.
-    pub(super) fn rest(&mut self, redis: &RedisLimiter) {
-        if !redis.is_waiting() {
-            self.tick = SLOW_TICK;
-        }
+    /// The tick that was awaited has come.
+    pub(super) fn note_tick(&mut self) {
+        self.next_tick = NEVER;
     }
 
     /// How often it needs a tick.
-    pub(super) fn tick(&self) -> Duration {
-        self.tick
+    pub(super) fn tick_period(&self) -> Duration {
+        self.tick_period
     }
 
     /// Whether it is its turn that has come.
@@ -65,27 +71,28 @@ impl RedisStream {
         self.stream == Some(stream)
     }
 
-    /// Does what `limiter` has to do on the stream.
-    pub(super) fn flush(&mut self, limiter: &mut Limiter) {
-        let Effects { close, open, send } = limiter.take_effects();
-        if close || open {
-            self.close();
-        }
-        if open {
-            match hostcalls::open_grpc_stream(&grpc_service(&self.cluster), "redis", "pipe", Vec::new()) {
-                Ok(stream) => self.stream = Some(stream),
-                Err(_) => {
+    /// Does something on the stream.
+    pub(super) fn carry_out(&mut self, action: StreamAction, limiter: &mut Limiter, now_us: u64) {
+        match action {
+            StreamAction::Close => self.close(),
+            StreamAction::Open => {
+                self.close();
+                let service = grpc_service(&self.cluster);
+                self.stream = hostcalls::open_grpc_stream(&service, "redis", "pipe", Vec::new()).ok();
+                if self.stream.is_none() {
                     let detail =
                         format!("there is no cluster {:?} in Envoy, or no endpoint in it", self.cluster);
-                    return limiter.handle_close(&detail, HostData.now_us());
+                    limiter.handle_close(&detail, now_us);
                 }
             }
-        }
-        if let (false, Some(stream)) = (send.is_empty(), self.stream)
-            && hostcalls::send_grpc_stream_message(stream, Some(&send), false).is_err()
-        {
-            self.close();
-            limiter.handle_close("the stream is gone", HostData.now_us());
+            StreamAction::Send(bytes) => {
+                if let Some(stream) = self.stream
+                    && hostcalls::send_grpc_stream_message(stream, Some(&bytes), false).is_err()
+                {
+                    self.close();
+                    limiter.handle_close("the stream is gone", now_us);
+                }
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::admission::{Decision, LimitedRequest, Screening};
 use crate::documents::Fetched;
 use crate::generation::Role;
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, LimiterOutput};
 use crate::overload::{Admission, Output, RequestOutcome};
 use crate::request::{RequestId, RequestStart};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
@@ -64,7 +64,7 @@ impl Worker {
     pub(super) fn on_request_headers(&mut self, id: RequestId, end_of_stream: bool) -> Next {
         let arrived = Arrived { at_us: HostData.now_us(), has_body: !end_of_stream };
         let decided = self.decide(id, arrived, arrived.at_us);
-        self.wake();
+        self.wake(arrived.at_us);
         let Some(decision) = decided else {
             self.set_ticks();
             self.leave_queue_to_next_turn();
@@ -167,16 +167,14 @@ impl Worker {
     /// Begins to put fetched documents into force.
     pub(super) fn publish(&mut self, fetched: Fetched) {
         self.limiter.begin_publication(fetched, &HostData);
-        self.go_on_publishing();
+        self.go_on_publishing(HostData.now_us());
     }
 
     /// Does a slice of what is to be done about documents, and decides requests that waited for it: so many, that the rest
     /// has to be decided at the next tick.
-    fn go_on_publishing(&mut self) {
+    fn go_on_publishing(&mut self, now_us: u64) {
         self.limiter.publish(&HostData);
-        if self.requests.any_waits_for_documents()
-            && !self.limiter.holds_requests(HostData.now_us(), &HostData)
-        {
+        if self.requests.any_waits_for_documents() && !self.limiter.holds_requests(now_us, &HostData) {
             for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
                 let Some(request) = self.requests.end(id) else { continue };
                 if hostcalls::set_effective_context(id).is_ok() {
@@ -188,7 +186,7 @@ impl Worker {
             }
             self.return_to_root();
         }
-        self.wake();
+        self.wake(now_us);
         self.set_ticks();
     }
 
@@ -212,15 +210,14 @@ impl Worker {
         });
     }
 
-    /// Sends what requests have asked.
+    /// Sends the commands of requests.
     pub(super) fn take_turn(&mut self, queue: u32) {
         if self.next_turn.take(queue) {
-            self.serve_queue(HostData.now_us());
-            return;
+            return self.serve_queue(HostData.now_us());
         }
         self.at_stream(|stream, limiter, _| {
             if stream.take_turn(queue) {
-                stream.flush(limiter);
+                limiter.flush();
             }
         });
     }
@@ -229,10 +226,8 @@ impl Worker {
     pub(super) fn tick(&mut self, role: Role) {
         self.at_stream(|stream, limiter, now_us| {
             limiter.handle_timeout(now_us, role, &HostData);
-            stream.flush(limiter);
-            if let Some(redis) = limiter.redis() {
-                stream.rest(redis);
-            }
+            limiter.flush();
+            stream.note_tick();
         });
         let now_us = HostData.now_us();
         self.follow_overload(now_us, role);
@@ -241,7 +236,7 @@ impl Worker {
         if role == Role::Superseded {
             self.limiter.drop_publication();
         }
-        self.go_on_publishing();
+        self.go_on_publishing(now_us);
         self.return_to_root();
         self.set_ticks();
     }
@@ -251,19 +246,27 @@ impl Worker {
         let now_us = HostData.now_us();
         if let Some(stream) = &mut self.stream {
             act(stream, &mut self.limiter, now_us);
-            self.answer(now_us);
+            self.follow_redis(now_us);
             self.serve_queue(now_us);
-            self.wake();
+            self.wake(now_us);
         }
     }
 
     /// Answers those for whom Redis, or its absence, has decided: some now, the others next turn.
-    fn answer(&mut self, now_us: u64) {
-        let mut is_away = false;
-        for _ in 0..MAX_ANSWERS {
-            let Some((id, decision)) = self.limiter.next_decision(now_us, &HostData) else {
-                break;
+    fn follow_redis(&mut self, now_us: u64) {
+        let (mut is_away, mut answers) = (false, 0);
+        while answers < MAX_ANSWERS
+            && let Some(output) = self.limiter.poll_output(now_us, &HostData)
+        {
+            let (id, decision) = match (output, &mut self.stream) {
+                (LimiterOutput::Decided(id, decision), _) => (id, decision),
+                (LimiterOutput::Stream(action), Some(stream)) => {
+                    stream.carry_out(action, &mut self.limiter, now_us);
+                    continue;
+                }
+                (LimiterOutput::Stream(_), None) => continue,
             };
+            answers += 1;
             let waits = matches!(self.requests.state(id), Some(RequestState::WaitsForRedis(_)));
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
@@ -365,7 +368,7 @@ impl Worker {
             }
         }
         if is_away {
-            self.wake();
+            self.wake(now_us);
             self.return_to_root();
         }
         self.leave_queue_to_next_turn();
@@ -456,7 +459,7 @@ impl Worker {
     fn change_health(&mut self, id: RequestId, change: &PendingChange, body: &[u8]) {
         let start = RequestStart { id, at_us: HostData.now_us() };
         let decision = self.limiter.change_health(change, body, &HostData, start);
-        self.wake();
+        self.wake(start.at_us);
         match decision {
             Decision::AwaitsRedis(command) => {
                 let arrived = Arrived { at_us: start.at_us, has_body: false };
@@ -475,9 +478,9 @@ impl Worker {
         }
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, now_us: u64) {
         if let (Some(stream), Some(redis)) = (&mut self.stream, self.limiter.redis()) {
-            stream.wake(redis);
+            stream.wake(redis, now_us);
             self.set_ticks();
         }
     }
@@ -491,7 +494,7 @@ impl Worker {
         );
         let has_queue = self.requests.waiting_for_place() > 0;
         let overload = self.overload.as_ref().map(|overload| overload.tick(has_queue));
-        let redis = self.stream.as_ref().map(RedisStream::tick);
+        let redis = self.stream.as_ref().map(RedisStream::tick_period);
         self.ticks.set([documents, overload, redis]);
     }
 }

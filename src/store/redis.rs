@@ -1,15 +1,17 @@
 //! Buckets in Redis, shared by any number of Envoys.
 //!
 //! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`command`], [`breaker`],
-//! [`reply_clock`], [`queue`], `sent` and [`session`] (the conversation and its deadlines), [`deny_cache`] (who need not be asked about),
-//! [`frame`] (what the bridge does).
-//! Nothing here knows Envoy, tiers or headers.
+//! [`reply_clock`], `sent`, [`queue`], [`outbox`] and [`session`] (the conversation and its deadlines), [`deny_cache`] (which buckets are
+//! known to be empty), [`frame`] (gRPC's frames around it all).
+//! Nothing here knows Envoy, tiers or headers. From outside come a limit, the unit of its tokens, the credentials and the
+//! store's clock.
 
 pub mod breaker;
 pub mod command;
 pub mod deny_cache;
 pub mod failure;
 pub mod frame;
+pub mod outbox;
 pub mod queue;
 pub mod reply_clock;
 pub mod resp;

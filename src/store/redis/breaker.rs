@@ -1,6 +1,9 @@
-//! When to stop asking Redis, and for how long: what went wrong since it last went well.
+//! When to stop sending to Redis, and for how long: what went wrong since it last went well.
+
+use std::time::Duration;
 
 use super::failure::Scope;
+use crate::time::StoreTime;
 
 /// Failures in a row that open the breaker.
 pub const MAX_FAILURES: u32 = 3;
@@ -8,25 +11,25 @@ pub const MAX_FAILURES: u32 = 3;
 /// Error replies of one shard in a row, with no token given in between, that open it too.
 pub const MAX_SHARD_REFUSALS: u32 = 32;
 
-/// After so long without trouble, pauses are short again, in microseconds.
-const QUIET_US: u64 = 10_000_000;
+/// After so long without trouble, pauses are short again.
+const QUIET: Duration = Duration::from_secs(10);
 
-/// The first pause of an open breaker, in microseconds; each following one is twice as long, up to the last.
-const FIRST_PAUSE_US: u64 = 100_000;
-const LAST_PAUSE_US: u64 = 2_000_000;
+/// The first pause of an open breaker; each following one is twice as long, up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The counts of one session.
 #[derive(Debug)]
 pub struct Breaker {
     /// Lost connections and missed deadlines since the last answer.
     silences: u32,
-    timed_out_at_us: u64,
+    timed_out_at: StoreTime,
     /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
     refusals: u32,
     shard_refusals: u32,
     /// Pauses since there was trouble first.
     pauses: u32,
-    closed_at_us: u64,
+    closed_at: StoreTime,
     random: u64,
 }
 
@@ -35,11 +38,11 @@ impl Breaker {
     pub fn new(seed: u64) -> Self {
         Self {
             silences: 0,
-            timed_out_at_us: 0,
+            timed_out_at: StoreTime::default(),
             refusals: 0,
             shard_refusals: 0,
             pauses: 0,
-            closed_at_us: 0,
+            closed_at: StoreTime::default(),
             random: seed | 1,
         }
     }
@@ -49,16 +52,16 @@ impl Breaker {
         self.silences += 1;
     }
 
-    /// Counts missed deadlines. Those of one quarter of the time that a question may take count once: they have one
+    /// Counts missed deadlines. Those of one quarter of the time that a command may take count once: they have one
     /// cause.
-    pub fn record_timeout(&mut self, timeout_us: u64, now_us: u64) {
-        if self.silences == 0 || now_us.saturating_sub(self.timed_out_at_us) >= timeout_us / 4 {
+    pub fn record_timeout(&mut self, timeout: Duration, now: StoreTime) {
+        if self.silences == 0 || now.since(self.timed_out_at) >= timeout / 4 {
             self.silences += 1;
-            self.timed_out_at_us = now_us;
+            self.timed_out_at = now;
         }
     }
 
-    /// Counts an error reply to a question about a token.
+    /// Counts an error reply to a command that takes a token.
     pub fn record_refusal(&mut self, scope: Scope) {
         match scope {
             Scope::Whole => self.refusals += 1,
@@ -67,7 +70,7 @@ impl Breaker {
         }
     }
 
-    /// Redis has answered in time. A replica, or a Redis that is full, can still be read: that is no more.
+    /// Redis has replied in time. A replica, or a Redis that is full, can still be read: that is no more.
     pub fn record_answer(&mut self) {
         self.silences = 0;
     }
@@ -86,20 +89,22 @@ impl Breaker {
             || self.shard_refusals >= MAX_SHARD_REFUSALS
     }
 
-    /// How long to ask nothing, in microseconds: from now on, or for longer yet after a probe that failed.
-    pub fn open(&mut self, has_probed: bool, now_us: u64) -> u64 {
-        if !has_probed && now_us.saturating_sub(self.closed_at_us) > QUIET_US {
+    /// How long to send nothing: from now on, or for longer yet after a probe that failed.
+    pub fn open(&mut self, has_probed: bool, now: StoreTime) -> Duration {
+        if !has_probed && now.since(self.closed_at) > QUIET {
             self.pauses = 0;
         }
-        let pause_us = FIRST_PAUSE_US.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE_US);
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE);
         self.pauses = self.pauses.saturating_add(1);
-        pause_us * 3 / 4 + self.next_random() % (pause_us / 4)
+        // A quarter of the longest pause is less than a second.
+        let jitter_us = u64::from((pause / 4).subsec_micros());
+        pause * 3 / 4 + Duration::from_micros(self.next_random() % jitter_us)
     }
 
     /// Redis is well again.
-    pub fn close(&mut self, now_us: u64) {
+    pub fn close(&mut self, now: StoreTime) {
         self.record_token();
-        self.closed_at_us = now_us;
+        self.closed_at = now;
     }
 
     /// Xorshift: spreads pauses, no more.

@@ -1,4 +1,4 @@
-//! What is asked of Redis, and what a reply to it says.
+//! What is sent to Redis, and what a reply to it says.
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use crate::config::Credentials;
 /// Longest part of an error reply that is shown.
 const MAX_SHOWN_BYTES: usize = 120;
 
-/// A question.
+/// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Take a token.
@@ -30,7 +30,7 @@ pub enum Overwrite {
     Never,
 }
 
-/// An answer of the kind that the question asks for.
+/// What Redis says to a command, in the form that the command calls for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// To [`Command::Take`].
@@ -50,7 +50,7 @@ pub struct Failure {
     pub detail: String,
 }
 
-/// Why a question was not taken.
+/// Why a command was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declined {
     /// The breaker is open.
@@ -64,11 +64,11 @@ pub enum Declined {
 pub enum Event {
     /// It answers.
     Connected,
-    /// It is not asked any more, for this reason.
+    /// Nothing is sent to it any more, for this reason.
     Lost(Failure),
 }
 
-/// What was asked, as far as its reply needs it.
+/// What was sent, as far as its reply needs it.
 #[derive(Debug)]
 pub(super) enum Expected {
     Take(Take, Script),
@@ -110,15 +110,14 @@ pub(super) enum Read {
     Refused(Failure, Scope),
 }
 
-/// Reads the reply to a question. One that the question cannot have means that replies and questions are out of
-/// step.
+/// Reads the reply to a command. One that the command cannot have means that replies and commands are out of step.
 pub(super) fn read(
-    question: &Expected,
+    expected: &Expected,
     sequence: u32,
     reply: Reply<'_>,
     proxy_errors: &[&[u8]],
 ) -> Result<Read, Failure> {
-    match (question, reply) {
+    match (expected, reply) {
         (Expected::Take(take, Script::Hash), Reply::Error(error)) if error.starts_with(b"NOSCRIPT") => {
             Ok(Read::UnknownScript(take.clone()))
         }
@@ -137,18 +136,18 @@ pub(super) fn read(
         }
         (Expected::Take(..), Reply::Bulk(text)) => match TakeReply::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
-            Some(_) => Err(protocol("the reply to another question came")),
-            None => Err(protocol("what came is no answer of our script")),
+            Some(_) => Err(protocol("the reply to another command came")),
+            None => Err(protocol("what came is no reply of our script")),
         },
         (Expected::Get, Reply::Bulk(text)) => Ok(Read::Answer(Answer::Text(Some(text.to_vec())))),
         (Expected::Get, Reply::Null) => Ok(Read::Answer(Answer::Text(None))),
         (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Answer(Answer::Done)),
         (Expected::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
-        _ => Err(protocol("a reply of another kind came than was asked for")),
+        _ => Err(protocol("the reply is of another kind than the command")),
     }
 }
 
-/// What Redis says is not in step with what it was asked, or not its protocol.
+/// What Redis says is not in step with what was sent, or not its protocol.
 pub(super) fn protocol(detail: &str) -> Failure {
     Failure { reason: FailureKind::Protocol, detail: detail.to_owned() }
 }

@@ -1,27 +1,30 @@
-//! Who is known to be empty: such callers are refused here, and Redis is not asked again until they are due.
+//! Whose bucket is known to be empty: such callers are refused here, without a command to Redis, until a token is due.
 //!
 //! Keeps a fixed number of records, each in the place that its hash gives; a newcomer takes the place over, which
-//! costs the other caller nothing but a question to Redis.
+//! costs the other caller nothing but a command to Redis.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use crate::time::StoreTime;
 
 /// Records kept; a power of two. 24 bytes each.
 const PLACES: usize = 4096;
 
-/// Longest time that a caller is refused without asking, in microseconds.
+/// Longest time that a caller is refused without a command to Redis.
 ///
 /// An operator who deletes a bucket in Redis frees its caller so much later at most, however long the caller
 /// would have had to wait.
-const ASK_AGAIN_US: u64 = 1_000_000;
+const RECHECK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
     /// Hash of the caller who pays; 0 for no record.
     owner: u64,
     /// When the next token is due, on this Envoy's clock.
-    due_us: u64,
-    /// When to ask Redis again: then, or earlier.
-    ask_at_us: u64,
+    due: StoreTime,
+    /// When to send to Redis again: then, or earlier.
+    recheck_at: StoreTime,
 }
 
 /// The records of one worker.
@@ -38,34 +41,35 @@ impl DenyCache {
         Self { seed, records: vec![Record::default(); PLACES] }
     }
 
-    /// How long the caller has to wait for the next token, in microseconds; `None` where Redis should be asked.
+    /// How long the caller has to wait for the next token; `None` where Redis is to decide.
     ///
-    /// Where that is to make sure, it is said once: all others are refused until the answer has come.
-    pub fn wait_us(&mut self, owner: &impl Hash, now_us: u64) -> Option<u64> {
+    /// Where that is to make sure, it is said once: all others are refused until the reply has come.
+    pub fn wait(&mut self, owner: &impl Hash, now: StoreTime) -> Option<Duration> {
         let hash = self.hash(owner);
         let record = self.records.get_mut(place(hash)).filter(|record| record.owner == hash)?;
-        let wait_us = record.due_us.checked_sub(now_us).filter(|wait_us| *wait_us > 0)?;
-        if now_us < record.ask_at_us {
-            return Some(wait_us);
+        if record.due <= now {
+            return None;
         }
-        record.ask_at_us = now_us.saturating_add(ASK_AGAIN_US);
+        if now < record.recheck_at {
+            return Some(record.due.since(now));
+        }
+        record.recheck_at = now.after(RECHECK);
         None
     }
 
-    /// Notes that Redis, asked at `asked_us`, had no token for `wait_us` to come.
+    /// Notes that Redis, by a command sent at `sent_at`, had no token for `wait` to come.
     ///
-    /// Redis looked at its clock after `asked_us`, so the token is due no earlier than noted here plus what the
-    /// question travelled: a caller may be asked about too early, never refused too long.
-    pub fn note(&mut self, owner: &impl Hash, asked_us: u64, wait_us: u64) {
+    /// Redis looked at its clock after `sent_at`, so the token is due no earlier than noted here plus what the
+    /// command travelled: the next command may be sent too early, no caller is refused too long.
+    pub fn note(&mut self, owner: &impl Hash, sent_at: StoreTime, wait: Duration) {
         let hash = self.hash(owner);
         if let Some(record) = self.records.get_mut(place(hash)) {
-            let due_us = asked_us.saturating_add(wait_us);
-            *record =
-                Record { owner: hash, due_us, ask_at_us: due_us.min(asked_us.saturating_add(ASK_AGAIN_US)) };
+            let due = sent_at.after(wait);
+            *record = Record { owner: hash, due, recheck_at: due.min(sent_at.after(RECHECK)) };
         }
     }
 
-    /// Forgets a caller: it has been admitted, or Redis has not answered.
+    /// Forgets a caller: it has been admitted, or Redis has not replied.
     pub fn forget(&mut self, owner: &impl Hash) {
         let hash = self.hash(owner);
         if let Some(record) = self.records.get_mut(place(hash)).filter(|record| record.owner == hash) {

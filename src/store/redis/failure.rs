@@ -7,13 +7,13 @@ pub enum FailureKind {
     Timeout,
     /// The connection was refused or lost.
     Disconnected,
-    /// What came was no reply to what was asked.
+    /// What came was no reply to what was sent.
     Protocol,
-    /// As many questions are on their way as may be.
+    /// As many commands wait as may.
     QueueFull,
     /// Redis is still loading its data.
     Loading,
-    /// A replica was asked.
+    /// It is a replica.
     ReadOnly,
     /// `maxmemory` is reached.
     OutOfMemory,
@@ -49,7 +49,7 @@ impl FailureKind {
 /// How much of Redis an error reply speaks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The key that was asked for.
+    /// The key of the command.
     Key,
     /// The part of a cluster that keeps the key.
     Shard,

@@ -4,15 +4,17 @@
 //! at once when nothing was handed over for as long as a command may take: then Redis does not answer.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use super::reply_clock::ChargedTime;
 use super::script::Take;
 
 /// A worker may have so many commands on the wire that Redis needs so large a part of `timeout_ms` to carry them out.
 /// Several workers can do that at a time, and each command is still answered in time.
-const WINDOW_SHARE: u64 = 8;
+const WINDOW_SHARE: u32 = 8;
 
-/// What a command takes in Redis at most, on a machine that is not fast, in microseconds.
-const COMMAND_US: u64 = 20;
+/// What a command takes in Redis at most, on a machine that is not fast.
+const COMMAND: Duration = Duration::from_micros(20);
 
 /// Least and most on the wire, whatever the timeout: enough to fill a message; a message of some 200 KB.
 const WINDOW: (usize, usize) = (16, 1_024);
@@ -21,85 +23,74 @@ const WINDOW: (usize, usize) = (16, 1_024);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CommandId(pub u64);
 
-/// Most commands on the wire, where each may take `timeout_us`. At the default, with a round trip of 1 ms: over 100,000 a
+/// Most commands on the wire, where each may take `timeout`. At the default, with a round trip of 1 ms: over 100,000 a
 /// second; with the longest that the timeout allows, 6,250 a second.
-pub fn window(timeout_us: u64) -> usize {
+pub fn window(timeout: Duration) -> usize {
     let (least, most) = WINDOW;
-    usize::try_from(timeout_us / (WINDOW_SHARE * COMMAND_US)).unwrap_or(most).clamp(least, most)
+    let commands = timeout.as_micros() / (COMMAND * WINDOW_SHARE).as_micros();
+    usize::try_from(commands).unwrap_or(most).clamp(least, most)
 }
 
-/// A command that waits, and who asks.
+/// A command that waits.
 #[derive(Debug)]
-pub struct Queued<T> {
-    /// Who asks.
-    pub asker: T,
-    /// What for.
+pub(super) struct Queued {
     pub take: Take,
-    /// How long Redis may take, in microseconds.
-    pub timeout_us: u64,
+    /// How long Redis may take.
+    pub timeout: Duration,
 }
 
-/// The queue; `T` is what the owner wants back with an answer.
-#[derive(Debug)]
-pub struct Queue<T> {
-    /// In the order in which they were asked. A map, because clients leave from the middle of it, thousands at a time.
-    waiting: BTreeMap<CommandId, Queued<T>>,
-    /// When a command was last handed over, or the first of these began to wait, on the session's clock.
-    moved_us: u64,
+/// The queue.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// In the order in which they were sent. A map, because clients leave from the middle of it, thousands at a time.
+    waiting: BTreeMap<CommandId, Queued>,
+    /// When a command was last handed over, or the first of these began to wait.
+    moved_at: ChargedTime,
 }
 
-impl<T> Queue<T> {
-    /// Whether nothing waits.
+impl Queue {
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// How many wait.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
     /// The last in the queue.
-    pub fn push(&mut self, id: CommandId, queued: Queued<T>, at_us: u64) {
+    pub fn push(&mut self, id: CommandId, queued: Queued, at: ChargedTime) {
         if self.waiting.is_empty() {
-            self.moved_us = at_us;
+            self.moved_at = at;
         }
         self.waiting.insert(id, queued);
     }
 
     /// The first in the queue, which is handed over now.
-    pub fn pop(&mut self, at_us: u64) -> Option<Queued<T>> {
-        let (_, queued) = self.waiting.pop_first()?;
-        self.moved_us = at_us;
-        Some(queued)
+    pub fn pop(&mut self, at: ChargedTime) -> Option<(CommandId, Queued)> {
+        let first = self.waiting.pop_first()?;
+        self.moved_at = at;
+        Some(first)
     }
 
     /// Takes out one whose request has ended; `None` where it does not wait here.
-    pub fn remove(&mut self, id: CommandId) -> Option<Queued<T>> {
+    pub fn remove(&mut self, id: CommandId) -> Option<Queued> {
         self.waiting.remove(&id)
     }
 
     /// Notes a check of the session's clock. The queue moved then at the latest, for time that was withheld from Redis has
     /// not passed; and where what was handed over has not been sent yet, it could not have moved before.
-    pub fn check(&mut self, charged_us: u64, is_all_sent: bool) {
-        self.moved_us = if is_all_sent { self.moved_us.min(charged_us) } else { charged_us };
+    pub fn check(&mut self, charged: ChargedTime, is_all_sent: bool) {
+        self.moved_at = if is_all_sent { self.moved_at.min(charged) } else { charged };
     }
 
     /// Whether Redis has let nothing be handed over for as long as the first may take.
-    pub fn is_stuck(&self, at_us: u64) -> bool {
+    pub fn is_stuck(&self, at: ChargedTime) -> bool {
         let first = self.waiting.first_key_value();
-        first.is_some_and(|(_, queued)| at_us.saturating_sub(self.moved_us) >= queued.timeout_us)
+        first.is_some_and(|(_, queued)| at.since(self.moved_at) >= queued.timeout)
     }
 
     /// All that wait, in order.
-    pub fn drain(&mut self) -> impl Iterator<Item = T> {
-        std::mem::take(&mut self.waiting).into_values().map(|queued| queued.asker)
-    }
-}
-
-/// With nothing in it.
-impl<T> Default for Queue<T> {
-    fn default() -> Self {
-        Self { waiting: BTreeMap::new(), moved_us: 0 }
+    pub fn drain(&mut self) -> impl Iterator<Item = CommandId> {
+        std::mem::take(&mut self.waiting).into_keys()
     }
 }

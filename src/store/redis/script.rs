@@ -1,4 +1,4 @@
-//! The script that takes a token, and what it answers.
+//! The script that takes a token, and its reply.
 
 use super::resp::push_command;
 use crate::bucket::PICO_PER_TOKEN;
@@ -12,7 +12,7 @@ pub const TAKE_SHA1: &str = "693b731525e214b97e628b797bd3114232004f09";
 
 const MICRO: u64 = 1_000_000;
 
-/// What the script is asked.
+/// What the script takes a token from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Take {
     /// The bucket's key in Redis.
@@ -61,10 +61,10 @@ pub enum Script {
     Text,
 }
 
-/// What the script answers.
+/// What the script replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakeReply {
-    /// The number that the question carried.
+    /// The number that the command carried.
     pub sequence: u32,
     /// Whether a token was taken.
     pub admitted: bool,

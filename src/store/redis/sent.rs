@@ -1,42 +1,47 @@
 //! What is on the wire.
 
+use std::time::Duration;
+
 use super::command::Expected;
+use super::queue::CommandId;
+use super::reply_clock::ChargedTime;
+use crate::time::StoreTime;
 
 /// A command whose reply is still to come.
 #[derive(Debug)]
-pub(super) struct Sent<T> {
-    pub asker: Asker<T>,
-    /// What was asked; the text is kept for `Take` alone, which may have to be sent again.
-    pub question: Expected,
+pub(super) struct Sent {
+    pub recipient: Recipient,
+    /// What was sent; the text is kept for `Take` alone, which may have to be sent again.
+    pub expected: Expected,
     pub sequence: u32,
     pub wait: Wait,
 }
 
-/// How long an answer is waited for.
+/// Who the reply is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recipient {
+    /// The owner, for this command.
+    Owner(CommandId),
+    /// The session itself.
+    Session,
+    /// Nothing any more: its time is over.
+    Gone,
+}
+
+/// How long a reply is waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
     /// When it began, on the session's clock and on the worker's.
-    pub charged_us: u64,
-    pub at_us: u64,
-    pub timeout_us: u64,
+    pub charged_at: ChargedTime,
+    pub at: StoreTime,
+    pub timeout: Duration,
 }
 
 impl Wait {
-    /// Whether it is over. What has longer than a request, which has `request_us`, has that on the worker's clock, and no
-    /// more turns of the event loop than a request: those of a whole second would take a busy worker half a minute.
-    pub fn is_over(&self, charged_us: u64, now_us: u64, request_us: u64) -> bool {
-        charged_us.saturating_sub(self.charged_us) >= self.timeout_us.min(request_us)
-            && now_us.saturating_sub(self.at_us) >= self.timeout_us
+    /// Whether it is over. What has longer than a request, which has `request_timeout`, has that on the worker's clock,
+    /// and no more turns of the event loop than a request: those of a whole second would take a busy worker half a minute.
+    pub fn is_over(&self, charged: ChargedTime, now: StoreTime, request_timeout: Duration) -> bool {
+        charged.since(self.charged_at) >= self.timeout.min(request_timeout)
+            && now.since(self.at) >= self.timeout
     }
-}
-
-/// Who asks.
-#[derive(Debug)]
-pub(super) enum Asker<T> {
-    /// A request waits for it.
-    Waiting(T),
-    /// A request did.
-    Gone,
-    /// The session itself.
-    Session,
 }

@@ -1,16 +1,26 @@
-//! One worker's conversation with Redis: questions out, replies in, and what holds while Redis cannot be asked.
+//! One worker's conversation with Redis: commands out, replies in, and what holds while Redis does not answer.
 //!
-//! Sans-IO: the owner of the stream calls in with what happened and the time, and carries out [`Effects`]. Replies
-//! come in the order of the questions, so a queue says whose each one is; a question keeps its place there when
-//! its deadline has passed, and its late reply is thrown away. What cannot be trusted to be in step any more is
-//! closed: nothing is ever matched by hope. Beyond a [`window`] of commands on the wire the next ones wait in a
-//! [`Queue`], so that Redis can keep the deadline of each that it was given, however many wait.
+//! Sans-IO, in the shape of quinn-proto's `Connection`: what happens goes in, with the time, and what is to be done comes
+//! out. The owner calls [`Session::send`], [`Session::cancel`], [`Session::handle_input`], [`Session::handle_close`],
+//! [`Session::handle_timeout`] or [`Session::flush`], and after each of them
+//!
+//! 1. [`Session::poll_output`] until it returns `None`. One who stops earlier goes on later: [`Session::has_output`] says
+//!    that there is more.
+//! 2. [`Session::poll_timeout`], for the time at which to call [`Session::handle_timeout`] next.
+//!
+//! What is to be sent gathers until the owner flushes, so that one message carries the commands of many requests.
+//!
+//! Replies come in the order of the commands, so a queue says whose each one is; a command keeps its place there when
+//! its deadline has passed, and its late reply is thrown away. Where replies and commands may be out of step, the stream
+//! is closed. Beyond a [`window`] of commands on the wire the next ones wait in a `Queue`, so that Redis can keep the
+//! deadline of each that it was given, however many wait.
 //!
 //! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row, and then no request waits: a
 //! probe, which takes a token from a bucket that no caller uses, finds out when Redis works again. Errors of one shard
 //! of a cluster fail its callers at once and leave the others alone, so it takes more of them.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::breaker::Breaker;
 use super::command::{
@@ -18,42 +28,44 @@ use super::command::{
     timeout,
 };
 use super::failure::FailureKind;
+use super::outbox::{Outbox, StreamAction};
 use super::queue::{CommandId, Queue, Queued, window};
 use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed};
 use super::script::{Script, Take};
-use super::sent::{Asker, Sent, Wait};
+use super::sent::{Recipient, Sent, Wait};
 use crate::config::Credentials;
 use crate::limit::Limit;
+use crate::time::StoreTime;
 
-/// Most commands that wait or are on the wire, and answers not yet taken. Each belongs to a request that Envoy holds,
+/// Most commands that wait or are on the wire, and replies not yet polled. Each belongs to a request that Envoy holds,
 /// at tens of KiB: a worker with so many has some 0.5 GiB of them, and here a hundredth of that; it needs seconds to
 /// answer them.
 pub const MAX_COMMANDS: usize = 16_384;
 
-/// How long a probe may take that has to connect first, in microseconds. No request waits for it.
-const CONNECT_TIMEOUT_US: u64 = 1_000_000;
+/// How long a probe may take that has to connect first. No request waits for it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the owner of the stream has to do, in this order.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Effects {
-    /// Close the stream.
-    pub close: bool,
-    /// Open a new one.
-    pub open: bool,
-    /// Send this on it; nothing where empty.
-    pub send: Vec<u8>,
+/// What the owner of a session has to do, or to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionOutput {
+    /// To do on the stream. Comes before all others, and only after [`Session::flush`].
+    Stream(StreamAction),
+    /// What has become of Redis.
+    Event(Event),
+    /// What has become of a command: once for each that was sent and not cancelled in time.
+    Reply(CommandId, Result<Answer, Failure>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionState {
-    /// There is no stream; the next question opens one.
+    /// There is no stream; the next command opens one.
     Idle,
-    /// Questions go out.
+    /// Commands go out.
     Open,
     /// Nothing goes out until then.
-    Broken { until_us: u64 },
-    /// Only the probe goes out: the first may have to connect, the second has to be as quick as any question.
+    Broken { until: StoreTime },
+    /// Only the probe goes out: the first may have to connect, the second has to be as quick as any command.
     Probing(Probe),
 }
 
@@ -63,54 +75,54 @@ enum Probe {
     Timed,
 }
 
-/// The session. `T` is what the owner wants back with an answer.
+/// The session.
 #[derive(Debug)]
-pub struct Session<T> {
+pub struct Session {
     credentials: Credentials,
     proxy_errors: &'static [&'static [u8]],
     probe: Take,
-    timeout_us: u64,
+    timeout: Duration,
     clock: ReplyClock,
     state: SessionState,
     breaker: Breaker,
     connected: Option<bool>,
     sequence: u32,
     last_id: u64,
-    sent: VecDeque<Sent<T>>,
+    sent: VecDeque<Sent>,
     /// Most commands on the wire, but for those about health, which are few.
     window: usize,
     /// What waits until there are fewer; where something does, so many are.
-    queue: Queue<T>,
-    /// How many of them, at the end, the owner of the stream has not been given yet.
+    queue: Queue,
+    /// How many of those sent, at the end, are still in the outbox.
     unsent: usize,
     decoder: Decoder,
-    effects: Effects,
-    answers: VecDeque<(T, Result<Answer, Failure>)>,
+    outbox: Outbox,
+    replies: VecDeque<(CommandId, Result<Answer, Failure>)>,
     event: Option<Event>,
 }
 
-impl<T> Session<T> {
-    /// A session without a stream. `probe_key` names a bucket that is no caller's; a question has `timeout_us` for its
-    /// answer; `seed` spreads the pauses of different workers.
-    pub fn new(credentials: Credentials, probe_key: String, timeout_us: u64, seed: u64) -> Self {
+impl Session {
+    /// A session without a stream. `probe_key` names a bucket that is no caller's; a command has `timeout` for its
+    /// reply; `seed` spreads the pauses of different workers.
+    pub fn new(credentials: Credentials, probe_key: String, timeout: Duration, seed: u64) -> Self {
         Self {
             credentials,
             proxy_errors: &[],
             probe: Take { key: probe_key, limit: Limit::PROBE, other_limit: Limit::PROBE, ttl_ms: 1000 },
-            timeout_us,
-            clock: ReplyClock::new(timeout_us),
+            timeout,
+            clock: ReplyClock::new(timeout),
             state: SessionState::Idle,
             breaker: Breaker::new(seed),
             connected: None,
             sequence: 0,
             last_id: 0,
             sent: VecDeque::new(),
-            window: window(timeout_us),
+            window: window(timeout),
             queue: Queue::default(),
             unsent: 0,
             decoder: Decoder::default(),
-            effects: Effects::default(),
-            answers: VecDeque::new(),
+            outbox: Outbox::default(),
+            replies: VecDeque::new(),
             event: None,
         }
     }
@@ -120,145 +132,146 @@ impl<T> Session<T> {
         Self { proxy_errors, ..self }
     }
 
-    /// Whether questions are taken.
+    /// Whether commands are accepted.
     pub fn is_accepting(&self) -> bool {
         matches!(self.state, SessionState::Idle | SessionState::Open)
     }
 
-    /// Whether a request waits, so that [`Session::tick`] should be called often.
-    pub fn is_waiting(&self) -> bool {
-        !self.sent.is_empty()
-    }
-
-    /// The question that finds out whether Redis is well. Its answer matters to the session alone.
+    /// The command that finds out whether Redis is well. Its reply matters to the session alone.
     pub fn probe(&self) -> Command {
         Command::Take(self.probe.clone())
     }
 
-    /// How long a question may take, in microseconds.
-    pub fn timeout_us(&self) -> u64 {
-        self.timeout_us
+    /// How long a command of a request may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
-    /// How often to call [`Session::tick`] while a request waits, in microseconds.
-    pub fn tick_us(&self) -> u64 {
-        self.clock.interval_us()
-    }
-
-    /// Asks; the answer comes through [`Session::next_answer`], within `timeout_us` and a tick after the command was
-    /// handed over, or later where the worker is too busy to tick in time: see [`ReplyClock`].
+    /// Sends a command; its reply is polled within `timeout` and a check of the reply clock after it was handed over, or
+    /// later where the worker is too busy to check in time: see [`ReplyClock`].
     pub fn send(
         &mut self,
-        asker: T,
-        question: Command,
-        timeout_us: u64,
-        now_us: u64,
+        command: Command,
+        timeout: Duration,
+        now: StoreTime,
     ) -> Result<CommandId, Declined> {
         if !self.is_accepting() {
             return Err(Declined::BreakerOpen);
         }
-        if self.sent.len() + self.queue.len() + self.answers.len() >= MAX_COMMANDS {
+        if self.sent.len() + self.queue.len() + self.replies.len() >= MAX_COMMANDS {
             return Err(Declined::QueueFull);
         }
-        self.connect(now_us);
+        self.connect(now);
         self.last_id += 1;
         let id = CommandId(self.last_id);
-        let wait = self.wait(timeout_us, now_us);
-        let out = &mut self.effects.send;
-        match question {
+        let recipient = Recipient::Owner(id);
+        let wait = self.wait(timeout, now);
+        match command {
             Command::Take(take) if self.sent.len() >= self.window => {
-                self.queue.push(id, Queued { asker, take, timeout_us }, wait.charged_us);
+                self.queue.push(id, Queued { take, timeout }, wait.charged_at);
             }
-            Command::Take(take) => self.send_take(Asker::Waiting(asker), take, Script::Hash, wait),
+            Command::Take(take) => self.send_take(recipient, take, Script::Hash, wait),
             Command::Get(key) => {
-                push_get(out, &key);
-                self.expect(Asker::Waiting(asker), Expected::Get, wait);
+                push_get(&mut self.outbox.send, &key);
+                self.expect(recipient, Expected::Get, wait);
             }
             Command::Set(key, value, overwrite) => {
-                push_set(out, &key, value, overwrite);
-                self.expect(Asker::Waiting(asker), Expected::Set, wait);
+                push_set(&mut self.outbox.send, &key, value, overwrite);
+                self.expect(recipient, Expected::Set, wait);
             }
         }
         Ok(id)
     }
 
-    /// Takes back a command that still waits, for its request has ended. One that was handed over is carried
-    /// out.
-    pub fn cancel(&mut self, id: CommandId) {
-        self.queue.remove(id);
+    /// Takes back a command that still waits, for its request has ended; returns whether it did. One that was handed
+    /// over is carried out and replied to.
+    pub fn cancel(&mut self, id: CommandId) -> bool {
+        self.queue.remove(id).is_some()
     }
 
     /// Takes in what came on the stream.
-    pub fn received(&mut self, bytes: &[u8], now_us: u64) {
+    pub fn handle_input(&mut self, bytes: &[u8], now: StoreTime) {
         if self.is_on_stream() {
-            self.read_replies(bytes, now_us);
-            self.hand_over(now_us);
-        }
-    }
-
-    fn read_replies(&mut self, bytes: &[u8], now_us: u64) {
-        self.decoder.push(bytes);
-        loop {
-            let outcome = match self.decoder.next_reply() {
-                Ok(None) => return,
-                Err(Malformed) => Err(protocol("what came is no reply of Redis")),
-                Ok(Some(reply)) => match self.sent.pop_front() {
-                    None => Err(protocol("a reply came that was not asked for")),
-                    Some(sent) => match read(&sent.question, sent.sequence, reply, self.proxy_errors) {
-                        Ok(read) => Ok((sent, read)),
-                        Err(failure) => {
-                            // The request that asked is still to be answered, with all others.
-                            self.sent.push_front(sent);
-                            Err(failure)
-                        }
-                    },
-                },
-            };
-            match outcome {
-                Ok((sent, read)) => self.settle(sent, read, now_us),
-                Err(failure) => self.break_off(failure, now_us),
-            }
-            if !self.is_on_stream() {
-                return;
-            }
-        }
-    }
-
-    /// Hands over what waits, as far as there is room on the wire.
-    fn hand_over(&mut self, now_us: u64) {
-        while self.sent.len() < self.window {
-            let at_us = self.clock.at(now_us);
-            let Some(Queued { asker, take, timeout_us }) = self.queue.pop(at_us) else { return };
-            let wait = self.wait(timeout_us, now_us);
-            self.send_take(Asker::Waiting(asker), take, Script::Hash, wait);
+            self.read_replies(bytes, now);
+            self.hand_over(now);
         }
     }
 
     /// Notes that the stream is closed, or could not be opened.
-    pub fn closed(&mut self, detail: &str, now_us: u64) {
+    pub fn handle_close(&mut self, detail: &str, now: StoreTime) {
         if self.is_on_stream() {
             if self.sent.is_empty() && self.state == SessionState::Open {
-                // Redis may close what has been idle. The next question finds out more.
+                // Redis may close what has been idle. The next command finds out more.
                 self.drop_stream();
                 self.state = SessionState::Idle;
             } else {
                 let failure = Failure { reason: FailureKind::Disconnected, detail: detail.to_owned() };
-                self.break_off(failure, now_us);
+                self.break_off(failure, now);
             }
         }
-        self.effects.close = false;
+        self.outbox.note_closed();
     }
 
-    /// Closes the stream if no question waits for a reply, and leaves it to the next question to find out
+    /// Gives up on commands whose time is over, and probes when it is time to.
+    pub fn handle_timeout(&mut self, now: StoreTime) {
+        if let SessionState::Broken { until } = self.state {
+            if now >= until {
+                self.state = SessionState::Probing(Probe::Connecting);
+                self.open_stream(now);
+                self.send_probe(CONNECT_TIMEOUT, now);
+            }
+            return;
+        }
+        if self.sent.is_empty() {
+            return;
+        }
+        let charged = self.clock.check(now);
+        // What has not been sent yet has used up none of its time.
+        let is_new = |sent: &&mut Sent| !matches!(sent.expected, Expected::Take(_, Script::Text));
+        let unsent = self.sent.iter_mut().rev().take(self.unsent).filter(is_new);
+        let mut is_all_sent = true;
+        for sent in unsent {
+            sent.wait = Wait { charged_at: charged, at: now, ..sent.wait };
+            is_all_sent &= !matches!(sent.expected, Expected::Take(..));
+        }
+        let mut late = 0_usize;
+        for Sent { recipient, wait, .. } in &mut self.sent {
+            // Neither has what was sent while the worker was busy.
+            wait.charged_at = wait.charged_at.min(charged);
+            if !wait.is_over(charged, now, self.timeout) {
+                continue;
+            }
+            match std::mem::replace(recipient, Recipient::Gone) {
+                Recipient::Owner(id) => self.replies.push_back((id, Err(timeout()))),
+                Recipient::Session => {}
+                Recipient::Gone => continue,
+            }
+            late += 1;
+        }
+        self.queue.check(charged, is_all_sent);
+        if self.queue.is_stuck(charged) {
+            late += self.queue.len();
+            self.replies.extend(self.queue.drain().map(|id| (id, Err(timeout()))));
+        }
+        if late == 0 {
+            return;
+        }
+        self.breaker.record_timeout(self.timeout, now);
+        if self.has_failed() {
+            self.trip(timeout(), now);
+        }
+    }
+
+    /// Closes the stream if no command waits for a reply, and leaves it to the next command to find out
     /// whether Redis is there again. For an owner that does nothing of its own accord; called before each
-    /// [`Session::tick`].
-    pub fn release_if_idle(&mut self, now_us: u64) {
+    /// [`Session::handle_timeout`].
+    pub fn release_if_idle(&mut self, now: StoreTime) {
         match self.state {
             SessionState::Idle => {}
-            SessionState::Broken { until_us } if now_us < until_us => {}
+            SessionState::Broken { until } if now < until => {}
             SessionState::Broken { .. } => self.state = SessionState::Idle,
             SessionState::Open | SessionState::Probing(_) => {
-                let is_idle = !self.sent.iter().any(|sent| matches!(sent.asker, Asker::Waiting(_)));
+                let is_idle = !self.sent.iter().any(|sent| matches!(sent.recipient, Recipient::Owner(_)));
                 if is_idle && self.queue.is_empty() {
                     self.sent.clear();
                     self.drop_stream();
@@ -268,125 +281,118 @@ impl<T> Session<T> {
         }
     }
 
-    /// Gives up on questions whose time is over, and probes when it is time to.
-    pub fn tick(&mut self, now_us: u64) {
-        if let SessionState::Broken { until_us } = self.state {
-            if now_us >= until_us {
-                self.state = SessionState::Probing(Probe::Connecting);
-                self.open_stream(now_us);
-                self.send_probe(CONNECT_TIMEOUT_US, now_us);
+    /// Lets out what has gathered for the stream. For an owner whose turn to send it is.
+    pub fn flush(&mut self) {
+        self.outbox.flush();
+    }
+
+    /// Whether there is something to poll, or to flush and then to poll.
+    pub fn has_output(&self) -> bool {
+        !self.outbox.is_empty() || self.event.is_some() || !self.replies.is_empty()
+    }
+
+    /// What is to be done or known next.
+    pub fn poll_output(&mut self) -> Option<SessionOutput> {
+        if let Some(action) = self.outbox.poll() {
+            if let StreamAction::Send(_) = action {
+                self.unsent = 0;
             }
-            return;
+            return Some(SessionOutput::Stream(action));
         }
-        if self.sent.is_empty() {
-            return;
+        if let Some(event) = self.event.take() {
+            return Some(SessionOutput::Event(event));
         }
-        let charged_us = self.clock.check(now_us);
-        // What Redis has not been asked yet has not used up any of its time.
-        let is_new = |sent: &&mut Sent<T>| !matches!(sent.question, Expected::Take(_, Script::Text));
-        let unsent = self.sent.iter_mut().rev().take(self.unsent).filter(is_new);
-        let mut is_all_sent = true;
-        for sent in unsent {
-            sent.wait = Wait { charged_us, at_us: now_us, ..sent.wait };
-            is_all_sent &= !matches!(sent.question, Expected::Take(..));
+        self.replies.pop_front().map(|(id, reply)| SessionOutput::Reply(id, reply))
+    }
+
+    /// When to call [`Session::handle_timeout`] next: when the next check of the reply clock, or the next probe, is due.
+    pub fn poll_timeout(&self) -> Option<StoreTime> {
+        match self.state {
+            SessionState::Broken { until } => Some(until),
+            _ => (!self.sent.is_empty()).then(|| self.clock.next_check()),
         }
-        let mut late = 0_usize;
-        for Sent { asker, wait, .. } in &mut self.sent {
-            // Neither has what was asked while the worker was busy.
-            wait.charged_us = wait.charged_us.min(charged_us);
-            if !wait.is_over(charged_us, now_us, self.timeout_us) {
-                continue;
+    }
+
+    fn read_replies(&mut self, bytes: &[u8], now: StoreTime) {
+        self.decoder.push(bytes);
+        loop {
+            let outcome = match self.decoder.next_reply() {
+                Ok(None) => return,
+                Err(Malformed) => Err(protocol("what came is no reply of Redis")),
+                Ok(Some(reply)) => match self.sent.pop_front() {
+                    None => Err(protocol("a reply came to no command")),
+                    Some(sent) => match read(&sent.expected, sent.sequence, reply, self.proxy_errors) {
+                        Ok(read) => Ok((sent, read)),
+                        Err(failure) => {
+                            // Its request is still to be answered, with all others.
+                            self.sent.push_front(sent);
+                            Err(failure)
+                        }
+                    },
+                },
+            };
+            match outcome {
+                Ok((sent, read)) => self.settle(sent, read, now),
+                Err(failure) => self.break_off(failure, now),
             }
-            match std::mem::replace(asker, Asker::Gone) {
-                Asker::Waiting(asker) => self.answers.push_back((asker, Err(timeout()))),
-                Asker::Session => {}
-                Asker::Gone => continue,
+            if !self.is_on_stream() {
+                return;
             }
-            late += 1;
-        }
-        self.queue.check(charged_us, is_all_sent);
-        if self.queue.is_stuck(charged_us) {
-            late += self.queue.len();
-            self.answers.extend(self.queue.drain().map(|asker| (asker, Err(timeout()))));
-        }
-        if late == 0 {
-            return;
-        }
-        self.breaker.record_timeout(self.timeout_us, now_us);
-        if self.has_failed() {
-            self.trip(timeout(), now_us);
         }
     }
 
-    /// What the owner of the stream has to do since it was last asked.
-    pub fn take_effects(&mut self) -> Effects {
-        self.unsent = 0;
-        std::mem::take(&mut self.effects)
+    /// Hands over what waits, as far as there is room on the wire.
+    fn hand_over(&mut self, now: StoreTime) {
+        while self.sent.len() < self.window {
+            let Some((id, Queued { take, timeout })) = self.queue.pop(self.clock.at(now)) else { return };
+            let wait = self.wait(timeout, now);
+            self.send_take(Recipient::Owner(id), take, Script::Hash, wait);
+        }
     }
 
-    /// Whether there is anything to be done.
-    pub fn has_effects(&self) -> bool {
-        self.effects.close || self.effects.open || !self.effects.send.is_empty()
-    }
-
-    /// Whether there are answers to be taken.
-    pub fn has_answers(&self) -> bool {
-        !self.answers.is_empty()
-    }
-
-    /// The next answer, and who asked.
-    pub fn next_answer(&mut self) -> Option<(T, Result<Answer, Failure>)> {
-        self.answers.pop_front()
-    }
-
-    /// What has become of Redis, if that changed.
-    pub fn take_event(&mut self) -> Option<Event> {
-        self.event.take()
-    }
-
-    /// Whether what comes belongs to the stream that questions go out on, and not to one that is to be closed.
+    /// Whether what comes belongs to the stream that commands go out on, and not to one that is to be closed.
     fn is_on_stream(&self) -> bool {
-        matches!(self.state, SessionState::Open | SessionState::Probing(_)) && !self.effects.open
+        matches!(self.state, SessionState::Open | SessionState::Probing(_)) && !self.outbox.opens_stream()
     }
 
-    fn connect(&mut self, now_us: u64) {
+    fn connect(&mut self, now: StoreTime) {
         if self.state == SessionState::Idle {
             self.state = SessionState::Open;
-            self.open_stream(now_us);
+            self.open_stream(now);
         }
     }
 
-    fn open_stream(&mut self, now_us: u64) {
-        self.effects.open = true;
-        if push_auth(&mut self.effects.send, &self.credentials) {
-            let wait = self.wait(CONNECT_TIMEOUT_US, now_us);
-            self.expect(Asker::Session, Expected::Auth, wait);
+    fn open_stream(&mut self, now: StoreTime) {
+        self.outbox.open_stream();
+        if push_auth(&mut self.outbox.send, &self.credentials) {
+            let wait = self.wait(CONNECT_TIMEOUT, now);
+            self.expect(Recipient::Session, Expected::Auth, wait);
         }
     }
 
-    fn send_probe(&mut self, timeout_us: u64, now_us: u64) {
-        let wait = self.wait(timeout_us, now_us);
-        self.send_take(Asker::Session, self.probe.clone(), Script::Hash, wait);
+    fn send_probe(&mut self, timeout: Duration, now: StoreTime) {
+        let wait = self.wait(timeout, now);
+        self.send_take(Recipient::Session, self.probe.clone(), Script::Hash, wait);
     }
 
-    fn send_take(&mut self, asker: Asker<T>, take: Take, script: Script, wait: Wait) {
+    fn send_take(&mut self, recipient: Recipient, take: Take, script: Script, wait: Wait) {
         self.sequence = self.sequence.wrapping_add(1);
-        take.push(&mut self.effects.send, self.sequence, script);
-        self.expect(asker, Expected::Take(take, script), wait);
+        take.push(&mut self.outbox.send, self.sequence, script);
+        self.expect(recipient, Expected::Take(take, script), wait);
     }
 
     /// Notes what has just been sent: its reply is the next after those that are expected already.
-    fn expect(&mut self, asker: Asker<T>, question: Expected, wait: Wait) {
-        self.sent.push_back(Sent { asker, question, sequence: self.sequence, wait });
+    fn expect(&mut self, recipient: Recipient, expected: Expected, wait: Wait) {
+        self.sent.push_back(Sent { recipient, expected, sequence: self.sequence, wait });
         self.unsent += 1;
     }
 
     /// A wait that begins now.
-    fn wait(&mut self, timeout_us: u64, now_us: u64) -> Wait {
+    fn wait(&mut self, timeout: Duration, now: StoreTime) -> Wait {
         if self.sent.is_empty() {
-            self.clock.start(now_us);
+            self.clock.start(now);
         }
-        Wait { charged_us: self.clock.at(now_us), at_us: now_us, timeout_us }
+        Wait { charged_at: self.clock.at(now), at: now, timeout }
     }
 
     /// Whether the breaker has to open; a probe has one try.
@@ -394,70 +400,70 @@ impl<T> Session<T> {
         self.breaker.is_spent() || matches!(self.state, SessionState::Probing(_))
     }
 
-    /// Gives the reply to the request that asked.
-    fn settle(&mut self, sent: Sent<T>, read: Read, now_us: u64) {
+    /// Does what follows from a reply.
+    fn settle(&mut self, sent: Sent, read: Read, now: StoreTime) {
         match read {
-            Read::Answer(answer) => match sent.asker {
-                Asker::Waiting(asker) => {
+            Read::Answer(answer) => match sent.recipient {
+                Recipient::Owner(id) => {
                     match answer {
                         Answer::Taken(_) => {
                             self.breaker.record_token();
-                            self.is_connected();
+                            self.note_connected();
                         }
                         Answer::Text(_) | Answer::Done => self.breaker.record_answer(),
                     }
-                    self.answers.push_back((asker, Ok(answer)));
+                    self.replies.push_back((id, Ok(answer)));
                 }
-                Asker::Session => self.probe_succeeded(now_us),
-                Asker::Gone => {}
+                Recipient::Session => self.probe_succeeded(now),
+                Recipient::Gone => {}
             },
             Read::Authenticated => {}
-            Read::UnknownScript(take) => match sent.asker {
-                Asker::Gone => {}
-                asker => self.send_take(asker, take, Script::Text, sent.wait),
+            Read::UnknownScript(take) => match sent.recipient {
+                Recipient::Gone => {}
+                recipient => self.send_take(recipient, take, Script::Text, sent.wait),
             },
             Read::Refused(failure, scope) => {
-                if let Asker::Waiting(asker) = sent.asker {
-                    self.answers.push_back((asker, Err(failure.clone())));
-                    // What is wrong with other questions, such as a right to read health, is no reason to stop.
-                    if matches!(sent.question, Expected::Take(..)) {
+                if let Recipient::Owner(id) = sent.recipient {
+                    self.replies.push_back((id, Err(failure.clone())));
+                    // What is wrong with other commands, such as a right to read health, is no reason to stop.
+                    if matches!(sent.expected, Expected::Take(..)) {
                         self.breaker.record_refusal(scope);
                     }
                 }
-                if self.has_failed() || matches!(sent.question, Expected::Auth) {
-                    self.trip(failure, now_us);
+                if self.has_failed() || matches!(sent.expected, Expected::Auth) {
+                    self.trip(failure, now);
                 }
             }
         }
     }
 
-    fn is_connected(&mut self) {
+    fn note_connected(&mut self) {
         if self.connected != Some(true) {
             self.connected = Some(true);
             self.event = Some(Event::Connected);
         }
     }
 
-    fn probe_succeeded(&mut self, now_us: u64) {
+    fn probe_succeeded(&mut self, now: StoreTime) {
         match self.state {
             SessionState::Probing(Probe::Connecting) => {
                 self.state = SessionState::Probing(Probe::Timed);
-                self.send_probe(self.timeout_us, now_us);
+                self.send_probe(self.timeout, now);
             }
             SessionState::Probing(Probe::Timed) => {
                 self.state = SessionState::Open;
-                self.breaker.close(now_us);
-                self.is_connected();
+                self.breaker.close(now);
+                self.note_connected();
             }
             SessionState::Idle | SessionState::Open | SessionState::Broken { .. } => {}
         }
     }
 
     /// Closes the stream and fails all that wait.
-    fn break_off(&mut self, failure: Failure, now_us: u64) {
+    fn break_off(&mut self, failure: Failure, now: StoreTime) {
         self.breaker.record_loss();
         if self.has_failed() {
-            return self.trip(failure, now_us);
+            return self.trip(failure, now);
         }
         self.fail_all(&failure);
         self.drop_stream();
@@ -465,11 +471,11 @@ impl<T> Session<T> {
     }
 
     /// Opens the breaker.
-    fn trip(&mut self, failure: Failure, now_us: u64) {
+    fn trip(&mut self, failure: Failure, now: StoreTime) {
         self.fail_all(&failure);
         self.drop_stream();
-        let pause_us = self.breaker.open(matches!(self.state, SessionState::Probing(_)), now_us);
-        self.state = SessionState::Broken { until_us: now_us.saturating_add(pause_us) };
+        let pause = self.breaker.open(matches!(self.state, SessionState::Probing(_)), now);
+        self.state = SessionState::Broken { until: now.after(pause) };
         if self.connected != Some(false) {
             self.connected = Some(false);
             self.event = Some(Event::Lost(failure));
@@ -478,18 +484,15 @@ impl<T> Session<T> {
 
     fn fail_all(&mut self, failure: &Failure) {
         for sent in self.sent.drain(..) {
-            if let Asker::Waiting(asker) = sent.asker {
-                self.answers.push_back((asker, Err(failure.clone())));
+            if let Recipient::Owner(id) = sent.recipient {
+                self.replies.push_back((id, Err(failure.clone())));
             }
         }
-        self.answers.extend(self.queue.drain().map(|asker| (asker, Err(failure.clone()))));
+        self.replies.extend(self.queue.drain().map(|id| (id, Err(failure.clone()))));
     }
 
-    /// The stream is closed before another is opened, and nothing that was to go out on it goes out.
     fn drop_stream(&mut self) {
-        // A stream that was not even opened needs no closing.
-        let was_opened = !self.effects.open;
-        self.effects = Effects { close: self.effects.close || was_opened, ..Effects::default() };
+        self.outbox.drop_stream();
         self.decoder = Decoder::default();
         self.unsent = 0;
     }

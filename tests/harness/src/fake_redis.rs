@@ -100,12 +100,14 @@ impl ModelRedis {
     /// Takes in bytes and gives the reply to each command that is whole now.
     pub fn receive(&mut self, connection: &mut Connection, bytes: &[u8]) -> Vec<Vec<u8>> {
         connection.input.extend_from_slice(bytes);
-        let mut replies = Vec::new();
-        while let Some((command, length)) = parse_command(&connection.input) {
-            connection.input.drain(..length);
+        let input = std::mem::take(&mut connection.input);
+        let (mut replies, mut rest) = (Vec::new(), input.as_slice());
+        while let Some((command, length)) = parse_command(rest) {
+            rest = &rest[length..];
             replies.push(self.execute(connection, &command));
             self.commands.push(command);
         }
+        connection.input = rest.to_vec();
         replies
     }
 

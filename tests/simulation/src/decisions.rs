@@ -36,7 +36,7 @@ impl World {
         let last_us = || pending.at_us.max(worker.last_sent_us.get());
         let waited_us = self.now_us.get() - pending.sent_us.unwrap_or_else(last_us);
         let late_us = worker.late_us_now(self.now_us.get()) - pending.late_us;
-        if waited_us > pending.timeout_us + self.quick_tick_us() + TURN_US + late_us {
+        if waited_us > pending.timeout_us + worker.check_interval_us + TURN_US + late_us {
             self.fail(
                 pending.payment.map(|(payer, _)| payer),
                 format!("request {request_id} waited for {waited_us} µs"),
@@ -158,7 +158,7 @@ impl World {
         let now_us = self.now_us.get();
         // The worker looked at its clock when the request came in, and others may have acted since.
         let times = (self.redis.borrow().clock_us(at_us), now_us);
-        let patience_us = self.plan.timeout_us + self.quick_tick_us() + SLACK_US;
+        let patience_us = self.plan.timeout_us + worker.check_interval_us + SLACK_US;
         let judged = self.oracle.borrow().denied(bucket, limit, times, is_asking, patience_us);
         self.hold(payer, judged);
         "what Redis said before"

@@ -1,6 +1,7 @@
 //! The streams between workers and Redis: bytes on their way, commands as Redis takes them, and whose each is.
 
 use dynamic_rate_limiter::request::RequestId;
+use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 
 use crate::redis::{Done, Took, parse_command};
 use crate::report::{Happening, What};
@@ -9,13 +10,25 @@ use crate::workload::full_in_us;
 use crate::world::{Event, World};
 
 impl World {
+    /// Does what a worker wants done on its stream.
+    pub(crate) fn carry_out(&self, index: usize, worker: &Worker, action: StreamAction) {
+        match action {
+            StreamAction::Close => self.drop_stream(worker),
+            StreamAction::Open => {
+                self.drop_stream(worker);
+                self.open_stream(index, worker);
+            }
+            StreamAction::Send(bytes) => self.send(index, worker, bytes),
+        }
+    }
+
     pub(crate) fn drop_stream(&self, worker: &Worker) {
         if worker.stream.borrow_mut().take().is_some_and(|stream| stream.is_hole) {
             self.faults.touch(self.now_us.get());
         }
     }
 
-    pub(crate) fn open_stream(&self, index: usize, worker: &Worker) {
+    fn open_stream(&self, index: usize, worker: &Worker) {
         let stream = Stream { id: self.number(), is_refused: self.faults.is_down(), ..Stream::default() };
         if stream.is_refused {
             self.after(1 + self.below(2_000), Event::Closed(index, stream.id));
@@ -23,7 +36,7 @@ impl World {
         *worker.stream.borrow_mut() = Some(stream);
     }
 
-    pub(crate) fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
+    fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
         self.note_askers(worker, &bytes);
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else {
@@ -176,7 +189,7 @@ impl World {
         }
     }
 
-    /// Who asked a question; nobody where it is a probe's.
+    /// Whose command it is; nobody's where it is a probe's.
     fn asker(&self, worker: &Worker, sequence: u32) -> Option<RequestId> {
         worker.stream.borrow().as_ref().and_then(|stream| stream.request_ids.get(&sequence).copied())
     }

@@ -3,13 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::RequestId;
-use dynamic_rate_limiter::store::redis::reply_clock::TIMER_RESOLUTION_US;
+use dynamic_rate_limiter::store::redis::reply_clock::{ReplyClock, TIMER_RESOLUTION};
 use dynamic_rate_limiter::tier::Limit;
+use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 
 use crate::oracle::Said;
 use crate::shared_data::{Host, SharedMap};
@@ -37,6 +39,11 @@ impl Envoy {
     /// Its monotonic clock.
     pub fn clock_us(&self, now_us: u64) -> u64 {
         self.epoch_us + now_us
+    }
+
+    /// The same as the limiter takes it.
+    pub fn clock(&self, now_us: u64) -> StoreTime {
+        StoreTime::from_micros(self.clock_us(now_us))
     }
 }
 
@@ -90,6 +97,8 @@ pub struct Worker {
     pub busy_until_us: Cell<u64>,
     /// How late it has been in all.
     pub late_us: Cell<u64>,
+    /// How often it looks whether Redis has replied in time.
+    pub check_interval_us: u64,
     /// Since when it has been giving out decisions, if it is.
     pub pumps_since_us: Cell<Option<u64>>,
 }
@@ -100,6 +109,9 @@ impl Worker {
         let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
         let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
         let limiter = Limiter::new(plugin, host, (random, 0x5eed)).expect("a limiter");
+        let redis = limiter.config().settings.redis.as_ref();
+        let timeout = redis.map(|redis| Duration::from_millis(redis.timeout_ms.into()));
+        let check_interval = timeout.map_or(Duration::ZERO, |timeout| ReplyClock::new(timeout).interval());
         Self {
             envoy,
             accepts: Cell::new(true),
@@ -114,13 +126,14 @@ impl Worker {
             tick_us: Cell::new(u64::MAX),
             busy_until_us: Cell::default(),
             late_us: Cell::default(),
+            check_interval_us: whole_micros(check_interval),
             pumps_since_us: Cell::default(),
         }
     }
 
     /// It has been late by so much. A delay that shows that it was busy costs Redis none of its time.
     pub fn delay(&self, us: u64) {
-        let withheld_us = if us > TIMER_RESOLUTION_US { self.tick_interval_us() } else { 0 };
+        let withheld_us = if us > whole_micros(TIMER_RESOLUTION) { self.check_interval_us } else { 0 };
         self.late_us.set(self.late_us.get() + us + withheld_us);
     }
 
@@ -128,10 +141,6 @@ impl Worker {
     pub fn late_us_now(&self, now_us: u64) -> u64 {
         let overdue_us = now_us.saturating_sub(self.tick_us.get());
         self.late_us.get() + overdue_us.max(now_us - self.pumps_since_us.get().unwrap_or(now_us))
-    }
-
-    fn tick_interval_us(&self) -> u64 {
-        self.limiter.borrow().redis().map_or(0, |redis| redis.tick_us())
     }
 
     /// Whether the stream of that number is still the one it uses.

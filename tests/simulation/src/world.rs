@@ -6,16 +6,19 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
+use std::time::Duration;
 
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::health_sync::POLL_US;
+use dynamic_rate_limiter::health_sync::POLL_INTERVAL;
+use dynamic_rate_limiter::limiter::LimiterOutput;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
+use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::AddressTable;
 use dynamic_rate_limiter::store::redis::queue::window;
-use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
+use dynamic_rate_limiter::time::whole_micros;
 
 use crate::faults::Faults;
 use crate::oracle::Oracle;
@@ -350,7 +353,7 @@ impl World {
     fn crowd(&self) {
         let envoy = self.below(self.envoys.len() as u64) as usize;
         let Some(index) = self.some_worker(envoy) else { return };
-        let window = window(self.plan.timeout_us);
+        let window = window(Duration::from_micros(self.plan.timeout_us));
         if self.worker(index).pending.borrow().len() > window {
             return;
         }
@@ -392,7 +395,7 @@ impl World {
         let index = self.workers.borrow().len();
         self.workers.borrow_mut().push(Rc::new(worker));
         if self.plan.store != Store::SharedData {
-            self.tick_after(index, self.below(POLL_US));
+            self.tick_after(index, self.below(POLL_INTERVAL.as_micros() as u64));
         }
     }
 
@@ -515,19 +518,18 @@ impl World {
 
     /// What Envoy does for a worker with something to send or to answer, or whose requests wait.
     pub fn wake(&self, index: usize, worker: &Worker) {
+        let envoy = &self.envoys[worker.envoy];
         let limiter = worker.limiter.borrow();
         let Some(redis) = limiter.redis() else { return };
-        if redis.has_work() && !worker.is_awake.replace(true) {
+        if redis.has_output() && !worker.is_awake.replace(true) {
             self.after(self.below(TURN_US), Event::Turn(index));
         }
-        let soon_us = self.now_us.get() + self.quick_tick_us();
-        if redis.is_waiting() && worker.tick_us.get() > soon_us {
-            self.tick_after(index, self.quick_tick_us());
+        let wait_us = redis.poll_timeout().map(|timeout| timeout.since(envoy.clock(self.now_us.get())));
+        if let Some(wait_us) = wait_us.map(whole_micros)
+            && self.now_us.get() + wait_us < worker.tick_us.get()
+        {
+            self.tick_after(index, wait_us);
         }
-    }
-
-    pub(crate) fn quick_tick_us(&self) -> u64 {
-        ReplyClock::new(self.plan.timeout_us).interval_us()
     }
 
     fn tick_after(&self, index: usize, us: u64) {
@@ -542,18 +544,15 @@ impl World {
         }
         let due_us = worker.tick_us.replace(u64::MAX);
         let host = Host::new(self, worker.envoy, 0);
-        let is_waiting = {
+        {
             let mut limiter = worker.limiter.borrow_mut();
             limiter.refresh(&host);
             let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
             self.count_evictions(limiter.drain_metrics());
             limiter.handle_timeout(clock_us, Role::Newest, &host);
-            let Some(redis) = limiter.redis() else { return };
-            redis.is_waiting()
-        };
+        }
         // It may have come late, and what others did in the middle of it delays the next.
         worker.delay(self.now_us.get() - due_us);
-        self.tick_after(index, if is_waiting { self.quick_tick_us() } else { POLL_US });
         self.pump(index, &worker);
         if !worker.accepts.get() && worker.pending.borrow().is_empty() {
             self.let_go(&worker);
@@ -588,35 +587,26 @@ impl World {
         while !worker.is_gone.get() {
             let host = Host::new(self, worker.envoy, 0);
             let clock_us = host.clock_us.get();
-            let next = worker.limiter.borrow_mut().next_decision(clock_us, &host);
-            if let Some((request_id, decision)) = next {
-                worker.unsent.borrow_mut().retain(|unsent| *unsent != request_id);
-                let pending = worker.pending.borrow_mut().remove(&request_id);
-                match pending {
-                    Some(pending) => self.decided(index, worker, request_id, pending, decision, &host, true),
-                    None => self.fail(
-                        None,
-                        format!("request {request_id}, decided twice or not waiting: {decision:?}"),
-                    ),
+            let output = worker.limiter.borrow_mut().poll_output(clock_us, &host);
+            match output {
+                Some(LimiterOutput::Decided(request_id, decision)) => {
+                    worker.unsent.borrow_mut().retain(|unsent| *unsent != request_id);
+                    let pending = worker.pending.borrow_mut().remove(&request_id);
+                    match pending {
+                        Some(pending) => {
+                            self.decided(index, worker, request_id, pending, decision, &host, true)
+                        }
+                        None => self.fail(
+                            None,
+                            format!("request {request_id}, decided twice or not waiting: {decision:?}"),
+                        ),
+                    }
                 }
-                continue;
-            }
-            let effects = {
-                let mut limiter = worker.limiter.borrow_mut();
-                let Some(redis) = limiter.redis() else { return };
-                if !redis.has_work() {
-                    break;
+                Some(LimiterOutput::Stream(action)) => self.carry_out(index, worker, action),
+                None if worker.limiter.borrow().redis().is_some_and(RedisLimiter::has_output) => {
+                    worker.limiter.borrow_mut().flush();
                 }
-                limiter.take_effects()
-            };
-            if effects.close || effects.open {
-                self.drop_stream(worker);
-            }
-            if effects.open {
-                self.open_stream(index, worker);
-            }
-            if !effects.send.is_empty() {
-                self.send(index, worker, effects.send);
+                None => break,
             }
         }
         worker.pumps_since_us.set(None);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::identity::Network;
-use dynamic_rate_limiter::limiter::Limiter;
+use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
 use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
@@ -156,9 +156,15 @@ impl World {
     fn settle(&mut self, data: &FakeData) {
         data.advance(SECOND);
         self.admitted.clear();
-        self.limiter.take_effects();
+        self.limiter.flush();
+        self.poll(data);
         self.limiter.handle_timeout(data.now_us(), Role::Newest, data);
-        while let Some((request_id, decision)) = self.limiter.next_decision(data.now_us(), data) {
+        self.poll(data);
+    }
+
+    fn poll(&mut self, data: &FakeData) {
+        while let Some(output) = self.limiter.poll_output(data.now_us(), data) {
+            let LimiterOutput::Decided(request_id, decision) = output else { continue };
             assert!((1..=self.request_id).contains(&request_id));
             match decision {
                 Decision::Admitted(answer) | Decision::Refused(answer) => {

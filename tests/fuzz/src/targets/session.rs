@@ -6,19 +6,25 @@
 //! answered to that very question; who has cancelled in time is not answered and costs nothing; and there is a bound to
 //! what is on the wire, and to what is remembered.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
-use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::config::Credentials;
-use dynamic_rate_limiter::store::redis::command::{Answer, Command, Overwrite};
 use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
-use dynamic_rate_limiter::store::redis::script::Take;
-use dynamic_rate_limiter::store::redis::session::{MAX_COMMANDS, Session};
+use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
+use dynamic_rate_limiter::store::redis::session::MAX_COMMANDS;
 
-use harness::fake_redis::{Connection, ModelRedis, parse_command};
-use harness::{SECOND, limit};
+use harness::SECOND;
+use harness::fake_redis::parse_commands;
+use harness::fake_stream::{FakeSession, get, is_of, set, take};
 
-const TIMEOUT_US: u64 = 20_000;
+const TIMEOUT: Duration = Duration::from_millis(20);
+const TIMEOUT_US: u64 = TIMEOUT.as_micros() as u64;
+
+/// How long a reply to what was sent is waited for: until the check after the deadline.
+fn longest_wait_us() -> u64 {
+    (TIMEOUT + ReplyClock::new(TIMEOUT).interval()).as_micros() as u64
+}
 
 /// Replies that Redis gives in place of the right one.
 const ERRORS: [&[u8]; 8] = [
@@ -46,14 +52,14 @@ pub(super) fn check(bytes: &[u8]) {
             9 => talk.deliver(usize::MAX),
             10 => talk.pass(1 << (argument % 22)),
             11 => talk.pass(TIMEOUT_US / 4),
-            12 => talk.close(),
+            12 => talk.fake.hang_up(),
             13 => {
                 let (garbage, after) = rest.split_at(rest.len().min(usize::from(argument)));
                 rest = after;
                 talk.tamper(garbage);
             }
             14 => talk.replace_reply(ERRORS[usize::from(argument) % ERRORS.len()]),
-            _ if argument % 4 < 2 => talk.redis.knows_script = argument % 2 == 0,
+            _ if argument % 4 < 2 => talk.fake.redis.knows_script = argument % 2 == 0,
             _ => talk.cancel(),
         }
         talk.settle();
@@ -62,13 +68,9 @@ pub(super) fn check(bytes: &[u8]) {
 }
 
 struct Talk {
-    session: Session<u32>,
-    redis: ModelRedis,
-    connection: Option<Connection>,
-    replies: VecDeque<Vec<u8>>,
+    fake: FakeSession,
     /// Whether all that came on this stream was Redis' own.
     is_genuine: bool,
-    now_us: u64,
     asked: u32,
     /// Everybody who has no answer yet.
     waiting: HashMap<u32, Waiting>,
@@ -85,17 +87,13 @@ struct Waiting {
 
 impl Talk {
     fn new(has_password: bool, knows_script: bool) -> Self {
-        let mut redis = ModelRedis::at(1_700_000_000 * SECOND);
-        redis.knows_script = knows_script;
-        redis.password = has_password.then_some((None, "canary"));
         let credentials = Credentials { username: None, password: has_password.then(|| b"canary".to_vec()) };
+        let mut fake = FakeSession::new(credentials, TIMEOUT_US, 7);
+        fake.redis.knows_script = knows_script;
+        fake.redis.password = has_password.then_some((None, "canary"));
         Self {
-            session: Session::new(credentials, "#probe".to_owned(), TIMEOUT_US, 7),
-            redis,
-            connection: None,
-            replies: VecDeque::new(),
+            fake,
             is_genuine: true,
-            now_us: SECOND,
             asked: 0,
             waiting: HashMap::new(),
             cancelled: HashSet::new(),
@@ -106,19 +104,8 @@ impl Talk {
     fn ask(&mut self, kind: u8) {
         let id = self.asked;
         self.asked += 1;
-        let question = match kind {
-            // The bucket's size says whose answer it is: `id` is left, of one more.
-            0 => Command::Take(Take {
-                key: format!("bucket:{id}"),
-                limit: limit(id + 1, 1),
-                other_limit: limit(1, 1),
-                ttl_ms: 1_000,
-            }),
-            1 => Command::Get(format!("text:{id}").into()),
-            _ => Command::Set(format!("set:{id}").into(), "NORMAL", Overwrite::Always),
-        };
-        self.redis.strings.insert(format!("text:{id}"), id.to_string().into_bytes());
-        if let Ok(command) = self.session.send(id, question, TIMEOUT_US, self.now_us) {
+        let command = [take, get, set][usize::from(kind)](id);
+        if let Ok(command) = self.fake.send(id, command) {
             let deadline_us = self.deadline_us();
             self.waiting.insert(id, Waiting { deadline_us, is_sent: false });
             self.last_take = (kind == 0).then_some((id, command)).or(self.last_take);
@@ -126,15 +113,15 @@ impl Talk {
         assert!(self.waiting.len() <= MAX_COMMANDS);
     }
 
-    /// Of what is sent now, or at the next tick at the latest.
+    /// Of what is sent now, or at the next check at the latest.
     fn deadline_us(&self) -> u64 {
-        self.now_us + TIMEOUT_US + self.session.tick_us()
+        self.fake.now_us + longest_wait_us()
     }
 
     /// Nobody wants the answer of the last who took a token.
     fn cancel(&mut self) {
         let Some((id, command)) = self.last_take.take() else { return };
-        self.session.cancel(command);
+        self.fake.cancel(command);
         if self.waiting.remove(&id).is_some() {
             self.cancelled.insert(id);
         }
@@ -155,38 +142,23 @@ impl Talk {
     }
 
     fn flush(&mut self) {
-        let effects = self.session.take_effects();
-        if effects.close || effects.open {
-            self.connection = None;
-            self.replies.clear();
-            self.is_genuine = true;
-        }
-        if effects.open {
-            self.connection = Some(Connection::default());
-        }
-        let mut rest = effects.send.as_slice();
-        let mut takes = 0;
-        while !rest.is_empty() {
-            // One at a time: the model moves all that it has been given for every command.
-            let (words, length) = parse_command(rest).expect("whole commands");
-            takes += usize::from(words[0].starts_with(b"EVAL"));
-            self.note_sent(&words);
-            let connection = self.connection.as_mut().expect("a stream to send on");
-            self.replies.extend(self.redis.receive(connection, &rest[..length]));
-            rest = &rest[length..];
-        }
-        assert!(takes <= window(TIMEOUT_US), "{takes} at a time");
+        let turn = self.fake.flush();
+        self.is_genuine |= turn.has_closed || turn.has_opened;
+        let commands = parse_commands(&turn.sent);
+        let takes = commands.iter().filter(|words| words[0].starts_with(b"EVAL")).count();
+        commands.iter().for_each(|words| self.note_sent(words));
+        assert!(takes <= window(TIMEOUT), "{takes} at a time");
     }
 
     /// So many bytes of what is on its way arrive.
     fn deliver(&mut self, mut bytes: usize) {
-        while let Some(reply) = self.replies.front_mut() {
+        while let Some(reply) = self.fake.stream.replies.front_mut() {
             let piece: Vec<u8> = reply.drain(..bytes.min(reply.len())).collect();
             bytes -= piece.len();
             if reply.is_empty() {
-                self.replies.pop_front();
+                self.fake.stream.replies.pop_front();
             }
-            self.session.received(&piece, self.now_us);
+            self.fake.receive(&piece);
             if bytes == 0 {
                 return;
             }
@@ -195,7 +167,7 @@ impl Talk {
 
     /// Commands and replies go back and forth until there are no more.
     fn exchange(&mut self) {
-        while self.session.has_effects() || !self.replies.is_empty() {
+        while self.fake.wants_turn() || !self.fake.stream.replies.is_empty() {
             self.flush();
             self.deliver(usize::MAX);
         }
@@ -203,52 +175,38 @@ impl Talk {
 
     fn tamper(&mut self, garbage: &[u8]) {
         self.is_genuine = false;
-        self.session.received(garbage, self.now_us);
+        self.fake.receive(garbage);
     }
 
     fn replace_reply(&mut self, reply: &[u8]) {
-        if let Some(next) = self.replies.back_mut() {
-            // A Redis that says it has no script has run none; where that is a lie, the question is asked twice.
+        if let Some(next) = self.fake.stream.replies.back_mut() {
+            // A Redis that says it has no script has run none; where that is a lie, the command is sent twice.
             self.is_genuine &= reply.starts_with(b"-") && !reply.starts_with(b"-NOSCRIPT");
             *next = reply.to_vec();
         }
     }
 
-    fn close(&mut self) {
-        self.connection = None;
-        self.replies.clear();
-        self.session.closed("reset by peer", self.now_us);
-    }
-
-    /// Time goes by in an idle worker, whose ticks come when they are due.
+    /// Time goes by in an idle worker, whose timeouts are handled when they are due.
     fn pass(&mut self, us: u64) {
-        let until_us = self.now_us + us;
-        self.redis.now_us += us;
-        while self.session.is_waiting() && self.now_us + self.session.tick_us() < until_us {
-            self.now_us += self.session.tick_us();
-            self.session.tick(self.now_us);
+        let until_us = self.fake.now_us + us;
+        self.fake.redis.now_us += us;
+        while self.fake.pass_to_timeout(until_us) {
             self.flush();
         }
-        self.now_us = until_us;
-        self.session.tick(self.now_us);
+        self.fake.stall(until_us - self.fake.now_us);
         self.flush();
         self.settle();
-        let late = self.waiting.iter().find(|(_, waiting)| waiting.deadline_us <= self.now_us);
+        let late = self.waiting.iter().find(|(_, waiting)| waiting.deadline_us <= self.fake.now_us);
         assert!(late.is_none(), "still without an answer: {:?}", late.map(|(id, _)| id));
     }
 
     fn settle(&mut self) {
-        while let Some((id, answer)) = self.session.next_answer() {
+        while let Some((id, reply)) = self.fake.next_reply() {
             let was_waiting = self.waiting.remove(&id).is_some() || self.cancelled.remove(&id);
             assert!(was_waiting, "{id} is answered twice, or never asked");
-            match answer {
+            match reply {
                 Ok(answer) if self.is_genuine => {
-                    let is_its_own = match &answer {
-                        Answer::Taken(taken) => taken.tokens_pico == u64::from(id) * PICO_PER_TOKEN,
-                        Answer::Text(text) => text.as_deref() == Some(id.to_string().as_bytes()),
-                        Answer::Done => true,
-                    };
-                    assert!(is_its_own, "{answer:?} is not the answer to {id}");
+                    assert!(is_of(id, &answer), "{answer:?} is not the answer to {id}");
                 }
                 Ok(_) => {}
                 Err(failure) => assert!(!failure.detail.contains("canary") && failure.detail.len() <= 256),
@@ -259,9 +217,9 @@ impl Talk {
     /// Everybody is answered in the end, and Redis is found again once it behaves.
     fn end(mut self) {
         self.flush();
-        self.pass(TIMEOUT_US + self.session.tick_us());
+        self.pass(longest_wait_us());
         assert!(self.waiting.is_empty());
-        self.close();
+        self.fake.hang_up();
         for _ in 0..200 {
             self.exchange();
             self.pass(SECOND / 10);
