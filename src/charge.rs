@@ -9,7 +9,6 @@ use crate::health::Health;
 use crate::identity::Network;
 use crate::tier::{Limit, Tier};
 
-/// Whose bucket it is.
 #[derive(Clone, Debug)]
 pub enum BucketOwner {
     /// A caller with a known key.
@@ -41,13 +40,10 @@ impl Hash for BucketOwner {
 /// One token, and the caller who pays it.
 #[derive(Clone, Debug)]
 pub struct Charge {
-    /// Whose bucket it is.
     pub owner: BucketOwner,
-    /// The payer's tier.
     pub tier: Rc<Tier>,
     /// The health that the limit was chosen by.
     pub health: Health,
-    /// The limit that holds.
     pub limit: Limit,
 }
 

@@ -14,32 +14,26 @@ impl<'a> Reader<'a> {
         Self { rest: bytes }
     }
 
-    /// A byte.
     pub fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_le_bytes)
     }
 
-    /// A number of two bytes.
     pub fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    /// A number of four bytes.
     pub fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// A number of eight bytes.
     pub fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// `true` or `false`.
     pub fn bool(&mut self) -> Option<bool> {
         self.u8().map(|byte| byte != 0)
     }
 
-    /// So many bytes.
     pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (bytes, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;
@@ -73,7 +67,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether all has been read.
     pub fn is_at_end(&self) -> bool {
         self.rest.is_empty()
     }
@@ -91,37 +84,30 @@ impl Writer {
         Self { bytes }
     }
 
-    /// The bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// A byte.
     pub fn u8(&mut self, value: u8) -> &mut Self {
         self.array(value.to_le_bytes())
     }
 
-    /// A number of two bytes.
     pub fn u16(&mut self, value: u16) -> &mut Self {
         self.array(value.to_le_bytes())
     }
 
-    /// A number of four bytes.
     pub fn u32(&mut self, value: u32) -> &mut Self {
         self.array(value.to_le_bytes())
     }
 
-    /// A number of eight bytes.
     pub fn u64(&mut self, value: u64) -> &mut Self {
         self.array(value.to_le_bytes())
     }
 
-    /// `true` or `false`.
     pub fn bool(&mut self, value: bool) -> &mut Self {
         self.u8(value.into())
     }
 
-    /// So many bytes.
     pub fn array<const N: usize>(&mut self, value: [u8; N]) -> &mut Self {
         self.bytes.extend_from_slice(&value);
         self
@@ -135,7 +121,6 @@ impl Writer {
         self
     }
 
-    /// A list.
     pub fn list<T>(&mut self, list: &[T], mut write: impl FnMut(&mut Self, &T)) -> &mut Self {
         self.u32(u32::try_from(list.len()).unwrap_or(u32::MAX));
         for element in list {

@@ -55,9 +55,7 @@ pub struct Environment {
 pub struct ConfigSource {
     /// The Envoy cluster that serves the documents.
     pub cluster: String,
-    /// Path of the tier document.
     pub tiers: Option<String>,
-    /// Path of the key document.
     pub api_keys: Option<String>,
     /// How often to read them, in seconds: 1 to 86,400.
     pub ttl_seconds: u32,
@@ -109,11 +107,8 @@ impl ExemptPath {
 /// What does not change with the documents.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where to re-read tiers and keys from.
     pub config_source: Option<ConfigSource>,
-    /// The filter's own endpoints.
     pub admin: Admin,
-    /// Which headers are sent.
     pub headers: Headers,
     /// Most buckets kept for callers without a known key.
     pub max_buckets: u32,
@@ -125,7 +120,6 @@ pub struct Settings {
     pub ipv6_prefix: u8,
     /// Keeps two limiters in one Envoy apart.
     pub namespace: String,
-    /// Paths that are not limited.
     pub exempt_paths: Vec<ExemptPath>,
     /// Whether CORS preflights are not limited.
     pub exempt_preflight: bool,
@@ -134,7 +128,6 @@ pub struct Settings {
 /// A checked plugin configuration.
 #[derive(Clone, Debug)]
 pub struct PluginConfig {
-    /// What does not change with the documents.
     pub settings: Rc<Settings>,
     tiers: Option<Vec<Tier>>,
     api_keys: Vec<KeyEntry>,
@@ -197,7 +190,6 @@ impl PluginConfig {
 /// Documents that were fetched; they replace what the plugin configuration says.
 #[derive(Clone, Debug, Default)]
 pub struct Documents {
-    /// The tier document.
     pub tiers: Option<Vec<Tier>>,
     /// What the key document says about tiers. Its keys are looked up where they are published.
     pub keys: Option<KeySummary>,
@@ -206,7 +198,6 @@ pub struct Documents {
 /// What the limiter runs on.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What does not change with the documents.
     pub settings: Rc<Settings>,
     /// Every tier, in the document's order.
     pub tiers: Vec<Rc<Tier>>,

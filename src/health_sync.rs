@@ -23,7 +23,6 @@ const POLL_LEASE: Duration = Duration::from_millis(600);
 /// What to send for one poll.
 #[derive(Debug)]
 pub struct Poll {
-    /// Reads the health.
     pub command: Command,
     /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::found`] with the reply.
     pub health_changes: u32,

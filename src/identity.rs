@@ -16,7 +16,6 @@ pub const MAX_KEY_BYTES: usize = 256;
 pub struct KeyHash([u8; 32]);
 
 impl KeyHash {
-    /// The hash of `plain`.
     pub fn of(plain: &[u8]) -> Self {
         KeyHash(Sha256::digest(plain).into())
     }
@@ -35,7 +34,6 @@ impl KeyHash {
         Some(KeyHash(hash))
     }
 
-    /// The hash itself.
     pub fn bytes(self) -> [u8; 32] {
         self.0
     }

@@ -15,7 +15,6 @@ use crate::shown::{Shown, quoted};
 
 pub use members::{Batch, MAX_MEMBER_BYTES, MemberReader};
 
-/// One JSON value.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Null,
@@ -111,7 +110,6 @@ impl<'a> Field<'a> {
         format!("{path}: found {found}, wanted {wanted}")
     }
 
-    /// Whether the value is `null`.
     pub fn is_null(&self) -> bool {
         *self.value == Value::Null
     }
@@ -135,7 +133,6 @@ impl<'a> Field<'a> {
         matches!(self.value, Value::Object(members) if members.iter().any(|(known, _)| known == name))
     }
 
-    /// Whether this is a string.
     pub fn is_text(&self) -> bool {
         matches!(self.value, Value::Text(_))
     }
@@ -162,7 +159,6 @@ impl<'a> Field<'a> {
         Err(self.error(found, format_args!("one of {}", known.join(", "))))
     }
 
-    /// The elements of a list.
     pub fn elements(&self) -> Result<Vec<Field<'a>>, String> {
         let Value::List(values) = self.value else {
             return Err(self.wanted("a list"));
@@ -172,7 +168,6 @@ impl<'a> Field<'a> {
         Ok(values.iter().enumerate().map(element).collect())
     }
 
-    /// `true` or `false`.
     pub fn bool(&self) -> Result<bool, String> {
         match self.value {
             Value::Bool(value) => Ok(*value),
@@ -180,7 +175,6 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A string.
     pub fn text(&self) -> Result<&'a str, String> {
         self.as_text().ok_or_else(|| self.wanted("a string"))
     }

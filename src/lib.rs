@@ -28,7 +28,6 @@
     clippy::todo,
     clippy::unimplemented
 )]
-#![warn(missing_docs)]
 
 pub mod admin;
 pub mod admission;

@@ -208,7 +208,6 @@ pub fn names() -> BTreeSet<&'static str> {
     counters.chain(levels).map(without_labels).collect()
 }
 
-/// A metric's name without its labels.
 pub fn without_labels(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
 }
@@ -247,9 +246,7 @@ impl Status {
 /// A value for one of Envoy's stats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sample {
-    /// Adds to a counter.
     Count(String, u64),
-    /// Sets a gauge.
     Level(String, u64),
     /// Makes a gauge, which is 0 until it is set.
     Gauge(String),
@@ -290,7 +287,6 @@ impl Metrics {
         }
     }
 
-    /// The label of a tier.
     fn label<'a>(&mut self, name: &'a str) -> &'a str {
         if self.labels.iter().any(|label| label == name) {
             return name;
@@ -322,7 +318,6 @@ impl Metrics {
         counts.tokens_remaining = tokens_remaining.or(counts.tokens_remaining);
     }
 
-    /// Adds `amount` to a counter.
     pub fn count(&mut self, name: impl Into<Cow<'static, str>>, amount: u64) {
         if amount == 0 {
             return;

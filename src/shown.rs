@@ -62,7 +62,6 @@ impl Line {
         line
     }
 
-    /// Its text.
     pub fn as_str(&self) -> &str {
         &self.text
     }

@@ -18,7 +18,6 @@ pub const MAX_ID_BYTES: usize = 128;
 /// One entry of the key document.
 #[derive(Clone, Debug)]
 pub struct KeyEntry {
-    /// Hash of the key.
     pub key: KeyHash,
     /// Name of its tier, not yet looked up.
     pub tier: String,
@@ -29,7 +28,6 @@ pub struct KeyEntry {
 }
 
 impl KeyEntry {
-    /// Name of its bucket.
     pub fn bucket(&self) -> String {
         self.id.clone().unwrap_or_else(|| self.key.short_hex())
     }
@@ -49,7 +47,6 @@ impl KeyEntry {
 /// What a key document says about tiers, and how many keys it has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeySummary {
-    /// How many keys there are.
     pub keys: u32,
     /// Each tier that an entry names, once.
     pub tiers: Vec<NamedTier>,
@@ -88,7 +85,6 @@ impl NamedTier {
 /// A caller with a known key.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The caller's tier.
     pub tier: Rc<Tier>,
     /// Name of the caller's bucket: the entry's `id`, or the start of the key's hash.
     pub bucket: String,
@@ -97,7 +93,6 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A caller with that tier and bucket.
     pub fn new(tier: Rc<Tier>, bucket: String, namespace: &str) -> Self {
         let shared_data_key = keyed_bucket_key(namespace, &bucket);
         Self { tier, bucket, shared_data_key }

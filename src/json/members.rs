@@ -62,7 +62,6 @@ impl MemberReader {
         self.text.len().saturating_sub(self.at)
     }
 
-    /// Reads the next batch.
     pub fn next_batch(&mut self) -> Result<Batch, String> {
         if self.skip_white_space() {
             return Ok(Batch::Nothing);

@@ -10,10 +10,8 @@ use crate::config::Credentials;
 /// Longest part of an error reply that is shown.
 const MAX_SHOWN_BYTES: usize = 120;
 
-/// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Take a token.
     Take(Take),
     /// Read a string.
     Get(Rc<str>),
@@ -24,9 +22,7 @@ pub enum Command {
 /// Whether to write over what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {
-    /// In any case.
     Always,
-    /// Never.
     Never,
 }
 
@@ -44,7 +40,6 @@ pub enum Answer {
 /// Redis has not answered, or not as it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The kind.
     pub reason: FailureKind,
     /// For the log.
     pub detail: String,
@@ -53,7 +48,6 @@ pub struct Failure {
 /// Why a command was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declined {
-    /// The breaker is open.
     BreakerOpen,
     /// There are [`MAX_COMMANDS`](super::session::MAX_COMMANDS) already.
     QueueFull,
@@ -106,7 +100,6 @@ pub(super) enum Read {
     Authenticated,
     /// This Redis does not know the script yet.
     UnknownScript(Take),
-    /// An error reply.
     Refused(Failure, Scope),
 }
 

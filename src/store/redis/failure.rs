@@ -3,7 +3,6 @@
 /// A kind of failure; each is counted by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// No reply in time.
     Timeout,
     /// The connection was refused or lost.
     Disconnected,
@@ -26,7 +25,6 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// How many kinds there are.
     pub const COUNT: usize = FailureKind::Error as usize + 1;
 
     /// The kind of an error reply, by its first word. `proxy_errors` are the replies by which a proxy on the way says that
@@ -53,7 +51,6 @@ pub enum Scope {
     Key,
     /// The part of a cluster that keeps the key.
     Shard,
-    /// All of it.
     Whole,
 }
 

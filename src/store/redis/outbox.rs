@@ -3,11 +3,8 @@
 /// What is to be done on the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamAction {
-    /// Close it.
     Close,
-    /// Open a new one.
     Open,
-    /// Send this on it.
     Send(Vec<u8>),
 }
 

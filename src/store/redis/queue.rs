@@ -31,7 +31,6 @@ pub fn window(timeout: Duration) -> usize {
     usize::try_from(commands).unwrap_or(most).clamp(least, most)
 }
 
-/// A command that waits.
 #[derive(Debug)]
 pub(super) struct Queued {
     pub take: Take,
@@ -39,7 +38,6 @@ pub(super) struct Queued {
     pub timeout: Duration,
 }
 
-/// The queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// In the order in which they were sent. A map, because clients leave from the middle of it, thousands at a time.

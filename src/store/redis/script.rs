@@ -15,9 +15,7 @@ const MICRO: u64 = 1_000_000;
 /// What the script takes a token from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Take {
-    /// The bucket's key in Redis.
     pub key: String,
-    /// The limit that holds.
     pub limit: Limit,
     /// The limit of the same bucket at the other health.
     pub other_limit: Limit,
@@ -57,16 +55,13 @@ impl Take {
 pub enum Script {
     /// By its hash: short, and enough once Redis has seen it.
     Hash,
-    /// By its text.
     Text,
 }
 
-/// What the script replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakeReply {
     /// The number that the command carried.
     pub sequence: u32,
-    /// Whether a token was taken.
     pub admitted: bool,
     /// Tokens there now, in units of 10⁻¹².
     pub tokens_pico: u64,

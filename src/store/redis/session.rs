@@ -61,10 +61,11 @@ pub enum SessionOutput {
 enum SessionState {
     /// There is no stream; the next command opens one.
     Idle,
-    /// Commands go out.
     Open,
     /// Nothing goes out until then.
-    Broken { until: StoreTime },
+    Broken {
+        until: StoreTime,
+    },
     /// Only the probe goes out: the first may have to connect, the second has to be as quick as any command.
     Probing(Probe),
 }
@@ -75,7 +76,6 @@ enum Probe {
     Timed,
 }
 
-/// The session.
 #[derive(Debug)]
 pub struct Session {
     credentials: Credentials,
