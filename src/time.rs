@@ -37,6 +37,7 @@ impl StoreTime {
 
 /// A duration in microseconds, rounded down.
 pub fn whole_micros(duration: Duration) -> u64 {
-    let micros = duration.as_secs().checked_mul(1_000_000);
-    micros.map_or(u64::MAX, |micros| micros.saturating_add(duration.subsec_micros().into()))
+    // What no clock here reaches is cut off first, so that the product fits.
+    const MOST_SECONDS: u64 = u64::MAX / 1_000_000 - 1;
+    duration.as_secs().min(MOST_SECONDS) * 1_000_000 + u64::from(duration.subsec_micros())
 }
