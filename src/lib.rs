@@ -45,6 +45,7 @@ mod health_change;
 pub mod health_sync;
 #[cfg(target_arch = "wasm32")]
 mod host;
+mod id_map;
 pub mod identity;
 pub mod in_force;
 pub mod json;

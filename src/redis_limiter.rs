@@ -3,7 +3,6 @@
 //! Belongs to one worker, as its [`Session`] does. One worker of each Envoy at a time looks for a changed health, by a
 //! lease in shared data, several times a second and whether or not there are requests.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::bucket::{Outcome, Verdict};
@@ -13,6 +12,7 @@ use crate::control::Redis;
 use crate::generation::Role;
 use crate::health::HealthOverride;
 use crate::health_sync::{HealthSync, POLL_INTERVAL, Poll};
+use crate::id_map::IdMap;
 use crate::identity::Network;
 use crate::metrics::{self, Metrics};
 use crate::request::{RequestId, RequestStart};
@@ -89,7 +89,7 @@ enum Purpose {
 pub struct RedisLimiter {
     session: Session,
     /// Why each command was sent that waits for its reply. Those without a purpose, such as probes, need none.
-    purposes: BTreeMap<CommandId, Purpose>,
+    purposes: IdMap<CommandId, Purpose>,
     deny_cache: DenyCache,
     /// Counts the changes of limits: a reply to what was sent before one says nothing about who is empty after it.
     limits: u32,
@@ -120,7 +120,7 @@ impl RedisLimiter {
         Self {
             session: Session::new(settings.credentials.clone(), probe_key, timeout, random)
                 .with_proxy_errors(&PROXY_ERRORS),
-            purposes: BTreeMap::new(),
+            purposes: IdMap::default(),
             deny_cache: DenyCache::new(random),
             limits: 0,
             on_failure: settings.on_failure,
@@ -278,7 +278,10 @@ impl RedisLimiter {
 
     /// When to call [`RedisLimiter::handle_timeout`] next; the first time is the owner's choice.
     pub fn poll_timeout(&self) -> Option<StoreTime> {
-        [self.next_look, self.session.poll_timeout()].into_iter().flatten().min()
+        match (self.next_look, self.session.poll_timeout()) {
+            (Some(look), Some(timeout)) => Some(look.min(timeout)),
+            (look, timeout) => look.or(timeout),
+        }
     }
 
     /// Does what follows from a reply; the answer, where a request waits for it.

@@ -3,12 +3,12 @@
 //! A request that is answered or exempt at its headers never gets an entry. Any other is in one [`RequestState`] at a
 //! time, and only the transitions here change it. What Envoy does with a request in a state is the host's part.
 
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeSet;
 
 use crate::admin::PendingChange;
 use crate::admission::LimitedRequest;
 use crate::headers::HeaderValues;
+use crate::id_map::IdMap;
 use crate::request::RequestId;
 use crate::store::redis::queue::CommandId;
 
@@ -70,7 +70,7 @@ pub struct TooManyBodies;
 /// The requests of one worker that have not ended.
 #[derive(Debug, Default)]
 pub struct Requests {
-    by_id: HashMap<RequestId, InProgress, BuildHasherDefault<IdHasher>>,
+    by_id: IdMap<RequestId, InProgress>,
     waiting_for_place: usize,
     /// The admin requests that wait for a body, earliest deadline first.
     body_deadlines: BTreeSet<(u64, RequestId)>,
@@ -190,24 +190,4 @@ impl Requests {
 
 fn body_deadline_us(arrived: Arrived) -> u64 {
     arrived.at_us.saturating_add(BODY_TIMEOUT_US)
-}
-
-/// Spreads the ids over the table. Envoy counts them up and no client can choose one, so a keyed hash, which costs a
-/// request ten times as much, would protect nothing.
-#[derive(Debug, Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        // 2^64 divided by the golden ratio: the product's high bits, which the table looks at, differ for neighbours.
-        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }

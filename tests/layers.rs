@@ -29,7 +29,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("where buckets live", &["store"]),
     ("checked configuration", &["config"]),
     ("limits and their arithmetic", &["bucket", "limit", "tier"]),
-    ("nouns", &["codec", "health", "identity", "json", "record_key", "shown", "time"]),
+    ("nouns", &["codec", "health", "id_map", "identity", "json", "record_key", "shown", "time"]),
 ];
 
 /// Which module imports which, with a file that does.

@@ -20,7 +20,7 @@ const COMMAND: Duration = Duration::from_micros(20);
 const WINDOW: (usize, usize) = (16, 1_024);
 
 /// Names a command of one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u64);
 
 /// Most commands on the wire, where each may take `timeout`. At the default, with a round trip of 1 ms: over 100,000 a
