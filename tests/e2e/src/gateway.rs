@@ -183,7 +183,7 @@ impl Gateway for Running {
         replies
     }
 
-    fn send_and_leave(&mut self, request: &Request, copies: usize, after: Duration) {
+    fn send_and_disconnect(&mut self, request: &Request, copies: usize, after: Duration) {
         let bytes = self.addressed(request).encode();
         let mut connections: Vec<_> = (0..copies).map(|_| self.envoys[0].connect()).collect();
         for connection in &mut connections {
@@ -192,7 +192,7 @@ impl Gateway for Running {
         std::thread::sleep(after);
     }
 
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         std::thread::sleep(time);
     }
 
@@ -220,7 +220,7 @@ impl Gateway for Running {
         self.lines(|line| line.contains("[warning]") || line.contains("[error]"))
     }
 
-    fn passed_on(&mut self) -> Vec<String> {
+    fn upstream_targets(&mut self) -> Vec<String> {
         self.world.upstream.targets()
     }
 
@@ -228,7 +228,7 @@ impl Gateway for Running {
         lock(&self.world.documents).insert(path.to_owned(), served);
     }
 
-    fn times_asked(&mut self, path: &str) -> usize {
+    fn fetch_count(&mut self, path: &str) -> usize {
         self.world.source.targets().iter().filter(|target| *target == path).count()
     }
 

@@ -1,11 +1,10 @@
-//! The pieces that every Envoy of ours is configured with.
+//! Parts of Envoy's configuration.
 
 use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// The type of a WebAssembly filter's configuration.
 pub const WASM_TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 
 const HTTP_PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -18,19 +17,19 @@ pub fn tcp(address: &str, port: u16) -> Value {
     json!({"socket_address": {"address": address, "port_value": port}})
 }
 
-/// An extension by its name and its type, which stands in `envoy.` or is named in full.
+/// An extension by its name and the full name of its type.
 pub fn extension(name: &str, kind: &str, mut fields: Value) -> Value {
     fields["@type"] = format!("type.googleapis.com/{kind}").into();
     json!({"name": name, "typed_config": fields})
 }
 
-/// What Envoy needs for listeners that only itself can reach.
+/// The bootstrap extension for internal listeners.
 pub fn internal_listeners() -> Value {
     let kind = "envoy.extensions.bootstrap.internal_listener.v3.InternalListener";
     extension("envoy.bootstrap.internal_listener", kind, json!({}))
 }
 
-/// A listener whose HTTP connection manager has these fields and these filters before the router's.
+/// A listener whose HTTP connection manager has these fields, and these filters before the router.
 pub fn listener(
     name: &str,
     address: &Value,
@@ -46,7 +45,7 @@ pub fn listener(
     json!({"name": name, "address": address, "filter_chains": [{"filters": [manager]}]})
 }
 
-/// A table of these routes for all hosts.
+/// A route configuration with these routes for all hosts.
 pub fn routes(routes: &Value) -> Value {
     json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]})
 }
@@ -61,14 +60,14 @@ pub fn cluster(name: &str, addresses: &[Value]) -> Value {
     })
 }
 
-/// The same, spoken to in HTTP/2.
+/// A cluster that uses HTTP/2.
 pub fn http2_cluster(name: &str, addresses: &[Value]) -> Value {
     let mut cluster = cluster(name, addresses);
     cluster["typed_extension_protocol_options"] = http2(&json!([]));
     cluster
 }
 
-/// HTTP/2, through these filters if there are any.
+/// Protocol options for HTTP/2, with these upstream filters.
 fn http2(filters: &Value) -> Value {
     let mut options = json!({
         "@type": format!("type.googleapis.com/{HTTP_PROTOCOL_OPTIONS}"),
@@ -80,7 +79,7 @@ fn http2(filters: &Value) -> Value {
     json!({HTTP_PROTOCOL_OPTIONS: options})
 }
 
-/// A filter in a VM of its own; its name is also the VM's and the root context's.
+/// A Wasm filter in its own VM; its name is also that of the VM and of the root context.
 pub fn wasm(name: &str, file: &Path, fields: Value) -> Value {
     let mut config = json!({
         "name": name,
@@ -99,12 +98,12 @@ pub fn wasm(name: &str, file: &Path, fields: Value) -> Value {
     json!({"name": name, "typed_config": {"@type": WASM_TYPE, "config": config}})
 }
 
-/// A plugin's configuration as a text.
+/// A plugin's configuration as text.
 pub fn string_value(text: &str) -> Value {
     json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text})
 }
 
-/// An HTTP cluster whose streams are raw TCP connections, with the filter's other half on them.
+/// An HTTP cluster whose streams are raw TCP connections, with the Redis bridge as upstream filter.
 pub fn redis_bridge(name: &str, endpoint: &Value, filter: &Path) -> Value {
     let pool = "envoy.extensions.upstreams.http.tcp.v3.TcpConnectionPoolProto";
     let codec = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
@@ -117,7 +116,7 @@ pub fn redis_bridge(name: &str, endpoint: &Value, filter: &Path) -> Value {
     bridge
 }
 
-/// A cluster that finds out from these nodes of a Redis Cluster who has which slot.
+/// A cluster that reads the owners of slots from these nodes of a Redis Cluster.
 pub fn redis_nodes(name: &str, nodes: &[SocketAddr], refresh: Value) -> Value {
     let kind = "envoy.extensions.clusters.redis.v3.RedisClusterConfig";
     let mut cluster = cluster(name, &nodes.iter().copied().map(socket).collect::<Vec<_>>());
@@ -127,7 +126,7 @@ pub fn redis_nodes(name: &str, nodes: &[SocketAddr], refresh: Value) -> Value {
     cluster
 }
 
-/// An internal listener of this name, whose filter speaks to the cluster of the same name.
+/// An internal listener of this name with `redis_proxy` for the cluster of the same name.
 pub fn redis_proxy(name: &str, settings: &Value) -> Value {
     let kind = "envoy.extensions.filters.network.redis_proxy.v3.RedisProxy";
     let fields = json!({
@@ -139,7 +138,6 @@ pub fn redis_proxy(name: &str, settings: &Value) -> Value {
     json!({"name": name, "internal_listener": {}, "filter_chains": [{"filters": [proxy]}]})
 }
 
-/// The address of an internal listener.
 pub fn internal(name: &str) -> Value {
     json!({"envoy_internal_address": {"server_listener_name": name}})
 }

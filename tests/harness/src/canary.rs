@@ -1,22 +1,22 @@
-//! Secrets that tests use, searched for wherever an operator or a client may read.
+//! The search for the secrets of tests in all outputs for operators and clients.
 //!
-//! A secret of a test has [`MARK`] in it, and so is known wherever it turns up: a key, an admin token, a password of
-//! Redis. What is hashed by [`crate::sha256_hex`] is looked for as its hash too, of which a name may show 16 digits and no
-//! more. Other secrets are [`register`]ed.
+//! A secret of a test contains [`MARK`], so that the search finds it everywhere: a key, an admin token, a password of
+//! Redis. For a text that is hashed by [`crate::sha256_hex`], the search also finds the hash; only 16 digits of it may
+//! be shown, in a name. Other secrets are [`register`]ed.
 //!
-//! Searched are: every response that a client reads, when it is read; Envoy's log, stats, metrics and server info, when
-//! the Envoy ends; the keys, values, log and ACL log of a Redis, when that ends. A find fails the test. Not searched are
-//! `/config_dump`, which shows the configuration by its nature, secrets in it included, and answers that a load
-//! merely counts. The filter's own lines are in Envoy's log at debug level, Envoy's at warning: below `info` Envoy
-//! itself prints the headers of every request, whatever filters it has.
+//! The search covers every response that a client reads; Envoy's log, stats, metrics and server info, when the Envoy
+//! ends; the keys, values, log and ACL log of a Redis, when it ends. A secret fails the test. Not searched are
+//! `/config_dump`, which contains the configuration with its secrets, and the responses that a load only counts. In
+//! Envoy's log the filter logs at debug level and Envoy at warning level: below `info` Envoy itself prints the headers
+//! of every request.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What every secret of a test has in it. Envoy has `canary` in names of its own.
+/// Every secret of a test contains this. Envoy uses `canary` in names of its own.
 pub const MARK: &str = "c4nary";
 
-/// As many digits of a hash as may be seen.
+/// How many digits of a hash may be shown.
 const SHOWN_DIGITS: usize = 16;
 
 fn registered() -> MutexGuard<'static, BTreeSet<String>> {
@@ -24,12 +24,12 @@ fn registered() -> MutexGuard<'static, BTreeSet<String>> {
     SECRETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on this is looked for as well.
+/// Adds a secret to the search.
 pub fn register(secret: &str) {
     registered().insert(secret.to_owned());
 }
 
-/// From now on a hash is looked for, if it is a secret's.
+/// Adds a hash to the search, if it is the hash of a secret.
 pub fn register_hash(of: &str, hex: &str) {
     if of.contains(MARK) {
         register(&hex[..=SHOWN_DIGITS]);
@@ -44,13 +44,13 @@ pub fn find(bytes: &[u8]) -> Option<String> {
     text.lines().find(holds).map(str::to_owned)
 }
 
-/// Every secret in `places`, with where it is.
+/// Every secret in `places`, with its place.
 pub fn search<'a>(places: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Vec<String> {
     let found = |(place, bytes): (&str, Vec<u8>)| Some(format!("a secret in {place}: {}", find(&bytes)?));
     places.into_iter().filter_map(found).collect()
 }
 
-/// Fails the test that found something, unless it is failing already.
+/// Fails the test if a secret was found, unless it is already failing.
 pub fn assert_none(found: &[String]) {
     if std::thread::panicking() {
         eprintln!("{}", found.join("\n"));

@@ -1,4 +1,4 @@
-//! A model of Redis in memory: as much of it as the limiter speaks to, on a clock that tests move.
+//! A model of Redis in memory: the commands that the limiter uses, with a clock that tests control.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,10 +7,9 @@ use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1};
 
 use crate::{SECOND, limit};
 
-/// The words of a command.
 pub type Command = Vec<Vec<u8>>;
 
-/// A command as text, for messages and comparisons. The script is shown as its name.
+/// A command as text, for messages and comparisons. The script is replaced by its name.
 pub fn shown(command: &Command) -> String {
     let words = command.iter().map(|word| match word.as_slice() {
         script if script == TAKE.as_bytes() => "<take>".to_owned(),
@@ -20,8 +19,8 @@ pub fn shown(command: &Command) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Reads a command as Redis does, and with none of the limiter's code: the command and its length, or nothing
-/// while it is not whole.
+/// Parses a command as Redis does, without code of the limiter: the command and its length, or `None` if it is
+/// incomplete.
 pub fn parse_command(bytes: &[u8]) -> Option<(Command, usize)> {
     let mut at = 0;
     let number = |kind: u8, at: &mut usize| {
@@ -43,18 +42,18 @@ pub fn parse_command(bytes: &[u8]) -> Option<(Command, usize)> {
     Some((command, at))
 }
 
-/// Reads all commands in `bytes`, which has to end with one.
+/// Parses all commands in `bytes`, which must end with a complete one.
 pub fn parse_commands(mut bytes: &[u8]) -> Vec<Command> {
     let mut commands = Vec::new();
     while !bytes.is_empty() {
-        let (command, length) = parse_command(bytes).expect("a whole command");
+        let (command, length) = parse_command(bytes).expect("a complete command");
         commands.push(command);
         bytes = &bytes[length..];
     }
     commands
 }
 
-/// The answer of the script.
+/// The reply of the script.
 pub fn taken_reply(sequence: &str, admitted: bool, tokens_pico: u64, now_us: u64) -> Vec<u8> {
     let (tokens, pico) = (tokens_pico / PICO_PER_TOKEN, tokens_pico % PICO_PER_TOKEN);
     let (seconds, us) = (now_us / SECOND, now_us % SECOND);
@@ -66,7 +65,7 @@ pub fn bulk(text: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
 }
 
-/// One connection: what of a command has come, and whether it may ask.
+/// One connection: the input not parsed yet, and whether it is authenticated.
 #[derive(Default)]
 pub struct Connection {
     input: Vec<u8>,
@@ -78,17 +77,17 @@ pub struct ModelRedis {
     pub now_us: u64,
     pub buckets: HashMap<String, Bucket>,
     pub strings: HashMap<String, Vec<u8>>,
-    /// Whether the script is known by its hash.
+    /// Whether the script is loaded, so that `EVALSHA` works.
     pub knows_script: bool,
-    /// What every command is answered with, if not the truth; without the dash.
+    /// The error reply to every command, if any; without the dash.
     pub error: Option<&'static str>,
-    /// Whether it can only be read.
+    /// Whether it is a replica, which rejects writes.
     pub is_replica: bool,
-    /// Keys that hold something else than a bucket.
+    /// Keys whose value is not a bucket.
     pub of_another_type: HashSet<String>,
-    /// What `AUTH` has to say: the user, if not the default one, and the password.
+    /// The required arguments of `AUTH`: the user, if not the default one, and the password.
     pub password: Option<(Option<&'static str>, &'static str)>,
-    /// Everything that was ever asked.
+    /// All received commands.
     pub commands: Vec<Command>,
 }
 
@@ -97,7 +96,7 @@ impl ModelRedis {
         Self { now_us, ..Self::default() }
     }
 
-    /// Takes in bytes and gives the reply to each command that is whole now.
+    /// Receives bytes; returns the reply to each complete command.
     pub fn receive(&mut self, connection: &mut Connection, bytes: &[u8]) -> Vec<Vec<u8>> {
         connection.input.extend_from_slice(bytes);
         let input = std::mem::take(&mut connection.input);
@@ -111,7 +110,7 @@ impl ModelRedis {
         replies
     }
 
-    /// The commands since this was last called, as text.
+    /// The commands since the last call, as text.
     pub fn take_commands(&mut self) -> Vec<String> {
         std::mem::take(&mut self.commands).iter().map(shown).collect()
     }
@@ -134,7 +133,7 @@ impl ModelRedis {
             return if is_right { b"+OK\r\n".to_vec() } else { refusal.to_vec() };
         }
         if self.password.is_some() && !connection.is_authenticated {
-            assert!(texts.len() <= 10, "before AUTH, Redis answers a longer command as a protocol error");
+            assert!(texts.len() <= 10, "before AUTH, a longer command is a protocol error for Redis");
             return b"-NOAUTH Authentication required.\r\n".to_vec();
         }
         match texts.as_slice() {
@@ -165,7 +164,7 @@ impl ModelRedis {
                 }
                 _ => panic!("SET has no flags {flags:?} here"),
             },
-            _ => panic!("nobody asks Redis this: {texts:?}"),
+            _ => panic!("a command that the limiter does not use: {texts:?}"),
         }
     }
 

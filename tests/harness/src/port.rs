@@ -1,17 +1,17 @@
-//! Ports that stay with a test while nobody listens on them.
+//! Ports that stay reserved for a test while no process listens on them.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Below what Linux gives to outgoing connections (32768 and up): a server that is killed and started
-/// again finds its port free, however many connections the tests open meanwhile.
+/// Below the ports of outgoing connections in Linux (32768 and up): a server that is killed and restarted finds its
+/// port free, even if the tests open many connections.
 const FIRST: u16 = 20_000;
 const PORTS: u16 = 12_000;
 
-/// An address on the loopback where nothing listens, and that nobody else in this process is given.
+/// A loopback address where no process listens. Each call in this process returns another one.
 pub fn reserve() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Another test run beside this one starts to look somewhere else.
+    // Another concurrent test run starts its search elsewhere.
     let start = (std::process::id() % u32::from(PORTS)) as u16;
     (0..PORTS)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! Starting child processes so that none of them outlives the test run, however that ends.
+//! Starts child processes that end with the test run, however it ends.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -9,18 +9,17 @@ use std::thread;
 
 type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
-/// Spawns `command` with the kernel's promise to kill it when this process is gone.
+/// Spawns `command` so that the kernel kills it when this process ends.
 ///
-/// `PR_SET_PDEATHSIG` fires when the spawning *thread* ends, and a test's thread ends with its
-/// test while an Envoy in a `static` goes on; so one thread that lives as long as the process
-/// spawns them all.
+/// `PR_SET_PDEATHSIG` applies when the spawning *thread* ends. A test's thread ends with its test, while an Envoy in a
+/// `static` continues; so one thread that lives as long as the process spawns all children.
 pub fn spawn(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
     let orders = SPAWNER.get_or_init(|| {
         let (sender, receiver) = mpsc::channel::<Order>();
         thread::spawn(move || {
             for (command, answer) in receiver {
-                // Whoever asked may have panicked meanwhile; then nobody needs the answer.
+                // The caller may have panicked meanwhile.
                 let _ = answer.send(spawn_tied(command));
             }
         });

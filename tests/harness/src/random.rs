@@ -1,6 +1,6 @@
-//! Random numbers that a seed brings back.
+//! Random numbers from a seed.
 
-/// SplitMix64: good enough to choose what happens next.
+/// SplitMix64.
 pub struct Random(u64);
 
 impl Random {
@@ -38,14 +38,14 @@ impl Random {
     }
 }
 
-/// A number from an environment variable, underscores allowed; `default` without one.
+/// A number from an environment variable, with or without underscores; `default` if it is not set.
 pub fn number_from_env(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| {
         text.replace('_', "").parse().unwrap_or_else(|_| panic!("{name}: found {text:?}, wanted a number"))
     })
 }
 
-/// The seed in an environment variable, or a new one. Printed, so that a failure can be brought back.
+/// The seed in an environment variable, or a new one. Printed, so that a failure can be reproduced.
 pub fn seed_from_env(name: &str) -> u64 {
     let since = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970");
     let seed = number_from_env(name, since.as_nanos() as u64 % 1_000_000_000_000);

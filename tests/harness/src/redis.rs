@@ -1,7 +1,7 @@
-//! A real Redis that a test starts, stops, freezes, kills and asks.
+//! A real Redis that a test can start, stop, freeze, kill and query.
 //!
-//! The test talks to it through a socket file and as a user of its own, so that it gets an answer
-//! whatever the passwords are, and so that everything on the TCP port is Envoy's.
+//! The test connects through a socket file and as a separate user. So it works with any password, and all traffic on
+//! the TCP port is Envoy's.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::{canary, port, process, wait};
 
-/// A Redis that stands still is a test's own doing, and a test that asks one then has a defect.
+/// For commands of the test. Only a test itself freezes Redis, so a timeout is a defect of the test.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 const START: Duration = Duration::from_secs(30);
@@ -39,13 +39,13 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts one that keeps nothing on disk, on a port of its own.
+    /// Starts a Redis without persistence, on its own port.
     #[track_caller]
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// Starts one with these lines in its configuration file; `{second}` in them is another port of its own.
+    /// Starts a Redis with these lines in its configuration file; `{second}` is replaced by a second port.
     #[track_caller]
     pub fn start_with(lines: &[&str]) -> Self {
         let mut redis = Self::not_started(lines);
@@ -53,13 +53,13 @@ impl Redis {
         redis
     }
 
-    /// Starts one that is a node of a cluster.
+    /// Starts a node of a cluster.
     #[track_caller]
     pub fn start_node() -> Self {
         Self::start_with(&["cluster-enabled yes", "cluster-node-timeout 2000", "cluster-port {second}"])
     }
 
-    /// One that has an address, where nothing listens until [`Redis::restart`].
+    /// A Redis with an address, which does not run until [`Redis::restart`].
     #[track_caller]
     pub fn not_started(lines: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -89,18 +89,17 @@ impl Redis {
         SocketAddr::new(self.address.ip(), self.second_port)
     }
 
-    /// Its process id.
     #[track_caller]
     pub fn id(&self) -> u32 {
         self.child.as_ref().expect("Redis runs").id()
     }
 
-    /// Where the other nodes of its cluster find it.
+    /// The port for the other nodes of its cluster.
     pub fn bus_port(&self) -> u16 {
         self.second_port
     }
 
-    /// Starts it where nothing runs, on the same port, and waits until it answers.
+    /// Starts it again on the same port, and waits until it answers.
     #[track_caller]
     pub fn restart(&mut self) {
         self.launch();
@@ -110,7 +109,7 @@ impl Redis {
         });
     }
 
-    /// [`Redis::restart`] without waiting for it to have its data; until then it answers `LOADING`.
+    /// [`Redis::restart`] without waiting until it has loaded its data; until then it replies `LOADING`.
     #[track_caller]
     pub fn restart_loading(&mut self) {
         self.launch();
@@ -123,13 +122,13 @@ impl Redis {
     /// Kills it as `kill -9` does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Both fail only for a child that is gone already.
+            // Both fail only for a child that has ended already.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// Freezes it: connections stay open, and the kernel still accepts new ones, but nothing is answered.
+    /// Freezes it: connections stay open and the kernel accepts new ones, but there are no replies.
     #[track_caller]
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
@@ -151,7 +150,7 @@ impl Redis {
         command(words).query(&mut self.connect()?).map(Reply)
     }
 
-    /// Begins a command without waiting for its end.
+    /// Sends a command without waiting for its reply.
     #[track_caller]
     pub fn begin(&self, words: &[&str]) {
         let begun = self
@@ -164,7 +163,7 @@ impl Redis {
         self.dir.path().join(SOCKET)
     }
 
-    /// A connection over the server's own socket file, as the test's own user.
+    /// A connection through the socket file, as the user of the tests.
     pub fn connect(&self) -> RedisResult<Connection> {
         let url = format!("redis+unix://{}", self.socket().display());
         let mut connection = Client::open(url)?.get_connection_with_timeout(TIMEOUT)?;
@@ -175,7 +174,7 @@ impl Redis {
         Ok(connection)
     }
 
-    /// A bucket's fields, `(tokens, last_refill)`; `None` where there is no such key.
+    /// A bucket's fields, `(tokens, last_refill)`; `None` if there is no such key.
     #[track_caller]
     pub fn bucket(&self, key: &str) -> Option<(String, String)> {
         let mut fields = self.command(&["HGETALL", key]).texts();
@@ -192,7 +191,7 @@ impl Redis {
         Some(bucket)
     }
 
-    /// Every key there is but the one that probes take from, which comes and goes; in order.
+    /// All keys in order, except for the temporary key of probes.
     #[track_caller]
     pub fn keys(&self) -> Vec<String> {
         let mut keys = self.command(&["KEYS", "*"]).texts();
@@ -213,7 +212,6 @@ impl Redis {
             .unwrap_or(0)
     }
 
-    /// What it has logged so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.dir.path().join("redis.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -221,7 +219,7 @@ impl Redis {
 
     #[track_caller]
     fn launch(&mut self) {
-        assert!(self.child.is_none(), "one that runs is not started");
+        assert!(self.child.is_none(), "it already runs");
         let output = File::create(self.dir.path().join("output.log")).expect("a log file");
         let mut command = Command::new(redis_server());
         command
@@ -261,12 +259,12 @@ impl Redis {
 }
 
 impl Redis {
-    /// Every secret in its keys and values, its log and its ACL log. One that does not run has its log alone.
+    /// Every secret in its keys and values, its log and its ACL log; only in its log if it does not run.
     #[track_caller]
     pub fn secrets(&self) -> Vec<String> {
         let mut shown = String::new();
         if self.child.is_some() {
-            // One that stands still, or is still loading, gets on first.
+            // It may be frozen or still loading.
             self.signal(libc::SIGCONT);
             let keys =
                 wait::until_within(START, "Redis lists its keys", || self.try_command(&["KEYS", "*"]).ok());
@@ -285,7 +283,7 @@ impl Redis {
     }
 }
 
-/// What Redis answered.
+/// A reply of Redis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply(Value);
 
@@ -295,7 +293,7 @@ impl Reply {
         self.read()
     }
 
-    /// Nothing for the null reply.
+    /// `None` for the null reply.
     #[track_caller]
     pub fn optional_text(&self) -> Option<String> {
         self.read()
@@ -323,7 +321,7 @@ fn command(words: &[&str]) -> redis::Cmd {
     command
 }
 
-/// All that is in a reply, whether or not it is text.
+/// All content of a reply as text.
 fn text_of(value: &Value) -> String {
     match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
@@ -342,7 +340,7 @@ impl Drop for Redis {
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// From now on this program is started, whatever `REDIS_SERVER` says.
+/// Starts this program from now on, instead of the one in `REDIS_SERVER`.
 pub fn use_program(redis_server: PathBuf) {
     let _ = PROGRAM.set(redis_server);
 }

@@ -1,4 +1,4 @@
-//! A Redis Cluster on the loopback: three masters that share the slots, and a replica of the first.
+//! A Redis Cluster on the loopback: three masters, and a replica of the first.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,12 +14,12 @@ const FORMATION: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct RedisCluster {
-    /// First the masters, then the replica of the first, if there is one.
+    /// The masters, and then the replica of the first, if there is one.
     nodes: Vec<Redis>,
 }
 
 impl RedisCluster {
-    /// Starts it and waits until every node has every slot's owner.
+    /// Starts it and waits until every node knows the owner of every slot.
     #[track_caller]
     pub fn start() -> Self {
         let cluster = Self::form(MASTERS + 1);
@@ -27,7 +27,7 @@ impl RedisCluster {
         cluster
     }
 
-    /// The same without a replica.
+    /// A cluster without a replica.
     #[track_caller]
     pub fn of_masters() -> Self {
         Self::form(MASTERS)
@@ -67,13 +67,13 @@ impl RedisCluster {
             self.replica().try_command(&["CLUSTER", "REPLICATE", &master]).ok()
         });
         self.until_served();
-        wait::until_within(FORMATION, "the replica is in step", || {
+        wait::until_within(FORMATION, "the replica is synchronized", || {
             let info = self.replica().command(&["INFO", "replication"]);
             info.text().contains("master_link_status:up").then_some(())
         });
     }
 
-    /// The masters as they were started.
+    /// The initial masters.
     pub fn masters(&self) -> &[Redis] {
         &self.nodes[..MASTERS]
     }
@@ -82,24 +82,23 @@ impl RedisCluster {
         self.masters().iter().map(Redis::address).collect()
     }
 
-    /// One of the masters as it was started, counted from zero.
+    /// One of the initial masters, counted from zero.
     pub fn master(&self, index: usize) -> &Redis {
         &self.nodes[index]
     }
 
-    /// The replica of the first master.
     pub fn replica(&self) -> &Redis {
         &self.nodes[MASTERS]
     }
 
-    /// Which of the masters has this key's slot by the order they were started with.
+    /// The initial owner of this key's slot.
     #[track_caller]
     pub fn master_of(&self, key: &str) -> usize {
         let slot = self.slot_of(key);
         (0..MASTERS).position(|index| slot < SLOTS * (index + 1) / MASTERS).expect("a slot below 16384")
     }
 
-    /// Moves a key's slot with all that is in it to another master, as `redis-cli --cluster reshard` does.
+    /// Moves a key's slot with its keys to another master, as `redis-cli --cluster reshard` does.
     #[track_caller]
     pub fn migrate_slot_of(&self, key: &str, to: usize) {
         let from = &self.nodes[self.master_of(key)];
@@ -108,7 +107,7 @@ impl RedisCluster {
         let (from_id, to_id) = (id(from), id(to));
         to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
         from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
-        // Requests meet the slot in between for a while.
+        // For some time, requests arrive during the migration.
         std::thread::sleep(Duration::from_millis(300));
         loop {
             let keys = from.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]).texts();
@@ -127,7 +126,7 @@ impl RedisCluster {
         }
     }
 
-    /// Makes the replica take the first master's place, in agreement with it, so that nothing is lost.
+    /// Fails over from the first master to its replica, coordinated with the master, so that no data is lost.
     #[track_caller]
     pub fn fail_over(&self) {
         self.replica().command(&["CLUSTER", "FAILOVER"]);

@@ -1,34 +1,34 @@
-//! Waiting for something to become true, with a deadline and a word on what was waited for.
+//! Waiting for a condition, with a deadline and a description.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long a change inside Envoy may take to show, on a machine that is busy with other tests.
+/// How long a change inside Envoy may take to be visible, on a machine that also runs other tests.
 pub const SOON: Duration = Duration::from_secs(15);
 
-/// Between two looks. Short against everything the tests wait for.
+/// The pause between two probes; much shorter than what the tests wait for.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The most that one look and the pause after it count for. A virtual machine may stand still for
-/// a minute between two looks, and then nobody had a minute to do anything.
-const MOST_PER_LOOK: Duration = Duration::from_secs(1);
+/// How much one probe and its pause count at most. A virtual machine may be stalled for a minute between two probes; in
+/// that time no process could make progress.
+const MAX_PER_PROBE: Duration = Duration::from_secs(1);
 
-/// Asks `probe` until it gives a value; `None` when `limit` passes first.
+/// Calls `probe` until it returns a value; `None` if `limit` passes before that.
 pub fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let mut waited = Duration::ZERO;
     loop {
-        let looked_at = Instant::now();
+        let probed_at = Instant::now();
         let value = probe();
         if value.is_some() || waited >= limit {
             return value;
         }
         std::thread::sleep(PAUSE);
-        waited += looked_at.elapsed().min(MOST_PER_LOOK);
+        waited += probed_at.elapsed().min(MAX_PER_PROBE);
     }
 }
 
-/// Asks `probe` until it gives a value.
+/// Calls `probe` until it returns a value; panics after `limit`.
 #[track_caller]
 pub fn until_within<T>(limit: Duration, what: &str, probe: impl FnMut() -> Option<T>) -> T {
     match poll(limit, probe) {
@@ -37,7 +37,7 @@ pub fn until_within<T>(limit: Duration, what: &str, probe: impl FnMut() -> Optio
     }
 }
 
-/// [`until_within`] the usual time, [`SOON`].
+/// [`until_within`] [`SOON`].
 #[track_caller]
 pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     until_within(SOON, what, probe)
@@ -45,7 +45,7 @@ pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
 
 /// Unix time in seconds.
 pub fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock stands after 1970").as_secs_f64()
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64()
 }
 
 /// Held by a test that keeps every core busy, so that two of them do not measure each other.
@@ -54,11 +54,11 @@ pub fn alone() -> MutexGuard<'static, ()> {
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Times at which this machine ran somebody else: a thread that wants to sleep for a millisecond was not woken
-/// for several. Whatever a test times in such a moment says nothing about Envoy.
+/// Detects the times in which this machine is stalled: a thread that sleeps for a millisecond is woken several
+/// milliseconds late. Times that a test measures meanwhile are not Envoy's.
 #[derive(Debug)]
 pub struct Stalls {
-    /// The watcher has the other one, and ends when it is the last.
+    /// The watcher holds another reference, and ends when it is the last one.
     wanted: Arc<()>,
     watcher: JoinHandle<Vec<(Instant, Instant)>>,
 }
@@ -85,7 +85,6 @@ impl Stalls {
         Self { wanted, watcher }
     }
 
-    /// Ends; gives what was seen.
     pub fn end(self) -> Stalled {
         drop(self.wanted);
         Stalled(self.watcher.join().expect("the watcher only sleeps"))

@@ -1,4 +1,4 @@
-//! Who is asking, by address: spec section 2, point 3.
+//! Identification of callers by address: spec section 2, point 3.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::collections::BTreeMap;
@@ -8,15 +8,14 @@ use serde_json::{Value, json};
 use crate::support::two_tiers;
 use crate::{Gateway, Host, Request, Setup};
 
-/// What the first caller of every scenario here may spend.
+/// The capacity of every caller's bucket here.
 const CAPACITY: u64 = 50;
 
 fn config() -> Value {
     two_tiers(CAPACITY, CAPACITY)
 }
 
-/// Sends one request per entry and checks which share a bucket: entries with the same letter do,
-/// entries with different letters do not.
+/// Sends one request per entry and checks which share a bucket: exactly the entries with the same letter.
 #[track_caller]
 fn assert_grouping(gateway: &mut dyn Gateway, entries: &[(char, &str)]) {
     let mut spent = BTreeMap::new();

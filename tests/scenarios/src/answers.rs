@@ -10,7 +10,7 @@ use crate::support::{
 };
 use crate::{Answer, Host, Request, Response, Setup};
 
-/// The headers of section 5, `Retry-After` apart.
+/// The headers of section 5, except for `Retry-After`.
 pub const OURS: [&str; 6] = [
     "x-ratelimit-limit",
     "x-ratelimit-remaining",
@@ -31,7 +31,7 @@ pub fn an_admitted_request_is_answered_with_every_header(host: &dyn Host) {
     }
 }
 
-pub fn a_refused_request_is_answered_with_every_header_and_never_reaches_the_upstream(host: &dyn Host) {
+pub fn a_refused_request_is_answered_with_every_header_and_not_sent_to_the_upstream(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(2, 7)));
     assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 200]);
     for request in [Request::get("/"), Request::post("/", "body"), Request::get("/").key("?")] {
@@ -41,7 +41,7 @@ pub fn a_refused_request_is_answered_with_every_header_and_never_reaches_the_ups
         assert_eq!(reply.one("content-type"), "text/plain");
         assert_eq!(reply.text(), "Too Many Requests");
     }
-    assert_eq!(gateway.passed_on(), ["/", "/"]);
+    assert_eq!(gateway.upstream_targets(), ["/", "/"]);
 }
 
 pub fn a_refused_head_request_has_no_body(host: &dyn Host) {
@@ -55,8 +55,8 @@ pub fn a_refused_head_request_has_no_body(host: &dyn Host) {
     assert_eq!(gateway.send(&Request::get("/")).text(), "Too Many Requests");
 }
 
-/// What an upstream may say that is ours to say: each header twice and in odd case.
-fn impostor(status: u16) -> Answer {
+/// An upstream response with all headers of the filter, each twice and in unusual case.
+fn with_our_headers(status: u16) -> Answer {
     let twice = |name: &&str| {
         [(name.to_ascii_uppercase(), "999".to_owned()), ((*name).to_owned(), "upstream".to_owned())]
     };
@@ -64,9 +64,10 @@ fn impostor(status: u16) -> Answer {
     Answer { status, headers, ..Answer::ok("body") }
 }
 
-pub fn the_upstreams_own_copies_are_replaced(host: &dyn Host) {
+pub fn the_upstreams_copies_of_headers_are_replaced(host: &dyn Host) {
     let setup = Setup::new().config(&two_tiers(9, 7));
-    let mut gateway = host.start(&setup.answer("/", impostor(200)).answer("/500", impostor(500)));
+    let mut gateway =
+        host.start(&setup.answer("/", with_our_headers(200)).answer("/500", with_our_headers(500)));
     for (path, status, remaining) in [("/", 200, 8), ("/500", 500, 7)] {
         let reply = gateway.send(&Request::get(path));
         assert_eq!(reply.status, status);
@@ -89,7 +90,7 @@ pub fn processing_time_runs_from_request_headers_to_response_headers(host: &dyn 
 pub fn header_groups_can_be_turned_off(host: &dyn Host) {
     let groups: [(&str, &[&str]); 3] =
         [("rate_limit", &OURS[..4]), ("system_health", &OURS[4..5]), ("processing_time", &OURS[5..])];
-    for (group, gone) in groups {
+    for (group, disabled) in groups {
         let mut config = two_tiers(1, 7);
         config["headers"] = json!({ group: false });
         let mut gateway = host.start(&Setup::new().config(&config));
@@ -97,7 +98,7 @@ pub fn header_groups_can_be_turned_off(host: &dyn Host) {
             let reply = gateway.send(&Request::get("/"));
             assert_eq!(reply.status, status);
             for name in OURS {
-                let expected = usize::from(!gone.contains(&name));
+                let expected = usize::from(!disabled.contains(&name));
                 assert_eq!(reply.all(name).len(), expected, "{name} with {group} off");
             }
             assert_eq!(reply.has("retry-after"), status == 429, "{group} off");
@@ -105,7 +106,7 @@ pub fn header_groups_can_be_turned_off(host: &dyn Host) {
     }
 }
 
-pub fn ietf_fields_are_there_when_asked_for(host: &dyn Host) {
+pub fn ietf_fields_are_sent_if_configured(host: &dyn Host) {
     let mut config = two_tiers(4, 7);
     config["tiers"]["free"] = tier(4, 0.5);
     assert!(!has_ietf_fields(&host.start(&Setup::new().config(&config)).send(&Request::get("/"))));
@@ -136,7 +137,7 @@ fn has_ietf_fields(reply: &Response) -> bool {
     reply.has("ratelimit") || reply.has("ratelimit-policy")
 }
 
-pub fn the_health_header_and_the_limit_follow_a_switch(host: &dyn Host) {
+pub fn the_health_header_and_the_limit_follow_a_change_of_health(host: &dyn Host) {
     let mut config = two_tiers(5, 7);
     config["tiers"]["free"] = json!({
         "base": {"capacity": 5, "refill_rate": ONE_PER_HOUR},

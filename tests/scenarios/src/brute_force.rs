@@ -18,7 +18,7 @@ fn assert_throttled(reply: &Response) {
     assert_eq!(reply.one("content-type"), "application/json");
 }
 
-pub fn five_wrong_tokens_a_minute_close_the_endpoint_to_that_address_on_every_worker(host: &dyn Host) {
+pub fn after_five_wrong_tokens_a_minute_every_worker_refuses_that_address(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 7)).addresses().workers(4));
     let guesser = "203.0.113.1";
     for n in 0..5 {
@@ -27,20 +27,20 @@ pub fn five_wrong_tokens_a_minute_close_the_endpoint_to_that_address_on_every_wo
     for n in 5..25 {
         assert_throttled(&attempt(&mut *gateway, &format!("guess-{n}"), guesser));
     }
-    let closed = attempt(&mut *gateway, TOKEN, guesser);
-    assert_throttled(&closed);
-    assert_eq!(health(&mut *gateway), "NORMAL", "even the right token is not compared");
+    let throttled = attempt(&mut *gateway, TOKEN, guesser);
+    assert_throttled(&throttled);
+    assert_eq!(health(&mut *gateway), "NORMAL", "a valid token is not compared either");
 
     let read = Request::get("/system/health").from(guesser);
-    assert_eq!(gateway.send(&read).status, 200, "reading stays open");
+    assert_eq!(gateway.send(&read).status, 200, "reading is not throttled");
     assert_eq!(attempt(&mut *gateway, TOKEN, "203.0.113.2").status, 200, "another address");
 
-    // What is refused meanwhile must not push the end further away.
-    gateway.pass(Duration::from_secs(closed.number("retry-after")));
+    // The refused attempts meanwhile must not extend the time.
+    gateway.advance(Duration::from_secs(throttled.number("retry-after")));
     assert_eq!(attempt(&mut *gateway, TOKEN, guesser).status, 200);
 }
 
-pub fn right_tokens_never_close_the_endpoint(host: &dyn Host) {
+pub fn valid_tokens_are_never_throttled(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 7)));
     for _ in 0..4 {
         let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
@@ -51,7 +51,7 @@ pub fn right_tokens_never_close_the_endpoint(host: &dyn Host) {
     }
 }
 
-pub fn ipv6_guessers_are_grouped_as_callers_are(host: &dyn Host) {
+pub fn ipv6_addresses_of_guesses_are_grouped_like_callers(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 7)).addresses());
     for host in 1..=5 {
         assert_eq!(attempt(&mut *gateway, "c4nary-wrong", &format!("2001:db8::{host}")).status, 403);

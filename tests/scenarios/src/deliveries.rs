@@ -14,21 +14,21 @@ fn start(host: &dyn Host, config: &Value, workers: u32) -> Box<dyn Gateway> {
     gateway
 }
 
-pub fn a_delivered_configuration_takes_hold_and_buckets_and_health_stay(host: &dyn Host) {
+pub fn a_delivered_configuration_applies_and_keeps_buckets_and_health(host: &dyn Host) {
     let mut gateway = start(host, &two_tiers(1_000, 10), 4);
-    let ask = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro"));
-    assert_eq!([(); 3].map(|()| ask(&mut *gateway).remaining()), [9, 8, 7]);
+    let send = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro"));
+    assert_eq!([(); 3].map(|()| send(&mut *gateway).remaining()), [9, 8, 7]);
     set_health(&mut *gateway, "DEGRADED");
 
     assert!(gateway.deliver(&two_tiers(1_001, 20)));
     await_limit(&mut *gateway, 1_001);
-    assert_eq!(ask(&mut *gateway).remaining(), 6);
-    let reply = ask(&mut *gateway);
+    assert_eq!(send(&mut *gateway).remaining(), 6);
+    let reply = send(&mut *gateway);
     assert_eq!(reply.one("x-system-health"), "DEGRADED");
     assert_eq!((reply.limit(), reply.remaining()), (20, 5));
 }
 
-pub fn a_bad_configuration_is_refused_and_the_old_one_goes_on(host: &dyn Host) {
+pub fn an_invalid_configuration_is_rejected_and_the_old_one_stays_active(host: &dyn Host) {
     let mut gateway = start(host, &two_tiers(1_000, 10), 4);
     let bad = [
         (json!({"tiers": {"free": tier(5, -0.25)}}), "-0.25"),
@@ -37,7 +37,7 @@ pub fn a_bad_configuration_is_refused_and_the_old_one_goes_on(host: &dyn Host) {
         (json!([]), ""),
     ];
     for (config, reason) in bad {
-        assert!(!gateway.deliver(&config), "{config} is refused");
+        assert!(!gateway.deliver(&config), "{config} is rejected");
         until(&mut *gateway, reason, |gateway| {
             gateway.warnings().iter().any(|line| line.contains(reason)).then_some(())
         });
@@ -62,7 +62,7 @@ pub fn keys_and_groups_of_headers_follow_a_delivery(host: &dyn Host) {
     assert_eq!(gateway.send(&Request::get("/").key("pro")).tier(), "free");
 }
 
-pub fn a_delivery_without_a_source_ends_the_rule_of_its_documents(host: &dyn Host) {
+pub fn after_a_delivery_without_a_source_its_documents_do_not_apply(host: &dyn Host) {
     let mut with_source = two_tiers(1_000, 10);
     with_source["config_source"] = json!({
         "cluster": "config_files", "tiers": "/tiers.json", "api_keys": "/api_keys.json",

@@ -1,4 +1,4 @@
-//! `config_source`: what is served is the reload, and a bad document changes nothing.
+//! `config_source`: a served document is reloaded, and an invalid one changes nothing.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{ONE_PER_HOUR, assert_processing_time, await_limit, tier, two_tiers, until};
 use crate::{Gateway, Host, Request, Served, Setup, Source};
 
-/// Follows both documents once a second.
+/// A configuration that fetches both documents once a second.
 pub fn config() -> Value {
     let mut config = two_tiers(5, 7);
     config["config_source"] = json!({
@@ -23,7 +23,7 @@ pub fn tiers(free: u64, pro: u64) -> String {
     json!({"free": tier(free, ONE_PER_HOUR), "pro": tier(pro, ONE_PER_HOUR)}).to_string()
 }
 
-/// A key document with this one.
+/// A key document with this key.
 pub fn api_keys(key: &str) -> String {
     json!({ key: {"tier": "pro", "id": "pro"} }).to_string()
 }
@@ -43,7 +43,7 @@ fn await_tier(gateway: &mut dyn Gateway, key: &str, tier: &str) {
     });
 }
 
-pub fn the_documents_replace_what_the_plugin_configuration_says(host: &dyn Host) {
+pub fn the_documents_replace_the_plugin_configuration(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")).workers(4));
     await_limit(&mut *gateway, 1_000);
     await_tier(&mut *gateway, "new-key", "pro");
@@ -53,16 +53,16 @@ pub fn the_documents_replace_what_the_plugin_configuration_says(host: &dyn Host)
 pub fn buckets_keep_their_tokens_across_a_reload(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 10), &api_keys("pro")));
     await_limit(&mut *gateway, 1_000);
-    let ask = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro")).remaining();
-    assert_eq!([(); 3].map(|()| ask(&mut *gateway)), [9, 8, 7]);
+    let remaining_of = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro")).remaining();
+    assert_eq!([(); 3].map(|()| remaining_of(&mut *gateway)), [9, 8, 7]);
     for (free, pro, remaining, why) in [
         (1_001, 20, 6, "a larger bucket fills at its rate"),
-        (1_002, 4, 3, "tokens above the capacity are gone"),
-        (1_003, 20, 2, "and do not come back"),
+        (1_002, 4, 3, "tokens above the capacity are lost"),
+        (1_003, 20, 2, "and stay lost"),
     ] {
         save(&mut *gateway, "/tiers.json", &tiers(free, pro));
         await_limit(&mut *gateway, free);
-        assert_eq!(ask(&mut *gateway), remaining, "{why}");
+        assert_eq!(remaining_of(&mut *gateway), remaining, "{why}");
     }
 }
 
@@ -70,20 +70,20 @@ pub fn a_new_tier_and_its_first_key_may_be_saved_together(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 10), &api_keys("pro")));
     await_limit(&mut *gateway, 1_000);
     let gold = json!({"free": tier(1_000, ONE_PER_HOUR), "gold": tier(70, ONE_PER_HOUR)});
-    // The keys first: for a moment they name a tier that is not there, and `pro` is gone after.
+    // The keys first: they refer to an unknown tier for a moment; `pro` is removed afterwards.
     save(&mut *gateway, "/api_keys.json", &json!({"g": {"tier": "gold", "id": "g"}}).to_string());
     save(&mut *gateway, "/tiers.json", &gold.to_string());
     await_tier(&mut *gateway, "g", "gold");
     await_tier(&mut *gateway, "pro", "free");
 }
 
-/// Serves this from now on, and returns when the filter has asked at least twice.
+/// Serves this from now on, and returns after the filter has fetched it at least twice.
 #[track_caller]
 fn serve_twice(gateway: &mut dyn Gateway, served: Served) {
     gateway.serve("/tiers.json", served);
-    let asked = gateway.times_asked("/tiers.json");
+    let fetched = gateway.fetch_count("/tiers.json");
     until(gateway, "two more fetches", |gateway| {
-        (gateway.times_asked("/tiers.json") >= asked + 2).then_some(())
+        (gateway.fetch_count("/tiers.json") >= fetched + 2).then_some(())
     });
 }
 
@@ -91,7 +91,7 @@ fn rejected(gateway: &mut dyn Gateway) -> f64 {
     gateway.metric("rate_limiter_config_reloads_total", &[("result", "rejected")]).unwrap_or(0.0)
 }
 
-pub fn a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays(host: &dyn Host) {
+pub fn an_invalid_document_is_counted_and_logged_once_and_the_last_valid_one_applies(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("pro")));
     await_limit(&mut *gateway, 1_000);
 
@@ -102,14 +102,14 @@ pub fn a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays(hos
     let bad = [
         ("a negative rate", text(&negative), "-0.25"),
         ("no default tier", text(&no_default), "free"),
-        ("a key's tier gone", text(&no_pro), "pro"),
+        ("a key's tier removed", text(&no_pro), "pro"),
         ("half a document", text(r#"{"free": {"ba"#), ""),
         ("nothing", text(""), ""),
         ("no object", text("[1, 2]"), ""),
         ("bytes that are no UTF-8", Served::Document(b"{\"free\xff\": 1}".to_vec()), ""),
         ("not found", Served::Status(404), "404"),
         ("an error", Served::Status(500), "500"),
-        ("nobody there", Served::Status(503), "503"),
+        ("unavailable", Served::Status(503), "503"),
         ("half a response", Served::BreaksOff, "broke off"),
     ];
     for (count, (what, served, reason)) in bad.into_iter().enumerate() {
@@ -118,17 +118,17 @@ pub fn a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays(hos
             (rejected(gateway) >= count as f64 + 1.0).then_some(())
         });
         let warnings = gateway.warnings();
-        let is_told = |line: &String| line.contains("tiers") && line.contains(reason);
-        assert!(warnings.iter().any(is_told), "{what} is logged: {warnings:#?}");
+        let is_logged = |line: &String| line.contains("tiers") && line.contains(reason);
+        assert!(warnings.iter().any(is_logged), "{what} is logged: {warnings:#?}");
         await_limit(&mut *gateway, 1_000);
     }
-    // Two fetches each: had each been reported, there would be more.
+    // There were two fetches of each document.
     assert_eq!(rejected(&mut *gateway), 11.0, "once per distinct content");
     serve_twice(&mut *gateway, text(&tiers(1_001, 50)));
     await_limit(&mut *gateway, 1_001);
 }
 
-/// What `GET /health` tells of documents.
+/// Whether `GET /health` reports missing documents.
 #[track_caller]
 fn missing(gateway: &mut dyn Gateway) -> bool {
     let reply = gateway.send(&Request::get("/health"));
@@ -141,7 +141,7 @@ fn missing(gateway: &mut dyn Gateway) -> bool {
     report["documents"] == "missing"
 }
 
-pub fn the_very_first_request_is_judged_by_the_documents(host: &dyn Host) {
+pub fn the_documents_apply_to_the_first_request(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")).workers(2));
     let replies = gateway.send_to_every_worker(&Request::get("/").key("new-key"));
     for reply in replies {
@@ -150,26 +150,26 @@ pub fn the_very_first_request_is_judged_by_the_documents(host: &dyn Host) {
     assert!(!missing(&mut *gateway));
 }
 
-pub fn an_upload_that_waits_for_documents_arrives_whole(host: &dyn Host) {
+pub fn an_upload_that_waits_for_documents_arrives_complete(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")));
     let body = "x".repeat(100_000);
     let reply = gateway.send(&Request::post("/", body).key("new-key"));
     assert_eq!((reply.status, reply.tier().as_str()), (200, "pro"));
 }
 
-pub fn without_an_answer_requests_wait_a_second_and_then_the_plugin_configuration_decides(host: &dyn Host) {
+pub fn without_documents_requests_wait_a_second_and_then_the_plugin_configuration_applies(host: &dyn Host) {
     let mut setup = setup("", &api_keys("pro"));
     setup.documents[0].1 = Served::Never;
-    // Each worker has a second of its own.
+    // The second is counted by each worker.
     let mut gateway = host.start(&setup.workers(1));
-    assert!(missing(&mut *gateway), "and the health check waits for nothing");
+    assert!(missing(&mut *gateway), "the health check does not wait");
     let reply = gateway.send(&Request::get("/"));
     assert_eq!((reply.status, reply.limit()), (200, 5));
     let waited = assert_processing_time(&reply);
     assert!((1.0..2.5).contains(&waited), "{waited}");
     let reply = gateway.send(&Request::get("/"));
     assert_eq!((reply.status, reply.limit()), (200, 5));
-    assert!(assert_processing_time(&reply) < 1.0, "a second from the first request on, and not for each");
+    assert!(assert_processing_time(&reply) < 1.0, "one second in total, not for each request");
     assert!(missing(&mut *gateway));
     let warnings = gateway.warnings();
     assert_eq!(
@@ -182,15 +182,15 @@ pub fn without_an_answer_requests_wait_a_second_and_then_the_plugin_configuratio
     assert!(!missing(&mut *gateway));
 }
 
-pub fn documents_that_are_refused_are_not_waited_for(host: &dyn Host) {
+pub fn requests_do_not_wait_for_invalid_documents(host: &dyn Host) {
     let mut gateway = host.start(&setup("{", "{"));
     let reply = gateway.send(&Request::get("/"));
-    assert_eq!((reply.status, reply.limit()), (200, 5), "the plugin configuration decides");
+    assert_eq!((reply.status, reply.limit()), (200, 5), "the plugin configuration applies");
     assert!(assert_processing_time(&reply) < 1.0);
     assert!(!missing(&mut *gateway));
 }
 
-pub fn a_response_that_breaks_off_is_a_document_that_did_not_come(host: &dyn Host) {
+pub fn an_aborted_response_is_a_missing_document(host: &dyn Host) {
     let mut setup = setup("", &api_keys("pro"));
     setup.documents[0].1 = Served::BreaksOff;
     let mut gateway = host.start(&setup);
@@ -202,7 +202,7 @@ pub fn a_response_that_breaks_off_is_a_document_that_did_not_come(host: &dyn Hos
     await_limit(&mut *gateway, 1_000);
 }
 
-pub fn without_a_source_the_plugin_configuration_holds(host: &dyn Host) {
+pub fn without_a_source_the_plugin_configuration_applies(host: &dyn Host) {
     for source in [Source::Refuses, Source::Missing] {
         let mut gateway = host.start(&Setup { source, ..Setup::new().config(&config()) });
         until(&mut *gateway, "a warning", |gateway| {

@@ -1,4 +1,4 @@
-//! The endpoints that the filter answers itself: each row of the table in spec section 6.
+//! The endpoints that the filter serves itself: each row of the table in spec section 6.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::{Value, json};
@@ -6,27 +6,27 @@ use serde_json::{Value, json};
 use crate::support::{TOKEN, health, set_health, set_health_request, sha256_hex, statuses, two_tiers};
 use crate::{Host, Request, Response, Setup};
 
-/// A `POST` with the right token and this body.
+/// A `POST` with the valid token and this body.
 fn post(body: impl Into<Vec<u8>>) -> Request {
     Request::post("/system/health", body).header("X-Admin-Token", TOKEN)
 }
 
-/// Takes `timestamp` out of a reply's JSON, checks that it is now, in milliseconds; gives the rest.
+/// Removes `timestamp` from a reply's JSON and checks that it is the current time in milliseconds; returns the rest.
 #[track_caller]
-fn without_timestamp(reply: &Response, asked_at: f64, now: f64) -> Value {
+fn without_timestamp(reply: &Response, sent_at: f64, now: f64) -> Value {
     let mut json = reply.json();
     let timestamp = json
         .as_object_mut()
         .and_then(|fields| fields.remove("timestamp"))
         .and_then(|timestamp| timestamp.as_f64())
         .expect("a timestamp");
-    assert!((asked_at - 0.001..=now + 0.001).contains(&timestamp), "{asked_at} <= {timestamp} <= {now}");
+    assert!((sent_at - 0.001..=now + 0.001).contains(&timestamp), "{sent_at} <= {timestamp} <= {now}");
     let millis = timestamp * 1_000.0;
     assert!((millis - millis.round()).abs() < 0.01, "{timestamp} in milliseconds");
     json
 }
 
-/// Checks that the filter has answered by itself.
+/// Checks that the filter itself has answered.
 #[track_caller]
 pub fn assert_own_answer(reply: &Response, status: u16) {
     assert_eq!(reply.status, status, "{}", reply.text());
@@ -36,7 +36,7 @@ pub fn assert_own_answer(reply: &Response, status: u16) {
     }
 }
 
-pub fn get_health_tells_how_the_filter_is(host: &dyn Host) {
+pub fn get_health_reports_the_state_of_the_filter(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
         set_health(&mut *gateway, health);
@@ -46,27 +46,27 @@ pub fn get_health_tells_how_the_filter_is(host: &dyn Host) {
     }
 }
 
-pub fn get_system_health_tells_the_health(host: &dyn Host) {
+pub fn get_system_health_reports_the_health(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
         set_health(&mut *gateway, health);
-        let asked_at = gateway.now();
+        let sent_at = gateway.now();
         let reply = gateway.send(&Request::get("/system/health"));
         assert_own_answer(&reply, 200);
-        assert_eq!(without_timestamp(&reply, asked_at, gateway.now()), json!({"health": health}));
+        assert_eq!(without_timestamp(&reply, sent_at, gateway.now()), json!({"health": health}));
     }
 }
 
-pub fn post_system_health_with_the_token_switches(host: &dyn Host) {
+pub fn post_system_health_with_the_token_sets_the_health(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for (from, to) in
         [("NORMAL", "DEGRADED"), ("DEGRADED", "DEGRADED"), ("DEGRADED", "NORMAL"), ("NORMAL", "NORMAL")]
     {
-        let asked_at = gateway.now();
+        let sent_at = gateway.now();
         let reply = gateway.send(&set_health_request(to));
         assert_own_answer(&reply, 200);
         assert_eq!(
-            without_timestamp(&reply, asked_at, gateway.now()),
+            without_timestamp(&reply, sent_at, gateway.now()),
             json!({
                 "message": "System health updated successfully",
                 "previous_status": from,
@@ -77,7 +77,7 @@ pub fn post_system_health_with_the_token_switches(host: &dyn Host) {
     }
 }
 
-pub fn a_body_may_come_in_chunks_with_any_white_space_and_up_to_one_kib(host: &dyn Host) {
+pub fn a_body_may_be_chunked_with_any_white_space_and_up_to_one_kib(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     let body = br#"{ "status" : "DEGRADED" }"#;
     let by_byte = body.iter().map(|byte| vec![*byte]).collect();
@@ -101,7 +101,7 @@ pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
             None => request,
         }
     };
-    // Four attempts each: a fifth and sixth are another test's subject.
+    // At most four attempts each, so that the login throttle does not refuse them.
     let hash = sha256_hex(TOKEN);
     let replies = [
         with_token.send(&request(None)),
@@ -118,13 +118,13 @@ pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
         let names = |reply: &Response| -> Vec<String> {
             reply.headers.iter().map(|(name, _)| name.clone()).collect()
         };
-        assert_eq!(names(reply), names(&replies[0]), "nothing tells the cases apart");
+        assert_eq!(names(reply), names(&replies[0]), "the cases cannot be distinguished");
     }
     assert_eq!(health(&mut *with_token), "NORMAL");
     assert_eq!(health(&mut *without_token), "NORMAL");
 }
 
-pub fn a_body_that_says_nothing_usable_is_a_400_and_changes_nothing(host: &dyn Host) {
+pub fn an_invalid_body_is_a_400_and_changes_nothing(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     set_health(&mut *gateway, "DEGRADED");
     let deep = "[".repeat(1_000);
@@ -155,7 +155,7 @@ pub fn a_body_that_says_nothing_usable_is_a_400_and_changes_nothing(host: &dyn H
         assert_eq!(reply.status, 400, "{shown:?}: {}", reply.text());
         assert_own_answer(&reply, 400);
         let detail = reply.json()["detail"].as_str().map(str::len);
-        assert!(detail.is_some_and(|length| length > 5), "{shown:?} is told why");
+        assert!(detail.is_some_and(|length| length > 5), "{shown:?} has a reason");
         assert_eq!(health(&mut *gateway), "DEGRADED", "{shown:?}");
     }
     assert_eq!(
@@ -181,7 +181,7 @@ pub fn a_body_over_one_kib_is_a_413_and_changes_nothing(host: &dyn Host) {
     }
 }
 
-pub fn another_method_is_a_405_that_says_which_are_allowed(host: &dyn Host) {
+pub fn another_method_is_a_405_with_the_allowed_methods(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for (path, wrong, allowed) in [
         ("/health", vec!["POST", "PUT", "DELETE", "PATCH"], vec!["GET"]),
@@ -192,17 +192,17 @@ pub fn another_method_is_a_405_that_says_which_are_allowed(host: &dyn Host) {
             let reply = gateway.send(&request);
             assert_eq!(reply.status, 405, "{method} {path}");
             let allow = reply.one("allow");
-            let told: Vec<_> = allow.split(',').map(str::trim).collect();
+            let listed: Vec<_> = allow.split(',').map(str::trim).collect();
             for method in &allowed {
-                assert!(told.contains(method), "{method} {path}: {allow}");
+                assert!(listed.contains(method), "{method} {path}: {allow}");
             }
-            assert!(!told.contains(&method), "{method}: {allow}");
+            assert!(!listed.contains(&method), "{method}: {allow}");
         }
     }
-    assert_eq!(gateway.passed_on(), [""; 0]);
+    assert_eq!(gateway.upstream_targets(), [""; 0]);
 }
 
-pub fn endpoints_cost_nothing_and_answer_a_caller_who_is_refused(host: &dyn Host) {
+pub fn endpoints_cost_no_tokens_and_answer_a_refused_caller(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for _ in 0..20 {
         assert_eq!(gateway.send(&Request::get("/health")).status, 200);
@@ -238,7 +238,7 @@ pub fn paths_can_be_moved_and_turned_off(host: &dyn Host) {
     assert_eq!(off.send(&Request::get("/")).one("x-system-health"), "NORMAL");
 }
 
-pub fn where_envoy_passes_no_bodies_the_answer_says_what_is_missing(host: &dyn Host) {
+pub fn if_envoy_passes_no_bodies_the_response_names_the_missing_setting(host: &dyn Host) {
     let mut gateway = host.start(&Setup { passes_bodies: false, ..Setup::new().config(&two_tiers(5, 7)) });
     let reply = gateway.send(&set_health_request("DEGRADED"));
     assert_own_answer(&reply, 408);
@@ -247,12 +247,12 @@ pub fn where_envoy_passes_no_bodies_the_answer_says_what_is_missing(host: &dyn H
     assert_eq!(gateway.send(&Request::get("/")).status, 200);
 }
 
-pub fn head_is_answered_like_get_without_the_body(host: &dyn Host) {
+pub fn head_is_answered_like_get_without_a_body(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for path in ["/health", "/system/health"] {
         let reply = gateway.send(&Request::new("HEAD", path));
         assert_own_answer(&reply, 200);
         assert_eq!(reply.text(), "");
     }
-    assert_eq!(gateway.send(&Request::get("/health")).status, 200, "the connection goes on");
+    assert_eq!(gateway.send(&Request::get("/health")).status, 200, "the connection stays open");
 }

@@ -1,4 +1,4 @@
-//! The VM's environment wins over the JSON.
+//! The VM's environment overrides the JSON.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
@@ -6,10 +6,14 @@ use serde_json::json;
 use crate::support::{ONE_PER_HOUR, TOKEN, health, set_health_request, tier, two_tiers, until};
 use crate::{Gateway, Host, Request, Served, Setup};
 
-pub fn admin_token_comes_from_the_environment(host: &dyn Host) {
+pub fn admin_token_is_read_from_the_environment(host: &dyn Host) {
     let mut gateway = host
         .start(&Setup::new().config(&two_tiers(5, 7)).variable("ADMIN_TOKEN", "c4nary-from-the-environment"));
-    assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 403, "the JSON's has lost");
+    assert_eq!(
+        gateway.send(&set_health_request("DEGRADED")).status,
+        403,
+        "the token of the JSON is not used"
+    );
     let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#)
         .header("X-Admin-Token", "c4nary-from-the-environment");
     assert_eq!(gateway.send(&request).status, 200);
@@ -22,7 +26,7 @@ pub fn admin_token_works_without_any_json(host: &dyn Host) {
     assert_eq!(health(&mut *gateway), "DEGRADED");
 }
 
-pub fn an_empty_admin_token_opens_nothing(host: &dyn Host) {
+pub fn an_empty_admin_token_is_never_valid(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().variable("ADMIN_TOKEN", ""));
     let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
     assert_eq!(gateway.send(&request).status, 403);
@@ -30,7 +34,7 @@ pub fn an_empty_admin_token_opens_nothing(host: &dyn Host) {
     assert_eq!(health(&mut *gateway), "NORMAL");
 }
 
-pub fn default_tier_comes_from_the_environment(host: &dyn Host) {
+pub fn default_tier_is_read_from_the_environment(host: &dyn Host) {
     let mut config = two_tiers(5, 7);
     config["default_tier"] = json!("free");
     let mut gateway = host.start(&Setup::new().config(&config).variable("DEFAULT_TIER", "pro"));
@@ -38,7 +42,7 @@ pub fn default_tier_comes_from_the_environment(host: &dyn Host) {
     assert_eq!((reply.tier().as_str(), reply.limit()), ("pro", 7));
 }
 
-pub fn config_ttl_comes_from_the_environment(host: &dyn Host) {
+pub fn config_ttl_is_read_from_the_environment(host: &dyn Host) {
     let with_capacity = |capacity| json!({"free": tier(capacity, ONE_PER_HOUR)}).to_string();
     let mut config = two_tiers(5, 7);
     config["config_source"] = json!({
@@ -58,7 +62,7 @@ pub fn config_ttl_comes_from_the_environment(host: &dyn Host) {
     limit_becomes(&mut *gateway, 12);
 }
 
-pub fn a_wrong_value_is_refused_by_name(host: &dyn Host) {
+pub fn an_invalid_value_is_refused_by_name(host: &dyn Host) {
     let without_source = two_tiers(5, 7);
     let mut with_source = without_source.clone();
     with_source["config_source"] = json!({"cluster": "config_files", "tiers": "/tiers.json"});

@@ -1,4 +1,4 @@
-//! Who is not limited, and who is not let in at all.
+//! Callers and requests without a limit, and callers that are always refused.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
@@ -57,7 +57,7 @@ pub fn a_tier_without_capacity_is_blocked(host: &dyn Host) {
     );
 }
 
-pub fn exempt_paths_are_neither_counted_nor_marked(host: &dyn Host) {
+pub fn exempt_paths_cost_no_tokens_and_get_no_headers(host: &dyn Host) {
     let mut config = two_tiers(1, 1);
     config["exempt_paths"] = json!(["/metrics", "/static/*"]);
     let mut gateway = host.start(&Setup::new().config(&config));
@@ -69,7 +69,7 @@ pub fn exempt_paths_are_neither_counted_nor_marked(host: &dyn Host) {
             assert!(!reply.has("x-ratelimit-tier"), "{path}");
         }
     }
-    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 429], "nothing was charged");
+    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 429], "no token was taken");
     for path in ["/metrics/", "/metrics2", "/Metrics", "/static", "/x?/static/"] {
         assert_eq!(gateway.send(&Request::get(path)).status, 429, "{path} is limited");
     }
@@ -88,7 +88,7 @@ fn preflight() -> Request {
         .header("Access-Control-Request-Method", "PUT")
 }
 
-pub fn preflights_are_free_where_the_configuration_says_so(host: &dyn Host) {
+pub fn preflights_are_exempt_if_configured(host: &dyn Host) {
     let mut config = two_tiers(1, 1);
     let mut charged = host.start(&Setup::new().config(&config));
     assert_eq!(statuses(&mut *charged, &preflight(), 2), [200, 429]);

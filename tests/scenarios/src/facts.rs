@@ -1,4 +1,4 @@
-//! The table of facts about the host, `tests/probe-filter/facts.json`, which says itself how it is to be read.
+//! The table of facts about the host, `tests/probe-filter/facts.json`, which documents its own format.
 
 use std::path::Path;
 
@@ -18,19 +18,19 @@ pub fn name(fact: &Value) -> String {
     format!("{}/{}", part("group"), part("name"))
 }
 
-/// Names and texts of one of the table's objects.
+/// The fields of an object in the table as text.
 pub fn texts(object: &Value) -> Vec<(String, String)> {
     let fields = object.as_object().into_iter().flatten();
     fields.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
 }
 
-/// What a step sends, by default to `path`.
+/// The request of a step, by default to `path`.
 pub fn request(path: &str, step: &Value) -> Request {
     let path = step["path"].as_str().unwrap_or(path);
     let mut request = Request::new(step["method"].as_str().unwrap_or("GET"), path);
     for (name, values) in step["headers"].as_object().into_iter().flatten() {
         for value in values.as_array().into_iter().flatten() {
-            // A character is a byte, so that values may be no UTF-8.
+            // A character is a byte, so that values need not be UTF-8.
             let value: Vec<u8> = value.as_str().unwrap_or_default().chars().map(|c| c as u8).collect();
             request = request.header(name, value);
         }
@@ -45,7 +45,7 @@ pub fn request(path: &str, step: &Value) -> Request {
     request
 }
 
-/// What of an answer is not as a step of the table says.
+/// The differences between a response and a step of the table.
 pub fn differences(step: &Value, reply: &Response) -> Vec<String> {
     let mut found = Vec::new();
     let status = step["status"].as_u64().unwrap_or(200);

@@ -1,4 +1,4 @@
-//! gRPC callers are refused in gRPC's own words.
+//! gRPC calls are refused with a gRPC status.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{assert_headers_complete, two_tiers};

@@ -1,4 +1,4 @@
-//! Who is asking, by key: spec section 2, points 1 and 2.
+//! Identification of callers by key: spec section 2, points 1 and 2.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
@@ -14,19 +14,19 @@ pub fn a_known_key_has_its_own_tier_and_bucket(host: &dyn Host) {
         "legacy-key": "free",
     });
     let mut gateway = host.start(&Setup::new().config(&config));
-    let mut ask = |request: Request| {
+    let mut send = |request: Request| {
         let reply = gateway.send(&request);
         assert_eq!(reply.status, 200);
         (reply.tier(), reply.limit(), reply.remaining())
     };
     let pro = |remaining| ("pro".to_owned(), 20, remaining);
     let free = |remaining| ("free".to_owned(), 5, remaining);
-    assert_eq!(ask(Request::get("/").key("pro")), pro(19));
-    assert_eq!(ask(Request::get("/").key("pro")), pro(18));
-    assert_eq!(ask(Request::get("/").key("colleague")), pro(19));
-    assert_eq!(ask(Request::get("/").key("legacy-key")), free(4));
-    assert_eq!(ask(Request::get("/")), free(4));
-    assert_eq!(ask(Request::get("/").key("pro")), pro(17));
+    assert_eq!(send(Request::get("/").key("pro")), pro(19));
+    assert_eq!(send(Request::get("/").key("pro")), pro(18));
+    assert_eq!(send(Request::get("/").key("colleague")), pro(19));
+    assert_eq!(send(Request::get("/").key("legacy-key")), free(4));
+    assert_eq!(send(Request::get("/")), free(4));
+    assert_eq!(send(Request::get("/").key("pro")), pro(17));
 }
 
 pub fn a_key_may_be_configured_by_its_hash(host: &dyn Host) {
@@ -53,7 +53,7 @@ pub fn rotating_unknown_keys_share_the_address_bucket(host: &dyn Host) {
     assert_eq!(gateway.send(&Request::get("/").key("pro")).status, 200);
 }
 
-pub fn the_first_of_two_keys_counts(host: &dyn Host) {
+pub fn the_first_of_two_keys_is_used(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(10, 20)));
     let mut tier_of =
         |first: &str, second: &str| gateway.send(&Request::get("/").key(first).key(second)).tier();
@@ -62,7 +62,7 @@ pub fn the_first_of_two_keys_counts(host: &dyn Host) {
     assert_eq!(tier_of("", "pro"), "free");
 }
 
-pub fn the_header_name_has_no_case(host: &dyn Host) {
+pub fn the_header_name_is_case_insensitive(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(10, 20)));
     for name in ["x-api-key", "X-API-KEY", "x-ApI-kEy"] {
         let reply = gateway.send(&Request::get("/").header(name, "pro"));
@@ -70,7 +70,7 @@ pub fn the_header_name_has_no_case(host: &dyn Host) {
     }
 }
 
-pub fn the_key_itself_has_case_and_may_be_256_bytes_long(host: &dyn Host) {
+pub fn the_key_is_case_sensitive_and_may_be_256_bytes_long(host: &dyn Host) {
     let long = "k".repeat(256);
     let mut config = two_tiers(100, 20);
     config["api_keys"][&long] = json!({"tier": "pro", "id": "long"});
@@ -82,7 +82,7 @@ pub fn the_key_itself_has_case_and_may_be_256_bytes_long(host: &dyn Host) {
     assert_eq!(tier_of("PRO"), "free");
 }
 
-pub fn odd_keys_are_served_and_count_on_the_address(host: &dyn Host) {
+pub fn unusual_keys_are_served_and_counted_by_address(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&json!({
         "tiers": {"free": tier(5_000, ONE_PER_HOUR), "pro": tier(20, ONE_PER_HOUR)},
         "api_keys": {"pro": {"tier": "pro", "id": "acme"}},

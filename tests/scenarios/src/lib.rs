@@ -1,26 +1,27 @@
-//! What the filter does, as scenarios that two hosts play: a real Envoy, and the hostile host of `tests/wasm-host`.
+//! The behaviour of the filter, as scenarios that run in two hosts: a real Envoy, and the hostile host of
+//! `tests/wasm-host`.
 //!
-//! A scenario is a function that starts a [`Gateway`] and says what a client has to see. It knows nothing of sockets,
-//! threads or clocks: where it has to wait, it says for what, and the hostile host lets its clock run, while a test
-//! with a real Envoy looks again until it is so. [`scenarios`] is the list; each host makes a test of every line.
+//! A scenario is a function that starts a [`Gateway`] and checks responses to clients. It does not use sockets, threads
+//! or clocks. It waits for conditions: the hostile host then advances its clock, a test with a real Envoy checks the
+//! condition repeatedly. [`scenarios`] is the list; each host has a test for every scenario.
 //!
 //! | end-to-end suite | here | only with a real Envoy, and why |
 //! |---|---|---|
-//! | `answers` | headers, their groups, an upstream's own copies, times | resets, timeouts and missing routes, which Envoy answers; a connection that goes on |
-//! | `identity` | all but two | a NUL byte, which Envoy turns away itself; keys over HTTP/2 |
-//! | `addresses` | grouping, prefixes, mapped addresses | whom Envoy trusts with `x-forwarded-for`; listeners for both families |
-//! | `paths` | spellings where Envoy leaves paths alone, queries | what normalising makes of them; absolute targets; HTTP/2 |
-//! | `exemptions`, `grpc`, `environment`, `health_switch` | all | |
+//! | `answers` | headers, their groups, an upstream's own copies, times | resets, timeouts and missing routes, which Envoy answers; a connection that stays open |
+//! | `identity` | all but two | a NUL byte, which Envoy rejects itself; keys over HTTP/2 |
+//! | `addresses` | grouping, prefixes, mapped addresses | trusted hops in `x-forwarded-for`; listeners for both families |
+//! | `paths` | spellings without normalisation, queries | normalisation; absolute targets; HTTP/2 |
+//! | `exemptions`, `grpc`, `environment`, `health_change` | all | |
 //! | `endpoints` | every row of the specification's table | half a body, `100-continue` and trailers on a real connection |
-//! | `brute_force` | counting, on every worker | guesses that come at once on many connections |
+//! | `brute_force` | counting, on every worker | concurrent guesses on many connections |
 //! | `metrics` | counters and gauges | labels as Prometheus reads them, timings, lost races |
-//! | `config_source` | [`documents`]: good, bad, late, broken off, gone | files that are saved, and Envoy that serves them |
-//! | `ecds` | [`deliveries`]: good and bad | that Envoy tries each in a VM which it throws away |
-//! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | what a real Redis stores and expires; HTTP/2; clients that go away |
-//! | `redis::deny_cache` | [`redis_buckets`]: who is refused, and what ends it | floods, and times told to the second |
-//! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or emptied; Envoys that start later |
-//! | `redis::auth` | [`redis_outages`]: right and wrong passwords | users, ACLs and TLS of a real Redis |
-//! | `redis::faults` | [`redis_outages`]: frozen, gone, back | every fault under load, on a wire that breaks |
+//! | `config_source` | [`documents`]: valid, invalid, late, aborted, missing | files that are saved, and Envoy that serves them |
+//! | `ecds` | [`deliveries`]: valid and invalid | that Envoy tries each in a temporary VM |
+//! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
+//! | `redis::deny_cache` | [`redis_buckets`]: refusals, and what clears them | floods, and exact seconds |
+//! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or flushed; Envoys that start later |
+//! | `redis::auth` | [`redis_outages`]: valid and wrong passwords | users, ACLs and TLS of a real Redis |
+//! | `redis::faults` | [`redis_outages`]: frozen, killed, recovered | every fault under load, with fault injection |
 
 pub mod addresses;
 pub mod answers;
@@ -32,7 +33,7 @@ pub mod environment;
 pub mod exemptions;
 pub mod facts;
 pub mod grpc;
-pub mod health_switch;
+pub mod health_change;
 pub mod identity;
 pub mod measured_health;
 pub mod metrics;
@@ -52,29 +53,29 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Gives the list of all scenarios, by subject, to a macro of the caller: that makes a test of each.
+/// Passes the list of all scenarios, by subject, to a macro of the caller, which defines a test for each.
 #[macro_export]
 macro_rules! scenarios {
     ($with:ident) => {
         $with! {
             answers {
                 an_admitted_request_is_answered_with_every_header
-                a_refused_request_is_answered_with_every_header_and_never_reaches_the_upstream
+                a_refused_request_is_answered_with_every_header_and_not_sent_to_the_upstream
                 a_refused_head_request_has_no_body
-                the_upstreams_own_copies_are_replaced
+                the_upstreams_copies_of_headers_are_replaced
                 processing_time_runs_from_request_headers_to_response_headers
                 header_groups_can_be_turned_off
-                ietf_fields_are_there_when_asked_for
-                the_health_header_and_the_limit_follow_a_switch
+                ietf_fields_are_sent_if_configured
+                the_health_header_and_the_limit_follow_a_change_of_health
             }
             identity {
                 a_known_key_has_its_own_tier_and_bucket
                 a_key_may_be_configured_by_its_hash
                 rotating_unknown_keys_share_the_address_bucket
-                the_first_of_two_keys_counts
-                the_header_name_has_no_case
-                the_key_itself_has_case_and_may_be_256_bytes_long
-                odd_keys_are_served_and_count_on_the_address
+                the_first_of_two_keys_is_used
+                the_header_name_is_case_insensitive
+                the_key_is_case_sensitive_and_may_be_256_bytes_long
+                unusual_keys_are_served_and_counted_by_address
             }
             addresses {
                 ipv6_clients_are_grouped_by_64_bits
@@ -82,45 +83,45 @@ macro_rules! scenarios {
                 an_ipv4_mapped_address_is_the_ipv4_address
             }
             paths {
-                where_envoy_leaves_paths_alone_another_spelling_is_another_path
+                without_normalisation_another_spelling_is_another_path
                 the_query_does_not_matter
             }
             exemptions {
                 an_unlimited_tier_is_never_refused
                 a_tier_without_capacity_is_blocked
-                exempt_paths_are_neither_counted_nor_marked
-                preflights_are_free_where_the_configuration_says_so
+                exempt_paths_cost_no_tokens_and_get_no_headers
+                preflights_are_exempt_if_configured
             }
             grpc {
                 a_call_is_admitted_and_then_refused_with_resource_exhausted
                 other_content_types_are_refused_with_429
             }
             endpoints {
-                get_health_tells_how_the_filter_is
-                get_system_health_tells_the_health
-                post_system_health_with_the_token_switches
-                a_body_may_come_in_chunks_with_any_white_space_and_up_to_one_kib
+                get_health_reports_the_state_of_the_filter
+                get_system_health_reports_the_health
+                post_system_health_with_the_token_sets_the_health
+                a_body_may_be_chunked_with_any_white_space_and_up_to_one_kib
                 every_wrong_token_gets_the_same_403
-                a_body_that_says_nothing_usable_is_a_400_and_changes_nothing
+                an_invalid_body_is_a_400_and_changes_nothing
                 a_body_over_one_kib_is_a_413_and_changes_nothing
-                another_method_is_a_405_that_says_which_are_allowed
-                endpoints_cost_nothing_and_answer_a_caller_who_is_refused
+                another_method_is_a_405_with_the_allowed_methods
+                endpoints_cost_no_tokens_and_answer_a_refused_caller
                 paths_can_be_moved_and_turned_off
-                where_envoy_passes_no_bodies_the_answer_says_what_is_missing
-                head_is_answered_like_get_without_the_body
+                if_envoy_passes_no_bodies_the_response_names_the_missing_setting
+                head_is_answered_like_get_without_a_body
             }
             environment {
-                admin_token_comes_from_the_environment
+                admin_token_is_read_from_the_environment
                 admin_token_works_without_any_json
-                an_empty_admin_token_opens_nothing
-                default_tier_comes_from_the_environment
-                config_ttl_comes_from_the_environment
-                a_wrong_value_is_refused_by_name
+                an_empty_admin_token_is_never_valid
+                default_tier_is_read_from_the_environment
+                config_ttl_is_read_from_the_environment
+                an_invalid_value_is_refused_by_name
             }
             brute_force {
-                five_wrong_tokens_a_minute_close_the_endpoint_to_that_address_on_every_worker
-                right_tokens_never_close_the_endpoint
-                ipv6_guessers_are_grouped_as_callers_are
+                after_five_wrong_tokens_a_minute_every_worker_refuses_that_address
+                valid_tokens_are_never_throttled
+                ipv6_addresses_of_guesses_are_grouped_like_callers
             }
             metrics {
                 requests_are_counted_by_tier_and_status
@@ -128,109 +129,109 @@ macro_rules! scenarios {
                 the_degraded_gauge_follows_the_health
                 admin_requests_are_counted_by_result
             }
-            health_switch {
-                the_very_next_request_on_every_worker_sees_a_switch
-                where_envoy_keeps_no_stats_of_the_filter_a_switch_is_seen_all_the_same
-                buckets_keep_their_tokens_across_a_switch_up_to_the_new_capacity
-                the_degraded_rate_holds_while_degraded
+            health_change {
+                a_change_applies_to_the_next_request_on_every_worker
+                a_change_applies_if_envoy_keeps_no_stats_of_the_filter
+                buckets_keep_their_tokens_up_to_the_new_capacity
+                the_degraded_rate_applies_while_degraded
                 namespaces_keep_two_limiters_apart
             }
             documents {
-                the_documents_replace_what_the_plugin_configuration_says
+                the_documents_replace_the_plugin_configuration
                 buckets_keep_their_tokens_across_a_reload
                 a_new_tier_and_its_first_key_may_be_saved_together
-                a_bad_document_is_counted_and_logged_once_and_the_last_good_one_stays
-                the_very_first_request_is_judged_by_the_documents
-                an_upload_that_waits_for_documents_arrives_whole
-                without_an_answer_requests_wait_a_second_and_then_the_plugin_configuration_decides
-                documents_that_are_refused_are_not_waited_for
-                a_response_that_breaks_off_is_a_document_that_did_not_come
-                without_a_source_the_plugin_configuration_holds
+                an_invalid_document_is_counted_and_logged_once_and_the_last_valid_one_applies
+                the_documents_apply_to_the_first_request
+                an_upload_that_waits_for_documents_arrives_complete
+                without_documents_requests_wait_a_second_and_then_the_plugin_configuration_applies
+                requests_do_not_wait_for_invalid_documents
+                an_aborted_response_is_a_missing_document
+                without_a_source_the_plugin_configuration_applies
             }
             deliveries {
-                a_delivered_configuration_takes_hold_and_buckets_and_health_stay
-                a_bad_configuration_is_refused_and_the_old_one_goes_on
+                a_delivered_configuration_applies_and_keeps_buckets_and_health
+                an_invalid_configuration_is_rejected_and_the_old_one_stays_active
                 keys_and_groups_of_headers_follow_a_delivery
-                a_delivery_without_a_source_ends_the_rule_of_its_documents
+                after_a_delivery_without_a_source_its_documents_do_not_apply
             }
             measured_health {
-                clients_that_leave_a_hanging_upstream_are_measured_with_either_store
+                requests_aborted_at_a_hanging_upstream_are_measured_with_either_store
             }
             redis_buckets {
-                every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented
-                key_prefix_is_what_every_bucket_begins_with
-                namespaces_have_buckets_of_their_own
+                every_kind_of_caller_has_a_bucket_with_the_documented_name
+                key_prefix_is_the_prefix_of_every_bucket
+                namespaces_have_separate_buckets
                 deleting_a_bucket_frees_its_caller_within_a_second
-                tiers_without_a_bucket_do_not_ask_redis
-                a_worker_is_counted_and_logged_as_connected_once_it_is
+                tiers_without_a_bucket_send_no_command_to_redis
+                a_connected_worker_is_counted_and_logged
                 envoys_share_each_bucket_exactly
-                waiting_retry_after_is_enough
-                a_change_of_health_ends_a_refusal_at_once_here_and_within_a_second_elsewhere
-                a_delivered_configuration_ends_a_refusal
-                it_is_the_caller_alone_who_is_refused
+                a_request_after_retry_after_is_admitted
+                a_change_of_health_clears_the_deny_cache_at_once_and_of_other_envoys_within_a_second
+                a_delivered_configuration_clears_the_deny_cache
+                only_the_empty_caller_is_refused
             }
             redis_health {
-                a_change_is_in_redis_before_it_is_answered_and_everywhere_within_a_second
-                every_worker_learns_of_a_change_made_elsewhere
-                what_an_operator_writes_into_redis_is_a_change_and_nonsense_is_none
-                without_redis_every_envoy_keeps_the_health_it_knew
-                a_switch_costs_no_bucket_its_tokens_and_holds_everywhere_at_its_own_limit
-                before_first_contact_redis_is_disconnected
+                a_change_is_in_redis_before_it_is_answered_and_reaches_every_envoy_within_a_second
+                a_change_by_another_envoy_reaches_every_worker
+                a_health_that_an_operator_writes_into_redis_applies_and_invalid_ones_are_ignored
+                during_an_outage_every_envoy_keeps_its_health
+                after_a_change_every_envoy_applies_its_limit_and_buckets_keep_their_tokens
+                before_the_first_connection_redis_is_disconnected
             }
             redis_outages {
                 credentials_are_sent
-                wrong_credentials_are_decided_by_policy
-                an_outage_is_decided_by_policy_and_forgotten_when_it_is_over
+                with_wrong_credentials_the_policy_decides
+                during_an_outage_the_policy_decides_and_afterwards_redis
             }
         }
     };
 }
 
-/// Something that filters run in.
+/// A host of the filter.
 pub trait Host {
     fn start(&self, setup: &Setup) -> Box<dyn Gateway>;
 
-    /// Starts it with a configuration that it must refuse; gives its log.
+    /// Starts it with a configuration that it must reject; returns its log.
     fn start_refused(&self, setup: &Setup) -> String;
 }
 
 pub trait Gateway {
-    /// Sends one request and gives the answer. Any worker may get it.
+    /// Sends one request, to any worker.
     fn send(&mut self, request: &Request) -> Response;
 
     /// Sends the same request to every worker at least once.
     fn send_to_every_worker(&mut self, request: &Request) -> Vec<Response>;
 
-    /// Sends so many copies at once, on connections of their own, and closes those after a time without an answer.
-    fn send_and_leave(&mut self, request: &Request, copies: usize, after: Duration);
+    /// Sends `copies` at once, each on its own connection, and closes the connections after `after`.
+    fn send_and_disconnect(&mut self, request: &Request, copies: usize, after: Duration);
 
-    fn pass(&mut self, time: Duration);
+    fn advance(&mut self, time: Duration);
 
     /// Unix time in seconds.
     fn now(&self) -> f64;
 
-    /// A counter or gauge, `None` where it is not there (yet). Workers report once a second.
+    /// A counter or gauge, `None` if it does not exist (yet). Workers report once a second.
     fn metric(&mut self, name: &str, labels: &[(&str, &str)]) -> Option<f64>;
 
-    /// The names of all stats that the filter has.
+    /// The names of all stats of the filter.
     fn stats(&mut self) -> Vec<String>;
 
-    /// The request targets that have reached the upstream so far.
-    fn passed_on(&mut self) -> Vec<String>;
+    /// The targets of the requests that the upstream has received.
+    fn upstream_targets(&mut self) -> Vec<String>;
 
-    /// From now on the cluster `config_files` answers this path so.
+    /// Sets the response of the cluster `config_files` to this path.
     fn serve(&mut self, path: &str, served: Served);
 
-    /// How often the filter has asked for a document.
-    fn times_asked(&mut self, path: &str) -> usize;
+    /// How often the filter has fetched a document.
+    fn fetch_count(&mut self, path: &str) -> usize;
 
-    /// All values of a metric, whatever its labels.
+    /// The values of a metric for all labels.
     fn values(&mut self, name: &str) -> Vec<f64>;
 
-    /// What has been logged at `info` or above.
+    /// The log lines at `info` or above.
     fn log(&mut self) -> Vec<String>;
 
-    /// What the filter has warned of, or called an error.
+    /// The warnings and errors in the log.
     fn warnings(&mut self) -> Vec<String>;
 
     /// Sends one request to another listener of the setup.
@@ -239,10 +240,9 @@ pub trait Gateway {
     /// Sends one request to another Envoy of the setup; the first is 0.
     fn send_via(&mut self, envoy: usize, request: &Request) -> Response;
 
-    /// Delivers a plugin configuration to all workers; says whether it was taken.
+    /// Delivers a plugin configuration to all workers; returns whether it was accepted.
     fn deliver(&mut self, config: &Value) -> bool;
 
-    /// The Redis of the setup.
     fn redis(&mut self) -> &mut dyn Redis;
 }
 
@@ -253,44 +253,44 @@ pub trait Redis {
 
     fn delete_bucket(&mut self, name: &str);
 
-    /// The health that is in it.
+    /// The stored health.
     fn health(&mut self) -> Option<String>;
 
-    /// Whether the health stays there until somebody changes it.
+    /// Whether the stored health does not expire.
     fn keeps_health(&mut self) -> bool;
 
-    /// Writes a health into it, as an operator would.
+    /// Writes the health, as an operator would.
     fn set_health(&mut self, health: &str);
 
     /// How often a script was run.
     fn scripts(&mut self) -> u64;
 
-    /// It takes connections and says nothing.
+    /// It accepts connections, but does not reply.
     fn freeze(&mut self);
 
-    /// It goes on after it was frozen.
+    /// Ends [`Redis::freeze`].
     fn thaw(&mut self);
 
-    /// It is gone: its connections break, and it takes no other.
+    /// Its connections break, and it refuses new ones.
     fn kill(&mut self);
 
     fn restart(&mut self);
 }
 
-/// What the cluster `config_files` does about a document.
+/// The response of the cluster `config_files` for a document.
 #[derive(Clone, Debug)]
 pub enum Served {
     /// `200` with this body.
     Document(Vec<u8>),
     /// This status without a body.
     Status(u16),
-    /// It breaks off in the middle of the body.
+    /// It aborts in the middle of the body.
     BreaksOff,
     /// It does not answer at all.
     Never,
 }
 
-/// Where the cluster `config_files` is.
+/// The state of the cluster `config_files`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// It serves the setup's documents.
@@ -300,15 +300,14 @@ pub enum Source {
     Missing,
 }
 
-/// How a gateway is to be: two workers, one client, an upstream that says `ok`.
+/// The configuration of a gateway. Defaults: two workers, one client, an upstream that answers `ok`.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The plugin configuration, if there is any.
     pub config: Option<Value>,
     pub workers: u32,
-    /// What the VM's environment holds.
+    /// The VM's environment.
     pub variables: Vec<(String, String)>,
-    /// Whether requests say which address they come from.
+    /// Whether a request sets the address of its client.
     pub has_addresses: bool,
     /// Whether bodies reach a filter that waits for one: `allow_on_headers_stop_iteration`.
     pub passes_bodies: bool,
@@ -316,26 +315,26 @@ pub struct Setup {
     pub keeps_stats: bool,
     /// Whether the upstream speaks gRPC.
     pub is_grpc: bool,
-    /// What the upstream answers to these paths.
+    /// The answers of the upstream by path.
     pub answers: Vec<(String, Answer)>,
-    /// What the cluster `config_files` does about a path.
+    /// The responses of the cluster `config_files` by path.
     pub documents: Vec<(String, Served)>,
     pub source: Source,
-    /// Whether configurations can be delivered while it serves.
+    /// Whether configurations can be delivered by ECDS.
     pub takes_deliveries: bool,
     /// Other listeners, each with a plugin configuration of its own.
     pub listeners: Vec<(String, Value)>,
-    /// How many Envoys, all with the same Redis.
+    /// The number of Envoys, all with the same Redis.
     pub envoys: usize,
     /// Whether there is a Redis; the configuration names the cluster [`REDIS_CLUSTER`].
     pub has_redis: bool,
-    /// Whether it is there from the beginning.
+    /// Whether it runs from the start.
     pub is_redis_up: bool,
-    /// The password that it asks for.
+    /// The password that it requires.
     pub redis_password: Option<&'static str>,
 }
 
-/// The Envoy cluster that a scenario's `store` names.
+/// The Envoy cluster in a scenario's `store`.
 pub const REDIS_CLUSTER: &str = "redis";
 
 /// An answer of the upstream.
@@ -344,7 +343,7 @@ pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: String,
-    /// How long the upstream takes.
+    /// The latency of the upstream.
     pub after: Duration,
 }
 
@@ -392,24 +391,24 @@ impl Setup {
         Self { workers, ..self }
     }
 
-    /// With another variable in the VM's environment.
+    /// Adds a variable to the VM's environment.
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Requests say which address they come from.
+    /// Requests set the address of their client.
     pub fn addresses(self) -> Self {
         Self { has_addresses: true, ..self }
     }
 
-    /// The upstream answers this path so.
+    /// Sets the upstream's answer to this path.
     pub fn answer(mut self, path: &str, answer: Answer) -> Self {
         self.answers.push((path.to_owned(), answer));
         self
     }
 
-    /// The cluster `config_files` answers this path so.
+    /// Sets the document that the cluster `config_files` serves at this path.
     pub fn document(mut self, path: &str, document: &str) -> Self {
         self.documents.push((path.to_owned(), Served::Document(document.into())));
         self
@@ -424,7 +423,7 @@ impl Setup {
         Self { has_redis: true, ..self }
     }
 
-    /// What the upstream answers to a request target.
+    /// The upstream's answer to a request target.
     pub fn answer_to(&self, target: &str) -> Answer {
         let known = self.answers.iter().find(|(path, _)| path == target);
         known.map_or_else(|| Answer::ok("ok"), |(_, answer)| answer.clone())

@@ -1,4 +1,4 @@
-//! A request as a client says it, byte for byte, and an answer as a client gets it.
+//! A request as a client sends it, byte for byte, and a response as a client receives it.
 
 use std::fmt;
 
@@ -13,14 +13,14 @@ pub struct Request {
     pub method: String,
     /// The request target, byte for byte.
     pub target: String,
-    /// Names and values in the order they go out.
+    /// Names and values in the order sent.
     pub headers: Vec<(String, Vec<u8>)>,
     pub body: Body,
-    /// The client's address where it is not the usual one; only for a gateway whose callers have addresses.
+    /// The client's address, if not the default; only with [`crate::Setup::addresses`].
     pub from: Option<String>,
 }
 
-/// How a request's body goes out.
+/// A request's body.
 #[derive(Clone, Debug)]
 pub enum Body {
     None,
@@ -31,7 +31,6 @@ pub enum Body {
 }
 
 impl Request {
-    /// A request with any method and any request target.
     pub fn new(method: &str, target: &str) -> Self {
         Self {
             method: method.to_owned(),
@@ -42,7 +41,6 @@ impl Request {
         }
     }
 
-    /// `GET`.
     pub fn get(target: &str) -> Self {
         Self::new("GET", target)
     }
@@ -52,7 +50,7 @@ impl Request {
         Self::new("POST", target).body(body)
     }
 
-    /// Adds a header; the same name may be added again and goes out again.
+    /// Adds a header; the same name may be added several times.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
@@ -68,7 +66,7 @@ impl Request {
         self.header("X-Forwarded-For", addresses)
     }
 
-    /// From this address, where [`crate::Setup::addresses`] lets callers have any.
+    /// From this address; only with [`crate::Setup::addresses`].
     pub fn from(mut self, address: &str) -> Self {
         self.from = Some(address.to_owned());
         self
@@ -86,7 +84,7 @@ impl Request {
         self
     }
 
-    /// The bytes that go on the wire.
+    /// The request in HTTP/1.1.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = format!("{} {} HTTP/1.1\r\nhost: e2e\r\n", self.method, self.target);
         match &self.body {
@@ -118,11 +116,11 @@ impl Request {
     }
 }
 
-/// One answer, trailers included among the headers where HTTP/2 brought some.
+/// One response; trailers of HTTP/2 are appended to the headers.
 #[derive(Clone)]
 pub struct Response {
     pub status: u16,
-    /// Names and values in the order they came.
+    /// Names and values in the order received.
     pub headers: Vec<(String, Vec<u8>)>,
     pub body: Vec<u8>,
 }
@@ -152,7 +150,6 @@ impl Response {
             .collect()
     }
 
-    /// Whether the header is there at all.
     pub fn has(&self, name: &str) -> bool {
         !self.all(name).is_empty()
     }
@@ -170,23 +167,20 @@ impl Response {
         let value = self.one(name);
         match value.parse() {
             Ok(number) => number,
-            Err(error) => panic!("{name}: {value:?} is no whole number: {error}"),
+            Err(error) => panic!("{name}: {value:?} is not a whole number: {error}"),
         }
     }
 
-    /// `X-RateLimit-Limit`.
     #[track_caller]
     pub fn limit(&self) -> u64 {
         self.number("x-ratelimit-limit")
     }
 
-    /// `X-RateLimit-Remaining`.
     #[track_caller]
     pub fn remaining(&self) -> u64 {
         self.number("x-ratelimit-remaining")
     }
 
-    /// `X-RateLimit-Tier`.
     #[track_caller]
     pub fn tier(&self) -> String {
         self.one("x-ratelimit-tier")

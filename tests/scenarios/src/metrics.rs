@@ -1,4 +1,4 @@
-//! What Prometheus scrapes is what the clients saw.
+//! The metrics agree with the responses that clients received.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{TOKEN, await_metric, set_health, statuses, two_tiers};
@@ -16,7 +16,7 @@ pub fn requests_are_counted_by_tier_and_status(host: &dyn Host) {
             await_metric(&mut *gateway, REQUESTS, &[("tier", tier), ("status", counted)], value);
         }
     }
-    // There is none that nobody caused.
+    // No other requests are counted.
     for status in ["exempt", "blocked"] {
         let other = gateway.metric(REQUESTS, &[("tier", "free"), ("status", status)]);
         assert_eq!(other.unwrap_or(0.0), 0.0, "{status}");
@@ -24,7 +24,7 @@ pub fn requests_are_counted_by_tier_and_status(host: &dyn Host) {
 }
 
 pub fn tokens_remaining_is_the_last_seen(host: &dyn Host) {
-    // Each worker reports what it has seen itself, so there is one.
+    // Each worker reports its own last value, so there is one worker.
     let mut gateway = host.start(&Setup::new().config(&two_tiers(20, 30)).workers(1));
     for key in ["pro", "unknown"] {
         let mut last = 0;

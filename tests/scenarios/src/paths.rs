@@ -1,10 +1,10 @@
-//! Other spellings of an endpoint's path are not the endpoint, unless Envoy normalises them to it.
+//! A different spelling of an endpoint's path is not the endpoint, unless Envoy normalises it to that path.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{TOKEN, health, two_tiers};
 use crate::{Host, Request, Setup};
 
-/// Spellings that a careless match would take for `/system/health`.
+/// Spellings that an inexact match would accept as `/system/health`.
 pub const TRICKS: [&str; 18] = [
     "//system/health",
     "/system//health",
@@ -34,31 +34,31 @@ fn post(path: &str) -> Request {
     Request::post(path, r#"{"status":"DEGRADED"}"#)
 }
 
-/// Whether this request target would be the endpoint to somebody who reads it literally.
+/// Whether this request target, without normalisation, is the endpoint.
 fn is_endpoint(target: &str) -> bool {
     target.split('?').next() == Some("/system/health")
 }
 
-pub fn where_envoy_leaves_paths_alone_another_spelling_is_another_path(host: &dyn Host) {
+pub fn without_normalisation_another_spelling_is_another_path(host: &dyn Host) {
     let mut gateway = host.start(&setup());
     for trick in TRICKS {
         let with_token = post(trick).header("X-Admin-Token", TOKEN);
         for request in [post(trick), with_token, Request::get(trick)] {
             let reply = gateway.send(&request);
             assert_eq!((reply.status, reply.text().as_str()), (200, "ok"), "{trick}");
-            assert!(reply.has("x-ratelimit-remaining"), "{trick} is charged");
+            assert!(reply.has("x-ratelimit-remaining"), "{trick} costs a token");
         }
         assert_eq!(health(&mut *gateway), "NORMAL", "{trick}");
-        assert_eq!(gateway.passed_on().pop().as_deref(), Some(trick), "forwarded as it came");
+        assert_eq!(gateway.upstream_targets().pop().as_deref(), Some(trick), "forwarded unchanged");
     }
-    assert!(!gateway.passed_on().iter().any(|target| is_endpoint(target)));
+    assert!(!gateway.upstream_targets().iter().any(|target| is_endpoint(target)));
 }
 
 pub fn the_query_does_not_matter(host: &dyn Host) {
     let mut gateway = host.start(&setup());
     let spellings = ["/system/health?x", "/system/health?", "/system/health?a=b/../c&d=%00"];
     for (last, path) in spellings.into_iter().enumerate() {
-        // From an address of its own each, so that the guard against guessing stays out of it.
+        // Each from its own address, so that the login throttle does not refuse it.
         let refused = gateway.send(&post(path).from(&format!("203.0.113.{last}")));
         assert_eq!(refused.status, 403, "{path}");
         assert_eq!(gateway.send(&Request::get(path)).json()["health"], "NORMAL", "{path}");
@@ -67,5 +67,5 @@ pub fn the_query_does_not_matter(host: &dyn Host) {
     let with_token = post("/system/health?x").header("X-Admin-Token", TOKEN);
     assert_eq!(gateway.send(&with_token).status, 200);
     assert_eq!(health(&mut *gateway), "DEGRADED");
-    assert_eq!(gateway.passed_on(), [""; 0]);
+    assert_eq!(gateway.upstream_targets(), [""; 0]);
 }

@@ -1,4 +1,4 @@
-//! What is in Redis, what an operator can do there, and who is refused without asking.
+//! Buckets in Redis, how an operator can change them, and the deny cache.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    A_SECOND, ONE_PER_HOUR, PATIENT_MS, SLACK, await_limit, await_metric, await_redis, health_report,
+    A_SECOND, LONG_TIMEOUT_MS, ONE_PER_HOUR, SLACK, await_limit, await_metric, await_redis, health_report,
     in_redis, set_health, statuses, tier, two_tiers, until, until_within,
 };
 use crate::{Gateway, Host, Request, Setup};
 
-/// An Envoy that waits for Redis as long as it takes.
-fn patient(config: Value) -> Setup {
-    Setup::new().config(&in_redis(config, PATIENT_MS, "local")).redis()
+/// An Envoy with a Redis timeout that a busy machine does not exceed.
+fn setup_in_redis(config: Value) -> Setup {
+    Setup::new().config(&in_redis(config, LONG_TIMEOUT_MS, "local")).redis()
 }
 
 fn request() -> Request {
     Request::get("/").key("pro")
 }
 
-/// Checks that Redis has decided everything so far.
+/// Checks that Redis has decided all requests so far.
 #[track_caller]
 fn assert_no_failures(gateway: &mut dyn Gateway) {
     for name in ["rate_limiter_store_failures_total", "rate_limiter_fallback_decisions_total"] {
@@ -29,8 +29,8 @@ fn assert_no_failures(gateway: &mut dyn Gateway) {
     }
 }
 
-pub fn every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented(host: &dyn Host) {
-    let mut gateway = host.start(&patient(two_tiers(5, 10)).addresses());
+pub fn every_kind_of_caller_has_a_bucket_with_the_documented_name(host: &dyn Host) {
+    let mut gateway = host.start(&setup_in_redis(two_tiers(5, 10)).addresses());
     for (request, bucket) in [
         (request(), "rate_limit:pro"),
         (Request::get("/").from("203.0.113.9"), "rate_limit:203.0.113.9"),
@@ -43,31 +43,32 @@ pub fn every_kind_of_caller_has_a_bucket_under_the_name_that_is_documented(host:
     }
 }
 
-pub fn key_prefix_is_what_every_bucket_begins_with(host: &dyn Host) {
-    let mut config = in_redis(two_tiers(5, 10), PATIENT_MS, "local");
+pub fn key_prefix_is_the_prefix_of_every_bucket(host: &dyn Host) {
+    let mut config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS, "local");
     config["store"]["key_prefix"] = json!("other:");
     let mut gateway = host.start(&Setup::new().config(&config).redis());
     gateway.send(&request());
     assert_eq!(gateway.redis().buckets(), ["other:pro"]);
 }
 
-pub fn namespaces_have_buckets_of_their_own(host: &dyn Host) {
+pub fn namespaces_have_separate_buckets(host: &dyn Host) {
     let mut other = two_tiers(5, 10);
     other["namespace"] = json!("second");
-    let setup = patient(two_tiers(5, 10)).listener("other", &in_redis(other, PATIENT_MS, "local"));
+    let setup =
+        setup_in_redis(two_tiers(5, 10)).listener("other", &in_redis(other, LONG_TIMEOUT_MS, "local"));
     let mut gateway = host.start(&setup);
-    let asked = [false, false, true, false, true].map(|is_other| match is_other {
+    let remaining = [false, false, true, false, true].map(|is_other| match is_other {
         true => gateway.send_to_listener("other", &request()).remaining(),
         false => gateway.send(&request()).remaining(),
     });
-    assert_eq!(asked, [9, 8, 9, 7, 8]);
+    assert_eq!(remaining, [9, 8, 9, 7, 8]);
 }
 
 pub fn deleting_a_bucket_frees_its_caller_within_a_second(host: &dyn Host) {
-    let mut gateway = host.start(&patient(two_tiers(3, 10)));
+    let mut gateway = host.start(&setup_in_redis(two_tiers(3, 10)));
     let request = Request::get("/");
     assert_eq!(statuses(&mut *gateway, &request, 5), [200, 200, 200, 429, 429]);
-    // Every worker has learnt that the caller is empty.
+    // Every worker has the caller in its deny cache.
     for reply in gateway.send_to_every_worker(&request) {
         assert_eq!(reply.status, 429);
     }
@@ -79,13 +80,13 @@ pub fn deleting_a_bucket_frees_its_caller_within_a_second(host: &dyn Host) {
     assert_eq!(first.remaining(), 2, "the bucket is full");
 }
 
-pub fn tiers_without_a_bucket_do_not_ask_redis(host: &dyn Host) {
+pub fn tiers_without_a_bucket_send_no_command_to_redis(host: &dyn Host) {
     let mut config = two_tiers(5, 10);
     config["tiers"]["open"] = json!({"unlimited": true});
     config["tiers"]["closed"] = tier(0, ONE_PER_HOUR);
     config["api_keys"]["o"] = json!("open");
     config["api_keys"]["c"] = json!("closed");
-    let mut gateway = host.start(&patient(config));
+    let mut gateway = host.start(&setup_in_redis(config));
     gateway.send(&request());
     await_redis(&mut *gateway, 0, "connected");
     let before = gateway.redis().scripts();
@@ -95,8 +96,8 @@ pub fn tiers_without_a_bucket_do_not_ask_redis(host: &dyn Host) {
     assert_eq!(gateway.redis().buckets(), ["rate_limit:pro"]);
 }
 
-pub fn a_worker_is_counted_and_logged_as_connected_once_it_is(host: &dyn Host) {
-    let mut gateway = host.start(&patient(two_tiers(5, 10)));
+pub fn a_connected_worker_is_counted_and_logged(host: &dyn Host) {
+    let mut gateway = host.start(&setup_in_redis(two_tiers(5, 10)));
     await_redis(&mut *gateway, 0, "connected");
     let report = json!({"status": "healthy", "redis": "connected", "health": "NORMAL"});
     assert_eq!(health_report(&mut *gateway, 0), report);
@@ -109,15 +110,15 @@ pub fn a_worker_is_counted_and_logged_as_connected_once_it_is(host: &dyn Host) {
 }
 
 pub fn envoys_share_each_bucket_exactly(host: &dyn Host) {
-    let mut gateway = host.start(&Setup { envoys: 2, ..patient(two_tiers(3, 10)) });
+    let mut gateway = host.start(&Setup { envoys: 2, ..setup_in_redis(two_tiers(3, 10)) });
     let left = [0, 1, 0, 1, 1].map(|envoy| gateway.send_via(envoy, &request()).remaining());
     assert_eq!(left, [9, 8, 7, 6, 5]);
     let admitted = (0..12).filter(|n| gateway.send_via(n % 2, &Request::get("/")).status == 200).count();
     assert_eq!(admitted, 3);
 }
 
-pub fn waiting_retry_after_is_enough(host: &dyn Host) {
-    let mut gateway = host.start(&patient(json!({"tiers": {"free": tier(3, 0.7)}})));
+pub fn a_request_after_retry_after_is_admitted(host: &dyn Host) {
+    let mut gateway = host.start(&setup_in_redis(json!({"tiers": {"free": tier(3, 0.7)}})));
     for _ in 0..3 {
         let refused = loop {
             let reply = gateway.send(&Request::get("/"));
@@ -125,12 +126,12 @@ pub fn waiting_retry_after_is_enough(host: &dyn Host) {
                 break reply;
             }
         };
-        gateway.pass(Duration::from_secs(refused.number("retry-after")));
+        gateway.advance(Duration::from_secs(refused.number("retry-after")));
         assert_eq!(gateway.send(&Request::get("/")).status, 200);
     }
 }
 
-/// Asks until every worker of the first Envoy, and one of each other, has learnt that the caller is empty.
+/// Empties the caller's bucket, and sends until every worker of the first Envoy, and one of each other, refuses it.
 #[track_caller]
 fn empty_everywhere(gateway: &mut dyn Gateway, envoys: usize) {
     while gateway.send(&request()).status == 200 {}
@@ -142,43 +143,43 @@ fn empty_everywhere(gateway: &mut dyn Gateway, envoys: usize) {
     }
 }
 
-pub fn a_change_of_health_ends_a_refusal_at_once_here_and_within_a_second_elsewhere(host: &dyn Host) {
+pub fn a_change_of_health_clears_the_deny_cache_at_once_and_of_other_envoys_within_a_second(host: &dyn Host) {
     let mut config = two_tiers(5, 1);
     config["tiers"]["pro"]["degraded"] = json!({"capacity": 1_000, "refill_rate": 100_000.0});
-    let mut gateway = host.start(&Setup { envoys: 2, ..patient(config) });
+    let mut gateway = host.start(&Setup { envoys: 2, ..setup_in_redis(config) });
     empty_everywhere(&mut *gateway, 2);
     set_health(&mut *gateway, "DEGRADED");
-    // As long as it takes for a thousand tokens to come, which nobody has been told of.
-    gateway.pass(Duration::from_millis(10));
+    // In this time a thousand tokens are added.
+    gateway.advance(Duration::from_millis(10));
     for reply in gateway.send_to_every_worker(&request()) {
         assert_eq!(reply.status, 200, "at once");
     }
-    gateway.pass(A_SECOND + SLACK);
+    gateway.advance(A_SECOND + SLACK);
     for _ in 0..8 {
         assert_eq!(gateway.send_via(1, &request()).status, 200, "a second later");
     }
 }
 
-pub fn a_delivered_configuration_ends_a_refusal(host: &dyn Host) {
-    let mut next = in_redis(two_tiers(1_001, 1), PATIENT_MS, "local");
+pub fn a_delivered_configuration_clears_the_deny_cache(host: &dyn Host) {
+    let mut next = in_redis(two_tiers(1_001, 1), LONG_TIMEOUT_MS, "local");
     next["tiers"]["pro"] = tier(1_000, 100_000.0);
-    let mut gateway = host.start(&Setup { takes_deliveries: true, ..patient(two_tiers(1_000, 1)) });
+    let mut gateway = host.start(&Setup { takes_deliveries: true, ..setup_in_redis(two_tiers(1_000, 1)) });
     empty_everywhere(&mut *gateway, 1);
     assert!(gateway.deliver(&next));
     await_limit(&mut *gateway, 1_001);
-    gateway.pass(Duration::from_millis(10));
+    gateway.advance(Duration::from_millis(10));
     for reply in gateway.send_to_every_worker(&request()) {
         assert_eq!(reply.status, 200);
     }
 }
 
-pub fn it_is_the_caller_alone_who_is_refused(host: &dyn Host) {
+pub fn only_the_empty_caller_is_refused(host: &dyn Host) {
     const OTHERS: usize = 200;
     let mut config = two_tiers(1_000, 1);
     for n in 0..OTHERS {
         config["api_keys"][format!("other-{n}")] = json!({"tier": "free", "id": format!("o-{n}")});
     }
-    let mut gateway = host.start(&patient(config));
+    let mut gateway = host.start(&setup_in_redis(config));
     empty_everywhere(&mut *gateway, 1);
     for n in 0..OTHERS {
         let reply = gateway.send(&Request::get("/").key(format!("other-{n}")));

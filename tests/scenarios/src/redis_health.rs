@@ -1,4 +1,4 @@
-//! A change of health is in Redis before it is answered, everywhere within a second, and outlives Redis.
+//! A change of health is in Redis before it is answered, reaches every Envoy within a second, and survives an outage.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
@@ -6,63 +6,63 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    A_SECOND, PATIENT_MS, SLACK, await_redis, health_report, in_redis, set_health_request, two_tiers,
+    A_SECOND, LONG_TIMEOUT_MS, SLACK, await_redis, health_report, in_redis, set_health_request, two_tiers,
     until_within,
 };
 use crate::{Gateway, Host, Request, Setup};
 
 fn setup(config: Value, envoys: usize) -> Setup {
-    Setup { envoys, ..Setup::new().config(&in_redis(config, PATIENT_MS, "local")).redis() }
+    Setup { envoys, ..Setup::new().config(&in_redis(config, LONG_TIMEOUT_MS, "local")).redis() }
 }
 
-fn told(gateway: &mut dyn Gateway, envoy: usize) -> String {
+fn reported(gateway: &mut dyn Gateway, envoy: usize) -> String {
     gateway.send_via(envoy, &Request::get("/")).one("x-system-health")
 }
 
 #[track_caller]
-fn switch_at(gateway: &mut dyn Gateway, envoy: usize, status: &str) {
+fn set_health_at(gateway: &mut dyn Gateway, envoy: usize, status: &str) {
     let reply = gateway.send_via(envoy, &set_health_request(status));
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// Waits until a request is told this health, and not longer than a change may travel.
+/// Waits until the Envoys report this health, but not longer than a change may take.
 #[track_caller]
 fn await_health(gateway: &mut dyn Gateway, envoys: usize, status: &str) {
     for envoy in 0..envoys {
-        until_within(gateway, A_SECOND + SLACK, &format!("Envoy {envoy} knows {status}"), |gateway| {
-            (told(gateway, envoy) == status).then_some(())
+        until_within(gateway, A_SECOND + SLACK, &format!("Envoy {envoy} reports {status}"), |gateway| {
+            (reported(gateway, envoy) == status).then_some(())
         });
     }
 }
 
-/// Checks that a health stays what it is for as long as a change may travel, and so does not come back later.
+/// Checks that health does not change for as long as a change may take.
 #[track_caller]
 fn assert_health_stays(gateway: &mut dyn Gateway, envoys: usize, status: &str) {
     for _ in 0..30 {
         for envoy in 0..envoys {
-            assert_eq!(told(gateway, envoy), status, "Envoy {envoy}");
+            assert_eq!(reported(gateway, envoy), status, "Envoy {envoy}");
         }
-        gateway.pass(Duration::from_millis(50));
+        gateway.advance(Duration::from_millis(50));
     }
 }
 
-pub fn a_change_is_in_redis_before_it_is_answered_and_everywhere_within_a_second(host: &dyn Host) {
+pub fn a_change_is_in_redis_before_it_is_answered_and_reaches_every_envoy_within_a_second(host: &dyn Host) {
     let mut gateway = host.start(&setup(two_tiers(1_000, 10), 3));
     for round in 0..4 {
         let status = if round % 2 == 0 { "DEGRADED" } else { "NORMAL" };
-        switch_at(&mut *gateway, round % 3, status);
-        assert_eq!(gateway.redis().health().as_deref(), Some(status), "in Redis when it is answered");
-        assert_eq!(told(&mut *gateway, round % 3), status, "here at once");
+        set_health_at(&mut *gateway, round % 3, status);
+        assert_eq!(gateway.redis().health().as_deref(), Some(status), "in Redis before the response");
+        assert_eq!(reported(&mut *gateway, round % 3), status, "at once in this Envoy");
         await_health(&mut *gateway, 3, status);
     }
     assert!(gateway.redis().keeps_health(), "what an operator set does not expire");
 }
 
-pub fn every_worker_learns_of_a_change_made_elsewhere(host: &dyn Host) {
+pub fn a_change_by_another_envoy_reaches_every_worker(host: &dyn Host) {
     let mut gateway = host.start(&setup(two_tiers(1_000, 10), 2).workers(4));
     gateway.send_to_every_worker(&Request::get("/"));
     for status in ["DEGRADED", "NORMAL"] {
-        switch_at(&mut *gateway, 1, status);
+        set_health_at(&mut *gateway, 1, status);
         await_health(&mut *gateway, 1, status);
         for reply in gateway.send_to_every_worker(&Request::get("/")) {
             assert_eq!(reply.one("x-system-health"), status);
@@ -70,24 +70,24 @@ pub fn every_worker_learns_of_a_change_made_elsewhere(host: &dyn Host) {
     }
 }
 
-pub fn what_an_operator_writes_into_redis_is_a_change_and_nonsense_is_none(host: &dyn Host) {
+pub fn a_health_that_an_operator_writes_into_redis_applies_and_invalid_ones_are_ignored(host: &dyn Host) {
     let mut gateway = host.start(&setup(two_tiers(1_000, 10), 2));
     gateway.redis().set_health("DEGRADED");
     await_health(&mut *gateway, 2, "DEGRADED");
-    for nonsense in ["", "normal", "NORMAL ", "HEALTHY", "NORMAL\n", "\u{fffd}", "{}"] {
-        gateway.redis().set_health(nonsense);
-        gateway.pass(Duration::from_millis(300));
-        assert_eq!(told(&mut *gateway, 0), "DEGRADED", "{nonsense:?}");
+    for invalid in ["", "normal", "NORMAL ", "HEALTHY", "NORMAL\n", "\u{fffd}", "{}"] {
+        gateway.redis().set_health(invalid);
+        gateway.advance(Duration::from_millis(300));
+        assert_eq!(reported(&mut *gateway, 0), "DEGRADED", "{invalid:?}");
     }
     assert_eq!(health_report(&mut *gateway, 0)["redis"], "connected", "one wrong key is no outage");
     gateway.redis().set_health("NORMAL");
     await_health(&mut *gateway, 2, "NORMAL");
 }
 
-pub fn without_redis_every_envoy_keeps_the_health_it_knew(host: &dyn Host) {
+pub fn during_an_outage_every_envoy_keeps_its_health(host: &dyn Host) {
     let config = in_redis(two_tiers(1_000, 10), 100, "local");
     let mut gateway = host.start(&Setup { envoys: 2, ..Setup::new().config(&config).redis() });
-    switch_at(&mut *gateway, 0, "DEGRADED");
+    set_health_at(&mut *gateway, 0, "DEGRADED");
     await_health(&mut *gateway, 2, "DEGRADED");
     gateway.redis().kill();
     for envoy in 0..2 {
@@ -96,7 +96,7 @@ pub fn without_redis_every_envoy_keeps_the_health_it_knew(host: &dyn Host) {
         assert_eq!(health_report(&mut *gateway, envoy), report);
     }
     let reply = gateway.send_via(0, &set_health_request("NORMAL"));
-    assert_eq!(reply.status, 500, "a change that Redis does not take is none: {}", reply.text());
+    assert_eq!(reply.status, 500, "without Redis no change is accepted: {}", reply.text());
     assert_eq!(reply.json(), json!({"detail": "Failed to update health"}));
     assert_health_stays(&mut *gateway, 2, "DEGRADED");
     gateway.redis().restart();
@@ -109,27 +109,27 @@ pub fn without_redis_every_envoy_keeps_the_health_it_knew(host: &dyn Host) {
     assert_health_stays(&mut *gateway, 2, "DEGRADED");
 }
 
-pub fn a_switch_costs_no_bucket_its_tokens_and_holds_everywhere_at_its_own_limit(host: &dyn Host) {
+pub fn after_a_change_every_envoy_applies_its_limit_and_buckets_keep_their_tokens(host: &dyn Host) {
     let mut config = two_tiers(1_000, 10);
     config["tiers"]["pro"]["degraded"] = json!({"capacity": 4});
     let mut gateway = host.start(&setup(config, 2));
-    let ask = |gateway: &mut dyn Gateway| {
+    let send_to_both = |gateway: &mut dyn Gateway| {
         [0, 1].map(|envoy| {
             let reply = gateway.send_via(envoy, &Request::get("/").key("pro"));
             (reply.limit(), reply.remaining())
         })
     };
-    assert_eq!(ask(&mut *gateway), [(10, 9), (10, 8)]);
-    switch_at(&mut *gateway, 0, "DEGRADED");
+    assert_eq!(send_to_both(&mut *gateway), [(10, 9), (10, 8)]);
+    set_health_at(&mut *gateway, 0, "DEGRADED");
     await_health(&mut *gateway, 2, "DEGRADED");
-    assert_eq!(ask(&mut *gateway), [(4, 3), (4, 2)], "tokens above four are gone");
-    switch_at(&mut *gateway, 1, "NORMAL");
+    assert_eq!(send_to_both(&mut *gateway), [(4, 3), (4, 2)], "tokens above four are lost");
+    set_health_at(&mut *gateway, 1, "NORMAL");
     await_health(&mut *gateway, 2, "NORMAL");
-    assert_eq!(ask(&mut *gateway), [(10, 1), (10, 0)], "and do not come back");
+    assert_eq!(send_to_both(&mut *gateway), [(10, 1), (10, 0)], "and stay lost");
 }
 
-pub fn before_first_contact_redis_is_disconnected(host: &dyn Host) {
-    let config = in_redis(two_tiers(5, 10), PATIENT_MS, "local");
+pub fn before_the_first_connection_redis_is_disconnected(host: &dyn Host) {
+    let config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS, "local");
     let mut gateway = host.start(&Setup { is_redis_up: false, ..Setup::new().config(&config).redis() });
     let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
     assert_eq!(health_report(&mut *gateway, 0), report);

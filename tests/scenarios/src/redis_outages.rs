@@ -1,4 +1,4 @@
-//! Passwords, right and wrong, and a Redis that is away: what is decided by policy, and that it ends.
+//! Valid and invalid passwords, and outages of Redis: the policy decides, until Redis has recovered.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
@@ -13,7 +13,7 @@ const WRONG: &str = "c4nary-wrong-password";
 const FALLBACKS: &str = "rate_limiter_fallback_decisions_total";
 const FAILURES: &str = "rate_limiter_store_failures_total";
 
-/// Short against what a test waits, and long against what a busy machine takes for an answer.
+/// Much shorter than a test waits, and much longer than a reply takes on a busy machine.
 const TIMEOUT_MS: u64 = 500;
 
 fn locked(policy: &str, password: Option<&str>) -> Setup {
@@ -36,7 +36,7 @@ pub fn credentials_are_sent(host: &dyn Host) {
     assert_eq!(gateway.redis().health().as_deref(), Some("DEGRADED"));
 }
 
-pub fn wrong_credentials_are_decided_by_policy(host: &dyn Host) {
+pub fn with_wrong_credentials_the_policy_decides(host: &dyn Host) {
     for (password, policy, status) in [
         (None, "local", 200),
         (Some(WRONG), "local", 200),
@@ -55,13 +55,13 @@ pub fn wrong_credentials_are_decided_by_policy(host: &dyn Host) {
         assert_eq!(gateway.redis().buckets(), [""; 0]);
         let why = if password.is_some() { "WRONGPASS" } else { "NOAUTH" };
         let warnings = gateway.warnings();
-        let is_told = |line: &String| line.contains("Redis lost") && line.contains(why);
-        assert!(warnings.iter().any(is_told), "{password:?}, {policy}: {warnings:#?}");
+        let is_logged = |line: &String| line.contains("Redis lost") && line.contains(why);
+        assert!(warnings.iter().any(is_logged), "{password:?}, {policy}: {warnings:#?}");
     }
 }
 
-/// Frozen: requests wait, and then do not wait any more. Gone: they do not wait at all.
-pub fn an_outage_is_decided_by_policy_and_forgotten_when_it_is_over(host: &dyn Host) {
+/// If Redis is frozen, requests wait until the breaker opens. If it is killed, they do not wait.
+pub fn during_an_outage_the_policy_decides_and_afterwards_redis(host: &dyn Host) {
     for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
         let config = in_redis(two_tiers(1_000, 1_000), 100, policy);
         let mut gateway = host.start(&Setup::new().config(&config).redis());
@@ -85,11 +85,11 @@ pub fn an_outage_is_decided_by_policy_and_forgotten_when_it_is_over(host: &dyn H
             }
         }
         await_redis(&mut *gateway, 0, "connected");
-        let asked = gateway.redis().scripts();
-        // One worker may be back before another.
+        let before = gateway.redis().scripts();
+        // One worker may recover before another.
         until_within(&mut *gateway, RECOVERY, "Redis decides again", |gateway| {
             let reply = gateway.send(&Request::get("/").key("pro"));
-            (reply.status == 200 && gateway.redis().scripts() > asked).then_some(())
+            (reply.status == 200 && gateway.redis().scripts() > before).then_some(())
         });
     }
 }

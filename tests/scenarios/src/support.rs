@@ -1,4 +1,4 @@
-//! What several subjects share: configurations in short, waiting, and what a complete answer looks like.
+//! Shared by several subjects: configurations, waiting, and checks of responses.
 
 use std::time::Duration;
 
@@ -7,33 +7,33 @@ use sha2::Digest as _;
 
 use crate::{Gateway, Request, Response};
 
-/// Tokens a second that add up to about one an hour: within a test a bucket gains nothing.
+/// About one token an hour: within a test a bucket does not refill.
 pub const ONE_PER_HOUR: f64 = 0.000_278;
 
-/// The admin token of every scenario that needs one.
+/// The admin token of the scenarios.
 pub const TOKEN: &str = "c4nary-admin-token";
 
-/// What no client, log line or metric may show, beside what has `c4nary` in it.
+/// Texts that no client, log line or metric may show, in addition to those that contain `c4nary`.
 pub const SECRETS: [&str; 2] = [TOKEN, "c4nary-of-acme"];
 
-/// Between two looks at what is waited for.
+/// The pause between two probes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Fifteen seconds, and longer where a look takes a while.
-const LOOKS: usize = 750;
+/// Fifteen seconds, or longer if probes are slow.
+const MAX_PROBES: usize = 750;
 
-/// SHA-256 of `text` in lower-case hex, as configuration wants it.
+/// SHA-256 of `text` in lower-case hex, as in configurations.
 pub fn sha256_hex(text: &str) -> String {
     sha2::Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A tier with the same limit whatever the health.
+/// A tier with the same limit in both states of health.
 pub fn tier(capacity: u64, refill_rate: f64) -> Value {
     json!({"base": {"capacity": capacity, "refill_rate": refill_rate}, "ttl": 3600})
 }
 
-/// `free`, the default tier, holds `free` tokens and `pro` holds `pro`; neither refills within a
-/// test. The only known key is `pro`.
+/// Two tiers with these capacities, which do not refill within a test; `free` is the default tier. The only key is
+/// `pro`.
 pub fn two_tiers(free: u64, pro: u64) -> Value {
     json!({
         "tiers": {"free": tier(free, ONE_PER_HOUR), "pro": tier(pro, ONE_PER_HOUR)},
@@ -42,7 +42,7 @@ pub fn two_tiers(free: u64, pro: u64) -> Value {
     })
 }
 
-/// A request to set the health, with the right token.
+/// A request to set the health, with the valid token.
 pub fn set_health_request(status: &str) -> Request {
     Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN)
 }
@@ -53,7 +53,7 @@ pub fn set_health(gateway: &mut dyn Gateway, status: &str) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// The health that `GET /system/health` tells.
+/// The health that `GET /system/health` reports.
 #[track_caller]
 pub fn health(gateway: &mut dyn Gateway) -> String {
     let reply = gateway.send(&Request::get("/system/health"));
@@ -61,24 +61,24 @@ pub fn health(gateway: &mut dyn Gateway) -> String {
     reply.json()["health"].as_str().expect("health is text").to_owned()
 }
 
-/// Sends `requests` copies one after the other; gives the statuses.
+/// Sends `requests` copies one after the other; returns the statuses.
 #[track_caller]
 pub fn statuses(gateway: &mut dyn Gateway, request: &Request, requests: usize) -> Vec<u16> {
     (0..requests).map(|_| gateway.send(request).status).collect()
 }
 
-/// Waits until `probe` gives a value.
+/// Calls `probe` until it returns a value.
 #[track_caller]
 pub fn until<T>(
     gateway: &mut dyn Gateway,
     what: &str,
     mut probe: impl FnMut(&mut dyn Gateway) -> Option<T>,
 ) -> T {
-    for _ in 0..LOOKS {
+    for _ in 0..MAX_PROBES {
         if let Some(value) = probe(gateway) {
             return value;
         }
-        gateway.pass(PAUSE);
+        gateway.advance(PAUSE);
     }
     panic!("never: {what}")
 }
@@ -87,18 +87,17 @@ pub fn until<T>(
 #[track_caller]
 pub fn await_metric(gateway: &mut dyn Gateway, name: &str, labels: &[(&str, &str)], value: f64) {
     let mut last = None;
-    for _ in 0..LOOKS {
+    for _ in 0..MAX_PROBES {
         last = gateway.metric(name, labels);
         if last == Some(value) {
             return;
         }
-        gateway.pass(PAUSE);
+        gateway.advance(PAUSE);
     }
-    panic!("{name} {labels:?} should become {value}, stands at {last:?}");
+    panic!("{name} {labels:?} should become {value}, is {last:?}");
 }
 
-/// Checks that every header of the rate limit group and its neighbours is there exactly once and
-/// well-formed, `Retry-After` on a 429 included.
+/// Checks that every header of the filter is sent exactly once and well-formed, and `Retry-After` exactly with a 429.
 #[track_caller]
 pub fn assert_headers_complete(reply: &Response, tier: &str, limit: u64, health: &str) {
     assert_eq!(reply.limit(), limit);
@@ -115,13 +114,13 @@ pub fn assert_headers_complete(reply: &Response, tier: &str, limit: u64, health:
     }
 }
 
-/// Checks that `X-Processing-Time` is there once, in seconds with four decimals; gives it.
+/// Checks that `X-Processing-Time` is sent once, in seconds with four decimals; returns it.
 #[track_caller]
 pub fn assert_processing_time(reply: &Response) -> f64 {
     let text = reply.one("x-processing-time");
     let seconds = text.strip_suffix('s').unwrap_or_default();
     let decimals = seconds.split_once('.').map_or(0, |(_, tail)| tail.len());
-    assert_eq!(decimals, 4, "{text:?} has the shape of 0.0234s");
+    assert_eq!(decimals, 4, "{text:?} has the form 0.0234s");
     let seconds: f64 = seconds.parse().expect("a number of seconds");
     assert!((0.0..20.0).contains(&seconds), "{text:?}");
     seconds
@@ -136,16 +135,16 @@ pub fn await_limit(gateway: &mut dyn Gateway, limit: u64) {
     });
 }
 
-/// So long that no reply of a Redis that works comes late, however busy a machine is.
-pub const PATIENT_MS: u64 = 5_000;
+/// Long enough that no reply of a healthy Redis times out on a busy machine.
+pub const LONG_TIMEOUT_MS: u64 = 5_000;
 
-/// How soon the limiter is back at Redis once that works again.
+/// How soon the limiter uses Redis again after it has recovered.
 pub const RECOVERY: Duration = Duration::from_secs(5);
 
-/// How soon a change of health is everywhere, and a caller is asked about again.
+/// How soon a change of health reaches every Envoy, and Redis is queried again for a refused caller.
 pub const A_SECOND: Duration = Duration::from_secs(1);
 
-/// What a busy machine may add to a second.
+/// The delay that a busy machine may add to a second.
 pub const SLACK: Duration = Duration::from_millis(500);
 
 /// `config` with its buckets in Redis.
@@ -159,7 +158,7 @@ pub fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
     config
 }
 
-/// What `GET /health` tells.
+/// The response of `GET /health`.
 #[track_caller]
 pub fn health_report(gateway: &mut dyn Gateway, envoy: usize) -> Value {
     let reply = gateway.send_via(envoy, &Request::get("/health"));
@@ -167,7 +166,7 @@ pub fn health_report(gateway: &mut dyn Gateway, envoy: usize) -> Value {
     reply.json()
 }
 
-/// Waits until `GET /health` says that of Redis, and no longer than the limiter may take to find it again.
+/// Waits until `GET /health` reports this state of Redis, but not longer than [`RECOVERY`].
 #[track_caller]
 pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
     until_within(gateway, RECOVERY, &format!("redis {state}"), |gateway| {
@@ -175,7 +174,7 @@ pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
     });
 }
 
-/// Waits until `probe` gives a value, and no longer than that by the gateway's own clock.
+/// Calls `probe` until it returns a value; panics after `limit` by the gateway's own clock.
 #[track_caller]
 pub fn until_within<T>(
     gateway: &mut dyn Gateway,
@@ -189,7 +188,7 @@ pub fn until_within<T>(
             return value;
         }
         assert!(waited <= limit, "not within {limit:?}: {what}");
-        gateway.pass(PAUSE);
+        gateway.advance(PAUSE);
         waited += PAUSE;
     }
 }

@@ -1,7 +1,7 @@
-//! What each kind of request costs: guest fuel (WebAssembly instructions, as wasmtime counts them) and host calls.
+//! The cost of each kind of request: guest fuel (WebAssembly instructions, as wasmtime counts them) and host calls.
 //!
 //! Both are counted, not measured, so the same filter costs the same on every machine. The recorded table is
-//! `costs.txt`; a test compares it with the filter at hand.
+//! `costs.txt`; a test compares it with the current filter.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use crate::secrets::{ADMIN_TOKEN, API_KEY};
 use crate::{Request, Setup, World};
 
-/// How far fuel may be from what is recorded, in percent.
+/// How far fuel may differ from the recorded value, in percent.
 ///
-/// The filter is built with rustup's compiler or with Debian's, and their standard libraries and optimisers differ by
-/// some percent of a request. Host calls do not depend on the compiler, and are compared exactly.
+/// The filter is built with rustup's or Debian's compiler. Because of their standard libraries and optimisers, the fuel
+/// of a request differs by a few percent. Host calls do not depend on the compiler, and are compared exactly.
 pub const FUEL_TOLERANCE_PERCENT: u64 = 10;
 
 const CONFIGURATION: &str = r#""tiers": {
@@ -23,7 +23,7 @@ const CONFIGURATION: &str = r#""tiers": {
     "open": {"unlimited": true}},
   "exempt_paths": ["/metrics"]"#;
 
-/// What one kind of request costs.
+/// The cost of one kind of request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     pub fuel: u64,
@@ -31,7 +31,7 @@ pub struct Cost {
 }
 
 impl World {
-    /// What a VM does while `act` runs.
+    /// The cost in a VM while `act` runs.
     pub fn cost(&mut self, vm: usize, act: impl FnOnce(&mut Self)) -> Cost {
         let before = (self.vms[vm].total_fuel, self.vms[vm].host_calls().clone());
         act(self);
@@ -44,7 +44,6 @@ impl World {
     }
 }
 
-/// The table, in reading order.
 pub fn measure() -> Vec<(String, Cost)> {
     let mut table = Vec::new();
     alone(&mut table);
@@ -53,7 +52,7 @@ pub fn measure() -> Vec<(String, Cost)> {
     table
 }
 
-/// At the log level that Envoy has by default.
+/// A setup with Envoy's default log level.
 fn setup(more: &str) -> Setup {
     let configuration = format!(
         r#"{{{CONFIGURATION}, "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}},
@@ -68,7 +67,7 @@ fn alone(table: &mut Vec<(String, Cost)>) {
     let kinds = [
         ("admitted, known key", keyed),
         ("admitted, address", Request::get("/test")),
-        ("admitted, unknown key", Request::get("/test").key("canary-nobody")),
+        ("admitted, unknown key", Request::get("/test").key("canary-unknown")),
         ("refused, known key", small),
         ("unlimited tier", Request::get("/test").key("canary-open")),
         ("exempt path", Request::get("/metrics")),
@@ -83,7 +82,7 @@ fn alone(table: &mut Vec<(String, Cost)>) {
     table.push(("tick, nothing to report".to_owned(), world.cost(0, |world| world.advance_ms(1_000))));
 }
 
-/// The second of two requests, and its response.
+/// Measures the second of two requests, and its response.
 fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Request) {
     let mut world = World::start(setup(more));
     world.get(0, request);
@@ -102,8 +101,7 @@ fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Reques
     }
 }
 
-/// Where health is measured. `headers alone` is a response without a body, which may be gRPC's where the request had
-/// one.
+/// With measured health. `headers alone` is a response without a body; after a request with a body it may be gRPC.
 fn measured(table: &mut Vec<(String, Cost)>) {
     const AUTO: &str = r#", "health": {"mode": "auto"}"#;
     const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;
@@ -135,9 +133,9 @@ fn with_redis(table: &mut Vec<(String, Cost)>) {
     world.get(0, &small);
     let mut id = 0;
     let waiting = keyed.clone().upstream_waits();
-    let asked = world.cost(0, |world| id = world.begin(0, &waiting, true));
-    table.push(("Redis, known key: request".to_owned(), asked));
-    table.push(("Redis, known key: question and reply".to_owned(), world.cost(0, World::settle)));
+    let request = world.cost(0, |world| id = world.begin(0, &waiting, true));
+    table.push(("Redis, known key: request".to_owned(), request));
+    table.push(("Redis, known key: command and reply".to_owned(), world.cost(0, World::settle)));
     table.push(("Redis, known key: response".to_owned(), world.cost(0, |world| world.upstream_answers(id))));
     let bridge = world.cost(1, |world| {
         world.send(0, &keyed);
@@ -166,7 +164,7 @@ pub fn shown(table: &[(String, Cost)]) -> String {
         "# Guest fuel and host calls of each kind of request, one request each. Recorded by\n\
          #   cargo run -p wasm-host -- costs --record\n\
          # and compared by `cargo test -p wasm-host costs`: host calls exactly, fuel within the tolerance that\n\
-         # src/costs.rs gives. Who records anew says in the commit why it became dearer.\n",
+         # src/costs.rs defines. A commit with a new record explains the higher cost.\n",
     );
     for (name, Cost { fuel, calls }) in table {
         let mut calls: Vec<String> = calls.iter().map(|(call, count)| format!("{call} {count}")).collect();
@@ -178,7 +176,7 @@ pub fn shown(table: &[(String, Cost)]) -> String {
     text
 }
 
-/// What differs from the recorded table, a line each.
+/// The differences from the recorded table, one string for each.
 pub fn differences(table: &[(String, Cost)], recorded: &str) -> Vec<String> {
     let is_row = |line: &&str| !line.starts_with('#') && !line.is_empty();
     let rows: Vec<&str> = recorded.lines().filter(is_row).collect();
@@ -186,11 +184,11 @@ pub fn differences(table: &[(String, Cost)], recorded: &str) -> Vec<String> {
     let rows_now: Vec<&str> = now.lines().filter(is_row).collect();
     let mut found = Vec::new();
     if rows.len() != rows_now.len() {
-        found.push(format!("{} kinds are recorded, and there are {}", rows.len(), rows_now.len()));
+        found.push(format!("{} kinds are recorded, {} are measured", rows.len(), rows_now.len()));
     }
     for (old, new) in rows.into_iter().zip(rows_now) {
         let (Some(old_row), Some(new_row)) = (split(old), split(new)) else {
-            found.push(format!("no row: {old}"));
+            found.push(format!("invalid row: {old}"));
             continue;
         };
         let is_near = old_row.1.abs_diff(new_row.1) * 100 <= old_row.1 * FUEL_TOLERANCE_PERCENT;

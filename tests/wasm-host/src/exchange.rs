@@ -1,5 +1,5 @@
-//! One HTTP request through the filter, as Envoy's filter manager drives it: what is held back, what goes on, and
-//! what answers.
+//! One HTTP request through the filter, as Envoy's filter manager processes it: what the filter holds, what is sent to
+//! the upstream, and which response is sent.
 
 use std::collections::VecDeque;
 
@@ -10,16 +10,16 @@ use crate::world::{Turn, World};
 const CONTINUE: u32 = 0;
 const STOP_ITERATION: u32 = 1;
 
-/// Names a request of a world.
+/// The number of a request in a [`World`].
 pub type Id = usize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
-    /// The filter lets it through.
+    /// The request continues to the upstream.
     Open,
-    /// The filter holds the headers and looks at the body.
+    /// The filter holds the headers and receives the body.
     HoldsHeaders,
-    /// The filter is called with nothing more.
+    /// The filter holds the headers and receives nothing more.
     HoldsAll,
 }
 
@@ -29,16 +29,16 @@ enum Piece {
     Trailers,
 }
 
-/// A request on its way.
+/// A request and its state.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) vm: usize,
     pub(crate) context: u32,
     request: Request,
     flow: Flow,
-    /// What the client has sent and the filter has not been shown.
+    /// What the client has sent and the filter has not received.
     held: VecDeque<Piece>,
-    /// What the filter was shown and holds back.
+    /// What the filter has received and holds.
     buffered: Vec<u8>,
     is_buffering: bool,
     forwarded: Forwarded,
@@ -48,7 +48,7 @@ pub(crate) struct Exchange {
 }
 
 impl World {
-    /// Sends a request whole, and lets everything happen that follows at once.
+    /// Sends a complete request, and runs all turns at this instant.
     pub fn send(&mut self, worker: usize, request: &Request) -> Id {
         let id = self.begin(worker, request, request.body.is_empty());
         if !request.body.is_empty() {
@@ -58,11 +58,11 @@ impl World {
         id
     }
 
-    /// The same where an answer is expected at once.
+    /// Sends a request that must be answered at once.
     pub fn get(&mut self, worker: usize, request: &Request) -> Response {
         let id = self.send(worker, request);
         let response = self.response(id).cloned();
-        response.unwrap_or_else(|| panic!("no answer to {request:?}"))
+        response.unwrap_or_else(|| panic!("no response to {request:?}"))
     }
 
     pub fn begin(&mut self, worker: usize, request: &Request, is_whole: bool) -> Id {
@@ -172,7 +172,7 @@ impl World {
         self.stream(vm, context).request_headers = None;
     }
 
-    /// Passes on what the filter has let through; once all of it is there, the upstream answers.
+    /// Forwards what the filter does not hold; once the request is complete, the upstream answers.
     fn forward_if_whole(&mut self, id: Id) {
         let exchange = &mut self.exchanges[id];
         if exchange.is_buffering || exchange.flow != Flow::Open {
@@ -184,12 +184,12 @@ impl World {
         }
     }
 
-    /// The filter lets a request go on that it had held.
+    /// The filter continues a request that it has held.
     pub(crate) fn continue_request(&mut self, vm: usize, context: u32) {
         let Some(&id) = self.by_context.get(&(vm, context)) else { return };
         let exchange = &mut self.exchanges[id];
-        assert!(exchange.response.is_none(), "request {id} goes on after it was answered");
-        assert!(exchange.flow != Flow::Open || exchange.is_buffering, "request {id} goes on twice");
+        assert!(exchange.response.is_none(), "request {id} continues after its response");
+        assert!(exchange.flow != Flow::Open || exchange.is_buffering, "request {id} continues twice");
         exchange.flow = Flow::Open;
         exchange.is_buffering = false;
         for piece in std::mem::take(&mut exchange.held) {
@@ -202,12 +202,12 @@ impl World {
     pub(crate) fn reply_locally(&mut self, vm: usize, context: u32, reply: LocalReply) {
         let Some(&id) = self.by_context.get(&(vm, context)) else { return };
         let exchange = &mut self.exchanges[id];
-        // Of two the client gets the first; but the limiter has no reason to give two.
+        // The client gets the first of two replies; the limiter must not send two.
         if self.vms[vm].state().is_probe && exchange.response.is_some() {
             return;
         }
         assert!(exchange.response.is_none(), "request {id} is answered twice: {reply:?}");
-        assert!(exchange.flow != Flow::Open, "request {id} is answered after it went on: {reply:?}");
+        assert!(exchange.flow != Flow::Open, "request {id} is answered after it continued: {reply:?}");
         let (status, headers, body) = shown(reply, &exchange.request);
         self.answer(id, status, headers, body, None);
     }
@@ -222,7 +222,7 @@ impl World {
         self.answer(id, status, headers, body, Some(got));
     }
 
-    /// The upstream of a request answers now, whatever it got; or Envoy does, for want of one.
+    /// The upstream answers a request now, even an incomplete one; or Envoy does, if there is no upstream.
     pub fn upstream_answers(&mut self, id: Id) {
         self.answer_from_upstream(id);
         self.settle();
@@ -238,7 +238,7 @@ impl World {
         self.stream(vm, context).response_headers = Some(all);
         let arguments = (context, count, u32::from(body.is_empty()));
         let action = self.call_for_action(vm, "proxy_on_response_headers", context, arguments);
-        assert_eq!(action, CONTINUE, "a response is held back");
+        assert_eq!(action, CONTINUE, "the filter holds a response");
         let mut shown = self.stream(vm, context).response_headers.take().unwrap_or_default();
         let status = header(&shown, ":status").and_then(|status| str::from_utf8(status).ok()?.parse().ok());
         shown.retain(|(name, _)| name != ":status");
@@ -247,10 +247,10 @@ impl World {
             let size = body.len() as u32;
             self.stream(vm, context).response_body = Some(body);
             let action: u32 = self.call(vm, "proxy_on_response_body", context, (context, size, 1_u32));
-            assert_eq!(action, CONTINUE, "a response is held back");
+            assert_eq!(action, CONTINUE, "the filter holds a response");
             body = self.stream(vm, context).response_body.take().unwrap_or_default();
         }
-        // A client reads as much as it is told to.
+        // A client reads as many bytes as `content-length` says.
         let length = header(&shown, "content-length").and_then(|length| str::from_utf8(length).ok());
         body.truncate(length.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX));
         if let Some(response) = &mut self.exchanges[id].response {
@@ -261,7 +261,7 @@ impl World {
         self.turns.push_back(Turn::Delete(vm, context));
     }
 
-    pub fn leave(&mut self, id: Id) {
+    pub fn disconnect(&mut self, id: Id) {
         let exchange = &mut self.exchanges[id];
         if !exchange.is_gone {
             exchange.is_gone = true;
@@ -298,12 +298,12 @@ impl World {
         }
     }
 
-    /// What came of a request; nothing while it waits.
+    /// The response to a request, if there is one yet.
     pub fn response(&self, id: Id) -> Option<&Response> {
         self.exchanges[id].response.as_ref()
     }
 
-    /// Requests that neither were answered nor went on to their upstream, nor went away.
+    /// Requests that were neither answered nor forwarded to their upstream, and whose clients are connected.
     pub fn undecided(&self) -> Vec<Id> {
         let waits = |exchange: &Exchange| {
             exchange.response.is_none() && !exchange.is_gone && exchange.flow != Flow::Open
@@ -312,7 +312,7 @@ impl World {
     }
 }
 
-/// What Envoy makes of a local reply: a gRPC response where the request is gRPC.
+/// The response that Envoy sends for a local reply: a gRPC response to a gRPC request.
 fn shown(reply: LocalReply, request: &Request) -> (u32, Headers, Vec<u8>) {
     let LocalReply { status, mut headers, mut body, grpc_status } = reply;
     if request.is_grpc() {
@@ -337,7 +337,7 @@ fn shown(reply: LocalReply, request: &Request) -> (u32, Headers, Vec<u8>) {
     (status, headers, body)
 }
 
-/// The gRPC status that goes with an HTTP status.
+/// The gRPC status for an HTTP status.
 fn grpc_status_of(status: u32) -> u32 {
     const UNKNOWN: u32 = 2;
     match status {

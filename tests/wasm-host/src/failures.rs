@@ -1,4 +1,4 @@
-//! Scripted failures: which host call goes wrong, when, and how.
+//! Scripted failures: which host call fails, when, and how.
 
 /// A status of the proxy-wasm ABI.
 pub mod status {
@@ -18,21 +18,21 @@ pub mod status {
     pub const BROKEN_CONNECTION: u32 = 11;
     pub const UNIMPLEMENTED: u32 = 12;
 
-    /// Every one that is no success.
+    /// All statuses except `OK`.
     pub const FAILURES: std::ops::RangeInclusive<u32> = NOT_FOUND..=UNIMPLEMENTED;
 }
 
-/// What Envoy 1.40 can answer to each host call of the filter but success, by its source (`exports.cc` of
-/// proxy-wasm-cpp-host, `context.cc` of Envoy). None of these may ever trap the filter.
+/// The failures that Envoy 1.40 can return for each host call of the filter, by its source (`exports.cc` of
+/// proxy-wasm-cpp-host, `context.cc` of Envoy). None of these may trap the filter.
 ///
-/// Left out: `InvalidMemoryAccess`, which says that the filter itself has named memory that is not its own; and a
-/// header map that is out of reach, as the filter reads and writes headers in their own callbacks alone.
-pub const ENVOY_ANSWERS: &[(&str, &[u32])] = &[
+/// Omitted: `InvalidMemoryAccess`, which means that the filter has passed an invalid address; and the status for a
+/// header map that is not available, because the filter reads and writes headers only in their own callbacks.
+pub const ENVOY_FAILURES: &[(&str, &[u32])] = &[
     ("proxy_log", &[]),
     ("proxy_get_log_level", &[]),
     ("proxy_get_current_time_nanoseconds", &[]),
     ("proxy_set_tick_period_milliseconds", &[]),
-    // `BadArgument` for a request that is gone, which the host says by itself. The root context is always there.
+    // The host itself returns `BadArgument` for a request that has ended. The root context always exists.
     ("proxy_set_effective_context", &[]),
     ("proxy_continue_stream", &[]),
     ("proxy_send_local_response", &[]),
@@ -55,8 +55,8 @@ pub const ENVOY_ANSWERS: &[(&str, &[u32])] = &[
     ("proxy_grpc_cancel", &[status::NOT_FOUND]),
 ];
 
-/// Host calls that hand bytes over, which may be fewer or others than expected.
-pub const HAND_OVER: &[&str] = &[
+/// Host calls that return bytes, of which there may be too few or wrong ones.
+pub const RETURNS_BYTES: &[&str] = &[
     "proxy_get_property",
     "proxy_get_header_map_value",
     "proxy_get_buffer_bytes",
@@ -64,25 +64,25 @@ pub const HAND_OVER: &[&str] = &[
     "proxy_dequeue_shared_queue",
 ];
 
-/// What a host call does instead of its work.
+/// How a host call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Does nothing and returns this status.
+    /// It does nothing and returns this status.
     Status(u32),
-    /// Does its work, and hands over half of the bytes that it should.
+    /// It returns half of the bytes.
     Short,
-    /// Does its work, and hands over as many bytes, all of them wrong.
+    /// It returns the right number of bytes, all of them wrong.
     Garbage,
 }
 
-/// One host call that goes wrong.
+/// One host call that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The host call, by the name that it is imported by.
+    /// The name of the import.
     pub call: &'static str,
-    /// How many calls of it go well before.
+    /// How many calls succeed before.
     pub after: u32,
-    /// How many go wrong then.
+    /// How many calls then fail.
     pub times: u32,
     pub act: Act,
 }
@@ -93,8 +93,8 @@ impl Failure {
         Self { call, after: 0, times: 1, act: Act::Status(status) }
     }
 
-    /// Whether it concerns this call of `call`; counts it if so.
-    pub(crate) fn strikes(&mut self, call: &str) -> Option<Act> {
+    /// How this call of `call` fails, if it does; counts the call.
+    pub(crate) fn apply(&mut self, call: &str) -> Option<Act> {
         if self.call != call {
             return None;
         }

@@ -1,34 +1,33 @@
 //! Arbitrary bytes as a sequence of callbacks.
 //!
-//! A sequence drives two workers and a Redis: requests in any shape and order, bodies and trailers that come late or
-//! after the answer, clients and upstreams that act at any time, ticks, stale and unknown queues and streams, replies
-//! of Redis in arbitrary pieces, answers of the configuration cluster, good, damaged and arbitrary configurations,
-//! damaged shared data, clocks that step, and host calls that go wrong in the ways that Envoy's do.
+//! A sequence drives two workers and a Redis: requests of any kind in any order, bodies and trailers that arrive late
+//! or after the response, clients and upstreams that act at any time, ticks, stale and unknown queues and streams,
+//! replies of Redis in arbitrary pieces, responses of the configuration cluster, valid, damaged and arbitrary
+//! configurations, damaged shared data, clocks that step, and host calls that fail as Envoy's can.
 //!
-//! Whatever comes, no callback may trap, cost more than its bound or take more memory than a VM may have; every request
-//! gets exactly one outcome; nobody waits for ever; no secret shows.
+//! No callback may trap, exceed its fuel bound or the memory of a VM. Every request must get exactly one outcome, no
+//! request may wait forever, and no secret may be shown.
 //!
-//! Left out is what Envoy cannot send, where the SDK panics by itself: a context id that was never created or is
-//! deleted (Envoy calls through the context object, which is gone then), a context created twice (`onCreate` keeps
-//! note of it), and an answer to an HTTP call that is not under way (Envoy finds the call in its own list first, and
-//! takes it out).
+//! Excluded are events that Envoy cannot send and for which the SDK panics: a context id that was never created or is
+//! deleted (Envoy calls through the context object, which is deleted then), a context created twice (`onCreate` records
+//! it), and a response to an unknown HTTP call (Envoy first removes the call from its own list).
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use std::path::{Path, PathBuf};
 
+use harness::catch_panic;
 use harness::random::Random;
 
-use crate::failures::{Act, ENVOY_ANSWERS, Failure, HAND_OVER};
+use crate::failures::{Act, ENVOY_FAILURES, Failure, RETURNS_BYTES};
 use crate::redis::Mode;
 use crate::secrets::{ADMIN_TOKEN, API_KEY};
 use crate::state::Aside;
 use crate::{LIMITER, Request, Setup, World};
 
-/// Most steps of a sequence.
 const MAX_STEPS: usize = 300;
 
-/// What came of some sequences, by name; of what is called `most` the largest.
+/// Counts over some sequences, by name; for names with `most`, the maximum.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary(BTreeMap<&'static str, u64>);
 
@@ -47,7 +46,7 @@ impl Summary {
     }
 }
 
-/// Inputs that are kept, and those that once failed.
+/// The kept inputs, among them those that once failed.
 pub fn corpus_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
 }
@@ -59,15 +58,12 @@ pub fn input(seed: u64, index: u64) -> Vec<u8> {
     (0..length).map(|_| random.next() as u8).collect()
 }
 
-/// Runs a sequence; what went wrong, if anything did.
+/// Runs a sequence; the error is the failure.
 pub fn run_sequence(bytes: &[u8]) -> Result<Summary, String> {
-    catch_unwind(AssertUnwindSafe(|| run(bytes))).map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
-    })
+    catch_panic(|| run(bytes))
 }
 
-/// A shorter input that fails too: pieces are left out for as long as it still does.
+/// A shorter input that also fails: pieces are removed as long as it still fails.
 pub fn minimized(bytes: &[u8]) -> Vec<u8> {
     let mut best = bytes.to_vec();
     let mut piece = best.len() / 2;
@@ -87,7 +83,7 @@ pub fn minimized(bytes: &[u8]) -> Vec<u8> {
     best
 }
 
-/// Takes an input apart; zeros when it is at its end.
+/// Decodes an input; returns zeros at its end.
 struct Reader<'a> {
     bytes: &'a [u8],
 }
@@ -164,7 +160,7 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
         }),
         7 => on_some_request(world, input, |world, _, id| world.trailers(id)),
         8 => on_some_request(world, input, |world, _, id| world.answer_from_upstream(id)),
-        9 => on_some_request(world, input, |world, _, id| world.leave(id)),
+        9 => on_some_request(world, input, |world, _, id| world.disconnect(id)),
         10 | 11 => {
             world.advance_us(input.pick(&[0, 1, 1_000, 5_000, 20_000, 250_000, 1_000_000, 11_000_000]))
         }
@@ -176,7 +172,7 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
             let queue = input.pick(&[0, 1, 2, u32::MAX]);
             world.call::<_, ()>(vm, "proxy_on_queue_ready", root, (root, queue));
         }
-        15 => answer_a_call(world, input),
+        15 => answer_http_call(world, input),
         16 => {
             let token = stale_token(world, input);
             let message = input.some().to_vec();
@@ -261,7 +257,7 @@ fn on_some_request(
     }
 }
 
-/// A stream that is open, was open, or never was.
+/// The token of a stream that is open, was open, or never existed.
 fn stale_token(world: &World, input: &mut Reader<'_>) -> u32 {
     match input.byte() % 3 {
         0 => 4 + (input.byte() % 16) as u32,
@@ -270,7 +266,7 @@ fn stale_token(world: &World, input: &mut Reader<'_>) -> u32 {
     }
 }
 
-fn answer_a_call(world: &mut World, input: &mut Reader<'_>) {
+fn answer_http_call(world: &mut World, input: &mut Reader<'_>) {
     if world.calls.is_empty() {
         let document = match input.byte() % 3 {
             0 => configuration(0).into_bytes(),
@@ -293,10 +289,10 @@ fn answer_a_call(world: &mut World, input: &mut Reader<'_>) {
 
 fn redis(world: &mut World, input: &mut Reader<'_>) {
     match input.byte() % 8 {
-        0 | 1 => world.redis_comes_up(),
+        0 | 1 => world.redis_starts(),
         2 => world.redis.mode = Mode::Frozen,
         3 => world.redis.mode = Mode::Refuses,
-        4 => world.redis_hangs_up(),
+        4 => world.redis_disconnects(),
         5 => {
             world.redis.model.error =
                 input.pick(&[None, Some("LOADING x"), Some("NOSCRIPT x"), Some("OOM x")])
@@ -315,13 +311,13 @@ fn redis(world: &mut World, input: &mut Reader<'_>) {
             let link = world.connections().saturating_sub(1);
             for _ in 0..input.byte() % 4 {
                 let reply = input.pick(&replies);
-                world.redis_says(link, reply);
+                world.redis_sends(link, reply);
             }
         }
         _ => {
             let link = world.connections().saturating_sub(1);
             let bytes = input.some();
-            world.redis_says(link, bytes);
+            world.redis_sends(link, bytes);
         }
     }
 }
@@ -345,9 +341,9 @@ fn configure(world: &mut World, input: &mut Reader<'_>, worker: usize, summary: 
 }
 
 fn script(world: &mut World, input: &mut Reader<'_>, worker: usize) {
-    let (call, statuses) = ENVOY_ANSWERS[input.byte() % ENVOY_ANSWERS.len()];
+    let (call, statuses) = ENVOY_FAILURES[input.byte() % ENVOY_FAILURES.len()];
     let mut acts: Vec<Act> = statuses.iter().map(|status| Act::Status(*status)).collect();
-    if HAND_OVER.contains(&call) {
+    if RETURNS_BYTES.contains(&call) {
         acts.extend([Act::Short, Act::Garbage]);
     }
     if !acts.is_empty() {
@@ -375,16 +371,16 @@ fn damage_a_record(world: &mut World, input: &mut Reader<'_>) {
     }
 }
 
-/// All goes well again; then nobody waits. The world looks for secrets when it is dropped.
+/// Ends all failures; then no request may wait. The world searches for secrets when it is dropped.
 fn finish(world: &mut World, summary: &mut Summary) {
     for worker in 0..2 {
         summary.note("failed_calls", u64::from(world.vm(worker).has_failed_a_call()));
         world.vm(worker).script([]);
     }
     world.redis.model.error = None;
-    world.redis_comes_up();
+    world.redis_starts();
     world.advance_ms(12_000);
-    assert!(world.undecided().is_empty(), "requests {:?} wait for ever", world.undecided());
+    assert!(world.undecided().is_empty(), "requests {:?} wait forever", world.undecided());
     summary.note("requests", world.exchanges.len() as u64);
     for response in world.exchanges.iter().filter_map(|exchange| exchange.response.as_ref()) {
         summary.note("answered", u64::from(response.upstream_got.is_none()));

@@ -1,11 +1,11 @@
-//! Reading and writing the guest's memory, and handing it bytes as Envoy does.
+//! Reading and writing the guest's memory, and returning bytes to the guest as Envoy does.
 
 use wasmtime::{Caller, Result};
 
 use crate::failures::{Act, status};
 use crate::state::{Guest, Headers, VmState};
 
-/// Ends the callback: the guest did what no guest may.
+/// Ends the callback with an error: the guest did something invalid.
 macro_rules! bail {
     ($($text:tt)*) => { return Err(wasmtime::Error::msg(format!($($text)*))) };
 }
@@ -29,7 +29,7 @@ pub(crate) fn read(host: &Host<'_>, at: u32, length: u32) -> Result<Vec<u8>> {
     }
 }
 
-/// The guest named memory that it does not have.
+/// The guest passed an address outside of its memory.
 #[derive(Debug)]
 pub(crate) struct OutOfBounds {
     at: u32,
@@ -38,7 +38,11 @@ pub(crate) struct OutOfBounds {
 
 impl std::fmt::Display for OutOfBounds {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "the filter named {} bytes at {}, which are not its own", self.length, self.at)
+        write!(
+            formatter,
+            "the filter passed {} bytes at {}, which are outside of its memory",
+            self.length, self.at
+        )
     }
 }
 
@@ -61,8 +65,8 @@ pub(crate) fn write_u64(host: &mut Host<'_>, at: u32, number: u64) -> Result<()>
     write(host, at, &number.to_le_bytes())
 }
 
-/// Copies bytes into memory that the guest allocates, and tells it where: nowhere, if there are none.
-pub(crate) fn hand_over(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: u32) -> Result<u32> {
+/// Copies bytes into memory that the guest allocates, and writes their address; the address is 0 if there are none.
+pub(crate) fn return_bytes(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: u32) -> Result<u32> {
     let bytes = match host.data_mut().spoils_bytes.take() {
         Some(Act::Short) => bytes[..bytes.len() / 2].to_vec(),
         Some(Act::Garbage) => bytes.iter().map(|byte| byte ^ 0xa5).collect(),
@@ -79,7 +83,7 @@ pub(crate) fn hand_over(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: u32
     Ok(status::OK)
 }
 
-/// Headers in the ABI's form; nothing if they are in no such form.
+/// Headers in the ABI's format; `None` if they are invalid.
 pub(crate) fn read_headers(bytes: &[u8]) -> Option<Headers> {
     if bytes.is_empty() {
         return Some(Headers::new());
@@ -98,7 +102,7 @@ pub(crate) fn read_headers(bytes: &[u8]) -> Option<Headers> {
     (text == bytes.len()).then_some(headers)
 }
 
-/// Headers in the ABI's form.
+/// Headers in the ABI's format.
 pub(crate) fn write_headers(headers: &Headers) -> Vec<u8> {
     let mut bytes = (headers.len() as u32).to_le_bytes().to_vec();
     for (name, value) in headers {

@@ -1,14 +1,14 @@
 //! Every host call that the filter imports, as Envoy implements it (proxy-wasm ABI 0.2.1).
 //!
-//! What the calls change outside of the VM is written down in [`VmState::after`] and [`VmState::out`]; carrying that
-//! out is the world's affair. All of them are deterministic.
+//! The calls record their effects outside of the VM in [`VmState::after`] and [`VmState::out`]; the world carries them
+//! out. All calls are deterministic.
 
 use dynamic_rate_limiter::shown::MAX_LINE_BYTES;
 use wasmtime::{Linker, Result};
 
 use crate::failures::status;
 use crate::guest::{
-    Host, OutOfBounds, bail, hand_over, read, read_headers, read_text, write_headers, write_u32, write_u64,
+    Host, OutOfBounds, bail, read, read_headers, read_text, return_bytes, write_headers, write_u32, write_u64,
 };
 use crate::process::StatKind;
 use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState};
@@ -16,9 +16,9 @@ use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState};
 mod calls;
 mod wasi;
 
-/// Defines one import, whose arguments are of type `u32` if nothing else is said: its failures are scripted by its
-/// name. What names memory that is not the guest's ends the test, unless the guest is the probe, which asks what
-/// Envoy says to that.
+/// Defines one import; its arguments are of type `u32` by default, and its failures are scripted by its name. An
+/// address outside of the guest's memory ends the test, unless the guest is the probe, which tests how Envoy handles
+/// it.
 macro_rules! import {
     ($linker:ident $module:ident $name:ident($host:ident $(, $argument:ident $(: $kind:ty)?)*) $body:block) => {
         let function = |mut host: Host<'_> $(, $argument: kind!($($kind)?))*| {
@@ -26,7 +26,7 @@ macro_rules! import {
                 return Ok(status);
             }
             let is_forgiven = host.data().is_probe;
-            #[allow(unused_mut, reason = "some calls only look")]
+            #[allow(unused_mut, reason = "some calls only read")]
             let act = |mut $host: Host<'_>| -> Result<u32> { $body };
             match act(host) {
                 Err(error) if is_forgiven && error.is::<OutOfBounds>() => Ok(status::INVALID_MEMORY_ACCESS),
@@ -64,7 +64,7 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
         let is_one_line = line.len() <= MAX_LINE_BYTES + 16 && !line.contains(char::is_control);
         assert!(
             is_one_line || state.is_probe,
-            "a line of the log that can be taken for several, or is long: {line:?}"
+            "a log line that contains control characters, or is too long: {line:?}"
         );
         state.note(Event::Logged(level, line.clone()));
         state.process.log.borrow_mut().push((level, line));
@@ -124,9 +124,9 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
         let body = read(&host, body, body_size)?;
         let headers = match read_headers(&read(&host, headers, headers_size)?) {
             Some(headers) => headers,
-            // Envoy replies without them.
+            // Envoy replies without headers.
             None if host.data().is_probe => Headers::new(),
-            None => bail!("a local reply with headers in no known form"),
+            None => bail!("a local reply with invalid headers"),
         };
         let context = host.data().context();
         host.data_mut().replies += 1;
@@ -139,7 +139,7 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
     import! { linker env proxy_get_property(host, path, size, to, size_to) {
         let path = read(&host, path, size)?;
         match host.data().property(&path) {
-            Ok(value) => hand_over(&mut host, &value, to, size_to),
+            Ok(value) => return_bytes(&mut host, &value, to, size_to),
             Err(status) => Ok(status),
         }
     } }
@@ -154,7 +154,7 @@ fn headers_and_bodies(linker: &mut Linker<VmState>) -> Result<()> {
         };
         let value = headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
         match value {
-            Some(value) => hand_over(&mut host, &value, to, size_to),
+            Some(value) => return_bytes(&mut host, &value, to, size_to),
             None => Ok(status::NOT_FOUND),
         }
     } }
@@ -197,7 +197,7 @@ fn headers_and_bodies(linker: &mut Linker<VmState>) -> Result<()> {
     import! { linker env proxy_get_header_map_pairs(host, map, to, size_to) {
         let headers = host.data_mut().map(map).map(|headers| headers.clone()).unwrap_or_default();
         let bytes = if headers.is_empty() { Vec::new() } else { write_headers(&headers) };
-        hand_over(&mut host, &bytes, to, size_to)
+        return_bytes(&mut host, &bytes, to, size_to)
     } }
     import! { linker env proxy_get_buffer_bytes(host, kind, start, length, to, size_to) {
         let Some(buffer) = host.data_mut().buffer(kind) else {
@@ -206,14 +206,14 @@ fn headers_and_bodies(linker: &mut Linker<VmState>) -> Result<()> {
         let start = (start as usize).min(buffer.len());
         let end = (start + length as usize).min(buffer.len());
         let bytes = buffer[start..end].to_vec();
-        hand_over(&mut host, &bytes, to, size_to)
+        return_bytes(&mut host, &bytes, to, size_to)
     } }
     import! { linker env proxy_set_buffer_bytes(host, kind, start, length, bytes, size) {
         let bytes = read(&host, bytes, size)?;
         let Some(buffer) = host.data_mut().buffer(kind) else {
             return Ok(status::NOT_FOUND);
         };
-        // Envoy knows three ways: in front of all, instead of all, behind all.
+        // Envoy supports three cases: prepend, replace, append.
         match (start, length) {
             (0, 0) => drop(buffer.splice(0..0, bytes)),
             (0, length) if length as usize >= buffer.len() => *buffer = bytes,
@@ -233,7 +233,7 @@ fn shared(linker: &mut Linker<VmState>) -> Result<()> {
             return Ok(status::NOT_FOUND);
         };
         write_u32(&mut host, cas_to, cas)?;
-        hand_over(&mut host, &value, to, size_to)
+        return_bytes(&mut host, &value, to, size_to)
     } }
     import! { linker env proxy_set_shared_data(host, key, key_size, value, size, cas) {
         let (key, value) = (read(&host, key, key_size)?, read(&host, value, size)?);
@@ -271,7 +271,7 @@ fn shared(linker: &mut Linker<VmState>) -> Result<()> {
         let taken =
             host.data().process.queues.borrow_mut().get_mut(&token).map(|queue| queue.items.pop_front());
         match taken {
-            Some(Some(item)) => hand_over(&mut host, &item, to, size_to),
+            Some(Some(item)) => return_bytes(&mut host, &item, to, size_to),
             Some(None) => Ok(status::EMPTY),
             None => Ok(status::NOT_FOUND),
         }

@@ -1,11 +1,12 @@
 //! The compiled filter in a hostile host.
 //!
-//! Loads the `.wasm` that Envoy would load and answers every host call that it makes, with Envoy's semantics, on clocks
-//! that tests move and with failures that tests script. A callback that traps, runs out of fuel or takes more memory
-//! than a VM may have ends the test with what had happened before.
+//! Loads the `.wasm` that Envoy would load and implements every host call with Envoy's semantics. Tests control the
+//! clocks and script failures. A callback that traps, runs out of fuel or exceeds the memory of a VM fails the test,
+//! with the history of callbacks and host calls.
 //!
-//! [`World`] is Envoys with their workers, [`Request`] what a client sends, [`redis`] the way there through the real
-//! bridge, [`failures`] what goes wrong, [`secrets`] what must not show; [`costs`] and [`fuzz`] are built on them.
+//! [`World`] is a set of Envoys with their workers, [`Request`] is a client's request, [`redis`] the connection to
+//! Redis through the real bridge, [`failures`] scripts failing host calls, [`secrets`] searches all outputs for
+//! secrets. [`costs`] and [`fuzz`] build on these.
 
 pub mod costs;
 mod exchange;

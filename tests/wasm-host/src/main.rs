@@ -1,4 +1,4 @@
-//! The tools of this crate: what each kind of request costs, and fuzzing for as long as one likes.
+//! The tools of this crate: the cost of each kind of request, and fuzzing.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser};
 use wasm_host::{costs, fuzz};
 
-/// What the compiled filter costs, and fuzzing for as long as one likes.
+/// The cost of the compiled filter, and fuzzing of it
 #[derive(Parser)]
 enum Verb {
-    /// Print what each kind of request costs
+    /// Print the cost of each kind of request
     Costs {
-        /// Keep it as what is expected
+        /// Record it as expected
         #[arg(long)]
         record: bool,
     },
-    /// Send callbacks in any order
+    /// Send random sequences of callbacks
     Fuzz(Options),
-    /// Send those in a file
+    /// Send the sequence in a file
     Replay { file: PathBuf },
 }
 
@@ -26,12 +26,12 @@ enum Verb {
 struct Options {
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// How many sequences, instead
+    /// How many sequences, instead of seconds
     #[arg(long)]
     inputs: Option<u64>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The number of the first
+    /// The number of the first sequence
     #[arg(long, default_value_t = 0)]
     from: u64,
 }
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Verb::Costs { record: false } => print!("{}", costs::shown(&costs::measure())),
         Verb::Costs { record: true } => {
             let path = costs::recorded_path();
-            std::fs::write(&path, costs::shown(&costs::measure())).expect("a place for the table");
+            std::fs::write(&path, costs::shown(&costs::measure())).expect("the table is writable");
             println!("recorded in {}", path.display());
         }
         Verb::Fuzz(options) => return fuzz(&options),
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 fn fuzz(options: &Options) -> ExitCode {
     let Options { seconds, inputs, seed, from } = *options;
     println!("seed {seed}, from input {from}");
-    // What fails is shown once, and shorter.
+    // A failure is printed once, after minimizing.
     std::panic::set_hook(Box::new(|_| {}));
     let start = Instant::now();
     let mut total = fuzz::Summary::default();
@@ -86,13 +86,13 @@ fn fuzz(options: &Options) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Makes the failing input shorter, keeps it, and says how to see it again.
+/// Minimizes the failing input, keeps it, and prints how to run it again.
 fn report(seed: u64, index: u64, bytes: &[u8]) -> ExitCode {
     let short = fuzz::minimized(bytes);
     let text = fuzz::run_sequence(&short).err().unwrap_or_default();
     let path = fuzz::corpus_path().join(format!("failure-{seed}-{index}"));
     let _ = std::fs::create_dir_all(fuzz::corpus_path());
-    std::fs::write(&path, &short).expect("a place for the input");
+    std::fs::write(&path, &short).expect("the input is writable");
     eprintln!(
         "{text}\ninput {index} of seed {seed} fails; shortened from {} to {} bytes:",
         bytes.len(),

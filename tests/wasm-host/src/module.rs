@@ -1,4 +1,4 @@
-//! The compiled filter: found, compiled once a process, and given what every instance of it gets.
+//! The compiled filter: finds it, compiles it once a process, and links its imports.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,20 @@ use wasmtime::{Config, Engine, InstancePre, Linker, Module};
 use crate::imports;
 use crate::state::VmState;
 
-/// The filter that the environment names, else the one that `cargo xtask dist` leaves.
+/// The filter in the environment variable, else the one that `cargo xtask dist` builds.
 pub fn path() -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/dynamic_rate_limiter.wasm");
     env::var_os("FILTER_WASM").map_or(built, PathBuf::from)
 }
 
-/// The compiled filter, with every import that it names.
-///
-/// Compiling takes some seconds where the compiler itself is not optimised, so it is done once a process.
+/// The compiled filter with its imports. Compiling takes some seconds with an unoptimised compiler, so it is done once
+/// a process.
 pub(crate) fn linked() -> &'static InstancePre<VmState> {
     static LINKED: OnceLock<InstancePre<VmState>> = OnceLock::new();
     LINKED.get_or_init(|| link(&path()))
 }
 
-/// The probe filter, which asks its host about itself.
+/// The probe filter, which reports facts about its host.
 pub(crate) fn probe() -> &'static InstancePre<VmState> {
     static LINKED: OnceLock<InstancePre<VmState>> = OnceLock::new();
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/probe_filter.wasm");
@@ -38,10 +37,10 @@ fn link(path: &Path) -> InstancePre<VmState> {
     config.consume_fuel(true);
     let engine = Engine::new(&config).expect("an engine that counts fuel");
     let module = Module::new(&engine, &bytes)
-        .unwrap_or_else(|error| panic!("{} is no module: {error:#}", path.display()));
+        .unwrap_or_else(|error| panic!("{} is not a module: {error:#}", path.display()));
     let mut linker = Linker::new(&engine);
-    imports::define(&mut linker).expect("imports with names of their own");
+    imports::define(&mut linker).expect("imports with distinct names");
     linker
         .instantiate_pre(&module)
-        .unwrap_or_else(|error| panic!("the filter imports what Envoy does not have: {error:#}"))
+        .unwrap_or_else(|error| panic!("the filter imports a function that Envoy does not have: {error:#}"))
 }

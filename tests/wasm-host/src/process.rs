@@ -1,4 +1,4 @@
-//! What the workers of one Envoy share: the clocks, shared data, queues, stats, and the log.
+//! The shared state of an Envoy's workers: the clocks, shared data, queues, stats, and the log.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -6,18 +6,18 @@ use std::rc::Rc;
 
 use crate::failures::status;
 
-/// A `vm_id` and a name in it.
+/// A `vm_id` and a name.
 type Key = (String, Vec<u8>);
 
-/// The clocks of a machine, which tests move.
+/// The clocks of a machine, which tests control.
 #[derive(Debug)]
 pub struct Clock {
     /// Nanoseconds since start; never steps back.
     pub monotonic_ns: Cell<u64>,
     /// Unix nanoseconds; may be set to anything.
     pub wall_ns: Cell<u64>,
-    /// How much passes each time a guest looks: nothing, unless a test wants time to pass within a callback.
-    pub ns_per_look: Cell<u64>,
+    /// How much time passes at each read by a guest: zero, unless a test sets it.
+    pub ns_per_read: Cell<u64>,
 }
 
 impl Clock {
@@ -27,7 +27,7 @@ impl Clock {
     }
 
     pub(crate) fn is_read(&self) {
-        let ns = self.ns_per_look.get();
+        let ns = self.ns_per_read.get();
         self.monotonic_ns.set(self.monotonic_ns.get() + ns);
         self.wall_ns.set(self.wall_ns.get().saturating_add(ns));
     }
@@ -44,11 +44,11 @@ pub enum StatKind {
     Counter,
     /// Is set.
     Gauge,
-    /// Gathers values; the model keeps how many.
+    /// Records values; the model keeps their number.
     Histogram,
 }
 
-/// A queue: whose root context is called, and what is in it.
+/// A queue: its items, and the root context that is called.
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(crate) vm: usize,
@@ -63,9 +63,9 @@ pub struct Process {
     pub log_level: Cell<u32>,
     /// Every line logged: level and text.
     pub log: RefCell<Vec<(u32, String)>>,
-    /// Variables that Envoy hands to the VM.
+    /// Variables that Envoy passes to the VM.
     pub environment: RefCell<Vec<(String, Vec<u8>)>>,
-    /// Whether stats are kept: a `stats_matcher` may leave the filter's out.
+    /// Whether stats are kept: a `stats_matcher` may exclude the filter's.
     pub keeps_stats: Cell<bool>,
     pub clusters: RefCell<Vec<String>>,
     shared_data: RefCell<HashMap<Key, (Vec<u8>, u32)>>,
@@ -76,7 +76,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// An Envoy that knows these clusters.
+    /// An Envoy with these clusters.
     pub(crate) fn new(clock: Rc<Clock>, clusters: &[&str], environment: &[(String, Vec<u8>)]) -> Self {
         Self {
             clock,
@@ -93,7 +93,7 @@ impl Process {
         }
     }
 
-    /// How many bytes shared data holds, names included.
+    /// The size of shared data, including keys.
     pub fn shared_data_bytes(&self) -> usize {
         let data = self.shared_data.borrow();
         data.iter().map(|((_, key), (value, _))| key.len() + value.len()).sum()
@@ -104,7 +104,7 @@ impl Process {
         self.shared_data.borrow().get(&(vm_id.to_owned(), key.to_vec())).cloned()
     }
 
-    /// Envoy's rule: version 0 writes over anything, any version inserts where there is nothing.
+    /// Envoy's rule: version 0 overwrites any value, any version inserts a missing key.
     pub fn set_shared(&self, vm_id: &str, key: &[u8], value: &[u8], cas: u32) -> u32 {
         let mut data = self.shared_data.borrow_mut();
         let stored = data.get(&(vm_id.to_owned(), key.to_vec())).map(|(_, version)| *version);
@@ -116,7 +116,7 @@ impl Process {
         status::OK
     }
 
-    /// All keys and values, for whoever looks for secrets or garbles what is there.
+    /// All keys and values, sorted.
     pub fn shared_records(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let data = self.shared_data.borrow();
         let mut records: Vec<_> =
@@ -125,7 +125,7 @@ impl Process {
         records
     }
 
-    /// The queue of that name, made if need be; from now on it calls this context.
+    /// The queue of that name, created if it does not exist; from now on it calls this context.
     pub(crate) fn register_queue(&self, vm_id: &str, name: &[u8], vm: usize, context: u32) -> u32 {
         let mut names = self.queue_names.borrow_mut();
         let next = names.len() as u32 + 1;
@@ -141,7 +141,7 @@ impl Process {
         self.queue_names.borrow().get(&(vm_id.to_owned(), name.to_vec())).copied()
     }
 
-    /// Defines a stat; it keeps its value if it is there already.
+    /// Defines a stat; an existing one keeps its value.
     pub(crate) fn define_stat(&self, kind: StatKind, name: &str) {
         self.stats.borrow_mut().entry((kind, name.to_owned())).or_insert(0);
     }
@@ -154,19 +154,18 @@ impl Process {
         }
     }
 
-    /// A counter's or gauge's value, or how many values a histogram has; 0 where there is none.
+    /// The value of a counter or gauge, or the number of values of a histogram; 0 if there is none.
     pub fn stat(&self, name: &str) -> u64 {
         let stats = self.stats.borrow();
         let mut kinds = [StatKind::Counter, StatKind::Gauge, StatKind::Histogram].into_iter();
         kinds.find_map(|kind| stats.get(&(kind, name.to_owned())).copied()).unwrap_or_default()
     }
 
-    /// The names of all stats.
     pub fn stat_names(&self) -> Vec<String> {
         self.stats.borrow().keys().map(|(_, name)| name.clone()).collect()
     }
 
-    /// Whether a line at or above a level says that.
+    /// Whether a log line contains this text.
     pub fn has_logged(&self, text: &str) -> bool {
         self.log.borrow().iter().any(|(_, line)| line.contains(text))
     }

@@ -1,4 +1,4 @@
-//! The way to Redis: a worker's gRPC stream, the real bridge in a VM of its own, and a model of Redis behind it.
+//! The connection to Redis: a worker's gRPC stream, the real bridge in its own VM, and a model of Redis.
 
 use std::rc::Rc;
 
@@ -9,16 +9,16 @@ use crate::state::{Headers, Stream};
 use crate::world::{Turn, World};
 use harness::fake_redis::{Connection, ModelRedis};
 
-/// gRPC's name for a peer that is not there.
+/// gRPC's status for an unavailable peer.
 pub(crate) const UNAVAILABLE: u32 = 14;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Up,
-    /// Takes connections and commands, and answers when it is up again.
+    /// Accepts connections and commands, and replies when it is up again.
     Frozen,
     Refuses,
-    /// Takes connections; the test answers by [`World::redis_says`].
+    /// Accepts connections; the test replies by [`World::redis_sends`].
     ByHand,
 }
 
@@ -26,9 +26,9 @@ pub struct Redis {
     clock: Rc<Clock>,
     pub model: ModelRedis,
     pub mode: Mode,
-    /// Replies and commands travel in pieces of so many bytes.
+    /// Replies and commands are sent in pieces of this size.
     pub piece_bytes: usize,
-    /// Every byte that ever came in.
+    /// Every received byte.
     pub received: Vec<u8>,
 }
 
@@ -66,7 +66,7 @@ impl World {
         state.streams.insert(context, Stream { request_headers: Some(Headers::new()), ..Stream::default() });
         self.call::<_, ()>(bridge, "proxy_on_context_create", context, (context, root));
         let action: u32 = self.call(bridge, "proxy_on_request_headers", context, (context, 0_u32, 0_u32));
-        assert_eq!(action, 0, "the bridge holds a request back");
+        assert_eq!(action, 0, "the bridge holds a request");
         self.links.push(Link {
             vm,
             token,
@@ -80,7 +80,7 @@ impl World {
         });
     }
 
-    /// The VM of a worker's bridge, made when it is first needed.
+    /// The VM of a worker's bridge, created when it is first needed.
     fn bridge(&mut self, vm: usize) -> usize {
         let worker = self.workers.iter().position(|worker| worker.vm == vm).expect("a worker's VM");
         if let Some(bridge) = self.workers[worker].bridge {
@@ -97,7 +97,7 @@ impl World {
         self.links.iter().position(|link| link.is_open && (link.vm, link.token) == (vm, token))
     }
 
-    /// A message goes through the bridge, framed, and to Redis without its frame.
+    /// Sends a message with its gRPC frame to the bridge, and the bridge's output to Redis.
     pub(crate) fn send_on_link(&mut self, vm: usize, token: u32, message: &[u8]) {
         let Some(link) = self.link(vm, token) else { return };
         let framed = [frame::header(message.len() as u32).as_slice(), message].concat();
@@ -107,7 +107,7 @@ impl World {
             stream.request_body = Some(piece.to_vec());
             let arguments = (context, piece.len() as u32, 0_u32);
             let action: u32 = self.call(bridge, "proxy_on_request_body", context, arguments);
-            assert_eq!(action, 0, "the bridge holds bytes back");
+            assert_eq!(action, 0, "the bridge holds bytes");
             let stream = self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream");
             let plain = stream.request_body.take().unwrap_or_default();
             self.redis.received.extend(&plain);
@@ -116,7 +116,7 @@ impl World {
         self.serve(link);
     }
 
-    /// Redis reads what has come, if it does.
+    /// Redis reads the received commands and replies, if it is up.
     fn serve(&mut self, link: usize) {
         if self.redis.mode != Mode::Up || self.links[link].unanswered.is_empty() {
             return;
@@ -124,11 +124,11 @@ impl World {
         self.redis.model.now_us = self.redis.clock.wall_ns.get() / 1_000;
         let bytes = std::mem::take(&mut self.links[link].unanswered);
         let replies = self.redis.model.receive(&mut self.links[link].connection, &bytes).concat();
-        self.redis_says(link, &replies);
+        self.redis_sends(link, &replies);
     }
 
-    /// Redis is up, or up again: what it was asked meanwhile is answered.
-    pub fn redis_comes_up(&mut self) {
+    /// Redis is up (again), and replies to the commands received meanwhile.
+    pub fn redis_starts(&mut self) {
         self.redis.mode = Mode::Up;
         for link in 0..self.links.len() {
             if self.links[link].is_open {
@@ -138,7 +138,7 @@ impl World {
         self.settle();
     }
 
-    pub fn redis_hangs_up(&mut self) {
+    pub fn redis_disconnects(&mut self) {
         for link in 0..self.links.len() {
             if std::mem::take(&mut self.links[link].is_open) {
                 self.end_bridge_stream(link);
@@ -149,13 +149,13 @@ impl World {
         self.settle();
     }
 
-    /// How many connections there were, open ones and others.
+    /// How many connections there were, open or closed.
     pub fn connections(&self) -> usize {
         self.links.len()
     }
 
-    /// Bytes come from Redis on a connection.
-    pub fn redis_says(&mut self, link: usize, bytes: &[u8]) {
+    /// Redis sends bytes on a connection.
+    pub fn redis_sends(&mut self, link: usize, bytes: &[u8]) {
         for piece in bytes.chunks(self.redis.piece_bytes.max(1)) {
             self.turns.push_back(Turn::FromRedis(link, piece.to_vec()));
         }
@@ -172,15 +172,19 @@ impl World {
             self.bridge_stream(link).response_headers = Some(vec![(":status".to_owned(), b"200".to_vec())]);
             let action: u32 =
                 self.call(bridge, "proxy_on_response_headers", context, (context, 1_u32, 0_u32));
-            assert_eq!(action, 0, "the bridge holds a response back");
+            assert_eq!(action, 0, "the bridge holds a response");
             let headers = self.bridge_stream(link).response_headers.take().unwrap_or_default();
             let kind = crate::state::header(&headers, "content-type").map(<[u8]>::to_vec);
-            assert_eq!(kind.as_deref(), Some(&b"application/grpc"[..]), "Envoy's gRPC client would hang up");
+            assert_eq!(
+                kind.as_deref(),
+                Some(&b"application/grpc"[..]),
+                "Envoy's gRPC client would close the stream"
+            );
         }
         self.bridge_stream(link).response_body = Some(bytes.to_vec());
         let arguments = (context, bytes.len() as u32, 0_u32);
         let action: u32 = self.call(bridge, "proxy_on_response_body", context, arguments);
-        assert_eq!(action, 0, "the bridge holds a response back");
+        assert_eq!(action, 0, "the bridge holds a response");
         let framed = self.bridge_stream(link).response_body.take().unwrap_or_default();
         self.links[link].from_bridge.extend(framed);
         while let Some(message) = self.next_message(link) {
@@ -193,18 +197,18 @@ impl World {
         self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream")
     }
 
-    /// Takes a gRPC frame off, as Envoy's client does.
+    /// Removes the frame of a gRPC message, as Envoy's client does.
     fn next_message(&mut self, link: usize) -> Option<Vec<u8>> {
         let bytes = &mut self.links[link].from_bridge;
         let (head, rest) = bytes.split_at_checked(frame::HEADER_BYTES)?;
-        assert_eq!(head[0], 0, "a frame that claims to be compressed");
+        assert_eq!(head[0], 0, "a compressed frame");
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
         let message = rest.get(..length)?.to_vec();
         bytes.drain(..frame::HEADER_BYTES + length);
         Some(message)
     }
 
-    /// A message reaches the limiter, unless it has let go of the stream.
+    /// Delivers a message to the limiter, if it still holds the stream.
     pub(crate) fn deliver_message(&mut self, vm: usize, token: u32, message: Vec<u8>) {
         let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
         if let Some(root) = owner {

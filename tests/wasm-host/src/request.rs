@@ -1,8 +1,7 @@
-//! What a client sends and what it gets.
+//! Requests of clients, and their responses.
 
 use crate::state::{Headers, header};
 
-/// A request as a test writes it.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub(crate) headers: Headers,
@@ -14,7 +13,6 @@ pub struct Request {
 }
 
 impl Request {
-    /// With any method and path.
     pub fn new(method: &str, path: &str) -> Self {
         let headers = [(":method", method), (":path", path), (":authority", "api"), (":scheme", "http")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.into())).to_vec();
@@ -29,12 +27,10 @@ impl Request {
         }
     }
 
-    /// `GET`.
     pub fn get(path: &str) -> Self {
         Self::new("GET", path)
     }
 
-    /// `POST` with a body.
     pub fn post(path: &str, body: impl AsRef<[u8]>) -> Self {
         Self { body: body.as_ref().to_vec(), ..Self::new("POST", path) }
     }
@@ -48,34 +44,34 @@ impl Request {
         self.with("x-api-key", key)
     }
 
-    /// From this address and port, as Envoy writes them.
+    /// From this address and port, in Envoy's notation.
     pub fn from(mut self, source: impl AsRef<[u8]>) -> Self {
         self.source = source.as_ref().to_vec();
         self
     }
 
-    /// Whose upstream answers with this.
+    /// Sets the upstream's response, with a default body.
     pub fn answered(mut self, status: u32, headers: &[(&str, &str)]) -> Self {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
         self.upstream = (status, headers, b"hello".to_vec());
         self
     }
 
-    /// Whose upstream answers with this, body and all.
+    /// Sets the upstream's response.
     pub fn answered_with(self, status: u32, headers: &[(&str, &str)], body: &str) -> Self {
         let mut request = self.answered(status, headers);
         request.upstream.2 = body.into();
         request
     }
 
-    /// Whose upstream answers with these headers and what it got, if it got anything, and says how long that is.
+    /// The upstream responds with these headers, the request's body or else `or_else`, and a `content-length`.
     pub fn echoed(self, headers: &[(&str, &str)], or_else: &str) -> Self {
         let mut request = self.answered(200, headers);
         request.upstream.2 = or_else.into();
         Self { is_echoed: true, ..request }
     }
 
-    /// What the upstream answers when it has got this.
+    /// The upstream's response to this request.
     pub(crate) fn upstream_answer(&self, got: &Forwarded) -> (u32, Headers, Vec<u8>) {
         let (status, mut headers, mut body) = self.upstream.clone();
         if self.is_echoed {
@@ -87,7 +83,7 @@ impl Request {
         (status, headers, body)
     }
 
-    /// Whose upstream answers nothing before the test says so.
+    /// The upstream does not answer before [`crate::World::upstream_answers`].
     pub fn upstream_waits(mut self) -> Self {
         self.upstream_waits = true;
         self
@@ -99,7 +95,6 @@ impl Request {
     }
 }
 
-/// What came of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// HTTP status; 0 if the stream was reset.
@@ -107,12 +102,12 @@ pub struct Response {
     /// Without `:status`.
     pub headers: Headers,
     pub body: Vec<u8>,
-    /// What the upstream got before it answered; nothing if the filter answered.
+    /// What the upstream received; `None` if the filter answered.
     pub upstream_got: Option<Forwarded>,
 }
 
 impl Response {
-    /// A header's value; empty where it is missing.
+    /// A header's value; empty if it is missing.
     pub fn header(&self, name: &str) -> String {
         String::from_utf8_lossy(header(&self.headers, name).unwrap_or_default()).into_owned()
     }
@@ -123,7 +118,7 @@ impl Response {
         values.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
     }
 
-    /// How often a header is there.
+    /// How often a header occurs.
     pub fn count(&self, name: &str) -> usize {
         self.headers.iter().filter(|(known, _)| known == name).count()
     }

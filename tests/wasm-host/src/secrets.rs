@@ -1,4 +1,4 @@
-//! Secrets that every scenario is given, and the search for them everywhere that the filter writes to.
+//! The secrets in every scenario, and the search for them in all outputs of the filter.
 
 use crate::world::World;
 
@@ -7,10 +7,10 @@ pub const ADMIN_TOKEN: &str = "canary-admin-token-5d1f";
 pub const API_KEY: &str = "canary-api-key-91c7";
 pub const REDIS_PASSWORD: &str = "canary-redis-password-77aa";
 pub const REDIS_USER: &str = "canary-redis-user-03be";
-/// What all of them start with, and those of the scenarios.
+/// The prefixes of all secrets, here and in the scenarios.
 const CANARIES: [&[u8]; 2] = [b"canary-", b"c4nary-"];
 
-/// Every scenario ends with the search, unless it has failed already.
+/// Every scenario ends with the search, unless it has failed.
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -20,8 +20,8 @@ impl Drop for World {
 }
 
 impl World {
-    /// Panics if a secret stands in a log line, a stat's name, shared data, an answer, or in what Redis was sent but
-    /// for `AUTH`.
+    /// Panics if a secret is in a log line, a stat's name, shared data, a response, or a command to Redis other than
+    /// `AUTH`.
     fn search_for_secrets(&self) {
         let search = |place: &str, bytes: &[u8]| {
             let holds = |canary: &&[u8]| bytes.windows(canary.len()).any(|window| window == *canary);
@@ -47,7 +47,7 @@ impl World {
                 search("a header", value);
             }
         }
-        for command in harness::fake_redis::parse_commands(whole_commands(&self.redis.received)) {
+        for command in harness::fake_redis::parse_commands(complete_commands(&self.redis.received)) {
             if command.first().is_none_or(|name| name != b"AUTH") {
                 for word in command {
                     search("a command to Redis", &word);
@@ -57,8 +57,8 @@ impl World {
     }
 }
 
-/// What there is up to the last command that came whole.
-fn whole_commands(bytes: &[u8]) -> &[u8] {
+/// The bytes up to the end of the last complete command.
+fn complete_commands(bytes: &[u8]) -> &[u8] {
     let mut length = 0;
     while let Some((_, more)) =
         harness::fake_redis::parse_command(&bytes[length..]).filter(|(_, more)| *more > 0)

@@ -1,4 +1,4 @@
-//! What the host knows of one VM: its contexts, what is to be done when a callback returns, and what it has called.
+//! The host's state of one VM: its contexts, the effects of a callback, and the history of calls.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -9,10 +9,10 @@ use wasmtime::{Memory, StoreLimits, StoreLimitsBuilder, TypedFunc};
 use crate::failures::{Act, Failure, status};
 use crate::process::{Process, StatKind};
 
-/// Most memory that a VM may have (section 11 of the specification).
+/// The memory limit of a VM (section 11 of the specification).
 pub const MAX_MEMORY_BYTES: usize = 8 << 20;
 
-/// Callbacks and host calls that are remembered for the message of a failure.
+/// How many callbacks and host calls are recorded for the message of a failure.
 const HISTORY_LINES: usize = 200;
 
 /// Names and values in order, as on the wire.
@@ -23,7 +23,7 @@ pub(crate) fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a [u8]> {
     headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
 }
 
-/// One HTTP stream, as far as host calls can reach it. What is `None` is out of reach now.
+/// The parts of an HTTP stream that host calls can access. `None` is not available now.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
     pub(crate) request_headers: Option<Headers>,
@@ -34,7 +34,7 @@ pub(crate) struct Stream {
     pub(crate) source_address: Vec<u8>,
 }
 
-/// What a callback asked for, to be done when it has returned.
+/// An effect of a callback on its stream, carried out after it has returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     Continue(u32),
@@ -42,7 +42,7 @@ pub(crate) enum After {
     Close(u32),
 }
 
-/// An answer that the filter gives itself.
+/// A response that the filter sends itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LocalReply {
     pub(crate) status: u32,
@@ -51,7 +51,7 @@ pub(crate) struct LocalReply {
     pub(crate) grpc_status: i32,
 }
 
-/// What happens outside of the VM at once or in a later turn of its worker.
+/// An effect outside of the VM, carried out at once or in a later turn of its worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Out {
     Enqueued(u32),
@@ -61,17 +61,17 @@ pub(crate) enum Out {
     HttpCall(HttpCall),
 }
 
-/// A request of the filter's own.
+/// An HTTP call of the filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpCall {
     pub token: u32,
     pub cluster: String,
     pub headers: Headers,
-    /// How long it may take.
+
     pub timeout_ms: u32,
-    /// Whose callback gets the answer.
+    /// The context whose callback gets the response.
     pub(crate) context: u32,
-    /// When Envoy answers that it took too long.
+    /// When Envoy answers with a timeout.
     pub(crate) due_us: u64,
 }
 
@@ -81,27 +81,27 @@ impl HttpCall {
     }
 }
 
-/// An answer to a call of the filter's own.
+/// A response to an HTTP call of the filter.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CallResponse {
     pub(crate) headers: Headers,
     pub(crate) body: Vec<u8>,
 }
 
-/// Something done to the process from aside.
+/// A change of the process by another worker.
 pub(crate) type Aside = Box<dyn FnOnce(&Process)>;
 
-/// The host's side of a VM.
+/// The host's state of a VM.
 pub(crate) struct VmState {
     pub(crate) process: Rc<Process>,
     pub(crate) index: usize,
     pub(crate) vm_id: String,
     pub(crate) root_id: String,
-    /// The names of root contexts that have another one: plugins that share the VM.
+    /// The names of root contexts other than `root_id`: plugins that share the VM.
     pub(crate) root_names: HashMap<u32, String>,
-    /// Whether the guest is the probe, which may do what no filter should.
+    /// Whether the guest is the probe, which may do what a filter must not.
     pub(crate) is_probe: bool,
-    /// Root contexts that exist, and the period of each one's timer.
+    /// The root contexts and their timers.
     pub(crate) roots: BTreeMap<u32, Option<Timer>>,
     pub(crate) streams: HashMap<u32, Stream>,
     /// The root of each stream.
@@ -109,14 +109,13 @@ pub(crate) struct VmState {
     pub(crate) current: u32,
     pub(crate) effective: u32,
     pub(crate) after: VecDeque<After>,
-    /// How often the filter has answered a request itself.
     pub(crate) replies: u64,
     pub(crate) out: VecDeque<Out>,
     pub(crate) plugin_configuration: Option<Vec<u8>>,
     pub(crate) call_response: Option<CallResponse>,
     pub(crate) grpc_message: Vec<u8>,
     pub(crate) metrics: BTreeMap<u32, (StatKind, String)>,
-    /// gRPC streams that this VM holds.
+    /// The root contexts of the VM's gRPC streams, by token.
     pub(crate) grpc_streams: BTreeMap<u32, u32>,
     pub(crate) last_token: u32,
     pub(crate) random: u64,
@@ -138,7 +137,7 @@ pub(crate) struct Guest {
     pub(crate) allocate: TypedFunc<u32, u32>,
 }
 
-/// A line of a VM's history, made into text only if a test fails.
+/// A line of a VM's history, formatted only if a test fails.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Callback(&'static str, [u32; 5]),
@@ -152,7 +151,7 @@ impl fmt::Display for Event {
         match self {
             Event::Callback(name, arguments) => write!(formatter, "{name}{arguments:?}"),
             Event::Called(call) => write!(formatter, "    {call}"),
-            Event::Failed(call, act) => write!(formatter, "    {call} goes wrong: {act:?}"),
+            Event::Failed(call, act) => write!(formatter, "    {call} fails: {act:?}"),
             Event::Logged(level, line) => write!(formatter, "    log {level}: {line}"),
         }
     }
@@ -201,10 +200,10 @@ impl VmState {
         }
     }
 
-    /// Notes a host call; the status that it has to return at once, if a failure is scripted for it.
+    /// Records a host call; returns a status if a failure is scripted for it.
     pub(crate) fn enter(&mut self, call: &'static str) -> Option<u32> {
         *self.calls.entry(call).or_default() += 1;
-        let act = self.failures.iter_mut().find_map(|failure| failure.strikes(call));
+        let act = self.failures.iter_mut().find_map(|failure| failure.apply(call));
         match act {
             Some(act) => self.note(Event::Failed(call, act)),
             None => self.note(Event::Called(call)),
@@ -227,7 +226,7 @@ impl VmState {
         self.history.push_back(event);
     }
 
-    /// The context that a host call is about.
+    /// The context of a host call.
     pub(crate) fn context(&self) -> u32 {
         if self.effective != 0 && self.exists(self.effective) { self.effective } else { self.current }
     }
@@ -236,13 +235,13 @@ impl VmState {
         self.roots.contains_key(&context) || self.streams.contains_key(&context)
     }
 
-    /// The root of the context that a host call is about.
+    /// The root context of a host call.
     pub(crate) fn root(&self) -> u32 {
         let context = self.context();
         self.parents.get(&context).copied().unwrap_or(context)
     }
 
-    /// A token of a kind, which stands in its low bits.
+    /// A new token, with its kind in the low bits.
     pub(crate) fn next_token(&mut self, kind: u32) -> u32 {
         self.last_token += 4;
         self.last_token | kind
@@ -281,7 +280,7 @@ impl VmState {
         let context = self.context();
         let stream = self.streams.get_mut(&context);
         match kind {
-            // Where there is none (yet), it is empty.
+            // A missing body is empty.
             REQUEST_BODY => Some(stream?.request_body.get_or_insert_default()),
             RESPONSE_BODY => Some(stream?.response_body.get_or_insert_default()),
             CALL_RESPONSE_BODY => self.call_response.as_mut().map(|response| &mut response.body),

@@ -1,4 +1,4 @@
-//! One VM: callbacks in, with a bound on what each may cost, and every trap a failure that shows how it came about.
+//! One VM: calls its callbacks with a fuel bound; a trap fails the test and prints the history.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,26 +10,25 @@ use crate::failures::Failure;
 use crate::process::Process;
 use crate::state::{Event, Guest, MAX_MEMORY_BYTES, VmState};
 
-/// Most that one callback may cost. The dearest in earnest is a configuration with thousands of keys, some tens of
-/// millions; what goes over hangs.
+/// The fuel bound of a callback. The most expensive valid callback, a configuration with thousands of keys, needs some
+/// tens of millions; a callback that exceeds the bound hangs.
 pub const MAX_FUEL: u64 = 2_000_000_000;
 
-/// One instance of the filter, and the host's side of it.
+/// One instance of the filter.
 pub struct Vm {
     store: Store<VmState>,
     instance: wasmtime::Instance,
-    /// What all callbacks have cost.
+    /// The fuel of all callbacks.
     pub total_fuel: u64,
-    /// What the dearest callback has cost so far.
+    /// The fuel of the most expensive callback.
     pub most_fuel: u64,
-    /// Whether a failure unwinds without a word.
+    /// Whether a failure unwinds without a message.
     pub(crate) is_quiet: bool,
-    /// How many callbacks there were.
     pub callbacks: u64,
 }
 
 impl Vm {
-    /// A fresh instance, initialised, with no context yet.
+    /// A new instance, initialised, without a context.
     pub(crate) fn new(
         module: &InstancePre<VmState>,
         process: Rc<Process>,
@@ -43,9 +42,7 @@ impl Vm {
         store.set_fuel(MAX_FUEL).expect("an engine that counts fuel");
         let instance = module.instantiate(&mut store).expect("an instance of a module that is linked");
         let memory = instance.get_memory(&mut store, "memory").expect("a memory");
-        let allocate = instance
-            .get_typed_func(&mut store, "proxy_on_memory_allocate")
-            .expect("an allocator for what the host hands over");
+        let allocate = instance.get_typed_func(&mut store, "proxy_on_memory_allocate").expect("an allocator");
         store.data_mut().guest = Some(Guest { memory, allocate });
         let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, is_quiet: false, callbacks: 0 };
         vm.call::<(), ()>("_initialize", 0, ());
@@ -60,28 +57,26 @@ impl Vm {
         self.store.data_mut()
     }
 
-    /// How often each host call was made.
     pub fn host_calls(&self) -> &BTreeMap<&'static str, u64> {
         &self.store.data().calls
     }
 
-    /// From now on host calls go wrong like that.
+    /// Scripts these failures, and removes earlier ones.
     pub fn script(&mut self, failures: impl IntoIterator<Item = Failure>) {
         self.store.data_mut().failures = failures.into_iter().collect();
     }
 
-    /// Whether a scripted failure has struck.
+    /// Whether a scripted failure has occurred.
     pub fn has_failed_a_call(&self) -> bool {
         self.store.data().has_failed_a_call
     }
 
-    /// Bytes of memory that it has.
+    /// The size of its memory.
     pub fn memory_bytes(&mut self) -> usize {
         let guest = self.store.data().guest.clone().expect("an instance");
         guest.memory.data_size(&self.store)
     }
 
-    /// Whether the guest wants to be called at all.
     pub(crate) fn has_export(&mut self, name: &str) -> bool {
         self.instance.get_func(&mut self.store, name).is_some()
     }
@@ -116,7 +111,7 @@ impl Vm {
         }
     }
 
-    /// Panics with what the callbacks and host calls were before, oldest first.
+    /// Panics with the history of callbacks and host calls, oldest first.
     fn fail(&self, message: &str) -> ! {
         let state = self.store.data();
         let mut text =

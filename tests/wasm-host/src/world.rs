@@ -1,4 +1,4 @@
-//! Envoys with their workers, one Redis, and the turns of their event loops, on clocks that tests move.
+//! Envoys with their workers, one Redis, and the turns of their event loops. Tests control the clocks.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -13,36 +13,36 @@ use crate::vm::{Arguments, Vm};
 /// The `vm_id` of the limiter.
 pub const LIMITER: &str = "rate_limiter";
 
-/// Most turns in a row: more is a loop that feeds itself.
+/// The maximum of turns at one instant: more is an endless loop.
 const MAX_TURNS: usize = 200_000;
 
 /// Envoy's `StopAllIterationAndWatermark`.
 const HOLD: u32 = 4;
 
-/// What a world starts with.
+/// The configuration of a world.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub configuration: Vec<u8>,
-    /// What Envoy hands to the VM.
+    /// Variables that Envoy passes to the VM.
     pub environment: Vec<(String, Vec<u8>)>,
     pub envoys: usize,
-    /// How many workers each has.
+    /// Workers of each Envoy.
     pub workers: usize,
-    /// Where all randomness of the VMs comes from.
+    /// The seed of the VMs' randomness.
     pub seed: u64,
     /// Whether the plugin has `allow_on_headers_stop_iteration`.
     pub allows_stop: bool,
     /// Clusters that each Envoy has.
     pub clusters: Vec<&'static str>,
-    /// Those of them where nobody takes a connection.
+    /// The clusters that refuse connections.
     pub refusing: Vec<&'static str>,
-    /// Those of them that answer every gRPC stream with one empty message, and end it.
+    /// The clusters that answer every gRPC stream with one empty message, and end it.
     pub greeting: Vec<&'static str>,
     /// The log level of each Envoy: 0 is trace, 2 info.
     pub log_level: u32,
-    /// Whether the filter is not the limiter but the probe, which asks its host about itself.
+    /// Whether the filter is the probe instead of the limiter.
     pub is_probe: bool,
-    /// Whether a trap unwinds without a word, for whoever catches it.
+    /// Whether a trap unwinds without a message, for callers that catch it.
     pub is_quiet: bool,
 }
 
@@ -81,7 +81,7 @@ impl Setup {
     }
 }
 
-/// What happens in a later turn.
+/// An event in a later turn.
 #[derive(Debug)]
 pub(crate) enum Turn {
     QueueReady(Rc<Process>, u32),
@@ -103,15 +103,15 @@ pub(crate) struct Worker {
 }
 
 pub struct World {
-    /// The clocks that all share.
+    /// The clocks of all Envoys.
     pub clock: Rc<Clock>,
     pub processes: Vec<Rc<Process>>,
     pub redis: Redis,
-    /// What the configuration cluster answers by path: status and body. Nothing: no answer yet.
+    /// The responses of the configuration cluster by path: status and body. A missing one is not answered yet.
     pub documents: HashMap<String, (u32, Vec<u8>)>,
-    /// Paths that the filter has asked for.
-    pub asked: Vec<String>,
-    /// Requests of the filter's own that nobody has answered: the worker, and the call.
+    /// The paths of all HTTP calls.
+    pub fetched: Vec<String>,
+    /// Unanswered HTTP calls of the filter: the VM, and the call.
     pub calls: Vec<(usize, HttpCall)>,
     pub(crate) setup: Setup,
     pub(crate) vms: Vec<Vm>,
@@ -124,31 +124,35 @@ pub struct World {
 }
 
 impl World {
-    /// Envoys that have taken the configuration. Panics if they do not.
+    /// Starts Envoys and configures them. Panics if they reject the configuration.
     pub fn start(setup: Setup) -> Self {
         let mut world = Self::boot(setup);
         for worker in 0..world.workers.len() {
             let configuration = world.setup.configuration.clone();
             let text = String::from_utf8_lossy(&configuration).into_owned();
-            assert!(world.configure(worker, &configuration), "refused: {text}\n{:?}", world.processes[0].log);
+            assert!(
+                world.configure(worker, &configuration),
+                "rejected: {text}\n{:?}",
+                world.processes[0].log
+            );
         }
         world.settle();
         world
     }
 
-    /// Envoys whose workers have not been configured yet.
+    /// Starts Envoys without a configuration.
     pub fn boot(setup: Setup) -> Self {
         let clock = Rc::new(Clock {
             monotonic_ns: (1_000_000_000_000).into(),
             wall_ns: (1_700_000_000_000_000_000).into(),
-            ns_per_look: 0.into(),
+            ns_per_read: 0.into(),
         });
         let mut world = Self {
             clock: clock.clone(),
             processes: Vec::new(),
             redis: Redis::at(clock.clone()),
             documents: HashMap::new(),
-            asked: Vec::new(),
+            fetched: Vec::new(),
             calls: Vec::new(),
             vms: Vec::new(),
             workers: Vec::new(),
@@ -172,8 +176,8 @@ impl World {
         world
     }
 
-    /// One more plugin on a worker's thread: in the worker's VM, if the VM has that name, and else in one of its own.
-    /// Gives the number by which requests are sent to it. Panics if it does not take the configuration.
+    /// Adds a plugin to a worker: in the worker's VM if that has the same name, else in a new VM. Returns the number to
+    /// send requests to. Panics if it rejects the configuration.
     pub fn add_plugin(
         &mut self,
         worker: usize,
@@ -188,7 +192,7 @@ impl World {
         }
         let plugin = self.workers.len();
         self.workers.push(Worker { vm, root: 0, bridge: None, allows_stop });
-        assert!(self.configure(plugin, configuration), "{root_id} refuses its configuration");
+        assert!(self.configure(plugin, configuration), "{root_id} rejects its configuration");
         let root = self.workers[plugin].root;
         self.vms[vm].state_mut().root_names.insert(root, root_id.to_owned());
         self.settle();
@@ -206,18 +210,18 @@ impl World {
         index
     }
 
-    /// Delivers a configuration: a new root context, which new requests use if it takes it.
+    /// Delivers a configuration: a new root context, which new requests use if it accepts the configuration.
     pub fn configure(&mut self, worker: usize, configuration: &[u8]) -> bool {
         let vm = self.workers[worker].vm;
         let root = self.new_root(vm);
         self.vms[vm].state_mut().plugin_configuration = Some(configuration.to_vec());
-        let taken: u32 = self.call(vm, "proxy_on_configure", root, (root, configuration.len() as u32));
+        let accepted: u32 = self.call(vm, "proxy_on_configure", root, (root, configuration.len() as u32));
         self.vms[vm].state_mut().plugin_configuration = None;
-        let gone = if taken != 0 { std::mem::replace(&mut self.workers[worker].root, root) } else { root };
+        let gone = if accepted != 0 { std::mem::replace(&mut self.workers[worker].root, root) } else { root };
         if gone != 0 {
             self.delete_idle_root(vm, gone);
         }
-        taken != 0
+        accepted != 0
     }
 
     pub(crate) fn new_root(&mut self, vm: usize) -> u32 {
@@ -228,7 +232,7 @@ impl World {
         root
     }
 
-    /// An old root context goes when its last request has gone.
+    /// Deletes an old root context after its last request.
     pub(crate) fn delete_idle_root(&mut self, vm: usize, root: u32) {
         let state = self.vms[vm].state();
         let is_current = self.workers.iter().any(|worker| (worker.vm, worker.root) == (vm, root));
@@ -246,7 +250,7 @@ impl World {
         }
     }
 
-    /// Calls the filter, and does what it asked for when it has returned.
+    /// Calls the filter, and carries out the effects after it has returned.
     pub(crate) fn call<P, R>(&mut self, vm: usize, name: &'static str, context: u32, arguments: P) -> R
     where
         P: wasmtime::WasmParams + Arguments,
@@ -257,8 +261,8 @@ impl World {
         result
     }
 
-    /// A callback of a request, and the action that Envoy takes from it: one in which the filter has answered a
-    /// request, this one or another, holds its own, whatever it returns.
+    /// Calls a callback of a request; returns Envoy's action. If the filter has answered any request in it, this
+    /// request is held, whatever the callback returns.
     pub(crate) fn call_for_action<P>(
         &mut self,
         vm: usize,
@@ -298,9 +302,9 @@ impl World {
         }
     }
 
-    /// A call of the filter's own: answered in a later turn, where it is known how.
+    /// An HTTP call of the filter, answered in a later turn if the response is known.
     fn take_call(&mut self, vm: usize, call: HttpCall) {
-        self.asked.push(call.path());
+        self.fetched.push(call.path());
         if self.setup.refusing.contains(&call.cluster.as_str()) {
             let body = b"upstream connect error or disconnect/reset before headers".to_vec();
             self.turns.push_back(Turn::CallAnswered(vm, call, Some((503, body))));
@@ -321,24 +325,24 @@ impl World {
         }
     }
 
-    /// Runs the event loops until nothing is left to do at this instant.
+    /// Runs the event loops until no turn is left at this instant.
     pub fn settle(&mut self) {
         for _ in 0..MAX_TURNS {
             if !self.take_one_turn() {
                 return;
             }
         }
-        panic!("{MAX_TURNS} turns at one instant: a loop that feeds itself");
+        panic!("{MAX_TURNS} turns at one instant: an endless loop");
     }
 
-    /// Runs one turn; false where there is none.
+    /// Runs one turn; false if there is none.
     pub(crate) fn take_one_turn(&mut self) -> bool {
         let turn = self.turns.pop_front();
-        let is_there = turn.is_some();
+        let is_some = turn.is_some();
         if let Some(turn) = turn {
             self.take_turn(turn);
         }
-        is_there
+        is_some
     }
 
     fn take_turn(&mut self, turn: Turn) {
@@ -370,7 +374,8 @@ impl World {
         }
     }
 
-    /// Tells the root context that opened a stream of something, if it still holds the stream, and wants to hear of it.
+    /// Calls a callback of the root context that opened a stream, if it still holds the stream and exports the
+    /// callback.
     fn on_stream(&mut self, vm: usize, token: u32, name: &'static str, argument: u32) {
         let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
         if let Some(root) = owner.filter(|_| self.vms[vm].has_export(name)) {
@@ -378,7 +383,7 @@ impl World {
         }
     }
 
-    /// Answers a call of the filter's own: a status and a body, or nothing where the response broke off.
+    /// Answers an HTTP call of the filter: a status and a body, or `None` for an aborted response.
     pub fn answer_call(&mut self, index: usize, answer: Option<(u32, Vec<u8>)>) {
         let (vm, call) = self.calls.remove(index);
         self.deliver_call_response(vm, &call, answer);
@@ -386,7 +391,7 @@ impl World {
     }
 
     fn deliver_call_response(&mut self, vm: usize, call: &HttpCall, answer: Option<(u32, Vec<u8>)>) {
-        // Whoever is gone took its calls along.
+        // The calls of a deleted context are cancelled.
         if !self.vms[vm].state().exists(call.context) {
             return;
         }
@@ -403,7 +408,7 @@ impl World {
         self.vms[vm].state_mut().call_response = None;
     }
 
-    /// Envoy answers the calls that have taken too long.
+    /// Ends the calls that have timed out, as Envoy does.
     fn end_late_calls(&mut self) {
         let now_us = self.clock.now_us();
         while let Some(index) = self.calls.iter().position(|(_, call)| call.due_us <= now_us) {
@@ -411,7 +416,7 @@ impl World {
         }
     }
 
-    /// Lets time pass, with every tick that is due on the way.
+    /// Advances the clocks, and runs every tick that is due.
     pub fn advance_ms(&mut self, ms: u64) {
         self.advance_us(ms * 1_000);
     }
@@ -453,7 +458,7 @@ impl World {
         &mut self.vms[self.workers[worker].vm]
     }
 
-    /// All VMs, those of bridges too.
+    /// All VMs, including those of bridges.
     pub fn all_vms(&mut self) -> &mut [Vm] {
         &mut self.vms
     }

@@ -1,4 +1,4 @@
-//! Calls out of the filter: HTTP calls and gRPC streams, and what the filter never calls.
+//! Outgoing calls of the filter: HTTP calls and gRPC streams, and the imports that the filter never calls.
 
 use wasmtime::{Linker, Result};
 
@@ -7,7 +7,7 @@ use crate::failures::status;
 use crate::guest::{Host, OutOfBounds, bail, read, read_headers, read_text, write_u32};
 use crate::state::{HttpCall, Out, VmState};
 
-/// The low bits of a token say what it names.
+/// The low bits of a token are its kind.
 const TOKEN_KINDS: u32 = 3;
 const HTTP_CALL: u32 = 0;
 const GRPC_STREAM: u32 = 2;
@@ -25,7 +25,7 @@ fn http_call(linker: &mut Linker<VmState>) -> Result<()> {
     ) {
         let cluster = read_text(&host, cluster, cluster_size)?;
         let Some(headers) = read_headers(&read(&host, headers, headers_size)?) else {
-            bail!("a call with headers in no known form");
+            bail!("a call with invalid headers");
         };
         let has = |name: &str| headers.iter().any(|(known, _)| known == name);
         let is_known = host.data().process.clusters.borrow().contains(&cluster);
@@ -48,7 +48,7 @@ fn grpc_streams(linker: &mut Linker<VmState>) -> Result<()> {
         host, service, service_size, _name, _name_size, _method, _method_size, _metadata, _metadata_size, to
     ) {
         let service = read(&host, service, service_size)?;
-        // What is no such message is a cluster's name.
+        // If it is not such a message, it is the name of a cluster.
         let bare = || String::from_utf8(service.clone()).ok();
         let Some(cluster) = envoy_grpc_cluster(&service).or_else(bare) else {
             return Ok(status::PARSE_FAILURE);
@@ -82,14 +82,14 @@ fn grpc_streams(linker: &mut Linker<VmState>) -> Result<()> {
     import! { linker env proxy_grpc_close(host, token) {
         match refused(&host, token) {
             Some(refused) => Ok(refused),
-            None => bail!("the filter closes a stream, which this host does not have: the limiter cancels"),
+            None => bail!("the filter closes a stream, which this host does not support: the limiter cancels"),
         }
     } }
     Ok(())
 }
 
-/// Why a stream cannot be used. Streams belong to root contexts, and Envoy looks among those of the root of the context
-/// in effect alone.
+/// Why a stream cannot be used. Streams belong to root contexts; Envoy searches only those of the effective context's
+/// root.
 fn refused(host: &Host<'_>, token: u32) -> Option<u32> {
     let state = host.data();
     match state.grpc_streams.get(&token) {
@@ -110,13 +110,13 @@ fn envoy_grpc_cluster(message: &[u8]) -> Option<String> {
     String::from_utf8(field(&field(message)?)?).ok()
 }
 
-/// What the SDK imports and the filter never calls: a call is a defect.
+/// Imports of the SDK that the filter never calls: a call is a defect.
 fn unused(linker: &mut Linker<VmState>) -> Result<()> {
     macro_rules! never {
         ($($name:literal($($argument:ident),*);)*) => {
             $(linker.func_wrap("env", $name, |$($argument: u32),*| -> Result<u32> {
                 let _ = ($($argument,)*);
-                bail!("the filter calls {}, which this host does not have", $name)
+                bail!("the filter calls {}, which this host does not support", $name)
             })?;)*
         };
     }
@@ -128,7 +128,7 @@ fn unused(linker: &mut Linker<VmState>) -> Result<()> {
         "proxy_call_foreign_function"(a, b, c, d, e, f);
     }
     linker.func_wrap("env", "proxy_done", || -> Result<u32> {
-        bail!("the filter calls proxy_done, which this host does not have")
+        bail!("the filter calls proxy_done, which this host does not support")
     })?;
     Ok(())
 }

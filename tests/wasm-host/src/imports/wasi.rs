@@ -1,5 +1,5 @@
-//! The WASI calls that Rust's standard library makes: clocks, randomness from the seed, the environment, and what a
-//! panic writes.
+//! The WASI calls of Rust's standard library: clocks, randomness from the seed, the environment, and the output of a
+//! panic.
 
 use wasmtime::{Linker, Result};
 

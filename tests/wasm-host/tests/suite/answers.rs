@@ -1,5 +1,5 @@
-//! Answers of a limiter on shared data, where they depend on what only this host can do: exact times, odd addresses,
-//! pieces of bodies, chosen workers. All else about answers is in the scenarios.
+//! Responses of a limiter on shared data that only this host can test: exact times, unusual addresses, parts of bodies,
+//! chosen workers. Other tests of responses are in the scenarios.
 
 use wasm_host::secrets::API_KEY;
 use wasm_host::{Request, Setup, World};
@@ -7,7 +7,7 @@ use wasm_host::{Request, Setup, World};
 use crate::support::{change, configuration, keyed, statuses, world};
 
 #[test]
-fn every_limited_answer_says_where_the_caller_stands() {
+fn every_limited_response_has_the_callers_limit_and_remaining_tokens() {
     let mut world = world();
     let admitted = world.get(0, &keyed());
     let expected = [
@@ -27,12 +27,11 @@ fn every_limited_answer_says_where_the_caller_stands() {
     assert_eq!((refused.header("retry-after").as_str(), refused.upstream_got), (("1"), None));
 }
 
-/// What a request looks like, and from whose bucket of which size it takes.
 #[test]
 fn a_caller_is_its_known_key_and_else_its_address() {
     let odd: [(&str, Vec<u8>); 6] = [
         ("none", b"".to_vec()),
-        ("unknown", b"who".to_vec()),
+        ("unknown", b"unknown".to_vec()),
         ("no UTF-8", b"\xff\xfe".to_vec()),
         ("257 bytes", vec![b'x'; 257]),
         ("64 KiB", vec![b'x'; 65_536]),
@@ -41,8 +40,8 @@ fn a_caller_is_its_known_key_and_else_its_address() {
     for (name, key) in odd {
         let mut world = world();
         let request = Request::get("/").key(&key);
-        let answer = world.get(0, &request);
-        assert_eq!((answer.header("x-ratelimit-tier").as_str(), answer.status), ("free", 200), "{name}");
+        let response = world.get(0, &request);
+        assert_eq!((response.header("x-ratelimit-tier").as_str(), response.status), ("free", 200), "{name}");
         assert_eq!(statuses(&mut world, 0, &Request::get("/"), 3), [200, 200, 429], "{name}: one bucket");
         let elsewhere = world.get(0, &request.from("192.0.2.2:1"));
         assert_eq!(elsewhere.header("x-ratelimit-remaining"), "2", "{name}");
@@ -50,7 +49,7 @@ fn a_caller_is_its_known_key_and_else_its_address() {
 }
 
 #[test]
-fn addresses_are_grouped_and_odd_ones_share_a_bucket() {
+fn addresses_are_grouped_and_invalid_ones_share_a_bucket() {
     let pairs: [(&[u8], &[u8], bool); 5] = [
         (b"192.0.2.1:1", b"192.0.2.1:65535", true),
         (b"[::ffff:192.0.2.1]:1", b"192.0.2.1:2", true),
@@ -67,7 +66,7 @@ fn addresses_are_grouped_and_odd_ones_share_a_bucket() {
 }
 
 #[test]
-fn a_body_may_come_in_pieces_and_end_with_trailers_and_is_not_waited_for_longer_than_ten_seconds() {
+fn a_body_may_arrive_in_parts_and_end_with_trailers_within_ten_seconds() {
     let mut world = world();
     let request = change("DEGRADED");
     let id = world.begin(0, &request, false);
@@ -97,7 +96,7 @@ fn four_workers_admit_exactly_what_one_bucket_holds() {
 }
 
 #[test]
-fn a_reload_keeps_tokens_and_a_bad_one_is_refused() {
+fn a_reload_keeps_tokens_and_an_invalid_one_is_rejected() {
     let mut world = world();
     assert_eq!(statuses(&mut world, 0, &keyed(), 4), [200; 4]);
     assert!(!world.configure(0, b"{\"tiers\": {}}"));
@@ -109,7 +108,7 @@ fn a_reload_keeps_tokens_and_a_bad_one_is_refused() {
 }
 
 #[test]
-fn documents_are_fetched_published_to_all_workers_and_left_out_when_bad() {
+fn documents_are_fetched_and_published_to_all_workers_unless_invalid() {
     let source =
         r#", "config_source": {"cluster": "config_files", "api_keys": "/keys.json", "ttl_seconds": 5}"#;
     let mut world = World::start(Setup::new(configuration(source)).workers(2));
@@ -121,7 +120,7 @@ fn documents_are_fetched_published_to_all_workers_and_left_out_when_bad() {
         assert_eq!(world.get(worker, &Request::get("/").key("canary-new")).header("x-ratelimit-tier"), "pro");
     }
     let bad: [(u32, &[u8]); 5] =
-        [(200, b"{"), (200, b"[]"), (503, b"{}"), (200, b"{\"k\": \"nobody\"}"), (204, b"")];
+        [(200, b"{"), (200, b"[]"), (503, b"{}"), (200, b"{\"k\": \"unknown\"}"), (204, b"")];
     for answer in bad {
         world.documents.insert("/keys.json".into(), (answer.0, answer.1.to_vec()));
         world.advance_ms(6_000);
@@ -134,14 +133,14 @@ fn documents_are_fetched_published_to_all_workers_and_left_out_when_bad() {
             world.advance_ms(100);
         }
     }
-    assert_eq!(world.calls.len(), 1, "one worker asks");
+    assert_eq!(world.calls.len(), 1, "one worker fetches");
     world.answer_call(0, None);
     assert!(world.processes[0].has_logged("broke off"));
 }
 
-/// The host refuses a line of the log that could be taken for several; so does the list of errors here.
+/// The host rejects log lines with control characters.
 #[test]
-fn what_documents_and_configurations_hold_forges_no_line_of_the_log() {
+fn documents_and_configurations_cannot_forge_log_lines() {
     let forged = r"gold\n[2026-01-01 00:00:00.000][1][info][wasm] forged\u2028";
     let long = "x".repeat(1 << 20);
     let source = r#", "config_source": {"cluster": "config_files", "tiers": "/t", "ttl_seconds": 5}"#;
@@ -159,19 +158,19 @@ fn what_documents_and_configurations_hold_forges_no_line_of_the_log() {
     assert!(world.processes[0].has_logged("default_tier: found"));
 }
 
-/// A gRPC call that fails at once is answered by a 200 of headers alone. Of its codes some are the server's fault.
+/// A gRPC call that fails at once is answered with a 200 without a body. Only some gRPC codes are server errors.
 #[test]
-fn a_grpc_call_that_fails_at_once_is_a_failure_where_it_is_the_servers() {
+fn a_grpc_call_that_fails_at_once_is_a_failure_if_its_code_is_a_server_error() {
     for (status, health) in [("14", "DEGRADED"), ("5", "NORMAL"), ("0", "NORMAL")] {
         let mut world = World::start(Setup::new(configuration(r#", "health": {"mode": "auto"}"#)));
         let headers = [("content-type", "application/grpc"), ("grpc-status", status)];
         let call = Request::post("/demo.Greeter/Hello", [0; 5]).answered_with(200, &headers, "");
-        let mut told = String::new();
+        let mut reported = String::new();
         for number in 0..400 {
             let call = call.clone().from(format!("192.0.{}.{}:40000", number / 200, number % 200));
-            told = world.get(0, &call).header("x-system-health");
+            reported = world.get(0, &call).header("x-system-health");
             world.advance_ms(10);
         }
-        assert_eq!(told, health, "{status}");
+        assert_eq!(reported, health, "{status}");
     }
 }

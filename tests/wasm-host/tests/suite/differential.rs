@@ -1,25 +1,24 @@
-//! One script of random requests, sent to the hostile host and to a real Envoy: the answers are the same, one by one.
+//! The same random requests are sent to the hostile host and to a real Envoy; every response must be the same.
 //!
-//! No token comes back while a script runs, so that answers do not depend on how long it takes. What tells the time
-//! is compared by its form alone; everything else that the filter decides is compared byte by byte: the status, the
-//! limiter's headers, the body.
+//! No bucket refills during a script, so that responses do not depend on its duration. Of times only the presence is
+//! compared; everything else is compared byte by byte: the status, the limiter's headers, the body.
 
 use std::collections::BTreeMap;
 
 use e2e::gateway::RealEnvoy;
 use harness::random::Random;
-use scenarios::support::{PATIENT_MS, SECRETS, TOKEN, await_redis, in_redis, sha256_hex};
+use scenarios::support::{LONG_TIMEOUT_MS, SECRETS, TOKEN, await_redis, in_redis, sha256_hex};
 use scenarios::{Host, Request, Response, Setup};
 use serde_json::{Value, json};
 
 use crate::gateway::HostileHost;
 
-/// One token in some ten days.
+/// One token in about ten days.
 const NEVER: f64 = 0.000_001;
 
 const REQUESTS: usize = 400;
 
-/// Headers of the filter whose values are the same wherever it runs.
+/// Headers of the filter whose values are the same in both hosts.
 const SAME: [&str; 9] = [
     "x-ratelimit-limit",
     "x-ratelimit-remaining",
@@ -32,7 +31,7 @@ const SAME: [&str; 9] = [
     "grpc-status",
 ];
 
-/// Headers of the filter that tell the time: how often they are there is compared.
+/// Headers of the filter with times: only their number is compared.
 const TIMED: [&str; 3] = ["x-ratelimit-reset", "x-processing-time", "ratelimit"];
 
 fn config(random: &mut Random) -> Value {
@@ -68,7 +67,7 @@ fn pick<'a, T: ?Sized>(random: &mut Random, choices: &[&'a T]) -> &'a T {
     choices[random.below(choices.len() as u64) as usize]
 }
 
-/// A request of any kind that the filter treats in a way of its own.
+/// A request of any kind that the filter handles differently.
 fn request(random: &mut Random) -> Request {
     let request = match random.below(10) {
         0 => admin(random),
@@ -138,8 +137,8 @@ fn with_key(random: &mut Random, request: Request) -> Request {
     }
 }
 
-/// A request to the endpoints; wrong tokens come from many addresses, so that the guard against guessing is met, but
-/// not every time.
+/// A request to the endpoints. Wrong tokens are sent from several addresses, so that the login throttle refuses only
+/// some of them.
 fn admin(random: &mut Random) -> Request {
     let bodies = [
         r#"{"status":"DEGRADED"}"#,
@@ -168,20 +167,20 @@ fn admin(random: &mut Random) -> Request {
     }
 }
 
-/// What chance seldom makes: a body of one byte too many.
+/// A body that is one byte too long, which is rarely generated.
 fn too_long() -> Request {
     let body = format!("{:1$}", r#"{"status":"NORMAL"}"#, 1_025);
     Request::post("/system/health", body).header("X-Admin-Token", TOKEN)
 }
 
-/// All of an answer that two hosts have to agree on.
+/// The parts of a response that must be the same in both hosts.
 fn comparable(response: &Response) -> (u16, Vec<(&'static str, Vec<String>)>, String) {
     let mut headers: Vec<_> = SAME.iter().map(|name| (*name, response.all(name))).collect();
     for name in TIMED {
         headers.push((name, response.all(name).iter().map(|_| "a time".to_owned()).collect()));
     }
     for (name, values) in &mut headers {
-        // Whole seconds of ten days, or of what is left of a minute.
+        // Whole seconds: up to ten days, or the rest of a minute.
         if *name == "retry-after" {
             values.iter_mut().for_each(|value| *value = rounded(value));
         }
@@ -194,7 +193,7 @@ fn comparable(response: &Response) -> (u16, Vec<(&'static str, Vec<String>)>, St
     (response.status, headers, body)
 }
 
-/// The order of a number of seconds: scripts take a while in a real Envoy, and none in the hostile host.
+/// The magnitude of a number of seconds: a script takes time in a real Envoy, but none in the hostile host.
 fn rounded(seconds: &str) -> String {
     let seconds: u64 = seconds.parse().expect("whole seconds");
     match seconds {
@@ -203,13 +202,13 @@ fn rounded(seconds: &str) -> String {
     }
 }
 
-/// Plays a script on both; says at which request they first differ.
+/// Runs a script on both hosts; returns the first difference.
 fn difference(seed: u64, setup: impl Fn(&Value) -> [Setup; 2]) -> Option<String> {
     let mut random = Random::new(seed);
     let [one, other] = setup(&config(&mut random));
     let (mut hostile, mut real) = (HostileHost.start(&one), RealEnvoy.start(&other));
     if one.has_redis {
-        // Until then, `GET /health` tells of a Redis that is not connected yet.
+        // Before that, `GET /health` reports that Redis is not connected.
         for gateway in [&mut hostile, &mut real] {
             gateway.send(&Request::get("/"));
             await_redis(&mut **gateway, 0, "connected");
@@ -218,7 +217,8 @@ fn difference(seed: u64, setup: impl Fn(&Value) -> [Setup; 2]) -> Option<String>
     let mut seen = BTreeMap::<u16, usize>::new();
     for number in 0..REQUESTS {
         let request = if number == 0 { too_long() } else { request(&mut random) };
-        let [ours, envoys] = [hostile.send(&request), real.send(&request)].map(|answer| comparable(&answer));
+        let [ours, envoys] =
+            [hostile.send(&request), real.send(&request)].map(|response| comparable(&response));
         if ours != envoys {
             return Some(format!(
                 "seed {seed}, request {number}: {request:?}\nhostile host {ours:?}\n  real Envoy {envoys:?}"
@@ -226,7 +226,7 @@ fn difference(seed: u64, setup: impl Fn(&Value) -> [Setup; 2]) -> Option<String>
         }
         *seen.entry(ours.0).or_default() += 1;
     }
-    println!("seed {seed}: {REQUESTS} answers agree, by status {seen:?}");
+    println!("seed {seed}: {REQUESTS} responses agree, by status {seen:?}");
     for status in [200, 400, 403, 405, 413, 429, 500] {
         assert!(seen.contains_key(&status), "seed {seed} shows no {status}: {seen:?}");
     }
@@ -239,32 +239,32 @@ fn setup(config: &Value) -> Setup {
 }
 
 #[test]
-fn a_real_envoy_and_the_hostile_host_give_the_same_answers_to_the_same_script() {
+fn a_real_envoy_and_the_hostile_host_send_the_same_responses() {
     for seed in 1..=3 {
         let found = difference(seed, |config| [setup(config), setup(config)]);
         assert!(found.is_none(), "{}", found.unwrap_or_default());
     }
 }
 
-/// The same with buckets in a Redis: a model of one here, a real one there.
+/// The hostile host uses a model of Redis, the real Envoy a real one.
 #[test]
-fn so_they_do_with_buckets_in_redis() {
+fn both_hosts_send_the_same_responses_with_buckets_in_redis() {
     let setup = |config: &Value| {
-        let setup = setup(&in_redis(config.clone(), PATIENT_MS, "local")).redis();
+        let setup = setup(&in_redis(config.clone(), LONG_TIMEOUT_MS, "local")).redis();
         [setup.clone(), setup]
     };
     let found = difference(4, setup);
     assert!(found.is_none(), "{}", found.unwrap_or_default());
 }
 
-/// What the comparison is for: with one token less in one of the two, it finds the request that shows it.
+/// With one token more in one of the two hosts, the comparison finds a difference.
 #[test]
-fn a_difference_is_found() {
+fn a_difference_is_detected() {
     let found = difference(1, |config| {
         let mut other = config.clone();
         let capacity = config["tiers"]["pro"]["base"]["capacity"].as_u64().expect("a capacity");
         other["tiers"]["pro"]["base"]["capacity"] = json!(capacity + 1);
         [setup(config), setup(&other)]
     });
-    assert!(found.is_some_and(|found| found.contains("x-ratelimit-limit")), "nothing was found");
+    assert!(found.is_some_and(|found| found.contains("x-ratelimit-limit")), "no difference found");
 }

@@ -1,5 +1,5 @@
-//! Documents of the size that may be fetched: what they cost a callback, in instructions and memory, and who waits for
-//! them. Instructions are the same on every machine.
+//! Documents of the maximum size: their cost for a callback in instructions and memory. Instructions are the same on
+//! every machine.
 
 use std::fmt::Write as _;
 
@@ -7,14 +7,14 @@ use wasm_host::{Request, Setup, World};
 
 use crate::support::configuration;
 
-/// Most instructions of one callback, whatever it does with a document: some milliseconds of V8. A filter that is
-/// built for size needs a tenth more of them than one that is built for speed.
+/// The maximum of instructions of a callback that works on a document: some milliseconds of V8. A filter built for size
+/// needs a tenth more instructions than one built for speed.
 const MOST_FUEL: u64 = 7_500_000;
 
-/// Most instructions for each byte of a document that is in force already; to parse it takes eighty times as many.
+/// The maximum of instructions per byte of an unchanged document; parsing it takes eighty times as many.
 const MOST_FUEL_PER_BYTE: u64 = 10;
 
-/// A document with so many keys, the first of which is `first`.
+/// A document with `count` keys; the first one is `first`.
 fn keys(count: usize, first: &str) -> Vec<u8> {
     let mut document = format!("{{\"{first}\": \"pro\"");
     for key in 1..count {
@@ -24,7 +24,7 @@ fn keys(count: usize, first: &str) -> Vec<u8> {
     document.into_bytes()
 }
 
-/// The same with hashes and ids.
+/// A document with `count` keys, most of them hashes with ids.
 fn hashes(count: usize) -> Vec<u8> {
     let mut document = String::from("{\"canary-0\": \"pro\"");
     for key in 1..count {
@@ -49,7 +49,7 @@ fn tier(world: &mut World, worker: usize, key: &str) -> String {
     world.get(worker, &Request::get("/").key(key)).header("x-ratelimit-tier")
 }
 
-/// The most that a callback has cost in either worker, and all together, since the last call.
+/// The maximum of one callback and the sum of all callbacks in both workers, since the last call.
 fn fuel(world: &mut World) -> (u64, u64) {
     let vms = world.all_vms().iter_mut();
     vms.fold((0, 0), |(most, total), vm| {
@@ -58,7 +58,7 @@ fn fuel(world: &mut World) -> (u64, u64) {
 }
 
 #[test]
-fn no_callback_does_more_than_a_bounded_part_of_the_work_on_a_large_document() {
+fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
     let cases = [
         ("100,000 keys", keys(100_000, "canary-0")),
         ("hashes with ids", hashes(36_000)),
@@ -106,10 +106,10 @@ fn no_callback_does_more_than_a_bounded_part_of_the_work_on_a_large_document() {
 }
 
 #[test]
-fn a_large_document_that_is_wrong_at_its_end_costs_no_more() {
+fn a_large_document_with_an_error_at_its_end_costs_no_more() {
     let good = keys(90_000, "canary-0");
     for end in
-        [&b",\"x\": 1}"[..], b",\"caller-1\": \"pro\"}", b",\"x\": \"nobody\"}", b"", b",\"x\": \"pro\"} x"]
+        [&b",\"x\": 1}"[..], b",\"caller-1\": \"pro\"}", b",\"x\": \"unknown\"}", b"", b",\"x\": \"pro\"} x"]
     {
         let mut document = good.clone();
         document.pop();
@@ -120,7 +120,7 @@ fn a_large_document_that_is_wrong_at_its_end_costs_no_more() {
         assert_eq!(world.processes[0].stat(rejected), 1);
         assert_eq!(tier(&mut world, 0, "canary-0"), "free");
         assert!(fuel(&mut world).0 < MOST_FUEL);
-        // The same again is not parsed again.
+        // The same document is not parsed again.
         world.advance_ms(20_000);
         let (most, total) = fuel(&mut world);
         assert!(most < MOST_FUEL && total < MOST_FUEL_PER_BYTE * document.len() as u64, "{most} {total}");
@@ -129,7 +129,7 @@ fn a_large_document_that_is_wrong_at_its_end_costs_no_more() {
 }
 
 #[test]
-fn a_callback_does_not_read_megabytes_of_what_is_no_member() {
+fn a_callback_does_not_read_megabytes_of_an_invalid_document() {
     let sources: [&[u8]; 6] = [b" ", b"[", b"\"", b"{\"a\":[", b"{\"", b"{\"a\":{\"b\":"];
     for source in sources {
         let document = source.repeat((4 << 20) / source.len());

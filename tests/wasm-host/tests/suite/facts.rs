@@ -1,37 +1,37 @@
-//! This host and a real Envoy agree on the facts that the limiter rests on: the same probe filter and the same table
-//! as `e2e` asks of Envoy.
+//! This host and a real Envoy agree on the facts that the limiter relies on. The probe filter and the table are those
+//! with which `e2e` tests Envoy.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use harness::catch_panic;
 use scenarios::{Body, Response, facts};
 use serde_json::Value;
 use wasm_host::{Request, Setup, World};
 
 use crate::gateway::shown;
 
-/// Facts that are not asked here, and why.
+/// Facts that are not checked here, and why.
 const LEFT_OUT: &[(&str, &str)] = &[
     (
         "plugin/source_address_ipv6",
-        "Envoy's connection manager makes the address of a header; here a test gives it",
+        "Envoy's connection manager takes the address from a header; here a test sets it",
     ),
-    ("plugin/configuration_struct", "Envoy turns the `Struct` into bytes; here a test gives the bytes"),
+    ("plugin/configuration_struct", "Envoy serializes the `Struct`; here a test sets the bytes"),
 ];
 
-/// Workers that each plugin has.
+/// The workers of each plugin.
 const WORKERS: usize = 2;
 
-/// Longer than any request of the probe waits.
-const PATIENCE_MS: u64 = 20_000;
+/// Longer than any request of the probe takes.
+const MAX_WAIT_MS: u64 = 20_000;
 
-/// Between two looks at whether an answer is there. The probe's own ticks are ten times as far apart.
-const LOOK_MS: u64 = 1;
+/// How often the test checks for a response. The probe's tick period is ten times as long.
+const CHECK_MS: u64 = 1;
 
 /// An Envoy with the probe in each of the table's plugins.
 struct Probe {
     world: World,
-    /// The numbers of each plugin, one for each worker.
+    /// The numbers of each plugin in the world, one for each worker.
     plugins: BTreeMap<String, [usize; WORKERS]>,
 }
 
@@ -51,7 +51,7 @@ impl Probe {
             ..Setup::new(configuration(&table["plugins"]["probe"]))
         };
         let mut world = World::start(setup);
-        world.clock.ns_per_look.set(100);
+        world.clock.ns_per_read.set(100);
         world.documents.insert("/fetch/answered".to_owned(), (200, b"ok".to_vec()));
         let mut plugins = BTreeMap::from([("probe".to_owned(), [0, 1])]);
         for (name, plugin) in table["plugins"].as_object().expect("plugins") {
@@ -67,14 +67,14 @@ impl Probe {
         Self { world, plugins }
     }
 
-    /// Asks about one fact; says what differs from the table.
+    /// Checks one fact; returns the differences from the table.
     fn mismatches(&mut self, fact: &Value) -> Vec<String> {
         let path = format!("/{}", facts::name(fact));
         let steps = fact["steps"].as_array().expect("steps");
-        steps.iter().flat_map(|step| self.ask(&path, step)).collect()
+        steps.iter().flat_map(|step| self.check_step(&path, step)).collect()
     }
 
-    fn ask(&mut self, path: &str, step: &Value) -> Vec<String> {
+    fn check_step(&mut self, path: &str, step: &Value) -> Vec<String> {
         self.world.advance_ms(step["pause_ms"].as_u64().unwrap_or(0));
         let workers = if step["every_worker"] == true { WORKERS } else { 1 };
         let plugin = self.plugins[step["plugin"].as_str().unwrap_or("probe")];
@@ -84,12 +84,12 @@ impl Probe {
             .collect()
     }
 
-    /// Sends a request, and plays what a client and the clusters do, until there is an answer.
+    /// Sends a request, and acts as client and clusters until there is a response.
     fn send(&mut self, plugin: usize, path: &str, step: &Value) -> Response {
         let world = &mut self.world;
-        let asked = facts::request(path, step);
-        let id = world.begin(plugin, &request(&asked), matches!(asked.body, Body::None));
-        match &asked.body {
+        let wanted = facts::request(path, step);
+        let id = world.begin(plugin, &request(&wanted), matches!(wanted.body, Body::None));
+        match &wanted.body {
             Body::Sized(body) => world.body(id, body, true),
             Body::Chunked(chunks) => {
                 chunks.iter().for_each(|chunk| world.body(id, chunk, false));
@@ -101,69 +101,63 @@ impl Probe {
             Body::None => {}
         }
         world.settle();
-        for _ in 0..PATIENCE_MS / LOOK_MS {
+        for _ in 0..MAX_WAIT_MS / CHECK_MS {
             if let Some(response) = world.response(id) {
                 return shown(response);
             }
             if let Some(index) = world.calls.iter().position(|(_, call)| call.path() == "/break_off") {
                 world.answer_call(index, None);
             }
-            world.advance_ms(LOOK_MS);
+            world.advance_ms(CHECK_MS);
         }
-        panic!("no answer to {path} within {PATIENCE_MS} ms")
+        panic!("no response to {path} within {MAX_WAIT_MS} ms")
     }
 }
 
-/// A plugin's configuration as bytes. What is a `Struct` in the table is left out.
+/// A plugin's configuration as bytes; empty for a `Struct`.
 fn configuration(plugin: &Value) -> Vec<u8> {
-    let said = &plugin["configuration"];
-    match (said["string"].as_str(), said["bytes"].as_str()) {
+    let configuration = &plugin["configuration"];
+    match (configuration["string"].as_str(), configuration["bytes"].as_str()) {
         (Some(text), _) => text.into(),
         (None, Some("AP8B")) => vec![0, 0xff, 1],
-        (None, Some(other)) => panic!("{other} is base64 that this test has no bytes for"),
+        (None, Some(other)) => panic!("this test cannot decode {other}"),
         (None, None) => Vec::new(),
     }
 }
 
-fn request(asked: &scenarios::Request) -> Request {
-    let mut request = Request::new(&asked.method, &asked.target).from("127.0.0.1:40000");
+fn request(wanted: &scenarios::Request) -> Request {
+    let mut request = Request::new(&wanted.method, &wanted.target).from("127.0.0.1:40000");
     // Envoy's connection manager adds headers of its own.
     request = request.with("x-forwarded-proto", "http").with("x-request-id", "1");
-    for (name, value) in &asked.headers {
+    for (name, value) in &wanted.headers {
         request = request.with(&name.to_lowercase(), value);
     }
     request.echoed(&[("x-twice", "a"), ("x-twice", "b")], "ok")
 }
 
 #[test]
-fn this_host_answers_the_probe_as_envoy_does() {
+fn this_host_and_envoy_agree_on_all_facts() {
     let table = facts::table();
     let all = table["facts"].as_array().expect("facts");
-    let mut asked = 0;
+    let mut checked = 0;
     let mut differ = Vec::new();
     for fact in all {
         let name = facts::name(fact);
         if LEFT_OUT.iter().any(|(known, _)| *known == name) {
             continue;
         }
-        asked += 1;
-        // Each in an Envoy of its own, so that one that fails leaves the others alone.
-        match catch_unwind(AssertUnwindSafe(|| Probe::start(&table).mismatches(fact))) {
-            Ok(found) => differ.extend(found.into_iter().map(|found| format!("{name}: {found}"))),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                differ.push(format!("{name}: {}", text.unwrap_or("a panic without text")));
-            }
-        }
+        checked += 1;
+        // Each in its own Envoy, so that a failure does not affect the others.
+        let found = catch_panic(|| Probe::start(&table).mismatches(fact)).unwrap_or_else(|text| vec![text]);
+        differ.extend(found.into_iter().map(|found| format!("{name}: {found}")));
     }
     assert!(differ.is_empty(), "{} facts differ:\n{}", differ.len(), differ.join("\n"));
-    assert_eq!(asked + LEFT_OUT.len(), all.len(), "a fact that is left out is not in the table");
+    assert_eq!(checked + LEFT_OUT.len(), all.len(), "an omitted fact is not in the table");
 }
 
-/// A table that says something wrong is found out: in the answer, the status, a header.
+/// A wrong fact is detected: in the answer, the status, a header.
 #[test]
-fn a_wrong_table_is_found_out() {
+fn a_wrong_fact_is_detected() {
     let table = facts::table();
     let all = table["facts"].as_array().expect("facts");
     let right = all.iter().find(|fact| fact["name"] == "insert_if_absent").expect("a fact");

@@ -1,12 +1,12 @@
-//! A fixed number of callback sequences, the same in every run, and the kept ones.
+//! A fixed number of callback sequences, the same in every run, and the kept sequences.
 
 use wasm_host::fuzz;
 
-/// Some ten seconds on one slow core.
+/// About ten seconds on one slow core.
 const INPUTS: u64 = 250;
 
 #[test]
-fn arbitrary_sequences_of_callbacks_trap_nothing_and_leave_nobody_waiting() {
+fn arbitrary_sequences_of_callbacks_never_trap_and_every_request_is_answered() {
     let mut total = fuzz::Summary::default();
     for index in 0..INPUTS {
         match fuzz::run_sequence(&fuzz::input(7, index)) {
@@ -15,7 +15,7 @@ fn arbitrary_sequences_of_callbacks_trap_nothing_and_leave_nobody_waiting() {
         }
     }
     println!("{total:#?}");
-    // The sequences reach what they are meant to reach.
+    // The sequences reach the intended code.
     assert!(total.count("requests") > INPUTS * 2, "{total:?}");
     assert!(total.count("answered") > INPUTS / 4 && total.count("forwarded") > INPUTS / 4, "{total:?}");
     assert!(total.count("refused") > INPUTS / 50 && total.count("failed_calls") > INPUTS / 50, "{total:?}");
@@ -23,7 +23,7 @@ fn arbitrary_sequences_of_callbacks_trap_nothing_and_leave_nobody_waiting() {
 }
 
 #[test]
-fn kept_sequences_stay_good() {
+fn kept_sequences_do_not_fail() {
     let files = std::fs::read_dir(fuzz::corpus_path()).expect("the corpus");
     let mut count = 0;
     for file in files.map(|entry| entry.expect("an entry").path()) {

@@ -1,4 +1,4 @@
-//! The hostile host as the scenarios want it: [`scenarios::Host`].
+//! The hostile host as a [`scenarios::Host`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,11 +14,11 @@ const SOURCE: &str = "config_files";
 
 const HEALTH: &str = "system:health:status";
 
-/// Longer than any request waits.
-const PATIENCE_US: u64 = 20_000_000;
+/// Longer than any request takes.
+const MAX_WAIT_US: u64 = 20_000_000;
 
-/// Between two looks at whether an answer is there, and at what the cluster of documents has been asked.
-const LOOK_US: u64 = 5_000;
+/// How often the test checks for a response, and for fetches of aborted documents.
+const CHECK_US: u64 = 5_000;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostileHost;
@@ -28,7 +28,7 @@ impl Host for HostileHost {
         let mut world = boot(setup);
         let configuration = configuration(setup.config.as_ref());
         for worker in 0..setup.envoys * setup.workers as usize {
-            assert!(world.configure(worker, &configuration), "refused: {:?}", world.processes[0].log);
+            assert!(world.configure(worker, &configuration), "rejected: {:?}", world.processes[0].log);
         }
         let mut listeners = BTreeMap::new();
         for (name, config) in &setup.listeners {
@@ -42,7 +42,7 @@ impl Host for HostileHost {
             setup: setup.clone(),
             turn: 0,
             listeners,
-            passed_on: Vec::new(),
+            upstream_targets: Vec::new(),
             breaks_off: BTreeSet::new(),
         };
         for (path, served) in &setup.documents {
@@ -53,12 +53,12 @@ impl Host for HostileHost {
 
     fn start_refused(&self, setup: &scenarios::Setup) -> String {
         let mut world = boot(setup);
-        assert!(!world.configure(0, &configuration(setup.config.as_ref())), "the configuration is taken");
+        assert!(!world.configure(0, &configuration(setup.config.as_ref())), "the configuration was accepted");
         world.processes[0].log.borrow().iter().map(|(_, line)| format!("{line}\n")).collect()
     }
 }
 
-/// An answer as a client sees it.
+/// A response as a client receives it.
 pub(crate) fn shown(response: &wasm_host::Response) -> Response {
     let status = u16::try_from(response.status).expect("an HTTP status");
     Response { status, headers: response.headers.clone(), body: response.body.clone() }
@@ -72,7 +72,7 @@ fn configuration_of(config: &Value) -> Vec<u8> {
     config.to_string().into_bytes()
 }
 
-/// Envoys whose workers have not been configured yet.
+/// Envoys without a configuration.
 fn boot(wanted: &scenarios::Setup) -> World {
     let variables = wanted.variables.iter().map(|(name, value)| (name.clone(), value.clone().into()));
     let (clusters, refusing) = match wanted.source {
@@ -102,11 +102,11 @@ fn boot(wanted: &scenarios::Setup) -> World {
 struct Running {
     world: World,
     setup: scenarios::Setup,
-    /// The worker of each Envoy that gets the next request: each in its turn.
+    /// The worker of each Envoy that receives the next request, in turn.
     turn: usize,
     /// The number of each other listener's plugin, on the first worker.
     listeners: BTreeMap<String, usize>,
-    passed_on: Vec<String>,
+    upstream_targets: Vec<String>,
     breaks_off: BTreeSet<String>,
 }
 
@@ -129,26 +129,26 @@ impl Running {
         }
         self.world.settle();
         if answer.after > Duration::ZERO && self.world.response(id).is_none() {
-            self.pass(answer.after);
+            self.advance(answer.after);
             self.world.upstream_answers(id);
         }
         self.await_response(id, request)
     }
 
     fn await_response(&mut self, id: Id, request: &Request) -> Response {
-        for _ in 0..PATIENCE_US / LOOK_US {
+        for _ in 0..MAX_WAIT_US / CHECK_US {
             if let Some(response) = self.world.response(id).cloned() {
                 if response.upstream_got.is_some() {
-                    self.passed_on.push(request.target.clone());
+                    self.upstream_targets.push(request.target.clone());
                 }
                 return shown(&response);
             }
-            self.advance_us(LOOK_US);
+            self.advance_us(CHECK_US);
         }
-        panic!("no answer to {request:?}")
+        panic!("no response to {request:?}")
     }
 
-    /// What the upstream answers, as Envoy shows it to filters: names in lower case, no body for `HEAD`.
+    /// The upstream's answer as filters see it: names in lower case, no body for `HEAD`.
     fn upstream_answer(&self, request: &Request) -> Answer {
         let mut answer = self.setup.answer_to(&request.target);
         if self.setup.is_grpc {
@@ -162,8 +162,8 @@ impl Running {
         answer
     }
 
-    /// The request as Envoy shows it to filters: names in lower case, no white space around values, and the address and
-    /// port of the client.
+    /// The request as filters see it: names in lower case, no white space around values, and the address and port of
+    /// the client.
     fn encoded(&self, request: &Request, answer: &Answer) -> wasm_host::Request {
         let source = match &request.from {
             None => "127.0.0.1:40000".to_owned(),
@@ -186,11 +186,11 @@ impl Running {
         if answer.after > Duration::ZERO { encoded.upstream_waits() } else { encoded }
     }
 
-    /// Lets time pass, and documents break off.
+    /// Advances the clocks, and aborts the responses of aborted documents.
     fn advance_us(&mut self, us: u64) {
         let mut left_us = us;
         while left_us > 0 {
-            let step_us = left_us.min(LOOK_US);
+            let step_us = left_us.min(CHECK_US);
             self.world.advance_us(step_us);
             left_us -= step_us;
             let breaks_off = |path: String| self.breaks_off.contains(&path);
@@ -232,17 +232,17 @@ impl Gateway for Running {
         (0..self.workers()).map(|worker| self.send_to(worker, request)).collect()
     }
 
-    fn send_and_leave(&mut self, request: &Request, copies: usize, after: Duration) {
+    fn send_and_disconnect(&mut self, request: &Request, copies: usize, after: Duration) {
         let answer = self.upstream_answer(request);
         let encoded = self.encoded(request, &answer);
         let ids: Vec<Id> =
             (0..copies).map(|copy| self.world.begin(copy % self.workers(), &encoded, true)).collect();
         self.world.settle();
-        self.pass(after);
-        ids.into_iter().for_each(|id| self.world.leave(id));
+        self.advance(after);
+        ids.into_iter().for_each(|id| self.world.disconnect(id));
     }
 
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         self.advance_us(u64::try_from(time.as_micros()).expect("a short time"));
     }
 
@@ -284,8 +284,8 @@ impl Gateway for Running {
         self.lines(WARNING)
     }
 
-    fn passed_on(&mut self) -> Vec<String> {
-        self.passed_on.clone()
+    fn upstream_targets(&mut self) -> Vec<String> {
+        self.upstream_targets.clone()
     }
 
     fn serve(&mut self, path: &str, served: Served) {
@@ -301,8 +301,8 @@ impl Gateway for Running {
         }
     }
 
-    fn times_asked(&mut self, path: &str) -> usize {
-        self.world.asked.iter().filter(|asked| *asked == path).count()
+    fn fetch_count(&mut self, path: &str) -> usize {
+        self.world.fetched.iter().filter(|fetched| *fetched == path).count()
     }
 
     fn deliver(&mut self, config: &Value) -> bool {
@@ -344,7 +344,7 @@ impl Redis for Running {
     }
 
     fn keeps_health(&mut self) -> bool {
-        // The model takes no `SET` that would let it expire.
+        // The model supports no `SET` with an expiry.
         self.world.redis.model.strings.contains_key(HEALTH)
     }
 
@@ -362,7 +362,7 @@ impl Redis for Running {
     }
 
     fn thaw(&mut self) {
-        self.world.redis_comes_up();
+        self.world.redis_starts();
     }
 
     fn kill(&mut self) {
@@ -371,10 +371,10 @@ impl Redis for Running {
         model.buckets.clear();
         model.strings.clear();
         model.knows_script = false;
-        self.world.redis_hangs_up();
+        self.world.redis_disconnects();
     }
 
     fn restart(&mut self) {
-        self.world.redis_comes_up();
+        self.world.redis_starts();
     }
 }

@@ -1,17 +1,17 @@
-//! Every host call goes wrong in every way, at its first and at later calls.
+//! Every host call fails in every way, at its first and at later calls.
 //!
-//! | what goes wrong | what holds |
+//! | failure | expected |
 //! |---|---|
-//! | any status that Envoy can answer ([`ENVOY_ANSWERS`]) | no trap; every request gets exactly one outcome, within timeouts; afterwards the limiter limits as before |
-//! | bytes handed over are too few, or wrong | the same |
-//! | a status that Envoy never answers | the same, or the SDK's own check ("unexpected status"), which no code of ours can catch |
-//! | a local reply that Envoy refuses, which it never does | no trap; that request waits for Envoy's own timeout |
+//! | any status that Envoy can return ([`ENVOY_FAILURES`]) | no trap; every request gets exactly one outcome, within timeouts; afterwards the limiter limits as before |
+//! | too few or wrong bytes | the same |
+//! | a status that Envoy never returns | the same, or the SDK's own check ("unexpected status"), which our code cannot catch |
+//! | a refused local reply, which never occurs in Envoy | no trap; that request waits for Envoy's own timeout |
 //!
-//! That no request is answered twice, or goes on after its answer, is asserted by the host itself.
+//! The host itself asserts that no request is answered twice, or continues after its response.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use harness::catch_panic;
 
-use wasm_host::failures::{Act, ENVOY_ANSWERS, Failure, HAND_OVER, status};
+use wasm_host::failures::{Act, ENVOY_FAILURES, Failure, RETURNS_BYTES, status};
 use wasm_host::redis::Mode;
 use wasm_host::secrets::{API_KEY, REDIS_PASSWORD, REDIS_USER};
 use wasm_host::{Request, Setup, World};
@@ -26,8 +26,8 @@ fn setups() -> [Setup; 2] {
     [quiet(Setup::new(configuration(SOURCE))), quiet(redis_setup("local"))]
 }
 
-/// Requests of every kind, with a reload, a switch, ticks, fetched documents and a Redis that comes and goes.
-/// The failure is scripted before the first configuration, or after it.
+/// Sends requests of every kind, with a reload, a change of health, ticks, fetched documents and an outage of Redis.
+/// The failure is scripted before the first configuration if `is_early`, else after it. Returns whether it occurred.
 fn drive(setup: &Setup, failure: Failure, is_early: bool) -> bool {
     let mut world = World::boot(setup.clone());
     world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
@@ -37,9 +37,9 @@ fn drive(setup: &Setup, failure: Failure, is_early: bool) -> bool {
         world.vm(0).script([failure]);
     }
     if !world.configure(0, &setup.configuration) {
-        assert!(is_early, "refused without cause");
-        // Envoy keeps what it had, or has no filter. The next delivery is taken.
-        assert!(world.configure(0, &setup.configuration), "refused for good");
+        assert!(is_early, "rejected without a failure");
+        // Envoy keeps the previous configuration, or has no filter. It accepts the next delivery.
+        assert!(world.configure(0, &setup.configuration), "rejected again");
     }
     world.vm(0).script([failure]);
     let wrong = Request::post("/system/health", "{}").with("x-admin-token", "canary-wrong");
@@ -56,14 +56,14 @@ fn drive(setup: &Setup, failure: Failure, is_early: bool) -> bool {
     world.send(0, &keyed());
     world.send(0, &Request::get("/").from("192.0.2.77:1"));
     world.advance_ms(40);
-    world.redis_hangs_up();
-    world.redis_comes_up();
+    world.redis_disconnects();
+    world.redis_starts();
     world.advance_ms(12_000);
-    assert!(world.undecided().is_empty(), "waits for ever");
-    let struck = world.vm(0).has_failed_a_call();
+    assert!(world.undecided().is_empty(), "waits forever");
+    let occurred = world.vm(0).has_failed_a_call();
     world.vm(0).script([]);
     if failure.call == "proxy_get_buffer_bytes" {
-        // It may have struck the configuration: none is the built-in one, and the next delivery mends that.
+        // The configuration may have been empty, which means the built-in one. The next delivery corrects that.
         world.configure(0, &setup.configuration);
     }
     world.advance_ms(6_000);
@@ -75,31 +75,28 @@ fn drive(setup: &Setup, failure: Failure, is_early: bool) -> bool {
             "afterwards"
         );
     }
-    struck
+    occurred
 }
 
-/// What became of a run: whether the failure struck, or how the filter or the test failed.
+/// The outcome of a run: whether the failure occurred, or how the filter or the test failed.
 fn outcome(setup: &Setup, failure: Failure, is_early: bool) -> Result<bool, String> {
-    catch_unwind(AssertUnwindSafe(|| drive(setup, failure, is_early))).map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
-    })
+    catch_panic(|| drive(setup, failure, is_early))
 }
 
 #[test]
-fn what_envoy_can_answer_never_traps_and_leaves_nobody_waiting() {
+fn failures_of_envoy_never_trap_and_every_request_is_answered() {
     let mut runs = 0;
-    let mut struck = 0;
+    let mut occurred = 0;
     for setup in setups() {
-        for (call, statuses) in ENVOY_ANSWERS {
-            let spoiled = if HAND_OVER.contains(call) { &[Act::Short, Act::Garbage][..] } else { &[] };
+        for (call, statuses) in ENVOY_FAILURES {
+            let spoiled = if RETURNS_BYTES.contains(call) { &[Act::Short, Act::Garbage][..] } else { &[] };
             let acts = statuses.iter().map(|status| Act::Status(*status)).chain(spoiled.iter().copied());
             for act in acts {
                 for (after, times) in [(0, 1), (1, 1), (2, 1), (0, u32::MAX)] {
                     let failure = Failure { call, after, times, act };
                     let is_early = after == 0 && times == 1;
                     match outcome(&setup, failure, is_early) {
-                        Ok(has_struck) => struck += u32::from(has_struck),
+                        Ok(has_occurred) => occurred += u32::from(has_occurred),
                         Err(text) => panic!("{failure:?}: {text}"),
                     }
                     runs += 1;
@@ -107,24 +104,24 @@ fn what_envoy_can_answer_never_traps_and_leaves_nobody_waiting() {
             }
         }
     }
-    println!("{runs} runs, in {struck} of them the failure struck");
-    assert!(struck * 2 > runs, "{struck} of {runs}: the sequence does not reach the calls");
+    println!("{runs} runs, the failure occurred in {occurred}");
+    assert!(occurred * 2 > runs, "{occurred} of {runs}: the sequence does not reach the calls");
 }
 
 #[test]
-fn what_envoy_never_answers_is_survived_or_stopped_by_the_sdk_itself() {
-    let mut survived = 0;
+fn other_failures_are_handled_or_stopped_by_the_sdk() {
+    let mut handled = 0;
     let mut stopped = 0;
     let mut unanswered = 0;
     for setup in setups() {
-        for (call, statuses) in ENVOY_ANSWERS {
+        for (call, statuses) in ENVOY_FAILURES {
             for status in status::FAILURES.filter(|status| !statuses.contains(status)) {
                 let failure = Failure::status(call, status);
                 match outcome(&setup, failure, false) {
-                    Ok(_) => survived += 1,
+                    Ok(_) => handled += 1,
                     Err(text) if is_sdks_own(&text, status) => stopped += 1,
-                    // An Envoy that takes no answer leaves nothing to say to the client.
-                    Err(text) if *call == "proxy_send_local_response" && text == "waits for ever" => {
+                    // If Envoy refuses the reply, the filter cannot answer.
+                    Err(text) if *call == "proxy_send_local_response" && text == "waits forever" => {
                         unanswered += 1;
                     }
                     Err(text) => panic!("{failure:?}: {text}"),
@@ -132,11 +129,11 @@ fn what_envoy_never_answers_is_survived_or_stopped_by_the_sdk_itself() {
             }
         }
     }
-    println!("{survived} survived, {stopped} stopped by the SDK, {unanswered} answers not taken");
-    assert!(survived > 0 && stopped > 0 && unanswered > 0);
+    println!("{handled} handled, {stopped} stopped by the SDK, {unanswered} replies refused");
+    assert!(handled > 0 && stopped > 0 && unanswered > 0);
 }
 
-/// Whether the SDK itself has stopped the filter: by its check of statuses, or because its own root context is gone.
+/// Whether the SDK itself has stopped the filter: by its check of statuses, or because its root context does not exist.
 fn is_sdks_own(text: &str, status: u32) -> bool {
     text.contains(&format!("unexpected status: {status}"))
         || status == status::BAD_ARGUMENT

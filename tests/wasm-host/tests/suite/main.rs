@@ -1,4 +1,4 @@
-//! The compiled filter in a hostile host, one file a subject. One binary, because the filter is compiled once for all.
+//! The compiled filter in a hostile host, one file a subject. One binary, so that the filter is compiled only once.
 
 mod answers;
 mod costs;

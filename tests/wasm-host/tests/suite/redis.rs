@@ -1,4 +1,4 @@
-//! Requests that Redis decides, and those that it should have.
+//! Requests that Redis decides, and requests during failures of Redis.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,6 @@ use wasm_host::{Request, World};
 use crate::support::{change, keyed, redis_configuration, redis_setup, redis_world, statuses};
 use wasm_host::secrets::{REDIS_PASSWORD, REDIS_USER};
 
-/// The address of one of many clients.
 fn client(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0a00_0000 + n as u32)
 }
@@ -18,7 +17,7 @@ fn from_client(n: usize) -> Request {
 }
 
 #[test]
-fn envoys_share_each_bucket_exactly_however_bytes_are_cut() {
+fn envoys_share_each_bucket_exactly_with_fragmented_bytes() {
     for piece_bytes in [usize::MAX, 1, 3, 7] {
         let mut world = World::start(redis_setup("local").envoys(2).workers(2));
         world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
@@ -32,20 +31,20 @@ fn envoys_share_each_bucket_exactly_however_bytes_are_cut() {
 }
 
 #[test]
-fn who_is_known_to_be_empty_is_refused_without_asking_until_health_changes() {
+fn a_caller_in_the_deny_cache_is_refused_without_a_command_until_health_changes() {
     let mut world = redis_world("local");
     assert_eq!(statuses(&mut world, 0, &keyed(), 7), [200, 200, 200, 200, 200, 429, 429]);
-    let asked = world.redis.model.commands.len();
+    let before = world.redis.model.commands.len();
     let refused = world.get(0, &keyed());
     assert_eq!((refused.status, refused.header("retry-after").as_str()), (429, "1"));
-    assert_eq!(world.redis.model.commands.len(), asked);
+    assert_eq!(world.redis.model.commands.len(), before);
     assert_eq!(world.get(0, &change("DEGRADED")).status, 200);
     assert_eq!(world.get(0, &keyed()).header("x-system-health"), "DEGRADED");
-    assert!(world.redis.model.commands.len() > asked + 1, "asked again");
+    assert!(world.redis.model.commands.len() > before + 1, "another command");
 }
 
 #[test]
-fn requests_that_wait_are_decided_by_policy_within_the_timeout_and_a_tick() {
+fn the_policy_decides_waiting_requests_within_the_timeout_and_a_tick() {
     for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
         for mode in [Mode::Frozen, Mode::Refuses] {
             let mut world = redis_world(policy);
@@ -62,7 +61,7 @@ fn requests_that_wait_are_decided_by_policy_within_the_timeout_and_a_tick() {
 }
 
 #[test]
-fn the_breaker_opens_and_redis_is_found_again_within_five_seconds() {
+fn the_breaker_opens_and_recovers_within_five_seconds() {
     let mut world = redis_world("local");
     assert_eq!(world.get(0, &keyed()).status, 200);
     assert!(world.get(0, &Request::get("/health")).text().contains("\"redis\":\"connected\""));
@@ -71,9 +70,9 @@ fn the_breaker_opens_and_redis_is_found_again_within_five_seconds() {
         world.send(0, &keyed());
         world.advance_ms(30);
     }
-    let asked = world.redis.received.len();
+    let before = world.redis.received.len();
     assert!(matches!(world.get(0, &keyed()).status, 200 | 429), "no wait");
-    assert_eq!(world.redis.received.len(), asked, "no question");
+    assert_eq!(world.redis.received.len(), before, "no command");
     assert!(world.get(0, &Request::get("/health")).text().contains("\"redis\":\"disconnected\""));
     world.advance_ms(3_000);
     world.redis.mode = Mode::Up;
@@ -83,7 +82,7 @@ fn the_breaker_opens_and_redis_is_found_again_within_five_seconds() {
 }
 
 #[test]
-fn a_late_reply_decides_nobody_else() {
+fn a_late_reply_decides_no_other_request() {
     let mut world = redis_world("deny");
     assert_eq!(world.get(0, &keyed()).header("x-ratelimit-remaining"), "4");
     world.redis.mode = Mode::Frozen;
@@ -91,22 +90,22 @@ fn a_late_reply_decides_nobody_else() {
     world.advance_ms(30);
     assert_eq!(world.response(late).map(|response| response.status), Some(503));
     let gone = world.send(0, &Request::get("/").from("192.0.2.7:1"));
-    world.leave(gone);
+    world.disconnect(gone);
     let waits = world.send(0, &Request::get("/").from("192.0.2.8:1"));
-    world.redis_comes_up();
+    world.redis_starts();
     let response = world.response(waits).expect("an answer");
     assert_eq!((response.status, response.header("x-ratelimit-tier").as_str()), (200, "free"));
     assert!(world.undecided().is_empty());
 }
 
 #[test]
-fn requests_whose_clients_leave_before_their_turn_cost_nothing() {
+fn requests_whose_clients_disconnect_in_the_queue_cost_no_tokens() {
     let mut world = redis_world("deny");
     assert_eq!(world.get(0, &keyed()).status, 200);
     world.redis.mode = Mode::Frozen;
     let ids: Vec<_> = (0..400).map(|n| world.send(0, &from_client(n))).collect();
-    ids[200..399].iter().for_each(|id| world.leave(*id));
-    world.redis_comes_up();
+    ids[200..399].iter().for_each(|id| world.disconnect(*id));
+    world.redis_starts();
     assert!(world.undecided().is_empty());
     let has_bucket =
         |n: &usize| world.redis.model.buckets.contains_key(&format!("rate_limit:{}", client(*n)));
@@ -116,7 +115,7 @@ fn requests_whose_clients_leave_before_their_turn_cost_nothing() {
 }
 
 #[test]
-fn thousands_that_wait_are_decided_at_once_when_redis_does_not_answer() {
+fn thousands_of_waiting_requests_are_decided_at_the_timeout() {
     let mut world = redis_world("deny");
     assert_eq!(world.get(0, &keyed()).status, 200);
     world.redis.mode = Mode::Frozen;
@@ -136,14 +135,14 @@ fn a_delivery_while_requests_wait_loses_none_of_them() {
     world.redis.mode = Mode::Frozen;
     let waiting = world.send(0, &keyed());
     assert!(world.configure(0, redis_configuration("deny").as_bytes()));
-    world.redis_comes_up();
+    world.redis_starts();
     world.advance_ms(50);
     assert_eq!(world.response(waiting).map(|response| response.status), Some(200));
     assert_eq!(world.get(0, &keyed()).header("x-ratelimit-remaining"), "3");
 }
 
 #[test]
-fn an_upload_that_waits_arrives_whole() {
+fn an_upload_that_waits_arrives_complete() {
     let mut world = redis_world("local");
     world.redis.mode = Mode::Frozen;
     let request = keyed();
@@ -154,22 +153,19 @@ fn an_upload_that_waits_arrives_whole() {
     }
     world.settle();
     assert_eq!(world.response(id), None);
-    world.redis_comes_up();
+    world.redis_starts();
     world.trailers(id);
     world.settle();
     let got =
         world.response(id).and_then(|response| response.upstream_got.clone()).expect("a forwarded request");
     assert_eq!((got.body.len(), got.has_trailers), (body.len(), true));
-    assert!(
-        world.all_vms().iter_mut().all(|vm| vm.memory_bytes() <= 3 << 20),
-        "nothing was gathered in a VM"
-    );
+    assert!(world.all_vms().iter_mut().all(|vm| vm.memory_bytes() <= 3 << 20), "no VM has buffered the body");
 }
 
-/// What Redis says instead of an answer, and whether the connection is kept.
+/// Invalid replies, and whether the connection is kept.
 #[test]
 fn errors_and_garbage_decide_by_policy() {
-    let says = [
+    let replies = [
         (&b"-LOADING Redis is loading the dataset in memory\r\n"[..], true),
         (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", true),
         (b"-READONLY You can't write against a read only replica.\r\n", true),
@@ -181,12 +177,12 @@ fn errors_and_garbage_decide_by_policy() {
         (b"$99999\r\n", false),
         (&[0xff; 5000], false),
     ];
-    for (reply, is_kept) in says {
+    for (reply, is_kept) in replies {
         let mut world = World::start(crate::support::setup_without_password("deny"));
         assert_eq!(world.get(0, &keyed()).status, 200);
         world.redis.mode = Mode::ByHand;
         let id = world.send(0, &keyed());
-        world.redis_says(0, reply);
+        world.redis_sends(0, reply);
         world.settle();
         let shown = String::from_utf8_lossy(reply);
         assert_eq!(world.response(id).map(|response| response.status), Some(503), "{shown}");

@@ -1,4 +1,4 @@
-//! Every scenario of `tests/scenarios`, played by the hostile host. A real Envoy plays the same ones (`tests/e2e`).
+//! Every scenario of `tests/scenarios` in the hostile host. A real Envoy runs the same ones (`tests/e2e`).
 
 use crate::gateway::HostileHost;
 

@@ -1,9 +1,9 @@
-//! What the scenarios share: a configuration whose keys and passwords are canaries.
+//! Shared by the tests: a configuration whose keys and passwords are canaries.
 
 use wasm_host::secrets::{ADMIN_TOKEN, API_KEY, REDIS_PASSWORD, REDIS_USER};
 use wasm_host::{Request, Setup, World};
 
-/// Two keys (`pro` and one of an unlimited tier), tiers that are easy to count, one exempt path.
+/// Keys of three tiers, tiers with small capacities, exempt paths.
 pub(crate) fn configuration(more: &str) -> String {
     format!(
         r#"{{"tiers": {{
@@ -16,7 +16,7 @@ pub(crate) fn configuration(more: &str) -> String {
     )
 }
 
-/// The same with a Redis.
+/// [`configuration`] with buckets in Redis.
 pub(crate) fn redis_configuration(on_failure: &str) -> String {
     let store = format!(
         r#", "store": {{"kind": "redis", "cluster": "redis", "timeout_ms": 20, "on_failure": "{on_failure}"}}"#
@@ -42,7 +42,6 @@ pub(crate) fn redis_setup(on_failure: &str) -> Setup {
         .variable("REDIS_PASSWORD", REDIS_PASSWORD)
 }
 
-/// A request with the known key.
 pub(crate) fn keyed() -> Request {
     Request::get("/test").key(API_KEY)
 }
@@ -51,12 +50,12 @@ pub(crate) fn change(status: &str) -> Request {
     Request::post("/system/health", format!(r#"{{"status":"{status}"}}"#)).with("x-admin-token", ADMIN_TOKEN)
 }
 
-/// Statuses of so many equal requests.
+/// The statuses of `count` equal requests.
 pub(crate) fn statuses(world: &mut World, worker: usize, request: &Request, count: usize) -> Vec<u32> {
     (0..count).map(|_| world.get(worker, request).status).collect()
 }
 
-/// A Redis that asks for no password.
+/// With a Redis that requires no password.
 pub(crate) fn setup_without_password(on_failure: &str) -> Setup {
     Setup::new(redis_configuration(on_failure))
 }

@@ -1,5 +1,5 @@
-//! The comparison of the admin token, in the compiled filter, instruction by instruction; and whether the search for
-//! secrets finds any.
+//! The comparison of the admin token in the compiled filter takes the same instructions for all wrong tokens; and the
+//! search for secrets finds secrets.
 
 use harness::random::Random;
 use wasm_host::costs::Cost;
@@ -7,7 +7,7 @@ use wasm_host::{Request, Setup, World};
 
 const LENGTH: usize = 32;
 
-/// What a request with `found` costs where `token` is wanted. Each time in a world of its own: the guard remembers.
+/// The cost of a request with `found` if `token` is expected. Each time in a new world, because of the login throttle.
 fn cost(token: &[u8], found: &[u8]) -> Cost {
     let mut setup = Setup { log_level: 2, ..Setup::new("{}") };
     setup.environment = vec![("ADMIN_TOKEN".to_owned(), token.to_vec())];
@@ -20,7 +20,7 @@ fn cost(token: &[u8], found: &[u8]) -> Cost {
 }
 
 #[test]
-fn a_wrong_token_costs_the_same_wherever_it_differs() {
+fn a_wrong_token_costs_the_same_at_any_difference() {
     let mut random = Random::new(1);
     let mut costs = Vec::new();
     for _ in 0..64 {
@@ -40,14 +40,14 @@ fn a_wrong_token_costs_the_same_wherever_it_differs() {
 }
 
 #[test]
-fn the_measure_would_notice_a_difference() {
+fn a_difference_in_cost_is_detected() {
     let token = [b'a'; LENGTH];
     assert_ne!(
         cost(&token, &[b'b'; LENGTH]),
         cost(&token, &[b'b'; 2 * LENGTH + 60]),
-        "two blocks more to hash"
+        "two more blocks to hash"
     );
-    assert_ne!(cost(&token, &[b'b'; LENGTH]), cost(&token, &token), "what follows is another answer");
+    assert_ne!(cost(&token, &[b'b'; LENGTH]), cost(&token, &token), "a valid token has another response");
 }
 
 #[test]

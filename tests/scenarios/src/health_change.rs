@@ -1,4 +1,4 @@
-//! A switch is seen by every worker at once and costs no bucket its tokens.
+//! A change of health applies to every worker at once, and buckets keep their tokens.
 #![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
@@ -25,9 +25,9 @@ fn config() -> Value {
     config
 }
 
-/// Switches to and fro and asks every worker right after.
+/// Changes health repeatedly, and checks every worker after each change.
 #[track_caller]
-fn assert_switches_are_seen(gateway: &mut dyn Gateway) {
+fn assert_changes_apply_to_every_worker(gateway: &mut dyn Gateway) {
     gateway.send_to_every_worker(&Request::get("/"));
     for round in 0..20 {
         let (status, limit) = if round % 2 == 0 { ("DEGRADED", 4_000) } else { ("NORMAL", 9_000) };
@@ -45,27 +45,27 @@ fn remaining(gateway: &mut dyn Gateway) -> u64 {
     reply.remaining()
 }
 
-pub fn the_very_next_request_on_every_worker_sees_a_switch(host: &dyn Host) {
-    assert_switches_are_seen(&mut *host.start(&Setup::new().config(&config()).workers(4)));
+pub fn a_change_applies_to_the_next_request_on_every_worker(host: &dyn Host) {
+    assert_changes_apply_to_every_worker(&mut *host.start(&Setup::new().config(&config()).workers(4)));
 }
 
-pub fn where_envoy_keeps_no_stats_of_the_filter_a_switch_is_seen_all_the_same(host: &dyn Host) {
+pub fn a_change_applies_if_envoy_keeps_no_stats_of_the_filter(host: &dyn Host) {
     let mut gateway = host.start(&Setup { keeps_stats: false, ..Setup::new().config(&config()).workers(4) });
-    assert_switches_are_seen(&mut *gateway);
+    assert_changes_apply_to_every_worker(&mut *gateway);
     // Workers report once a second.
-    gateway.pass(Duration::from_secs(2));
+    gateway.advance(Duration::from_secs(2));
     assert_eq!(gateway.stats(), [""; 0]);
 }
 
-pub fn buckets_keep_their_tokens_across_a_switch_up_to_the_new_capacity(host: &dyn Host) {
+pub fn buckets_keep_their_tokens_up_to_the_new_capacity(host: &dyn Host) {
     let mut config = config();
     config["tiers"]["pro"]["degraded"]["refill_rate"] = json!(ONE_PER_HOUR);
     let mut gateway = host.start(&Setup::new().config(&config));
     assert_eq!(remaining(&mut *gateway), 9);
     set_health(&mut *gateway, "DEGRADED");
-    assert_eq!(remaining(&mut *gateway), 3, "tokens above four are gone");
+    assert_eq!(remaining(&mut *gateway), 3, "tokens above four are lost");
     set_health(&mut *gateway, "NORMAL");
-    assert_eq!(remaining(&mut *gateway), 2, "and do not come back");
+    assert_eq!(remaining(&mut *gateway), 2, "and stay lost");
     set_health(&mut *gateway, "DEGRADED");
     assert_eq!(remaining(&mut *gateway), 1);
     assert_eq!(remaining(&mut *gateway), 0);
@@ -73,7 +73,7 @@ pub fn buckets_keep_their_tokens_across_a_switch_up_to_the_new_capacity(host: &d
     assert_eq!(gateway.send(&Request::get("/").key("pro")).status, 429);
 }
 
-pub fn the_degraded_rate_holds_while_degraded(host: &dyn Host) {
+pub fn the_degraded_rate_applies_while_degraded(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&config()));
     let request = Request::get("/").key("pro");
     while gateway.send(&request).status == 200 {}
