@@ -1,7 +1,7 @@
-//! `cargo xtask audit`: what is in the dependency tree, by `cargo deny` and the rules in `deny.toml`.
+//! `cargo xtask audit`: checks the dependency tree with `cargo deny` and the rules in `deny.toml`.
 //!
-//! Licences, bans and sources are checked from what cargo has here. Advisories are in a git repository on GitHub; where
-//! that cannot be reached they are not checked, and this says so.
+//! Licences, bans and sources are checked offline. Advisories are in a git repository on GitHub; if it cannot be
+//! reached they are not checked, and a message says so.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,15 +12,15 @@ use crate::process::{output_of, run};
 use crate::tools::on_path;
 use crate::{step, workspace};
 
-/// The version that is installed where there is none.
+/// The version that is installed if there is none.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Where RustSec publishes what is known to be wrong with which version of which crate; cargo-deny's default.
+/// RustSec's advisory database; cargo-deny's default.
 const ADVISORIES: &str = "https://github.com/rustsec/advisory-db";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Fail where advisories cannot be checked
+    /// Fail if advisories cannot be checked
     #[arg(long)]
     require_advisories: bool,
 }
@@ -35,7 +35,7 @@ pub(crate) fn run_checks(options: &Options) -> Result<()> {
     step("bans, licences, sources");
     check(&["bans", "licenses", "sources"])?;
     if output_of(Command::new("git").args(["ls-remote", ADVISORIES, "HEAD"])).is_ok() {
-        step("advisories, and versions that were withdrawn");
+        step("advisories and yanked versions");
         return check(&["advisories"]);
     }
     let again = "`cargo xtask audit` on a machine that has git and can reach GitHub checks them";
@@ -46,7 +46,7 @@ pub(crate) fn run_checks(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// `cargo-deny`: the user's own if there is one, else built under target/tools.
+/// `cargo-deny`: the one on PATH, else built under target/tools.
 fn cargo_deny() -> Result<PathBuf> {
     if let Some(binary) = on_path("cargo-deny") {
         step(format!("cargo-deny from PATH: {}", workspace::shown(&binary)));

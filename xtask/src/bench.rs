@@ -1,17 +1,15 @@
-//! `cargo xtask bench`: what the limiter costs, beside what else one could run.
+//! `cargo xtask bench`: the cost of the limiter, compared with the alternatives.
 //!
-//! There are tables of measurements, and one of counts, which is the same on every machine. [`alone`] has no
-//! upstream, so that the limiter's own cost is the largest share of a request that it can be. [`redis`] has one, and
-//! is about the whole way of a request. [`overload`] is about something else: what is left of a service that is asked
-//! for more than it can bear.
+//! There are tables of measurements, and one table of counts, which are the same on every machine. [`alone`] has no
+//! upstream, so that the limiter's share of a request's cost is as large as possible. [`redis`] has an upstream, and
+//! measures complete requests. [`overload`] measures the goodput of an overloaded service.
 //!
-//! The measure is the CPU time that a process spends on a request: rates and latencies also count
-//! the time that other programs took. It is not immune to them, since they share caches and clock
-//! speed, so give the bench a quiet machine.
+//! The measure is the CPU time that a process spends on a request, because rates and latencies include the time of
+//! other programs. Other programs still affect caches and clock speed, so run the bench on an idle machine.
 //!
-//! Rounds interleave the variants, and ratios are taken within a round, so that a machine that
-//! slows down slows all of them. Each measurement has a fresh Envoy: where a process happens to lie
-//! in memory is worth a few per cent for all of its life, and this way the median is over that too.
+//! Rounds interleave the variants, and ratios are taken within a round, so that a slower machine slows all variants.
+//! Each measurement has a new Envoy: the memory layout of a process changes its speed by a few percent for all of its
+//! life, and the median covers that, too.
 
 mod alone;
 pub(crate) mod config;
@@ -39,11 +37,11 @@ use crate::{soak, step, tools, workspace};
 /// Long enough for V8 to have optimised what the load runs through.
 const WARM_UP_SECONDS: u32 = 2;
 
-/// The share of answers that must be the variant's own kind. A bucket that refuses nearly all
-/// lets the first request through, and one more in an hour.
+/// The share of responses that must be as the variant expects. A bucket that refuses nearly all requests admits the
+/// first one, and one more in an hour.
 const EXPECTED_SHARE: f64 = 0.999;
 
-/// The headers that an answer has if and only if a limiter saw the request.
+/// The headers that a response has if and only if a limiter has decided the request.
 const LIMIT_HEADERS: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
 
 #[derive(clap::Args)]
@@ -59,7 +57,7 @@ pub(crate) struct Options {
 enum Part {
     /// Measure with an upstream: Redis and Redis Cluster beside shared data, webdis and no limiter
     Redis(redis::Options),
-    /// Measure overload: the same minute with no protection, with Envoy's own, and with ours; a table and a plot
+    /// Measure overload: the same minute without protection, with Envoy's own, and with ours; a table and a plot
     #[command(long_flag = "overload")]
     Overload(overload::Options),
     /// Measure fetched key documents: how long a request waits while one arrives, is fetched again, and changes
@@ -89,14 +87,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// Prints what each kind of request costs in a host that counts instead of timing.
+/// Prints the cost of each kind of request, counted in the hostile host.
 fn costs() -> Result<()> {
     let wasm = filter::build(Toolchain::find()?)?;
     step("counting instructions and host calls");
     run_program(soak::search("wasm-host")?.arg("costs").env("FILTER_WASM", wasm))
 }
 
-/// What a measurement needs of the machine.
+/// The programs and CPUs for a measurement.
 struct Machine {
     envoy: PathBuf,
     wrk: PathBuf,
@@ -117,7 +115,7 @@ impl Machine {
         self.cpus >= 2
     }
 
-    /// Moves this process, and all that it starts from now on, where it does not take the measured Envoy's time.
+    /// Moves this process and its future children to CPUs that the measured Envoy does not use.
     fn leave_first_cpu(&self) -> Result<()> {
         if self.is_pinned() {
             let mut others = CpuSet::new();
@@ -132,7 +130,7 @@ impl Machine {
         self.on_cpus("0", program)
     }
 
-    /// The program where it does not take the measured Envoy's time.
+    /// The program on CPUs that the measured Envoy does not use.
     fn on_other_cpus(&self, program: &Path) -> Command {
         self.on_cpus(&format!("1-{}", self.cpus - 1), program)
     }
@@ -166,7 +164,7 @@ fn start_envoy(mut command: Command, name: &str, bootstrap: &Value) -> Result<En
     Envoy::start(&mut command, &file.with_extension("log"))
 }
 
-/// Where configurations, logs and data go.
+/// The directory for configurations, logs and data.
 fn directory() -> Result<PathBuf> {
     let directory = workspace::target().join("bench");
     fs::create_dir_all(&directory)?;
@@ -177,38 +175,37 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// Complains unless nearly all answers under load were refusals, or none were, as the variant says.
-fn ensure_answers(report: &load::Report, refuses: bool) -> Result<()> {
+/// Checks that nearly all responses under load were refusals, or none, as the variant expects.
+fn ensure_responses(report: &load::Report, refuses: bool) -> Result<()> {
     let expected = if refuses { report.refused_share() } else { 1.0 - report.refused_share() };
     ensure!(
         expected >= EXPECTED_SHARE,
-        "{:.2} % of the answers under load were not what it is measured for",
+        "{:.2} % of the responses under load were not those that the variant expects",
         100.0 * (1.0 - expected)
     );
     Ok(())
 }
 
-/// Complains unless the service answers once as a variant is to answer.
-fn ensure_answer(service: SocketAddr, api_key: &str, refuses: bool, has_limit_headers: bool) -> Result<()> {
+/// Checks that the service answers one request as the variant expects.
+fn ensure_response(service: SocketAddr, api_key: &str, refuses: bool, has_limit_headers: bool) -> Result<()> {
     let response = crate::http::get(service, "/", &[("x-api-key", api_key)])?;
     let status = if refuses { 429 } else { 200 };
     ensure!(response.status == status, "answers {} instead of {status}", response.status);
     for header in LIMIT_HEADERS {
         ensure!(
             response.has_header(header) == has_limit_headers,
-            "{header} is {} the answer",
+            "{header} is {} the response",
             if has_limit_headers { "missing from" } else { "in" }
         );
     }
     Ok(())
 }
 
-/// What is measured: all of it, or what was asked for.
+/// The selected variants, or all.
 fn chosen<V: ValueEnum + PartialEq + Copy>(only: &[V]) -> Vec<V> {
     V::value_variants().iter().filter(|variant| only.is_empty() || only.contains(variant)).copied().collect()
 }
 
-/// A variant's name, and what it is.
 fn name<V: ValueEnum>(variant: V) -> String {
     variant.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
-//! `cargo xtask check-config`: reads configuration with the filter's own code before an Envoy does.
+//! `cargo xtask check-config`: checks configuration with the filter's own code, before an Envoy loads it.
 //!
-//! What this accepts the filter accepts, and what it refuses the filter refuses with the same words. Nothing here knows
-//! what a tier may look like. No key and no token is ever printed, but for those that `--new` makes.
+//! It accepts exactly what the filter accepts, with the same error messages; no rule for tiers is implemented here. No
+//! key and no token is printed, except for those that `--new` generates.
 
 mod document;
 mod envoy;
@@ -20,16 +20,16 @@ use document::{Checked, Kind};
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// PluginConfig configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins,
-    /// EnvoyExtensionPolicies (YAML). Given together, keys have to name tiers that there are
+    /// EnvoyExtensionPolicies (YAML). Files that are given together must match: keys must name existing tiers
     #[arg(required_unless_present_any = ["hash", "new"])]
     files: Vec<PathBuf>,
-    /// What the files are; without this, their content tells
+    /// The kind of the files; by default it is detected from their content
     #[arg(long = "as", value_name = "KIND")]
     kind: Option<Kind>,
     /// Read API keys or admin tokens from the standard input, one a line, and print the hash of each
     #[arg(long, conflicts_with_all = ["files", "kind", "new"])]
     hash: bool,
-    /// Make N new API keys; print each with its hash
+    /// Generate N new API keys; print each with its hash
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000), conflicts_with_all = ["files", "kind"])]
     new: Option<u16>,
@@ -40,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return secrets::hash_input();
     }
     if let Some(count) = options.new {
-        return secrets::make(count);
+        return secrets::generate(count);
     }
     let mut found = Vec::new();
     for path in &options.files {
@@ -63,13 +63,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A document, where it was found, and what is wrong with it.
+/// A document, its name, and the result of its check.
 struct Found {
     name: String,
     what: Result<Checked, String>,
 }
 
-/// Checks the content of one file by itself. A YAML file may hold several plugin configurations.
+/// Checks the content of one file by itself. A YAML file may contain several plugin configurations.
 fn read(name: &str, bytes: &[u8], kind: Option<Kind>) -> Vec<Found> {
     let is_yaml = [".yaml", ".yml"].iter().any(|extension| name.ends_with(extension));
     let one = |what| vec![Found { name: name.to_owned(), what }];
@@ -90,27 +90,26 @@ fn read(name: &str, bytes: &[u8], kind: Option<Kind>) -> Vec<Found> {
     }
 }
 
-/// Sees whether what was given together fits together, each with each; what does not is an error of the document that
-/// names a tier.
+/// Checks each pair of documents for a match. A mismatch is an error of the document that names a tier.
 fn join(found: &mut [Found]) {
-    let mut faults = Vec::new();
+    let mut mismatches = Vec::new();
     for (index, one) in found.iter().enumerate() {
         for other in found.iter() {
             let (Ok(checked), Ok(beside)) = (&one.what, &other.what) else { continue };
             if let Err(message) = fits(checked, beside) {
-                faults.push((index, format!("{message} (with {})", other.name)));
+                mismatches.push((index, format!("{message} (with {})", other.name)));
             }
         }
     }
-    // Backwards, so that the first fault of each document is the one that stays.
-    for (index, message) in faults.into_iter().rev() {
+    // In reverse order, so that the first error of each document remains.
+    for (index, message) in mismatches.into_iter().rev() {
         if let Some(found) = found.get_mut(index) {
             found.what = Err(message);
         }
     }
 }
 
-/// Whether every tier that `checked` names is there, in `beside`.
+/// Whether every tier that `checked` names is defined in `beside`.
 fn fits(checked: &Checked, beside: &Checked) -> Result<(), String> {
     let (plugin, documents) = match (checked, beside) {
         (Checked::ApiKeys { entries, .. }, Checked::Tiers(tiers)) => {
@@ -134,7 +133,7 @@ fn fetches(plugin: &PluginConfig, document: impl Fn(&ConfigSource) -> &Option<St
     plugin.settings.config_source.as_ref().is_some_and(|source| document(source).is_some())
 }
 
-/// A plugin configuration that takes both documents from elsewhere, and whose default tier is among `tiers`.
+/// A plugin configuration that fetches both documents, with a default tier of `tiers`.
 fn plugin_that_fetches_all(tiers: &[Tier]) -> Result<PluginConfig, String> {
     let first = tiers.first().map(|tier| tier.name.as_str());
     let source = json!({"cluster": "any", "tiers": "/tiers", "api_keys": "/api_keys"});

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that CI checks.
+//! `cargo xtask test`: all checks of CI.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,24 +12,23 @@ use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
 use crate::{containers, dist, mutants, soak, step, tools, validators, workspace};
 
-/// How long the end-to-end tests may take in all. They need a good part less; one that hangs must
-/// not hang CI.
+/// The timeout of all end-to-end tests. They need much less; a test that hangs must not block CI.
 const E2E_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only this part
     part: Option<Part>,
-    /// Arguments for the end-to-end test run, such as a test's name; for the containers, names of chapters
+    /// Arguments for the end-to-end tests, such as a test's name; for the containers, names of chapters
     #[arg(last = true)]
     e2e: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Part {
-    /// Format and clippy, the latter for this machine and for wasm
+    /// Format and clippy, clippy for this machine and for wasm
     Lint,
-    /// Unit and property tests, every interleaving of three workers, the Lua script on a real Redis
+    /// Unit and property tests, all interleavings of three workers, the Lua script on a real Redis
     Unit,
     /// The simulations and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
     Search,
@@ -38,11 +37,11 @@ enum Part {
     Filter,
     /// Build the filter and test it in a real Envoy, with a real Redis
     E2e,
-    /// Run the shipped containers by a real engine, where one answers; arguments are chapters of `tests/containers`
+    /// Run the shipped containers in a real engine, if there is one; arguments are chapters of `tests/containers`
     Containers,
-    /// Pack a release, build it once more in another directory, and see that it is the same
+    /// Pack a release, build it again in another directory, and check that both are the same
     Dist,
-    /// Break the limiter on purpose and see that the simulation finds it: in every way by this name, in a few without
+    /// Inject defects into the limiter, and check that the simulation finds them: all with this name, a few without
     Mutants,
 }
 
@@ -87,7 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The searches that `soak` runs for longer, each with an amount and a seed that stay the same.
+/// The searches of `soak`, each with a fixed amount and a fixed seed.
 fn search() -> Result<()> {
     let redis_server = tools::redis_server()?;
     let searches: [(&str, &str, &[&str]); 4] = [
@@ -103,8 +102,7 @@ fn search() -> Result<()> {
     Ok(())
 }
 
-/// The filter in a host of our own. Built as the searches are, so that the machine that runs it is built once, and
-/// quick.
+/// The filter in the hostile host, built with the profile of the searches, so that the optimised host is built once.
 fn compiled_filter() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
@@ -115,7 +113,7 @@ fn compiled_filter() -> Result<()> {
     tests.env("REDIS_SERVER", tools::redis_server()?);
     check("the filter in a hostile host", &mut tests)?;
 
-    // As it was built for the tests. To build it once more, without what only they need, would take minutes.
+    // The binary that was built for the tests. Building it without their features would take minutes.
     let mut search = Command::new(workspace::target().join("soak/wasm-host"));
     search.current_dir(workspace::root());
     search.args(["fuzz", "--inputs", "2000", "--seed", "1"]).env("FILTER_WASM", wasm);
@@ -145,20 +143,20 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let mut tests = workspace::cargo();
-    tests.args(["test", "--package", "e2e"]).env("ENVOY_BIN", tools::envoy()?).envs(needed_by_end_to_end()?);
+    tests.args(["test", "--package", "e2e"]).env("ENVOY_BIN", tools::envoy()?).envs(end_to_end_variables()?);
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 
-/// Variables that say where things are.
-pub(crate) type Needed = Vec<(&'static str, PathBuf)>;
+/// Variables with the paths of programs and filters.
+pub(crate) type Variables = Vec<(&'static str, PathBuf)>;
 
-/// What the end-to-end tests need besides an Envoy.
-pub(crate) fn needed_by_end_to_end() -> Result<Needed> {
+/// The programs and filters that the end-to-end tests need besides Envoy.
+pub(crate) fn end_to_end_variables() -> Result<Variables> {
     let redis_server = tools::redis_server()?;
     let (prometheus, promtool) = validators::prometheus()?;
     let (check_jsonschema, kubernetes_validate) =
         (validators::check_jsonschema()?, validators::kubernetes_validate()?);
-    tools::typed_programs()?;
+    tools::documented_programs()?;
     let toolchain = Toolchain::find()?;
     let limiter = filter::build(toolchain)?;
     Ok(vec![

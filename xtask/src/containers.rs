@@ -1,8 +1,8 @@
-//! `cargo xtask test containers`: the shipped containers, run by a real engine.
+//! `cargo xtask test containers`: the shipped containers in a real engine.
 //!
-//! The sources are copied to a folder, where the tests may edit them; the program `tests/containers` does the
-//! testing. Everything here can be undone: Compose and the stand-ins' sources lie under `target`, images that
-//! can be pulled are pulled, and containers are found again by the names of the tests' own projects.
+//! The sources are copied to a folder, where the tests may edit them; the program `tests/containers` runs the tests.
+//! All changes can be undone: Compose and the sources of stand-ins are under `target`, images are pulled if possible,
+//! and containers are identified by the names of the tests' projects.
 
 mod compose;
 mod images;
@@ -23,18 +23,18 @@ use crate::{step, workspace};
 /// Compose projects of the tests, as `tests/containers` names them.
 const PROJECTS: [&str; 2] = ["rate-limiter-test-development", "rate-limiter-test-production"];
 
-/// What the shipped files publish.
+/// The ports that the shipped files publish.
 const PORTS: [u16; 3] = [8000, 9090, 3000];
 
 /// A cold run builds the filter in an image, which takes minutes.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// Whether an engine answers here.
+/// Whether there is an engine.
 pub(crate) fn has_engine() -> bool {
     output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).is_ok()
 }
 
-/// Runs all chapters, or those that are named.
+/// Runs all chapters, or these.
 pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
     let version = output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]))
         .context("no Docker engine answers: `docker version`")?;
@@ -57,14 +57,14 @@ pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
     run_within(tests.args(chapters).env("CONTAINERS_FOLDER", &folder), LIMIT)
 }
 
-/// The sources as a user has them, with the filter that lies ready; what tests have edited is as it was.
+/// Copies the sources as a user has them, with a built filter, and resets files that tests have edited.
 fn copy(folder: &Path) -> Result<()> {
     let secrets = folder.join("deploy/compose/secrets");
     if secrets.exists() {
         fs::remove_dir_all(&secrets)?;
     }
     workspace::copy_sources(folder)?;
-    // A developer's own secrets are no sources.
+    // A developer's own secrets are not part of the sources.
     if secrets.exists() {
         fs::remove_dir_all(&secrets)?;
     }
@@ -76,10 +76,10 @@ fn copy(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How to call `docker` so that it finds Compose.
+/// The configuration with which `docker` finds Compose.
 #[derive(Clone)]
 pub(crate) struct Docker {
-    /// A folder with plugins, where the machine's own do not do.
+    /// A folder with plugins, if the machine's own are not usable.
     config: Option<PathBuf>,
 }
 
@@ -98,7 +98,7 @@ impl Docker {
     }
 }
 
-/// Takes away what the tests have left when it goes: at the end, after a failure, on Ctrl-C.
+/// Removes the containers of the tests when it is dropped: at the end, after a failure, on Ctrl-C.
 struct Cleaned {
     docker: Docker,
 }

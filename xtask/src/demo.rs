@@ -20,11 +20,11 @@ use crate::redis::Redis;
 use crate::watch::{self, Watched};
 use crate::{step, tools, workspace};
 
-/// Where the configurations listen: any address, and the loopback.
+/// The ports of the configurations: on any address, and on the loopback.
 const SERVICE_PORT: u16 = 8000;
 const ADMIN_PORT: u16 = 9901;
 
-/// Where `deploy/redis/envoy.yaml` looks for Redis, on the loopback.
+/// The loopback port of Redis in `deploy/redis/envoy.yaml`.
 const REDIS_PORT: u16 = 6379;
 
 /// The token whose hash is in the configurations.
@@ -32,14 +32,14 @@ const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where buckets are kept
+    /// The store of the buckets
     #[arg(long, value_enum, default_value_t)]
     store: Store,
-    /// How much Envoy writes to target/demo/envoy.log: trace, debug, info, warning or error;
+    /// The log level of target/demo/envoy.log: trace, debug, info, warning or error;
     /// `debug` shows each request's decision
     #[arg(long, default_value = "info")]
     log_level: String,
-    /// Put an upstream of limited capacity behind it and let load rise and fall: health turns by itself
+    /// Add an upstream of limited capacity and a load that rises and falls: health changes automatically
     #[arg(long, conflicts_with = "store")]
     overload: bool,
     /// Show tokens, requests allowed and refused, and health live on one screen; `q` or Ctrl-C ends the demo
@@ -53,7 +53,7 @@ enum Store {
     #[default]
     #[value(alias = "shared_data")]
     SharedData,
-    /// In a Redis, started too
+    /// In Redis, which is started, too
     Redis,
 }
 
@@ -69,21 +69,21 @@ impl Store {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut demo = Demo::start(options, &tools::envoy()?)?;
     if demo.overload.is_some() {
-        Overload::print_what_to_see();
+        Overload::print_overload_instructions();
     } else {
-        print_what_to_try();
+        print_instructions();
     }
     if let Some(redis) = &demo.redis {
-        print_what_to_try_with_redis(redis);
+        print_redis_instructions(redis);
     }
     println!("\nCtrl-C ends it.\n");
-    if options.watch { demo.watch_until_told() } else { demo.wait_until_told() }?;
+    if options.watch { demo.watch_until_interrupted() } else { demo.wait_until_interrupted() }?;
     drop(demo);
     step("stopped");
     Ok(())
 }
 
-/// Starts every demo with this Envoy, one after the other, and ends it when it serves.
+/// Starts every demo with this Envoy, one after the other, and ends each when it serves.
 pub(crate) fn start_each(envoy: &Path) -> Result<()> {
     for (store, overload) in [(Store::SharedData, false), (Store::Redis, false), (Store::SharedData, true)] {
         let options = Options { store, log_level: "info".to_owned(), overload, watch: false };
@@ -92,7 +92,7 @@ pub(crate) fn start_each(envoy: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What runs; it ends in this order.
+/// The running processes; they end in this order.
 struct Demo {
     overload: Option<Overload>,
     envoy: Envoy,
@@ -118,9 +118,9 @@ impl Demo {
         Ok(Self { overload, envoy: start_envoy(options, binary)?, redis })
     }
 
-    fn wait_until_told(&mut self) -> Result<()> {
+    fn wait_until_interrupted(&mut self) -> Result<()> {
         while !interrupted() {
-            self.look()?.iter().for_each(step);
+            self.check()?.iter().for_each(step);
             if pause(Duration::from_millis(200)).is_err() {
                 break;
             }
@@ -128,7 +128,7 @@ impl Demo {
         Ok(())
     }
 
-    fn watch_until_told(&mut self) -> Result<()> {
+    fn watch_until_interrupted(&mut self) -> Result<()> {
         let configured = workspace::root().join("config/tiers.json");
         let tiers = if self.overload.is_some() { Overload::tiers() } else { configured };
         let watched = Watched { admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(), tiers };
@@ -138,13 +138,13 @@ impl Demo {
                 notices
                     .push(format!("Try, in another terminal: curl -i http://localhost:{SERVICE_PORT}/test"));
             }
-            notices.extend(self.look()?);
+            notices.extend(self.check()?);
             Ok(())
         })
     }
 
-    /// Sees whether all still run, and keeps the load going; gives what there is to tell.
-    fn look(&mut self) -> Result<Vec<String>> {
+    /// Checks that all processes run, and restarts the load; returns notices.
+    fn check(&mut self) -> Result<Vec<String>> {
         self.envoy.check()?;
         let begun = self.overload.as_mut().map(Overload::tick).transpose()?.flatten();
         Ok(ended(&mut self.redis)?.into_iter().chain(begun).collect())
@@ -161,7 +161,7 @@ fn ensure_redis_port_free() -> Result<()> {
 }
 
 fn start_redis(binary: &Path) -> Result<Redis> {
-    // Again: a package that was just installed may have started its service.
+    // Again: an installation of the package may have started its service.
     ensure_redis_port_free()?;
     let log = workspace::target().join("demo/redis.log");
     step(format!("starting Redis on port {REDIS_PORT}; its log: {}", workspace::shown(&log)));
@@ -180,20 +180,20 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     let mut command = Command::new(binary);
     command.arg("--config-path").arg(&bootstrap).args(["--concurrency", "2"]);
     command.args(["--log-level", &options.log_level]);
-    // Credentials in our environment are for another Redis than the demo's, which asks for none.
+    // Credentials in our environment are for another Redis; the demo's requires none.
     command.env_remove("REDIS_USERNAME").env_remove("REDIS_PASSWORD");
     let mut envoy = Envoy::start(&mut command, &log)?;
-    // The filter answers this itself, so that then the filter runs too.
+    // The filter answers this path itself, so it is running then.
     envoy.wait_for(SocketAddr::from((Ipv4Addr::LOCALHOST, SERVICE_PORT)), "/health")?;
     Ok(envoy)
 }
 
-/// The shipped bootstrap, or a copy of it that this Envoy takes.
+/// The shipped bootstrap, or a copy of it that this Envoy accepts.
 fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
     let file = workspace::root().join(bootstrap);
     let version = tools::version_of(envoy)?;
     if harness::envoy_version::follows_writing_in_place(&version)
-        .with_context(|| format!("no version: {version}"))?
+        .with_context(|| format!("not a version: {version}"))?
     {
         return Ok(file);
     }
@@ -207,7 +207,7 @@ fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// What to say when Redis has just ended. That is one of the things to try, so it does not end the demo.
+/// A notice if Redis has just ended. A user may stop Redis to test that, so the demo continues.
 fn ended(redis: &mut Option<Redis>) -> Result<Option<String>> {
     let Some(redis) = redis else {
         return Ok(None);
@@ -215,15 +215,15 @@ fn ended(redis: &mut Option<Redis>) -> Result<Option<String>> {
     let status = redis.just_ended()?;
     Ok(status.map(|status| {
         format!(
-            "Redis has ended ({status}). Requests go on by the same limits. Start it again, and within five seconds \
-             the limiter is back on it:\n    {}",
+            "Redis has ended ({status}). The same limits apply without it. Start it again, and the limiter \
+             uses it within five seconds:\n    {}",
             redis.command_line()
         )
     }))
 }
 
-fn print_what_to_try() {
-    // An operator's own token wins over the one in the configuration, and is not ours to print.
+fn print_instructions() {
+    // An operator's own token overrides the one in the configuration, and must not be printed.
     let token = if env::var_os("ADMIN_TOKEN").is_some() { "$ADMIN_TOKEN" } else { DEMO_TOKEN };
     println!(
         r#"
@@ -234,20 +234,20 @@ The limiter is running. Try, in another terminal:
   for i in $(seq 15); do curl -s -o /dev/null -w '%{{http_code}} ' http://localhost:{SERVICE_PORT}/test; done; echo
   curl http://localhost:{SERVICE_PORT}/system/health -H "X-Admin-Token: {token}" -d '{{"status":"DEGRADED"}}'
 
-Save config/tiers.json with other numbers: they hold within two seconds.
+Save config/tiers.json with other numbers: they apply within two seconds.
 Metrics: http://localhost:{ADMIN_PORT}/stats/prometheus?filter=rate_limiter"#
     );
 }
 
-fn print_what_to_try_with_redis(redis: &Redis) {
+fn print_redis_instructions(redis: &Redis) {
     let client = redis.client();
     println!(
         r#"
 Buckets and health are in Redis:
 
-  {client} HGETALL rate_limit:pro           a caller's bucket, once there was a request
-  {client} DEL rate_limit:127.0.0.1         a full bucket for that address; if it is being refused, within a second
-  {client} GET system:health:status         NORMAL or DEGRADED, once it was set
-  {client} SHUTDOWN NOSAVE                  stop Redis: requests go on"#
+  {client} HGETALL rate_limit:pro           a caller's bucket, after its first request
+  {client} DEL rate_limit:127.0.0.1         a full bucket for that address, within a second
+  {client} GET system:health:status         NORMAL or DEGRADED, if it was set
+  {client} SHUTDOWN NOSAVE                  stop Redis: the same limits apply without it"#
     );
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: what a release consists of. The same source gives the same bytes, and `--verify` proves it.
+//! `cargo xtask dist`: the files of a release. They are reproducible, and `--verify` proves it.
 
 mod oci;
 mod sbom;
@@ -13,20 +13,19 @@ use sha2::{Digest, Sha256};
 use crate::filter::{self, Toolchain};
 use crate::{step, validators, workspace};
 
-/// The largest filter we ship.
+/// The maximum size of a released filter.
 const SIZE_LIMIT_KIB: usize = 512;
 
 const NAME: &str = "dynamic_rate_limiter";
 
 #[derive(Default, clap::Args)]
 pub(crate) struct Options {
-    /// Build it all a second time, from nothing and in another directory, and compare every byte
+    /// Build everything a second time, from scratch and in another directory, and compare every byte
     #[arg(long)]
     verify: bool,
 }
 
 impl Options {
-    /// As CI runs it.
     pub(crate) fn verifying() -> Self {
         Self { verify: true }
     }
@@ -36,10 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let toolchain = Toolchain::find()?;
     let wasm = fs::read(filter::build(toolchain)?)?;
     let size_kib = wasm.len().div_ceil(1024);
-    ensure!(
-        size_kib <= SIZE_LIMIT_KIB,
-        "the filter is {size_kib} KiB; more than {SIZE_LIMIT_KIB} KiB is not for release"
-    );
+    ensure!(size_kib <= SIZE_LIMIT_KIB, "the filter is {size_kib} KiB; the limit is {SIZE_LIMIT_KIB} KiB");
     let directory = workspace::target().join("dist");
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
@@ -52,13 +48,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     step(format!("{}:", workspace::shown(&directory)));
     println!("{NAME}.wasm  {} bytes ({size_kib} KiB of at most {SIZE_LIMIT_KIB})", wasm.len());
     println!("{NAME}.wasm.sha256  {}", sha256(&wasm));
-    println!("{NAME}.cdx.json  what it is made of: a CycloneDX SBOM");
+    println!("{NAME}.cdx.json  a CycloneDX SBOM");
     println!("oci/  an OCI image layout of a plain image: `crane push`, `skopeo copy oci:…` and the like");
     println!("oci-artifact/  the same as a wasm artifact, for registries that take any media type");
     Ok(())
 }
 
-/// Sees that the SBOM is one by its specification's schema, and that the schema would say if it were not.
+/// Checks that the SBOM is valid by CycloneDX's schema, and that the schema rejects an invalid one.
 pub(crate) fn check_sbom() -> Result<()> {
     let sbom = workspace::target().join("dist").join(format!("{NAME}.cdx.json"));
     validators::check_sbom(&sbom)?;
@@ -67,13 +63,13 @@ pub(crate) fn check_sbom() -> Result<()> {
     fs::write(broken.path(), text)?;
     ensure!(
         validators::check_sbom(broken.path()).is_err(),
-        "the schema takes an SBOM with a field of no meaning"
+        "the schema accepts an SBOM with an unknown field"
     );
     step("the SBOM is valid CycloneDX");
     Ok(())
 }
 
-/// Writes all of a release, and reads back what others will read.
+/// Writes all files of a release, and reads the images back.
 fn pack(toolchain: Toolchain, root: &Path, wasm: &[u8], directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)?;
     let file = |extension: &str| directory.join(format!("{NAME}.{extension}"));
@@ -86,15 +82,15 @@ fn pack(toolchain: Toolchain, root: &Path, wasm: &[u8], directory: &Path) -> Res
     oci::write_artifact(&directory.join("oci-artifact"), wasm)?;
     for form in ["oci", "oci-artifact"] {
         let loaded = oci::load(&directory.join(form)).with_context(|| format!("reading {form} back"))?;
-        ensure!(loaded == wasm, "{form} holds another module than {NAME}.wasm");
+        ensure!(loaded == wasm, "{form} contains another module than {NAME}.wasm");
     }
     Ok(())
 }
 
-/// Builds and packs a copy of the sources, in a directory that no build has seen, and compares.
+/// Builds and packs a copy of the sources in a new directory, and compares the files.
 fn verify(toolchain: Toolchain, directory: &Path) -> Result<()> {
     let elsewhere = tempfile::Builder::new().prefix("dist-").tempdir()?;
-    step(format!("the same once more, from nothing, in {}", elsewhere.path().display()));
+    step(format!("building again, from scratch, in {}", elsewhere.path().display()));
     let (sources, again) = (elsewhere.path().join("sources"), elsewhere.path().join("dist"));
     workspace::copy_sources(&sources)?;
     let wasm = filter::build_at(toolchain, &sources, filter::LIMITER)?;
@@ -107,7 +103,7 @@ fn verify(toolchain: Toolchain, directory: &Path) -> Result<()> {
         "not reproducible; a second build in another directory differs in\n  {}",
         differing.join("\n  ")
     );
-    step(format!("both builds gave the same {} files, byte for byte", files.len()));
+    step(format!("both builds have the same {} files, byte for byte", files.len()));
     Ok(())
 }
 
@@ -130,11 +126,11 @@ fn files_in(directory: &Path) -> Result<Files> {
     Ok(files)
 }
 
-/// What is in one and not in the other, or not the same.
+/// The files that are missing in one directory, or differ.
 fn differences(first: &Files, second: &Files) -> Vec<String> {
     let names: BTreeSet<&PathBuf> = first.keys().chain(second.keys()).collect();
     let difference = |name: &&PathBuf| {
-        let said = match (first.get(*name)?, second.get(*name)) {
+        let text = match (first.get(*name)?, second.get(*name)) {
             (one, Some(other)) if one == other => return None,
             (one, Some(other)) => {
                 let same = one.iter().zip(other).take_while(|(one, other)| one == other).count();
@@ -142,7 +138,7 @@ fn differences(first: &Files, second: &Files) -> Vec<String> {
             }
             (_, None) => "not in the second".to_owned(),
         };
-        Some(format!("{}: {said}", name.display()))
+        Some(format!("{}: {text}", name.display()))
     };
     let missing = |name: &&PathBuf| {
         (!first.contains_key(*name)).then(|| format!("{}: not in the first", name.display()))
@@ -150,7 +146,7 @@ fn differences(first: &Files, second: &Files) -> Vec<String> {
     names.iter().filter_map(|name| difference(name).or_else(|| missing(name))).collect()
 }
 
-/// What the filter's own manifest says that it is.
+/// The description in the filter's manifest.
 fn description() -> Result<String> {
     let manifest: toml::Table = toml::from_str(include_str!("../../Cargo.toml"))?;
     let description = manifest["package"].get("description").and_then(toml::Value::as_str);

@@ -1,4 +1,4 @@
-//! What the documents promise is there: the files and headings that they link to, and our own commands.
+//! Checks the documents: the files and headings of their links, and our own commands in them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,15 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-use crate::{Verb, workspace};
+use crate::{Subcommand, workspace};
 
-/// A document that is read once.
+/// The checked parts of a document.
 struct Document {
     path: PathBuf,
     links: Vec<String>,
-    /// As GitHub names them.
+    /// GitHub's anchors of the headings.
     anchors: Vec<String>,
-    /// Every piece of code, in a line or in a block.
+    /// All code, inline and in blocks.
     code: Vec<String>,
 }
 
@@ -55,13 +55,13 @@ fn read(path: PathBuf) -> Document {
     document
 }
 
-/// How GitHub names a heading: small letters, hyphens for spaces, no punctuation.
+/// GitHub's anchor of a heading: lower case, hyphens for spaces, no punctuation.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
 }
 
-/// What is wrong with a link, if anything.
+/// The error of a link, if it is broken.
 fn broken(link: &str, from: &Document, documents: &[Document]) -> Option<String> {
     if link.contains("://") || link.starts_with("mailto:") {
         return None;
@@ -80,18 +80,18 @@ fn broken(link: &str, from: &Document, documents: &[Document]) -> Option<String>
     }
 }
 
-/// Every `cargo xtask …` in a piece of code, in words.
+/// The words of every `cargo xtask …` in a piece of code.
 fn commands(code: &str) -> impl Iterator<Item = Vec<&str>> {
     code.lines().filter_map(|line| {
         let (_, rest) = line.split_once("cargo xtask")?;
-        // What follows is a comment, a redirection, or another command.
+        // These characters start a comment, a redirection, or another command.
         let end = rest.find(['#', ';', '|', '&', '<', '>', ')', '…', '`', '"']).unwrap_or(rest.len());
         Some(rest[..end].split_whitespace().collect())
     })
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_resolves() {
     let documents = documents();
     let links = documents.iter().flat_map(|from| from.links.iter().map(move |link| (link, from)));
     let found: Vec<_> = links.filter_map(|(link, from)| broken(link, from, &documents)).collect();
@@ -99,12 +99,12 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn every_command_of_ours_that_a_document_names_is_one() {
+fn every_xtask_command_in_a_document_is_valid() {
     let mut seen = 0;
     for document in documents() {
         for words in document.code.iter().flat_map(|code| commands(code)) {
             let line = [&["cargo xtask"], words.as_slice()].concat();
-            if let Err(error) = Verb::command().try_get_matches_from(&line) {
+            if let Err(error) = Subcommand::command().try_get_matches_from(&line) {
                 let is_help = [ErrorKind::DisplayHelp, ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand];
                 assert!(
                     is_help.contains(&error.kind()),
@@ -120,7 +120,7 @@ fn every_command_of_ours_that_a_document_names_is_one() {
 }
 
 #[test]
-fn what_does_not_exist_is_found() {
+fn missing_files_headings_and_commands_are_detected() {
     let documents = documents();
     let readme = documents.iter().find(|document| document.path.ends_with("README.md")).expect("README.md");
     for link in ["docs/nowhere.md", "#nowhere", "docs/testing.md#nowhere", "src/lib.rs#L3"] {
@@ -135,7 +135,7 @@ fn what_does_not_exist_is_found() {
     for line in
         [["cargo xtask", "demos", ""], ["cargo xtask", "demo", "--wtch"], ["cargo xtask", "test", "e3e"]]
     {
-        let error = Verb::command().try_get_matches_from(line).expect_err("no such command");
+        let error = Subcommand::command().try_get_matches_from(line).expect_err("no such command");
         assert_ne!(error.kind(), ErrorKind::DisplayHelp, "{line:?}");
     }
 }

@@ -21,14 +21,13 @@ pub(crate) struct Envoy {
 }
 
 impl Envoy {
-    /// Starts Envoy at the repository's root, its output in `log`.
+    /// Starts Envoy in the repository's root, with its output in `log`.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        // Without its shared memory for hot restarts, any number of Envoys can run at once.
+        // Without the shared memory for hot restarts, several Envoys can run at once.
         command.current_dir(workspace::root()).arg("--disable-hot-restart");
         Ok(Self { process: Running::start_logged(command, log)?, log: log.to_owned() })
     }
 
-    /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
@@ -37,13 +36,13 @@ impl Envoy {
     pub(crate) fn wait_for(&mut self, address: SocketAddr, path: &str) -> Result<()> {
         let start = Instant::now();
         loop {
-            let answer = http::get(address, path, &[]);
-            if answer.as_ref().is_ok_and(|response| response.status == 200) {
+            let response = http::get(address, path, &[]);
+            if response.as_ref().is_ok_and(|response| response.status == 200) {
                 return Ok(());
             }
             self.check()?;
             if start.elapsed() > START_LIMIT {
-                let found = match answer {
+                let found = match response {
                     Ok(response) => format!("it answers {}", response.status),
                     Err(error) => format!("{error:#}"),
                 };
@@ -57,7 +56,7 @@ impl Envoy {
         }
     }
 
-    /// An error if it has ended.
+    /// Returns an error if it has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         if let Some(status) = self.process.exited()? {
             bail!("Envoy ended by itself ({status})\n{}", log_tail(&self.log));
@@ -66,8 +65,8 @@ impl Envoy {
     }
 }
 
-/// Complains if somebody listens there already. Envoy would not: it shares ports with other
-/// Envoys, and the kernel would hand every other connection to the stranger.
+/// Returns an error if the port is in use. Envoy itself would not fail: it shares ports with other Envoys, and the
+/// kernel would distribute connections among them.
 pub(crate) fn ensure_free(address: SocketAddr) -> Result<()> {
     let free = std::net::TcpListener::bind(address);
     ensure!(

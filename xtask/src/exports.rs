@@ -1,26 +1,25 @@
-//! What the filter shows Envoy: its exports.
+//! The exports of the filter.
 //!
-//! The SDK exports a callback for everything that a proxy can report, and Envoy enters the VM for
-//! each one that it finds, on every request, whether or not anything is written behind it. So those
-//! that the filter leaves empty are taken out, and with them the code that only they used.
+//! The SDK exports all callbacks of the ABI, and Envoy calls each exported one on every request, even if it is empty.
+//! So the callbacks that the filter does not implement are removed, with the code that only they use.
 
 use anyhow::{Context, Result, ensure};
 use walrus::{Module, ModuleConfig, passes};
 
-/// Every export that stays, and why.
+/// The exports that remain, and why.
 ///
-/// Two must never: `proxy_on_grpc_receive_initial_metadata` and `…_trailing_metadata`. Envoy may call them from
-/// inside a call of ours that opens a stream or sends on it, and the SDK, entered again, panics.
+/// `proxy_on_grpc_receive_initial_metadata` and `…_trailing_metadata` must not remain. Envoy may call them during a
+/// host call that opens a stream or sends on it, and the SDK panics when it is re-entered.
 const NEEDED: &[(&str, &str)] = &[
     ("memory", "the proxy reads and writes the filter's memory"),
     ("_initialize", "runs constructors and sets the root context"),
-    ("proxy_abi_version_0_2_1", "tells which callbacks to expect"),
-    ("proxy_on_memory_allocate", "room for what the proxy hands in"),
+    ("proxy_abi_version_0_2_1", "the version of the ABI"),
+    ("proxy_on_memory_allocate", "memory for data of the proxy"),
     ("proxy_on_context_create", "a context for each plugin and each request"),
     ("proxy_on_configure", "the plugin's configuration"),
     ("proxy_on_tick", "deadlines of Redis, changed health, configuration documents, metrics"),
     ("proxy_on_http_call_response", "the documents fetched"),
-    ("proxy_on_queue_ready", "sends Redis in one batch what requests have asked it"),
+    ("proxy_on_queue_ready", "sends the commands of all requests to Redis in one batch"),
     ("proxy_on_grpc_receive", "the replies of Redis"),
     ("proxy_on_grpc_close", "the stream to Redis is lost"),
     ("proxy_on_request_headers", "the decision"),
@@ -29,18 +28,17 @@ const NEEDED: &[(&str, &str)] = &[
         "the body of an admin request; the bridge: commands to Redis lose their gRPC frame",
     ),
     ("proxy_on_request_trailers", "the end of an admin request whose body trailers follow"),
-    ("proxy_on_response_headers", "the headers on every answer"),
+    ("proxy_on_response_headers", "the headers of every response"),
     ("proxy_on_response_body", "the bridge: reply bytes from Redis get their gRPC frame"),
-    ("proxy_on_delete", "gives a context's memory back"),
+    ("proxy_on_delete", "frees a context's memory"),
 ];
 
-/// What the name of an export starts with that takes the place of another: the SDK leaves no other way to have
-/// a callback of one's own.
+/// The prefix of exports that replace another one. The SDK has no other way to implement these callbacks.
 const REPLACES: &str = "replaces_";
 
-/// The module with no export but those in [`NEEDED`], and without the code that only the others used.
+/// The module with only the exports in [`NEEDED`], and without the code that only the others use.
 ///
-/// Nor does it keep the names of functions, which would be a tenth of the file: a panic names its file and line anyway.
+/// The names of functions are removed, too. They are a tenth of the file, and a panic has its file and line anyway.
 pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
     let mut module = ModuleConfig::new().generate_name_section(false).parse(wasm)?;
     for (name, why) in NEEDED {
@@ -50,7 +48,7 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
     for name in replaced(&module) {
         module.exports.remove(&name)?;
         let ours = module.exports.iter_mut().find(|export| export.name == [REPLACES, &name].concat());
-        ours.context("an export is gone that was there")?.name = name;
+        ours.context("an export has disappeared")?.name = name;
     }
     let is_needed = |name: &str| NEEDED.iter().any(|(needed, _)| *needed == name);
     let surplus: Vec<_> =
@@ -65,7 +63,7 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
 /// The callback that traps in [`trapping`].
 const TRAPS: &str = "proxy_on_request_body";
 
-/// The module with a trap in place of one callback: nothing that comes from outside traps the filter itself.
+/// The module with a trap instead of one callback, because no input traps the filter itself.
 pub(crate) fn trapping(wasm: &[u8]) -> Result<Vec<u8>> {
     let mut module = ModuleConfig::new().generate_name_section(false).parse(wasm)?;
     let callback = module.exports.get_func(TRAPS)?;
@@ -75,7 +73,7 @@ pub(crate) fn trapping(wasm: &[u8]) -> Result<Vec<u8>> {
     Ok(module.emit_wasm())
 }
 
-/// The callbacks of the SDK that the filter has its own for.
+/// The callbacks of the SDK that the filter replaces.
 fn replaced(module: &Module) -> Vec<String> {
     module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()
 }

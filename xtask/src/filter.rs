@@ -1,8 +1,8 @@
 //! Building the filter for wasm32-wasip1.
 //!
-//! Two toolchains can: rustup's with its target installed, and Debian's, which has no ready-made
-//! standard library for the target but the matching source, and builds it once. Each keeps a
-//! target directory of its own, so that changing between them rebuilds nothing.
+//! Two toolchains are supported: rustup's with the target installed, and Debian's, which has no compiled standard
+//! library for the target, but its source, and builds it once. Each has its own target directory, so that changing
+//! between them rebuilds nothing.
 
 use std::env;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::{exports, step, tools, workspace};
 
 pub(crate) const TARGET: &str = "wasm32-wasip1";
 
-/// The package that is the filter.
+/// The filter's package.
 pub(crate) const LIMITER: &str = "dynamic-rate-limiter";
 
 const DEBIAN_PACKAGES: &[&str] =
@@ -24,18 +24,18 @@ const DEBIAN_PACKAGES: &[&str] =
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
-/// Who compiles the filter.
+/// The toolchain that compiles the filter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Toolchain {
-    /// The toolchain that runs us, with the target added by rustup.
+    /// The toolchain that compiled this program, with the target added by rustup.
     Rustup,
-    /// Debian's packages, whatever else is on the machine.
+    /// Debian's packages.
     Debian,
 }
 
 impl Toolchain {
-    /// The toolchain that `XTASK_WASM_TOOLCHAIN` asks for, else rustup's if it has the target,
-    /// else Debian's, installed if need be.
+    /// The toolchain in `XTASK_WASM_TOOLCHAIN`, else rustup's if it has the target, else Debian's, which is installed
+    /// if necessary.
     pub(crate) fn find() -> Result<Self> {
         let toolchain = match env::var("XTASK_WASM_TOOLCHAIN").as_deref() {
             Ok("rustup") => Self::Rustup,
@@ -54,7 +54,7 @@ impl Toolchain {
                 install_debian_compiler().with_context(|| {
                     format!(
                         "no toolchain for {TARGET}: either run\n  rustup target add {TARGET}\n\
-                         or have Debian's"
+                         or install Debian's"
                     )
                 })?;
             }
@@ -68,13 +68,13 @@ impl Toolchain {
             Self::Rustup => workspace::cargo(),
             Self::Debian => Command::new("/usr/bin/cargo"),
         };
-        // With `rlib` among the crate types cargo does without link-time optimisation, for all of
-        // them and in silence. `rustc --crate-type` names the one that is wanted here.
+        // If `rlib` is among the crate types, cargo silently disables link-time optimisation for all of them.
+        // `rustc --crate-type` selects the one that is needed here.
         command.args(["rustc", "--lib", "--crate-type", "cdylib", "--release"]);
         self.set_up(command, root)
     }
 
-    /// Clippy for the target, on the code that only exists there.
+    /// Clippy for the target, for code that is compiled only there.
     pub(crate) fn clippy(self) -> Command {
         let mut command = match self {
             Self::Rustup => workspace::cargo(),
@@ -93,7 +93,7 @@ impl Toolchain {
         };
         let printed = output_of(Command::new(&rustc).current_dir(workspace::root()).arg("--version"))?;
         let version = printed.split(' ').nth(1);
-        Ok(version.with_context(|| format!("{} is no rustc", rustc.display()))?.to_owned())
+        Ok(version.with_context(|| format!("{} is not rustc", rustc.display()))?.to_owned())
     }
 
     fn target_dir(self) -> &'static str {
@@ -115,29 +115,29 @@ impl Toolchain {
             workspace::forget_our_package(&mut command);
             command
                 .arg("-Zbuild-std=std,panic_abort")
-                // `-Zbuild-std` is for nightly compilers, or for those who say they know.
+                // `-Zbuild-std` needs a nightly compiler or this variable.
                 .env("RUSTC_BOOTSTRAP", "1")
                 .env("CARGO", "/usr/bin/cargo")
                 .env("RUSTC", DEBIAN_RUSTC)
                 .env("CARGO_TARGET_WASM32_WASIP1_LINKER", "wasm-ld-19")
-                // What rustup and cargo set for the toolchain that runs us.
+                // Set by rustup and cargo for the other toolchain.
                 .env_remove("RUSTUP_TOOLCHAIN")
                 .env_remove("LD_LIBRARY_PATH");
         }
-        // Cargo looks here first, so flags meant for this machine's own processor stay out.
+        // This variable has precedence, so flags for this machine's own processor are not used.
         command.env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\x1f"));
         command
     }
 }
 
-/// Builds the limiter into `target/dynamic_rate_limiter.wasm`, where every configuration looks.
+/// Builds the limiter into `target/dynamic_rate_limiter.wasm`, the path in all configurations.
 pub(crate) fn build(toolchain: Toolchain) -> Result<PathBuf> {
     let artifact = workspace::target().join("dynamic_rate_limiter.wasm");
     build_package(toolchain, LIMITER, &artifact)?;
     Ok(artifact)
 }
 
-/// Builds the filter that asks Envoy about itself into `target/probe_filter.wasm`, with all that it exports.
+/// Builds the probe filter into `target/probe_filter.wasm`, with all its exports.
 pub(crate) fn build_probe(toolchain: Toolchain) -> Result<PathBuf> {
     let artifact = workspace::target().join("probe_filter.wasm");
     let built = compile(toolchain, workspace::root(), "probe-filter")?;
@@ -145,26 +145,26 @@ pub(crate) fn build_probe(toolchain: Toolchain) -> Result<PathBuf> {
     Ok(artifact)
 }
 
-/// Puts the limiter with a trap at every request's body into `target/trapping_filter.wasm`.
+/// Writes the limiter with a trap at every request's body to `target/trapping_filter.wasm`.
 pub(crate) fn make_trapping(limiter: &Path) -> Result<PathBuf> {
     let artifact = workspace::target().join("trapping_filter.wasm");
     put(&artifact, &exports::trapping(&fs::read(limiter)?)?)?;
     Ok(artifact)
 }
 
-/// Builds one package, takes out the exports that are not needed, and puts the result in place.
+/// Builds one package, removes the exports that are not needed, and writes the result to `artifact`.
 pub(crate) fn build_package(toolchain: Toolchain, package: &str, artifact: &Path) -> Result<()> {
     put(artifact, &build_at(toolchain, workspace::root(), package)?)
 }
 
-/// Builds one package of the sources at `root`, and takes out the exports that are not needed.
+/// Builds one package of the sources at `root`, and removes the exports that are not needed.
 pub(crate) fn build_at(toolchain: Toolchain, root: &Path, package: &str) -> Result<Vec<u8>> {
     let built = compile(toolchain, root, package)?;
     exports::strip(&fs::read(&built)?)
-        .with_context(|| format!("{} is not the filter we know", built.display()))
+        .with_context(|| format!("{} is not the expected filter", built.display()))
 }
 
-/// Builds one package of the sources at `root`; gives what the compiler made of it.
+/// Builds one package of the sources at `root`; returns the path of the compiled module.
 fn compile(toolchain: Toolchain, root: &Path, package: &str) -> Result<PathBuf> {
     step(format!("building {package} (the first time takes a minute or two)"));
     run(toolchain.cargo_build(root).args(["--package", package]))?;
@@ -182,7 +182,7 @@ fn put(artifact: &Path, wasm: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file at once or not at all: an Envoy may be reading it. An unchanged one is left alone.
+/// Replaces a file atomically, because an Envoy may read it. An unchanged file is not written.
 fn replace(path: &Path, content: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
@@ -193,7 +193,7 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Sees to it that Debian's compiler is there, and new enough for this workspace.
+/// Installs Debian's compiler if it is missing or too old for this workspace.
 fn install_debian_compiler() -> Result<()> {
     let needed = env!("CARGO_PKG_RUST_VERSION");
     tools::debian_packages(DEBIAN_PACKAGES)?;
@@ -225,8 +225,8 @@ fn has_target() -> bool {
     libraries.is_ok_and(|directory| Path::new(directory.trim()).is_dir())
 }
 
-/// Flags that keep paths of this machine out of panic messages: the same source is the same bytes anywhere. Of the
-/// registry's crates each folder is named, because the folder's name tells which mirror of the registry it came from.
+/// Flags that remove paths of this machine from panic messages, so that the build is reproducible on every machine.
+/// Each folder of the registry's crates has its own flag, because its name depends on the mirror of the registry.
 fn without_paths(root: &Path) -> Vec<String> {
     let cargo_home = cargo_home();
     let registries = fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten().flatten();
@@ -235,7 +235,7 @@ fn without_paths(root: &Path) -> Vec<String> {
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let mut flags = vec![remap(&cargo_home, "cargo")];
     flags.extend(registries.iter().map(|registry| remap(registry, "crates")));
-    // Last, since of several that fit the last one counts.
+    // Last, because the last match applies.
     flags.push(remap(root, "."));
     flags
 }

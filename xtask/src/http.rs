@@ -1,4 +1,4 @@
-//! Whether and how an Envoy answers.
+//! HTTP requests.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What came back.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -21,7 +20,7 @@ impl Response {
     }
 }
 
-/// Sends one GET on a connection of its own.
+/// Sends one GET on its own connection.
 pub(crate) fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
     let request = ureq::get(format!("http://{address}{path}")).header("connection", "close");
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));

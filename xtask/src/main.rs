@@ -1,9 +1,9 @@
-//! The project's own commands. Each gets what it needs, says what it does, and on failure says
-//! what is missing and how to get it.
+//! The project's own commands. Each installs what it needs and prints its steps; an error says what is missing and how
+//! to install it.
 //!
-//! In reading order: `filter` and `exports` make the `.wasm`; `demo`, `watch`, `ci`, `soak`, `mutants`, `audit`,
-//! `bench`, `conformance`, `dist` and `check_config` are the verbs; `envoy`, `redis`, `tools`,
-//! `validators`, `http` and `process` are what they stand on.
+//! In reading order: `filter` and `exports` build the `.wasm`; `demo`, `watch`, `ci`, `soak`, `mutants`, `audit`,
+//! `bench`, `conformance`, `dist` and `check_config` are the commands; they use `envoy`, `redis`, `tools`,
+//! `validators`, `http` and `process`.
 
 mod audit;
 mod bench;
@@ -33,53 +33,53 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Runs, checks, measures and packs the rate limiter.
+/// Runs, tests, measures and packs the rate limiter.
 ///
-/// A fresh machine needs Rust, Python 3 and, for what Debian packages, root. Envoy is taken from
+/// A new machine needs Rust, Python 3 and, for Debian packages, root. Envoy is taken from
 /// ENVOY_BIN, `envoy` on PATH or `func-e`, else installed under target/tools. The filter is built
 /// with rustup's wasm32-wasip1 target if that is installed, else with Debian's compiler;
-/// XTASK_WASM_TOOLCHAIN=rustup or =debian decides. Redis is taken from REDIS_SERVER, or is
-/// `redis-server` or `valkey-server` on PATH, else Debian's; so are Prometheus and its promtool
-/// (PROMETHEUS, PROMTOOL).
+/// XTASK_WASM_TOOLCHAIN=rustup or =debian selects one. Redis is taken from REDIS_SERVER,
+/// `redis-server` or `valkey-server` on PATH, else from Debian; in the same way Prometheus and
+/// promtool (PROMETHEUS, PROMTOOL).
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
-enum Verb {
-    /// Build the filter and start an Envoy that runs it on port 8000, on request with a Redis, until Ctrl-C
+enum Subcommand {
+    /// Build the filter and run it in an Envoy on port 8000, optionally with Redis, until Ctrl-C
     Demo(demo::Options),
-    /// Watch a limiter that runs: tokens, requests allowed and refused a second, health, live on one screen
+    /// Watch a running limiter: tokens, requests allowed and refused a second, health, live on one screen
     Watch(watch::Options),
-    /// Check everything that CI checks: format, clippy, unit tests, end-to-end tests
+    /// Run all checks of CI: format, clippy, unit tests, end-to-end tests
     Test(ci::Options),
-    /// Search for counter-examples: the same searches as in `test`, for as long as one likes
+    /// Search for counter-examples: the same searches as in `test`, for any time
     Soak(soak::Options),
-    /// Break the limiter on purpose, one defect at a time, and see that the simulation finds each
+    /// Inject defects into the limiter, one at a time, and check that the simulation finds each
     Mutants(mutants::Options),
-    /// Check the dependency tree: licences, sources and, where they can be reached, advisories
+    /// Check the dependency tree: licences, sources and, if they can be reached, advisories
     Audit(audit::Options),
-    /// Measure the filter beside Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis;
-    /// `bench overload`: what is left of a service that is asked for ten times what it can bear
+    /// Compare the filter with Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis;
+    /// `bench overload`: the goodput of a service under ten times its capacity
     Bench(bench::Options),
-    /// Ask Envoys of several versions whether all that the filter rests on holds; print a table
+    /// Check with several versions of Envoy the facts that the filter relies on; print a table
     Conformance(conformance::Options),
-    /// Pack the filter for release: the .wasm, its checksum, an SBOM, OCI image layouts; prove that it is reproducible
+    /// Pack the filter for release: the .wasm, its checksum, an SBOM, OCI image layouts; check that it is reproducible
     Dist(dist::Options),
-    /// Check configuration files with the filter's own code; hash keys, make new ones
+    /// Check configuration files with the filter's own code; hash keys, generate new ones
     CheckConfig(check_config::Options),
 }
 
 fn main() -> ExitCode {
-    let verb = Verb::parse();
-    let done = process::catch_interrupts().and_then(|()| match verb {
-        Verb::Demo(options) => demo::run(&options),
-        Verb::Watch(options) => watch::run(&options),
-        Verb::Test(options) => ci::run(&options),
-        Verb::Soak(options) => soak::run_parts(&options),
-        Verb::Mutants(options) => mutants::run(&options),
-        Verb::Audit(options) => audit::run_checks(&options),
-        Verb::Bench(options) => bench::run(&options),
-        Verb::Conformance(options) => conformance::run(&options),
-        Verb::Dist(options) => dist::run(&options),
-        Verb::CheckConfig(options) => check_config::run(&options),
+    let subcommand = Subcommand::parse();
+    let done = process::catch_interrupts().and_then(|()| match subcommand {
+        Subcommand::Demo(options) => demo::run(&options),
+        Subcommand::Watch(options) => watch::run(&options),
+        Subcommand::Test(options) => ci::run(&options),
+        Subcommand::Soak(options) => soak::run_parts(&options),
+        Subcommand::Mutants(options) => mutants::run(&options),
+        Subcommand::Audit(options) => audit::run_checks(&options),
+        Subcommand::Bench(options) => bench::run(&options),
+        Subcommand::Conformance(options) => conformance::run(&options),
+        Subcommand::Dist(options) => dist::run(&options),
+        Subcommand::CheckConfig(options) => check_config::run(&options),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what is about to happen.
+/// Prints the next step.
 pub(crate) fn step(what: impl std::fmt::Display) {
     eprintln!("==> {what}");
 }

@@ -1,9 +1,9 @@
-//! `cargo xtask mutants`: breaks the limiter on purpose and sees that the searches notice.
+//! `cargo xtask mutants`: injects defects into the limiter and checks that the searches find them.
 //!
-//! A search that finds nothing says little until it is known what it would find. So `tests/mutants.toml` lists defects
-//! that somebody could write, each as a replacement of a text that occurs once in a file. Every one is built in a copy
-//! of the sources, never in the sources themselves, and has to be found within a minute. A mutant whose text is no
-//! longer there fails too: whoever changes that code decides what becomes of the mutant.
+//! A search that finds nothing is only useful if it would find defects. `tests/mutants.toml` lists realistic defects,
+//! each as a replacement of a text that occurs once in a file. Each is built in a copy of the sources, never in the
+//! sources themselves, and must be found within a minute. A mutant whose text does not exist any more fails: a change
+//! of that code must adapt the mutant.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,20 +19,20 @@ use crate::{step, tools, workspace};
 /// How long the simulation may search for one mutant.
 const SEARCH_SECONDS: u64 = 60;
 
-/// What `cargo xtask test` calls the overload simulation with, and what mutants are searched for with.
+/// The arguments of the overload simulation in `cargo xtask test`, and in the search for mutants.
 pub(crate) const OVERLOAD: [&str; 5] = ["--quick", "--seeds", "3", "--seed", "1"];
 
-/// How long a build may take; it is there so that none hangs CI.
+/// The timeout of a build.
 const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 #[derive(Default, clap::Args)]
 pub(crate) struct Options {
     /// Only these mutants; without a name, all of them
     names: Vec<String>,
-    /// Only those that `cargo xtask test` looks for every time
+    /// Only those in every run of `cargo xtask test`
     #[arg(long, conflicts_with = "names")]
     few: bool,
-    /// List them, with what each would do to a user
+    /// List them, with the effect of each on users
     #[arg(long)]
     list: bool,
 }
@@ -48,24 +48,23 @@ struct List {
 #[serde(deny_unknown_fields)]
 struct Mutant {
     name: String,
-    /// What breaks, and who would notice.
+    /// The effect of the defect.
     why: String,
     file: PathBuf,
     /// Occurs once in the file.
     find: String,
     replace: String,
-    /// Whether it is among the few that every run of the tests looks for: building each takes a while.
+    /// Whether it is among the few in every run of the tests: building each takes some time.
     #[serde(default)]
     always: bool,
-    /// What has to find it.
+    /// The search that must find it.
     #[serde(default)]
     search: Search,
-    /// What that is called with, beside the time.
+    /// Further arguments of the search.
     #[serde(default)]
     arguments: Vec<String>,
 }
 
-/// A program that searches for defects.
 #[derive(Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Search {
@@ -84,7 +83,7 @@ impl Search {
 }
 
 impl Options {
-    /// The few that every run of the tests looks for.
+    /// The few in every run of the tests.
     pub(crate) fn few() -> Self {
         Self { few: true, ..Self::default() }
     }
@@ -111,21 +110,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let redis_server = tools::redis_server()?;
     for search in [Search::Simulation, Search::Overload] {
         if mutants.iter().any(|mutant| mutant.search == search) {
-            step(format!("building the {} as it is, and seeing that it finds nothing", search.package()));
+            step(format!(
+                "building the {} without a defect, and checking that it finds nothing",
+                search.package()
+            ));
             copy.build(search)?;
-            let as_it_is = copy.search(&redis_server, search, "nothing", &[], 5)?;
-            ensure!(as_it_is == Found::Nothing, "{}", log_tail(&copy.log("nothing")));
+            let unchanged = copy.search(&redis_server, search, "nothing", &[], 5)?;
+            ensure!(unchanged == Found::Nothing, "{}", log_tail(&copy.log("nothing")));
         }
     }
 
     let mut survivors = Vec::new();
     for (index, mutant) in mutants.iter().enumerate() {
         let outcome = copy.try_mutant(mutant, &redis_server).with_context(|| mutant.name.clone())?;
-        let said = match outcome {
+        let result = match outcome {
             Found::Violation(after) => format!("found after {:.1} s", after.as_secs_f64()),
             Found::Nothing => format!("NOT FOUND in {SEARCH_SECONDS} s: {}", mutant.why),
         };
-        step(format!("[{}/{}] {}: {said}", index + 1, mutants.len(), mutant.name));
+        step(format!("[{}/{}] {}: {result}", index + 1, mutants.len(), mutant.name));
         if outcome == Found::Nothing {
             survivors.push(mutant.name.as_str());
         }
@@ -135,14 +137,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Found {
     Violation(Duration),
     Nothing,
 }
 
-/// The sources once more, to be broken.
+/// A copy of the sources for defects.
 struct Copy {
     root: PathBuf,
 }
@@ -151,13 +153,13 @@ impl Copy {
     fn make() -> Result<Self> {
         let copy = Self { root: workspace::target().join("mutants/source") };
         if copy.root.exists() {
-            remove_strangers(&copy.root, workspace::root())?;
+            remove_obsolete(&copy.root, workspace::root())?;
         }
         workspace::copy_sources(&copy.root)?;
         Ok(copy)
     }
 
-    /// Breaks the copy, searches, and mends it again.
+    /// Injects the defect into the copy, searches, and restores the copy.
     fn try_mutant(&self, mutant: &Mutant, redis_server: &Path) -> Result<Found> {
         let file = self.root.join(&mutant.file);
         let original =
@@ -210,7 +212,7 @@ impl Copy {
         command.args(arguments);
         let start = Instant::now();
         let mut running = Running::start_logged(command.env("REDIS_SERVER", redis_server), &log)?;
-        // A mutant may also hang, which is a way of being found; the simulation itself ends in time.
+        // A mutant that hangs counts as found; the simulation itself ends in time.
         let limit = Duration::from_secs(seconds + SEARCH_SECONDS / 2);
         loop {
             match running.exited()?.map(|status| status.code()) {
@@ -229,18 +231,18 @@ impl Copy {
         workspace::target().join("mutants/logs").join(name).with_extension("log")
     }
 
-    /// Beside the copy, so that what does not change is built once.
+    /// Outside of the copy, so that unchanged crates are built once.
     fn target() -> PathBuf {
         workspace::target().join("mutants/build")
     }
 }
 
-/// Takes out of an older copy what the sources no longer have.
-fn remove_strangers(copy: &Path, source: &Path) -> Result<()> {
+/// Removes files from an older copy that the sources do not have any more.
+fn remove_obsolete(copy: &Path, source: &Path) -> Result<()> {
     for entry in fs::read_dir(copy)? {
         let (path, original) = entry.map(|entry| (entry.path(), source.join(entry.file_name())))?;
         match (path.is_dir(), original.is_dir()) {
-            (true, true) => remove_strangers(&path, &original)?,
+            (true, true) => remove_obsolete(&path, &original)?,
             (true, false) => fs::remove_dir_all(path)?,
             (false, _) if !original.is_file() => fs::remove_file(path)?,
             (false, _) => {}

@@ -1,6 +1,7 @@
-//! The two ends of an overload, and the Envoy between them: what `bench overload` and `demo --overload` have in common.
+//! Shared by `bench overload` and `demo --overload`: the load, the upstream, and the Envoy between them.
 //!
-//! The ends are a program of its own, `bench/loadgen`, built to be quick: the load must not be what is slow.
+//! Load and upstream are a separate program, `bench/loadgen`, built with optimisations: the load must not be the
+//! bottleneck.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,24 +16,24 @@ use crate::bench::config::{limiter, socket};
 use crate::process::{Running, log_tail, pause, run as run_program};
 use crate::{http, step, workspace};
 
-/// How long the upstream may take to listen.
+/// The timeout until the upstream listens.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// The route timeout where callers wait a second: a little shorter, so that Envoy answers and knows itself that the
-/// upstream did not.
+/// The route timeout for clients with a timeout of one second: it is shorter, so that Envoy itself detects that the
+/// upstream did not answer.
 pub(crate) const ROUTE_TIMEOUT: &str = "0.9s";
 
-/// The limiter's own word on health.
+/// The path of the limiter's health report.
 pub(crate) const HEALTH_PATH: &str = "/system/health";
 
-/// Callers with keys: how many there are of each tier, as `bench/loadgen/src/plan.rs` counts them.
+/// The number of callers with keys of each tier, as in `bench/loadgen/src/plan.rs`.
 const KEYS: [(&str, u32); 2] = [("pro", 200), ("enterprise", 40)];
 
-/// A tier that nobody gets to the end of, whatever the health: what is to be seen is shedding, not buckets.
+/// The limit of all tiers, which no caller reaches: the load tests shedding, not buckets.
 const CAPACITY: u32 = 100_000;
 const REFILL_RATE: u32 = 10_000;
 
-/// The program, built.
+/// The built program.
 pub(crate) struct Program(PathBuf);
 
 impl Program {
@@ -49,16 +50,16 @@ impl Program {
         Ok(Self(workspace::target().join("soak/loadgen")))
     }
 
-    /// One of its verbs.
-    pub(crate) fn verb(&self, verb: &str) -> Command {
+    /// One of its subcommands.
+    pub(crate) fn subcommand(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.0);
-        command.current_dir(workspace::root()).arg(verb);
+        command.current_dir(workspace::root()).arg(subcommand);
         command
     }
 
-    /// An upstream that listens.
+    /// Starts an upstream, and waits until it listens.
     pub(crate) fn upstream(&self, address: SocketAddr, arguments: &[String], log: &Path) -> Result<Running> {
-        let mut command = self.verb("upstream");
+        let mut command = self.subcommand("upstream");
         command.args(["--listen", &address.to_string()]).args(arguments);
         let mut running = Running::start_logged(&mut command, log)?;
         let start = Instant::now();
@@ -72,15 +73,15 @@ impl Program {
         Ok(running)
     }
 
-    /// Callers, who ask an Envoy according to a plan.
+    /// The command that sends the load of a plan.
     pub(crate) fn load(&self, to: SocketAddr, plan: &[String]) -> Command {
-        let mut command = self.verb("load");
+        let mut command = self.subcommand("load");
         command.args(["--to", &to.to_string()]).args(plan);
         command
     }
 }
 
-/// Where an Envoy listens, what it protects, and how.
+/// The addresses and the protection of an Envoy between load and upstream.
 pub(crate) struct Between {
     pub(crate) service: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -94,7 +95,7 @@ pub(crate) fn bootstrap(between: Between) -> Value {
     let Between { service, admin, upstream, route_timeout, protection } = between;
     let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": route_timeout}});
     let fields = json!({
-        // The callers of this load have addresses of their own in X-Forwarded-For, as behind a load balancer.
+        // Each caller of this load has its own address in X-Forwarded-For, as behind a load balancer.
         "use_remote_address": true,
         "xff_num_trusted_hops": 1,
         "route_config": bootstrap::routes(&json!([route])),
@@ -110,7 +111,7 @@ pub(crate) fn bootstrap(between: Between) -> Value {
     })
 }
 
-/// Our limiter, measuring, with these bounds on top of the defaults.
+/// Our limiter with measured health and these settings.
 pub(crate) fn ours(bounds: &Value) -> Value {
     let mut health = json!({"mode": "auto"});
     for (name, value) in bounds.as_object().into_iter().flatten() {
@@ -133,7 +134,7 @@ fn api_keys() -> Value {
     keys.map(|(tier, key)| (key.clone(), json!({"tier": tier, "id": key}))).collect::<Map<_, _>>().into()
 }
 
-/// Writes a bootstrap where an Envoy is to find it.
+/// Writes a bootstrap to a file.
 pub(crate) fn write(bootstrap: &Value, file: &Path) -> Result<()> {
     if let Some(directory) = file.parent() {
         std::fs::create_dir_all(directory)?;

@@ -1,8 +1,7 @@
-//! Starting other programs so that none outlives us.
+//! Starting other programs so that none outlives this one.
 //!
-//! Each runs in a process group of its own, and the group is ended when its handle is dropped. So
-//! Ctrl-C, SIGTERM and errors all leave by the same door: somebody returns, and what was running
-//! ends with it, children of children included.
+//! Each runs in its own process group, and the group is ended when its handle is dropped. So Ctrl-C, SIGTERM and errors
+//! are handled in the same way: functions return, and all running programs end, including their children.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::workspace;
 
-/// How often a wait looks again.
+/// The pause between two checks of a wait.
 const POLL: Duration = Duration::from_millis(20);
 
 /// How long a program may take to end before it is killed.
@@ -31,7 +30,7 @@ const LOG_TAIL_LINES: usize = 15;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Turns Ctrl-C, SIGTERM and SIGHUP into [`interrupted`], so that we end what we started.
+/// Turns Ctrl-C, SIGTERM and SIGHUP into [`interrupted`], so that all started programs are ended.
 pub(crate) fn catch_interrupts() -> Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED))?;
@@ -39,12 +38,12 @@ pub(crate) fn catch_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Whether we were told to stop.
+/// Whether this program was interrupted.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Sleeps, unless we are told to stop.
+/// Sleeps; an interruption is an error.
 pub(crate) fn pause(duration: Duration) -> Result<()> {
     let end = Instant::now() + duration;
     while Instant::now() < end {
@@ -61,8 +60,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a program. It gets no input: a background process group that reads the terminal
-    /// would be stopped.
+    /// Starts a program without input: a background process group that reads the terminal would be stopped.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let child = command
             .process_group(0)
@@ -72,7 +70,7 @@ impl Running {
         Ok(Self { child })
     }
 
-    /// Like [`Running::start`], with what the program prints in `log`.
+    /// Like [`Running::start`], with the program's output in `log`.
     pub(crate) fn start_logged(command: &mut Command, log: &Path) -> Result<Self> {
         if let Some(directory) = log.parent() {
             fs::create_dir_all(directory)?;
@@ -81,7 +79,6 @@ impl Running {
         Self::start(command.stdout(output.try_clone()?).stderr(output))
     }
 
-    /// The program's process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -93,7 +90,7 @@ impl Running {
 
     fn signal(&self, signal: Signal) {
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // It fails only when nobody is left in the group, which is what we want.
+            // It fails only if no process is left in the group.
             let _ = kill_process_group(group, signal);
         }
     }
@@ -127,7 +124,7 @@ pub(crate) fn log_tail(log: &Path) -> String {
     text
 }
 
-/// Runs a program to its end, its output among ours; anything but success is an error.
+/// Runs a program to its end; any status but success is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     run_within(command, Duration::MAX)
 }
@@ -149,7 +146,7 @@ pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     }
 }
 
-/// Runs a program to its end, its output in `log`; gives whether it succeeded.
+/// Runs a program to its end, with its output in `log`; returns whether it succeeded.
 pub(crate) fn run_logged_within(command: &mut Command, log: &Path, limit: Duration) -> Result<bool> {
     let mut running = Running::start_logged(command, log)?;
     let start = Instant::now();
@@ -163,7 +160,7 @@ pub(crate) fn run_logged_within(command: &mut Command, log: &Path, limit: Durati
     }
 }
 
-/// Runs a program to its end and returns what it printed.
+/// Runs a program to its end and returns its output.
 pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -179,7 +176,7 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The command as one would type it, without its environment.
+/// The command line, without its environment.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! One running Redis, for the demo: on the loopback, nothing on disk.
+//! One running Redis for the demo: on the loopback, without persistence.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -30,7 +30,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// Starts Redis on this port of the loopback, its output in `log`, and waits until it answers.
+    /// Starts Redis on this port of the loopback, with its output in `log`, and waits until it answers.
     pub(crate) fn start(binary: &Path, port: u16, log: &Path) -> Result<Self> {
         let mut command = Command::new(binary);
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]).args(IN_MEMORY);
@@ -59,7 +59,7 @@ impl Redis {
         Ok(())
     }
 
-    /// How it ended, told once.
+    /// Its exit status, returned once after it has ended.
     pub(crate) fn just_ended(&mut self) -> Result<Option<ExitStatus>> {
         if !self.is_running {
             return Ok(None);
@@ -69,7 +69,7 @@ impl Redis {
         Ok(ended)
     }
 
-    /// The command that starts another like it on Redis' usual port.
+    /// The command that starts the same Redis on its default port.
     pub(crate) fn command_line(&self) -> String {
         format!("{} --bind 127.0.0.1 --save '' --appendonly no", self.program())
     }
@@ -85,7 +85,7 @@ impl Redis {
 }
 
 fn answers(address: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<[u8; 7]> {
+    let ping = || -> std::io::Result<[u8; 7]> {
         let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.write_all(b"PING\r\n")?;
@@ -93,5 +93,5 @@ fn answers(address: SocketAddr) -> bool {
         stream.read_exact(&mut reply)?;
         Ok(reply)
     };
-    ask().is_ok_and(|reply| reply == *b"+PONG\r\n")
+    ping().is_ok_and(|reply| reply == *b"+PONG\r\n")
 }

@@ -1,8 +1,8 @@
-//! `cargo xtask soak`: the searches for counter-examples, for as long as one likes.
+//! `cargo xtask soak`: the searches for counter-examples, for any time.
 //!
-//! `cargo xtask test` runs each of them for seconds, with a seed that is always the same. Here the seed is new each
-//! time, unless it is given, and is printed: the same part with the same seed searches the same way again. What is
-//! found says by itself how to bring just that back.
+//! `cargo xtask test` runs each of them for seconds, with a fixed seed. Here the seed is new each time, unless it is
+//! given, and is printed: the same part with the same seed runs the same search. A violation is printed with the
+//! command that reproduces it.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::{step, tools, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to run; without a name, all parts one after the other
+    /// The parts to run; by default all, one after the other
     parts: Vec<Part>,
     /// How long each part runs, such as 90s, 10m or 8h
     #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = duration)]
     time: Duration,
-    /// Where the search starts; printed, so that a run can be repeated
+    /// The seed of the search; it is printed, so that a run can be repeated
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -30,11 +30,11 @@ pub(crate) struct Options {
 enum Part {
     /// Fleets of Envoys under faults, with a model of Redis
     Simulation,
-    /// The same with a real Redis and the real script
+    /// The simulation with a real Redis and the real script
     SimulationRedis,
     /// Upstreams that can be overloaded, callers, and the overload control between them
     Overload,
-    /// Bytes from outside, into the limiter's own functions
+    /// Arbitrary bytes, into the limiter's own functions
     Fuzz,
     /// Callbacks in any order, into the compiled filter
     Callbacks,
@@ -54,10 +54,10 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
         let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         step(format!("{name} for {} s, seed {seed}", options.time.as_secs()));
         part.run(options.time, seed).with_context(|| {
-            format!("{name} found something; the seed was {seed}, and it says above how to repeat it")
+            format!("{name} found a violation with seed {seed}; the output above shows how to repeat it")
         })?;
     }
-    step("nothing was found");
+    step("no violation was found");
     Ok(())
 }
 
@@ -87,13 +87,13 @@ impl Part {
     }
 }
 
-/// One of the searches that are programs of their own, built to be quick and with every check.
+/// A search that is a separate program, built with optimisations and all checks.
 pub(crate) fn search(package: &str) -> Result<Command> {
     let mut command = workspace::cargo();
     command.args(["run", "--quiet", "--profile", "soak", "--package", package]);
     if package == "fuzz" {
         tools::program("CXX", &["c++"], "g++").context("libFuzzer is C++")?;
-        // For a target that is named, what runs at build time is not instrumented.
+        // With an explicit target, build scripts and macros are not instrumented.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         command.args(["--features", "search", "--target", &target]).env("RUSTFLAGS", INSTRUMENTED);
     }
@@ -101,12 +101,12 @@ pub(crate) fn search(package: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// As cargo-fuzz sets it for libFuzzer, without a sanitizer, which only nightly compilers have.
+/// cargo-fuzz's flags for libFuzzer, without a sanitizer, which needs a nightly compiler.
 const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// A test binary over and over until the time is up, each round with a larger amount than in CI and the next seed.
+/// Runs a test binary repeatedly until the time is up, each round with a larger amount than in CI and the next seed.
 fn rounds(time: Duration, seed: u64, test: &str, names: (&str, &str), amount: u64) -> Result<()> {
     let (seed_name, amount_name) = names;
     let redis_server = tools::redis_server()?;

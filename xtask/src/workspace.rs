@@ -1,4 +1,4 @@
-//! Where things are, and the cargo that runs us.
+//! Paths of the workspace, and the cargo that runs this program.
 
 use std::env;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-/// What is at the repository's root and not part of the sources.
+/// Entries of the repository's root that are not part of the sources.
 const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 
 /// The repository's root.
@@ -16,17 +16,17 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Where everything goes that is made rather than written.
+/// The folder for all generated files.
 pub(crate) fn target() -> PathBuf {
     root().join("target")
 }
 
-/// The path as a person at the repository's root would write it.
+/// The path relative to the repository's root.
 pub(crate) fn shown(path: &Path) -> std::path::Display<'_> {
     path.strip_prefix(root()).unwrap_or(path).display()
 }
 
-/// `cargo`, the one that started us, at the root.
+/// The `cargo` that runs this program, in the root.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -34,8 +34,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Takes out what `cargo run` told us about our own package. Build scripts that watch these
-/// variables would otherwise run again on every change between `cargo xtask` and plain `cargo`.
+/// Removes the variables that `cargo run` has set for this package. Build scripts that depend on them would otherwise
+/// run again on every change between `cargo xtask` and plain `cargo`.
 pub(crate) fn forget_our_package(command: &mut Command) {
     for (name, _) in env::vars_os() {
         let ours = name
@@ -59,7 +59,7 @@ pub(crate) fn copy_sources(to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a file or a folder, but for files that are the same already: their age tells cargo what to build.
+/// Copies a file or a folder, except for files that are unchanged: cargo uses their age to decide what to build.
 fn copy_changed(from: &Path, to: &Path) -> Result<()> {
     if from.is_dir() {
         fs::create_dir_all(to)?;
@@ -73,7 +73,7 @@ fn copy_changed(from: &Path, to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == content) {
         return Ok(());
     }
-    // With its rights: some of them are programs.
+    // With its permissions: some files are programs.
     fs::copy(from, to).with_context(|| format!("cannot write {}", to.display()))?;
     Ok(())
 }

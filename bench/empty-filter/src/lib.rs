@@ -1,6 +1,5 @@
-//! The bench's yardstick for wasm itself: the SDK, a context for each request, no work.
-//! It keeps the callbacks that the limiter cannot do without, so that the difference between
-//! the two is what the limiter itself spends.
+//! The baseline of the bench for wasm itself: the SDK and a context for each request, without work. It exports the same
+//! callbacks as the limiter, so that the difference between the two is the cost of the limiter itself.
 #![cfg(target_arch = "wasm32")]
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};

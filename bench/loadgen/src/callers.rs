@@ -1,4 +1,4 @@
-//! Callers: they ask when it is their time, whatever became of those before them.
+//! Callers of an open-loop load: each request is sent when it is due, independent of earlier responses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,68 +13,67 @@ use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::plan::{Arrival, Patience, Plan};
+use crate::plan::{Arrival, ClientPolicy, Plan};
 use crate::report::{Fate, Outcome};
 
 type Http = Client<HttpConnector, Empty<Bytes>>;
 
-/// Asks for everything in the plan, and tells each outcome as soon as it is known.
+/// Sends all requests of the plan, and each outcome to the channel when it is known.
 ///
-/// Returns when the last arrival has been sent; the channel ends when the last outcome is known.
-pub async fn ask(to: SocketAddr, plan: &Plan, started: Instant, outcomes: mpsc::UnboundedSender<Outcome>) {
-    let client = Arc::new(Caller::new(to, plan.patience));
+/// Returns after the last request was sent; the channel ends after the last outcome.
+pub async fn run(to: SocketAddr, plan: &Plan, started: Instant, outcomes: mpsc::UnboundedSender<Outcome>) {
+    let client = Arc::new(Caller::new(to, plan.client));
     for arrival in plan.arrivals() {
         let due = started + arrival.at;
         sleep_until(due).await;
         let late = due.elapsed();
         let (client, outcomes) = (Arc::clone(&client), outcomes.clone());
         tokio::spawn(async move {
-            let (fate, tries) = client.ask(&arrival, due).await;
-            // The receiver is gone when the load was ended early.
+            let (fate, tries) = client.send(&arrival, due).await;
+            // The receiver is dropped if the load is stopped early.
             let _ = outcomes.send(Outcome { arrival, fate, took: due.elapsed(), tries, late });
         });
     }
 }
 
-/// What every caller does.
+/// The client of all callers.
 struct Caller {
     http: Http,
     uri: Uri,
-    patience: Patience,
+    policy: ClientPolicy,
 }
 
-/// What became of one try.
+/// The result of one try.
 struct Answer {
     fate: Fate,
     retry_after: Option<Duration>,
 }
 
 impl Caller {
-    fn new(to: SocketAddr, patience: Patience) -> Self {
+    fn new(to: SocketAddr, policy: ClientPolicy) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let http = Client::builder(TokioExecutor::new()).build(connector);
         // An address and a port are always a URI.
         let uri = format!("http://{to}/work").parse().unwrap_or_default();
-        Self { http, uri, patience }
+        Self { http, uri, policy }
     }
 
-    /// Tries as often as patience allows; gives what the last try came to, and how many there were.
-    async fn ask(&self, arrival: &Arrival, due: Instant) -> (Fate, u32) {
-        let deadline = due + Duration::from_millis(self.patience.deadline_ms);
+    /// Tries as often as the policy allows; returns the result of the last try, and the number of tries.
+    async fn send(&self, arrival: &Arrival, due: Instant) -> (Fate, u32) {
+        let deadline = due + Duration::from_millis(self.policy.deadline_ms);
         let mut tries = 0;
         loop {
-            let until = deadline.min(Instant::now() + Duration::from_millis(self.patience.timeout_ms));
+            let until = deadline.min(Instant::now() + Duration::from_millis(self.policy.timeout_ms));
             let answer = match timeout_at(until, self.try_once(arrival)).await {
                 Ok(answer) => answer,
                 Err(_) => Answer { fate: Fate::TimedOut, retry_after: None },
             };
             tries += 1;
-            if !answer.fate.is_worth_a_retry() || tries > self.patience.retries {
+            if !answer.fate.is_worth_a_retry() || tries > self.policy.retries {
                 return (answer.fate, tries);
             }
-            let pause =
-                back_off(self.patience.back_off_ms, tries).max(answer.retry_after.unwrap_or_default());
+            let pause = back_off(self.policy.back_off_ms, tries).max(answer.retry_after.unwrap_or_default());
             if Instant::now() + pause >= deadline {
                 return (answer.fate, tries);
             }
@@ -104,17 +103,17 @@ impl Caller {
     }
 }
 
-fn fate(status: StatusCode, says_when: bool) -> Fate {
+fn fate(status: StatusCode, has_retry_after: bool) -> Fate {
     match status {
         _ if status.is_success() => Fate::Served,
         StatusCode::TOO_MANY_REQUESTS => Fate::Limited,
-        StatusCode::SERVICE_UNAVAILABLE if says_when => Fate::Shed,
+        StatusCode::SERVICE_UNAVAILABLE if has_retry_after => Fate::Shed,
         StatusCode::GATEWAY_TIMEOUT => Fate::TimedOut,
         _ => Fate::Error,
     }
 }
 
-/// Twice as long after each try, and not at the same time as the others.
+/// Exponential backoff with jitter.
 fn back_off(first_ms: u64, tries: u32) -> Duration {
     let doubled = first_ms as f64 * f64::from(2_u32.saturating_pow(tries - 1));
     Duration::from_secs_f64(doubled / 1_000.0 * (0.5 + fastrand::f64()))
@@ -127,19 +126,19 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio::time::Instant;
 
-    use super::ask;
-    use crate::plan::{Patience, Plan};
+    use super::run;
+    use crate::plan::{ClientPolicy, Plan};
     use crate::report::{Fate, Report};
     use crate::upstream::{Condition, Shape, Upstream};
 
     const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-    fn run(plan: &Plan, upstream: &Upstream) -> Report {
+    fn report_of(plan: &Plan, upstream: &Upstream) -> Report {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let (sender, mut receiver) = mpsc::unbounded_channel();
             let mut report = Report::new("test", *plan);
-            tokio::join!(ask(upstream.address(), plan, Instant::now(), sender), async {
+            tokio::join!(run(upstream.address(), plan, Instant::now(), sender), async {
                 while let Some(outcome) = receiver.recv().await {
                     report.add(&outcome);
                 }
@@ -150,23 +149,23 @@ mod tests {
 
     /// One second at half, one at five times and two at half of a capacity of fifty.
     fn plan() -> Plan {
-        let patience = Patience { timeout_ms: 400, deadline_ms: 800, retries: 0, back_off_ms: 100 };
-        Plan { capacity: 50.0, before: 1, overload: 1, after: 2, times: 5.0, normal: 0.5, seed: 1, patience }
+        let client = ClientPolicy { timeout_ms: 400, deadline_ms: 800, retries: 0, back_off_ms: 100 };
+        Plan { capacity: 50.0, before: 1, overload: 1, after: 2, times: 5.0, normal: 0.5, seed: 1, client }
     }
 
     #[test]
-    fn an_upstream_serves_what_it_can_bear_and_refuses_what_does_not_fit_its_queue() {
+    fn an_upstream_serves_its_capacity_and_refuses_requests_beyond_its_queue() {
         let shape = Shape { slots: 5, service_ms: 100, queue: Some(5) };
-        let report = run(&plan(), &Upstream::start(shape, ANY_PORT).expect("an upstream"));
+        let report = report_of(&plan(), &Upstream::start(shape, ANY_PORT).expect("an upstream"));
         let of = |fate| report.seconds.iter().flat_map(|second| second.fates[fate as usize]).sum::<u32>();
-        let asked: u32 = report.seconds.iter().flat_map(|second| second.asked).sum();
-        assert_eq!(asked as usize, plan().arrivals().len());
+        let sent: u32 = report.seconds.iter().flat_map(|second| second.sent).sum();
+        assert_eq!(sent as usize, plan().arrivals().len());
         let served = of(Fate::Served);
         assert!(
             (60..=170).contains(&served),
-            "of some 325 asked in four seconds about 125 are served: {served}"
+            "about 125 of 325 requests in four seconds are served: {served}"
         );
-        assert!(of(Fate::Error) > 50, "the rest is refused at once");
+        assert!(of(Fate::Error) > 50, "the others are refused at once");
         assert!(report.usual_ms(0.5).expect("some are served") >= 20.0);
     }
 
@@ -175,8 +174,8 @@ mod tests {
         let shape = Shape { slots: 50, service_ms: 10, queue: Some(50) };
         let upstream = Upstream::start(shape, ANY_PORT).expect("an upstream");
         upstream.set(Condition { slowdown: 1.0, failing: 1.0 });
-        let quiet = Plan { overload: 0, after: 0, ..plan() };
-        let report = run(&quiet, &upstream);
-        assert_eq!(report.seconds[0].fates[Fate::Error as usize], report.seconds[0].asked);
+        let normal = Plan { overload: 0, after: 0, ..plan() };
+        let report = report_of(&normal, &upstream);
+        assert_eq!(report.seconds[0].fates[Fate::Error as usize], report.seconds[0].sent);
     }
 }

@@ -1,4 +1,4 @@
-//! The limiter's own word on how the upstream is, in short.
+//! A summary of the limiter's health report.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
 
-/// Long enough for a limiter that answers, and short against the second between two lines.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Longer than a response takes, and shorter than the second between two lines.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Asks for health again and again.
+/// Reads the limiter's health.
 pub(crate) struct Health {
     http: Client<HttpConnector, Empty<Bytes>>,
     url: String,
@@ -25,16 +25,16 @@ impl Health {
         Self { http: Client::builder(TokioExecutor::new()).build_http(), url: format!("http://{to}{path}") }
     }
 
-    /// Health, its reason and what is in flight as they are told now.
+    /// The current health, its reason and the requests in flight.
     pub(crate) async fn line(&self) -> String {
-        match timeout(PATIENCE, self.ask()).await {
-            Ok(Ok(told)) => shown(&told),
+        match timeout(TIMEOUT, self.get()).await {
+            Ok(Ok(report)) => shown(&report),
             Ok(Err(error)) => format!("health unknown: {error}"),
             Err(_) => "health unknown: no answer".to_owned(),
         }
     }
 
-    async fn ask(&self) -> Result<Value, String> {
+    async fn get(&self) -> Result<Value, String> {
         let url = self.url.parse().map_err(|error| format!("{}: {error}", self.url))?;
         let response = self.http.get(url).await.map_err(|error| error.to_string())?;
         let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
@@ -43,12 +43,12 @@ impl Health {
     }
 }
 
-fn shown(told: &Value) -> String {
-    let mut line = told["health"].as_str().unwrap_or("unknown").to_owned();
-    if let Some(reason) = told["reason"].as_str() {
+fn shown(report: &Value) -> String {
+    let mut line = report["health"].as_str().unwrap_or("unknown").to_owned();
+    if let Some(reason) = report["reason"].as_str() {
         line += &format!(" by {reason}");
     }
-    for (name, cluster) in told["clusters"].as_object().into_iter().flatten() {
+    for (name, cluster) in report["clusters"].as_object().into_iter().flatten() {
         let [limit, in_flight, waiting] =
             ["limit", "in_flight", "waiting"].map(|field| cluster[field].as_f64().unwrap_or_default());
         let limit = limit.ceil();
@@ -64,10 +64,10 @@ mod tests {
     use super::shown;
 
     #[test]
-    fn a_line_holds_what_is_told() {
+    fn a_line_contains_health_reason_and_clusters() {
         let cluster = json!({"limit": 10.4, "baseline_ms": 90.0, "in_flight": 10, "waiting": 3, "shed": 1});
-        let told = json!({"health": "DEGRADED", "reason": "shed", "clusters": {"upstream": cluster}});
-        assert_eq!(shown(&told), "DEGRADED by shed, upstream: 10 of 11 in flight, 3 waiting");
+        let report = json!({"health": "DEGRADED", "reason": "shed", "clusters": {"upstream": cluster}});
+        assert_eq!(shown(&report), "DEGRADED by shed, upstream: 10 of 11 in flight, 3 waiting");
         assert_eq!(shown(&json!({"health": "NORMAL", "reason": null, "clusters": {}})), "NORMAL");
         assert_eq!(shown(&json!({"health": "NORMAL"})), "NORMAL", "not measured");
     }

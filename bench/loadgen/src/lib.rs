@@ -1,8 +1,8 @@
-//! Overload, from both ends: an upstream that can bear only so much, and callers who ask for more.
+//! Overload: an upstream with limited capacity, and callers that send more requests than that.
 //!
-//! In reading order: [`upstream`] is the server of limited capacity, [`plan`] says who asks for how much and when,
-//! [`callers`] ask, [`report`] says what became of it, second by second; [`table`] and [`plot`] show reports side by
-//! side. What stands between the two ends is not known here: `cargo xtask bench overload` puts Envoys there.
+//! In reading order: [`upstream`] is the server with limited capacity, [`plan`] defines when which caller sends a
+//! request, [`callers`] send them, [`report`] counts the outcomes by second; [`table`] and [`plot`] compare reports.
+//! What is between callers and upstream is not known here: `cargo xtask bench overload` puts an Envoy there.
 
 pub mod callers;
 pub mod plan;

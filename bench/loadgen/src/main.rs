@@ -1,5 +1,5 @@
-//! The two ends of an overload as programs, and what is made of the reports. `cargo xtask bench overload` and
-//! `cargo xtask demo --overload` run it.
+//! The upstream, the load, and the comparison of reports as commands. `cargo xtask bench overload` and
+//! `cargo xtask demo --overload` run them.
 
 mod health;
 
@@ -19,10 +19,10 @@ use loadgen::{callers, plot, table};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-/// An upstream of limited capacity, callers who do not wait for it, and what became of them
+/// An upstream with limited capacity, an open-loop load, and reports
 #[derive(Parser)]
 enum Verb {
-    /// Serve, as well as so few slots can, until Ctrl-C
+    /// Serve with limited capacity until Ctrl-C
     Upstream {
         /// Where to listen
         #[arg(long)]
@@ -30,15 +30,15 @@ enum Verb {
         #[command(flatten)]
         shape: Shape,
     },
-    /// Ask for more than can be served; print a line a second
+    /// Send more requests than can be served; print a line a second
     Load {
-        /// Whom to ask
+        /// The address to send to
         #[arg(long)]
         to: SocketAddr,
-        /// What to call it in the report
+        /// The name in the report
         #[arg(long, default_value = "load")]
         name: String,
-        /// A path that tells the limiter's health, to be shown in every line
+        /// The path of the limiter's health report, to be shown in every line
         #[arg(long)]
         health: Option<String>,
         /// Where to write the report, as JSON
@@ -80,14 +80,14 @@ fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
             let health = health.map(|path| Health::new(to, &path));
             let report = runtime.block_on(load(to, &name, health.as_ref(), &plan));
             if let Some(file) = file {
-                fs::write(&file, serde_json::to_vec(&report)?).map_err(|error| written(&file, &error))?;
+                fs::write(&file, serde_json::to_vec(&report)?).map_err(|error| write_error(&file, &error))?;
             }
         }
         Verb::Table { reports, svg } => {
             let reports = reports.iter().map(read).collect::<Result<Vec<_>, _>>()?;
             print!("{}", table::markdown(&reports));
             if let Some(file) = svg {
-                fs::write(&file, plot::svg(&reports)).map_err(|error| written(&file, &error))?;
+                fs::write(&file, plot::svg(&reports)).map_err(|error| write_error(&file, &error))?;
             }
         }
     }
@@ -97,18 +97,18 @@ fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
 fn read(file: &PathBuf) -> Result<Report, Box<dyn Error>> {
     let shown = file.display();
     let bytes = fs::read(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    Ok(serde_json::from_slice(&bytes).map_err(|error| format!("{shown} is no report: {error}"))?)
+    Ok(serde_json::from_slice(&bytes).map_err(|error| format!("{shown} is not a report: {error}"))?)
 }
 
-fn written(file: &std::path::Path, error: &std::io::Error) -> String {
+fn write_error(file: &std::path::Path, error: &std::io::Error) -> String {
     format!("cannot write {}: {error}", file.display())
 }
 
-/// Runs the plan and prints what became known in each second.
+/// Runs the plan and prints the outcomes of each second.
 async fn load(to: SocketAddr, name: &str, health: Option<&Health>, plan: &Plan) -> Report {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let started = Instant::now();
-    let asking = callers::ask(to, plan, started, sender);
+    let sending = callers::run(to, plan, started, sender);
     let collecting = async {
         let (mut report, mut latest) = (Report::new(name, *plan), Second::default());
         let mut tick = interval_at(started + Duration::from_secs(1), Duration::from_secs(1));
@@ -124,21 +124,21 @@ async fn load(to: SocketAddr, name: &str, health: Option<&Health>, plan: &Plan) 
                 },
                 _ = tick.tick() => {
                     let second = started.elapsed().as_secs() as u32;
-                    let told = match health {
+                    let health = match health {
                         Some(health) => format!(" | {}", health.line().await),
                         None => String::new(),
                     };
-                    println!("{second:3} s {:8} {}{told}", phase_name(plan, second), latest.line());
+                    println!("{second:3} s {:8} {}{health}", phase_name(plan, second), latest.line());
                     latest = Second::default();
                 }
             }
         }
     };
-    let ((), report) = tokio::join!(asking, collecting);
+    let ((), report) = tokio::join!(sending, collecting);
     report
 }
 
-/// What was going on in the second that is over.
+/// The phase of the last second.
 fn phase_name(plan: &Plan, second: u32) -> &'static str {
     if second > plan.seconds() { "waiting" } else { plan.phase(second.saturating_sub(1)).name() }
 }

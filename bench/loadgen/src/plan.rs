@@ -1,27 +1,27 @@
-//! Who asks for how much, and when: the same plan with the same seed is the same arrivals to the microsecond.
+//! When which caller sends a request: the same plan with the same seed gives the same arrivals, to the microsecond.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// How many tiers there are.
+/// The number of tiers.
 pub const TIERS: usize = 3;
 
 /// The callers' tiers, the least important first.
 pub const TIER_NAMES: [&str; TIERS] = ["free", "pro", "enterprise"];
 
-/// The tiers' shares of what is asked. At ten times the capacity enterprise callers ask for half of it, pro callers
-/// for one and a half times, and free callers for eight times.
+/// The tiers' shares of the load. At a load of ten times the capacity, enterprise callers send half of the capacity,
+/// pro callers one and a half times, and free callers eight times.
 pub const SHARES: [f64; TIERS] = [0.8, 0.15, 0.05];
 
-/// How many callers a tier has, each with an address or a key of its own.
+/// How many callers a tier has, each with its own address or key.
 pub const CALLERS: [u32; TIERS] = [2_000, 200, 40];
 
-/// What is asked, over time, as multiples of the capacity.
+/// The load over time, as multiples of the capacity.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args, Deserialize, Serialize)]
 pub struct Plan {
-    /// What the upstream can serve, in requests a second
+    /// The capacity of the upstream, in requests a second
     #[arg(long, default_value_t = 100.0)]
     pub capacity: f64,
     /// Seconds of normal load before the overload
@@ -33,31 +33,31 @@ pub struct Plan {
     /// Seconds of normal load after the overload
     #[arg(long, default_value_t = 30)]
     pub after: u32,
-    /// How many times the capacity is asked for in overload
+    /// The load in overload, as a multiple of the capacity
     #[arg(long, default_value_t = 10.0)]
     pub times: f64,
-    /// The same for the normal load
+    /// The normal load, as a multiple of the capacity
     #[arg(long, default_value_t = 0.5)]
     pub normal: f64,
-    /// Decides who asks when
+    /// Decides which requests arrive when
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs)]
-    pub patience: Patience,
+    pub client: ClientPolicy,
 }
 
-/// How a caller's client behaves.
+/// The timeouts and retries of a caller's client.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args, Deserialize, Serialize)]
-pub struct Patience {
-    /// How long a client waits for an answer, in milliseconds
+pub struct ClientPolicy {
+    /// How long a client waits for a response, in milliseconds
     #[arg(long, default_value_t = 1_000)]
     pub timeout_ms: u64,
-    /// After how many milliseconds, tries and pauses included, the answer is of no use any more
+    /// After how many milliseconds, retries and pauses included, a client gives up
     #[arg(long, default_value_t = 3_000)]
     pub deadline_ms: u64,
-    /// How often a client tries again after a server error or a timeout, unless a Retry-After leads past the deadline
+    /// How often a client retries after a server error or a timeout, unless a Retry-After is past the deadline
     #[arg(long, default_value_t = 2)]
     pub retries: u32,
     /// The pause before the first retry is half to one and a half of this, then twice as long each time
@@ -68,27 +68,27 @@ pub struct Patience {
 /// One request of a caller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
-    /// When, from the start.
+    /// Time from the start.
     pub at: Duration,
-    /// Whose: an index into [`TIER_NAMES`].
+    /// The caller's tier: an index into [`TIER_NAMES`].
     pub tier: usize,
-    /// Which caller of that tier.
+    /// The number of the caller in that tier.
     pub caller: u32,
 }
 
-/// What is going on.
+/// A phase of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Normal load, before.
+    /// Normal load before the overload.
     Before,
-    /// More than the upstream can bear.
+    /// More load than the capacity of the upstream.
     Overload,
-    /// Normal load, after.
+    /// Normal load after the overload.
     After,
 }
 
 impl Phase {
-    /// In a word.
+    /// As reports print it.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Before => "before",
@@ -99,12 +99,12 @@ impl Phase {
 }
 
 impl Plan {
-    /// How long arrivals go on.
+    /// The duration of the load.
     pub fn seconds(&self) -> u32 {
         self.before + self.overload + self.after
     }
 
-    /// What is going on in this second, counted from zero.
+    /// The phase of a second, counted from zero.
     pub fn phase(&self, second: u32) -> Phase {
         if second < self.before {
             Phase::Before
@@ -115,14 +115,13 @@ impl Plan {
         }
     }
 
-    /// How many requests a second are asked for, on average.
+    /// The average load, in requests a second.
     pub fn rate(&self, phase: Phase) -> f64 {
         let times = if phase == Phase::Overload { self.times } else { self.normal };
         self.capacity * times
     }
 
-    /// Everything that is asked, in order: a Poisson process, which is what many callers who know nothing of each
-    /// other are together.
+    /// All requests in order: a Poisson process, as for many independent callers.
     pub fn arrivals(&self) -> Vec<Arrival> {
         let mut rng = Rng::with_seed(self.seed);
         let mut arrivals = Vec::new();
@@ -155,7 +154,7 @@ fn tier(chance: f64) -> usize {
 }
 
 impl Arrival {
-    /// The header by which the caller is known: an address of its own for free callers, else an API key.
+    /// The header that identifies the caller: an address for free callers, else an API key.
     pub fn identity(&self) -> (&'static str, String) {
         let caller = self.caller;
         match self.tier {
@@ -181,7 +180,7 @@ impl Plan {
             times: 10.0,
             normal: 0.5,
             seed: 1,
-            patience: Patience { timeout_ms: 1_000, deadline_ms: 3_000, retries: 2, back_off_ms: 200 },
+            client: ClientPolicy { timeout_ms: 1_000, deadline_ms: 3_000, retries: 2, back_off_ms: 200 },
         }
     }
 }
@@ -191,7 +190,7 @@ mod tests {
     use super::{Phase, Plan, SHARES};
 
     #[test]
-    fn arrivals_are_as_many_as_planned_and_mixed_as_planned() {
+    fn arrivals_have_the_planned_rate_and_shares() {
         let plan = Plan::example();
         let arrivals = plan.arrivals();
         let of =
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_decides_all() {
+    fn a_seed_determines_all_arrivals() {
         let plan = Plan::example();
         assert_eq!(plan.arrivals(), plan.arrivals());
         assert_ne!(plan.arrivals(), Plan { seed: 2, ..plan }.arrivals());

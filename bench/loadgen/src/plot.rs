@@ -1,4 +1,4 @@
-//! Reports one below the other, as an SVG: who was served, second by second.
+//! Reports one below the other, as an SVG: the served requests by second and tier.
 
 use std::fmt::Write as _;
 
@@ -14,10 +14,10 @@ const TOP: f64 = 70.0;
 const GAP: f64 = 46.0;
 const BOTTOM: f64 = 40.0;
 
-/// The tiers' colours, the least important first; far apart for colour-blind eyes too.
+/// The tiers' colours, the least important first; distinguishable with colour blindness.
 const COLOURS: [&str; TIERS] = ["#9ecae1", "#fdae61", "#1b7837"];
 
-/// The picture, one panel a report, all on one scale.
+/// The plot with one panel for each report, all on one scale.
 pub fn svg(reports: &[Report]) -> String {
     let height = TOP + reports.len() as f64 * (PANEL_HEIGHT + GAP) + BOTTOM - GAP;
     let mut text = format!(
@@ -35,7 +35,7 @@ pub fn svg(reports: &[Report]) -> String {
     text + "</svg>\n"
 }
 
-/// What the top of a panel stands for.
+/// The value at the top of a panel.
 fn scale(reports: &[Report]) -> f64 {
     let served = reports.iter().flat_map(|report| &report.seconds).map(|second| second.sum(Fate::Served));
     let capacity = reports.iter().map(|report| report.plan.capacity).fold(0.0, f64::max);
@@ -46,7 +46,7 @@ fn legend(text: &mut String) {
     let _ = writeln!(
         text,
         "<text x=\"{LEFT}\" y=\"22\" font-size=\"14\" font-weight=\"bold\">Requests served, by the second in which they \
-         were asked</text>"
+         were sent</text>"
     );
     for tier in (0..TIERS).rev() {
         let x = LEFT + (TIERS - 1 - tier) as f64 * 110.0;
@@ -62,7 +62,7 @@ fn legend(text: &mut String) {
     let _ = writeln!(
         text,
         "<line x1=\"{x}\" x2=\"{}\" y1=\"39\" y2=\"39\" stroke=\"#333\" stroke-dasharray=\"4 3\"/><text x=\"{}\" y=\"43\">\
-         what the upstream can serve</text><rect x=\"{}\" y=\"33\" width=\"12\" height=\"12\" fill=\"#eee\"/>\
+         capacity of the upstream</text><rect x=\"{}\" y=\"33\" width=\"12\" height=\"12\" fill=\"#eee\"/>\
          <text x=\"{}\" y=\"43\">overload</text>",
         x + 20.0,
         x + 25.0,
@@ -92,7 +92,7 @@ impl Panel<'_> {
             self.top
         );
         for (tier, colour) in COLOURS.iter().enumerate() {
-            // The most important tier lies at the bottom, where one sees whether it is whole.
+            // The most important tier is at the bottom, where losses are visible.
             let _ = writeln!(text, "<path d=\"{}\" fill=\"{colour}\"/>", self.area(tier));
         }
         let capacity = self.y(plan.capacity);
@@ -112,7 +112,7 @@ impl Panel<'_> {
         }
     }
 
-    /// From the bottom up to what was served of this tier and of all that are more important.
+    /// The area from the bottom up to the served requests of this tier and all more important ones.
     fn area(&self, tier: usize) -> String {
         let mut path = format!("M{LEFT} {:.1}", self.y(0.0));
         for (index, second) in self.report.seconds.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What became of what was asked: counted by the second in which it was asked, and so that reports can be kept.
+//! The outcomes of all requests, counted by the second in which they were sent. Reports can be saved.
 
 use std::time::Duration;
 
@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{Arrival, Phase, Plan, TIER_NAMES, TIERS};
 
-/// What callers in the end got for a request.
+/// The final outcome of a request for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// An answer, in time.
+    /// A successful response in time.
     Served,
     /// 429.
     Limited,
-    /// 503 that says when to come back.
+    /// 503 with `retry-after`.
     Shed,
     /// Any other error.
     Error,
-    /// No answer in time, or a gateway's word that there was none.
+    /// No response in time, or a 504.
     TimedOut,
-    /// A connection that was refused or broke.
+    /// A refused or broken connection.
     Broken,
 }
 
-/// How many fates there are.
+/// The number of fates.
 pub const FATES: usize = 6;
 
 impl Fate {
-    /// All, in the order in which they are counted.
+    /// All fates, in the order of [`Second::fates`].
     pub const ALL: [Fate; FATES] =
         [Fate::Served, Fate::Limited, Fate::Shed, Fate::Error, Fate::TimedOut, Fate::Broken];
 
-    /// In a word.
+    /// As reports print it.
     pub fn name(self) -> &'static str {
         match self {
             Fate::Served => "served",
@@ -43,69 +43,69 @@ impl Fate {
         }
     }
 
-    /// Whether a client would try again.
+    /// Whether a client would retry.
     pub fn is_worth_a_retry(self) -> bool {
         !matches!(self, Fate::Served | Fate::Limited)
     }
 }
 
-/// What became of one request.
+/// The outcome of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     /// The request.
     pub arrival: Arrival,
     /// What its caller got.
     pub fate: Fate,
-    /// How long that took from when it was due, retries and pauses included.
+    /// The time from when it was due, including retries and pauses.
     pub took: Duration,
     /// How often its client tried.
     pub tries: u32,
-    /// How much later than due it was sent: more than a few milliseconds means that this machine is too slow for the
-    /// load, and the measurement worth nothing.
+    /// How much later than due it was sent. If it is more than a few milliseconds, this machine is too slow for the
+    /// load, and the measurement is invalid.
     pub late: Duration,
 }
 
-/// What became of the requests of one second.
+/// The outcomes of the requests of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Second {
-    /// How many there were, by tier.
-    pub asked: [u32; TIERS],
-    /// What became of them, by fate and tier.
+    /// Sent requests by tier.
+    pub sent: [u32; TIERS],
+    /// Outcomes by fate and tier.
     pub fates: [[u32; TIERS]; FATES],
-    /// How often clients tried.
+    /// Tries of all clients.
     pub tries: u32,
 }
 
-/// What became of all of it.
+/// The outcomes of a complete plan.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    /// What stood between the callers and the upstream.
+    /// The protection between the callers and the upstream.
     pub name: String,
-    /// What was asked.
+    /// The load.
     pub plan: Plan,
     /// Second by second.
     pub seconds: Vec<Second>,
-    /// Latency of the most important tier in the overload, of requests that were served, in milliseconds.
+    /// Latency of served requests of the most important tier in the overload, in milliseconds.
     pub served_ms: Vec<f32>,
-    /// The same before the overload, of all tiers.
+    /// Latency of served requests of all tiers before the overload, in milliseconds.
     pub usual_ms: Vec<f32>,
     /// How much later than due requests were sent, in milliseconds.
     pub late_ms: Vec<f32>,
 }
 
-/// The begin of an overload.
+/// The first seconds of an overload, reported separately.
 pub const BEGIN_SECONDS: u32 = 5;
 
-/// How many seconds in a row have to be good for a service to have recovered.
+/// How many good seconds in a row count as recovered.
 const GOOD_SECONDS: usize = 3;
 
-/// The share of what is asked that has to be served in a good second.
+/// The share of requests that must be served in a good second.
 const GOOD_SHARE: f64 = 0.99;
 
 impl Second {
     /// Counts one.
     pub fn add(&mut self, outcome: &Outcome) {
-        self.asked[outcome.arrival.tier] += 1;
+        self.sent[outcome.arrival.tier] += 1;
         self.fates[outcome.fate as usize][outcome.arrival.tier] += 1;
         self.tries += outcome.tries;
     }
@@ -121,15 +121,15 @@ impl Second {
     }
 
     fn is_good(&self) -> bool {
-        f64::from(self.sum(Fate::Served)) >= GOOD_SHARE * f64::from(self.asked.iter().sum::<u32>())
+        f64::from(self.sum(Fate::Served)) >= GOOD_SHARE * f64::from(self.sent.iter().sum::<u32>())
     }
 
-    /// For a person who watches.
+    /// A summary for the terminal.
     pub fn line(&self) -> String {
         let served = self.of(Fate::Served);
         let tiers = (0..TIERS)
             .rev()
-            .map(|tier| format!("{} {:3} of {:4}", TIER_NAMES[tier], served[tier], self.asked[tier]));
+            .map(|tier| format!("{} {:3} of {:4}", TIER_NAMES[tier], served[tier], self.sent[tier]));
         let rest = Fate::ALL.into_iter().filter(|fate| *fate != Fate::Served && self.sum(*fate) > 0);
         let rest = rest.map(|fate| format!("{} {}", fate.name(), self.sum(fate)));
         let served = tiers.collect::<Vec<_>>().join(", ");
@@ -138,7 +138,7 @@ impl Second {
 }
 
 impl Report {
-    /// Nothing has been asked yet.
+    /// An empty report.
     pub fn new(name: &str, plan: Plan) -> Self {
         Self {
             name: name.to_owned(),
@@ -166,11 +166,11 @@ impl Report {
         self.late_ms.push(outcome.late.as_secs_f32() * 1_000.0);
     }
 
-    /// What became of everything in a phase, together.
+    /// The sum of all seconds of a phase.
     pub fn phase(&self, phase: Phase) -> Second {
         let mut sum = Second::default();
         for (_, second) in (0..).zip(&self.seconds).filter(|(index, _)| self.plan.phase(*index) == phase) {
-            add(&mut sum.asked, &second.asked);
+            add(&mut sum.sent, &second.sent);
             for (fate, more) in sum.fates.iter_mut().zip(&second.fates) {
                 add(fate, more);
             }
@@ -179,58 +179,57 @@ impl Report {
         sum
     }
 
-    /// The share of what this tier asked in the overload that was served, 0 to 1.
+    /// The share of this tier's requests in the overload that were served, 0 to 1.
     pub fn success(&self, tier: usize) -> f64 {
         let overload = self.phase(Phase::Overload);
-        f64::from(overload.of(Fate::Served)[tier]) / f64::from(overload.asked[tier].max(1))
+        f64::from(overload.of(Fate::Served)[tier]) / f64::from(overload.sent[tier].max(1))
     }
 
-    /// The same from [`BEGIN_SECONDS`] after its begin on.
+    /// [`Self::success`] without the first [`BEGIN_SECONDS`].
     pub fn settled_success(&self, tier: usize) -> f64 {
         let end = (self.plan.before + self.plan.overload) as usize;
         let settled = (self.plan.before + BEGIN_SECONDS) as usize..end;
         let seconds = self.seconds.get(settled).unwrap_or_default();
         let count =
             |of: fn(&Second) -> [u32; TIERS]| seconds.iter().map(|second| of(second)[tier]).sum::<u32>();
-        f64::from(count(|second| second.of(Fate::Served))) / f64::from(count(|second| second.asked).max(1))
+        f64::from(count(|second| second.of(Fate::Served))) / f64::from(count(|second| second.sent).max(1))
     }
 
-    /// Of the requests of each second, those that were served: a second in the first [`BEGIN_SECONDS`] of the
-    /// overload, and after.
+    /// Served requests a second: in the first [`BEGIN_SECONDS`] of the overload, and in the rest of it.
     pub fn goodput(&self) -> [f64; 2] {
         let (from, to) = (self.plan.before, self.plan.before + self.plan.overload);
         let begin = (from + BEGIN_SECONDS).min(to);
         [(from, begin), (begin, to)].map(|(from, to)| self.served(from, to) / f64::from((to - from).max(1)))
     }
 
-    /// Requests of these seconds that were served.
+    /// The served requests of these seconds.
     pub fn served(&self, from: u32, to: u32) -> f64 {
         let seconds = self.seconds.get(from as usize..to as usize).unwrap_or_default();
         seconds.iter().map(|second| f64::from(second.sum(Fate::Served))).sum()
     }
 
-    /// The share of all requests after the overload that was served, 0 to 1.
+    /// The share of requests after the overload that were served, 0 to 1.
     pub fn success_after(&self) -> f64 {
         let after = self.phase(Phase::After);
-        f64::from(after.sum(Fate::Served)) / f64::from(after.asked.iter().sum::<u32>().max(1))
+        f64::from(after.sum(Fate::Served)) / f64::from(after.sent.iter().sum::<u32>().max(1))
     }
 
-    /// A quantile of the most important tier's latency in the overload; `None` where nothing was served.
+    /// A quantile of the most important tier's latency in the overload; `None` if no request was served.
     pub fn latency_ms(&self, quantile: f64) -> Option<f32> {
         percentile(&self.served_ms, quantile)
     }
 
-    /// The same of all tiers before the overload.
+    /// A quantile of the latency of all tiers before the overload.
     pub fn usual_ms(&self, quantile: f64) -> Option<f32> {
         percentile(&self.usual_ms, quantile)
     }
 
-    /// The same for how late requests were sent.
+    /// A quantile of how late requests were sent.
     pub fn late_ms(&self, quantile: f64) -> f32 {
         percentile(&self.late_ms, quantile).unwrap_or_default()
     }
 
-    /// Seconds from the end of the overload until what is asked is served again; `None` where that did not happen.
+    /// Seconds from the end of the overload until all requests are served again; `None` if that did not happen.
     pub fn recovery_seconds(&self) -> Option<usize> {
         let after = self.seconds.get((self.plan.before + self.plan.overload) as usize..)?;
         after.windows(GOOD_SECONDS).position(|seconds| seconds.iter().all(Second::is_good))
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_overload_is_what_goodput_success_and_latency_are_about() {
+    fn goodput_success_and_latency_are_those_of_the_overload() {
         let mut report = Report::new("test", Plan::example());
         report.add(&outcome(5, 2, Fate::Served, 9_000));
         for index in 0..60 {
@@ -283,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn recovered_is_who_serves_everybody_for_three_seconds() {
+    fn a_service_has_recovered_if_it_serves_all_requests_for_three_seconds() {
         let recovery = |failing: &[u64]| {
             let mut report = Report::new("test", Plan::example());
             for second in 40..70 {

@@ -1,23 +1,22 @@
-//! Reports side by side, as a Markdown table.
+//! A comparison of reports as a Markdown table.
 
 use crate::plan::{Phase, Plan, TIER_NAMES, TIERS};
 use crate::report::{BEGIN_SECONDS, Fate, Report};
 
-/// A request that is sent later than this was not asked when it was due, and a machine on which that happens to one
-/// in a hundred is too busy to measure anything.
+/// If one request in a hundred is sent later than this, the machine is too busy for a measurement.
 const LATE_MS: f32 = 50.0;
 
-/// Two protections are compared over so many seconds.
+/// The length of the windows in which two protections are compared.
 const WINDOW_SECONDS: u32 = 5;
 
-/// The table, with a line before it that says what was measured, and a comparison of the last report with the others.
+/// The table, with the conditions before it, and a comparison of the last report with the others after it.
 pub fn markdown(reports: &[Report]) -> String {
     let Some((last, others)) = reports.split_last() else { return "nothing was measured\n".to_owned() };
     let mut text = format!("{}\n\n", conditions(&last.plan));
     let [free, pro, important] = TIER_NAMES;
     text += &format!(
         "| protection | served/s, first {BEGIN_SECONDS} s | after | {important} | after {BEGIN_SECONDS} s | {pro} | {free} | \
-         {important} p50 | p99 | told to wait | failed | served after the overload | all served after |\n|---|"
+         {important} p50 | p99 | limited or shed | failed | served after the overload | all served after |\n|---|"
     );
     text += &"--:|".repeat(12);
     text += "\n";
@@ -38,17 +37,17 @@ pub fn markdown(reports: &[Report]) -> String {
 }
 
 fn conditions(plan: &Plan) -> String {
-    let patience = plan.patience;
+    let client = plan.client;
     format!(
-        "An upstream that can serve {:.0} requests a second is asked for {:.0} a second for {} s, and for {:.0} a second \
-         before and after. Callers wait {} ms for an answer, try again up to {} times, and want none after {} ms; seed {}.",
+        "An upstream with a capacity of {:.0} requests a second gets {:.0} a second for {} s, and {:.0} a second \
+         before and after. Clients time out after {} ms, retry up to {} times, and give up after {} ms; seed {}.",
         plan.capacity,
         plan.rate(Phase::Overload),
         plan.overload,
         plan.rate(Phase::Before),
-        patience.timeout_ms,
-        patience.retries,
-        patience.deadline_ms,
+        client.timeout_ms,
+        client.retries,
+        client.deadline_ms,
         plan.seed,
     )
 }
@@ -59,10 +58,10 @@ fn row(report: &Report) -> String {
         _ => "–".to_owned(),
     };
     let overload = report.phase(Phase::Overload);
-    let asked = f64::from(overload.asked.iter().sum::<u32>().max(1));
+    let sent = f64::from(overload.sent.iter().sum::<u32>().max(1));
     let share = |fates: &[Fate]| {
         let count: u32 = fates.iter().map(|fate| overload.sum(*fate)).sum();
-        percent(f64::from(count) / asked)
+        percent(f64::from(count) / sent)
     };
     let [begin, after] = report.goodput();
     let important = TIERS - 1;
@@ -86,7 +85,7 @@ fn row(report: &Report) -> String {
     row
 }
 
-/// In how many windows the first served fewer requests than the second, and by how many at most.
+/// In how many windows the first report has fewer served requests than the second, and the largest difference.
 fn comparison(ours: &Report, other: &Report) -> String {
     let starts = 0..=ours.plan.seconds().saturating_sub(WINDOW_SECONDS);
     let missing =
@@ -114,7 +113,7 @@ mod tests {
     use crate::report::Report;
 
     #[test]
-    fn every_row_has_as_many_cells_as_the_head() {
+    fn every_row_has_as_many_cells_as_the_header() {
         let reports = ["nothing", "ours"].map(|name| Report::new(name, Plan::example()));
         let text = markdown(&reports);
         let bars: Vec<_> =

@@ -17,14 +17,14 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
-/// Where a [`Condition`] is posted to.
+/// The path to `POST` a [`Condition`] to.
 pub const CONDITION_PATH: &str = "/upstream/condition";
 
-/// How many connections the kernel keeps for us until we accept them. Callers that give up come back on new ones, and
-/// what is measured is a queue of requests and not one of connections.
+/// How many connections the kernel queues until they are accepted. It is large because callers that give up open new
+/// connections, and the bench measures a queue of requests, not one of connections.
 const BACKLOG: u32 = 4_096;
 
-/// What the server can do.
+/// The capacity and the queue of the server.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Shape {
     /// How many requests it works on at once
@@ -33,7 +33,7 @@ pub struct Shape {
     /// How long a request takes on average, in milliseconds; lognormal
     #[arg(long, default_value_t = 100)]
     pub service_ms: u64,
-    /// How many requests may wait; further ones get 503 at once. Without it the queue has no bound
+    /// How many requests may wait; further ones get 503 at once. Without it the queue is unbounded
     #[arg(long)]
     pub queue: Option<usize>,
 }
@@ -42,19 +42,19 @@ pub struct Shape {
 const SIGMA: f64 = 0.5;
 
 impl Shape {
-    /// How many requests it can serve in a second.
+    /// Requests a second.
     pub fn capacity(&self) -> f64 {
         self.slots as f64 * 1_000.0 / self.service_ms as f64
     }
 }
 
-/// How the server is doing; it can be changed while it runs.
+/// The condition of the server; it can be changed while it runs.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Condition {
-    /// How many times longer than usual everything takes.
+    /// The factor by which service times are longer than usual.
     pub slowdown: f64,
-    /// The share of answers, 0 to 1, that are errors.
+    /// The share of responses, 0 to 1, that are errors.
     pub failing: f64,
 }
 
@@ -64,7 +64,7 @@ impl Default for Condition {
     }
 }
 
-/// A server that runs in a thread of its own until the process ends.
+/// A server in its own thread, which runs until the process ends.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     address: SocketAddr,
@@ -76,10 +76,9 @@ struct State {
     shape: Shape,
     condition: Mutex<Condition>,
     slots: Semaphore,
-    /// With a fixed seed, so that the n-th request that is processed takes the same time whatever protects the
-    /// upstream.
+    /// With a fixed seed, so that the n-th processed request takes the same time with every protection.
     rng: Mutex<fastrand::Rng>,
-    /// Requests that are being worked on or wait.
+    /// Requests that are processed or wait.
     accepted: AtomicUsize,
 }
 
@@ -88,7 +87,7 @@ impl Upstream {
     ///
     /// # Errors
     ///
-    /// When nothing can listen at this address.
+    /// If it cannot listen at this address.
     pub fn start(shape: Shape, address: SocketAddr) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -101,12 +100,12 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// Where it listens.
+    /// The address it listens at.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes how it is doing, from the next request on.
+    /// Changes the condition, from the next request on.
     pub fn set(&self, condition: Condition) {
         self.state.set(condition);
     }
@@ -131,16 +130,16 @@ impl State {
         *self.condition.lock().unwrap_or_else(PoisonError::into_inner) = condition;
     }
 
-    /// Takes a place among those that are worked on or wait, where there is one.
+    /// Counts a request as accepted, unless the queue is full.
     fn accept(&self) -> bool {
         let most = self.shape.queue.map_or(usize::MAX, |queue| self.shape.slots + queue);
         let more = |accepted| (accepted < most).then_some(accepted + 1);
         self.accepted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    /// Works on one accepted request; gives whether that went well.
+    /// Processes one accepted request; returns whether it succeeded.
     async fn work(&self) -> bool {
-        // The semaphore is fair, so that requests are worked on in the order in which they came, and never closed.
+        // The semaphore is fair, so that requests are processed in the order received, and it is never closed.
         let slot = self.slots.acquire().await;
         let condition = self.condition();
         let mean = self.shape.service_ms as f64 / 1_000.0 * condition.slowdown;
@@ -171,17 +170,17 @@ async fn accept(listener: TcpListener, state: &Arc<State>) {
             Ok((stream, _)) => {
                 tokio::spawn(serve(stream, Arc::clone(state)));
             }
-            // No file is left: one comes free when a connection ends.
+            // No file descriptor is left until a connection ends.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
 async fn serve(stream: TcpStream, state: Arc<State>) {
-    // It makes answers a little quicker, and its absence is no reason not to serve.
+    // It reduces latency, and is not required.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| answer(request, Arc::clone(&state)));
-    // A connection that breaks is the other end's business.
+    // A broken connection is no error here.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
@@ -192,7 +191,7 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
     if !state.accept() {
         return Ok(reply(StatusCode::SERVICE_UNAVAILABLE, "the queue is full\n"));
     }
-    // In a task of its own, so that it goes on when the connection, and with it this function, ends.
+    // In its own task, so that it continues if the connection, and with it this function, ends.
     let work = tokio::spawn(async move { state.work().await });
     Ok(match work.await {
         Ok(true) => reply(StatusCode::OK, "served\n"),
@@ -225,7 +224,7 @@ mod tests {
     use super::lognormal;
 
     #[test]
-    fn service_times_have_the_mean_that_was_asked_for() {
+    fn service_times_have_the_configured_mean() {
         let mut rng = fastrand::Rng::with_seed(1);
         let mean = (0..100_000).map(|_| lognormal(&mut rng)).sum::<f64>() / 100_000.0;
         assert!((mean - 1.0).abs() < 0.01, "{mean}");

@@ -48,7 +48,7 @@ impl OpenLoopLoad {
 
 async fn run(to: SocketAddr, plan: Plan, started: std::time::Instant, stop: &AtomicBool) -> Vec<Outcome> {
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    tokio::spawn(async move { callers::ask(to, &plan, Instant::from_std(started), sender).await });
+    tokio::spawn(async move { callers::run(to, &plan, Instant::from_std(started), sender).await });
     let mut outcomes = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         match timeout(STOP_CHECK, receiver.recv()).await {

@@ -1,4 +1,4 @@
-//! An Envoy that answers by itself: the limiter beside Envoy's own, an empty filter and no filter.
+//! An Envoy without an upstream: the limiter compared with Envoy's own, an empty filter and no filter.
 
 mod variant;
 
@@ -8,28 +8,28 @@ use anyhow::{Context, Result};
 
 use super::load::{Callers, Load, cpu_us, rss_mib};
 use super::{
-    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_answer, ensure_answers, loopback, median,
-    name,
+    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_response, ensure_responses, loopback,
+    median, name,
 };
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::{http, step, workspace};
 use variant::Variant;
 
-/// Not the demo's, and below those that the kernel gives to connections.
+/// Different from the demo's ports, and below the kernel's ports for outgoing connections.
 const SERVICE_PORT: u16 = 18000;
 const ADMIN_PORT: u16 = 18001;
 
 #[derive(clap::Args)]
-// A group's name is its type's, and the options around these are a group too.
+// By default a group has its type's name, which the outer options have already.
 #[group(id = "alone")]
 pub(super) struct Options {
     #[command(flatten)]
     timing: Timing,
-    /// How many connections wrk keeps busy
+    /// The number of wrk's connections
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Only this variant, or these if given more than once
+    /// Only this variant; may be given more than once
     #[arg(long)]
     only: Vec<Variant>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Options {
 /// One run of wrk against one Envoy.
 #[derive(Debug)]
 struct Measurement {
-    /// Envoy's CPU time, all threads, user and system, for each request.
+    /// Envoy's CPU time for a request: all threads, user and system.
     cpu_us: f64,
     requests_per_second: f64,
     p50_ms: f64,
@@ -85,7 +85,7 @@ fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Mea
     let report = load.run(machine.wrk(), options.timing.seconds)?;
     let spent = cpu_us(&[envoy.id()])? - before;
     envoy.check()?;
-    ensure_answers(&report, variant.refuses())?;
+    ensure_responses(&report, variant.refuses())?;
     Ok(Measurement {
         cpu_us: spent / report.requests,
         requests_per_second: report.requests_per_second,
@@ -95,11 +95,11 @@ fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Mea
     })
 }
 
-/// Sees to it that a variant does what its name says: one that was set up wrongly would look fast.
+/// Checks that a variant behaves as expected: a variant that is configured wrongly would look fast.
 fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
     // The first request takes the only token of the variant that refuses.
     http::get(service, "/", &[("x-api-key", variant.api_key())])?;
-    ensure_answer(service, variant.api_key(), variant.refuses(), variant.has_limit_headers())
+    ensure_response(service, variant.api_key(), variant.refuses(), variant.has_limit_headers())
 }
 
 fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinned: bool) {
@@ -110,7 +110,7 @@ fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinne
         options.timing.rounds,
         options.timing.seconds,
         options.connections,
-        if pinned { ", Envoy on a CPU of its own" } else { "" }
+        if pinned { ", Envoy on its own CPU" } else { "" }
     );
     println!(
         "| variant | CPU µs/request | × native | × no filter | requests/s | p50 ms | p99 ms | RSS MiB |"
@@ -131,7 +131,7 @@ fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinne
     }
 }
 
-/// The median of the ratios that two variants had in each round.
+/// The median of the ratios of two variants in each round.
 fn cpu_ratio(measured: &[Measurement], base: Option<&Vec<Measurement>>) -> String {
     base.map_or_else(
         || "–".into(),

@@ -1,4 +1,4 @@
--- For wrk: requests of callers in turn, each with an API key of its own, made before the load begins.
+-- For wrk: requests of callers in turn, each with its own API key, created before the load starts.
 local requests, last = {}, 0
 
 function init(arguments)

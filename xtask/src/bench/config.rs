@@ -1,4 +1,4 @@
-//! What the bootstraps of both tables have in common.
+//! Shared parts of the bootstraps of both tables.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use harness::bootstrap::socket;
 
-/// How many API keys the limiters are told of.
+/// The number of API keys in the limiters' configurations.
 pub(super) const KEYS: usize = 100;
 
-/// The caller whose bucket is empty but for one token an hour.
+/// The caller whose bucket gets one token an hour.
 pub(super) const REFUSED_KEY: &str = "refused";
 
 pub(super) const FILTER: &str = "target/dynamic_rate_limiter.wasm";
@@ -20,13 +20,13 @@ pub(super) fn keys() -> impl Iterator<Item = String> {
     (0..KEYS).map(|number| format!("key-{number}"))
 }
 
-/// A listener that serves HTTP through these filters.
+/// An HTTP listener with these filters.
 pub(super) fn listener(address: SocketAddr, filters: impl IntoIterator<Item = Value>, host: &Value) -> Value {
     let fields = json!({"use_remote_address": true, "route_config": {"virtual_hosts": [host]}});
     bootstrap::listener("bench", &socket(address), fields, filters)
 }
 
-/// A route on which Envoy answers by itself.
+/// A route with a direct response.
 pub(super) fn answer() -> Value {
     json!({"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}}})
 }
@@ -36,7 +36,7 @@ pub(crate) fn limiter(configuration: &Value) -> Value {
     wasm("rate_limiter", FILTER, configuration)
 }
 
-/// Our configuration's tiers and callers: one tier that refuses nobody and one that refuses nearly all.
+/// The tiers and callers of our configuration: one tier that refuses no request, and one that refuses nearly all.
 pub(super) fn callers() -> Value {
     let known = keys().map(|key| (key.clone(), json!({"tier": "endless", "id": key})));
     let refused = (REFUSED_KEY.to_owned(), json!({"tier": "closed", "id": REFUSED_KEY}));

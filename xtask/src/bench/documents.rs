@@ -1,8 +1,8 @@
-//! Fetched key documents: how long a worker keeps a request waiting while one arrives, is fetched again, and changes.
+//! Fetched key documents: how long a worker delays requests while a document arrives, is fetched again, and changes.
 //!
-//! One caller sends a request a millisecond to an Envoy with one worker. The longest that one of its requests took is
-//! the longest that the worker was busy with something else, as far as the machine was quiet: the first row is the
-//! same with ten keys.
+//! One caller sends a request a millisecond to an Envoy with one worker. The longest latency of a request is the
+//! longest time for which the worker was busy with a document, if the machine is idle: compare with the first row,
+//! which has ten keys.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -29,28 +29,28 @@ const ADMIN_PORT: u16 = 18011;
 /// How often the documents are fetched.
 const TTL: Duration = Duration::from_secs(2);
 
-/// Long enough for every fetch to have been answered twice.
+/// Long enough for two fetches of every document.
 const UNCHANGED: Duration = Duration::from_secs(6);
 
-/// Longest wait for a document to come into force.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest wait until a document applies.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// How many keys
+    /// The numbers of keys
     #[arg(long, value_delimiter = ',', default_values_t = [10, 20_000, 100_000])]
     keys: Vec<usize>,
-    /// Measure this filter, and not the one of these sources
+    /// Measure this filter instead of building one
     #[arg(long, value_name = "WASM")]
     filter: Option<PathBuf>,
 }
 
-/// What the served document is; it may be exchanged.
+/// The served document; it may be replaced.
 type Served = Arc<Mutex<Arc<Vec<u8>>>>;
 
-/// What one caller saw.
+/// The latencies of one caller.
 #[derive(Debug, Default)]
-struct Seen {
+struct Latencies {
     took: Vec<Duration>,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Some(filter) => std::path::absolute(filter)?,
         None => std::path::absolute(filter::build(Toolchain::find()?)?)?,
     };
-    println!("| keys | document | phase | in force after | longest request | 99 % | memory |");
+    println!("| keys | document | phase | applied after | longest request | 99 % | memory |");
     println!("|--:|--:|---|--:|--:|--:|--:|");
     for keys in &options.keys {
         measure(&machine, &filter.display().to_string(), *keys).with_context(|| format!("{keys} keys"))?;
@@ -80,28 +80,30 @@ fn measure(machine: &Machine, filter: &str, keys: usize) -> Result<()> {
     let bootstrap = bootstrap(service, admin, files, filter);
     let mut envoy = start_envoy(machine.on_first_cpu(&machine.envoy), "documents", &bootstrap)?;
     envoy.wait_for(admin, "/ready")?;
-    let row = |phase: &str, in_force: Option<Duration>, seen: &mut Seen, envoy: &Envoy| -> Result<()> {
-        let in_force = in_force.map_or(String::new(), |after| format!("{:.1} s", after.as_secs_f64()));
-        let [longest, p99] = seen.longest_and_p99().map(|took| format!("{:.1} ms", took.as_secs_f64() * 1e3));
-        let memory = rss_mib(envoy.id())?;
-        println!(
-            "| {keys} | {} KiB | {phase} | {in_force} | {longest} | {p99} | {memory:.0} MiB |",
-            size / 1024
-        );
-        Ok(())
-    };
+    let row =
+        |phase: &str, applied: Option<Duration>, latencies: &mut Latencies, envoy: &Envoy| -> Result<()> {
+            let applied = applied.map_or(String::new(), |after| format!("{:.1} s", after.as_secs_f64()));
+            let [longest, p99] =
+                latencies.max_and_p99().map(|took| format!("{:.1} ms", took.as_secs_f64() * 1e3));
+            let memory = rss_mib(envoy.id())?;
+            println!(
+                "| {keys} | {} KiB | {phase} | {applied} | {longest} | {p99} | {memory:.0} MiB |",
+                size / 1024
+            );
+            Ok(())
+        };
 
     let mut caller = Caller::connect(service)?;
-    let (after, mut seen) = caller.until("key-a")?;
-    row("start", Some(after), &mut seen, &envoy)?;
-    let mut seen = caller.watch("key-a", UNCHANGED)?;
-    row("unchanged", None, &mut seen, &envoy)?;
+    let (after, mut latencies) = caller.until("key-a")?;
+    row("start", Some(after), &mut latencies, &envoy)?;
+    let mut latencies = caller.watch("key-a", UNCHANGED)?;
+    row("unchanged", None, &mut latencies, &envoy)?;
     *served.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(document(keys, "key-b"));
-    let (after, mut seen) = caller.until("key-b")?;
-    row("one key changed", Some(after), &mut seen, &envoy)
+    let (after, mut latencies) = caller.until("key-b")?;
+    row("one key changed", Some(after), &mut latencies, &envoy)
 }
 
-/// So many keys of some forty bytes an entry, one of which is `key`.
+/// A document with `keys` entries of about forty bytes; one of them is `key`.
 fn document(keys: usize, key: &str) -> Vec<u8> {
     let mut document = format!("{{\"{key}\": \"pro\"");
     for number in 1..keys {
@@ -161,50 +163,50 @@ impl Caller {
     fn connect(service: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(service)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(Self { stream })
     }
 
-    /// Sends requests until a key is known; how long that took, and what the requests took after the first.
-    fn until(&mut self, key: &str) -> Result<(Duration, Seen)> {
+    /// Sends requests until a key is known; returns the time, and the latencies of all requests but the first.
+    fn until(&mut self, key: &str) -> Result<(Duration, Latencies)> {
         let begun = Instant::now();
-        let mut seen = Seen::default();
+        let mut latencies = Latencies::default();
         self.send(key)?;
-        while begun.elapsed() < PATIENCE {
-            if self.timed(key, &mut seen)? == "pro" {
-                return Ok((begun.elapsed(), seen));
+        while begun.elapsed() < TIMEOUT {
+            if self.timed(key, &mut latencies)? == "pro" {
+                return Ok((begun.elapsed(), latencies));
             }
         }
-        bail!("the document is not in force after {} s", PATIENCE.as_secs())
+        bail!("the document is not applied after {} s", TIMEOUT.as_secs())
     }
 
-    /// Sends requests for so long.
-    fn watch(&mut self, key: &str, time: Duration) -> Result<Seen> {
+    /// Sends requests for this time.
+    fn watch(&mut self, key: &str, time: Duration) -> Result<Latencies> {
         let begun = Instant::now();
-        let mut seen = Seen::default();
+        let mut latencies = Latencies::default();
         while begun.elapsed() < time {
-            self.timed(key, &mut seen)?;
+            self.timed(key, &mut latencies)?;
         }
-        Ok(seen)
+        Ok(latencies)
     }
 
-    fn timed(&mut self, key: &str, seen: &mut Seen) -> Result<String> {
+    fn timed(&mut self, key: &str, latencies: &mut Latencies) -> Result<String> {
         thread::sleep(Duration::from_millis(1));
         let begun = Instant::now();
         let tier = self.send(key)?;
-        seen.took.push(begun.elapsed());
+        latencies.took.push(begun.elapsed());
         Ok(tier)
     }
 
-    /// Sends a request; the tier that the answer names.
+    /// Sends a request; returns the tier in the response.
     fn send(&mut self, key: &str) -> Result<String> {
         write!(self.stream, "GET / HTTP/1.1\r\nhost: bench\r\nx-api-key: {key}\r\n\r\n")?;
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         let mut piece = [0; 4096];
         loop {
             let read = self.stream.read(&mut piece)?;
-            answer.extend_from_slice(&piece[..read]);
-            let text = String::from_utf8_lossy(&answer);
+            response.extend_from_slice(&piece[..read]);
+            let text = String::from_utf8_lossy(&response);
             if let Some((headers, body)) = text.split_once("\r\n\r\n") {
                 let header =
                     |name: &str| headers.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -221,8 +223,8 @@ impl Caller {
     }
 }
 
-impl Seen {
-    fn longest_and_p99(&mut self) -> [Duration; 2] {
+impl Latencies {
+    fn max_and_p99(&mut self) -> [Duration; 2] {
         self.took.sort_unstable();
         let at = |share: usize| self.took.get((self.took.len() * share / 100).min(self.took.len() - 1));
         [at(100), at(99)].map(|took| took.copied().unwrap_or_default())

@@ -1,4 +1,4 @@
-//! Load, and what serving it took.
+//! Load with wrk, and the CPU time and memory of processes.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,7 +15,6 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 const WRK_SCRIPT: &str = include_str!("callers.lua");
 
-/// What wrk is to send.
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) address: SocketAddr,
@@ -23,20 +22,20 @@ pub(super) struct Load {
     pub(super) connections: u32,
 }
 
-/// Whose API keys the requests carry.
+/// The API keys of the requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Callers {
-    /// This one.
+    /// The same key in all requests.
     One(&'static str),
-    /// `key-0` and so many after it, in turn.
+    /// `key-0` and the following keys, this many, in turn.
     InTurn(usize),
 }
 
-/// What wrk says of a run.
+/// wrk's results of a run.
 #[derive(Debug, PartialEq)]
 pub(super) struct Report {
     pub(super) requests: f64,
-    /// How many of the answers were neither 2xx nor 3xx.
+    /// Responses that were neither 2xx nor 3xx.
     refused: f64,
     pub(super) requests_per_second: f64,
     pub(super) p50_ms: f64,
@@ -69,7 +68,7 @@ impl Load {
         };
         ensure!(status.success(), "wrk: {status}\n{}", log_tail(&printed));
         Report::parse(&fs::read_to_string(&printed)?)
-            .with_context(|| format!("cannot read what wrk printed\n{}", log_tail(&printed)))
+            .with_context(|| format!("cannot parse wrk's output\n{}", log_tail(&printed)))
     }
 }
 
@@ -111,7 +110,7 @@ pub(super) fn cpu_us(processes: &[u32]) -> Result<f64> {
 fn cpu_ticks(process: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     let ticks = |field: usize| -> Option<f64> {
-        // The second field is the program's name in parentheses, and may hold anything.
+        // The second field is the program's name in parentheses, which may contain any character.
         let (_, fields) = stat.rsplit_once(") ")?;
         fields.split(' ').nth(field - 3)?.parse().ok()
     };
@@ -130,7 +129,7 @@ mod tests {
     use super::Report;
 
     #[test]
-    fn reads_what_wrk_prints() {
+    fn wrks_output_is_parsed() {
         let printed = "\
 Running 5s test @ http://127.0.0.1:8000/
   1 threads and 64 connections

@@ -1,4 +1,4 @@
-//! The same minute of overload with no protection, with each of Envoy's own, and with ours.
+//! The same minute of overload without protection, with each of Envoy's own, and with ours.
 //!
 //! The upstream is a model of small capacity (`bench/loadgen/src/upstream.rs`), so that it is the bottleneck and not
 //! the machine. Load is open loop: callers do not wait for each other's responses. Every variant gets the same
@@ -21,21 +21,20 @@ use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, o
 use crate::process::run as run_program;
 use crate::{step, tools, workspace};
 
-/// Not those of the demo or of the other tables, and below those that the kernel gives to connections.
+/// Different from the ports of the demo and of the other tables, and below the kernel's ports for outgoing connections.
 const SERVICE_PORT: u16 = 18030;
 const ADMIN_PORT: u16 = 18031;
 const UPSTREAM_PORT: u16 = 18032;
 
-/// An upstream and its callers.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum World {
+enum UpstreamKind {
     /// 50 requests a second, a queue without bound; clients wait and do not retry
     Unbounded,
     /// 100 requests a second, a queue of two seconds; clients wait a second and retry
     Bounded,
 }
 
-/// What the upstream and the load get as arguments.
+/// The arguments of the upstream and the load.
 struct Shape {
     slots: u32,
     queue: Option<u32>,
@@ -47,10 +46,10 @@ struct Shape {
     retries: u32,
 }
 
-/// How long the upstream works on a request.
+/// The upstream's mean service time of a request.
 const SERVICE_MS: u32 = 100;
 
-impl World {
+impl UpstreamKind {
     fn shape(self) -> Shape {
         match self {
             Self::Unbounded => Shape {
@@ -99,13 +98,13 @@ impl Shape {
     }
 }
 
-/// How many times the upstream's slots `adaptive_concurrency` may let in at once.
-const MOST_CONCURRENCY: u32 = 5;
+/// The maximum limit of `adaptive_concurrency`, as a multiple of the upstream's slots.
+const MAX_CONCURRENCY_FACTOR: u32 = 5;
 
 #[derive(clap::Args)]
 #[group(id = "overload")]
 pub(super) struct Options {
-    /// How many times what the upstream can serve is asked for
+    /// The load in overload, as a multiple of the capacity
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
     /// Decides which requests arrive when
@@ -113,13 +112,13 @@ pub(super) struct Options {
     seed: u64,
     /// Only this upstream
     #[arg(long)]
-    upstream: Option<World>,
-    /// Only this variant, or these if given more than once
+    upstream: Option<UpstreamKind>,
+    /// Only this variant; may be given more than once
     #[arg(long)]
     only: Vec<Variant>,
 }
 
-/// What stands between the callers and the upstream.
+/// The protection between the callers and the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Variant {
     /// no protection
@@ -138,15 +137,15 @@ impl Variant {
             Self::None => None,
             Self::AdmissionControl => Some(admission_control()),
             Self::AdaptiveConcurrency => Some(adaptive_concurrency(slots)),
-            // As documented, without any bound of our own.
+            // With the documented defaults.
             Self::Ours => Some(ours(&json!({}))),
         }
     }
 }
 
-/// Envoy's defaults are a window of 30 s, an aggression of 1, at most 80 % rejected and a wanted success rate of 95
-/// %. A window as short as ours makes it act and recover sooner, and with at most 80 % rejected twice what the
-/// upstream can bear would still come through, retries not counted.
+/// Envoy's defaults are a window of 30 s, an aggression of 1, at most 80 % rejected and a required success rate of 95
+/// %. With a window as short as ours it reacts and recovers sooner. With at most 80 % rejected, twice the capacity of
+/// the upstream would still be admitted, not counting retries.
 fn admission_control() -> Value {
     let value =
         |name: &str, value: Value| json!({"default_value": value, "runtime_key": format!("overload.{name}")});
@@ -163,18 +162,18 @@ fn admission_control() -> Value {
 }
 
 /// Envoy's defaults are the median as the aggregate, a limit of at most 1000, 50 requests and a concurrency of 3 for
-/// the measurement of the ideal time, 15 % of jitter and 25 % of buffer; it has none for the two intervals. Here it
-/// is told what ours is not, how much the upstream can bear: the ideal time is measured with as many requests as the
-/// upstream can work on, and the limit never exceeds a few times that (while all is well it grows up to its bound,
-/// and an overload then finds it there). The ideal time is not measured again within the run, since that would only
-/// cost goodput.
+/// the measurement of the minimum RTT, 15 % of jitter and 25 % of buffer; there are none for the two intervals. Unlike
+/// ours, it is configured with the capacity of the upstream: the minimum RTT is measured with as many requests as the
+/// upstream has slots, and the limit never exceeds a few times that (without overload it grows to its maximum, and is
+/// there when an overload begins). The minimum RTT is not measured again within the run, because that would only cost
+/// goodput.
 fn adaptive_concurrency(slots: u32) -> Value {
     let fields = json!({
         "enabled": {"default_value": true, "runtime_key": "overload.enabled"},
         "gradient_controller_config": {
             "sample_aggregate_percentile": {"value": 50},
             "concurrency_limit_params": {
-                "max_concurrency_limit": MOST_CONCURRENCY * slots,
+                "max_concurrency_limit": MAX_CONCURRENCY_FACTOR * slots,
                 "concurrency_update_interval": "0.5s",
             },
             "min_rtt_calc_params": {"interval": "300s", "request_count": 50, "min_concurrency": slots},
@@ -191,18 +190,20 @@ pub(super) fn run(options: &Options) -> Result<()> {
         filter::build(Toolchain::find()?)?;
     }
     let program = Program::build()?;
-    for world in [World::Unbounded, World::Bounded] {
-        if options.upstream.is_some_and(|only| only != world) {
+    for upstream_kind in [UpstreamKind::Unbounded, UpstreamKind::Bounded] {
+        if options.upstream.is_some_and(|only| only != upstream_kind) {
             continue;
         }
         let mut reports = Vec::new();
         for variant in &variants {
-            step(format!("upstream {}: {}", name(world), description(*variant)));
-            reports
-                .push(measure(&program, &envoy, (world, *variant), options).with_context(|| name(*variant))?);
+            step(format!("upstream {}: {}", name(upstream_kind), description(*variant)));
+            reports.push(
+                measure(&program, &envoy, (upstream_kind, *variant), options)
+                    .with_context(|| name(*variant))?,
+            );
         }
-        let svg = directory()?.join(format!("overload-{}.svg", name(world)));
-        run_program(program.verb("table").args(&reports).arg("--svg").arg(&svg))?;
+        let svg = directory()?.join(format!("overload-{}.svg", name(upstream_kind)));
+        run_program(program.subcommand("table").args(&reports).arg("--svg").arg(&svg))?;
         step(format!("the plot: {}", workspace::shown(&svg)));
     }
     let load = fs::read_to_string("/proc/loadavg")?;
@@ -210,11 +211,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs the load against one variant; gives where its report is.
+/// Runs the load against one variant; returns the file of its report.
 fn measure(
     program: &Program,
     envoy: &Path,
-    (world, variant): (World, Variant),
+    (upstream_kind, variant): (UpstreamKind, Variant),
     options: &Options,
 ) -> Result<PathBuf> {
     let [service, admin, upstream] = [SERVICE_PORT, ADMIN_PORT, UPSTREAM_PORT].map(loopback);
@@ -223,9 +224,11 @@ fn measure(
     }
     let directory = directory()?;
     let file = |extension: &str| {
-        directory.join(format!("overload-{}-{}", name(world), name(variant))).with_extension(extension)
+        directory
+            .join(format!("overload-{}-{}", name(upstream_kind), name(variant)))
+            .with_extension(extension)
     };
-    let shape = world.shape();
+    let shape = upstream_kind.shape();
     let _upstream = program.upstream(upstream, &shape.upstream(), &file("upstream.log"))?;
 
     let config = file("json");
@@ -242,7 +245,7 @@ fn measure(
     if variant == Variant::Ours {
         load.args(["--health", HEALTH_PATH]);
     }
-    // Its lines are progress; the table alone goes where we print.
+    // Its lines are progress, so only the table goes to standard output.
     load.stdout(Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?));
     run_program(&mut load)?;
     envoy.check()?;

@@ -1,8 +1,8 @@
-//! An Envoy in front of an upstream: what each way to limit adds to a request.
+//! An Envoy in front of an upstream: the cost that each kind of limiter adds to a request.
 //!
-//! The measured Envoy has a CPU of its own where there are two, and everybody else, the load and
-//! the upstream included, shares the others: so it is Envoy that is the bottleneck, as long as
-//! the others have enough in theirs. All variants share one upstream and one Redis.
+//! If there are two CPUs, the measured Envoy has its own, and all other processes share the others, including the load
+//! and the upstream. So Envoy is the bottleneck, as long as the other CPUs are not saturated. All variants share one
+//! upstream and one Redis.
 
 mod servers;
 mod variant;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::load::{Load, Report, cpu_us};
 use super::{
-    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_answer, ensure_answers, median, name,
+    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_response, ensure_responses, median, name,
 };
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
@@ -23,14 +23,14 @@ use crate::{http, step, tools};
 use servers::Servers;
 use variant::Variant;
 
-/// How often a measurement is tried in which Redis was not asked as it should, or not waited for. A
-/// machine that stands still for longer than the limiter waits for Redis is a reason.
+/// How often a measurement is repeated if the number of commands to Redis was wrong, or requests were decided without
+/// Redis, for example because the machine was stalled for longer than the limiter's timeout.
 const ATTEMPTS: u32 = 5;
 
-/// The share of requests that may be decided without Redis where Redis should decide.
+/// The share of requests that `on_failure` may decide.
 const FALLBACK_SHARE: f64 = 0.01;
 
-/// The share of the questions that each node of a cluster gets at least.
+/// The minimum share of the commands for each node of a cluster.
 const NODE_SHARE: f64 = 0.1;
 
 /// The limiter's counter of requests that `on_failure` decided.
@@ -46,10 +46,10 @@ const MANY_CONNECTIONS: u32 = 64;
 pub(super) struct Options {
     #[command(flatten)]
     timing: Timing,
-    /// How many connections wrk keeps busy; each number is measured and has a table
+    /// The numbers of wrk's connections; each is measured and has a table
     #[arg(long, value_delimiter = ',', default_value = "1,16,128", value_parser = clap::value_parser!(u32).range(1..))]
     connections: Vec<u32>,
-    /// Only this variant, or these if given more than once; differences need `none`
+    /// Only this variant; may be given more than once; differences need `none`
     #[arg(long)]
     only: Vec<Variant>,
 }
@@ -57,15 +57,15 @@ pub(super) struct Options {
 /// One run of wrk against one Envoy.
 #[derive(Debug)]
 struct Measurement {
-    /// CPU time of each request, all threads, user and system: the limiter's Envoy,
+    /// The limiter's Envoy: CPU time of a request, all threads, user and system.
     envoy_us: f64,
-    /// all processes of the Redis that it asks, if any,
+    /// All processes of the variant's Redis, if it has one.
     redis_us: Option<f64>,
-    /// and who stands between them, if anybody.
+    /// The process between Envoy and Redis, if there is one.
     other_us: Option<f64>,
-    /// How often each Redis was asked for each request.
-    questions: Vec<f64>,
-    /// The share of requests that should have been decided by Redis and were not.
+    /// Commands to each Redis for a request.
+    commands: Vec<f64>,
+    /// The share of requests that `on_failure` decided.
     fallbacks: f64,
     report: Report,
 }
@@ -75,30 +75,30 @@ impl Measurement {
         self.envoy_us + self.redis_us.unwrap_or(0.0) + self.other_us.unwrap_or(0.0)
     }
 
-    /// Percentage of the time that Envoy was at work. Where it is not near 100, something else is
+    /// Percentage of the time in which Envoy was busy. If it is not near 100, another process is
     /// the bottleneck.
     fn busy(&self) -> f64 {
         1e-4 * self.envoy_us * self.report.requests_per_second
     }
 
-    /// Complains unless Redis was asked as the variant says.
-    fn ensure_asked(&self, variant: Variant, connections: u32) -> Result<()> {
-        // What wrk did not wait for at the end is no request to it.
+    /// Checks that the commands to Redis are as the variant expects.
+    fn ensure_commands(&self, variant: Variant, connections: u32) -> Result<()> {
+        // wrk does not count requests that are in flight at the end.
         let slack = f64::from(connections) / self.report.requests;
-        let expected = variant.questions();
-        let all: f64 = self.questions.iter().sum();
+        let expected = variant.commands();
+        let all: f64 = self.commands.iter().sum();
         ensure!(
             (expected.start() - slack..=expected.end() + slack).contains(&all),
-            "Redis was asked {all:.3} times a request, not {expected:?}"
+            "Redis got {all:.3} commands a request, not {expected:?}"
         );
         ensure!(
-            variant != Variant::RedisCluster || self.questions.iter().all(|one| *one >= NODE_SHARE * all),
-            "the nodes were asked {:.3?} times a request: not each its share",
-            self.questions
+            variant != Variant::RedisCluster || self.commands.iter().all(|one| *one >= NODE_SHARE * all),
+            "the nodes got {:.3?} commands a request: some less than their share",
+            self.commands
         );
         ensure!(
             self.fallbacks <= FALLBACK_SHARE,
-            "{:.1} % of the requests did not wait for Redis, or not long enough",
+            "{:.1} % of the requests were decided without Redis",
             100.0 * self.fallbacks
         );
         Ok(())
@@ -117,21 +117,21 @@ impl Series {
         median(self.measured.iter().map(of))
     }
 
-    /// The median of what two series have in each round.
-    fn beside(&self, base: &Self, of: impl Fn(&Measurement, &Measurement) -> f64) -> f64 {
+    /// The median of a comparison of two series in each round.
+    fn compared_with(&self, base: &Self, of: impl Fn(&Measurement, &Measurement) -> f64) -> f64 {
         median(self.measured.iter().zip(&base.measured).map(|(m, b)| of(m, b)))
     }
 
     fn added_cpu_us(&self, base: &Self) -> f64 {
-        self.beside(base, |m, b| m.cpu_us() - b.cpu_us())
+        self.compared_with(base, |m, b| m.cpu_us() - b.cpu_us())
     }
 
     fn added_p50_us(&self, base: &Self) -> f64 {
-        self.beside(base, |m, b| 1e3 * (m.report.p50_ms - b.report.p50_ms))
+        self.compared_with(base, |m, b| 1e3 * (m.report.p50_ms - b.report.p50_ms))
     }
 
     fn rate(&self, base: &Self) -> f64 {
-        self.beside(base, |m, b| m.report.requests_per_second / b.report.requests_per_second)
+        self.compared_with(base, |m, b| m.report.requests_per_second / b.report.requests_per_second)
     }
 }
 
@@ -139,19 +139,19 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let machine = Machine::find()?;
     filter::build(Toolchain::find()?)?;
     let variants = chosen(&options.only);
-    // The measured Envoy alone is put on the first CPU again. What starts from here on is where we are.
+    // Only the measured Envoy runs on the first CPU. Other processes that start from here on run where this one does.
     machine.leave_first_cpu()?;
     harness::redis::use_program(tools::redis_server()?);
     let mut bench = Bench { servers: Servers::start(&machine, &variants)?, machine, options };
 
-    // The variants of one number of connections follow each other, for they are compared.
+    // The variants of one number of connections are adjacent, because they are compared.
     let mut results: Vec<Series> = Vec::new();
     for &connections in &options.connections {
         let series = |&variant| Series { variant, connections, measured: Vec::new() };
         results.extend(variants.iter().map(series));
     }
     let ended = (1..=options.timing.rounds).try_for_each(|round| bench.round(round, &mut results));
-    // A run takes long. If it breaks off, the rounds before are still worth having.
+    // A run takes long. If it is aborted, the complete rounds are still printed.
     let complete = results.iter().map(|series| series.measured.len()).min().unwrap_or(0);
     if complete > 0 {
         results.iter_mut().for_each(|series| series.measured.truncate(complete));
@@ -189,10 +189,10 @@ impl Bench<'_> {
         let mut attempt = 1;
         loop {
             let measured = self.measure_once(variant, connections)?;
-            match measured.ensure_asked(variant, connections) {
+            match measured.ensure_commands(variant, connections) {
                 Ok(()) => return Ok(measured),
                 Err(error) if attempt == ATTEMPTS => return Err(error),
-                Err(error) => step(format!("{}: {error}; once more", name(variant))),
+                Err(error) => step(format!("{}: {error}; retrying", name(variant))),
             }
             attempt += 1;
         }
@@ -211,26 +211,26 @@ impl Bench<'_> {
         load.run(machine.wrk(), WARM_UP_SECONDS)?;
         let (redis, other) = (servers.redis_processes(variant), servers.other_processes(variant));
         let spent = || Ok::<_, anyhow::Error>([cpu_us(&[envoy.id()])?, cpu_us(&redis)?, cpu_us(&other)?]);
-        let asked = || Ok::<_, anyhow::Error>((servers.questions(variant), fallbacks(variant, admin)?));
-        let (asked_before, before) = (asked()?, spent()?);
+        let counts = || Ok::<_, anyhow::Error>((servers.commands(variant), fallbacks(variant, admin)?));
+        let (counts_before, before) = (counts()?, spent()?);
         let report = load.run(machine.wrk(), options.timing.seconds)?;
-        let (after, asked_after) = (spent()?, asked()?);
+        let (after, counts_after) = (spent()?, counts()?);
         envoy.check()?;
         servers.check()?;
-        ensure_answers(&report, variant.refuses())?;
+        ensure_responses(&report, variant.refuses())?;
 
         let each = |index: usize| (after[index] - before[index]) / report.requests;
         Ok(Measurement {
             envoy_us: each(0),
             redis_us: (!redis.is_empty()).then(|| each(1)),
             other_us: (!other.is_empty()).then(|| each(2)),
-            questions: asked_after
+            commands: counts_after
                 .0
                 .iter()
-                .zip(asked_before.0)
+                .zip(counts_before.0)
                 .map(|(after, before)| (after - before) / report.requests)
                 .collect(),
-            fallbacks: (asked_after.1 - asked_before.1) / report.requests,
+            fallbacks: (counts_after.1 - counts_before.1) / report.requests,
             report,
         })
     }
@@ -240,7 +240,7 @@ impl Bench<'_> {
         println!(
             "\n{rounds} rounds of {} s, one Envoy worker{}; medians; differences and ratios within a round",
             timing.seconds,
-            if self.machine.is_pinned() { " on a CPU of its own" } else { "" }
+            if self.machine.is_pinned() { " on its own CPU" } else { "" }
         );
         for &connections in connections {
             print_table(results, connections);
@@ -249,23 +249,24 @@ impl Bench<'_> {
     }
 }
 
-/// Sees to it that a variant does what its name says.
+/// Checks that a variant behaves as expected.
 fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
-    let ask = || ensure_answer(service, variant.api_key(), variant.refuses(), variant.has_limit_headers());
-    // The first requests take the token of a bucket that refuses, find no connection to Redis yet
-    // and are decided without, or bring webdis its connections.
+    let check =
+        || ensure_response(service, variant.api_key(), variant.refuses(), variant.has_limit_headers());
+    // The first requests take the token of a bucket that refuses, are decided without Redis because it is not connected
+    // yet, or let webdis connect.
     for _ in 0..20 {
-        if ask().is_ok() {
+        if check().is_ok() {
             break;
         }
         pause(Duration::from_millis(50))?;
     }
-    ask()
+    check()
 }
 
 /// How many requests `on_failure` has decided so far.
 fn fallbacks(variant: Variant, admin: SocketAddr) -> Result<f64> {
-    if !variant.has_pipe() {
+    if !variant.uses_redis_store() {
         return Ok(0.0);
     }
     let stats = http::get(admin, "/stats?filter=fallback_decisions", &[])?.body;
@@ -286,8 +287,8 @@ fn print_table(results: &[Series], connections: u32) {
     let none = find(results, Variant::None, connections);
     for series in results.iter().filter(|series| series.connections == connections) {
         let part = |of: fn(&Measurement) -> Option<f64>| {
-            let is_there = series.measured.iter().all(|m| of(m).is_some());
-            dash(is_there.then(|| series.median(|m| of(m).unwrap_or_default())), 1)
+            let is_some = series.measured.iter().all(|m| of(m).is_some());
+            dash(is_some.then(|| series.median(|m| of(m).unwrap_or_default())), 1)
         };
         println!(
             "| {} | {:.1} | {} | {} | {} | {} | {:.3} | {:.3} | {} | {:.0} | {} | {:.0} |",
@@ -296,7 +297,7 @@ fn print_table(results: &[Series], connections: u32) {
             part(|m| m.redis_us),
             part(|m| m.other_us),
             dash(none.map(|none| series.added_cpu_us(none)), 1),
-            dash(none.map(|none| series.beside(none, |m, b| m.cpu_us() / b.cpu_us())), 2),
+            dash(none.map(|none| series.compared_with(none, |m, b| m.cpu_us() / b.cpu_us())), 2),
             series.median(|m| m.report.p50_ms),
             series.median(|m| m.report.p99_ms),
             dash(none.map(|none| series.added_p50_us(none)), 0),
@@ -307,7 +308,7 @@ fn print_table(results: &[Series], connections: u32) {
     }
 }
 
-/// What was aimed at, beside what was found.
+/// Prints the aims and the results.
 fn print_aims(results: &[Series]) {
     println!("\n| aim | wanted | Redis | Redis Cluster |");
     println!("|---|--:|--:|--:|");
@@ -332,7 +333,7 @@ fn print_aims(results: &[Series]) {
         let refusing = [Variant::RedisRefusing, Variant::SharedDataRefusing]
             .map(|variant| find(results, variant, connections));
         if let [Some(redis), Some(shared_data)] = refusing {
-            let ratio = redis.beside(shared_data, |m, b| m.cpu_us() / b.cpu_us());
+            let ratio = redis.compared_with(shared_data, |m, b| m.cpu_us() / b.cpu_us());
             println!("| CPU of a refusal × shared data's, {} | ≤ 1 | {ratio:.2} | – |", counted(connections));
         }
     }

@@ -1,4 +1,4 @@
-//! One JSON document: what kind it is, whether it is right, and what it says in short.
+//! One JSON document: its kind, its check, and its summary.
 
 use std::fmt;
 
@@ -18,15 +18,15 @@ pub(super) enum Kind {
     Tiers,
     /// A key document
     ApiKeys,
-    /// A YAML file with plugin configurations in it
+    /// A YAML file that contains plugin configurations
     Yaml,
 }
 
-/// A document that is right by itself.
+/// A valid document.
 pub(super) enum Checked {
     PluginConfig(PluginConfig),
     Tiers(Vec<Tier>),
-    /// With how many keys stand there as they are, and not as hashes.
+    /// With the number of keys that are not hashed.
     ApiKeys {
         entries: Vec<KeyEntry>,
         plain: usize,
@@ -40,7 +40,7 @@ pub(super) fn check(bytes: &[u8], kind: Option<Kind>) -> Result<Checked, String>
         return Err(format!("found a string of {} bytes, wanted an object", text.len()));
     }
     let kind = kind.map_or_else(|| kind_of(bytes), Ok)?;
-    // What Envoy itself delivers has no such bound.
+    // There is no such bound for configurations that Envoy itself delivers.
     if matches!(kind, Kind::Tiers | Kind::ApiKeys) && bytes.len() > MAX_DOCUMENT_BYTES {
         return Err(format!("found {} bytes, wanted at most {MAX_DOCUMENT_BYTES}", bytes.len()));
     }
@@ -58,12 +58,12 @@ pub(super) fn check(bytes: &[u8], kind: Option<Kind>) -> Result<Checked, String>
     }
 }
 
-/// What a document is by its content. Where that does not tell, none is guessed: a key document that is taken for
-/// something else would have its keys shown as fields that nobody knows.
+/// The kind of a document by its content. If it is ambiguous, there is no guess: the keys of a misinterpreted key
+/// document would be shown as unknown fields.
 fn kind_of(bytes: &[u8]) -> Result<Kind, String> {
     let hint = "say which with --as plugin, tiers or api-keys";
     if bytes.trim_ascii().is_empty() {
-        return Err(format!("found nothing in it, wanted a configuration; if that is what you mean, {hint}"));
+        return Err(format!("found an empty file, wanted a configuration; if that is intended, {hint}"));
     }
     Document::parse(bytes)?;
     if !is_object(bytes) {
@@ -71,24 +71,24 @@ fn kind_of(bytes: &[u8]) -> Result<Kind, String> {
     }
     let members = members(bytes);
     let fields = plugin_fields();
-    if !members.is_empty() && members.values().all(reads_as_tier) {
+    if !members.is_empty() && members.values().all(looks_like_tier) {
         Ok(Kind::Tiers)
     } else if members.is_empty() || members.keys().any(|name| fields.contains(name)) {
         Ok(Kind::PluginConfig)
-    } else if members.values().any(reads_as_tier) {
+    } else if members.values().any(looks_like_tier) {
         Ok(Kind::Tiers)
-    } else if members.values().any(reads_as_key) {
+    } else if members.values().any(looks_like_key) {
         Ok(Kind::ApiKeys)
     } else {
         Err(format!("cannot tell whether this is a plugin configuration, tiers or keys; {hint}"))
     }
 }
 
-fn reads_as_tier(member: &Value) -> bool {
+fn looks_like_tier(member: &Value) -> bool {
     ["base", "burst", "degraded", "unlimited"].iter().any(|field| member.get(field).is_some())
 }
 
-fn reads_as_key(member: &Value) -> bool {
+fn looks_like_key(member: &Value) -> bool {
     member.is_string() || ["tier", "id"].iter().any(|field| member.get(field).is_some())
 }
 
@@ -97,21 +97,20 @@ fn plugin_fields() -> Vec<String> {
     fields_beside(br#"{"?": 0}"#)
 }
 
-/// The fields that may stand where this plugin configuration has one that cannot be. They are asked of the filter, so
-/// that a new one is known here from its first day: it says `found an unknown field "?", wanted one of tiers,
-/// api_keys, …`.
+/// The valid fields at the place of an unknown field in this plugin configuration. They are taken from the filter's
+/// error message `found an unknown field "?", wanted one of tiers, api_keys, …`, so that the list is always complete.
 pub(super) fn fields_beside(wrong: &[u8]) -> Vec<String> {
     let error = PluginConfig::parse(wrong, &Environment::default()).err().unwrap_or_default();
     let list = error.split_once("wanted one of ").map_or("", |(_, list)| list);
     list.split(", ").map(str::to_owned).collect()
 }
 
-/// The filter shows the name of a field that it does not know. Here it may be a key: a whole key document is easily
-/// taken for a plugin configuration, by whoever names the file or by a key that is called like a field.
+/// The filter shows the name of an unknown field. Here it may be a key: a key document may be misinterpreted as a
+/// plugin configuration, by a wrong option or because a key has the name of a field.
 fn no_key_among_fields(bytes: &[u8]) -> Result<(), String> {
     let fields = plugin_fields();
     for (name, member) in members(bytes) {
-        if !fields.contains(&name) && reads_as_key(&member) {
+        if !fields.contains(&name) && looks_like_key(&member) {
             let (length, wanted) = (name.len(), fields.join(", "));
             return Err(format!(
                 "configuration: found an unknown field whose name has {length} bytes, wanted one of {wanted} (or is this a \
@@ -122,7 +121,7 @@ fn no_key_among_fields(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The members of an object; of anything else, none.
+/// The members of an object; empty for any other value.
 fn members(bytes: &[u8]) -> Map<String, Value> {
     serde_json::from_slice(bytes).unwrap_or_default()
 }
@@ -131,11 +130,11 @@ fn is_object(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// In short, for who wants to see that it was read as it was meant.
+/// A summary, with which a user can check that the document was read as intended.
 impl fmt::Display for Checked {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Checked::PluginConfig(plugin) => plugin_in_short(plugin, formatter),
+            Checked::PluginConfig(plugin) => plugin_summary(plugin, formatter),
             Checked::Tiers(tiers) => {
                 let names: Vec<&str> = tiers.iter().map(|tier| tier.name.as_str()).collect();
                 write!(formatter, "{}: {}", counted(tiers.len(), "tier"), names.join(", "))
@@ -155,7 +154,7 @@ impl fmt::Display for Checked {
     }
 }
 
-fn plugin_in_short(plugin: &PluginConfig, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn plugin_summary(plugin: &PluginConfig, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
     let settings = &plugin.settings;
     let config = Config::new(plugin, &Documents::default()).map_err(|_| fmt::Error)?;
     write!(formatter, "plugin configuration: ")?;

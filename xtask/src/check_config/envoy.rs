@@ -1,11 +1,11 @@
-//! The plugin configurations in YAML: of an Envoy, of an Istio WasmPlugin, of an Envoy Gateway EnvoyExtensionPolicy.
+//! The plugin configurations in YAML files of Envoy, in Istio WasmPlugins and in Envoy Gateway EnvoyExtensionPolicies.
 
 use serde_json::Value;
 
 const WASM: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
 
-/// The filter that the same file also is; it takes no configuration.
+/// The other filter in the same module; it has no configuration.
 const BRIDGE: &str = "redis_bridge";
 
 type Configuration = Result<Vec<u8>, String>;
@@ -13,7 +13,7 @@ type Configuration = Result<Vec<u8>, String>;
 /// Every configuration of the rate limiter in a file, with the name of its filter.
 pub(super) fn plugins(yaml: &[u8]) -> Result<Vec<(String, Configuration)>, String> {
     let text = std::str::from_utf8(yaml).map_err(|_| "not valid YAML: found bytes that are not UTF-8")?;
-    // The parser's own message may show a piece of the file, and with it a key.
+    // The parser's own message may show a part of the file, and with it a key.
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(text).map_err(|error| match error.location() {
             Some(place) => format!("not valid YAML: at line {} column {}", place.line(), place.column()),
@@ -56,22 +56,22 @@ fn envoy_filter(config: &Value, found: &mut Vec<(String, Configuration)>) {
         (kind, _) if kind == STRING => {
             Err("configuration: found no text in `value`, wanted the JSON as a string".to_owned())
         }
-        _ => Err("configuration: found no google.protobuf.StringValue, wanted one: Envoy hands a Struct to the filter as \
-                  protobuf bytes, which are refused as not JSON"
+        _ => Err("configuration: found no google.protobuf.StringValue, wanted one: Envoy passes a Struct to the filter as \
+                  protobuf bytes, which are rejected because they are not JSON"
             .to_owned()),
     };
     found.push((name_of(&config["name"]), configuration));
 }
 
-/// Control planes take the configuration as YAML, and hand it to the filter as JSON text.
+/// Control planes have the configuration as YAML, and pass it to the filter as JSON text.
 fn control_plane(
     name: &Value,
     plugin: &Value,
-    tells: &[&str],
+    fields: &[&str],
     field: &str,
     found: &mut Vec<(String, Configuration)>,
 ) {
-    if !is_ours(plugin, tells) {
+    if !is_ours(plugin, fields) {
         return;
     }
     let configuration = match &plugin[field] {
@@ -81,9 +81,9 @@ fn control_plane(
     found.push((name_of(name), Ok(configuration)));
 }
 
-fn is_ours(config: &Value, tells: &[&str]) -> bool {
-    let said: String = tells.iter().map(|field| config[*field].to_string()).collect();
-    said.contains("rate_limiter") || said.contains("rate-limiter")
+fn is_ours(config: &Value, fields: &[&str]) -> bool {
+    let text: String = fields.iter().map(|field| config[*field].to_string()).collect();
+    text.contains("rate_limiter") || text.contains("rate-limiter")
 }
 
 fn name_of(name: &Value) -> String {

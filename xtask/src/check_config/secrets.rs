@@ -1,5 +1,5 @@
-//! Keys and tokens: hashing those that there are, and making new ones. None is ever an argument, which the shell would
-//! write into its history and the system into its list of processes.
+//! Keys and tokens: hashing existing ones, and generating new ones. None is ever an argument, because arguments appear
+//! in the shell's history and in the list of processes.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 
 use crate::process::interrupted;
 
-/// 192 bits: nobody guesses them.
+/// 192 bits, which cannot be guessed.
 const NEW_KEY_BYTES: usize = 24;
 
-/// How often a prompt looks whether Ctrl-C was pressed.
+/// How often a prompt checks for Ctrl-C.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Prints the hash of each line of the standard input, which at a terminal is asked for and not shown.
+/// Prints the hash of each line of the standard input; a terminal gets a prompt, and does not show the input.
 pub(super) fn hash_input() -> Result<()> {
     let input = io::stdin();
     if !input.is_terminal() {
@@ -35,7 +35,7 @@ pub(super) fn hash_input() -> Result<()> {
     }
 }
 
-/// Writes the hash of each line; the error says which line is wrong, and never what is in it.
+/// Writes the hash of each line; an error contains the number of the line, and never its content.
 pub(super) fn hash_lines(input: impl BufRead, output: &mut impl Write) -> Result<()> {
     for (number, line) in (1..).zip(input.split(b'\n')) {
         let line = line?;
@@ -45,7 +45,7 @@ pub(super) fn hash_lines(input: impl BufRead, output: &mut impl Write) -> Result
             (1..=MAX_KEY_BYTES).contains(&length),
             "line {number}: found {length} bytes, wanted 1 to {MAX_KEY_BYTES}"
         );
-        // Envoy takes the space around a header's value away, so such a key could never be sent.
+        // Envoy removes spaces around a header's value, so such a key could never be sent.
         ensure!(
             key.trim_ascii().len() == length,
             "line {number}: found a space at the start or the end, wanted none"
@@ -56,7 +56,7 @@ pub(super) fn hash_lines(input: impl BufRead, output: &mut impl Write) -> Result
 }
 
 /// Prints new keys, each with its hash.
-pub(super) fn make(count: u16) -> Result<()> {
+pub(super) fn generate(count: u16) -> Result<()> {
     eprintln!(
         "Each line: a key for the caller, and its hash for api_keys.json, as \"sha256:…\": {{\"tier\": \"…\", \"id\": \"…\"}}"
     );
@@ -67,19 +67,19 @@ pub(super) fn make(count: u16) -> Result<()> {
     Ok(())
 }
 
-/// A key that nobody has had before, of characters that need no quotes anywhere.
+/// A new random key, of characters that need no quotes.
 pub(super) fn new_key() -> Result<String> {
     let mut bytes = [0; NEW_KEY_BYTES];
-    getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
+    getrandom::fill(&mut bytes).context("the system has no random bytes")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// A key as it is written in a key document. The digits alone are what `admin.token_sha256` takes.
+/// The hash of a key for a key document; `admin.token_sha256` has only the digits.
 fn hash(key: &[u8]) -> String {
     format!("sha256:{}", KeyHash::of(key).to_hex())
 }
 
-/// While it lives, the terminal does not show what is typed.
+/// The terminal does not show the input until this is dropped.
 struct NoEcho {
     before: Termios,
 }
@@ -87,9 +87,9 @@ struct NoEcho {
 impl NoEcho {
     fn begin() -> Result<Self> {
         let before = tcgetattr(io::stdin())?;
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
+        let mut no_echo = before.clone();
+        no_echo.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &no_echo)?;
         Ok(Self { before })
     }
 }
@@ -100,14 +100,14 @@ impl Drop for NoEcho {
     }
 }
 
-/// A line from the terminal. Looks for Ctrl-C between, so that the terminal gets its echo back.
+/// A line from the terminal. Checks for Ctrl-C meanwhile, so that the terminal's echo is restored.
 fn typed_line() -> Result<Vec<u8>> {
     let input = io::stdin();
     let pause = Timespec::try_from(POLL)?;
     loop {
         ensure!(!interrupted(), "interrupted");
         let mut waiting = [PollFd::new(&input, PollFlags::IN)];
-        // Interrupted by a signal is one more reason to look.
+        // An interruption by a signal is no error: the loop checks again.
         if poll(&mut waiting, Some(&pause)).is_ok_and(|ready| ready > 0) {
             let mut line = Vec::new();
             input.lock().read_until(b'\n', &mut line)?;

@@ -1,4 +1,4 @@
-//! Every bad file and every shipped one through the command's own functions.
+//! Every invalid file and every shipped file, checked by the command's own functions.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,13 +10,13 @@ fn shipped(path: &str) -> Vec<u8> {
     fs::read(workspace::root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn said(name: &str, text: &str) -> Result<String, String> {
+fn check(name: &str, text: &str) -> Result<String, String> {
     let mut found = read(name, text.as_bytes(), None);
     assert_eq!(found.len(), 1, "{name}");
     found.remove(0).what.map(|checked| checked.to_string())
 }
 
-/// What is said of several documents given together.
+/// The results of several documents that are given together.
 fn together(documents: &[(&str, &str)]) -> Vec<(String, Result<String, String>)> {
     let mut found: Vec<Found> =
         documents.iter().flat_map(|(name, text)| read(name, text.as_bytes(), None)).collect();
@@ -25,13 +25,13 @@ fn together(documents: &[(&str, &str)]) -> Vec<(String, Result<String, String>)>
 }
 
 #[test]
-fn every_bad_file_is_refused_with_the_filters_own_words() {
+fn every_invalid_file_has_the_filters_own_error() {
     let messages = String::from_utf8(shipped("tests/config/bad/messages.txt")).expect("text");
     let messages: BTreeMap<_, _> = messages.lines().filter_map(|line| line.split_once(": ")).collect();
     assert!(messages.len() > 60, "{}", messages.len());
     for (name, message) in messages {
         let bytes = shipped(&format!("tests/config/bad/{name}.json"));
-        // Nothing in this one tells what it was meant to be.
+        // The kind of this file cannot be detected.
         let kind = (name == "unknown_field").then_some(Kind::PluginConfig);
         let mut found = read(name, &bytes, kind);
         assert_eq!(found.remove(0).what.err().as_deref(), Some(message), "{name}");
@@ -39,7 +39,7 @@ fn every_bad_file_is_refused_with_the_filters_own_words() {
 }
 
 #[test]
-fn every_shipped_file_is_right_and_is_taken_for_what_it_is() {
+fn every_shipped_file_is_valid_and_its_kind_is_detected() {
     let cases = [
         ("config/tiers.json", "3 tiers: free, pro, enterprise"),
         ("config/api_keys.json", "3 keys of 3 tiers; 3 in the clear, which --hash turns into hashes"),
@@ -48,17 +48,18 @@ fn every_shipped_file_is_right_and_is_taken_for_what_it_is() {
     let mut found = Vec::new();
     for (path, summary) in cases {
         let of_file = read(path, &shipped(path), None);
-        let said: Vec<_> = of_file.iter().map(|found| found.what.as_ref().map(Checked::to_string)).collect();
-        assert_eq!(said, [Ok(summary.to_owned())], "{path}");
+        let result: Vec<_> =
+            of_file.iter().map(|found| found.what.as_ref().map(Checked::to_string)).collect();
+        assert_eq!(result, [Ok(summary.to_owned())], "{path}");
         found.extend(of_file);
     }
     for path in ["redis", "redis-tls", "redis-cluster"].map(|name| format!("deploy/{name}/envoy.yaml")) {
         let of_file = read(&path, &shipped(&path), None);
-        assert_eq!(of_file.len(), 1, "{path}: the limiter, and not its bridge");
-        let said = of_file[0].what.as_ref().map(Checked::to_string);
+        assert_eq!(of_file.len(), 1, "{path}: only the limiter, not its bridge");
+        let result = of_file[0].what.as_ref().map(Checked::to_string);
         assert!(
-            said.as_ref().is_ok_and(|said| said.ends_with("; Redis by cluster redis")),
-            "{path}: {said:?}"
+            result.as_ref().is_ok_and(|result| result.ends_with("; Redis by cluster redis")),
+            "{path}: {result:?}"
         );
         found.extend(of_file);
     }
@@ -69,7 +70,7 @@ fn every_shipped_file_is_right_and_is_taken_for_what_it_is() {
 }
 
 #[test]
-fn what_a_document_is_shows_in_its_content() {
+fn the_kind_of_a_document_is_detected_from_its_content() {
     let cases = [
         (r#"{}"#, Some("plugin configuration: 3 tiers, default free; 0 keys; shared data")),
         (r#"{"namespace": "a"}"#, Some("plugin configuration: 3 tiers, default free; 0 keys; shared data")),
@@ -80,49 +81,49 @@ fn what_a_document_is_shows_in_its_content() {
         ("", None),
     ];
     for (text, expected) in cases {
-        let said = said("a.json", text);
-        assert_eq!(said.as_deref().ok(), expected, "{text}: {said:?}");
+        let result = check("a.json", text);
+        assert_eq!(result.as_deref().ok(), expected, "{text}: {result:?}");
     }
     let hashed = format!(r#"{{"sha256:{}": {{"tier": "pro", "id": "acme"}}}}"#, "ab".repeat(32));
-    assert_eq!(said("a.json", &hashed).as_deref(), Ok("1 key of 1 tier"));
+    assert_eq!(check("a.json", &hashed).as_deref(), Ok("1 key of 1 tier"));
 }
 
 #[test]
-fn keys_have_to_name_tiers_that_are_given_with_them() {
+fn keys_must_name_tiers_that_are_given_with_them() {
     const TIERS: &str = r#"{"gold": {"base": {"capacity": 1, "refill_rate": 1}}}"#;
     let keys = |tier: &str| format!(r#"{{"c4nary": {{"tier": "{tier}"}}}}"#);
-    let said = together(&[("tiers.json", TIERS), ("keys.json", &keys("gold"))]);
-    assert!(said.iter().all(|(_, said)| said.is_ok()), "{said:?}");
-    let said = together(&[("keys.json", &keys("silver")), ("tiers.json", TIERS)]);
+    let result = together(&[("tiers.json", TIERS), ("keys.json", &keys("gold"))]);
+    assert!(result.iter().all(|(_, result)| result.is_ok()), "{result:?}");
+    let result = together(&[("keys.json", &keys("silver")), ("tiers.json", TIERS)]);
     assert_eq!(
-        said[0].1.as_ref().err().map(String::as_str),
+        result[0].1.as_ref().err().map(String::as_str),
         Some(
             "api_keys[1]: found the name of no tier (6 bytes), wanted one of the tiers gold (with tiers.json)"
         )
     );
-    assert!(said[1].1.is_ok());
-    // Alone there is nothing to hold them against.
+    assert!(result[1].1.is_ok());
+    // Alone there are no tiers to compare with.
     assert!(together(&[("keys.json", &keys("silver"))])[0].1.is_ok());
 }
 
 #[test]
-fn a_plugin_configuration_is_held_against_the_documents_that_it_fetches() {
+fn a_plugin_configuration_is_checked_with_the_documents_that_it_fetches() {
     const TIERS: &str = r#"{"gold": {"base": {"capacity": 1, "refill_rate": 1}}}"#;
     let fetches = r#"{"default_tier": "free", "config_source": {"cluster": "files", "tiers": "/t"}}"#;
-    let said = together(&[("plugin.json", fetches), ("tiers.json", TIERS)]);
+    let result = together(&[("plugin.json", fetches), ("tiers.json", TIERS)]);
     let message = "default_tier: found \"free\", wanted one of the tiers gold (with tiers.json)";
-    assert_eq!(said[0].1, Err(message.to_owned()));
+    assert_eq!(result[0].1, Err(message.to_owned()));
     let own = r#"{"default_tier": "free", "config_source": {"cluster": "files", "api_keys": "/k"}}"#;
-    let said =
+    let result =
         together(&[("plugin.json", own), ("keys.json", r#"{"c4nary": "gold"}"#), ("tiers.json", TIERS)]);
-    assert!(said[0].1.is_ok(), "it has tiers of its own: {said:?}");
+    assert!(result[0].1.is_ok(), "it has its own tiers: {result:?}");
     let message = "api_keys[1]: found the name of no tier (4 bytes), wanted one of the tiers free, pro, enterprise \
                    (with plugin.json)";
-    assert_eq!(said[1].1, Err(message.to_owned()));
+    assert_eq!(result[1].1, Err(message.to_owned()));
 }
 
 #[test]
-fn no_key_is_shown_whatever_it_is_taken_for() {
+fn no_key_is_shown_for_any_kind() {
     let documents = [
         r#"{"c4nary-secret": "gold", "admin": "gold"}"#,
         r#"{"c4nary-secret": {"tier": "gold"}, "tiers": {}}"#,
@@ -138,27 +139,27 @@ fn no_key_is_shown_whatever_it_is_taken_for() {
     ];
     for text in documents {
         for kind in [None, Some(Kind::ApiKeys), Some(Kind::Tiers)] {
-            // A number or an empty object under a name is no key that anybody meant, and a tier's name is no secret.
+            // A member with a number or an empty object is not a key, and a tier's name is not secret.
             if kind == Some(Kind::Tiers) && (text.ends_with(": 5}") || text.ends_with("{}}")) {
                 continue;
             }
             for found in read("a.json", text.as_bytes(), kind) {
-                let said = match found.what {
+                let result = match found.what {
                     Ok(checked) => checked.to_string(),
                     Err(message) => message,
                 };
-                assert!(!said.contains("c4nary"), "{text} as {kind:?}: {said}");
+                assert!(!result.contains("c4nary"), "{text} as {kind:?}: {result}");
             }
         }
     }
     let yaml = "a: {c4nary-secret: 1, c4nary-secret: 2}\nb: [";
     assert!(read("a.yaml", yaml.as_bytes(), None).iter().all(
-        |found| matches!(&found.what, Err(said) if said.starts_with("not valid YAML") && !said.contains("c4nary"))
+        |found| matches!(&found.what, Err(result) if result.starts_with("not valid YAML") && !result.contains("c4nary"))
     ));
 }
 
 #[test]
-fn yaml_is_searched_for_the_rate_limiter_and_nothing_else() {
+fn only_the_rate_limiter_is_read_from_yaml() {
     let filter = |name: &str, configuration: &str| {
         format!(
             "a:\n- typed_config:\n    '@type': type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm\n    \
@@ -188,24 +189,24 @@ fn yaml_is_searched_for_the_rate_limiter_and_nothing_else() {
         ),
     ];
     for (yaml, expected) in cases {
-        match (said("a.yaml", &yaml), expected) {
-            (Ok(said), Ok(expected)) => assert_eq!(said, expected, "{yaml}"),
-            (Err(said), Err(expected)) => assert!(said.starts_with(expected), "{yaml}: {said}"),
-            (said, expected) => panic!("{yaml}: {said:?}, not {expected:?}"),
+        match (check("a.yaml", &yaml), expected) {
+            (Ok(result), Ok(expected)) => assert_eq!(result, expected, "{yaml}"),
+            (Err(result), Err(expected)) => assert!(result.starts_with(expected), "{yaml}: {result}"),
+            (result, expected) => panic!("{yaml}: {result:?}, not {expected:?}"),
         }
     }
 }
 
 #[test]
-fn a_document_that_the_filter_would_not_read_is_too_long() {
+fn a_document_above_the_filters_limit_is_too_long() {
     let padded = |document: &str| document.replacen('{', &format!("{{{}", " ".repeat(4 << 20)), 1);
     let refused = Err("found 4194317 bytes, wanted at most 4194304".to_owned());
-    assert_eq!(said("a.json", &padded(r#"{"k": "free"}"#)), refused);
-    assert!(said("a.json", &padded(r#"{"namespace": "a"}"#)).is_ok(), "Envoy delivers this one itself");
+    assert_eq!(check("a.json", &padded(r#"{"k": "free"}"#)), refused);
+    assert!(check("a.json", &padded(r#"{"namespace": "a"}"#)).is_ok(), "Envoy delivers this one itself");
 }
 
 #[test]
-fn every_field_that_the_filter_knows_is_in_the_documentation() {
+fn every_field_of_the_filter_is_documented() {
     let text = String::from_utf8(shipped("docs/configuring.md")).expect("text");
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
     let places = [
@@ -218,19 +219,19 @@ fn every_field_that_the_filter_knows_is_in_the_documentation() {
         (r#"{"tiers": {"t": {"?": 0}}}"#, "", "min_share"),
     ];
     for (wrong, place, last) in places {
-        // A secret's unknown neighbour is not shown by its name, but what could stand there is.
+        // The name of an unknown field beside a secret is not shown, but the valid fields are.
         let fields = document::fields_beside(wrong.as_bytes());
         assert!(fields.iter().any(|field| field == last), "{wrong}: {fields:?}");
         for field in fields {
             let (whole, outer) = (format!("`{place}{field}`"), format!("`{place}{field}."));
-            let is_there = rows.iter().any(|row| row.contains(&whole) || row.contains(&outer));
-            assert!(is_there, "docs/configuring.md has no row for {whole}");
+            let is_documented = rows.iter().any(|row| row.contains(&whole) || row.contains(&outer));
+            assert!(is_documented, "docs/configuring.md has no row for {whole}");
         }
     }
 }
 
 #[test]
-fn hashes_are_those_that_the_filter_compares() {
+fn hashes_are_those_of_the_filter() {
     let hashed = |input: &[u8]| {
         let mut output = Vec::new();
         let done = secrets::hash_lines(input, &mut output);
@@ -250,12 +251,12 @@ fn hashes_are_those_that_the_filter_compares() {
 }
 
 #[test]
-fn new_keys_differ_and_are_keys() {
+fn new_keys_are_different_and_valid() {
     let (one, other) = (secrets::new_key().expect("a key"), secrets::new_key().expect("a key"));
     assert_ne!(one, other);
     let document = format!(r#"{{"{one}": "free", "{other}": "free"}}"#);
-    let said = said("a.json", &document).expect("good keys");
-    assert!(said.starts_with("2 keys of 1 tier"), "{said}");
+    let result = check("a.json", &document).expect("valid keys");
+    assert!(result.starts_with("2 keys of 1 tier"), "{result}");
     assert!(
         Path::new(&one).components().count() == 1 && one.bytes().all(|byte| byte.is_ascii_alphanumeric())
     );

@@ -12,17 +12,17 @@ use crate::process::{output_of, run};
 use crate::tools::on_path;
 use crate::{step, workspace};
 
-/// What the shipped files need: `depends_on.restart`.
+/// The version that the shipped files need, for `depends_on.restart`.
 const COMPOSE: (u32, u32) = (2, 17);
 
-/// Debian's first release that has them.
+/// The first Debian release with these versions.
 const SUITE: &str = "trixie";
 
-/// The packages, and what of them docker wants to find among its plugins.
+/// The packages and their plugins for docker.
 const PACKAGES: [(&str, &str); 2] =
     [("docker-compose", "docker-compose"), ("docker-buildx", "docker-buildx")];
 
-/// Finds Compose and buildx, or gets them.
+/// Finds Compose and buildx, or installs them.
 pub(super) fn install() -> Result<Docker> {
     let own = Docker { config: None };
     if let Some(version) = usable(&own) {
@@ -51,7 +51,7 @@ pub(super) fn install() -> Result<Docker> {
     Ok(docker)
 }
 
-/// The version of Compose, if it and buildx are there and new enough.
+/// The version of Compose, if it and buildx are installed and it is new enough.
 fn usable(docker: &Docker) -> Option<String> {
     output_of(&mut docker.command(&["buildx", "version"])).ok()?;
     let version = output_of(&mut docker.command(&["compose", "version", "--short"])).ok()?;
@@ -61,10 +61,10 @@ fn usable(docker: &Docker) -> Option<String> {
     (found >= COMPOSE).then_some(version)
 }
 
-/// Packages of another release of Debian, got without a change to this machine's own lists.
+/// Packages of another Debian release, downloaded without changes to this machine's own package lists.
 pub(super) struct Apt {
     options: Vec<String>,
-    /// The address that this machine gets Debian from.
+    /// The address of this machine's Debian mirror.
     pub(super) mirror: String,
 }
 
@@ -97,7 +97,7 @@ impl Apt {
     pub(super) fn unpack(&self, packages: &[&str], folder: &Path) -> Result<()> {
         let downloads = folder.with_extension("downloads");
         fs::create_dir_all(&downloads)?;
-        // As root, without the user `_apt`, who may not write there.
+        // As root, because the user `_apt` has no write permission there.
         let mut download = Command::new("apt-get");
         download.args(&self.options).args(["-oAPT::Sandbox::User=root", "--quiet=2", "download"]);
         run(download.args(packages).current_dir(&downloads))?;
@@ -107,7 +107,7 @@ impl Apt {
         Ok(fs::remove_dir_all(&downloads)?)
     }
 
-    /// Makes a smallest Debian in a folder.
+    /// Creates a minimal Debian in a folder.
     pub(super) fn debootstrap(&self, folder: &Path) -> Result<()> {
         let tool = workspace::target().join("tools/debootstrap");
         self.unpack(&["debootstrap"], &tool)?;

@@ -1,4 +1,4 @@
-//! The images that the shipped files name: those that are there, else pulled, else stand-ins.
+//! The images in the shipped files: existing ones, else pulled, else stand-ins.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,10 +15,10 @@ use crate::process::{output_of, run_logged_within, run_within};
 use crate::tools::{ENVOY_VERSION, install_envoy};
 use crate::{step, workspace};
 
-/// Where images are named.
+/// The files that contain image names.
 const FILES: [&str; 3] = ["Dockerfile", "docker-compose.yml", "deploy/compose/production.yml"];
 
-/// What can be stood in for, with the stage of `tests/containers/stand-ins/Dockerfile`.
+/// The images with a stand-in, and its stage in `tests/containers/stand-ins/Dockerfile`.
 const STAND_INS: [(&str, &str); 5] = [
     ("envoyproxy/envoy", "envoy"),
     ("prom/prometheus", "prometheus"),
@@ -27,18 +27,18 @@ const STAND_INS: [(&str, &str); 5] = [
     ("valkey/valkey", "valkey"),
 ];
 
-/// A stand-in carries it, with a hash of what it was made from.
+/// The label of stand-ins; its value is a hash of their sources.
 const LABEL: &str = "rate-limiter.stand-in";
 
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const BASE: &str = "rate-limiter-stand-in-base";
 
-/// To find out that there is no registry takes a moment, to pull an image more.
+/// The timeout for pulling an image.
 const PULL_LIMIT: Duration = Duration::from_secs(300);
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 
-/// Sees to it that every image is there that can be.
+/// Provides all images.
 pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
     let folder = workspace::target().join("containers/stand-ins");
     fs::create_dir_all(&folder)?;
@@ -53,11 +53,11 @@ pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
     for (image, stage) in named(sources)? {
         let label = label(docker, &image);
         if label.as_deref() == Some("") {
-            step(format!("{image}: is here"));
+            step(format!("{image}: exists"));
             continue;
         }
         if label.as_deref() == Some(&recipe) {
-            step(format!("{image}: a stand-in, is here"));
+            step(format!("{image}: a stand-in, exists"));
             continue;
         }
         let log = workspace::target().join("containers/pull.log");
@@ -67,7 +67,7 @@ pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
             continue;
         }
         has_registry = false;
-        step(format!("{image}: no registry has it for us, making a stand-in"));
+        step(format!("{image}: cannot be pulled, building a stand-in"));
         let base = base(docker)?;
         let envoy = folder.join("envoy");
         if !envoy.exists() {
@@ -81,7 +81,7 @@ pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The images that the files name, with their stages. Two images of one name in two versions are two.
+/// The images in the files, with their stages. Each version of an image is a separate one.
 fn named(sources: &Path) -> Result<BTreeMap<String, &'static str>> {
     let mut images = BTreeMap::new();
     for file in FILES {
@@ -99,7 +99,7 @@ fn named(sources: &Path) -> Result<BTreeMap<String, &'static str>> {
     Ok(images)
 }
 
-/// What the stand-ins are made from.
+/// A hash of the sources of the stand-ins.
 fn recipe(folder: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for file in ["Dockerfile", "envoy-entrypoint.sh", "ca-certificates.crt"] {
@@ -109,19 +109,22 @@ fn recipe(folder: &Path) -> Result<String> {
     Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The label of an image that is here, empty if it is no stand-in.
+/// The label of an existing image, empty if it is not a stand-in.
 fn label(docker: &Docker, image: &str) -> Option<String> {
     let format = format!("{{{{index .Config.Labels \"{LABEL}\"}}}}");
     let printed = output_of(&mut docker.command(&["image", "inspect", "--format", &format, image])).ok()?;
     Some(printed.trim().trim_matches('\'').to_owned())
 }
 
-/// A smallest Debian as an image.
+/// A minimal Debian as an image.
 fn base(docker: &Docker) -> Result<&'static str> {
     if output_of(&mut docker.command(&["image", "inspect", BASE])).is_ok() {
         return Ok(BASE);
     }
-    ensure!(rustix::process::geteuid().is_root(), "making stand-ins for images needs root, for debootstrap");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "building stand-ins for images needs root, for debootstrap"
+    );
     let folder = workspace::target().join("containers/debian");
     let remove = |folder: &PathBuf| if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) };
     remove(&folder)?;

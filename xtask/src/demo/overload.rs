@@ -1,6 +1,6 @@
-//! `cargo xtask demo --overload`: load that rises and falls in front of an upstream that can bear only so much.
+//! `cargo xtask demo --overload`: load that rises and falls, and an upstream with limited capacity.
 //!
-//! It drives and does not show: its lines go to a terminal, or to a file where something else is on that.
+//! It does not draw: the lines of the load go to the terminal, or to a file if the terminal is used otherwise.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,23 +16,23 @@ use crate::{step, workspace};
 
 const UPSTREAM_PORT: u16 = 8001;
 
-/// The load comes and goes until the demo ends: seconds of normal load, of overload, and of normal load again.
+/// The load is repeated until the demo ends: seconds of normal load, of overload, and of normal load again.
 const BEFORE_SECONDS: u32 = 10;
 const OVERLOAD_SECONDS: u32 = 30;
 const AFTER_SECONDS: u32 = 30;
 
-/// How many times what the upstream can bear is asked for.
+/// The load in overload, as a multiple of the capacity.
 const TIMES: u32 = 5;
 
-/// A second's worth of waiting requests, so that an overload that ends is soon over.
+/// A queue of one second, so that recovery after an overload is fast.
 const QUEUE: [&str; 2] = ["--queue", "100"];
 
-/// Where the load's lines go.
+/// The destination of the load's lines.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Lines {
-    /// Among our own.
+    /// The terminal.
     Shown,
-    /// To `target/demo/load.log`, since something else is on the terminal.
+    /// `target/demo/load.log`, because the terminal is used otherwise.
     Kept,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct Overload {
 }
 
 impl Overload {
-    /// Starts the upstream, and writes what Envoy needs to stand before it.
+    /// Starts the upstream, and writes the bootstrap for Envoy.
     pub(super) fn start(lines: Lines) -> Result<Self> {
         let upstream = loopback(UPSTREAM_PORT);
         ensure_free(upstream)?;
         let program = Program::build()?;
-        // A little quicker than by default, so that there is something to see.
+        // Shorter than the defaults, so that the changes are visible.
         let bounds = json!({"degrade_after_seconds": 1, "recover_after_seconds": 5});
         let service = (Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into();
         let admin = loopback(ADMIN_PORT);
@@ -68,17 +68,16 @@ impl Overload {
         })
     }
 
-    /// The bootstrap for Envoy.
     pub(super) fn bootstrap() -> PathBuf {
         workspace::target().join("demo/overload.json")
     }
 
-    /// The tiers in it.
+    /// The file with the tiers of the bootstrap.
     pub(super) fn tiers() -> PathBuf {
         workspace::target().join("demo/overload-tiers.json")
     }
 
-    /// Keeps the load going; to be called now and then, once Envoy runs. Gives a word where it begins anew.
+    /// Restarts the load when it has ended; call it regularly once Envoy runs. Returns a notice at each start.
     pub(super) fn tick(&mut self) -> Result<Option<String>> {
         if let Some(load) = &mut self.load {
             let Some(status) = load.exited()? else { return Ok(None) };
@@ -104,12 +103,12 @@ impl Overload {
     }
 
     /// What is going on, for who sees the lines.
-    pub(super) fn print_what_to_see() {
+    pub(super) fn print_overload_instructions() {
         println!(
             r#"
-The limiter is running, in front of an upstream that can serve 100 requests a second. Callers ask for
-50 a second for {BEFORE_SECONDS} s, for {} a second for {OVERLOAD_SECONDS} s, and for 50 again for {AFTER_SECONDS} s; then all over again.
-Health turns by itself: free callers are turned away (shed: 503 with Retry-After), enterprise callers go on.
+The limiter is running, in front of an upstream with a capacity of 100 requests a second. Callers send
+50 a second for {BEFORE_SECONDS} s, {} a second for {OVERLOAD_SECONDS} s, and 50 again for {AFTER_SECONDS} s; this is repeated.
+Health changes automatically: free callers are shed (503 with Retry-After), enterprise callers are served.
 
   curl http://localhost:{SERVICE_PORT}{HEALTH_PATH}
   curl -i http://localhost:{SERVICE_PORT}/                                a free caller

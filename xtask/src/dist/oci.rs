@@ -1,8 +1,8 @@
-//! The filter as OCI image layouts, in the two forms that Istio and Envoy Gateway read.
+//! The filter as OCI image layouts, in the two formats that Istio and Envoy Gateway read.
 //!
-//! Both look at the manifest's layers alone. First they take the last layer for a gzipped tar with a `plugin.wasm` in
-//! it, if its media type says so; else they want exactly two layers, one of them the module itself under a media type
-//! of its own. They never look at an index, so each form is an image by itself.
+//! Both read only the manifest's layers. If the media type of the last layer is a gzipped tar, they read `plugin.wasm`
+//! from it; else they require exactly two layers, one of which is the module itself with its own media type. They do
+//! not read an index, so each format is an image by itself.
 
 use std::collections::HashSet;
 use std::fs;
@@ -23,10 +23,10 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const WASM_CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const WASM_LAYER: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
 
-/// The file's name in the tar layer, which is the one that is looked for.
+/// The required name of the file in the tar layer.
 const PLUGIN: &str = "plugin.wasm";
 
-/// Writes a plain image: one layer, a tar with the module in it. Any registry takes it and any tool shows it.
+/// Writes a plain image with one layer, a tar with the module. Every registry and every tool supports it.
 pub(super) fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
     let layout = Layout::create(directory)?;
     let tar = tar_of(PLUGIN, wasm)?;
@@ -51,7 +51,7 @@ pub(super) fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
     }))
 }
 
-/// Writes a wasm artifact: the module as it is, and beside it a description for whoever loads it.
+/// Writes a wasm artifact: the module itself, and a description for its loader.
 pub(super) fn write_artifact(directory: &Path, wasm: &[u8]) -> Result<()> {
     let layout = Layout::create(directory)?;
     let description = json!({
@@ -95,7 +95,7 @@ impl<'a> Layout<'a> {
         Ok(Self { directory })
     }
 
-    /// Writes a blob; gives the descriptor that refers to it.
+    /// Writes a blob; returns its descriptor.
     fn blob(&self, media_type: &str, content: &[u8]) -> Result<Value> {
         let digest = sha256(content);
         fs::write(self.directory.join("blobs/sha256").join(&digest), content)?;
@@ -123,7 +123,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// A tar archive of one file that belongs to nobody and has no date.
+/// A tar archive of one file without an owner and a date.
 fn tar_of(name: &str, content: &[u8]) -> Result<Vec<u8>> {
     let mut header = tar::Header::new_ustar();
     header.set_size(content.len() as u64);
@@ -133,8 +133,8 @@ fn tar_of(name: &str, content: &[u8]) -> Result<Vec<u8>> {
     Ok(archive.into_inner()?)
 }
 
-/// Reads a layout back as Istio and Envoy Gateway read an image; gives the module that they would load. Everything that
-/// the layout says of itself has to be true: each digest, each size, what the layer unpacks to, no blob too many.
+/// Reads a layout as Istio and Envoy Gateway read an image; returns the module that they would load. All metadata must
+/// be correct: each digest, each size, the content of the layer; and there must be no other blobs.
 pub(super) fn load(directory: &Path) -> Result<Vec<u8>> {
     let index: Value = serde_json::from_slice(&fs::read(directory.join("index.json"))?)?;
     let manifests = list(&index, "manifests")?;
@@ -161,16 +161,16 @@ pub(super) fn load(directory: &Path) -> Result<Vec<u8>> {
     Ok(wasm)
 }
 
-/// What a tar layer holds under the module's name.
+/// The module in a tar layer.
 fn unpack(compressed: &[u8], diff_ids: &Value) -> Result<Vec<u8>> {
     let mut tar = Vec::new();
-    GzDecoder::new(compressed).read_to_end(&mut tar).context("the layer is no gzip")?;
+    GzDecoder::new(compressed).read_to_end(&mut tar).context("the layer is not gzip")?;
     let found = json!([format!("sha256:{}", sha256(&tar))]);
-    ensure!(*diff_ids == found, "the config says diff_ids {diff_ids}, the layer unpacks to {found}");
+    ensure!(*diff_ids == found, "the config has diff_ids {diff_ids}, the layer unpacks to {found}");
     let mut archive = tar::Archive::new(tar.as_slice());
     let mut entries = archive.entries()?;
     let mut entry = entries.next().context("the layer is an empty archive")??;
-    ensure!(entry.path()?.as_os_str() == PLUGIN, "the layer holds {:?}, wanted {PLUGIN}", entry.path()?);
+    ensure!(entry.path()?.as_os_str() == PLUGIN, "the layer contains {:?}, wanted {PLUGIN}", entry.path()?);
     let mut wasm = Vec::new();
     entry.read_to_end(&mut wasm)?;
     Ok(wasm)
@@ -186,7 +186,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The blob that a descriptor refers to, which has to be of one of these types.
+    /// The blob of a descriptor, which must have one of these media types.
     fn blob(&mut self, descriptor: &Value, media_types: &[&str]) -> Result<Vec<u8>> {
         let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
         ensure!(
@@ -230,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_give_back_the_very_module() {
+    fn both_formats_contain_the_same_module() {
         for (form, write) in FORMS {
             assert_eq!(load(written(write).path()).expect(form), WASM, "{form}");
         }
     }
 
     #[test]
-    fn the_manifests_are_of_the_kinds_that_istio_and_envoy_gateway_tell_apart() {
+    fn the_manifests_have_the_media_types_that_istio_and_envoy_gateway_distinguish() {
         let types = |write| {
             let manifest = manifest(written(write).path());
             let layers = list(&manifest, "layers").expect("layers");
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_with_anything_changed_is_found_out() {
+    fn any_change_of_a_layout_is_detected() {
         for (form, write) in FORMS {
             let files = ["index.json"].map(str::to_owned).into_iter().chain(blobs(written(write).path()));
             for file in files.collect::<Vec<_>>() {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_too_many_or_too_few_is_found_out() {
+    fn an_additional_or_missing_blob_is_detected() {
         for (form, write) in FORMS {
             let layout = written(write);
             fs::write(layout.path().join("blobs/sha256/0"), "").expect("written");
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_module_gives_the_same_bytes() {
+    fn the_layout_of_a_module_is_reproducible() {
         for (form, write) in FORMS {
             let (first, second) = (written(write), written(write));
             assert_eq!(manifest(first.path()), manifest(second.path()), "{form}");

@@ -1,8 +1,8 @@
-//! What the filter is made of, as a CycloneDX document.
+//! The SBOM of the filter, a CycloneDX document.
 //!
-//! The crates are those that cargo resolves for the filter alone and for its target, with the features that it has
-//! there: no crate of the tools or tests, no macro or build script, which run at build time and are not in the file.
-//! There is no date and no serial number in it, so that the same source gives the same bytes.
+//! It lists the crates that cargo resolves for the filter and its target, with their features there: no crates of tools
+//! or tests, and no macros or build scripts, which run at build time and are not in the module. It has no date and no
+//! serial number, so that it is reproducible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ use crate::filter::{LIMITER, TARGET, Toolchain};
 use crate::process::output_of;
 use crate::workspace;
 
-/// The document for the filter that was built of the sources at `root`.
+/// The SBOM of the filter that was built from the sources at `root`.
 pub(super) fn document(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result<Value> {
     let tree = output_of(workspace::cargo().current_dir(root).args([
         "tree",
@@ -43,7 +43,7 @@ pub(super) fn document(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result
     Ok(document)
 }
 
-/// A crate as `cargo tree` shows it.
+/// A crate in the output of `cargo tree`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Crate {
     name: String,
@@ -58,7 +58,7 @@ impl Crate {
     fn read(line: &str) -> Result<Self> {
         let fields: Vec<&str> = line.split('|').collect();
         let ["", package, license, repository, features] = fields[..] else {
-            anyhow::bail!("`cargo tree` printed `{line}`, which is no crate");
+            anyhow::bail!("`cargo tree` printed `{line}`, which is not a crate");
         };
         let mut words = package.split(' ');
         let name = words.next().unwrap_or_default();
@@ -72,7 +72,7 @@ impl Crate {
         })
     }
 
-    /// The package URL, by which programs know a crate.
+    /// The package URL of the crate.
     fn purl(&self) -> String {
         format!("pkg:cargo/{}@{}", self.name, self.version)
     }
@@ -111,17 +111,17 @@ struct Locked {
     checksum: Option<String>,
 }
 
-/// The filter and all that it is built of.
+/// The filter and its crates.
 #[derive(Debug)]
 struct Crates {
     filter: Crate,
-    /// Each with what it depends on.
+    /// Each crate with its dependencies.
     dependencies: BTreeMap<Crate, BTreeSet<String>>,
     checksums: BTreeMap<(String, String), String>,
 }
 
 impl Crates {
-    /// Reads what `cargo tree` prints with the depth before each crate, and `Cargo.lock`.
+    /// Parses the output of `cargo tree` with the depth before each crate, and `Cargo.lock`.
     fn read(tree: &str, lock: &str) -> Result<Self> {
         let mut path: Vec<Crate> = Vec::new();
         let mut dependencies = BTreeMap::<Crate, BTreeSet<String>>::new();
@@ -168,7 +168,7 @@ impl Crates {
     }
 }
 
-/// Adds what comes with the compiler: the standard library, and the C library under it.
+/// Adds the libraries of the compiler: the standard library, and the C library that it uses.
 fn add_runtime(document: &mut Value, toolchain: Toolchain) -> Result<()> {
     let mut runtime = vec![json!({
         "type": "library",
@@ -205,7 +205,7 @@ fn add_runtime(document: &mut Value, toolchain: Toolchain) -> Result<()> {
     Ok(())
 }
 
-/// Panic messages in the module name the file that they come from, and with it the crate: each has to be listed.
+/// Panic messages in the module contain file names, and with them crates: each of these must be listed.
 fn check(document: &Value, wasm: &[u8]) -> Result<()> {
     let listed = document["components"].as_array().into_iter().flatten();
     let listed: BTreeSet<String> = listed
@@ -214,9 +214,9 @@ fn check(document: &Value, wasm: &[u8]) -> Result<()> {
         })
         .collect();
     let named = crates_named_in(wasm);
-    ensure!(!named.is_empty(), "the module names none of its crates, and should");
+    ensure!(!named.is_empty(), "the module names none of its crates");
     let missing: Vec<_> = named.difference(&listed).cloned().collect();
-    ensure!(missing.is_empty(), "in the module, but not in its list of parts: {}", missing.join(", "));
+    ensure!(missing.is_empty(), "in the module, but not in the SBOM: {}", missing.join(", "));
     Ok(())
 }
 
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn each_crate_of_the_tree_is_listed_once_with_what_it_needs() {
+    fn each_crate_of_the_tree_is_listed_once_with_its_dependencies() {
         let document = crates().document(b"wasm").expect("a document");
         let components = document["components"].as_array().expect("a list");
         let names: Vec<_> =
@@ -295,18 +295,18 @@ mod tests {
     }
 
     #[test]
-    fn a_crate_without_a_checksum_is_an_error_that_names_it() {
+    fn a_crate_without_a_checksum_is_an_error_with_its_name() {
         let crates = Crates::read(TREE, &lock(&[("log", "0.4.1")])).expect("a tree");
         let error = crates.document(b"wasm").expect_err("no checksum").to_string();
         assert_eq!(error, "no checksum of serde 1.2.3 in Cargo.lock");
     }
 
     #[test]
-    fn a_crate_that_the_module_names_has_to_be_listed() {
+    fn a_crate_in_the_module_must_be_listed() {
         let document = crates().document(b"wasm").expect("a document");
         check(&document, b"\0crates/log-0.4.1/src/lib.rs\0crates/serde-1.2.3/src/a.rs").expect("all listed");
         let error = check(&document, b"\0crates/log-0.4.1/src/lib.rs\0crates/rogue-2.0.0/src/lib.rs");
         assert!(error.expect_err("not listed").to_string().ends_with("rogue-2.0.0"));
-        check(&document, b"nothing").expect_err("a module that names nothing proves nothing");
+        check(&document, b"nothing").expect_err("a module without crate names cannot be checked");
     }
 }

@@ -1,14 +1,14 @@
-//! What is shown, as figures: the last sample, and what changed since the one before it.
+//! The shown values: the last sample, and the rates since earlier ones.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::stats::{Capacities, Sample, Tier};
 
-/// Workers report once a second. Over twice that, what each second brought evens out.
+/// Workers report once a second. Over two seconds their reports even out.
 const RATE_OVER: Duration = Duration::from_secs(2);
 
-/// How many points a curve may have: more than a terminal has columns.
+/// The maximum of points of a curve: more than the columns of a terminal.
 const HISTORY: usize = 300;
 
 /// Per second, between two samples.
@@ -19,8 +19,7 @@ pub(super) struct Rates {
     pub(super) shed: f64,
 }
 
-/// What changed from one sample to a later one, a second. A counter that fell is one that began again at zero: Envoy
-/// was restarted.
+/// The rates a second between two samples. If a counter has fallen, Envoy was restarted, and it counts from zero.
 pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
     let seconds = now.at.saturating_sub(before.at).as_secs_f64();
     let none = Tier::default();
@@ -39,16 +38,16 @@ pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
     now.tiers.iter().map(|(name, tier)| (name.clone(), of(name, tier))).collect()
 }
 
-/// Everything that is shown.
+/// All shown values.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     pub(super) admin: String,
     pub(super) capacities: Capacities,
     /// Why there is no new sample.
-    pub(super) trouble: Option<String>,
-    /// What somebody should read, the newest last.
+    pub(super) error: Option<String>,
+    /// Notices for the user, the newest last.
     pub(super) notices: Vec<String>,
-    /// As far back as rates reach, the newest last.
+    /// The samples for rates, the newest last.
     samples: VecDeque<Sample>,
     /// The newest last.
     history: BTreeMap<String, VecDeque<Rates>>,
@@ -59,11 +58,11 @@ impl Board {
         Self { admin: admin.to_owned(), ..Self::default() }
     }
 
-    /// Takes a sample in.
-    pub(super) fn take(&mut self, sample: Sample, capacities: Capacities) {
+    /// Adds a sample.
+    pub(super) fn add(&mut self, sample: Sample, capacities: Capacities) {
         self.capacities = capacities;
-        self.trouble = None;
-        // The oldest that stays is the youngest of those that are old enough.
+        self.error = None;
+        // The first remaining sample is the newest one that is at least [`RATE_OVER`] old.
         let is_old = |other: &Sample| sample.at.saturating_sub(other.at) >= RATE_OVER;
         while self.samples.get(1).is_some_and(is_old) {
             self.samples.pop_front();
@@ -80,9 +79,9 @@ impl Board {
         self.samples.push_back(sample);
     }
 
-    /// Notes that a sample could not be had.
-    pub(super) fn lost(&mut self, why: String) {
-        self.trouble = Some(why);
+    /// Records why there is no new sample.
+    pub(super) fn fail(&mut self, why: String) {
+        self.error = Some(why);
     }
 
     pub(super) fn now(&self) -> Option<&Sample> {
@@ -93,7 +92,7 @@ impl Board {
         self.now().and_then(|sample| sample.degraded) == Some(true)
     }
 
-    /// The tiers that are configured or have been counted, small buckets first.
+    /// The tiers that are configured or counted, small buckets first.
     pub(super) fn tiers(&self) -> Vec<String> {
         let counted = self.now().into_iter().flat_map(|sample| sample.tiers.keys());
         let mut names: Vec<_> = self.capacities.tiers().chain(counted).cloned().collect();
@@ -121,7 +120,7 @@ impl Board {
         points.map(|rates| (rate(rates) * 10.0).round() as u64).collect()
     }
 
-    /// Whether this limiter can measure its health.
+    /// Whether this limiter can measure health.
     pub(super) fn measures_health(&self) -> bool {
         self.now().is_some_and(|sample| sample.is_automatic.is_some())
     }

@@ -9,12 +9,11 @@ use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Sparkline, Wrap};
 use super::board::{Board, Rates};
 use super::stats::Cluster;
 
-/// A rule with the tier's name, tokens, and a curve each for what passed and what did not.
+/// A line with the tier's name, tokens, and curves of allowed and refused requests.
 const ROWS_PER_TIER: u16 = 4;
 
 const NAME_COLUMNS: u16 = 28;
 
-/// Draws all of it.
 pub(super) fn draw(board: &Board, frame: &mut Frame) {
     let columns = frame.area().width;
     let measured = measured_health(board);
@@ -32,7 +31,7 @@ pub(super) fn draw(board: &Board, frame: &mut Frame) {
     frame.render_widget(Paragraph::new(notice).wrap(Wrap { trim: false }).yellow(), areas[5]);
 }
 
-/// How many rows a line needs at the most: words do not break.
+/// The maximum of rows for a line: words are not broken.
 fn rows_of(line: &str, columns: u16) -> u16 {
     let rows =
         line.len().div_ceil(usize::from(columns.max(1))) + usize::from(line.len() > usize::from(columns));
@@ -43,8 +42,8 @@ fn title(board: &Board) -> Line<'_> {
     Line::from(vec![
         "Rate limiter".bold(),
         format!(" at {}   ", board.admin).into(),
-        "q or Ctrl-C leaves".dim(),
-        board.trouble.as_ref().map_or(Span::default(), |why| format!("   {why}").red()),
+        "q or Ctrl-C quits".dim(),
+        board.error.as_ref().map_or(Span::default(), |why| format!("   {why}").red()),
     ])
 }
 
@@ -52,7 +51,7 @@ fn state(board: &Board) -> Vec<Span<'static>> {
     let health = match board.now().and_then(|sample| sample.degraded) {
         Some(true) => "DEGRADED".black().on_yellow(),
         Some(false) => "NORMAL".black().on_green(),
-        None => "not told yet".dim(),
+        None => "not reported yet".dim(),
     };
     let redis = match board.now().and_then(|sample| sample.redis_connected) {
         Some(true) => "connected".green(),
@@ -62,7 +61,7 @@ fn state(board: &Board) -> Vec<Span<'static>> {
     vec!["Health ".into(), health, "   Redis ".into(), redis]
 }
 
-/// Mode and what is in flight, and what is shed of each tier; nothing in a limiter that does not measure health.
+/// Mode, requests in flight, and shed requests of each tier; empty if health is not measured.
 fn measured_health(board: &Board) -> Vec<Line<'static>> {
     if !board.measures_health() {
         return Vec::new();
@@ -90,7 +89,7 @@ fn measured_health(board: &Board) -> Vec<Line<'static>> {
 fn draw_tiers(board: &Board, frame: &mut Frame, area: Rect) {
     let tiers = board.tiers();
     let fit = usize::from(area.height / ROWS_PER_TIER);
-    // Where not all fit, the last row says so.
+    // If not all fit, the last row says so.
     let shown =
         if tiers.len() > fit { usize::from(area.height.saturating_sub(1) / ROWS_PER_TIER) } else { fit };
     let rows = tiers.iter().take(shown).map(|_| Constraint::Length(ROWS_PER_TIER));
@@ -99,7 +98,7 @@ fn draw_tiers(board: &Board, frame: &mut Frame, area: Rect) {
         draw_tier(board, name, frame, *area);
     }
     if let Some(rest) = tiers.get(shown..).filter(|rest| !rest.is_empty()) {
-        let text = format!("{} more: {}. A higher window shows them.", rest.len(), rest.join(", "));
+        let text = format!("{} more: {}. Enlarge the window to see them.", rest.len(), rest.join(", "));
         frame.render_widget(text.dim(), areas[areas.len() - 1]);
     }
 }
@@ -130,7 +129,7 @@ fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
         frame.render_widget(format!("{left}"), area);
         return;
     };
-    // What was seen before the capacity shrank is gone.
+    // The value may be from before the capacity was reduced.
     let left = left.min(capacity);
     let share = if capacity == 0 { 0.0 } else { left as f64 / capacity as f64 };
     let colour = if share > 0.25 { Color::Cyan } else { Color::Yellow };
@@ -157,9 +156,9 @@ fn counts(board: &Board) -> Paragraph<'static> {
     ))
 }
 
-/// Where there is no terminal: one line for all of it.
+/// All values in one line, if there is no terminal.
 pub(super) fn line(board: &Board) -> String {
-    if let Some(why) = &board.trouble {
+    if let Some(why) = &board.error {
         return why.clone();
     }
     let mut text: String = state(board).iter().map(|span| span.content.as_ref()).collect();

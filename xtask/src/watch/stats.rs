@@ -1,4 +1,4 @@
-//! One look at Envoy's stats, and at the tiers file.
+//! Parses Envoy's stats and the tiers file.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use dynamic_rate_limiter::metrics::{self, Status, without_labels};
 use serde_json::Value;
 
-/// What the limiter had counted at a moment.
+/// The limiter's stats at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sample {
     /// Since the watch began.
     pub(super) at: Duration,
     pub(super) tiers: BTreeMap<String, Tier>,
-    /// Missing until a worker has said so.
+    /// Missing until a worker has reported it.
     pub(super) degraded: Option<bool>,
-    /// Missing where there is no Redis.
+    /// Missing without Redis.
     pub(super) redis_connected: Option<bool>,
-    /// Whether health is measured; missing in a limiter that cannot.
+    /// Whether health is measured; missing if it is not configured.
     pub(super) is_automatic: Option<bool>,
-    /// The share of requests that is shed, in thousandths; missing in a limiter that does not measure health.
+    /// The share of shed requests, in thousandths; missing if measured health is not configured.
     pub(super) shed_permille: Option<u64>,
     /// By upstream cluster.
     pub(super) clusters: BTreeMap<String, Cluster>,
@@ -29,7 +29,7 @@ pub(super) struct Sample {
     is_limiter: bool,
 }
 
-/// What one tier's callers have been given.
+/// The counts of one tier.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Tier {
     /// `allowed` and `exempt`.
@@ -37,12 +37,12 @@ pub(super) struct Tier {
     /// `limited` and `blocked`.
     pub(super) refused: u64,
     pub(super) shed: u64,
-    /// Of the caller that was seen last. Envoy shows 0 from the start.
+    /// Tokens of the last caller. Envoy shows 0 from the start.
     tokens_remaining: Option<u64>,
 }
 
 impl Tier {
-    /// What the caller that was seen last has left; missing where none has been seen.
+    /// The tokens of the last caller; missing if there was none.
     pub(super) fn tokens_remaining(&self) -> Option<u64> {
         self.tokens_remaining.filter(|left| *left > 0 || self.allowed + self.refused > 0)
     }
@@ -57,7 +57,7 @@ pub(super) struct Cluster {
 }
 
 impl Sample {
-    /// Reads `/stats`: a line for each, `wasmcustom.<name>.<label>.<value>...: <number>`. Histograms are no numbers.
+    /// Parses `/stats`: lines of `wasmcustom.<name>.<label>.<value>...: <number>`. Histograms are not numbers.
     pub(super) fn parse(at: Duration, text: &str) -> Self {
         let mut sample = Self { at, ..Self::default() };
         for line in text.lines() {
@@ -71,7 +71,7 @@ impl Sample {
         sample
     }
 
-    /// Whether any of it is the limiter's.
+    /// Whether it contains stats of the limiter.
     pub(super) fn is_limiter(&self) -> bool {
         self.is_limiter
     }
@@ -119,12 +119,12 @@ impl Sample {
     }
 }
 
-/// What a full bucket of each tier holds, `(NORMAL, DEGRADED)`. No stat tells that.
+/// The capacity of each tier's buckets, `(NORMAL, DEGRADED)`. There is no stat with it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Capacities(BTreeMap<String, (u64, u64)>);
 
 impl Capacities {
-    /// Reads the tiers file as far as it can: a file that is being edited is no reason to stop.
+    /// Parses the tiers file, and ignores errors, because it may be edited meanwhile.
     pub(super) fn parse(text: &str) -> Self {
         let document: Value = serde_json::from_str(text).unwrap_or_default();
         let tiers = document.as_object().into_iter().flatten();

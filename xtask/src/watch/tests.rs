@@ -1,4 +1,4 @@
-//! The screen, drawn on a terminal that is a table of cells.
+//! The screen, drawn on ratatui's test terminal.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::board::{Board, Rates, rates};
 use super::screen;
 use super::stats::{Capacities, Cluster, Sample};
 
-/// As an Envoy printed it, shortened.
+/// Recorded from an Envoy, shortened.
 const BEFORE: &str = "\
 wasmcustom.rate_limiter_config_reloads_total.result.applied: 3
 wasmcustom.rate_limiter_config_reloads_total.result.rejected: 1
@@ -38,20 +38,19 @@ wasmcustom.rate_limiter_tokens_remaining.tier.free: 5
 wasmcustom.rate_limiter_tokens_remaining.tier.pro: 20
 ";
 
-/// What an Envoy printed at `/stats?filter=rate_limiter_` while `cargo xtask demo --overload` overloaded it, and two
-/// seconds before; without the state of the gauges, whose names hold a hash. An end-to-end test holds its names
-/// against what Envoy prints.
+/// Recorded from `/stats?filter=rate_limiter_` during the overload of `cargo xtask demo --overload`, and two seconds
+/// before, without the gauges whose names contain a hash. An end-to-end test compares the names with those of an Envoy.
 const OVERLOAD: &str = include_str!("overload.stats");
 const OVERLOAD_BEFORE: &str = include_str!("overload_before.stats");
 
 const TIERS: &str = r#"{"free": {"base": {"capacity": 5}, "burst": {"capacity": 10}, "degraded": {"capacity": 2}},
                         "pro": {"base": {"capacity": 25}}, "internal": {"unlimited": true}}"#;
 
-/// A board that has seen one text, and two seconds later another.
+/// A board with a sample of each text, two seconds apart.
 fn board(before: &str, now: &str) -> Board {
     let mut board = Board::new("127.0.0.1:9901");
     for (second, text) in [(1, before), (3, now)] {
-        board.take(Sample::parse(Duration::from_secs(second), text), Capacities::parse(TIERS));
+        board.add(Sample::parse(Duration::from_secs(second), text), Capacities::parse(TIERS));
     }
     board
 }
@@ -68,7 +67,7 @@ fn rows(buffer: &Buffer) -> Vec<String> {
     rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned()).collect()
 }
 
-/// The row that holds `text`, and in which column it begins there.
+/// The column and row at which `text` begins.
 fn place(buffer: &Buffer, text: &str) -> (u16, u16) {
     let rows = rows(buffer);
     let row = rows.iter().position(|row| row.contains(text));
@@ -78,7 +77,7 @@ fn place(buffer: &Buffer, text: &str) -> (u16, u16) {
 }
 
 #[test]
-fn rates_are_what_changed_between_two_samples() {
+fn rates_are_the_changes_between_two_samples() {
     let [before, now] =
         [(1, BEFORE), (3, NOW)].map(|(at, text)| Sample::parse(Duration::from_secs(at), text));
     let found = rates(&before, &now);
@@ -90,11 +89,11 @@ fn rates_are_what_changed_between_two_samples() {
 }
 
 #[test]
-fn a_rate_reaches_two_seconds_back() {
+fn rates_are_over_two_seconds() {
     let mut board = Board::default();
     for half_seconds in 0..10 {
         let text = if half_seconds < 5 { BEFORE } else { NOW };
-        board.take(Sample::parse(Duration::from_millis(half_seconds * 500), text), Capacities::default());
+        board.add(Sample::parse(Duration::from_millis(half_seconds * 500), text), Capacities::default());
     }
     // The first sample has none before it; 20 requests in two seconds are 100 tenths a second.
     assert_eq!(board.curve("free", |rates| rates.allowed), [0, 0, 0, 0, 100, 100, 100, 100, 0]);
@@ -102,12 +101,12 @@ fn a_rate_reaches_two_seconds_back() {
 }
 
 #[test]
-fn tokens_are_a_bar_of_what_a_full_bucket_holds() {
+fn tokens_are_a_bar_relative_to_the_capacity() {
     let buffer = drawn(&board(BEFORE, NOW), 80, 24);
     let (column, row) = place(&buffer, "5 of 10");
     let filled = (28..80).filter(|x| {
         let cell = &buffer[(*x, row)];
-        // Where the label is, the bar is the ground instead of a block.
+        // Under the label, the bar is the background colour instead of a block.
         if (column..column + 7).contains(x) { cell.bg == Color::Cyan } else { cell.symbol() == "█" }
     });
     assert_eq!(filled.count(), 26, "half of 52 columns");
@@ -117,7 +116,7 @@ fn tokens_are_a_bar_of_what_a_full_bucket_holds() {
 }
 
 #[test]
-fn what_passes_and_what_does_not_is_a_curve() {
+fn allowed_and_refused_requests_are_curves() {
     let mut board = board(BEFORE, NOW);
     let buffer = drawn(&board, 80, 24);
     let (_, allowed) = place(&buffer, "allowed      10.0 a second");
@@ -125,8 +124,8 @@ fn what_passes_and_what_does_not_is_a_curve() {
     let (_, refused) = place(&buffer, "refused       5.0 a second");
     assert_eq!((buffer[(28, refused)].symbol(), buffer[(28, refused)].fg), ("█", Color::Red));
 
-    // Half as much later on is half as high, beside the first.
-    board.take(
+    // Half the rate later is half as high, beside the first.
+    board.add(
         Sample::parse(Duration::from_secs(5), &NOW.replace("allowed: 30", "allowed: 40")),
         Capacities::default(),
     );
@@ -137,7 +136,7 @@ fn what_passes_and_what_does_not_is_a_curve() {
 #[test]
 fn health_and_redis_have_their_colours() {
     let cases = [
-        ("", "not told yet", Color::Reset),
+        ("", "not reported yet", Color::Reset),
         ("system_degraded: 0", "NORMAL", Color::Green),
         ("system_degraded: 1", "DEGRADED", Color::Yellow),
         ("config_reloads_total.result.applied: 0", "not configured", Color::Reset),
@@ -153,15 +152,15 @@ fn health_and_redis_have_their_colours() {
 }
 
 #[test]
-fn degraded_limits_are_those_of_the_bars() {
+fn while_degraded_the_bars_use_the_degraded_limits() {
     let buffer = drawn(&board(BEFORE, &NOW.replace("degraded: 0", "degraded: 1")), 80, 24);
     let (column, row) = place(&buffer, "2 of 2");
-    assert_eq!(buffer[(column, row)].bg, Color::Cyan, "what was more than full is full");
+    assert_eq!(buffer[(column, row)].bg, Color::Cyan, "tokens above the capacity are a full bar");
     place(&buffer, "20 of 25");
 }
 
 #[test]
-fn measured_health_has_rows_where_there_is_any() {
+fn only_measured_health_has_rows() {
     let without = rows(&drawn(&board(BEFORE, NOW), 80, 24)).join("\n");
     assert!(!without.contains("in flight") && !without.contains("Shed"), "{without}");
 
@@ -173,14 +172,14 @@ fn measured_health_has_rows_where_there_is_any() {
         assert!(screen::line(&board).contains(row), "{row}");
     }
 
-    // Words that do not fit go to a row of their own.
+    // Words that do not fit are wrapped.
     let narrow = rows(&drawn(&board, 40, 24));
     assert_eq!(narrow[2..4], ["Mode auto   upstream 15 of 15 in flight,", "32 waiting"]);
 }
 
-/// Of what the view reads, only Redis is missing in the record.
+/// Only the stat of Redis is missing in the record.
 #[test]
-fn all_that_is_read_is_in_what_an_envoy_printed_in_an_overload() {
+fn the_recorded_overload_contains_all_parsed_stats() {
     let sample = Sample::parse(Duration::ZERO, OVERLOAD);
     assert!(sample.is_limiter());
     assert_eq!((sample.degraded, sample.is_automatic), (Some(true), Some(true)));
@@ -205,9 +204,9 @@ fn a_tier_without_a_caller_has_no_tokens() {
 }
 
 #[test]
-fn a_tier_that_is_new_a_lost_envoy_and_a_notice_show() {
+fn a_new_tier_an_error_and_a_notice_are_shown() {
     let mut board = board("", "");
-    board.lost("no answer from Envoy's admin endpoint 127.0.0.1:9901".to_owned());
+    board.fail("no answer from Envoy's admin endpoint 127.0.0.1:9901".to_owned());
     board.notices.push("Redis has ended.\n    redis-server".to_owned());
     let buffer = drawn(&board, 120, 24);
     for text in
@@ -217,16 +216,16 @@ fn a_tier_that_is_new_a_lost_envoy_and_a_notice_show() {
     }
     assert_eq!(place(&buffer, "    redis-server"), (0, 23));
     let unknown = "wasmcustom.rate_limiter_tokens_remaining.tier.gold: 7\n";
-    board.take(Sample::parse(Duration::from_secs(9), unknown), Capacities::default());
+    board.add(Sample::parse(Duration::from_secs(9), unknown), Capacities::default());
     place(&drawn(&board, 80, 24), "gold");
 }
 
 #[test]
-fn tiers_that_do_not_fit_are_named_and_no_window_is_too_small() {
+fn tiers_that_do_not_fit_are_named_and_any_window_size_works() {
     let many: String =
         (0..9).map(|n| format!("wasmcustom.rate_limiter_tokens_remaining.tier.t{n}: {n}\n")).collect();
     let mut board = Board::new("127.0.0.1:9901");
-    board.take(Sample::parse(Duration::ZERO, &many), Capacities::default());
+    board.add(Sample::parse(Duration::ZERO, &many), Capacities::default());
     place(&drawn(&board, 80, 24), "4 more: t5, t6, t7, t8.");
     assert!(!rows(&drawn(&board, 80, 44)).join("\n").contains("more:"));
     for (columns, lines) in [(1, 1), (10, 3), (26, 8), (300, 100)] {
@@ -235,7 +234,7 @@ fn tiers_that_do_not_fit_are_named_and_no_window_is_too_small() {
 }
 
 #[test]
-fn without_a_terminal_it_is_a_line() {
+fn without_a_terminal_the_output_is_a_line() {
     let wanted = "Health NORMAL   Redis not configured \
                   | free: 5/10 tokens, 10.0 allowed/s, 5.0 refused/s | pro: 20/25 tokens, 2.5 allowed/s, 0.0 refused/s";
     assert_eq!(screen::line(&board(BEFORE, NOW)), wanted);

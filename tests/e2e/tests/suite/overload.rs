@@ -12,7 +12,7 @@ use e2e::open_loop::OpenLoopLoad;
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
 use e2e::{http2, load, sha256_hex, upstream, wait};
-use loadgen::plan::{CALLERS, Patience, Plan, key};
+use loadgen::plan::{CALLERS, ClientPolicy, Plan, key};
 use loadgen::report::Report;
 use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
@@ -77,9 +77,9 @@ fn load_config() -> Value {
 
 /// Half of the upstream's capacity, then ten times as much, then half again.
 fn plan() -> Plan {
-    let patience = Patience { timeout_ms: 2_000, deadline_ms: 2_000, retries: 0, back_off_ms: 0 };
+    let client = ClientPolicy { timeout_ms: 2_000, deadline_ms: 2_000, retries: 0, back_off_ms: 0 };
     let capacity = SHAPE.capacity();
-    Plan { capacity, before: 4, overload: 14, after: 14, times: 10.0, normal: 0.5, seed: 1, patience }
+    Plan { capacity, before: 4, overload: 14, after: 14, times: 10.0, normal: 0.5, seed: 1, client }
 }
 
 /// The response of `GET /system/health`.

@@ -1,4 +1,4 @@
-//! What is measured, as Envoy bootstraps.
+//! The measured variants as Envoy bootstraps.
 
 use std::net::SocketAddr;
 
@@ -28,22 +28,22 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    /// Whether it says in headers what it took.
+    /// Whether its responses have rate limit headers.
     pub(super) fn has_limit_headers(self) -> bool {
         matches!(self, Self::Native | Self::Ours | Self::OursRefusing)
     }
 
-    /// Whether it refuses nearly every request rather than none.
+    /// Whether it refuses nearly all requests.
     pub(super) fn refuses(self) -> bool {
         self == Self::OursRefusing
     }
 
-    /// The key to send: one of those that the variant knows.
+    /// A key in the variant's configuration.
     pub(super) fn api_key(self) -> &'static str {
         if self.refuses() { REFUSED_KEY } else { "key-50" }
     }
 
-    /// An Envoy that answers by itself, with this variant's filter.
+    /// An Envoy without an upstream, with this variant's filter.
     pub(super) fn bootstrap(self, service: SocketAddr, admin: SocketAddr) -> Value {
         let host = json!({
             "name": "bench",
@@ -79,7 +79,7 @@ impl Variant {
     }
 }
 
-/// Envoy's own limiter. It takes from the caller's bucket only, as ours does.
+/// Envoy's own limiter. It takes tokens only from the caller's bucket, as ours does.
 fn native() -> Value {
     let endless =
         json!({"max_tokens": 1_000_000_000, "tokens_per_fill": 1_000_000_000, "fill_interval": "1s"});

@@ -1,4 +1,4 @@
-//! What stands behind the measured Envoy: the upstream, one Redis, a cluster of three, webdis.
+//! The servers behind the measured Envoy: the upstream, one Redis, a cluster of three, webdis.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,29 +19,29 @@ use crate::{http, step, tools};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// The limiter's own script, which webdis is to run as well.
+/// The limiter's own script, which webdis runs as well.
 const SCRIPT: &str = include_str!("../../../../src/store/redis/take.lua");
 
-/// Where everybody listens: not those of the demo or of the other table, and below those that the kernel gives to
-/// connections. Redis has ports of its own.
+/// Different from the ports of the demo and of the other table, and below the kernel's ports for outgoing connections.
+/// Redis has reserved ports.
 const SERVICE_PORT: u16 = 18010;
 const ADMIN_PORT: u16 = 18011;
 const UPSTREAM_PORT: u16 = 18012;
 const WEBDIS_PORT: u16 = 18020;
 
-/// All that some variants need, until the handle is dropped.
+/// The servers that the variants need; they end when this is dropped.
 pub(super) struct Servers {
     upstream: Envoy,
     webdis: Option<Webdis>,
     redis: Option<Redis>,
     cluster: Option<RedisCluster>,
-    /// The name by which the one Redis knows the limiter's script.
+    /// The hash of the limiter's script in the one Redis.
     pub(super) script: String,
 }
 
 impl Servers {
     pub(super) fn start(machine: &Machine, variants: &[Variant]) -> Result<Self> {
-        step("starting what stands behind Envoy");
+        step("starting the servers behind Envoy");
         let address = loopback(UPSTREAM_PORT);
         ensure_free(address)?;
         let command = machine.on_other_cpus(&machine.envoy);
@@ -84,34 +84,34 @@ impl Servers {
         Ok(self.cluster.as_ref().context("no cluster was started")?.addresses())
     }
 
-    /// Ids of the Redis processes that a variant asks.
+    /// Ids of the Redis processes that a variant uses.
     pub(super) fn redis_processes(&self, variant: Variant) -> Vec<u32> {
-        self.asked(variant).iter().map(Redis::id).collect()
+        self.redis_of(variant).iter().map(Redis::id).collect()
     }
 
-    /// Ids of whoever else stands between a variant's Envoy and Redis.
+    /// Ids of other processes between a variant's Envoy and Redis.
     pub(super) fn other_processes(&self, variant: Variant) -> Vec<u32> {
         let webdis = self.webdis.iter().filter(|_| variant == Variant::Webdis);
         webdis.map(|webdis| webdis.process.id()).collect()
     }
 
-    /// How many times each Redis that a variant asks has been asked for a token so far; each of all,
-    /// where it should ask none. A failed EVALSHA, which EVAL follows, counts once more. There are few.
-    pub(super) fn questions(&self, variant: Variant) -> Vec<f64> {
-        let questions = |redis: &Redis| redis.calls("evalsha") as f64;
-        match self.asked(variant) {
-            [] => self.redis.iter().chain(self.masters()).map(questions).collect(),
-            asked => asked.iter().map(questions).collect(),
+    /// The script calls in each Redis that a variant uses so far; in all of them if it should use none. A failed
+    /// EVALSHA, which is followed by EVAL, counts once more, but there are few.
+    pub(super) fn commands(&self, variant: Variant) -> Vec<f64> {
+        let calls = |redis: &Redis| redis.calls("evalsha") as f64;
+        match self.redis_of(variant) {
+            [] => self.redis.iter().chain(self.masters()).map(calls).collect(),
+            used => used.iter().map(calls).collect(),
         }
     }
 
-    /// An error if something has ended.
+    /// Returns an error if a server has ended.
     pub(super) fn check(&mut self) -> Result<()> {
         self.upstream.check().context("the upstream")?;
         self.webdis.as_mut().map_or(Ok(()), Webdis::check)
     }
 
-    fn asked(&self, variant: Variant) -> &[Redis] {
+    fn redis_of(&self, variant: Variant) -> &[Redis] {
         if variant == Variant::RedisCluster {
             self.masters()
         } else {
@@ -130,7 +130,7 @@ struct Webdis {
 }
 
 impl Webdis {
-    /// As Debian sets it up, less the log of each request.
+    /// With Debian's settings, but without a log of each request.
     fn start(machine: &Machine, redis: SocketAddr) -> Result<Self> {
         let address = loopback(WEBDIS_PORT);
         ensure_free(address)?;

@@ -1,4 +1,4 @@
-//! What is measured, as Envoy bootstraps.
+//! The measured variants as Envoy bootstraps.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -15,8 +15,8 @@ use super::super::config::{FILTER, KEYS, REFUSED_KEY, answer, callers, limiter, 
 use super::super::load::Callers;
 use super::servers::Servers;
 
-/// What the limiter calls the cluster that leads to Redis.
-const PIPE: &str = "redis";
+/// The name of the cluster with the Redis bridge.
+const BRIDGE: &str = "redis";
 const NODES: &str = "redis_nodes";
 
 /// One way to run Envoy in front of an upstream.
@@ -30,7 +30,7 @@ pub(crate) enum Variant {
     Redis,
     /// ours, Redis Cluster of three
     RedisCluster,
-    /// a Lua filter that asks webdis, no headers
+    /// a Lua filter that queries webdis, no headers
     Webdis,
     /// ours, shared data, refusing (429, no upstream)
     SharedDataRefusing,
@@ -39,22 +39,22 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    /// Whether it says in headers what it took.
+    /// Whether its responses have rate limit headers.
     pub(super) fn has_limit_headers(self) -> bool {
         !matches!(self, Self::None | Self::Webdis)
     }
 
-    /// Whether it refuses nearly every request rather than none.
+    /// Whether it refuses nearly all requests.
     pub(super) fn refuses(self) -> bool {
         matches!(self, Self::SharedDataRefusing | Self::RedisRefusing)
     }
 
-    /// How many questions a request may cost Redis, on average.
-    pub(super) fn questions(self) -> RangeInclusive<f64> {
+    /// The expected number of commands to Redis for a request, on average.
+    pub(super) fn commands(self) -> RangeInclusive<f64> {
         match self {
             Self::None | Self::SharedData | Self::SharedDataRefusing => 0.0..=0.0,
             Self::Redis | Self::RedisCluster | Self::Webdis => 0.99..=1.01,
-            // Once a second somebody is asked about again, by all who are waiting just then.
+            // Once a second the limiter queries Redis again, for all requests that wait at that moment.
             Self::RedisRefusing => 0.0..=0.01,
         }
     }
@@ -63,17 +63,17 @@ impl Variant {
         if self.refuses() { Callers::One(REFUSED_KEY) } else { Callers::InTurn(KEYS) }
     }
 
-    /// A key that it knows.
+    /// A key in the variant's configuration.
     pub(super) fn api_key(self) -> &'static str {
         if self.refuses() { REFUSED_KEY } else { "key-50" }
     }
 
-    /// Whether our limiter asks Redis.
-    pub(super) fn has_pipe(self) -> bool {
+    /// Whether our limiter uses Redis.
+    pub(super) fn uses_redis_store(self) -> bool {
         matches!(self, Self::Redis | Self::RedisCluster | Self::RedisRefusing)
     }
 
-    /// Whether the one Redis is asked, by whomever.
+    /// Whether it uses the one Redis, directly or through webdis.
     pub(super) fn needs_redis(self) -> bool {
         matches!(self, Self::Redis | Self::RedisRefusing | Self::Webdis)
     }
@@ -87,12 +87,12 @@ impl Variant {
         });
         let mut listeners = vec![listener(servers.service(), self.filter(&servers.script), &host)];
         let mut clusters = vec![cluster("upstream", &[socket(servers.upstream())])];
-        let pipe = |endpoint| redis_bridge(PIPE, &endpoint, Path::new(FILTER));
+        let bridge = |endpoint| redis_bridge(BRIDGE, &endpoint, Path::new(FILTER));
         match self {
             Self::None | Self::SharedData | Self::SharedDataRefusing => {}
-            Self::Redis | Self::RedisRefusing => clusters.push(pipe(socket(servers.redis()?))),
+            Self::Redis | Self::RedisRefusing => clusters.push(bridge(socket(servers.redis()?))),
             Self::RedisCluster => {
-                clusters.push(pipe(internal(NODES)));
+                clusters.push(bridge(internal(NODES)));
                 clusters.push(redis_nodes(NODES, &servers.nodes()?, refresh()));
                 listeners.push(redis_proxy(NODES, &proxy_settings()));
             }
@@ -113,29 +113,29 @@ impl Variant {
             Self::SharedData | Self::SharedDataRefusing => {}
             Self::Redis | Self::RedisRefusing | Self::RedisCluster => {
                 settings["store"] =
-                    json!({"kind": "redis", "cluster": PIPE, "timeout_ms": 20, "on_failure": "local"});
+                    json!({"kind": "redis", "cluster": BRIDGE, "timeout_ms": 20, "on_failure": "local"});
             }
         }
         Some(limiter(&settings))
     }
 }
 
-/// The upstream: an Envoy that answers by itself.
+/// The upstream: an Envoy with a direct response.
 pub(super) fn upstream(address: SocketAddr) -> Value {
     let host = json!({"name": "upstream", "domains": ["*"], "routes": [answer()]});
     json!({"static_resources": {"listeners": [listener(address, None, &host)]}})
 }
 
-/// Of stock Envoy's ways to ask an HTTP service about a request, this is the cheapest that can tell
-/// who asks and read the reply: an external authorizer has a fixed path, and looks at the status,
-/// which webdis makes 200 whatever Redis says.
+/// The cheapest way in which stock Envoy can query an HTTP service about a request, send the caller, and read the
+/// reply. An external authorizer has a fixed path and uses only the status, which is 200 in webdis for every reply of
+/// Redis.
 fn lua(script: &str) -> Value {
     let code = format!("local sha = \"{script}\"\n{}", include_str!("webdis.lua"));
     let fields = json!({"default_source_code": {"inline_string": code}});
     extension("envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.Lua", fields)
 }
 
-/// As in deploy/redis-cluster/envoy.yaml, and so is [`refresh`].
+/// As in deploy/redis-cluster/envoy.yaml, like [`refresh`].
 fn proxy_settings() -> Value {
     json!({
         "op_timeout": "0.1s",
