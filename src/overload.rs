@@ -10,13 +10,12 @@ mod cluster;
 mod cluster_record;
 mod concurrency_limit;
 mod health_detector;
-mod parameters;
+pub mod parameters;
 mod shared;
 mod window;
 mod worker;
 
 pub use health_detector::{DegradeReason, HealthDetector, Signals};
-pub use parameters::{PARAMETERS, Parameters};
 pub use shared::{ClusterId, Gauge, Shared};
 pub use window::RequestOutcome;
 pub use worker::{

@@ -9,9 +9,10 @@ use super::{metrics, random};
 use crate::admission::LimitedRequest;
 use crate::config::{Config, HealthThresholds};
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
+use crate::overload::parameters::{FLUSH_INTERVAL, TICK};
 use crate::overload::{
-    Admission, Arrival, ClusterId, Gauge, Output, OverloadControl, OverloadReport, PARAMETERS,
-    RequestOutcome, Shared, rotating_place,
+    Admission, Arrival, ClusterId, Gauge, Output, OverloadControl, OverloadReport, RequestOutcome, Shared,
+    rotating_place,
 };
 use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
@@ -84,13 +85,13 @@ impl Overload {
         if now < self.next_report {
             return None;
         }
-        self.next_report = now.after(PARAMETERS.flush_interval);
+        self.next_report = now.after(FLUSH_INTERVAL);
         Some(self.control.report())
     }
 
     /// How often to tick.
     pub(super) fn tick(&self, has_queue: bool) -> Duration {
-        if has_queue { PARAMETERS.tick } else { PARAMETERS.flush_interval }
+        if has_queue { TICK } else { FLUSH_INTERVAL }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
-use super::parameters::PARAMETERS as P;
+use super::parameters::*;
 use super::shared::{ClusterId, Gauge, Gauges, Shared};
 use super::window::Observations;
 use crate::store::update;
@@ -112,9 +112,9 @@ impl ClusterControl {
         let waiting = Gauges::new(0, shared.read(self.id, Gauge::Waiting).unwrap_or_default()).waiting;
         let has_others = waiting.get(usize::from(priority)).is_some_and(|workers| *workers > 1);
         self.places_in_a_row = if has_others { self.places_in_a_row + 1.0 } else { 0.0 };
-        if self.places_in_a_row * P.share >= 1.0 {
+        if self.places_in_a_row * TOLERANCE >= 1.0 {
             self.places_in_a_row = 0.0;
-            self.yields_until = now.after(2 * P.tick);
+            self.yields_until = now.after(2 * TICK);
         }
     }
 
@@ -156,12 +156,12 @@ impl ClusterControl {
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
     pub fn flush(&mut self, learns: bool, now: StoreTime, shared: &impl Shared) {
         let is_idle = self.in_flight == 0 && self.observations == Observations::default();
-        if is_idle && now.since(self.flushed) < P.max_wait {
+        if is_idle && now.since(self.flushed) < MAX_WAIT {
             return;
         }
         self.flushed = now;
         let observed = std::mem::take(&mut self.observations);
-        self.demand += P.share * (observed.arrivals - self.demand);
+        self.demand += TOLERANCE * (observed.arrivals - self.demand);
         let entry = WorkerEntry {
             worker: self.worker,
             at: now,

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::concurrency_limit::ConcurrencyLimit;
-use super::parameters::PARAMETERS as P;
+use super::parameters::*;
 use super::shared::Gauges;
 use super::window::Observations;
 use crate::time::StoreTime;
@@ -70,7 +70,7 @@ impl ClusterRecord {
         now: StoreTime,
     ) -> Gauges {
         // A worker that has written nothing for so long is dead.
-        let is_recent = |at: StoreTime| now.since(at) < P.flush_interval.mul_f64(P.min_samples);
+        let is_recent = |at: StoreTime| now.since(at) < FLUSH_INTERVAL.mul_f64(MIN_SAMPLES);
         self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
         if self.workers.len() < MAX_WORKERS {
             self.workers.push(entry);
@@ -87,7 +87,7 @@ impl ClusterRecord {
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if is_recent(self.excess_since) || f64::from(self.flushes) < P.min_samples {
+        if is_recent(self.excess_since) || f64::from(self.flushes) < MIN_SAMPLES {
             return Gauges::default();
         }
         (self.excess_since, self.flushes) = (now, 0);
@@ -105,7 +105,7 @@ impl ClusterRecord {
                 .sum()
         };
         let whole = sum(|_, _| true).max(f64::MIN_POSITIVE);
-        let turn = (now.as_micros() as f64 / P.max_wait.as_micros() as f64 * 10.0).floor() / 10.0;
+        let turn = (now.as_micros() as f64 / MAX_WAIT.as_micros() as f64 * 10.0).floor() / 10.0;
         let places = |demand: f64| (limit.ceil() * demand / whole + turn.fract()).floor();
         places(sum(u64::le)) - places(sum(u64::lt))
     }

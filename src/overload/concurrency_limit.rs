@@ -1,6 +1,6 @@
 //! How many requests may be in flight to one cluster.
 //!
-//! The limit keeps the mean latency at [`Parameters::latency_target`](super::Parameters) times the baseline, the latency
+//! The limit keeps the mean latency at [`LATENCY_TARGET`] times the baseline, the latency
 //! without a queue in the upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to
 //! prove that it helps: where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
 //!
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::parameters::PARAMETERS as P;
+use super::parameters::*;
 use super::window::Observations;
 use crate::time::StoreTime;
 
@@ -100,7 +100,7 @@ impl ConcurrencyLimit {
     pub fn new(now: StoreTime) -> Self {
         Self {
             state: LimitState::Open,
-            limit: P.initial_limit,
+            limit: INITIAL_LIMIT,
             ramp: Ramp::default(),
             baseline: None,
             epoch: 0,
@@ -154,13 +154,13 @@ impl ConcurrencyLimit {
     /// Follows what is usual: the share of responses that exceed it says how far off it is.
     pub fn learn_usual(&mut self, observed: &Observations, now: StoreTime) {
         if let Some(usual_s) = &mut self.usual_s {
-            let off = observed.over_usual / observed.responses.max(1.0) - P.share;
-            let elapsed_s = seconds(self.usual_at, now).min(P.max_wait.as_secs_f64());
+            let off = observed.over_usual / observed.responses.max(1.0) - TOLERANCE;
+            let elapsed_s = seconds(self.usual_at, now).min(MAX_WAIT.as_secs_f64());
             if observed.responses > 0.0 {
-                *usual_s *= (off * elapsed_s / P.verify_interval.as_secs_f64()).exp();
+                *usual_s *= (off * elapsed_s / VERIFY_INTERVAL.as_secs_f64()).exp();
             }
         } else {
-            self.usual_s = self.baseline.map(|baseline| baseline.mean_s * P.latency_target);
+            self.usual_s = self.baseline.map(|baseline| baseline.mean_s * LATENCY_TARGET);
         }
         self.usual_at = now;
     }
@@ -174,19 +174,19 @@ impl ConcurrencyLimit {
         }
         let seen = Estimate::of(&self.totals, open_s - self.open_before_s);
         let Some(baseline) = self.baseline else { return self.start(observed, seen, open_s, now) };
-        let silence_s = P.max_wait.as_secs_f64().max(P.headroom * baseline.mean_s);
+        let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * baseline.mean_s);
         if self.waits() && seconds(self.responded_at, now) > silence_s {
             let origin = self.queue_limit();
-            self.limit = (self.limit / 2.0).max(P.min_samples.min(self.limit));
+            self.limit = (self.limit / 2.0).max(MIN_SAMPLES.min(self.limit));
             (self.ramp, self.responded_at) = (Ramp::default(), now);
             return self.begin(LimitState::Silent { origin }, now);
         }
         // Each worker has said what it observed.
-        let is_whole = self.age_s(now) >= P.flush_interval.as_secs_f64();
-        if seen.samples < P.min_samples || !is_whole {
+        let is_whole = self.age_s(now) >= FLUSH_INTERVAL.as_secs_f64();
+        if seen.samples < MIN_SAMPLES || !is_whole {
             return;
         }
-        let goal_s = baseline.mean_s * P.latency_target;
+        let goal_s = baseline.mean_s * LATENCY_TARGET;
         let view = View { baseline, goal_s, seen, in_flight, open_s, now };
         match self.state {
             LimitState::Open | LimitState::Limiting if self.waits() => self.follow(view),
@@ -204,7 +204,7 @@ impl ConcurrencyLimit {
             LimitState::Verifying(step) => self.verify(step, view),
             LimitState::Silent { origin } => {
                 if !view.is_slow() {
-                    self.limit = origin.min(P.initial_limit).max(self.limit);
+                    self.limit = origin.min(INITIAL_LIMIT).max(self.limit);
                 }
                 self.begin(LimitState::Limiting, now);
             }
@@ -213,17 +213,17 @@ impl ConcurrencyLimit {
 
     /// Nothing is known yet: the limit grows by one for each response, and blindly if there is none.
     fn start(&mut self, observed: &Observations, seen: Estimate, open_s: f64, now: StoreTime) {
-        let is_late = self.age_s(now) > P.max_wait.as_secs_f64();
+        let is_late = self.age_s(now) > MAX_WAIT.as_secs_f64();
         if self.waits() {
             self.limit += observed.samples;
         }
-        if seen.samples >= 2.0 * P.initial_limit {
+        if seen.samples >= 2.0 * INITIAL_LIMIT {
             // Of these, too, the short ones came first.
             self.baseline = Some(Estimate { mean_s: seen.bounds_s.1, ..seen });
             self.go_on(LimitState::Open, open_s, now);
-        } else if self.waits() && seen.samples < P.min_samples && is_late {
+        } else if self.waits() && seen.samples < MIN_SAMPLES && is_late {
             // What waits would be shed. There is an end to this, in case there never is a response.
-            self.limit = (2.0 * self.limit).min(P.baseline_samples.max(self.limit));
+            self.limit = (2.0 * self.limit).min(BASELINE_SAMPLES.max(self.limit));
             self.begin(LimitState::Open, now);
         }
     }
@@ -234,19 +234,19 @@ impl ConcurrencyLimit {
         let is_slow = view.is_slow();
         let Observations { arrivals, sent, ended, .. } = self.totals;
         // Slower than usual: a queue that builds up, which the limit will stop, or an upstream that is slower now.
-        if is_slow && (seen.error > P.share || sent - ended > (sent + ended).sqrt()) {
+        if is_slow && (seen.error > TOLERANCE || sent - ended > (sent + ended).sqrt()) {
             return;
         }
         self.baseline = Some(baseline.learn(seen));
         self.verified_at = Some(now);
         let wanted = |requests: f64| {
-            let busy = P.headroom * baseline.mean_s * requests / self.age_s(now);
-            P.initial_limit.max(busy + P.sigmas * busy.sqrt())
+            let busy = HEADROOM * baseline.mean_s * requests / self.age_s(now);
+            INITIAL_LIMIT.max(busy + SIGMAS * busy.sqrt())
         };
         // A rise shows in the arrivals first, and a slow upstream in the responses.
         let wanted = self.limit.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
         if !is_slow {
-            self.limit += (self.age_s(now) / P.max_wait.as_secs_f64()).min(1.0) * (wanted - self.limit);
+            self.limit += (self.age_s(now) / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.limit);
         }
         self.go_on(LimitState::Open, open_s, now);
     }
@@ -254,7 +254,7 @@ impl ConcurrencyLimit {
     /// Requests wait: the limit follows latency.
     fn follow(&mut self, view: View) {
         let View { baseline, goal_s, seen, in_flight, open_s, now } = view;
-        let due_s = P.verify_interval.as_secs_f64().max(P.baseline_samples * baseline.mean_s);
+        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * baseline.mean_s);
         let is_due = self.verified_at.is_none_or(|at| seconds(at, now) > due_s);
         if is_due && self.state == LimitState::Limiting {
             let (from, before_s) = (self.limit, Some(seen.mean_s));
@@ -265,7 +265,7 @@ impl ConcurrencyLimit {
             let is_steady = seen.samples >= if is_limiting { in_flight } else { 2.0 * in_flight };
             if is_steady || !is_limiting {
                 let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
-                self.cut(Step { from, before_s, back: from }, if is_steady { P.headroom } else { 2.0 }, view);
+                self.cut(Step { from, before_s, back: from }, if is_steady { HEADROOM } else { 2.0 }, view);
             }
         } else if seen.high_s() < goal_s || self.verified_at.is_none() && seen.mean_s < goal_s {
             // Before there ever was room for all, nothing says that there is a queue.
@@ -279,7 +279,7 @@ impl ConcurrencyLimit {
                 self.limit *= 1.0 + growth;
                 self.begin(LimitState::Limiting, now);
             }
-        } else if seen.samples >= P.baseline_samples {
+        } else if seen.samples >= BASELINE_SAMPLES {
             self.go_on(LimitState::Limiting, open_s, now);
         }
     }
@@ -287,7 +287,7 @@ impl ConcurrencyLimit {
     /// Keeps a cut only where it is sure that latency has fallen with the limit.
     fn prove(&mut self, step: Step, view: View) {
         let (seen, from, before_s) = (view.seen, self.limit, Some(view.seen.mean_s));
-        let is_sure = seen.error < P.share;
+        let is_sure = seen.error < TOLERANCE;
         let is_below = |bound_s: f64| seen.high_s() < bound_s || is_sure && seen.mean_s < bound_s;
         match step.helped_s(self.limit) {
             // The next cut proves both.
@@ -311,7 +311,7 @@ impl ConcurrencyLimit {
     fn verify(&mut self, step: Step, view: View) {
         let View { baseline, seen, now, .. } = view;
         // Exact enough to tell the baseline from the goal.
-        if P.sigmas * seen.error > P.latency_target - 1.0 {
+        if SIGMAS * seen.error > LATENCY_TARGET - 1.0 {
             return;
         }
         // After a mistake the baseline says nothing.
@@ -338,12 +338,12 @@ impl ConcurrencyLimit {
 
     /// To what would bring latency to its goal by Little's law, in a step that is large enough to prove something by.
     fn cut(&mut self, step: Step, most: f64, View { goal_s, seen, now, .. }: View) {
-        let to = (step.from * goal_s / seen.mean_s).clamp(step.from / most, step.from / P.latency_target);
+        let to = (step.from * goal_s / seen.mean_s).clamp(step.from / most, step.from / LATENCY_TARGET);
         self.fall(to, step.from, LimitState::Cutting(step), now);
     }
 
     fn fall(&mut self, to: f64, from: f64, state: LimitState, now: StoreTime) {
-        let per_second = P.drain * self.totals.ended.max(1.0) / self.age_s(now);
+        let per_second = DRAIN * self.totals.ended.max(1.0) / self.age_s(now);
         self.limit = to.max(1.0);
         self.ramp = Ramp { from, per_second, since: now };
         self.begin(state, now);
@@ -351,8 +351,8 @@ impl ConcurrencyLimit {
 
     /// Whether requests wait because of the limit, by more than chance.
     fn waits(&self) -> bool {
-        let allowed = P.share * self.totals.arrivals;
-        self.totals.waited > allowed + P.sigmas * allowed.sqrt()
+        let allowed = TOLERANCE * self.totals.arrivals;
+        self.totals.waited > allowed + SIGMAS * allowed.sqrt()
     }
 
     fn age_s(&self, now: StoreTime) -> f64 {
@@ -392,7 +392,7 @@ impl Estimate {
         let answered_s = (observed.latency_s / n).max(1e-6);
         let whole_s = (answered_s + open_s / n).max(1e-6);
         let variance = (observed.latency_s2 / n / answered_s.powi(2) - 1.0).max(0.0);
-        let variance = (variance * n + P.min_samples) / (n + P.min_samples);
+        let variance = (variance * n + MIN_SAMPLES) / (n + MIN_SAMPLES);
         Self {
             mean_s: (answered_s * whole_s).sqrt(),
             bounds_s: (answered_s.min(whole_s), answered_s.max(whole_s)),
@@ -402,27 +402,27 @@ impl Estimate {
     }
 
     fn low_s(&self) -> f64 {
-        self.bounds_s.0 / (1.0 + P.sigmas * self.error)
+        self.bounds_s.0 / (1.0 + SIGMAS * self.error)
     }
 
     fn high_s(&self) -> f64 {
-        self.bounds_s.1 * (1.0 + P.sigmas * self.error)
+        self.bounds_s.1 * (1.0 + SIGMAS * self.error)
     }
 
     /// With what was seen while there was room for all. What is surely longer may be a queue, and counts less.
     fn learn(self, seen: Self) -> Self {
-        let weight = if seen.low_s() > self.mean_s { 1.0 / P.headroom } else { 1.0 };
+        let weight = if seen.low_s() > self.mean_s { 1.0 / HEADROOM } else { 1.0 };
         self.mix(Self { samples: seen.samples * weight, ..seen })
     }
 
     /// With what a lower limit has shown: it replaces a mean from which it differs by more than chance.
     fn measure(self, seen: Self) -> Self {
         let difference = (seen.mean_s / self.mean_s).ln().abs();
-        if difference > P.sigmas * seen.error.hypot(self.error) { seen } else { self.mix(seen) }
+        if difference > SIGMAS * seen.error.hypot(self.error) { seen } else { self.mix(seen) }
     }
 
     fn mix(self, seen: Self) -> Self {
-        let samples = self.samples.min(P.baseline_samples);
+        let samples = self.samples.min(BASELINE_SAMPLES);
         let share = seen.samples / (samples + seen.samples).max(1.0);
         let mean_s = self.mean_s + share * (seen.mean_s - self.mean_s);
         let error = (self.error * (1.0 - share)).hypot(seen.error * share);

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::parameters::PARAMETERS as P;
+use super::parameters::*;
 use super::window::CallerObservations;
 use crate::config::HealthThresholds;
 use crate::health::Health;
@@ -96,14 +96,14 @@ impl HealthDetector {
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
         let pressures = [
             (DegradeReason::ErrorRatio, error_ratio / bounds.error_ratio),
-            (DegradeReason::Latency, slow_ratio / P.share),
-            (DegradeReason::Shed, shed_ratio / P.share),
+            (DegradeReason::Latency, slow_ratio / TOLERANCE),
+            (DegradeReason::Shed, shed_ratio / TOLERANCE),
         ];
         let worst = pressures.into_iter().max_by(|(_, one), (_, other)| one.total_cmp(other));
         let (reason, pressure) = worst.unwrap_or((DegradeReason::ErrorRatio, 0.0));
         let is_broken = pressure > 1.0 && requests >= f64::from(bounds.min_requests);
         let new = observed.total(f64::INFINITY);
-        let holds = pressure <= 1.0 - P.share && new.shed == 0.0;
+        let holds = pressure <= 1.0 - TOLERANCE && new.shed == 0.0;
         let lasted = |since: StoreTime, seconds: u32| now.since(since).as_secs_f64() >= f64::from(seconds);
         self.state = match self.state {
             DetectorState::Normal { broken_since } if is_broken => match broken_since.unwrap_or(now) {

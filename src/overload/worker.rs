@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::admission_queue::Rank;
 use super::cluster::ClusterControl;
 use super::cluster_record::{ClusterRecord, decode, encode};
-use super::parameters::PARAMETERS as P;
+use super::parameters::*;
 use super::shared::{ClusterId, Shared};
 use super::window::{CallerObservations, RequestOutcome};
 use super::{DegradeReason, HealthDetector, Signals};
@@ -130,7 +130,7 @@ pub struct OverloadControl {
 impl OverloadControl {
     /// A worker that has seen nothing yet. `worker` is a number that no other worker has.
     pub fn new(bounds: HealthThresholds, namespace: &str, worker: u64, now: StoreTime) -> Self {
-        let next_flush = now.after(P.flush_interval);
+        let next_flush = now.after(FLUSH_INTERVAL);
         let mut control = Self {
             bounds,
             namespace: namespace.to_owned(),
@@ -199,8 +199,8 @@ impl OverloadControl {
         self.requests.insert(id, request);
         self.waiting += 1;
         // As many wait as may be in flight, at least as many as at first; the workers that have a queue share them.
-        let room = cluster.record.limit.queue_limit().max(P.initial_limit) / f64::from(cluster.queues.max(1));
-        if cluster.queue.len() as f64 > room.max(P.min_samples) || self.waiting > MAX_QUEUE {
+        let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
+        if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) || self.waiting > MAX_QUEUE {
             let worst = cluster.queue.pop_worst();
             worst.into_iter().for_each(|worst| self.shed(worst));
         }
@@ -268,13 +268,13 @@ impl OverloadControl {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: StoreTime, shared: &impl Shared) {
-        self.lag = [now.since(self.wanted).saturating_sub(P.tick), self.lag[0]];
-        let oldest = now.before(P.max_wait);
+        self.lag = [now.since(self.wanted).saturating_sub(TICK), self.lag[0]];
+        let oldest = now.before(MAX_WAIT);
         let queues = self.clusters.iter_mut().map(|cluster| &mut cluster.queue);
         let late: Vec<_> = queues.flat_map(|queue| queue.pop_waiting_since(oldest)).collect();
         late.into_iter().for_each(|request| self.shed(request));
         if now >= self.next_flush {
-            self.next_flush = now.after(P.flush_interval);
+            self.next_flush = now.after(FLUSH_INTERVAL);
             self.look_at_requests(now, shared);
             if !self.is_superseded {
                 self.flush_health(now, shared);
@@ -309,7 +309,7 @@ impl OverloadControl {
     /// When to call [`OverloadControl::handle_timeout`] next. It may be called more often; what it is late counts as this
     /// worker's lag, which is not the upstream's latency.
     pub fn poll_timeout(&self, now: StoreTime) -> StoreTime {
-        let tick = now.after(P.tick);
+        let tick = now.after(TICK);
         if self.waiting > 0 { tick.min(self.next_flush) } else { self.next_flush }
     }
 
@@ -348,11 +348,11 @@ impl OverloadControl {
             };
             let age = now.since(*since);
             if request.is_complete && *epoch == Some(cluster.record.limit.epoch().0) {
-                let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(P.headroom));
+                let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(HEADROOM));
                 cluster.open_s += age.min(most).as_secs_f64();
             }
             if !request.is_complete {
-                if age >= P.flush_interval && std::mem::take(has_place) {
+                if age >= FLUSH_INTERVAL && std::mem::take(has_place) {
                     cluster.give_back(shared);
                 }
             } else if !*is_counted && age > latency_bound(cluster, &self.bounds) {

@@ -9,10 +9,11 @@ use std::time::Duration;
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
 use super::concurrency_limit::{ConcurrencyLimit, LimitState};
+use super::parameters::INITIAL_LIMIT;
 use super::shared::Gauges;
 use super::window::{CallerObservations, Observations};
 use super::{
-    Admission, Arrival, ClusterId, DegradeReason, Gauge, HealthDetector, Output, OverloadControl, PARAMETERS,
+    Admission, Arrival, ClusterId, DegradeReason, Gauge, HealthDetector, Output, OverloadControl,
     RequestOutcome, Shared,
 };
 use crate::config::HealthThresholds;
@@ -133,7 +134,7 @@ mod limit {
         }
         assert_eq!(until_silent_ms, 1_050, "silence is more than a second");
         second(&mut limit, &mut now_ms, 100.0, 90.0);
-        assert!(limit.limit(at(now_ms)) >= PARAMETERS.initial_limit, "{limit:?}");
+        assert!(limit.limit(at(now_ms)) >= INITIAL_LIMIT, "{limit:?}");
     }
 
     #[test]
@@ -416,7 +417,7 @@ mod workers {
         let memory = Memory::default();
         let mut workers: Vec<_> = (0..8).map(|worker| Worker::new(worker, &memory)).collect();
         let sent: usize = workers.iter_mut().map(|worker| worker.fill(0, &memory).len()).sum();
-        assert_eq!(sent, PARAMETERS.initial_limit as usize);
+        assert_eq!(sent, INITIAL_LIMIT as usize);
     }
 
     #[test]
