@@ -14,7 +14,7 @@ pub fn put_into_force(
     data: &impl SharedData,
     metrics: &mut Metrics,
 ) {
-    let measured = report.health;
+    let measured = report.health();
     if !change(measured, current, control_key, data) {
         return;
     }

@@ -2,7 +2,7 @@
 //!
 //! Pure: the time is an argument, what workers share is a trait ([`Shared`]), and what to do is polled. There is one
 //! [`OverloadControl`] in each worker; call `handle_timeout` when `poll_timeout` is due, and after each call
-//! `poll_output` until it returns `None`. In reading order: `parameters`, `window`, `concurrency_limit`,
+//! `poll_output` until it returns `None`. In reading order: [`parameters`], `window`, `concurrency_limit`,
 //! `health_detector`, `admission_queue`, `shared`, `cluster_record`, `cluster`, `worker`.
 
 mod admission_queue;
@@ -15,12 +15,11 @@ mod shared;
 mod window;
 mod worker;
 
-pub use health_detector::{DegradeReason, HealthDetector, Signals};
+pub use cluster::ClusterReport;
+pub use health_detector::{DegradeReason, Signals};
 pub use shared::{ClusterId, Gauge, Shared};
 pub use window::RequestOutcome;
-pub use worker::{
-    Admission, Arrival, ClusterReport, Output, OverloadControl, OverloadReport, rotating_place,
-};
+pub use worker::{Admission, Arrival, Output, OverloadControl, OverloadReport, rotating_place};
 
 #[cfg(test)]
 #[path = "../tests/overload_units/mod.rs"]

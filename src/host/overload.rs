@@ -47,7 +47,7 @@ impl Overload {
         now_us: u64,
     ) -> Admission {
         let now = StoreTime::from_micros(now_us);
-        let cluster_id = self.control.cluster_id(cluster, &self.gauges);
+        let cluster_id = self.control.cluster_id(cluster, now);
         self.gauges.define(cluster_id, cluster);
         let caller = limited.owner.as_ref().map_or(0, hash_of);
         let place = rotating_place(&caller, now);

@@ -1,20 +1,34 @@
-//! One worker's view of one cluster.
+//! One worker's view of one cluster: its queue, its observations, and the record as it was last read.
 
 use std::time::Duration;
 
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
 use super::parameters::*;
-use super::shared::{ClusterId, Gauge, Gauges, Shared};
+use super::shared::{ClusterId, Gauge, Gauges, Shared, change};
 use super::window::Observations;
-use crate::store::update;
 use crate::time::StoreTime;
 
-/// One worker's view of one cluster: its queue, its observations, and the record as it was last read.
+/// What all workers together have of one cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterReport {
+    /// Its name; empty for the one that clusters beyond the 32nd share.
+    pub name: Vec<u8>,
+    /// How many requests may be in flight.
+    pub limit: f64,
+    /// The mean latency without a queue in the upstream.
+    pub baseline: Option<Duration>,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Requests in the queues.
+    pub waiting: u64,
+    /// Requests that were shed since the start.
+    pub shed: u64,
+}
+
 #[derive(Debug)]
 pub struct ClusterControl {
     pub name: Vec<u8>,
-    pub is_used: bool,
     pub queue: AdmissionQueue,
     pub observations: Observations,
     pub record: ClusterRecord,
@@ -22,49 +36,37 @@ pub struct ClusterControl {
     pub limit: f64,
     /// Workers that had a queue when that was last looked at.
     pub queues: i32,
-    id: ClusterId,
-    worker: u64,
-    key: String,
-    in_flight: u32,
-    is_sample: bool,
-    /// What requests in flight of this epoch have taken so far, in seconds.
-    pub open_s: f64,
-    demand: f64,
-    published: u64,
-    places_in_a_row: f64,
+    /// What this worker holds; `at` and `waiting` are those of the last flush.
+    pub entry: WorkerEntry,
     pub yields_until: StoreTime,
-    flushed: StoreTime,
+    id: ClusterId,
+    key: String,
+    is_sample: bool,
+    places_in_a_row: f64,
 }
 
 impl ClusterControl {
-    pub fn new(
-        name: &[u8],
-        id: ClusterId,
-        key: String,
-        worker: u64,
-        record: ClusterRecord,
-        now: StoreTime,
-    ) -> Self {
+    pub fn new(name: &[u8], id: ClusterId, key: String, worker: u64, now: StoreTime) -> Self {
+        let record = ClusterRecord::new(now);
         Self {
             name: name.to_vec(),
-            is_used: false,
             queue: AdmissionQueue::default(),
             observations: Observations::default(),
             limit: record.limit.limit(now),
             record,
             queues: 0,
-            id,
-            worker,
-            key,
-            in_flight: 0,
-            is_sample: true,
-            open_s: 0.0,
-            demand: 0.0,
-            published: 0,
-            places_in_a_row: 0.0,
+            entry: WorkerEntry { worker, ..WorkerEntry::default() },
             yields_until: now,
-            flushed: StoreTime::default(),
+            id,
+            key,
+            is_sample: true,
+            places_in_a_row: 0.0,
         }
+    }
+
+    /// Whether it has had a request.
+    pub fn is_used(&self) -> bool {
+        self.entry.at != StoreTime::default()
     }
 
     /// Takes a place in flight, if one is free and no worker has a more important request in its queue.
@@ -72,7 +74,7 @@ impl ClusterControl {
         self.take_place_anyway(shared);
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
             self.is_sample = true;
-            let is_free = f64::from(self.in_flight) <= self.limit;
+            let is_free = f64::from(self.entry.in_flight) <= self.limit;
             return is_free || self.return_place(shared);
         };
         let mut gauges = Gauges::new(in_flight, 0);
@@ -88,7 +90,7 @@ impl ClusterControl {
 
     pub fn take_place_anyway(&mut self, shared: &impl Shared) {
         shared.add(self.id, Gauge::InFlight, 1);
-        self.in_flight = self.in_flight.saturating_add(1);
+        self.entry.in_flight = self.entry.in_flight.saturating_add(1);
         self.observations.sent += 1.0;
     }
 
@@ -100,7 +102,7 @@ impl ClusterControl {
 
     fn return_place(&mut self, shared: &impl Shared) -> bool {
         shared.add(self.id, Gauge::InFlight, -1);
-        self.in_flight = self.in_flight.saturating_sub(1);
+        self.entry.in_flight = self.entry.in_flight.saturating_sub(1);
         self.observations.sent -= 1.0;
         false
     }
@@ -120,11 +122,11 @@ impl ClusterControl {
 
     /// Publishes which priorities wait here.
     pub fn publish_queue(&mut self, shared: &impl Shared) {
-        let before = std::mem::replace(&mut self.published, self.queue.priorities());
-        if self.published != before {
-            shared.add(self.id, Gauge::Waiting, self.published.wrapping_sub(before) as i64);
-            let queues = i64::from(self.published != 0) - i64::from(before != 0);
-            shared.add(self.id, Gauge::InFlight, queues << 32);
+        let before = std::mem::replace(&mut self.entry.priorities, self.queue.priorities());
+        let now = self.entry.priorities;
+        if now != before {
+            shared.add(self.id, Gauge::Waiting, now.wrapping_sub(before) as i64);
+            shared.add(self.id, Gauge::InFlight, (i64::from(now != 0) - i64::from(before != 0)) << 32);
         }
     }
 
@@ -149,56 +151,56 @@ impl ClusterControl {
     pub fn refresh(&mut self, now: StoreTime, shared: &impl Shared) {
         self.limit = self.record.limit.limit(now);
         if shared.read(self.id, Gauge::InFlight).is_none() {
-            self.limit = self.record.share(self.worker, self.limit, now);
+            self.limit = self.record.share(self.entry.worker, self.limit, now);
         }
     }
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
     pub fn flush(&mut self, learns: bool, now: StoreTime, shared: &impl Shared) {
-        let is_idle = self.in_flight == 0 && self.observations == Observations::default();
-        if is_idle && now.since(self.flushed) < MAX_WAIT {
+        let is_idle = self.entry.in_flight == 0 && self.observations == Observations::default();
+        if is_idle && (!self.is_used() || now.since(self.entry.at) < MAX_WAIT) {
             return;
         }
-        self.flushed = now;
         let observed = std::mem::take(&mut self.observations);
-        self.demand += TOLERANCE * (observed.arrivals - self.demand);
-        let entry = WorkerEntry {
-            worker: self.worker,
-            at: now,
-            in_flight: self.in_flight,
-            waiting: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
-            priorities: self.published,
-            demand: self.demand,
-            epoch: self.record.limit.epoch().0,
-            open_s: self.open_s,
-        };
-        let read = |gauge| shared.read(self.id, gauge);
+        self.entry.at = now;
+        self.entry.waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        self.entry.demand += TOLERANCE * (observed.arrivals - self.entry.demand);
+        self.entry.epoch = self.record.limit.epoch().0;
+        let (entry, read) = (self.entry, |gauge| shared.read(self.id, gauge));
         let gauges = read(Gauge::InFlight)
             .map(|in_flight| Gauges::new(in_flight, read(Gauge::Waiting).unwrap_or_default()));
-        let epoch = self.record.limit.epoch().0;
-        let updated = update(shared, &self.key, |bytes, _| {
-            let stored = bytes.and_then(ClusterRecord::decode);
-            let mut record = stored.unwrap_or_else(|| ClusterRecord::new(now));
+        let new = || ClusterRecord::new(now);
+        let changed = change(shared, &self.key, new, |record| {
             let mut observed = observed;
-            if record.limit.epoch().0 != epoch {
+            if record.limit.epoch().0 != entry.epoch {
                 (observed.samples, observed.latency_s, observed.latency_s2) = (0.0, 0.0, 0.0);
             }
             if learns {
                 record.limit.learn_usual(&observed, now);
             }
-            let excess = record.update(&observed, entry, gauges, now);
-            let bytes = record.encode();
-            ((record, excess), Some(bytes))
+            record.update(&observed, entry, gauges, now)
         });
         // Where all attempts were lost to other workers, these observations are lost, and the next ones are not.
-        let Ok(updated) = updated else { return };
-        let (record, excess) = updated.value;
-        let (in_flight, waiting) = excess.values();
-        if (in_flight, waiting) != (0, 0) {
+        let Some((record, excess)) = changed else { return };
+        if excess != Gauges::default() {
+            let (in_flight, waiting) = excess.values();
             shared.add(self.id, Gauge::InFlight, in_flight.saturating_neg());
             shared.add(self.id, Gauge::Waiting, waiting.saturating_neg());
         }
         self.record = record;
         self.refresh(now, shared);
+    }
+
+    pub fn report(&self) -> ClusterReport {
+        let ClusterRecord { limit, workers, shed, .. } = &self.record;
+        let sum = |number: fn(&WorkerEntry) -> u32| workers.iter().map(number).map(u64::from).sum();
+        ClusterReport {
+            name: self.name.clone(),
+            limit: self.limit,
+            baseline: limit.baseline(),
+            in_flight: sum(|worker| worker.in_flight),
+            waiting: sum(|worker| worker.waiting),
+            shed: *shed as u64,
+        }
     }
 }

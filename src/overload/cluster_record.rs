@@ -1,6 +1,5 @@
 //! What all workers know of one cluster: one record in shared data, written a few times a second.
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::concurrency_limit::ConcurrencyLimit;
@@ -48,15 +47,6 @@ impl ClusterRecord {
         Self { limit, shed: 0.0, workers, excess, excess_since: now, flushes: 0 }
     }
 
-    /// The record that these bytes are; `None` where another version of the program has written them.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        decode(bytes)
-    }
-
-    pub fn encode(&self) -> Vec<u8> {
-        encode(self)
-    }
-
     /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
     ///
     /// A worker that traps never gives its places back. So each worker says what it holds; what the gauges hold beyond that
@@ -95,41 +85,20 @@ impl ClusterRecord {
     }
 
     /// Of `limit` places, those that are the worker's own, by its share of the demand. What is less than a place goes
-    /// round, so that in `max_wait` each worker has its share.
+    /// round, so that in `MAX_WAIT` each worker has its share.
     pub fn share(&self, worker: u64, limit: f64, now: StoreTime) -> f64 {
-        let sum = |is_meant: fn(&u64, &u64) -> bool| -> f64 {
-            self.workers
-                .iter()
-                .filter(|entry| is_meant(&entry.worker, &worker))
-                .map(|entry| entry.demand)
-                .sum()
+        let demand = |is_meant: fn(&u64, &u64) -> bool| -> f64 {
+            let meant = self.workers.iter().filter(|entry| is_meant(&entry.worker, &worker));
+            meant.map(|entry| entry.demand).sum()
         };
-        let whole = sum(|_, _| true).max(f64::MIN_POSITIVE);
+        let whole = demand(|_, _| true).max(f64::MIN_POSITIVE);
         let turn = (now.as_micros() as f64 / MAX_WAIT.as_micros() as f64 * 10.0).floor() / 10.0;
         let places = |demand: f64| (limit.ceil() * demand / whole + turn.fract()).floor();
-        places(sum(u64::le)) - places(sum(u64::lt))
+        places(demand(u64::le)) - places(demand(u64::lt))
     }
 }
 
 /// Of two numbers of one sign, that which is nearer to zero; zero if their signs differ.
 fn nearer_to_zero(one: i32, other: i32) -> i32 {
-    match (one.signum(), other.signum()) {
-        (1, 1) => one.min(other),
-        (-1, -1) => one.max(other),
-        _ => 0,
-    }
-}
-
-/// The format of the records that workers share. The bytes do not describe themselves, so a change of what is encoded has
-/// to count it up.
-const FORMAT: u8 = 1;
-
-pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
-    postcard::to_allocvec(&(FORMAT, record)).unwrap_or_default()
-}
-
-/// `None` for bytes of another format.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let (_, bytes) = bytes.split_first().filter(|(format, _)| **format == FORMAT)?;
-    postcard::from_bytes(bytes).ok()
+    if one > 0 { one.min(other.max(0)) } else { one.max(other.min(0)) }
 }

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::parameters::*;
 use super::window::CallerObservations;
 use crate::config::HealthThresholds;
-use crate::health::Health;
 use crate::time::StoreTime;
 
 /// Why health is `DEGRADED`.
@@ -34,97 +33,65 @@ pub struct Signals {
     pub shed_ratio: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum DetectorState {
-    Normal { broken_since: Option<StoreTime> },
-    Degraded { reason: DegradeReason, held_since: Option<StoreTime>, ended: f64 },
-}
-
-/// `NORMAL` or `DEGRADED`.
+/// `NORMAL`, or `DEGRADED` for a reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HealthDetector {
-    state: DetectorState,
+    pub reason: Option<DegradeReason>,
+    pub signals: Signals,
+    turn: Option<Turn>,
     window: CallerObservations,
     updated: StoreTime,
-    signals: Signals,
+}
+
+/// What has to last for health to change: a broken bound, or that all hold.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Turn {
+    since: StoreTime,
+    requests: f64,
 }
 
 impl HealthDetector {
-    pub(super) fn new(now: StoreTime) -> Self {
-        let (state, window) = (DetectorState::Normal { broken_since: None }, CallerObservations::default());
-        Self { state, window, updated: now, signals: Signals::default() }
-    }
-
-    /// What the signals say.
-    pub fn health(&self) -> Health {
-        if self.reason().is_some() { Health::Degraded } else { Health::Normal }
-    }
-
-    /// Why it is `DEGRADED`.
-    pub fn reason(&self) -> Option<DegradeReason> {
-        match self.state {
-            DetectorState::Normal { .. } => None,
-            DetectorState::Degraded { reason, .. } => Some(reason),
-        }
-    }
-
-    /// The signals as they were last.
-    pub fn signals(&self) -> Signals {
-        self.signals
+    pub fn new(now: StoreTime) -> Self {
+        let (signals, window) = (Signals::default(), CallerObservations::default());
+        Self { reason: None, signals, turn: None, window, updated: now }
     }
 
     /// Whether health is `NORMAL` and no bound is broken: then latency is usual.
-    pub(super) fn is_calm(&self) -> bool {
-        self.state == DetectorState::Normal { broken_since: None }
+    pub fn is_calm(&self) -> bool {
+        self.reason.is_none() && self.turn.is_none()
     }
 
     /// Takes in what one worker observed.
-    pub(super) fn update(
-        &mut self,
-        observed: &CallerObservations,
-        bounds: &HealthThresholds,
-        now: StoreTime,
-    ) {
+    pub fn update(&mut self, observed: &CallerObservations, bounds: &HealthThresholds, now: StoreTime) {
+        let is_degraded = self.reason.is_some();
         // The way back is judged by what came since, not by the window before it.
-        let is_degraded = self.reason().is_some();
         let memory_s = if is_degraded { bounds.degrade_after_seconds } else { bounds.window_seconds };
         let elapsed_s = now.since(self.updated).as_secs_f64();
-        let factor = (-elapsed_s / f64::from(memory_s.max(1))).exp();
-        self.window.fade_and_merge(factor, observed);
+        self.window.fade_and_merge((-elapsed_s / f64::from(memory_s.max(1))).exp(), observed);
         self.updated = now;
         self.signals = Signals::of(&self.window);
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
-        let pressures = [
-            (DegradeReason::ErrorRatio, error_ratio / bounds.error_ratio),
-            (DegradeReason::Latency, slow_ratio / TOLERANCE),
-            (DegradeReason::Shed, shed_ratio / TOLERANCE),
-        ];
-        let worst = pressures.into_iter().max_by(|(_, one), (_, other)| one.total_cmp(other));
-        let (reason, pressure) = worst.unwrap_or((DegradeReason::ErrorRatio, 0.0));
-        let is_broken = pressure > 1.0 && requests >= f64::from(bounds.min_requests);
+        let (mut reason, mut pressure) = (DegradeReason::ErrorRatio, error_ratio / bounds.error_ratio);
+        for (other, ratio) in [(DegradeReason::Latency, slow_ratio), (DegradeReason::Shed, shed_ratio)] {
+            if ratio / TOLERANCE >= pressure {
+                (reason, pressure) = (other, ratio / TOLERANCE);
+            }
+        }
         let new = observed.total(f64::INFINITY);
-        let holds = pressure <= 1.0 - TOLERANCE && new.shed == 0.0;
-        let lasted = |since: StoreTime, seconds: u32| now.since(since).as_secs_f64() >= f64::from(seconds);
-        self.state = match self.state {
-            DetectorState::Normal { broken_since } if is_broken => match broken_since.unwrap_or(now) {
-                since if lasted(since, bounds.degrade_after_seconds) => {
-                    DetectorState::Degraded { reason, held_since: None, ended: 0.0 }
-                }
-                since => DetectorState::Normal { broken_since: Some(since) },
-            },
-            DetectorState::Normal { .. } => DetectorState::Normal { broken_since: None },
-            DetectorState::Degraded { reason, held_since, ended } if holds => {
-                let (since, ended) = (held_since.unwrap_or(now), ended + new.requests);
-                if lasted(since, bounds.recover_after_seconds) && ended >= f64::from(bounds.min_requests) {
-                    DetectorState::Normal { broken_since: None }
-                } else {
-                    DetectorState::Degraded { reason, held_since: Some(since), ended }
-                }
-            }
-            DetectorState::Degraded { reason, .. } => {
-                DetectorState::Degraded { reason, held_since: None, ended: 0.0 }
-            }
+        let min_requests = f64::from(bounds.min_requests);
+        let (turns, after_seconds) = if is_degraded {
+            (pressure <= 1.0 - TOLERANCE && new.shed == 0.0, bounds.recover_after_seconds)
+        } else {
+            (pressure > 1.0 && requests >= min_requests, bounds.degrade_after_seconds)
         };
+        let mut turn = self.turn.filter(|_| turns).unwrap_or(Turn { since: now, requests: 0.0 });
+        turn.requests += new.requests;
+        self.turn = turns.then_some(turn);
+        let lasts = now.since(turn.since).as_secs_f64() >= f64::from(after_seconds);
+        if turns && lasts && (!is_degraded || turn.requests >= min_requests) {
+            self.reason = (!is_degraded).then_some(reason);
+            self.turn = None;
+        }
     }
 }
 

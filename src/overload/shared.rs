@@ -1,8 +1,9 @@
 //! What the workers of one Envoy share.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::store::SharedData;
+use crate::store::{SharedData, update};
 use crate::tier::MAX_PRIORITY;
 
 /// An upstream cluster, by its number in this worker. Number 0 is the one that clusters beyond the 32nd share.
@@ -66,4 +67,34 @@ impl Gauges {
     pub fn highest_waiting(&self) -> Option<u8> {
         self.waiting.iter().rposition(|workers| *workers > 0).map(|priority| priority as u8)
     }
+}
+
+/// Changes a record of all workers. Returns it, and what `change` returned at last; `None` where every attempt was lost to
+/// another worker.
+pub fn change<T: Serialize + DeserializeOwned, R>(
+    shared: &impl Shared,
+    key: &str,
+    new: impl Fn() -> T,
+    mut change: impl FnMut(&mut T) -> R,
+) -> Option<(T, R)> {
+    let updated = update(shared, key, |bytes, _| {
+        let mut record = bytes.and_then(decode).unwrap_or_else(&new);
+        let result = change(&mut record);
+        let bytes = encode(&record);
+        ((record, result), Some(bytes))
+    });
+    updated.ok().map(|updated| updated.value)
+}
+
+/// The format of the records. The bytes do not describe themselves, so a change of what is encoded has to count it up.
+const FORMAT: u8 = 2;
+
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(&(FORMAT, record)).unwrap_or_default()
+}
+
+/// `None` for bytes of another format.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (_, bytes) = bytes.split_first().filter(|(format, _)| **format == FORMAT)?;
+    postcard::from_bytes(bytes).ok()
 }

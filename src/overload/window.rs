@@ -85,26 +85,21 @@ impl Default for CallerObservations {
 }
 
 impl CallerObservations {
-    pub fn of(&mut self, caller: u64) -> Option<&mut CallerCounts> {
-        self.0.get_mut((caller % CALLERS as u64) as usize)
+    pub fn count(&mut self, caller: u64, counts: CallerCounts) {
+        if let Some(sum) = self.0.get_mut((caller % CALLERS as u64) as usize) {
+            *sum = sum.plus(&counts, 1.0);
+        }
     }
 
     /// Adds what was observed since. What was observed before counts by `factor` only.
     pub fn fade_and_merge(&mut self, factor: f64, newer: &Self) {
-        for (mine, newer) in self.0.iter_mut().zip(&newer.0) {
-            let mut sum = *newer;
-            sum.add(mine, factor);
-            *mine = sum;
-        }
+        self.0.iter_mut().zip(&newer.0).for_each(|(mine, newer)| *mine = newer.plus(mine, factor));
     }
 
     /// All together, where no caller counts for more than `most`.
     pub fn total(&self, most: f64) -> CallerCounts {
-        let mut sum = CallerCounts::default();
-        for counts in &self.0 {
-            sum.add(counts, (most / counts.size().max(1e-9)).min(1.0));
-        }
-        sum
+        let weight = |counts: &CallerCounts| (most / counts.size().max(1e-9)).min(1.0);
+        self.0.iter().fold(CallerCounts::default(), |sum, counts| sum.plus(counts, weight(counts)))
     }
 
     /// What the median caller counts for.
@@ -120,10 +115,12 @@ impl CallerCounts {
         self.requests + self.shed
     }
 
-    fn add(&mut self, other: &Self, weight: f64) {
-        self.requests += weight * other.requests;
-        self.errors += weight * other.errors;
-        self.slow += weight * other.slow;
-        self.shed += weight * other.shed;
+    fn plus(self, other: &Self, weight: f64) -> Self {
+        Self {
+            requests: self.requests + weight * other.requests,
+            errors: self.errors + weight * other.errors,
+            slow: self.slow + weight * other.slow,
+            shed: self.shed + weight * other.shed,
+        }
     }
 }

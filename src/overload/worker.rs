@@ -5,16 +5,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use super::admission_queue::Rank;
-use super::cluster::ClusterControl;
-use super::cluster_record::{ClusterRecord, decode, encode};
+use super::cluster::{ClusterControl, ClusterReport};
+use super::health_detector::{DegradeReason, HealthDetector, Signals};
 use super::parameters::*;
-use super::shared::{ClusterId, Shared};
-use super::window::{CallerObservations, RequestOutcome};
-use super::{DegradeReason, HealthDetector, Signals};
+use super::shared::{ClusterId, Shared, change};
+use super::window::{CallerCounts, CallerObservations, RequestOutcome};
 use crate::config::HealthThresholds;
 use crate::health::Health;
 use crate::request::RequestId;
-use crate::store::{record_key, update};
+use crate::store::record_key;
 use crate::time::StoreTime;
 
 /// Most clusters with a limit of their own.
@@ -57,34 +56,22 @@ pub enum Output {
     Shed(RequestId),
 }
 
-/// What all workers together have of one cluster.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClusterReport {
-    /// Its name; empty for the one that clusters beyond the 32nd share.
-    pub name: Vec<u8>,
-    /// How many requests may be in flight.
-    pub limit: f64,
-    /// The mean latency without a queue in the upstream.
-    pub baseline: Option<Duration>,
-    /// Requests in flight.
-    pub in_flight: u64,
-    /// Requests in the queues.
-    pub waiting: u64,
-    /// Requests that were shed since the start.
-    pub shed: u64,
-}
-
 /// What is shown of the upstreams.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OverloadReport {
-    /// What the signals say.
-    pub health: Health,
-    /// Why it is `DEGRADED`.
+    /// Why health is `DEGRADED`; `None` where it is `NORMAL`.
     pub reason: Option<DegradeReason>,
     /// The signals.
     pub signals: Signals,
     /// The clusters that have had a request.
     pub clusters: Vec<ClusterReport>,
+}
+
+impl OverloadReport {
+    /// What the signals say.
+    pub fn health(&self) -> Health {
+        self.reason.map_or(Health::Normal, |_| Health::Degraded)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,16 +95,21 @@ struct TrackedRequest {
     stage: Stage,
 }
 
+impl Stage {
+    /// That of a request which has just taken a place.
+    fn in_flight(cluster: &ClusterControl, now: StoreTime) -> Self {
+        Self::InFlight { since: now, has_place: true, is_counted: false, epoch: cluster.epoch() }
+    }
+}
+
 /// One worker's part in the overload control.
 #[derive(Debug)]
 pub struct OverloadControl {
     bounds: HealthThresholds,
     namespace: String,
     worker: u64,
-    is_superseded: bool,
     clusters: Vec<ClusterControl>,
     requests: HashMap<RequestId, TrackedRequest>,
-    waiting: usize,
     outputs: VecDeque<Output>,
     callers: CallerObservations,
     detector: HealthDetector,
@@ -135,10 +127,8 @@ impl OverloadControl {
             bounds,
             namespace: namespace.to_owned(),
             worker,
-            is_superseded: false,
             clusters: Vec::new(),
             requests: HashMap::new(),
-            waiting: 0,
             outputs: VecDeque::new(),
             callers: CallerObservations::default(),
             detector: HealthDetector::new(now),
@@ -151,15 +141,12 @@ impl OverloadControl {
     }
 
     /// The cluster of that name. Where its number is new, the host defines the gauges of that number before it is used.
-    pub fn cluster_id(&mut self, name: &[u8], shared: &impl Shared) -> ClusterId {
+    pub fn cluster_id(&mut self, name: &[u8], now: StoreTime) -> ClusterId {
         let known = self.clusters.iter().position(|cluster| cluster.name == name);
         let has_room = self.clusters.len() <= MAX_CLUSTERS;
         let index = known.unwrap_or(if has_room { self.clusters.len() } else { 0 });
         if index == self.clusters.len() {
-            self.add_cluster(name, StoreTime::from_micros(shared.now_us()));
-        }
-        if let Some(cluster) = self.clusters.get_mut(index) {
-            cluster.is_used = true;
+            self.add_cluster(name, now);
         }
         ClusterId(index as u8)
     }
@@ -167,8 +154,8 @@ impl OverloadControl {
     fn add_cluster(&mut self, name: &[u8], now: StoreTime) {
         let id = ClusterId(self.clusters.len() as u8);
         let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
-        let (key, record) = (record_key(&self.namespace, &record), ClusterRecord::new(now));
-        self.clusters.push(ClusterControl::new(name, id, key, self.worker, record, now));
+        let key = record_key(&self.namespace, &record);
+        self.clusters.push(ClusterControl::new(name, id, key, self.worker, now));
     }
 
     /// Asks for a place in flight for a request whose headers have arrived.
@@ -180,6 +167,7 @@ impl OverloadControl {
         shared: &impl Shared,
     ) -> Admission {
         let Arrival { cluster: cluster_id, priority, place, caller, has_body } = arrival;
+        let all_waiting = self.waiting();
         let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return Admission::Send };
         cluster.observations.arrivals += 1.0;
         let is_next = cluster.queue.best_priority().is_none_or(|best| best < priority);
@@ -187,20 +175,19 @@ impl OverloadControl {
         if !self.bounds.shed {
             cluster.take_place_anyway(shared);
         }
-        let epoch = cluster.epoch();
-        let stage = Stage::InFlight { since: now, has_place: true, is_counted: false, epoch };
-        let mut request = TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage };
         if is_sent {
-            self.requests.insert(id, request);
+            let stage = Stage::in_flight(cluster, now);
+            self.requests
+                .insert(id, TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage });
             return Admission::Send;
         }
         cluster.observations.waited += 1.0;
-        request.stage = Stage::Waiting(cluster.queue.push(id, priority, place, now));
-        self.requests.insert(id, request);
-        self.waiting += 1;
+        let stage = Stage::Waiting(cluster.queue.push(id, priority, place, now));
+        self.requests
+            .insert(id, TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage });
         // As many wait as may be in flight, at least as many as at first; the workers that have a queue share them.
         let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
-        if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) || self.waiting > MAX_QUEUE {
+        if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) || all_waiting >= MAX_QUEUE {
             let worst = cluster.queue.pop_worst();
             worst.into_iter().for_each(|worst| self.shed(worst));
         }
@@ -212,58 +199,44 @@ impl OverloadControl {
     pub fn request_complete(&mut self, id: RequestId, now: StoreTime, shared: &impl Shared) {
         let Some(request) = self.requests.get_mut(&id).filter(|request| !request.is_complete) else { return };
         request.is_complete = true;
-        if let Stage::InFlight { since, has_place, .. } = &mut request.stage {
-            *since = now;
-            if let Some(cluster) =
-                self.clusters.get_mut(usize::from(request.cluster.0)).filter(|_| !*has_place)
-            {
-                *has_place = true;
-                cluster.take_place_anyway(shared);
-            }
+        let Stage::InFlight { since, has_place, .. } = &mut request.stage else { return };
+        *since = now;
+        let had_place = std::mem::replace(has_place, true);
+        if let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)).filter(|_| !had_place) {
+            cluster.take_place_anyway(shared);
         }
     }
 
     /// A request has got its response headers, or has ended in another way. Later calls for it do nothing.
     pub fn finish(&mut self, id: RequestId, outcome: RequestOutcome, now: StoreTime, shared: &impl Shared) {
-        let Some(TrackedRequest { cluster: cluster_id, caller, is_complete, stage }) =
-            self.requests.remove(&id)
-        else {
-            return;
-        };
-        let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return };
-        match stage {
-            Stage::Waiting(rank) => {
-                cluster.queue.remove(rank);
-                self.waiting = self.waiting.saturating_sub(1);
-            }
+        let Some(request) = self.requests.remove(&id) else { return };
+        let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { return };
+        match request.stage {
+            Stage::Waiting(rank) => _ = cluster.queue.remove(rank),
             Stage::InFlight { since, has_place, is_counted, epoch } => {
                 if has_place {
                     cluster.give_back(shared);
                     cluster.yield_place(now, shared);
                 }
+                let (is_good, is_failed) = match outcome {
+                    RequestOutcome::Response { failed } => (!failed, failed),
+                    RequestOutcome::NoResponse => (false, true),
+                    RequestOutcome::ClientLeft | RequestOutcome::NotSent => (false, false),
+                };
                 let [lag, lag_before] = self.lag;
                 let latency = now.since(since).saturating_sub(lag.max(lag_before));
-                let is_good = outcome == RequestOutcome::Response { failed: false };
-                if is_complete && is_good {
+                if request.is_complete && is_good {
                     cluster.note_response(latency, epoch);
                 }
-                let is_slow = is_complete && latency > latency_bound(cluster, &self.bounds);
-                let is_failed =
-                    matches!(outcome, RequestOutcome::Response { failed: true } | RequestOutcome::NoResponse);
-                let is_seen = is_good || is_failed || outcome == RequestOutcome::ClientLeft && is_slow;
-                if let Some(counts) = self.callers.of(caller).filter(|_| is_seen) {
-                    counts.requests += f64::from(u8::from(!is_counted));
-                    counts.slow += f64::from(u8::from(is_slow && !is_counted));
-                    counts.errors += f64::from(u8::from(is_failed));
+                let is_slow = request.is_complete && latency > latency_bound(cluster, &self.bounds);
+                if is_good || is_failed || outcome == RequestOutcome::ClientLeft && is_slow {
+                    let requests = f64::from(!is_counted);
+                    let (slow, errors) = (f64::from(is_slow && !is_counted), f64::from(is_failed));
+                    self.callers.count(request.caller, CallerCounts { requests, errors, slow, shed: 0.0 });
                 }
             }
         }
-        self.pump(cluster_id, now, shared);
-    }
-
-    /// A newer configuration has taken over: only this one's own requests are brought to their end.
-    pub fn supersede(&mut self) {
-        self.is_superseded = true;
+        self.pump(request.cluster, now, shared);
     }
 
     /// Does what is due.
@@ -276,13 +249,9 @@ impl OverloadControl {
         if now >= self.next_flush {
             self.next_flush = now.after(FLUSH_INTERVAL);
             self.look_at_requests(now, shared);
-            if !self.is_superseded {
-                self.flush_health(now, shared);
-                let learns = self.detector.is_calm();
-                for cluster in self.clusters.iter_mut().filter(|cluster| cluster.is_used) {
-                    cluster.flush(learns, now, shared);
-                }
-            }
+            self.flush_health(now, shared);
+            let learns = self.detector.is_calm();
+            self.clusters.iter_mut().for_each(|cluster| cluster.flush(learns, now, shared));
         }
         for index in 0..self.clusters.len() {
             self.pump(ClusterId(index as u8), now, shared);
@@ -310,84 +279,63 @@ impl OverloadControl {
     /// worker's lag, which is not the upstream's latency.
     pub fn poll_timeout(&self, now: StoreTime) -> StoreTime {
         let tick = now.after(TICK);
-        if self.waiting > 0 { tick.min(self.next_flush) } else { self.next_flush }
-    }
-
-    /// What the signals of all workers say.
-    pub fn health(&self) -> Health {
-        self.detector.health()
-    }
-
-    /// The signals of all workers, and why health is what it is.
-    pub fn detector(&self) -> &HealthDetector {
-        &self.detector
+        if self.waiting() > 0 { tick.min(self.next_flush) } else { self.next_flush }
     }
 
     /// What is shown of the clusters that have had a request.
     pub fn report(&self) -> OverloadReport {
-        let used = self.clusters.iter().filter(|cluster| cluster.is_used);
-        let clusters = used.map(|cluster| {
-            let (name, limit, record) = (cluster.name.clone(), cluster.limit, &cluster.record);
-            let in_flight = record.workers.iter().map(|worker| u64::from(worker.in_flight)).sum();
-            let waiting = record.workers.iter().map(|worker| u64::from(worker.waiting)).sum();
-            let (baseline, shed) = (record.limit.baseline(), record.shed as u64);
-            ClusterReport { name, limit, baseline, in_flight, waiting, shed }
-        });
-        let clusters = clusters.collect();
-        let (health, reason) = (self.detector.health(), self.detector.reason());
-        OverloadReport { health, reason, signals: self.detector.signals(), clusters }
+        let used = self.clusters.iter().filter(|cluster| cluster.is_used());
+        let HealthDetector { reason, signals, .. } = self.detector;
+        OverloadReport { reason, signals, clusters: used.map(ClusterControl::report).collect() }
+    }
+
+    fn waiting(&self) -> usize {
+        self.clusters.iter().map(|cluster| cluster.queue.len()).sum()
     }
 
     /// Takes its place from what is uploaded slowly, and counts what has taken too long already.
     fn look_at_requests(&mut self, now: StoreTime, shared: &impl Shared) {
-        self.clusters.iter_mut().for_each(|cluster| cluster.open_s = 0.0);
+        self.clusters.iter_mut().for_each(|cluster| cluster.entry.open_s = 0.0);
         for request in self.requests.values_mut() {
             let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { continue };
             let Stage::InFlight { since, has_place, is_counted, epoch } = &mut request.stage else {
                 continue;
             };
             let age = now.since(*since);
-            if request.is_complete && *epoch == Some(cluster.record.limit.epoch().0) {
-                let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(HEADROOM));
-                cluster.open_s += age.min(most).as_secs_f64();
-            }
             if !request.is_complete {
                 if age >= FLUSH_INTERVAL && std::mem::take(has_place) {
                     cluster.give_back(shared);
                 }
-            } else if !*is_counted && age > latency_bound(cluster, &self.bounds) {
+                continue;
+            }
+            if *epoch == Some(cluster.record.limit.epoch().0) {
+                let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(HEADROOM));
+                cluster.entry.open_s += age.min(most).as_secs_f64();
+            }
+            if !*is_counted && age > latency_bound(cluster, &self.bounds) {
                 *is_counted = true;
-                if let Some(counts) = self.callers.of(request.caller) {
-                    counts.requests += 1.0;
-                    counts.slow += 1.0;
-                }
+                let counts = CallerCounts { requests: 1.0, slow: 1.0, ..CallerCounts::default() };
+                self.callers.count(request.caller, counts);
             }
         }
     }
 
     fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
         let observed = std::mem::take(&mut self.callers);
-        let updated = update(shared, &record_key(&self.namespace, "overload/health"), |bytes, _| {
-            let stored = bytes.and_then(decode);
-            let mut detector = stored.unwrap_or_else(|| HealthDetector::new(now));
-            detector.update(&observed, &self.bounds, now);
-            let bytes = encode(&detector);
-            (detector, Some(bytes))
-        });
-        if let Ok(updated) = updated {
-            self.detector = updated.value;
+        let key = record_key(&self.namespace, "overload/health");
+        let new = || HealthDetector::new(now);
+        let changed = change(shared, &key, new, |detector| detector.update(&observed, &self.bounds, now));
+        if let Some((detector, ())) = changed {
+            self.detector = detector;
         }
     }
 
     fn shed(&mut self, id: RequestId) {
-        self.waiting = self.waiting.saturating_sub(1);
         let Some(request) = self.requests.remove(&id) else { return };
         if let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) {
             cluster.observations.shed += 1.0;
         }
-        if let Some(counts) = self.callers.of(request.caller) {
-            counts.shed += 1.0;
-        }
+        self.callers.count(request.caller, CallerCounts { shed: 1.0, ..CallerCounts::default() });
         self.outputs.push_back(Output::Shed(id));
     }
 
@@ -403,10 +351,8 @@ impl OverloadControl {
                 break;
             }
             let Some(id) = cluster.queue.pop_best() else { break };
-            self.waiting = self.waiting.saturating_sub(1);
             if let Some(request) = self.requests.get_mut(&id) {
-                let epoch = cluster.epoch();
-                request.stage = Stage::InFlight { since: now, has_place: true, is_counted: false, epoch };
+                request.stage = Stage::in_flight(cluster, now);
             }
             self.outputs.push_back(Output::Send(id));
         }

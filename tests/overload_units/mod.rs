@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
 use super::concurrency_limit::{ConcurrencyLimit, LimitState};
+use super::health_detector::HealthDetector;
 use super::parameters::INITIAL_LIMIT;
-use super::shared::Gauges;
-use super::window::{CallerObservations, Observations};
+use super::shared::{Gauges, decode, encode};
+use super::window::{CallerCounts, CallerObservations, Observations};
 use super::{
-    Admission, Arrival, ClusterId, DegradeReason, Gauge, HealthDetector, Output, OverloadControl,
-    RequestOutcome, Shared,
+    Admission, Arrival, ClusterId, DegradeReason, Gauge, Output, OverloadControl, RequestOutcome, Shared,
 };
 use crate::config::HealthThresholds;
 use crate::health::Health;
@@ -229,13 +229,13 @@ mod record {
     #[test]
     fn bytes_of_another_version_are_ignored() {
         let record = ClusterRecord::new(at(0));
-        assert_eq!(ClusterRecord::decode(&record.encode()), Some(record.clone()));
-        let mut other = record.encode();
+        assert_eq!(decode::<ClusterRecord>(&encode(&record)), Some(record.clone()));
+        let mut other = encode(&record);
         other[0] += 1;
-        assert_eq!(ClusterRecord::decode(&other), None, "another format");
-        let cut = &record.encode()[..5];
+        assert_eq!(decode::<ClusterRecord>(&other), None, "another format");
+        let cut = &encode(&record)[..5];
         for bytes in [cut, &[], &[1]] {
-            assert_eq!(ClusterRecord::decode(bytes), None, "{bytes:?}");
+            assert_eq!(decode::<ClusterRecord>(bytes), None, "{bytes:?}");
         }
     }
 }
@@ -255,11 +255,11 @@ mod health {
             *now_ms += 1_000;
             let mut observed = CallerObservations::default();
             for (caller, (requests, errors)) in (0..).zip(callers) {
-                let counts = observed.of(caller).unwrap();
-                (counts.requests, counts.errors) = (counts.requests + requests, counts.errors + errors);
+                let (requests, errors) = (*requests, *errors);
+                observed.count(caller, CallerCounts { requests, errors, ..CallerCounts::default() });
             }
             detector.update(&observed, &HealthThresholds::default(), at(*now_ms));
-            if detector.health() == wanted {
+            if detector.reason.is_some() == (wanted == Health::Degraded) {
                 return Some((*now_ms - began_ms) as f64 / 1e3);
             }
         }
@@ -275,7 +275,7 @@ mod health {
         let (mut detector, mut now_ms) = (detector(), 0);
         let failing = seconds_until(Health::Degraded, &mut detector, &mut now_ms, &[(10.0, 10.0); 20]);
         assert!(failing.is_some_and(|seconds| (3.0..=5.0).contains(&seconds)), "{failing:?}");
-        assert_eq!(detector.reason(), Some(DegradeReason::ErrorRatio));
+        assert_eq!(detector.reason, Some(DegradeReason::ErrorRatio));
         let healthy = seconds_until(Health::Normal, &mut detector, &mut now_ms, &[(10.0, 0.0); 20]);
         assert!(healthy.is_some_and(|seconds| (10.0..=15.0).contains(&seconds)), "{healthy:?}");
     }
@@ -300,12 +300,12 @@ mod health {
             for second in 1..60 {
                 let mut observed = CallerObservations::default();
                 for caller in 0..20 {
-                    let counts = observed.of(caller).unwrap();
-                    (counts.requests, counts.shed) = (100.0 - shed, shed);
+                    let requests = 100.0 - shed;
+                    observed.count(caller, CallerCounts { requests, shed, ..CallerCounts::default() });
                 }
                 detector.update(&observed, &HealthThresholds::default(), at(second * 1_000));
             }
-            assert_eq!(detector.health() == Health::Degraded, is_degraded, "{shed} %");
+            assert_eq!(detector.reason.is_some(), is_degraded, "{shed} %");
         }
     }
 }
@@ -367,10 +367,10 @@ mod workers {
     }
 
     impl Worker {
-        fn new(worker: u64, memory: &Memory) -> Self {
+        fn new(worker: u64) -> Self {
             let bounds = HealthThresholds::default();
             let mut control = OverloadControl::new(bounds, "test", worker, at(0));
-            let cluster = control.cluster_id(b"upstream", memory);
+            let cluster = control.cluster_id(b"upstream", at(0));
             Self { control, cluster, next: 0 }
         }
 
@@ -406,7 +406,7 @@ mod workers {
     #[test]
     fn a_request_costs_three_gauge_calls_while_no_queue_is_in_use() {
         let memory = Memory::default();
-        let mut worker = Worker::new(1, &memory);
+        let mut worker = Worker::new(1);
         let (id, admission) = worker.admit(2, false, 0, &memory);
         worker.control.finish(id, GOOD, at(100), &memory);
         assert_eq!((admission, memory.calls.get()), (Admission::Send, 3));
@@ -415,7 +415,7 @@ mod workers {
     #[test]
     fn the_limit_holds_for_all_workers_together() {
         let memory = Memory::default();
-        let mut workers: Vec<_> = (0..8).map(|worker| Worker::new(worker, &memory)).collect();
+        let mut workers: Vec<_> = (0..8).map(Worker::new).collect();
         let sent: usize = workers.iter_mut().map(|worker| worker.fill(0, &memory).len()).sum();
         assert_eq!(sent, INITIAL_LIMIT as usize);
     }
@@ -429,7 +429,7 @@ mod workers {
             RequestOutcome::ClientLeft,
             RequestOutcome::NotSent,
         ] {
-            let mut worker = Worker::new(1, &memory);
+            let mut worker = Worker::new(1);
             let (id, _) = worker.admit(2, false, 0, &memory);
             worker.control.finish(id, outcome, at(10), &memory);
             worker.control.finish(id, GOOD, at(20), &memory);
@@ -440,7 +440,7 @@ mod workers {
     #[test]
     fn a_more_important_request_of_another_worker_goes_first() {
         let memory = Memory::default();
-        let (mut one, mut other) = (Worker::new(1, &memory), Worker::new(2, &memory));
+        let (mut one, mut other) = (Worker::new(1), Worker::new(2));
         let held = one.fill(0, &memory);
         let (important, admission) = other.admit(8, false, 1, &memory);
         assert_eq!(admission, Admission::Wait);
@@ -454,7 +454,7 @@ mod workers {
     #[test]
     fn a_worker_with_one_request_does_not_starve_beside_one_with_many() {
         let memory = Memory::default();
-        let (mut many, mut one) = (Worker::new(1, &memory), Worker::new(2, &memory));
+        let (mut many, mut one) = (Worker::new(1), Worker::new(2));
         let mut held = many.fill(0, &memory);
         let (lonely, _) = one.admit(2, false, 0, &memory);
         let sent_ms = (1..1_000).find(|ms| {
@@ -476,7 +476,7 @@ mod workers {
     #[test]
     fn a_request_is_shed_when_it_has_waited_for_a_second_and_not_before() {
         let memory = Memory::default();
-        let mut worker = Worker::new(1, &memory);
+        let mut worker = Worker::new(1);
         worker.fill(0, &memory);
         worker.outputs();
         let (id, _) = worker.admit(8, false, 0, &memory);
@@ -490,10 +490,10 @@ mod workers {
     #[test]
     fn at_most_1024_requests_wait_in_a_worker() {
         let memory = Memory::default();
-        let mut worker = Worker::new(1, &memory);
+        let mut worker = Worker::new(1);
         let mut shed = 0;
         for name in 0..40_u8 {
-            worker.cluster = worker.control.cluster_id(&[name], &memory);
+            worker.cluster = worker.control.cluster_id(&[name], at(0));
             assert!(worker.cluster <= ClusterId(32));
             for _ in 0..200 {
                 let _ = worker.admit(2, false, 0, &memory);
@@ -509,7 +509,7 @@ mod workers {
     #[test]
     fn a_slow_upload_holds_no_place_and_its_time_is_not_the_upstreams() {
         let memory = Memory::default();
-        let mut worker = Worker::new(1, &memory);
+        let mut worker = Worker::new(1);
         let (id, _) = worker.admit(2, true, 0, &memory);
         assert_eq!(in_flight(&memory), 1);
         worker.control.handle_timeout(at(60), &memory);
@@ -518,39 +518,27 @@ mod workers {
         assert_eq!(in_flight(&memory), 1);
         worker.control.finish(id, GOOD, at(5_010), &memory);
         worker.control.handle_timeout(at(5_020), &memory);
-        assert_eq!((in_flight(&memory), worker.control.detector().signals().slow_ratio), (0, 0.0));
+        assert_eq!((in_flight(&memory), worker.control.report().signals.slow_ratio), (0, 0.0));
     }
 
     #[test]
     fn a_hang_is_slow_before_it_ends() {
         let memory = Memory::default();
-        let mut worker = Worker::new(1, &memory);
+        let mut worker = Worker::new(1);
         worker.admit(2, false, 0, &memory);
         worker.control.handle_timeout(at(500), &memory);
-        assert_eq!(worker.control.detector().signals().slow_ratio, 0.0);
+        assert_eq!(worker.control.report().signals.slow_ratio, 0.0);
         worker.control.handle_timeout(at(551), &memory);
-        assert_eq!(worker.control.detector().signals().slow_ratio, 1.0);
+        assert_eq!(worker.control.report().signals.slow_ratio, 1.0);
     }
 
     #[test]
     fn with_shed_off_no_request_waits() {
         let memory = Memory::default();
         let bounds = HealthThresholds { shed: false, ..HealthThresholds::default() };
-        let mut worker = Worker::new(1, &memory);
+        let mut worker = Worker::new(1);
         worker.control = OverloadControl::new(bounds, "test", 1, at(0));
-        worker.cluster = worker.control.cluster_id(b"upstream", &memory);
+        worker.cluster = worker.control.cluster_id(b"upstream", at(0));
         assert_eq!(worker.fill(0, &memory).len(), 100);
-    }
-
-    #[test]
-    fn a_superseded_worker_writes_nothing_and_still_gives_places_back() {
-        let memory = Memory::default();
-        let mut worker = Worker::new(1, &memory);
-        let (id, _) = worker.admit(2, false, 0, &memory);
-        worker.control.supersede();
-        worker.control.handle_timeout(at(100), &memory);
-        assert!(memory.values.borrow().is_empty());
-        worker.control.finish(id, GOOD, at(200), &memory);
-        assert_eq!(in_flight(&memory), 0);
     }
 }

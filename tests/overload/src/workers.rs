@@ -125,7 +125,7 @@ impl Protection for Workers {
         let Arrival { worker, cluster, request, priority, caller } = arrival;
         let now = self.at(worker, now_us);
         let control = &mut self.workers[worker];
-        let id = control.cluster_id(format!("cluster {cluster}").as_bytes(), &self.memory);
+        let id = control.cluster_id(format!("cluster {cluster}").as_bytes(), now);
         self.memory.clusters.borrow_mut().insert((worker, id), cluster);
         let place = overload::rotating_place(&caller, now);
         let arrival = overload::Arrival { cluster: id, priority, place, caller, has_body: false };
@@ -181,6 +181,6 @@ impl Protection for Workers {
     }
 
     fn is_degraded(&self) -> bool {
-        self.workers[0].health() == Health::Degraded
+        self.workers[0].report().health() == Health::Degraded
     }
 }
