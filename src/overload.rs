@@ -1,4 +1,5 @@
-//! Overload control: how much may be in flight to each upstream cluster, which requests wait, which are shed, and health.
+//! Overload control: how much may be in flight to each upstream cluster, which requests wait, which are shed, and
+//! health.
 //!
 //! Pure: the time is an argument, what workers share is a trait ([`Shared`]), and what to do is polled. There is one
 //! [`OverloadControl`] in each worker; call `handle_timeout` when `poll_timeout` is due, and after each call

@@ -129,9 +129,7 @@ struct ClusterGauges {
 impl ClusterGauges {
     fn new(namespace: &str) -> Self {
         let vm_id = proxy_wasm::hostcalls::get_property(vec!["plugin_vm_id"]).ok().flatten();
-        let mut gauges = Self { scope: hash_of(&(vm_id, namespace)) as u32, ids: Vec::new() };
-        gauges.define(ClusterId(0), b"");
-        gauges
+        Self { scope: hash_of(&(vm_id, namespace)) as u32, ids: Vec::new() }
     }
 
     /// Defines the gauges of a cluster that is new.
@@ -139,7 +137,7 @@ impl ClusterGauges {
         if self.ids.len() != usize::from(id.0) {
             return;
         }
-        let label = cluster_label(name);
+        let label = cluster_label(if id == ClusterId::REST { b"" } else { name });
         let define = |gauge| metrics::gauge(&format!("{gauge}.cluster.{label}_{:08x}", self.scope));
         let ids = define(CLUSTER_IN_FLIGHT_STATE).zip(define(CLUSTER_QUEUE_STATE));
         let counts = ids.filter(|(in_flight, _)| metrics::counts(*in_flight));

@@ -38,10 +38,11 @@ pub struct ClusterControl {
     pub queues: i32,
     /// What this worker holds; `at` and `waiting` are those of the last flush.
     pub entry: WorkerEntry,
+    /// The epoch of the limit that the request which took the last place is a sample of.
+    pub sample_of: Option<u32>,
     pub yields_until: StoreTime,
     id: ClusterId,
     key: String,
-    is_sample: bool,
     places_in_a_row: f64,
 }
 
@@ -59,27 +60,22 @@ impl ClusterControl {
             yields_until: now,
             id,
             key,
-            is_sample: true,
+            sample_of: None,
             places_in_a_row: 0.0,
         }
-    }
-
-    /// Whether it has had a request.
-    pub fn is_used(&self) -> bool {
-        self.entry.at != StoreTime::default()
     }
 
     /// Takes a place in flight, if one is free and no worker has a more important request in its queue.
     pub fn take_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
         self.take_place_anyway(shared);
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
-            self.is_sample = true;
             let is_free = f64::from(self.entry.in_flight) <= self.limit;
             return is_free || self.return_place(shared);
         };
         let mut gauges = Gauges::new(in_flight, 0);
         let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
-        self.is_sample = f64::from(gauges.in_flight) <= self.record.limit.epoch().1.ceil();
+        self.sample_of =
+            self.sample_of.filter(|_| f64::from(gauges.in_flight) <= self.record.limit.target.ceil());
         self.queues = gauges.queues;
         if is_free && gauges.queues > 0 {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
@@ -91,19 +87,17 @@ impl ClusterControl {
     pub fn take_place_anyway(&mut self, shared: &impl Shared) {
         shared.add(self.id, Gauge::InFlight, 1);
         self.entry.in_flight = self.entry.in_flight.saturating_add(1);
-        self.observations.sent += 1.0;
+        self.sample_of = Some(self.record.limit.epoch);
     }
 
     pub fn give_back(&mut self, shared: &impl Shared) {
         self.return_place(shared);
-        self.observations.sent += 1.0;
         self.observations.ended += 1.0;
     }
 
     fn return_place(&mut self, shared: &impl Shared) -> bool {
         shared.add(self.id, Gauge::InFlight, -1);
         self.entry.in_flight = self.entry.in_flight.saturating_sub(1);
-        self.observations.sent -= 1.0;
         false
     }
 
@@ -130,50 +124,43 @@ impl ClusterControl {
         }
     }
 
-    /// The epoch that the request which has just taken a place is a sample of: the latency is that of the limit as it is,
-    /// if no more are in flight.
-    pub fn epoch(&self) -> Option<u32> {
-        self.is_sample.then(|| self.record.limit.epoch().0)
-    }
-
     /// Counts a response that is no server error.
     pub fn note_response(&mut self, latency: Duration, epoch: Option<u32>) {
         self.observations.responses += 1.0;
-        if self.record.limit.usual_s().is_some_and(|usual_s| latency.as_secs_f64() > usual_s) {
+        if self.record.limit.usual_s.is_some_and(|usual_s| latency.as_secs_f64() > usual_s) {
             self.observations.over_usual += 1.0;
         }
-        if epoch == Some(self.record.limit.epoch().0) {
+        if epoch == Some(self.record.limit.epoch) {
             self.observations.sample(latency);
         }
     }
 
     /// Looks how many requests may be in flight now.
     pub fn refresh(&mut self, now: StoreTime, shared: &impl Shared) {
-        self.limit = self.record.limit.limit(now);
-        if shared.read(self.id, Gauge::InFlight).is_none() {
-            self.limit = self.record.share(self.entry.worker, self.limit, now);
-        }
+        let limit = self.record.limit.limit(now);
+        let has_gauges = shared.read(self.id, Gauge::InFlight).is_some();
+        self.limit = if has_gauges { limit } else { self.record.share(self.entry.worker, limit, now) };
     }
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
     pub fn flush(&mut self, learns: bool, now: StoreTime, shared: &impl Shared) {
         let is_idle = self.entry.in_flight == 0 && self.observations == Observations::default();
-        if is_idle && (!self.is_used() || now.since(self.entry.at) < MAX_WAIT) {
+        if is_idle && now.since(self.entry.at) < MAX_WAIT {
             return;
         }
         let observed = std::mem::take(&mut self.observations);
         self.entry.at = now;
         self.entry.waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         self.entry.demand += TOLERANCE * (observed.arrivals - self.entry.demand);
-        self.entry.epoch = self.record.limit.epoch().0;
+        self.entry.epoch = self.record.limit.epoch;
         let (entry, read) = (self.entry, |gauge| shared.read(self.id, gauge));
         let gauges = read(Gauge::InFlight)
             .map(|in_flight| Gauges::new(in_flight, read(Gauge::Waiting).unwrap_or_default()));
         let new = || ClusterRecord::new(now);
         let changed = change(shared, &self.key, new, |record| {
             let mut observed = observed;
-            if record.limit.epoch().0 != entry.epoch {
-                (observed.samples, observed.latency_s, observed.latency_s2) = (0.0, 0.0, 0.0);
+            if record.limit.epoch != entry.epoch {
+                (observed.samples, observed.latency_s) = (0.0, 0.0);
             }
             if learns {
                 record.limit.learn_usual(&observed, now);

@@ -34,24 +34,22 @@ pub struct ClusterRecord {
     /// Requests that were shed since the record began.
     pub shed: f64,
     pub workers: Vec<WorkerEntry>,
-    /// What the gauges held beyond all workers at each of so many flushes since then.
+    /// What the gauges held beyond all workers at each of so many flushes.
     excess: Gauges,
-    excess_since: StoreTime,
-    flushes: u32,
+    flushes: usize,
 }
 
 impl ClusterRecord {
     pub fn new(now: StoreTime) -> Self {
         let limit = ConcurrencyLimit::new(now);
-        let (workers, excess) = (Vec::new(), Gauges::default());
-        Self { limit, shed: 0.0, workers, excess, excess_since: now, flushes: 0 }
+        Self { limit, shed: 0.0, workers: Vec::new(), excess: Gauges::default(), flushes: 0 }
     }
 
     /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
     ///
-    /// A worker that traps never gives its places back. So each worker says what it holds; what the gauges hold beyond that
-    /// at every flush for some time belongs to none. A worker that was taken for dead and is not leaves the gauges too
-    /// low in the same way, and that is put right in the same way.
+    /// A worker that traps never gives its places back. So each worker says what it holds; what the gauges hold beyond
+    /// that at every flush for some time belongs to none. A worker that was taken for dead and is not leaves the gauges
+    /// too low in the same way, and that is put right in the same way.
     pub fn update(
         &mut self,
         observed: &Observations,
@@ -60,8 +58,8 @@ impl ClusterRecord {
         now: StoreTime,
     ) -> Gauges {
         // A worker that has written nothing for so long is dead.
-        let is_recent = |at: StoreTime| now.since(at) < FLUSH_INTERVAL.mul_f64(MIN_SAMPLES);
-        self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
+        let silence = FLUSH_INTERVAL.mul_f64(MIN_SAMPLES);
+        self.workers.retain(|other| other.worker != entry.worker && now.since(other.at) < silence);
         if self.workers.len() < MAX_WORKERS {
             self.workers.push(entry);
         }
@@ -71,16 +69,16 @@ impl ClusterRecord {
             sum.zip(Gauges::new(queues + u64::from(entry.in_flight), entry.priorities), i32::saturating_add)
         });
         let gauges = gauges.unwrap_or(held);
-        let epoch = self.limit.epoch().0;
+        let epoch = self.limit.epoch;
         let open_s = self.workers.iter().filter(|entry| entry.epoch == epoch).map(|entry| entry.open_s).sum();
         self.limit.update(observed, open_s, gauges.in_flight.into(), now);
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if is_recent(self.excess_since) || f64::from(self.flushes) < MIN_SAMPLES {
+        if (self.flushes as f64) < MIN_SAMPLES * self.workers.len() as f64 {
             return Gauges::default();
         }
-        (self.excess_since, self.flushes) = (now, 0);
+        self.flushes = 0;
         self.excess
     }
 

@@ -1,13 +1,13 @@
 //! How many requests may be in flight to one cluster.
 //!
-//! The limit keeps the mean latency at [`LATENCY_TARGET`] times the baseline, the latency
-//! without a queue in the upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to
-//! prove that it helps: where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
+//! The limit keeps the mean latency at [`LATENCY_TARGET`] times the baseline, the latency without a queue in the
+//! upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to prove that it helps:
+//! where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
 //!
 //! Only responses to requests that were sent under the limit as it is are samples. Of those sent, the short ones are
-//! answered first: the mean of the responses is too low at first, and with the time that the others have taken already it
-//! is too high. The truth lies between, so what has to be sure is held against the worse of the two. Few samples decide
-//! nothing, and are added up until they do.
+//! answered first: the mean of the responses is too low at first, and with the time that the others have taken already
+//! it is too high. The truth lies between, so what has to be sure is held against the worse of the two. Few samples
+//! decide nothing, and are added up until they do.
 
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use crate::time::StoreTime;
 /// What the limit does.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum LimitState {
+    /// Nothing is known yet.
+    Starting,
     /// Hardly a request waits for the limit. Latency teaches the baseline.
     Open,
     /// Requests wait. The limit grows while latency is below its goal.
@@ -28,11 +30,8 @@ pub enum LimitState {
     Cutting(Step),
     /// A lower limit measures the baseline.
     Verifying(Step),
-    /// Requests wait, and no response arrives. The limit falls until one does.
-    Silent {
-        /// The limit before.
-        origin: f64,
-    },
+    /// Requests wait, and no response arrives. The limit falls until one does; it was this before.
+    Silent(f64),
 }
 
 /// A step to a lower limit.
@@ -43,72 +42,63 @@ pub struct Step {
     before_s: Option<f64>,
     /// The limit to go back to: the lowest that has proved itself.
     back: f64,
+    /// The limit falls slowly enough that the most important requests go on meanwhile.
+    places_per_s: f64,
 }
 
 /// A mean of latencies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Estimate {
-    mean_s: f64,
-    /// The mean of the responses, and that with what requests in flight have taken so far; the lesser first.
-    bounds_s: (f64, f64),
-    /// The standard error, as a share of the mean.
-    error: f64,
+struct Mean {
+    seconds: f64,
     samples: f64,
 }
 
-/// A limit that falls slowly enough that the most important requests go on meanwhile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Ramp {
-    from: f64,
-    per_second: f64,
-    since: StoreTime,
+/// What samples say of the latency now, in seconds: the mean, and what it surely lies between.
+#[derive(Clone, Copy)]
+struct Seen {
+    mean: Mean,
+    low_s: f64,
+    high_s: f64,
+    /// `high_s` without the standard error.
+    longest_s: f64,
 }
 
 /// The limit of one cluster, as all workers share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConcurrencyLimit {
-    state: LimitState,
-    limit: f64,
-    ramp: Ramp,
-    baseline: Option<Estimate>,
-    /// Begins anew with each change of the limit that responses to earlier requests say nothing about.
-    epoch: u32,
-    /// What was observed since this moment, and what requests in flight had taken by then.
+    pub state: LimitState,
+    /// The limit, or what it falls to.
+    pub target: f64,
+    baseline: Mean,
+    /// Counts changes of the limit. A request is a sample of the epoch if no more than `target` were in flight when it
+    /// was sent.
+    pub epoch: u32,
+    /// What was observed from this moment to the last update, and what requests in flight had taken at both.
     since: StoreTime,
+    updated: StoreTime,
     totals: Observations,
     open_before_s: f64,
-    /// What nine in ten responses usually do not exceed, and when it was last adjusted.
-    usual_s: Option<f64>,
-    usual_at: StoreTime,
+    open_s: f64,
+    /// What nine in ten responses usually do not exceed.
+    pub usual_s: Option<f64>,
     responded_at: StoreTime,
     verified_at: Option<StoreTime>,
-}
-
-/// What there is to decide by.
-#[derive(Clone, Copy)]
-struct View {
-    baseline: Estimate,
-    goal_s: f64,
-    seen: Estimate,
-    in_flight: f64,
-    open_s: f64,
-    now: StoreTime,
 }
 
 impl ConcurrencyLimit {
     /// The limit before anything is known.
     pub fn new(now: StoreTime) -> Self {
         Self {
-            state: LimitState::Open,
-            limit: INITIAL_LIMIT,
-            ramp: Ramp::default(),
-            baseline: None,
+            state: LimitState::Starting,
+            target: INITIAL_LIMIT,
+            baseline: Mean::default(),
             epoch: 0,
             since: now,
+            updated: now,
             totals: Observations::default(),
             open_before_s: 0.0,
+            open_s: 0.0,
             usual_s: None,
-            usual_at: now,
             responded_at: now,
             verified_at: None,
         }
@@ -116,237 +106,223 @@ impl ConcurrencyLimit {
 
     /// How many requests may be in flight.
     pub fn limit(&self, now: StoreTime) -> f64 {
-        self.limit.max(self.ramp.from - self.ramp.per_second * seconds(self.ramp.since, now))
+        match self.state {
+            LimitState::Cutting(step) | LimitState::Verifying(step) => {
+                self.target.max(step.from - step.places_per_s * now.since(self.since).as_secs_f64())
+            }
+            _ => self.target,
+        }
     }
 
     /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
-            LimitState::Cutting(Step { back, .. }) | LimitState::Verifying(Step { back, .. }) => {
-                self.limit.max(back)
-            }
-            LimitState::Silent { origin } => self.limit.max(origin),
-            LimitState::Open if self.baseline.is_none() => f64::INFINITY,
-            LimitState::Open | LimitState::Limiting => self.limit,
+            LimitState::Starting => f64::INFINITY,
+            LimitState::Cutting(step) | LimitState::Verifying(step) => self.target.max(step.back),
+            LimitState::Silent(back) => self.target.max(back),
+            LimitState::Open | LimitState::Limiting => self.target,
         }
-    }
-
-    #[cfg(test)]
-    pub fn state(&self) -> LimitState {
-        self.state
     }
 
     /// The mean latency without a queue in the upstream.
     pub fn baseline(&self) -> Option<Duration> {
-        self.baseline.and_then(|baseline| Duration::try_from_secs_f64(baseline.mean_s).ok())
-    }
-
-    /// What nine in ten responses usually do not exceed, in seconds.
-    pub fn usual_s(&self) -> Option<f64> {
-        self.usual_s
-    }
-
-    /// The number of the epoch. A request is a sample of it if no more than so many were in flight when it was sent.
-    pub fn epoch(&self) -> (u32, f64) {
-        (self.epoch, self.limit)
+        let baseline = Duration::try_from_secs_f64(self.baseline.seconds).ok();
+        baseline.filter(|_| self.state != LimitState::Starting)
     }
 
     /// Follows what is usual: the share of responses that exceed it says how far off it is.
     pub fn learn_usual(&mut self, observed: &Observations, now: StoreTime) {
-        if let Some(usual_s) = &mut self.usual_s {
-            let off = observed.over_usual / observed.responses.max(1.0) - TOLERANCE;
-            let elapsed_s = seconds(self.usual_at, now).min(MAX_WAIT.as_secs_f64());
-            if observed.responses > 0.0 {
-                *usual_s *= (off * elapsed_s / VERIFY_INTERVAL.as_secs_f64()).exp();
-            }
-        } else {
-            self.usual_s = self.baseline.map(|baseline| baseline.mean_s * LATENCY_TARGET);
+        if let Some(usual_s) = self.usual_s.as_mut().filter(|_| observed.responses > 0.0) {
+            let off = observed.over_usual / observed.responses - TOLERANCE;
+            let elapsed_s = now.since(self.updated).min(MAX_WAIT).as_secs_f64();
+            *usual_s *= (off * elapsed_s / VERIFY_INTERVAL.as_secs_f64()).exp();
         }
-        self.usual_at = now;
     }
 
-    /// Takes in what one worker observed, and decides if there is enough to decide by. `open_s`: what samples of this epoch
-    /// that are in flight have taken so far, added up.
+    /// Takes in what one worker observed, and decides if there is enough to decide by. `open_s`: what samples of this
+    /// epoch that are in flight have taken so far, added up.
     pub fn update(&mut self, observed: &Observations, open_s: f64, in_flight: f64, now: StoreTime) {
+        (self.updated, self.open_s) = (now, open_s);
         self.totals.merge(observed);
         if observed.responses > 0.0 {
             self.responded_at = now;
         }
-        let seen = Estimate::of(&self.totals, open_s - self.open_before_s);
-        let Some(baseline) = self.baseline else { return self.start(observed, seen, open_s, now) };
-        let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * baseline.mean_s);
-        if self.waits() && seconds(self.responded_at, now) > silence_s {
-            let origin = self.queue_limit();
-            self.limit = (self.limit / 2.0).max(MIN_SAMPLES.min(self.limit));
-            (self.ramp, self.responded_at) = (Ramp::default(), now);
-            return self.begin(LimitState::Silent { origin }, now);
+        let seen = Seen::of(&self.totals, open_s - self.open_before_s);
+        if self.state == LimitState::Starting {
+            return self.start(observed, seen);
         }
-        // Each worker has said what it observed.
-        let is_whole = self.age_s(now) >= FLUSH_INTERVAL.as_secs_f64();
-        if seen.samples < MIN_SAMPLES || !is_whole {
+        let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
+        if self.waits() && self.seconds_since(self.responded_at) > silence_s {
+            let back = self.queue_limit();
+            self.target = (self.target / 2.0).max(MIN_SAMPLES.min(self.target));
+            self.responded_at = now;
+            return self.begin(LimitState::Silent(back));
+        }
+        // Each worker has to have said what it observed.
+        if seen.mean.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
             return;
         }
-        let goal_s = baseline.mean_s * LATENCY_TARGET;
-        let view = View { baseline, goal_s, seen, in_flight, open_s, now };
         match self.state {
-            LimitState::Open | LimitState::Limiting if self.waits() => self.follow(view),
-            LimitState::Open | LimitState::Limiting => self.learn(view),
-            LimitState::Cutting(Step { back, .. }) | LimitState::Verifying(Step { back, .. })
-                if !self.waits() =>
-            {
+            LimitState::Cutting(step) | LimitState::Verifying(step) if !self.waits() => {
                 // Nothing can be proved while less is asked for.
-                self.limit = back;
-                self.begin(LimitState::Open, now);
+                self.target = step.back;
+                self.begin(LimitState::Open);
             }
             // The first responses are the short ones: with one for each request in flight, all kinds have come.
-            LimitState::Cutting(_) | LimitState::Verifying(_) if seen.samples < self.limit => {}
-            LimitState::Cutting(step) => self.prove(step, view),
-            LimitState::Verifying(step) => self.verify(step, view),
-            LimitState::Silent { origin } => {
-                if !view.is_slow() {
-                    self.limit = origin.min(INITIAL_LIMIT).max(self.limit);
+            LimitState::Cutting(_) | LimitState::Verifying(_) if seen.mean.samples < self.target => {}
+            LimitState::Cutting(step) => self.prove(step, seen),
+            LimitState::Verifying(step) => self.verify(step, seen),
+            LimitState::Silent(back) => {
+                if !self.is_slow(seen) {
+                    self.target = back.min(INITIAL_LIMIT).max(self.target);
                 }
-                self.begin(LimitState::Limiting, now);
+                self.begin(LimitState::Limiting);
             }
+            _ if self.waits() => self.follow(seen, in_flight),
+            _ => self.learn(seen),
         }
     }
 
     /// Nothing is known yet: the limit grows by one for each response, and blindly if there is none.
-    fn start(&mut self, observed: &Observations, seen: Estimate, open_s: f64, now: StoreTime) {
-        let is_late = self.age_s(now) > MAX_WAIT.as_secs_f64();
+    fn start(&mut self, observed: &Observations, seen: Seen) {
         if self.waits() {
-            self.limit += observed.samples;
+            self.target += observed.samples;
         }
-        if seen.samples >= 2.0 * INITIAL_LIMIT {
+        if seen.mean.samples >= 2.0 * INITIAL_LIMIT {
             // Of these, too, the short ones came first.
-            self.baseline = Some(Estimate { mean_s: seen.bounds_s.1, ..seen });
-            self.go_on(LimitState::Open, open_s, now);
-        } else if self.waits() && seen.samples < MIN_SAMPLES && is_late {
+            self.baseline = Mean { seconds: seen.longest_s, ..seen.mean };
+            self.usual_s = Some(self.goal_s());
+            self.go_on(LimitState::Open);
+        } else if self.waits() && seen.mean.samples < MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64() {
             // What waits would be shed. There is an end to this, in case there never is a response.
-            self.limit = (2.0 * self.limit).min(BASELINE_SAMPLES.max(self.limit));
-            self.begin(LimitState::Open, now);
+            self.target = (2.0 * self.target).min(BASELINE_SAMPLES.max(self.target));
+            self.begin(LimitState::Starting);
         }
     }
 
     /// There is room for all: latency is the baseline, and demand says how much room it needs.
-    fn learn(&mut self, view: View) {
-        let View { baseline, seen, open_s, now, .. } = view;
-        let is_slow = view.is_slow();
-        let Observations { arrivals, sent, ended, .. } = self.totals;
+    fn learn(&mut self, seen: Seen) {
+        let is_slow = self.is_slow(seen);
+        let Observations { arrivals, ended, .. } = self.totals;
         // Slower than usual: a queue that builds up, which the limit will stop, or an upstream that is slower now.
-        if is_slow && (seen.error > TOLERANCE || sent - ended > (sent + ended).sqrt()) {
+        if is_slow && (seen.mean.error() > TOLERANCE || arrivals - ended > (arrivals + ended).sqrt()) {
             return;
         }
-        self.baseline = Some(baseline.learn(seen));
-        self.verified_at = Some(now);
+        let baseline_s = self.baseline.seconds;
+        self.baseline = self.baseline.with(seen.mean);
+        self.verified_at = Some(self.updated);
         let wanted = |requests: f64| {
-            let busy = HEADROOM * baseline.mean_s * requests / self.age_s(now);
+            let busy = HEADROOM * baseline_s * requests / self.age_s();
             INITIAL_LIMIT.max(busy + SIGMAS * busy.sqrt())
         };
         // A rise shows in the arrivals first, and a slow upstream in the responses.
-        let wanted = self.limit.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
+        let wanted = self.target.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
         if !is_slow {
-            self.limit += (self.age_s(now) / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.limit);
+            self.target += (self.age_s() / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.target);
         }
-        self.go_on(LimitState::Open, open_s, now);
+        self.go_on(LimitState::Open);
     }
 
     /// Requests wait: the limit follows latency.
-    fn follow(&mut self, view: View) {
-        let View { baseline, goal_s, seen, in_flight, open_s, now } = view;
-        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * baseline.mean_s);
-        let is_due = self.verified_at.is_none_or(|at| seconds(at, now) > due_s);
-        if is_due && self.state == LimitState::Limiting {
-            let (from, before_s) = (self.limit, Some(seen.mean_s));
-            self.fall(from / 2.0, from, LimitState::Verifying(Step { from, before_s, back: from }), now);
-        } else if view.is_slow() {
+    fn follow(&mut self, seen: Seen, in_flight: f64) {
+        let (goal_s, mean, is_limiting) = (self.goal_s(), seen.mean, self.state == LimitState::Limiting);
+        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
+        let is_due = self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s);
+        if is_due && is_limiting {
+            self.lower(self.target / 2.0, Some(mean.seconds), self.target, LimitState::Verifying);
+        } else if self.is_slow(seen) {
             // Where the limit has just been reached, earlier samples were of fewer in flight.
-            let is_limiting = self.state == LimitState::Limiting;
-            let is_steady = seen.samples >= if is_limiting { in_flight } else { 2.0 * in_flight };
-            if is_steady || !is_limiting {
-                let (from, before_s) = (self.limit, is_steady.then_some(seen.mean_s));
-                self.cut(Step { from, before_s, back: from }, if is_steady { HEADROOM } else { 2.0 }, view);
+            let is_steady = mean.samples >= if is_limiting { in_flight } else { 2.0 * in_flight };
+            if is_steady {
+                self.cut(HEADROOM, Some(mean.seconds), self.target, mean);
+            } else if !is_limiting {
+                self.cut(2.0, None, self.target, mean);
             }
-        } else if seen.high_s() < goal_s || self.verified_at.is_none() && seen.mean_s < goal_s {
+        } else if seen.high_s < goal_s || self.verified_at.is_none() && mean.seconds < goal_s {
             // Before there ever was room for all, nothing says that there is a queue.
-            let growth = (goal_s - seen.mean_s) / (goal_s - baseline.mean_s).max(f64::EPSILON);
+            let growth = (goal_s - mean.seconds) / (goal_s - self.baseline.seconds).max(f64::EPSILON);
             let growth = growth.clamp(0.0, 1.0);
-            if self.state == LimitState::Open {
-                // There was room for all so far, and there is no queue. By one for each response it grows evenly.
-                self.limit += growth * seen.samples.min(self.limit);
-                self.go_on(LimitState::Open, open_s, now);
+            if is_limiting {
+                self.target *= 1.0 + growth;
+                self.begin(LimitState::Limiting);
             } else {
-                self.limit *= 1.0 + growth;
-                self.begin(LimitState::Limiting, now);
+                // There was room for all so far, and there is no queue. By one for each response it grows evenly.
+                self.target += growth * mean.samples.min(self.target);
+                self.go_on(LimitState::Open);
             }
-        } else if seen.samples >= BASELINE_SAMPLES {
-            self.go_on(LimitState::Limiting, open_s, now);
+        } else if mean.samples >= BASELINE_SAMPLES {
+            self.go_on(LimitState::Limiting);
         }
     }
 
     /// Keeps a cut only where it is sure that latency has fallen with the limit.
-    fn prove(&mut self, step: Step, view: View) {
-        let (seen, from, before_s) = (view.seen, self.limit, Some(view.seen.mean_s));
-        let is_sure = seen.error < TOLERANCE;
-        let is_below = |bound_s: f64| seen.high_s() < bound_s || is_sure && seen.mean_s < bound_s;
-        match step.helped_s(self.limit) {
+    fn prove(&mut self, step: Step, seen: Seen) {
+        let before_s = Some(seen.mean.seconds);
+        let is_sure = seen.mean.error() < TOLERANCE;
+        let is_slow = self.is_slow(seen);
+        let is_below = |bound_s: f64| seen.high_s < bound_s || is_sure && seen.mean.seconds < bound_s;
+        match step.helped_s(self.target) {
             // The next cut proves both.
-            None if is_below(view.goal_s) => self.begin(LimitState::Limiting, view.now),
-            None if view.is_slow() || is_sure => {
-                self.cut(Step { from, before_s, back: step.back }, 2.0, view);
-            }
+            None if is_below(self.goal_s()) => self.begin(LimitState::Limiting),
+            None if is_slow || is_sure => self.cut(2.0, before_s, step.back, seen.mean),
             None => {}
-            Some(helped_s) if is_below(helped_s) && !view.is_slow() => {
-                self.begin(LimitState::Limiting, view.now)
+            Some(helped_s) if is_below(helped_s) && !is_slow => self.begin(LimitState::Limiting),
+            Some(helped_s) if is_below(helped_s) && self.target > 1.0 => {
+                self.cut(2.0, before_s, self.target, seen.mean);
             }
-            Some(helped_s) if is_below(helped_s) && from > 1.0 => {
-                self.cut(Step { from, before_s, back: from }, 2.0, view);
-            }
-            Some(helped_s) if is_sure || seen.low_s() > helped_s => self.measured(step.back, view),
+            Some(helped_s) if is_sure || seen.low_s > helped_s => self.measured(step.back, seen.mean),
             Some(_) => {}
         }
     }
 
     /// Measures the baseline, at ever lower limits while latency is lower there.
-    fn verify(&mut self, step: Step, view: View) {
-        let View { baseline, seen, now, .. } = view;
+    fn verify(&mut self, step: Step, seen: Seen) {
         // Exact enough to tell the baseline from the goal.
-        if SIGMAS * seen.error > LATENCY_TARGET - 1.0 {
+        if SIGMAS * seen.mean.error() > LATENCY_TARGET - 1.0 {
             return;
         }
         // After a mistake the baseline says nothing.
-        let is_lower = (self.verified_at.is_none() || seen.high_s() < baseline.mean_s)
-            && step.helped_s(self.limit).is_some_and(|helped_s| seen.mean_s < helped_s);
-        if is_lower && self.limit > 1.0 {
-            self.baseline = Some(seen);
-            let (from, before_s) = (self.limit, Some(seen.mean_s));
-            self.fall(from / 2.0, from, LimitState::Verifying(Step { from, before_s, back: step.back }), now);
+        let is_lower = (self.verified_at.is_none() || seen.high_s < self.baseline.seconds)
+            && step.helped_s(self.target).is_some_and(|helped_s| seen.mean.seconds < helped_s);
+        if is_lower && self.target > 1.0 {
+            self.baseline = seen.mean;
+            self.lower(self.target / 2.0, Some(seen.mean.seconds), step.back, LimitState::Verifying);
         } else {
-            self.measured(step.back, view);
+            self.measured(step.back, seen.mean);
         }
     }
 
     /// A lower limit has shown what latency is without a queue.
-    fn measured(&mut self, limit: f64, View { baseline, seen, now, .. }: View) {
-        let measured = baseline.measure(seen);
+    fn measured(&mut self, limit: f64, seen: Mean) {
+        let difference = (seen.seconds / self.baseline.seconds).ln().abs();
+        let is_other = difference > SIGMAS * seen.error().hypot(self.baseline.error());
+        self.baseline = if is_other { seen } else { self.baseline.with(seen) };
         // What differs much may be a mistake, and is soon verified.
-        self.verified_at = (measured != seen).then_some(now);
-        self.baseline = Some(measured);
-        self.limit = limit;
-        self.begin(LimitState::Limiting, now);
+        self.verified_at = (!is_other).then_some(self.updated);
+        self.target = limit;
+        self.begin(LimitState::Limiting);
     }
 
     /// To what would bring latency to its goal by Little's law, in a step that is large enough to prove something by.
-    fn cut(&mut self, step: Step, most: f64, View { goal_s, seen, now, .. }: View) {
-        let to = (step.from * goal_s / seen.mean_s).clamp(step.from / most, step.from / LATENCY_TARGET);
-        self.fall(to, step.from, LimitState::Cutting(step), now);
+    fn cut(&mut self, most: f64, before_s: Option<f64>, back: f64, seen: Mean) {
+        let to = self.target * self.goal_s() / seen.seconds;
+        let to = to.clamp(self.target / most, self.target / LATENCY_TARGET);
+        self.lower(to, before_s, back, LimitState::Cutting);
     }
 
-    fn fall(&mut self, to: f64, from: f64, state: LimitState, now: StoreTime) {
-        let per_second = DRAIN * self.totals.ended.max(1.0) / self.age_s(now);
-        self.limit = to.max(1.0);
-        self.ramp = Ramp { from, per_second, since: now };
-        self.begin(state, now);
+    fn lower(&mut self, to: f64, before_s: Option<f64>, back: f64, state: fn(Step) -> LimitState) {
+        let places_per_s = DRAIN * self.totals.ended.max(1.0) / self.age_s();
+        let step = Step { from: self.target, before_s, back, places_per_s };
+        self.target = to.max(1.0);
+        self.begin(state(step));
+    }
+
+    fn goal_s(&self) -> f64 {
+        self.baseline.seconds * LATENCY_TARGET
+    }
+
+    fn is_slow(&self, seen: Seen) -> bool {
+        seen.low_s > self.goal_s()
     }
 
     /// Whether requests wait because of the limit, by more than chance.
@@ -355,26 +331,25 @@ impl ConcurrencyLimit {
         self.totals.waited > allowed + SIGMAS * allowed.sqrt()
     }
 
-    fn age_s(&self, now: StoreTime) -> f64 {
-        seconds(self.since, now).max(1e-3)
+    fn age_s(&self) -> f64 {
+        self.seconds_since(self.since).max(1e-3)
+    }
+
+    fn seconds_since(&self, at: StoreTime) -> f64 {
+        self.updated.since(at).as_secs_f64()
     }
 
     /// Begins an epoch.
-    fn begin(&mut self, state: LimitState, now: StoreTime) {
+    fn begin(&mut self, state: LimitState) {
         self.epoch = self.epoch.wrapping_add(1);
-        self.go_on(state, 0.0, now);
+        self.open_s = 0.0;
+        self.go_on(state);
     }
 
     /// Begins to observe anew.
-    fn go_on(&mut self, state: LimitState, open_s: f64, now: StoreTime) {
-        (self.state, self.since, self.open_before_s) = (state, now, open_s);
+    fn go_on(&mut self, state: LimitState) {
+        (self.state, self.since, self.open_before_s) = (state, self.updated, self.open_s);
         self.totals = Observations::default();
-    }
-}
-
-impl View {
-    fn is_slow(&self) -> bool {
-        self.seen.low_s() > self.goal_s
     }
 }
 
@@ -385,51 +360,28 @@ impl Step {
     }
 }
 
-impl Estimate {
-    /// The mean of samples. Few of them are taken to vary as an exponential distribution does.
+impl Mean {
+    /// The standard error, as a share of the mean: latencies are taken to vary as an exponential distribution does.
+    fn error(self) -> f64 {
+        self.samples.max(1.0).sqrt().recip()
+    }
+
+    fn with(self, seen: Self) -> Self {
+        let samples = self.samples.min(BASELINE_SAMPLES) + seen.samples;
+        let share = seen.samples / samples.max(1.0);
+        Self { seconds: self.seconds + share * (seen.seconds - self.seconds), samples }
+    }
+}
+
+impl Seen {
+    /// `open_s`: what those in flight have taken so far.
     fn of(observed: &Observations, open_s: f64) -> Self {
         let n = observed.samples.max(1.0);
         let answered_s = (observed.latency_s / n).max(1e-6);
         let whole_s = (answered_s + open_s / n).max(1e-6);
-        let variance = (observed.latency_s2 / n / answered_s.powi(2) - 1.0).max(0.0);
-        let variance = (variance * n + MIN_SAMPLES) / (n + MIN_SAMPLES);
-        Self {
-            mean_s: (answered_s * whole_s).sqrt(),
-            bounds_s: (answered_s.min(whole_s), answered_s.max(whole_s)),
-            error: (variance / n).sqrt(),
-            samples: observed.samples,
-        }
+        let mean = Mean { seconds: (answered_s * whole_s).sqrt(), samples: observed.samples };
+        let margin = 1.0 + SIGMAS * mean.error();
+        let longest_s = answered_s.max(whole_s);
+        Self { mean, low_s: answered_s.min(whole_s) / margin, high_s: longest_s * margin, longest_s }
     }
-
-    fn low_s(&self) -> f64 {
-        self.bounds_s.0 / (1.0 + SIGMAS * self.error)
-    }
-
-    fn high_s(&self) -> f64 {
-        self.bounds_s.1 * (1.0 + SIGMAS * self.error)
-    }
-
-    /// With what was seen while there was room for all. What is surely longer may be a queue, and counts less.
-    fn learn(self, seen: Self) -> Self {
-        let weight = if seen.low_s() > self.mean_s { 1.0 / HEADROOM } else { 1.0 };
-        self.mix(Self { samples: seen.samples * weight, ..seen })
-    }
-
-    /// With what a lower limit has shown: it replaces a mean from which it differs by more than chance.
-    fn measure(self, seen: Self) -> Self {
-        let difference = (seen.mean_s / self.mean_s).ln().abs();
-        if difference > SIGMAS * seen.error.hypot(self.error) { seen } else { self.mix(seen) }
-    }
-
-    fn mix(self, seen: Self) -> Self {
-        let samples = self.samples.min(BASELINE_SAMPLES);
-        let share = seen.samples / (samples + seen.samples).max(1.0);
-        let mean_s = self.mean_s + share * (seen.mean_s - self.mean_s);
-        let error = (self.error * (1.0 - share)).hypot(seen.error * share);
-        Self { mean_s, bounds_s: (mean_s, mean_s), error, samples: samples + seen.samples }
-    }
-}
-
-fn seconds(since: StoreTime, now: StoreTime) -> f64 {
-    now.since(since).as_secs_f64()
 }

@@ -6,9 +6,14 @@ use serde::{Deserialize, Serialize};
 use crate::store::{SharedData, update};
 use crate::tier::MAX_PRIORITY;
 
-/// An upstream cluster, by its number in this worker. Number 0 is the one that clusters beyond the 32nd share.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// An upstream cluster, by its number in this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClusterId(pub u8);
+
+impl ClusterId {
+    /// What all clusters beyond the 32nd share. Its name is empty.
+    pub const REST: Self = Self(32);
+}
 
 /// A number of a cluster that all workers add to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,8 +74,8 @@ impl Gauges {
     }
 }
 
-/// Changes a record of all workers. Returns it, and what `change` returned at last; `None` where every attempt was lost to
-/// another worker.
+/// Changes a record of all workers. Returns it, and what `change` returned at last; `None` where every attempt was lost
+/// to another worker.
 pub fn change<T: Serialize + DeserializeOwned, R>(
     shared: &impl Shared,
     key: &str,

@@ -27,16 +27,14 @@ pub struct Observations {
     /// Of the arrivals, those that had to wait.
     pub waited: f64,
     pub shed: f64,
-    /// Places that were taken, and given back.
-    pub sent: f64,
+    /// Places that were given back.
     pub ended: f64,
     /// Responses that are no server errors; of these, those that took longer than nine in ten usually do.
     pub responses: f64,
     pub over_usual: f64,
-    /// Of the responses, those that count for the limit as it is now; their latencies, and the squares, added up.
+    /// Of the responses, those that count for the limit as it is now; their latencies, added up.
     pub samples: f64,
     pub latency_s: f64,
-    pub latency_s2: f64,
 }
 
 impl Observations {
@@ -44,19 +42,16 @@ impl Observations {
         self.arrivals += other.arrivals;
         self.waited += other.waited;
         self.shed += other.shed;
-        self.sent += other.sent;
         self.ended += other.ended;
         self.responses += other.responses;
         self.over_usual += other.over_usual;
         self.samples += other.samples;
         self.latency_s += other.latency_s;
-        self.latency_s2 += other.latency_s2;
     }
 
     pub fn sample(&mut self, latency: Duration) {
         self.samples += 1.0;
         self.latency_s += latency.as_secs_f64();
-        self.latency_s2 += latency.as_secs_f64().powi(2);
     }
 }
 

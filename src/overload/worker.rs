@@ -16,8 +16,6 @@ use crate::request::RequestId;
 use crate::store::record_key;
 use crate::time::StoreTime;
 
-/// Most clusters with a limit of their own.
-const MAX_CLUSTERS: usize = 32;
 /// Most requests in the queues of a worker.
 const MAX_QUEUE: usize = 1_024;
 /// How long the order of callers within a priority stays.
@@ -98,7 +96,7 @@ struct TrackedRequest {
 impl Stage {
     /// That of a request which has just taken a place.
     fn in_flight(cluster: &ClusterControl, now: StoreTime) -> Self {
-        Self::InFlight { since: now, has_place: true, is_counted: false, epoch: cluster.epoch() }
+        Self::InFlight { since: now, has_place: true, is_counted: false, epoch: cluster.sample_of }
     }
 }
 
@@ -123,7 +121,7 @@ impl OverloadControl {
     /// A worker that has seen nothing yet. `worker` is a number that no other worker has.
     pub fn new(bounds: HealthThresholds, namespace: &str, worker: u64, now: StoreTime) -> Self {
         let next_flush = now.after(FLUSH_INTERVAL);
-        let mut control = Self {
+        Self {
             bounds,
             namespace: namespace.to_owned(),
             worker,
@@ -135,27 +133,21 @@ impl OverloadControl {
             next_flush,
             wanted: next_flush,
             lag: [Duration::ZERO; 2],
-        };
-        control.add_cluster(b"", now);
-        control
+        }
     }
 
     /// The cluster of that name. Where its number is new, the host defines the gauges of that number before it is used.
     pub fn cluster_id(&mut self, name: &[u8], now: StoreTime) -> ClusterId {
         let known = self.clusters.iter().position(|cluster| cluster.name == name);
-        let has_room = self.clusters.len() <= MAX_CLUSTERS;
-        let index = known.unwrap_or(if has_room { self.clusters.len() } else { 0 });
+        let index = known.unwrap_or(self.clusters.len().min(ClusterId::REST.0.into()));
+        let id = ClusterId(index as u8);
         if index == self.clusters.len() {
-            self.add_cluster(name, now);
+            let name = if id == ClusterId::REST { b"" } else { name };
+            let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
+            let key = record_key(&self.namespace, &record);
+            self.clusters.push(ClusterControl::new(name, id, key, self.worker, now));
         }
-        ClusterId(index as u8)
-    }
-
-    fn add_cluster(&mut self, name: &[u8], now: StoreTime) {
-        let id = ClusterId(self.clusters.len() as u8);
-        let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
-        let key = record_key(&self.namespace, &record);
-        self.clusters.push(ClusterControl::new(name, id, key, self.worker, now));
+        id
     }
 
     /// Asks for a place in flight for a request whose headers have arrived.
@@ -175,16 +167,13 @@ impl OverloadControl {
         if !self.bounds.shed {
             cluster.take_place_anyway(shared);
         }
+        let tracked = |stage| TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage };
         if is_sent {
-            let stage = Stage::in_flight(cluster, now);
-            self.requests
-                .insert(id, TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage });
+            self.requests.insert(id, tracked(Stage::in_flight(cluster, now)));
             return Admission::Send;
         }
         cluster.observations.waited += 1.0;
-        let stage = Stage::Waiting(cluster.queue.push(id, priority, place, now));
-        self.requests
-            .insert(id, TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage });
+        self.requests.insert(id, tracked(Stage::Waiting(cluster.queue.push(id, priority, place, now))));
         // As many wait as may be in flight, at least as many as at first; the workers that have a queue share them.
         let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
         if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) || all_waiting >= MAX_QUEUE {
@@ -275,8 +264,8 @@ impl OverloadControl {
         self.outputs.iter().position(is_its).and_then(|index| self.outputs.remove(index))
     }
 
-    /// When to call [`OverloadControl::handle_timeout`] next. It may be called more often; what it is late counts as this
-    /// worker's lag, which is not the upstream's latency.
+    /// When to call [`OverloadControl::handle_timeout`] next. It may be called more often; what it is late counts as
+    /// this worker's lag, which is not the upstream's latency.
     pub fn poll_timeout(&self, now: StoreTime) -> StoreTime {
         let tick = now.after(TICK);
         if self.waiting() > 0 { tick.min(self.next_flush) } else { self.next_flush }
@@ -284,9 +273,12 @@ impl OverloadControl {
 
     /// What is shown of the clusters that have had a request.
     pub fn report(&self) -> OverloadReport {
-        let used = self.clusters.iter().filter(|cluster| cluster.is_used());
         let HealthDetector { reason, signals, .. } = self.detector;
-        OverloadReport { reason, signals, clusters: used.map(ClusterControl::report).collect() }
+        OverloadReport {
+            reason,
+            signals,
+            clusters: self.clusters.iter().map(ClusterControl::report).collect(),
+        }
     }
 
     fn waiting(&self) -> usize {
@@ -308,7 +300,7 @@ impl OverloadControl {
                 }
                 continue;
             }
-            if *epoch == Some(cluster.record.limit.epoch().0) {
+            if *epoch == Some(cluster.record.limit.epoch) {
                 let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(HEADROOM));
                 cluster.entry.open_s += age.min(most).as_secs_f64();
             }
@@ -363,7 +355,7 @@ impl OverloadControl {
 /// What takes longer is slow.
 fn latency_bound(cluster: &ClusterControl, bounds: &HealthThresholds) -> Duration {
     let absolute = bounds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
-    let relative = bounds.latency_ratio.zip(cluster.record.limit.usual_s());
+    let relative = bounds.latency_ratio.zip(cluster.record.limit.usual_s);
     let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());
     absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
 }

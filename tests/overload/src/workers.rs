@@ -34,9 +34,7 @@ struct Memory {
 
 impl Memory {
     fn key(&self, cluster: ClusterId, gauge: Gauge) -> (usize, Gauge) {
-        // The number that stands for all further clusters has none of its own here.
-        let known = self.clusters.borrow().get(&(self.worker.get(), cluster)).copied();
-        (known.unwrap_or(usize::MAX), gauge)
+        (self.clusters.borrow()[&(self.worker.get(), cluster)], gauge)
     }
 }
 
