@@ -277,8 +277,10 @@ impl ConcurrencyLimit {
 
     /// Measures the baseline, at ever lower limits while latency is lower there.
     fn verify(&mut self, step: Step, seen: Seen) {
-        // Exact enough to tell the baseline from the goal.
-        if SIGMAS * seen.mean.error() > LATENCY_TARGET - 1.0 {
+        // Exact enough to tell the baseline from the goal; more exact, where that takes no time.
+        let is_early = self.age_s() < MIN_SAMPLES * FLUSH_INTERVAL.as_secs_f64();
+        let most = if is_early { TOLERANCE } else { (LATENCY_TARGET - 1.0) / SIGMAS };
+        if seen.mean.error() > most {
             return;
         }
         // After a mistake the baseline says nothing.
