@@ -1,5 +1,7 @@
 //! The endpoints that the filter answers itself: a request in, a reply or a pending change out.
 
+use std::time::Duration;
+
 use crate::config::{Config, HealthThresholds};
 use crate::control::{Control, Redis};
 use crate::headers::{decimal, rounded, seconds};
@@ -11,6 +13,7 @@ use crate::metrics::{self, Metrics};
 use crate::overload::{ClusterReport, DegradeReason, OverloadReport};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
+use crate::time::UnixTime;
 
 /// Longest body of a change, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024;
@@ -106,7 +109,7 @@ pub struct ShownHealth<'a> {
     /// What was measured of the upstreams, if it is.
     pub overload: Option<&'a OverloadReport>,
     /// The wall clock.
-    pub unix_us: u64,
+    pub unix: UnixTime,
 }
 
 /// Shows health, or starts to change it.
@@ -126,9 +129,9 @@ pub fn system_health(
     }
     let network = config.network(&request.source_address().unwrap_or_default());
     let throttle = LoginThrottle { data, namespace: &config.settings.namespace, table };
-    let wait_us = throttle.wait_us(network);
-    if wait_us > 0 {
-        return EndpointDecision::Reply(throttled(wait_us));
+    let wait = throttle.wait(network);
+    if !wait.is_zero() {
+        return EndpointDecision::Reply(throttled(wait));
     }
     let Some(token) = request.header("x-admin-token") else {
         return EndpointDecision::Reply(forbidden());
@@ -138,10 +141,10 @@ pub fn system_health(
         return EndpointDecision::AwaitBody(PendingChange { network });
     }
     EndpointDecision::Reply(match throttle.count_bad_token(network) {
-        Ok(0) => forbidden(),
-        Ok(wait_us) => throttled(wait_us),
+        Ok(Duration::ZERO) => forbidden(),
+        Ok(wait) => throttled(wait),
         // A guess that cannot be counted is not answered either.
-        Err(Contended) => throttled(1_000_000),
+        Err(Contended) => throttled(Duration::from_secs(1)),
     })
 }
 
@@ -157,8 +160,8 @@ pub fn requested_health(
 }
 
 /// The answer to a change that was carried out.
-pub(crate) fn changed(previous: &str, status: &str, unix_us: u64) -> EndpointReply {
-    let timestamp = timestamp(unix_us);
+pub(crate) fn changed(previous: &str, status: &str, unix: UnixTime) -> EndpointReply {
+    let timestamp = timestamp(unix);
     let body = format!(
         "{{\"message\":\"System health updated successfully\",\"previous_status\":\"{previous}\",\
          \"new_status\":\"{status}\",\"timestamp\":{timestamp}}}"
@@ -211,8 +214,8 @@ fn parse_status(body: &[u8], thresholds: Option<HealthThresholds>) -> Result<Hea
 }
 
 fn shown_health(config: &Config, shown: ShownHealth) -> EndpointReply {
-    let ShownHealth { control, overload, unix_us } = shown;
-    let (health, timestamp) = (control.health(), timestamp(unix_us));
+    let ShownHealth { control, overload, unix } = shown;
+    let (health, timestamp) = (control.health(), timestamp(unix));
     let measured =
         config.settings.health_thresholds.map(|_| shown_overload(overload, control.health_override));
     let measured = measured.unwrap_or_default();
@@ -278,14 +281,14 @@ fn method_not_allowed(allow: &str) -> EndpointReply {
     }
 }
 
-fn throttled(wait_us: u64) -> EndpointReply {
+fn throttled(wait: Duration) -> EndpointReply {
     EndpointReply {
-        header: Some(("retry-after", seconds(wait_us).to_string())),
+        header: Some(("retry-after", seconds(wait).to_string())),
         ..refusal(429, "Too many invalid admin tokens", AdminResult::Throttled)
     }
 }
 
 /// Unix seconds with three decimals.
-fn timestamp(unix_us: u64) -> String {
-    decimal(unix_us / 1_000)
+fn timestamp(unix: UnixTime) -> String {
+    decimal(unix.as_micros() / 1_000)
 }

@@ -5,6 +5,7 @@
 //! question is whether its bucket has a token.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::admin::{self, EndpointDecision, EndpointReply, PendingChange, ShownHealth};
 use crate::bucket::{Outcome, Verdict};
@@ -21,13 +22,13 @@ use crate::request::{Request, RequestStart};
 use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
-use crate::time::StoreTime;
+use crate::time::{StoreTime, WallClock, whole_micros};
 
-/// What a caller whose tier is blocked is told to wait, in microseconds: nothing will change by itself.
-const BLOCKED_WAIT_US: u64 = 60_000_000;
+/// What a caller whose tier is blocked is told to wait: nothing will change by itself.
+const BLOCKED_WAIT: Duration = Duration::from_secs(60);
 
-/// What a caller is told to wait when the store gave no answer, in microseconds.
-const CONTENDED_WAIT_US: u64 = 1_000_000;
+/// What a caller is told to wait when the store gave no answer.
+const CONTENDED_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a key is looked up again because documents have changed meanwhile. Each time is a whole publication
 /// between two host calls of one request, so that even the second is not seen in practice.
@@ -81,7 +82,7 @@ pub struct Decider<'a, D> {
     pub(crate) table: &'a AddressTable,
     pub(crate) redis: Option<&'a mut RedisLimiter>,
     pub(crate) overload_report: Option<&'a OverloadReport>,
-    pub(crate) unix_offset_us: u64,
+    pub(crate) wall_clock: WallClock,
     pub(crate) metrics: &'a mut Metrics,
     pub(crate) data: &'a D,
 }
@@ -89,14 +90,14 @@ pub struct Decider<'a, D> {
 impl<D: SharedData> Decider<'_, D> {
     /// Decides about a request whose upstream is not protected from overload. `may_wait`: for missing documents.
     pub fn decide(&mut self, request: &impl Request, start: RequestStart, may_wait: bool) -> Decision {
-        match self.screen(request, start.at_us, may_wait) {
+        match self.screen(request, start.at, may_wait) {
             Screening::Decided(decision) => decision,
             Screening::Limited(limited) => self.charge(&limited, start),
         }
     }
 
     /// Decides what can be decided by a request's headers alone. `may_wait`: for missing documents.
-    pub fn screen(&mut self, request: &impl Request, now_us: u64, may_wait: bool) -> Screening {
+    pub fn screen(&mut self, request: &impl Request, now: StoreTime, may_wait: bool) -> Screening {
         self.in_force.follow(self.data, self.redis.as_deref_mut(), self.metrics);
         let config = self.in_force.config().clone();
         // CONNECT has no path, and then no endpoint or exemption to match.
@@ -110,7 +111,7 @@ impl<D: SharedData> Decider<'_, D> {
             self.metrics.request(&config.default_tier, Status::Exempt, None);
             return Screening::Decided(Decision::Exempt);
         }
-        if may_wait && self.in_force.holds_requests(now_us, self.data) {
+        if may_wait && self.in_force.holds_requests(now, self.data) {
             return Screening::Decided(Decision::AwaitsDocuments);
         }
         let caller = self.caller(request);
@@ -143,16 +144,16 @@ impl<D: SharedData> Decider<'_, D> {
         };
         match redis.charge(start, charge, self.metrics) {
             Charged::Waits(command) => Decision::AwaitsRedis(command),
-            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, start.at_us),
+            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, start.at),
             Charged::Declined(charge) => self.fall_back(&charge),
         }
     }
 
     /// Decides about a charge by what Redis said; `None`: it failed.
-    pub(crate) fn charged(&mut self, charge: &Charge, verdict: Option<Verdict>, now_us: u64) -> Decision {
+    pub(crate) fn charged(&mut self, charge: &Charge, verdict: Option<Verdict>, now: StoreTime) -> Decision {
         match verdict {
             // Redis' clock fills the bucket; what the caller is told follows this Envoy's.
-            Some(verdict) => self.decided(charge, verdict, now_us),
+            Some(verdict) => self.decided(charge, verdict, now),
             None => self.fall_back(charge),
         }
     }
@@ -163,14 +164,14 @@ impl<D: SharedData> Decider<'_, D> {
         let health = self.in_force.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
-        let (verdict, now_us) = match &mut self.redis {
-            Some(redis) => (redis.known_refusal(&charge, StoreTime::from_micros(start.at_us))?, start.at_us),
+        let (verdict, at) = match &mut self.redis {
+            Some(redis) => (redis.known_refusal(&charge, start.at)?, start.at),
             None => {
                 let taken = self.take(&charge, &ReadOnly(self.data)).ok()?.value;
-                (taken.verdict, taken.now_us)
+                (taken.verdict, taken.at)
             }
         };
-        (verdict.outcome == Outcome::Refused).then(|| self.decided(&charge, verdict, now_us))
+        (verdict.outcome == Outcome::Refused).then(|| self.decided(&charge, verdict, at))
     }
 
     /// Sheds a request: it is charged nothing.
@@ -179,13 +180,13 @@ impl<D: SharedData> Decider<'_, D> {
         waiting: &LimitedRequest,
         cluster: &[u8],
         retry_after_seconds: u64,
-        now_us: u64,
+        now: StoreTime,
     ) -> Decision {
         let tier = &waiting.tier;
         self.metrics.request(tier, Status::Shed, None);
         self.metrics.shed(cluster);
         let health = self.in_force.health();
-        let answer = HeaderValues { tier: tier.clone(), health, verdict: None, now_us };
+        let answer = HeaderValues { tier: tier.clone(), health, verdict: None, at: now };
         Decision::Shed(answer, retry_after_seconds)
     }
 
@@ -199,8 +200,8 @@ impl<D: SharedData> Decider<'_, D> {
             let lacks_documents = self.in_force.lacks_documents();
             EndpointDecision::Reply(admin::health(&method(request), config, control, lacks_documents))
         } else if is(&paths.system_health_path) {
-            let unix_us = self.data.now_us().wrapping_add(self.unix_offset_us);
-            let shown = ShownHealth { control, unix_us, overload: self.overload_report };
+            let unix = self.wall_clock.at(self.data.now());
+            let shown = ShownHealth { control, unix, overload: self.overload_report };
             admin::system_health(&method(request), request, config, self.table, shown, self.data)
         } else {
             return None;
@@ -237,7 +238,7 @@ impl<D: SharedData> Decider<'_, D> {
             Allowance::Limited(limit) => Ok(Some(limit)),
             Allowance::Blocked => {
                 self.metrics.request(tier, Status::Blocked, Some(0));
-                Err(Decision::Refused(self.answer(tier, Some(refusal(0, BLOCKED_WAIT_US)))))
+                Err(Decision::Refused(self.answer(tier, Some(refusal(0, BLOCKED_WAIT)))))
             }
         }
     }
@@ -253,17 +254,17 @@ impl<D: SharedData> Decider<'_, D> {
             // Nothing may be given out unpaid.
             Err(Contended) => {
                 self.metrics.count(metrics::STORE_CONTENDED, 1);
-                let verdict = refusal(charge.limit.capacity(), CONTENDED_WAIT_US);
-                Taken { verdict, now_us: self.data.now_us(), evicted: false }
+                let verdict = refusal(charge.limit.capacity(), CONTENDED_WAIT);
+                Taken { verdict, at: self.data.now(), evicted: false }
             }
         };
-        self.decided(charge, taken.verdict, taken.now_us)
+        self.decided(charge, taken.verdict, taken.at)
     }
 
     fn take(&self, charge: &Charge, data: &impl SharedData) -> Result<Updated<Taken>, Contended> {
         match &charge.owner {
             BucketOwner::Key(caller) => store::take_keyed(data, &caller.shared_data_key, charge.limit),
-            BucketOwner::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl_us()),
+            BucketOwner::Address(network) => self.table.take(data, *network, charge.limit, charge.ttl()),
         }
     }
 
@@ -271,7 +272,7 @@ impl<D: SharedData> Decider<'_, D> {
     fn fall_back(&mut self, charge: &Charge) -> Decision {
         let policy = self.redis.as_ref().map_or(OnFailure::Local, |redis| redis.on_failure());
         let Charge { tier, health, .. } = charge;
-        let answer = |now_us| HeaderValues { tier: tier.clone(), health: *health, verdict: None, now_us };
+        let answer = |at| HeaderValues { tier: tier.clone(), health: *health, verdict: None, at };
         match policy {
             OnFailure::Local => {
                 self.metrics.count(metrics::FALLBACK_LOCAL, 1);
@@ -280,24 +281,24 @@ impl<D: SharedData> Decider<'_, D> {
             OnFailure::Allow => {
                 self.metrics.count(metrics::FALLBACK_ALLOW, 1);
                 self.metrics.request(tier, Status::Allowed, None);
-                Decision::Admitted(answer(self.data.now_us()))
+                Decision::Admitted(answer(self.data.now()))
             }
             OnFailure::Deny => {
                 self.metrics.count(metrics::FALLBACK_DENY, 1);
                 self.metrics.request(tier, Status::Blocked, None);
-                Decision::Unavailable(answer(self.data.now_us()))
+                Decision::Unavailable(answer(self.data.now()))
             }
         }
     }
 
-    /// The decision that follows from a verdict, which was spoken at `now_us`.
-    fn decided(&mut self, charge: &Charge, verdict: Verdict, now_us: u64) -> Decision {
+    /// The decision that follows from a verdict, which was spoken at that time.
+    fn decided(&mut self, charge: &Charge, verdict: Verdict, at: StoreTime) -> Decision {
         let Charge { owner, tier, health, .. } = charge;
         if log::log_enabled!(log::Level::Debug) {
             let (bucket, outcome, left) = (owner.bucket(), verdict.outcome, verdict.remaining);
             log::debug!("{bucket} (tier {}, {health}): {outcome:?}, {left} tokens left", tier.name);
         }
-        let answer = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), now_us };
+        let answer = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), at };
         let (status, decision) = match verdict.outcome {
             Outcome::Admitted => (Status::Allowed, Decision::Admitted(answer)),
             Outcome::Refused => (Status::Limited, Decision::Refused(answer)),
@@ -307,13 +308,13 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     fn answer(&self, tier: &Rc<Tier>, verdict: Option<Verdict>) -> HeaderValues {
-        let (health, now_us) = (self.in_force.health(), self.data.now_us());
-        HeaderValues { tier: tier.clone(), health, verdict, now_us }
+        let (health, at) = (self.in_force.health(), self.data.now());
+        HeaderValues { tier: tier.clone(), health, verdict, at }
     }
 }
 
-fn refusal(capacity: u32, wait_us: u64) -> Verdict {
-    Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us }
+fn refusal(capacity: u32, wait: Duration) -> Verdict {
+    Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us: whole_micros(wait) }
 }
 
 fn method(request: &impl Request) -> Vec<u8> {

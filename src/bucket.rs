@@ -4,6 +4,8 @@
 //! `microseconds × millionths of a token per second` is a whole number of units: refilling never rounds, and
 //! asking often gains or loses nothing. Knows nothing of callers, stores or where the time comes from.
 
+use std::time::Duration;
+
 use crate::limit::Limit;
 
 /// Units in one token.
@@ -61,6 +63,11 @@ pub fn take(stored: Option<Bucket>, limit: Limit, now_us: u64) -> (Verdict, Opti
 }
 
 impl Verdict {
+    /// How long until the bucket is full again, or until a request would be admitted.
+    pub fn wait(self) -> Duration {
+        Duration::from_micros(self.wait_us)
+    }
+
     /// What follows from the outcome where `tokens_pico` are left.
     pub fn new(outcome: Outcome, tokens_pico: u64, limit: Limit) -> Self {
         let target_pico = match outcome {

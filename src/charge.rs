@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::config::Caller;
 use crate::health::Health;
@@ -56,8 +57,8 @@ impl Charge {
         }
     }
 
-    /// How long an idle bucket of this tier is kept at least, in microseconds.
-    pub fn ttl_us(&self) -> u64 {
-        u64::from(self.tier.ttl_seconds) * 1_000_000
+    /// How long an idle bucket of this tier is kept at least.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(self.tier.ttl_seconds.into())
     }
 }

@@ -15,13 +15,16 @@
 //!
 //! A claim that is not renewed expires. Then each VM goes by its own order.
 
+use std::time::Duration;
+
 use crate::store::{SharedData, record_key, update};
+use crate::time::StoreTime;
 
-/// A claim that was not renewed for so long is void, in microseconds: three ticks.
-pub const CLAIM_TTL_US: u64 = 3_000_000;
+/// A claim that was not renewed for so long is void: three ticks.
+pub const CLAIM_TTL: Duration = Duration::from_secs(3);
 
-/// A claim that is younger than this is not renewed, in microseconds.
-const RENEW_AFTER_US: u64 = 500_000;
+/// A claim that is younger than this is not renewed.
+const RENEW_AFTER: Duration = Duration::from_millis(500);
 
 /// What a generation may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ struct Generation {
     root: u32,
     claim_key: String,
     fingerprint: u64,
-    configured_at_us: u64,
+    configured_at: StoreTime,
 }
 
 /// The generations that live in one VM, in the order in which Envoy configured them.
@@ -77,14 +80,14 @@ impl Generations {
     }
 
     /// Adds the generation of this root context: Envoy has just configured it.
-    pub fn add(&mut self, root: u32, identity: PluginIdentity<'_>, now_us: u64) {
+    pub fn add(&mut self, root: u32, identity: PluginIdentity<'_>, now: StoreTime) {
         self.alive.retain(|generation| generation.root != root);
         let name: String = identity.name.iter().map(|byte| format!("{byte:02x}")).collect();
         self.alive.push(Generation {
             root,
             claim_key: record_key(identity.namespace, &format!("generation/{name}")),
             fingerprint: identity.fingerprint,
-            configured_at_us: now_us,
+            configured_at: now,
         });
     }
 
@@ -120,7 +123,7 @@ impl Generations {
         };
         let stored = data.get(&generation.claim_key);
         let claim = stored.and_then(|(bytes, _)| Claim::decode(&bytes));
-        let is_newest = match claim.filter(|claim| !claim.is_expired(data.now_us())) {
+        let is_newest = match claim.filter(|claim| !claim.is_expired(data.now())) {
             Some(claim) => claim.fingerprint == generation.fingerprint,
             None => self.is_last(generation),
         };
@@ -134,9 +137,9 @@ impl Generations {
         let Some(own) = own.filter(|own| !self.serves_requests && self.is_last(own)) else {
             return Claimed::Unchanged;
         };
-        let updated = update(data, &own.claim_key, |stored, now_us| {
+        let updated = update(data, &own.claim_key, |stored, now| {
             let claim = stored.and_then(Claim::decode);
-            let next = claim.map_or(Some(own.claim(now_us)), |claim| own.claim_after(claim, now_us));
+            let next = claim.map_or(Some(own.claim(now)), |claim| own.claim_after(claim, now));
             let claimed = match (next, claim) {
                 (Some(_), None) => Claimed::First,
                 (Some(next), Some(claim)) if next.fingerprint != claim.fingerprint => Claimed::Replaced,
@@ -155,25 +158,21 @@ impl Generations {
 }
 
 impl Generation {
-    fn claim(&self, now_us: u64) -> Claim {
-        Claim {
-            fingerprint: self.fingerprint,
-            configured_at_us: self.configured_at_us,
-            renewed_at_us: now_us,
-        }
+    fn claim(&self, now: StoreTime) -> Claim {
+        Claim { fingerprint: self.fingerprint, configured_at: self.configured_at, renewed_at: now }
     }
 
     /// The claim that follows `claim`; `None` where that stands.
-    fn claim_after(&self, claim: Claim, now_us: u64) -> Option<Claim> {
-        let next = self.claim(now_us);
+    fn claim_after(&self, claim: Claim, now: StoreTime) -> Option<Claim> {
+        let next = self.claim(now);
         if claim.fingerprint == self.fingerprint {
             // The main thread configures a generation before a worker that lags does.
-            let configured_at_us = claim.configured_at_us.min(self.configured_at_us);
-            let is_due = now_us >= claim.renewed_at_us.saturating_add(RENEW_AFTER_US);
-            return is_due.then_some(Claim { configured_at_us, ..next });
+            let configured_at = claim.configured_at.min(self.configured_at);
+            let is_due = now >= claim.renewed_at.after(RENEW_AFTER);
+            return is_due.then_some(Claim { configured_at, ..next });
         }
-        let is_later = self.configured_at_us > claim.configured_at_us;
-        (is_later || claim.is_expired(now_us)).then_some(next)
+        let is_later = self.configured_at > claim.configured_at;
+        (is_later || claim.is_expired(now)).then_some(next)
     }
 }
 
@@ -181,30 +180,31 @@ impl Generation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Claim {
     fingerprint: u64,
-    configured_at_us: u64,
-    renewed_at_us: u64,
+    configured_at: StoreTime,
+    renewed_at: StoreTime,
 }
 
 impl Claim {
     /// No listener has the plugin. Does not expire.
-    const NONE: Self = Self { fingerprint: 0, configured_at_us: 0, renewed_at_us: u64::MAX };
+    const NONE: Self =
+        Self { fingerprint: 0, configured_at: StoreTime::from_micros(0), renewed_at: StoreTime::MAX };
 
-    fn is_expired(&self, now_us: u64) -> bool {
-        now_us >= self.renewed_at_us.saturating_add(CLAIM_TTL_US)
+    fn is_expired(&self, now: StoreTime) -> bool {
+        now >= self.renewed_at.after(CLAIM_TTL)
     }
 
     fn encode(self) -> Vec<u8> {
-        let numbers = [self.fingerprint, self.configured_at_us, self.renewed_at_us];
+        let numbers = [self.fingerprint, self.configured_at.as_micros(), self.renewed_at.as_micros()];
         numbers.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (fingerprint, rest) = bytes.split_first_chunk()?;
-        let (configured_at_us, rest) = rest.split_first_chunk()?;
+        let (configured_at, rest) = rest.split_first_chunk()?;
         Some(Self {
             fingerprint: u64::from_le_bytes(*fingerprint),
-            configured_at_us: u64::from_le_bytes(*configured_at_us),
-            renewed_at_us: u64::from_le_bytes(rest.try_into().ok()?),
+            configured_at: StoreTime::from_micros(u64::from_le_bytes(*configured_at)),
+            renewed_at: StoreTime::from_micros(u64::from_le_bytes(rest.try_into().ok()?)),
         })
     }
 }

@@ -3,11 +3,13 @@
 //! Headers are written one by one through a function, from buffers on the stack: nothing is allocated.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::bucket::{self, Outcome, Verdict};
 use crate::config::Headers;
 use crate::health::Health;
 use crate::tier::{Allowance, Tier};
+use crate::time::{StoreTime, WallClock, whole_micros};
 
 /// Body of a refusal.
 pub const REFUSED_BODY: &str = "Too Many Requests";
@@ -26,41 +28,38 @@ pub struct HeaderValues {
     pub health: Health,
     /// What the bucket said; `None` for an unlimited tier.
     pub verdict: Option<Verdict>,
-    /// The store's clock at the decision, in microseconds.
-    pub now_us: u64,
+    /// When it was decided.
+    pub at: StoreTime,
 }
 
-/// Writes the headers of `answer`.
-///
-/// `unix_offset_us` added to the store's clock gives Unix time (wrapping: it may stand for a negative number); `processing_us` is the time since the request's
-/// headers came in.
+/// Writes the headers of `answer`. `processing` is the time since the request's headers came in.
 pub fn write_headers(
     answer: &HeaderValues,
     headers: Headers,
-    unix_offset_us: u64,
-    processing_us: u64,
+    wall_clock: WallClock,
+    processing: Duration,
     mut write: impl FnMut(&'static str, &[u8]),
 ) {
     let tier = answer.tier.name.as_bytes();
     if let Some(verdict) = answer.verdict {
-        let reset_us = answer.now_us.wrapping_add(unix_offset_us).saturating_add(verdict.wait_us);
+        let reset_us = wall_clock.at(answer.at).as_micros().saturating_add(verdict.wait_us);
         if headers.rate_limit {
             write("x-ratelimit-limit", HeaderText::new().number(verdict.capacity).bytes());
             write("x-ratelimit-remaining", HeaderText::new().number(verdict.remaining).bytes());
             write("x-ratelimit-reset", HeaderText::new().number(reset_us.div_ceil(US_PER_SEC)).bytes());
         }
         if verdict.outcome == Outcome::Refused {
-            write("retry-after", HeaderText::new().number(seconds(verdict.wait_us)).bytes());
+            write("retry-after", HeaderText::new().number(seconds(verdict.wait())).bytes());
         }
         if headers.ietf {
             let window = match answer.tier.allowance(answer.health) {
-                Allowance::Limited(limit) => bucket::time_to_fill_us(limit),
-                Allowance::Unlimited | Allowance::Blocked => verdict.wait_us,
+                Allowance::Limited(limit) => Duration::from_micros(bucket::time_to_fill_us(limit)),
+                Allowance::Unlimited | Allowance::Blocked => verdict.wait(),
             };
             let policy = HeaderText::new().text(b"\"").text(tier).text(b"\";q=").number(verdict.capacity);
             write("ratelimit-policy", policy.text(b";w=").number(seconds(window)).bytes());
             let state = HeaderText::new().text(b"\"").text(tier).text(b"\";r=").number(verdict.remaining);
-            write("ratelimit", state.text(b";t=").number(seconds(verdict.wait_us)).bytes());
+            write("ratelimit", state.text(b";t=").number(seconds(verdict.wait())).bytes());
         }
     }
     if headers.rate_limit {
@@ -70,13 +69,13 @@ pub fn write_headers(
         write("x-system-health", answer.health.name().as_bytes());
     }
     if headers.processing_time {
-        write("x-processing-time", processing_time(processing_us).bytes());
+        write("x-processing-time", processing_time(processing).bytes());
     }
 }
 
 /// Whole seconds to wait, rounded up, at least one.
-pub fn seconds(wait_us: u64) -> u64 {
-    wait_us.div_ceil(US_PER_SEC).max(1)
+pub fn seconds(wait: Duration) -> u64 {
+    whole_micros(wait).div_ceil(US_PER_SEC).max(1)
 }
 
 /// A number that is not negative, with three decimals. It keeps the code that formats any number out of the filter.
@@ -90,8 +89,8 @@ pub fn decimal(thousandths: u64) -> String {
 }
 
 /// `0.0234s`: rounded to the nearest ten-thousandth of a second.
-fn processing_time(us: u64) -> HeaderText {
-    let ten_thousandths = us.saturating_add(50) / 100;
+fn processing_time(processing: Duration) -> HeaderText {
+    let ten_thousandths = whole_micros(processing).saturating_add(50) / 100;
     let digit = |place: u64| [b'0' + (ten_thousandths / place % 10) as u8];
     HeaderText::new()
         .number(ten_thousandths / 10_000)

@@ -9,6 +9,7 @@ use crate::redis_limiter::RedisLimiter;
 use crate::request::RequestStart;
 use crate::store::SharedData;
 use crate::store::redis::queue::CommandId;
+use crate::time::UnixTime;
 
 /// A change of health.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +42,7 @@ impl HealthChange {
     }
 
     /// Puts it into force for this Envoy.
-    pub(crate) fn apply(self, config: &Config, data: &impl SharedData, unix_us: u64) -> EndpointReply {
+    pub(crate) fn apply(self, config: &Config, data: &impl SharedData, unix: UnixTime) -> EndpointReply {
         let control_key = Control::key(&config.settings.namespace);
         let Self { network, health_override } = self;
         let changed = Control::change(data, &control_key, |control| control.with_override(health_override));
@@ -49,7 +50,7 @@ impl HealthChange {
         let [previous, status] = [previous.health_override, health_override]
             .map(|health_override| shown_override(health_override, config));
         log::info!("health set to {status} (it was {previous}) by {network}");
-        admin::changed(previous, status, unix_us)
+        admin::changed(previous, status, unix)
     }
 }
 

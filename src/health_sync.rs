@@ -118,8 +118,7 @@ impl HealthSync {
 
     /// Whether it is this worker that polls.
     fn holds_lease(&self, data: &impl SharedData) -> bool {
-        let claimed = update(data, &self.lease_key, |stored, now_us| {
-            let now = StoreTime::from_micros(now_us);
+        let claimed = update(data, &self.lease_key, |stored, now| {
             let lease = stored.and_then(|bytes| {
                 let (worker, until_us) = bytes.split_first_chunk()?;
                 let until_us = u64::from_le_bytes(until_us.try_into().ok()?);

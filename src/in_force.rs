@@ -4,6 +4,7 @@
 //! takes over documents that are new to it. The worker that fetched documents publishes them here, in slices.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::callers::Callers;
 use crate::config::{Caller, Config, Documents, PluginConfig};
@@ -16,9 +17,10 @@ use crate::identity::KeyHash;
 use crate::metrics::{self, Metrics};
 use crate::redis_limiter::RedisLimiter;
 use crate::store::SharedData;
+use crate::time::StoreTime;
 
-/// How long requests of a worker wait for its first documents, in microseconds, counted from the first that does.
-pub const HOLD_US: u64 = 1_000_000;
+/// How long requests of a worker wait for its first documents, counted from the first that does.
+pub const HOLD: Duration = Duration::from_secs(1);
 
 /// What is in force in one worker.
 #[derive(Debug)]
@@ -46,8 +48,8 @@ pub(crate) struct InForce {
 enum Hold {
     /// No request has waited yet.
     Unused,
-    /// Requests wait until then, by the store's clock.
-    UntilUs(u64),
+    /// Requests wait until then.
+    Until(StoreTime),
     /// They do not wait any more.
     Over,
 }
@@ -178,18 +180,18 @@ impl InForce {
     }
 
     /// Whether requests wait for documents now: from the first one on, for as long as a document is missing, but for
-    /// [`HOLD_US`] at most.
-    pub(crate) fn holds_requests(&mut self, now_us: u64, data: &impl SharedData) -> bool {
+    /// [`HOLD`] at most.
+    pub(crate) fn holds_requests(&mut self, now: StoreTime, data: &impl SharedData) -> bool {
         if !self.lacks_documents {
             return false;
         }
-        let until_us = match self.hold {
-            Hold::Unused => now_us.saturating_add(HOLD_US),
-            Hold::UntilUs(until_us) => until_us,
+        let until = match self.hold {
+            Hold::Unused => now.after(HOLD),
+            Hold::Until(until) => until,
             Hold::Over => return false,
         };
-        if now_us < until_us {
-            self.hold = Hold::UntilUs(until_us);
+        if now < until {
+            self.hold = Hold::Until(until);
             return true;
         }
         self.hold = Hold::Over;

@@ -20,7 +20,7 @@ use crate::request::{Request, RequestId, RequestStart};
 use crate::store::redis::outbox::StreamAction;
 use crate::store::redis::queue::CommandId;
 use crate::store::{AddressTable, Contended, SharedData};
-use crate::time::StoreTime;
+use crate::time::{StoreTime, WallClock};
 
 /// What the owner of a limiter has to do.
 #[derive(Debug)]
@@ -41,8 +41,7 @@ pub struct Limiter {
     redis: Option<RedisLimiter>,
     /// What measured health was last.
     overload_report: Option<OverloadReport>,
-    /// Turns the store's clock into Unix time.
-    unix_offset_us: u64,
+    wall_clock: WallClock,
     /// What was counted and not yet handed to Envoy.
     metrics: Metrics,
 }
@@ -59,7 +58,8 @@ impl Limiter {
         let redis = redis.map(|redis| RedisLimiter::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
         let mut metrics = Metrics::default();
         metrics.define_tiers(&in_force.config().tiers);
-        let mut limiter = Self { in_force, table, redis, overload_report: None, unix_offset_us: 0, metrics };
+        let mut limiter =
+            Self { in_force, table, redis, overload_report: None, wall_clock: WallClock::default(), metrics };
         limiter.refresh(data);
         Ok(limiter)
     }
@@ -69,14 +69,14 @@ impl Limiter {
         self.in_force.config()
     }
 
-    /// Notes what the wall clock says, in Unix microseconds: headers and timestamps follow it, buckets do not.
-    pub fn set_wall_clock(&mut self, unix_us: u64, now_us: u64) {
-        self.unix_offset_us = unix_us.wrapping_sub(now_us);
+    /// Sets the wall clock: headers and timestamps follow it, buckets do not.
+    pub fn set_wall_clock(&mut self, wall_clock: WallClock) {
+        self.wall_clock = wall_clock;
     }
 
-    /// What to add to the store's clock for Unix time, in microseconds.
-    pub fn unix_offset_us(&self) -> u64 {
-        self.unix_offset_us
+    /// The wall clock.
+    pub fn wall_clock(&self) -> WallClock {
+        self.wall_clock
     }
 
     /// Looks at what all workers agreed on, announced or not.
@@ -91,7 +91,7 @@ impl Limiter {
             table: &self.table,
             redis: self.redis.as_mut(),
             overload_report: self.overload_report.as_ref(),
-            unix_offset_us: self.unix_offset_us,
+            wall_clock: self.wall_clock,
             metrics: &mut self.metrics,
             data,
         }
@@ -108,15 +108,14 @@ impl Limiter {
     }
 
     /// What Redis, or its absence, makes necessary next.
-    pub fn poll_output(&mut self, now_us: u64, data: &impl SharedData) -> Option<LimiterOutput> {
+    pub fn poll_output(&mut self, now: StoreTime, data: &impl SharedData) -> Option<LimiterOutput> {
         let redis = self.redis.as_mut()?;
-        let (id, answered) =
-            match redis.poll_output(StoreTime::from_micros(now_us), data, &mut self.metrics)? {
-                RedisOutput::Stream(action) => return Some(LimiterOutput::Stream(action)),
-                RedisOutput::Answer(id, answered) => (id, answered),
-            };
+        let (id, answered) = match redis.poll_output(now, data, &mut self.metrics)? {
+            RedisOutput::Stream(action) => return Some(LimiterOutput::Stream(action)),
+            RedisOutput::Answer(id, answered) => (id, answered),
+        };
         let decision = match answered {
-            Answered::Charge(charge, verdict) => self.decider(data).charged(&charge, verdict, now_us),
+            Answered::Charge(charge, verdict) => self.decider(data).charged(&charge, verdict, now),
             Answered::Health(network, health_override, is_stored) => {
                 let change = HealthChange { network, health_override };
                 let reply = if is_stored { self.apply(change, data) } else { admin::not_stored() };
@@ -133,23 +132,23 @@ impl Limiter {
     }
 
     /// Takes in bytes from Redis.
-    pub fn handle_input(&mut self, bytes: &[u8], now_us: u64) {
+    pub fn handle_input(&mut self, bytes: &[u8], now: StoreTime) {
         if let Some(redis) = &mut self.redis {
-            redis.handle_input(bytes, StoreTime::from_micros(now_us));
+            redis.handle_input(bytes, now);
         }
     }
 
     /// Notes that the stream to Redis is closed, or could not be opened.
-    pub fn handle_close(&mut self, detail: &str, now_us: u64) {
+    pub fn handle_close(&mut self, detail: &str, now: StoreTime) {
         if let Some(redis) = &mut self.redis {
-            redis.handle_close(detail, StoreTime::from_micros(now_us));
+            redis.handle_close(detail, now);
         }
     }
 
     /// Sees to what Redis is due.
-    pub fn handle_timeout(&mut self, now_us: u64, role: Role, data: &impl SharedData) {
+    pub fn handle_timeout(&mut self, now: StoreTime, role: Role, data: &impl SharedData) {
         if let Some(redis) = &mut self.redis {
-            redis.handle_timeout(StoreTime::from_micros(now_us), role, data);
+            redis.handle_timeout(now, role, data);
         }
     }
 
@@ -189,7 +188,7 @@ impl Limiter {
     }
 
     fn apply(&self, change: HealthChange, data: &impl SharedData) -> EndpointReply {
-        change.apply(self.config(), data, data.now_us().wrapping_add(self.unix_offset_us))
+        change.apply(self.config(), data, self.wall_clock.at(data.now()))
     }
 
     /// Follows what was measured of the upstreams.
@@ -218,9 +217,9 @@ impl Limiter {
     }
 
     /// Whether requests wait for documents now.
-    pub fn holds_requests(&mut self, now_us: u64, data: &impl SharedData) -> bool {
+    pub fn holds_requests(&mut self, now: StoreTime, data: &impl SharedData) -> bool {
         self.in_force.follow(data, self.redis.as_mut(), &mut self.metrics);
-        self.in_force.holds_requests(now_us, data)
+        self.in_force.holds_requests(now, data)
     }
 
     /// Begins to put fetched documents into force for all workers: [`Limiter::publish`] goes on with it.

@@ -9,13 +9,16 @@
 //! An operator is not locked out by that. 127.0.0.1 and ::1 have a record of their own, and so do the last 16
 //! addresses that have shown the right token. Five bad tokens a minute is the limit there, too.
 
+use std::time::Duration;
+
 use crate::identity::Network;
 use crate::store::{AddressTable, Contended, SharedData, record_key, update};
+use crate::time::StoreTime;
 
-/// Bad tokens that one address may send within [`WINDOW_US`].
+/// Bad tokens that one address may send within [`WINDOW`].
 pub const MAX_BAD_TOKENS: usize = 5;
-/// The sliding window, in microseconds.
-pub const WINDOW_US: u64 = 60_000_000;
+/// The sliding window.
+pub const WINDOW: Duration = Duration::from_secs(60);
 
 const RECORDS: u64 = 256;
 const ADDRESSES_PER_RECORD: usize = 16;
@@ -33,31 +36,31 @@ pub struct LoginThrottle<'a, D> {
 }
 
 impl<D: SharedData> LoginThrottle<'_, D> {
-    /// Microseconds until a token of `network` may be compared; zero where it may now.
-    pub fn wait_us(&self, network: Network) -> u64 {
+    /// How long until a token of `network` may be compared; zero where it may now.
+    pub fn wait(&self, network: Network) -> Duration {
         let stored = self.data.get(&self.key(network));
         let addresses = stored.map(|(bytes, _)| decode(&bytes)).unwrap_or_default();
-        wait_us(&addresses, network, self.data.now_us())
+        wait(&addresses, network, self.data.now())
     }
 
-    /// Counts a bad token from `network`; returns what [`LoginThrottle::wait_us`] did before.
+    /// Counts a bad token from `network`; returns what [`LoginThrottle::wait`] did before.
     ///
     /// Where that is not zero, others have used the address up since it was asked, and nothing is counted:
     /// however many bad tokens come at once, no more than [`MAX_BAD_TOKENS`] are told that they are bad.
-    pub fn count_bad_token(&self, network: Network) -> Result<u64, Contended> {
-        update(self.data, &self.key(network), |stored, now_us| {
+    pub fn count_bad_token(&self, network: Network) -> Result<Duration, Contended> {
+        update(self.data, &self.key(network), |stored, now| {
             let mut addresses = decode(stored.unwrap_or_default());
-            let wait_us = wait_us(&addresses, network, now_us);
-            if wait_us > 0 {
-                return (wait_us, None);
+            let wait = wait(&addresses, network, now);
+            if !wait.is_zero() {
+                return (wait, None);
             }
             let mut own = take(&mut addresses, network).unwrap_or(BadTokens::none_of(network));
-            own.bad_at_us.rotate_right(1);
-            if let Some(latest) = own.bad_at_us.first_mut() {
+            own.bad_at.rotate_right(1);
+            if let Some(latest) = own.bad_at.first_mut() {
                 // Zero stands for "never", and no clock of a running Envoy reads zero.
-                *latest = now_us.max(1);
+                *latest = now.max(StoreTime::from_micros(1));
             }
-            (0, Some(encode(own, &addresses)))
+            (Duration::ZERO, Some(encode(own, &addresses)))
         })
         .map(|updated| updated.value)
     }
@@ -101,35 +104,35 @@ impl<D: SharedData> LoginThrottle<'_, D> {
 #[derive(Clone, Copy)]
 struct BadTokens {
     network: [u8; 17],
-    bad_at_us: [u64; MAX_BAD_TOKENS],
+    bad_at: [StoreTime; MAX_BAD_TOKENS],
 }
 
 impl BadTokens {
     fn none_of(network: Network) -> Self {
-        Self { network: network.bytes(), bad_at_us: [0; MAX_BAD_TOKENS] }
+        Self { network: network.bytes(), bad_at: [StoreTime::default(); MAX_BAD_TOKENS] }
     }
 
     /// Until its latest bad token no longer counts.
-    fn expires_in_us(&self, now_us: u64) -> u64 {
-        let latest = self.bad_at_us.first().copied().unwrap_or_default();
-        latest.saturating_add(WINDOW_US).saturating_sub(now_us)
+    fn expires_in(&self, now: StoreTime) -> Duration {
+        let latest = self.bad_at.first().copied().unwrap_or_default();
+        latest.after(WINDOW).since(now)
     }
 
-    fn wait_us(&self, now_us: u64) -> u64 {
-        match self.bad_at_us.last() {
-            Some(0) | None => 0,
-            Some(oldest) => oldest.saturating_add(WINDOW_US).saturating_sub(now_us),
+    fn wait(&self, now: StoreTime) -> Duration {
+        match self.bad_at.last() {
+            Some(oldest) if *oldest > StoreTime::default() => oldest.after(WINDOW).since(now),
+            _ => Duration::ZERO,
         }
     }
 }
 
 /// How long `network` has to wait, whose place is among these addresses, latest first.
-fn wait_us(addresses: &[BadTokens], network: Network, now_us: u64) -> u64 {
+fn wait(addresses: &[BadTokens], network: Network, now: StoreTime) -> Duration {
     let own = addresses.iter().find(|address| address.network == network.bytes());
     match (own, addresses.get(ADDRESSES_PER_RECORD - 1)) {
-        (Some(own), _) => own.wait_us(now_us),
-        (None, Some(quietest)) => quietest.expires_in_us(now_us),
-        (None, None) => 0,
+        (Some(own), _) => own.wait(now),
+        (None, Some(quietest)) => quietest.expires_in(now),
+        (None, None) => Duration::ZERO,
     }
 }
 
@@ -144,7 +147,7 @@ fn encode(first: BadTokens, rest: &[BadTokens]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity((rest.len() + 1) * ADDRESS_BYTES);
     for address in std::iter::once(&first).chain(rest).take(ADDRESSES_PER_RECORD) {
         bytes.extend(address.network);
-        bytes.extend(address.bad_at_us.iter().flat_map(|at_us| at_us.to_le_bytes()));
+        bytes.extend(address.bad_at.iter().flat_map(|at| at.as_micros().to_le_bytes()));
     }
     bytes
 }
@@ -152,11 +155,11 @@ fn encode(first: BadTokens, rest: &[BadTokens]) -> Vec<u8> {
 fn decode(bytes: &[u8]) -> Vec<BadTokens> {
     let address = |bytes: &[u8]| {
         let (network, times) = bytes.split_first_chunk()?;
-        let mut bad_at_us = [0; MAX_BAD_TOKENS];
-        for (at_us, bytes) in bad_at_us.iter_mut().zip(times.chunks_exact(8)) {
-            *at_us = u64::from_le_bytes(bytes.try_into().ok()?);
+        let mut bad_at = [StoreTime::default(); MAX_BAD_TOKENS];
+        for (at, bytes) in bad_at.iter_mut().zip(times.chunks_exact(8)) {
+            *at = StoreTime::from_micros(u64::from_le_bytes(bytes.try_into().ok()?));
         }
-        Some(BadTokens { network: *network, bad_at_us })
+        Some(BadTokens { network: *network, bad_at })
     };
     bytes.chunks_exact(ADDRESS_BYTES).filter_map(address).take(ADDRESSES_PER_RECORD).collect()
 }

@@ -12,6 +12,7 @@ use crate::health::{Health, HealthOverride};
 use crate::overload::{ClusterReport, Signals};
 use crate::store::redis::failure::FailureKind;
 use crate::tier::Tier;
+use crate::time::whole_micros;
 
 /// Counter: buckets of the address table that made room for a newcomer before they had expired.
 pub const BUCKET_EVICTIONS: &str = "rate_limiter_bucket_evictions_total";
@@ -356,7 +357,7 @@ impl Metrics {
             (CLUSTER_LIMIT, report.limit.ceil() as u64),
             (CLUSTER_IN_FLIGHT, report.in_flight),
             (CLUSTER_WAITING, report.waiting),
-            (CLUSTER_BASELINE, u64::try_from(baseline.as_micros()).unwrap_or(u64::MAX)),
+            (CLUSTER_BASELINE, whole_micros(baseline)),
         ];
         for (name, current) in levels {
             self.level(format!("{name}.cluster.{label}"), current);

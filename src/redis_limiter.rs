@@ -150,12 +150,12 @@ impl RedisLimiter {
     /// Charges, unless it is known that there is nothing to take.
     pub fn charge(&mut self, start: RequestStart, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
-        let now = StoreTime::from_micros(start.at_us);
+        let now = start.at;
         if let Some(verdict) = self.known_refusal(&charge, now) {
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();
-        let (other_limit, ttl_ms) = (charge.other_limit(), charge.ttl_us() / 1_000);
+        let (other_limit, ttl_ms) = (charge.other_limit(), u64::from(charge.tier.ttl_seconds) * 1_000);
         let command = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
         match self.session.send(command, self.session.timeout(), now) {
             Ok(id) => {
@@ -183,7 +183,7 @@ impl RedisLimiter {
     ) -> Result<CommandId, Declined> {
         self.is_used = true;
         let command = self.health_sync.set_command(health_override);
-        let id = self.session.send(command, SET_HEALTH_TIMEOUT, StoreTime::from_micros(start.at_us))?;
+        let id = self.session.send(command, SET_HEALTH_TIMEOUT, start.at)?;
         self.purposes.insert(id, Purpose::SetHealth { id: start.id, network, health_override });
         Ok(id)
     }
@@ -295,7 +295,7 @@ impl RedisLimiter {
         match self.purposes.remove(&id)? {
             Purpose::Charge { start, charge, limits } => {
                 let is_current = limits == self.limits;
-                let sent_at = StoreTime::from_micros(start.at_us);
+                let sent_at = start.at;
                 Some((start.id, self.charged(charge, sent_at, is_current, reply)))
             }
             Purpose::SetHealth { id, network, health_override } => {
@@ -357,8 +357,7 @@ impl RedisLimiter {
         match outcome {
             Outcome::Admitted => self.deny_cache.forget(&charge.owner),
             Outcome::Refused if is_current => {
-                let wait = Duration::from_micros(verdict.wait_us);
-                self.deny_cache.note(&charge.owner, sent_at, wait);
+                self.deny_cache.note(&charge.owner, sent_at, verdict.wait());
             }
             Outcome::Refused => {}
         }

@@ -1,5 +1,7 @@
 //! What the limiter reads of a request.
 
+use crate::time::StoreTime;
+
 /// Names a request of one worker from its arrival to its end.
 pub type RequestId = u32;
 
@@ -8,8 +10,8 @@ pub type RequestId = u32;
 pub struct RequestStart {
     /// Names it among those that wait.
     pub id: RequestId,
-    /// The store's clock when its headers came in, in microseconds.
-    pub at_us: u64,
+    /// When its headers came in.
+    pub at: StoreTime,
 }
 
 /// A request, as bytes. Every call costs a call into the host.

@@ -4,6 +4,7 @@
 //! time, and only the transitions here change it. What Envoy does with a request in a state is the host's part.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::admin::PendingChange;
 use crate::admission::LimitedRequest;
@@ -11,9 +12,10 @@ use crate::headers::HeaderValues;
 use crate::id_map::IdMap;
 use crate::request::RequestId;
 use crate::store::redis::queue::CommandId;
+use crate::time::StoreTime;
 
-/// How long the body of an admin request may take, in microseconds.
-const BODY_TIMEOUT_US: u64 = 10_000_000;
+/// How long the body of an admin request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most admin requests of one worker that wait for a body at a time. Each has shown the admin token.
 const MAX_AWAITED_BODIES: usize = 64;
@@ -48,8 +50,8 @@ pub struct Waiting {
 /// The arrival of a request's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
-    /// When, by the store's clock, in microseconds.
-    pub at_us: u64,
+    /// When.
+    pub at: StoreTime,
     /// Whether a body follows.
     pub has_body: bool,
 }
@@ -73,7 +75,7 @@ pub struct Requests {
     by_id: IdMap<RequestId, InProgress>,
     waiting_for_place: usize,
     /// The admin requests that wait for a body, earliest deadline first.
-    body_deadlines: BTreeSet<(u64, RequestId)>,
+    body_deadlines: BTreeSet<(StoreTime, RequestId)>,
     /// How many requests wait for documents.
     waiting_for_documents: usize,
 }
@@ -126,7 +128,7 @@ impl Requests {
             return Err(TooManyBodies);
         }
         self.enter(id, arrived, RequestState::WaitsForBody(change, Vec::new()));
-        self.body_deadlines.insert((body_deadline_us(arrived), id));
+        self.body_deadlines.insert((body_deadline(arrived), id));
         Ok(())
     }
 
@@ -152,7 +154,7 @@ impl Requests {
         let ended = self.by_id.remove(&id)?;
         match ended.state {
             RequestState::WaitsForBody(..) => {
-                self.body_deadlines.remove(&(body_deadline_us(ended.arrived), id));
+                self.body_deadlines.remove(&(body_deadline(ended.arrived), id));
             }
             RequestState::WaitsForDocuments => {
                 self.waiting_for_documents = self.waiting_for_documents.saturating_sub(1);
@@ -166,8 +168,8 @@ impl Requests {
     }
 
     /// Takes out the request that has waited too long for its body, if there is one.
-    pub fn end_without_body(&mut self, now_us: u64) -> Option<RequestId> {
-        let (_, id) = *self.body_deadlines.first().filter(|(deadline_us, _)| *deadline_us <= now_us)?;
+    pub fn end_without_body(&mut self, now: StoreTime) -> Option<RequestId> {
+        let (_, id) = *self.body_deadlines.first().filter(|(deadline, _)| *deadline <= now)?;
         self.end(id).map(|_| id)
     }
 
@@ -188,6 +190,6 @@ impl Requests {
     }
 }
 
-fn body_deadline_us(arrived: Arrived) -> u64 {
-    arrived.at_us.saturating_add(BODY_TIMEOUT_US)
+fn body_deadline(arrived: Arrived) -> StoreTime {
+    arrived.at.after(BODY_TIMEOUT)
 }

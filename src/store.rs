@@ -13,6 +13,7 @@ pub use address_table::AddressTable;
 pub use keyed::take_keyed;
 
 use crate::bucket::Verdict;
+use crate::time::StoreTime;
 
 /// How often a lost race is tried again before the request is refused.
 ///
@@ -43,8 +44,8 @@ pub trait SharedData {
     /// Makes [`SharedData::changes`] differ for every worker.
     fn announce_change(&self);
 
-    /// Microseconds on a clock that all workers share and that should not step back.
-    fn now_us(&self) -> u64;
+    /// The moment on a clock that all workers share and that should not step back.
+    fn now(&self) -> StoreTime;
 }
 
 /// Shared data in which every write succeeds and changes nothing: shows what an update would decide.
@@ -66,8 +67,8 @@ impl<D: SharedData> SharedData for ReadOnly<'_, D> {
 
     fn announce_change(&self) {}
 
-    fn now_us(&self) -> u64 {
-        self.0.now_us()
+    fn now(&self) -> StoreTime {
+        self.0.now()
     }
 }
 
@@ -88,7 +89,7 @@ pub struct Updated<T> {
 pub fn update<T, W: AsRef<[u8]>>(
     data: &impl SharedData,
     key: &str,
-    mut decide: impl FnMut(Option<&[u8]>, u64) -> (T, Option<W>),
+    mut decide: impl FnMut(Option<&[u8]>, StoreTime) -> (T, Option<W>),
 ) -> Result<Updated<T>, Contended> {
     for retries in 0..MAX_ATTEMPTS {
         let stored = data.get(key);
@@ -96,7 +97,7 @@ pub fn update<T, W: AsRef<[u8]>>(
             Some((value, version)) => (Some(value.as_slice()), Some(*version)),
             None => (None, None),
         };
-        let (result, replacement) = decide(value, data.now_us());
+        let (result, replacement) = decide(value, data.now());
         let written = match replacement {
             Some(bytes) => data.compare_and_set(key, bytes.as_ref(), version),
             None => Ok(()),
@@ -113,8 +114,8 @@ pub fn update<T, W: AsRef<[u8]>>(
 pub struct Taken {
     /// What the bucket said.
     pub verdict: Verdict,
-    /// The store's clock when it said so, in microseconds.
-    pub now_us: u64,
+    /// When it said so.
+    pub at: StoreTime,
     /// Whether another address lost its place in the table.
     pub evicted: bool,
 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
@@ -9,11 +11,12 @@ use dynamic_rate_limiter::documents::{
     Fetched, Finished, Publication, PublicationOutcome, SourceRecords, claim_fetch,
 };
 use dynamic_rate_limiter::identity::KeyHash;
-use dynamic_rate_limiter::in_force::HOLD_US;
+use dynamic_rate_limiter::in_force::HOLD;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
+use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -148,15 +151,15 @@ fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at
             limiter.drain_metrics().iter().filter(|sample| matches!(sample, Sample::Count(_, 1..))).count()
         };
         let records = records("default", 20);
-        assert!(claim_fetch(&data, &records, 0));
+        assert!(claim_fetch(&data, &records, Duration::ZERO));
         assert_eq!(rejections(), 0);
         data.advance(retry_us - 1);
-        assert!(!claim_fetch(&data, &records, 0), "a tick early");
+        assert!(!claim_fetch(&data, &records, Duration::ZERO), "a tick early");
         data.advance(1);
-        assert!(claim_fetch(&data, &records, 0));
+        assert!(claim_fetch(&data, &records, Duration::ZERO));
         assert_eq!(rejections(), 1);
         data.advance(retry_us);
-        assert!(claim_fetch(&data, &records, 0));
+        assert!(claim_fetch(&data, &records, Duration::ZERO));
         assert_eq!(rejections(), 0);
     }
 }
@@ -164,24 +167,27 @@ fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at
 #[test]
 fn one_worker_fetches_for_all_once_in_a_period() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), 0));
-    assert!(!claim_fetch(&data, &records("default", 20), 0));
-    assert!(claim_fetch(&data, &records("other", 20), 0));
+    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO));
+    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO));
+    assert!(claim_fetch(&data, &records("other", 20), Duration::ZERO));
     data.advance(20 * SECOND - 1);
-    assert!(!claim_fetch(&data, &records("default", 20), 0));
+    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO));
     data.advance(1);
-    assert!(claim_fetch(&data, &records("default", 20), 0));
-    assert!(claim_fetch(&data, &records("default", 5), 0), "a shorter period starts at once");
+    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO));
+    assert!(claim_fetch(&data, &records("default", 5), Duration::ZERO), "a shorter period starts at once");
 }
 
 #[test]
 fn a_busy_worker_leaves_a_fetch_to_others_for_a_moment() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), 0));
+    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO));
     data.advance(20 * SECOND);
-    assert!(!claim_fetch(&data, &records("default", 20), SECOND));
+    assert!(!claim_fetch(&data, &records("default", 20), Duration::from_secs(1)));
     data.advance(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), SECOND), "but does it if nobody else has");
+    assert!(
+        claim_fetch(&data, &records("default", 20), Duration::from_secs(1)),
+        "but does it if nobody else has"
+    );
 }
 
 #[test]
@@ -192,12 +198,12 @@ fn nobody_fetches_while_a_worker_publishes_unless_it_is_not_heard_of_any_more() 
     busy.begin_publication(texts(TIERS, &many_keys(2_000, "gold")), &data);
     busy.publish(&data);
     data.advance(2 * SECOND);
-    assert!(!claim_fetch(&data, &records, 0));
+    assert!(!claim_fetch(&data, &records, Duration::ZERO));
     busy.publish(&data);
     data.advance(3 * SECOND);
-    assert!(!claim_fetch(&data, &records, 0), "heard of again");
+    assert!(!claim_fetch(&data, &records, Duration::ZERO), "heard of again");
     data.advance(2 * SECOND);
-    assert!(claim_fetch(&data, &records, 0), "five seconds after it was heard of last");
+    assert!(claim_fetch(&data, &records, Duration::ZERO), "five seconds after it was heard of last");
 }
 
 fn many_keys(count: usize, tier: &str) -> String {
@@ -328,14 +334,14 @@ fn requests_wait_for_documents_for_a_second_from_the_first_on() {
     let mut limiter = limiter(&data, SOURCE);
     let mut waits_at = |at_us: u64| {
         data.set_time(at_us);
-        let arrival = RequestStart { at_us, ..ARRIVAL };
+        let arrival = RequestStart { at: StoreTime::from_micros(at_us), ..ARRIVAL };
         matches!(limiter.decide(&FakeRequest::get("/"), &data, arrival), Decision::AwaitsDocuments)
     };
-    let first_us = 40 * SECOND;
+    let (first_us, hold_us) = (40 * SECOND, whole_micros(HOLD));
     assert!(waits_at(first_us), "however long ago the worker started");
-    assert!(waits_at(first_us + HOLD_US - 1));
-    assert!(!waits_at(first_us + HOLD_US));
-    assert!(!waits_at(first_us + 2 * HOLD_US));
+    assert!(waits_at(first_us + hold_us - 1));
+    assert!(!waits_at(first_us + hold_us));
+    assert!(!waits_at(first_us + 2 * hold_us));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 mod common;
 
 use common::{FakeData, SECOND};
-use dynamic_rate_limiter::generation::{CLAIM_TTL_US, Claimed, Generations, PluginIdentity, Role};
+use dynamic_rate_limiter::generation::{CLAIM_TTL, Claimed, Generations, PluginIdentity, Role};
+use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 
 /// One thread of Envoy: a VM, and the root contexts that Envoy keeps in it.
 #[derive(Default)]
@@ -55,10 +56,10 @@ fn identity(fingerprint: u64) -> PluginIdentity<'static> {
     PluginIdentity { name: b"rate_limiter", namespace: "default", fingerprint }
 }
 
-fn now(data: &FakeData) -> u64 {
+fn now(data: &FakeData) -> StoreTime {
     use dynamic_rate_limiter::store::SharedData;
     data.advance(1);
-    data.now_us()
+    data.now()
 }
 
 fn data() -> FakeData {
@@ -145,7 +146,7 @@ fn a_claim_expires_after_three_ticks_and_not_before() {
     main.tick(&data);
     worker.hold(1);
     worker.deliver(2, &data);
-    data.advance(CLAIM_TTL_US - 2);
+    data.advance(whole_micros(CLAIM_TTL) - 2);
     assert_eq!(worker.newest(&data), [1], "the main thread has not said that there is another");
     data.advance(2);
     assert_eq!(worker.newest(&data), [2], "the main thread says nothing");

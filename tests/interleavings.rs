@@ -11,16 +11,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::{SECOND, limit};
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico};
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::store::{AddressTable, Conflict, SharedData, Taken, keyed_bucket_key, take_keyed};
 use dynamic_rate_limiter::tier::Limit;
+use dynamic_rate_limiter::time::StoreTime;
 use shuttle::scheduler::DfsScheduler;
 use shuttle::thread;
 
-const TTL_US: u64 = 60 * SECOND;
+const TTL: Duration = Duration::from_secs(60);
 
 /// A hundred thousandth of a token per microsecond: what the steps of a run refill is less than a token.
 const RATE: u64 = 10_000_000;
@@ -91,13 +93,13 @@ impl SharedData for SteppedData {
 
     fn announce_change(&self) {}
 
-    fn now_us(&self) -> u64 {
+    fn now(&self) -> StoreTime {
         if self.steps_at_clock {
             self.step.load(Ordering::SeqCst);
         }
         self.with(|state| {
             state.now_us += 1;
-            state.now_us
+            StoreTime::from_micros(state.now_us)
         })
     }
 }
@@ -189,7 +191,7 @@ fn take_from_a_full_record(stored: [(u8, u32); 2], asking: [u8; 3]) -> Vec<(u8, 
     let table = AddressTable::open(&*data, "test", 2, (1, 2)).expect("nobody else is there");
     for (number, takes) in stored {
         for _ in 0..takes {
-            let taken = table.take(&*data, network(number), limit, TTL_US).expect("nobody else is there");
+            let taken = table.take(&*data, network(number), limit, TTL).expect("nobody else is there");
             assert_eq!(taken.value.verdict.outcome, Outcome::Admitted);
         }
     }
@@ -200,7 +202,7 @@ fn take_from_a_full_record(stored: [(u8, u32); 2], asking: [u8; 3]) -> Vec<(u8, 
             .map(|number| {
                 let (data, table) = (Arc::clone(&data), table.clone());
                 let take = move || {
-                    let taken = table.take(&*data, network(number), limit, TTL_US).expect("nobody gives up");
+                    let taken = table.take(&*data, network(number), limit, TTL).expect("nobody gives up");
                     vec![(number, taken.value)]
                 };
                 Box::new(take) as Box<dyn FnOnce() -> Vec<(u8, Taken)> + Send>

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, answer, limiter, seen};
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::Outcome;
@@ -11,13 +13,20 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIERS, Metrics, Sample};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::store::SharedData;
+use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
 
 fn headers(limiter: &Limiter, answer: &HeaderValues, processing_us: u64) -> Vec<String> {
     let mut lines = Vec::new();
     let groups = limiter.config().settings.headers;
-    write_headers(answer, groups, limiter.unix_offset_us(), processing_us, |name, value| {
-        lines.push(format!("{name}: {}", String::from_utf8_lossy(value)));
-    });
+    write_headers(
+        answer,
+        groups,
+        limiter.wall_clock(),
+        Duration::from_micros(processing_us),
+        |name, value| {
+            lines.push(format!("{name}: {}", String::from_utf8_lossy(value)));
+        },
+    );
     lines
 }
 
@@ -100,7 +109,8 @@ fn a_limited_request_costs_a_read_and_a_write_and_a_refusal_no_write() {
 fn headers_tell_the_limit_what_is_left_and_when() {
     let data = FakeData::at(5_250_000);
     let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro"}}"#);
-    limiter.set_wall_clock(1_700_000_000_000_000, 5_000_000);
+    let (unix, now) = (UnixTime::from_micros(1_700_000_000_000_000), StoreTime::from_micros(5_000_000));
+    limiter.set_wall_clock(WallClock::new(unix, now));
     let pro = FakeRequest::get("/").with("x-api-key", "pro");
     let first = answer(&mut limiter, &data, &pro);
     assert_eq!(
@@ -300,7 +310,7 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
         ]
     );
     assert_eq!(limiter.drain_metrics(), []);
-    assert!(data.now_us() > 0);
+    assert!(data.now() > StoreTime::default());
 }
 
 #[test]

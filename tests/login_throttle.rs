@@ -5,8 +5,8 @@ mod common;
 use common::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
-use dynamic_rate_limiter::request::RequestStart;
+use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW};
+use dynamic_rate_limiter::time::whole_micros;
 
 /// An address that showed the right token before any other came.
 const OPERATOR: &str = "192.0.2.1:1";
@@ -14,7 +14,7 @@ const OPERATOR: &str = "192.0.2.1:1";
 /// What a token from an address is answered with; 200 where it is right.
 fn status(limiter: &mut Limiter, data: &FakeData, token: &str, source: &str) -> u32 {
     let request = FakeRequest::post("/system/health").with("x-admin-token", token).from(source);
-    match limiter.decide(&request, data, RequestStart { at_us: 0, ..common::ARRIVAL }) {
+    match limiter.decide(&request, data, common::ARRIVAL) {
         Decision::Replied(reply) => reply.status,
         Decision::AwaitsBody(_) => 200,
         other => panic!("{other:?}"),
@@ -43,7 +43,7 @@ fn no_token_of_an_unknown_address_is_compared_while_its_record_is_crowded() {
         assert_eq!(status(&mut limiter, &data, "wrong", &guesser(number)), 429);
         assert_eq!(status(&mut limiter, &data, TOKEN, &guesser(number)), 429, "whatever the token");
     }
-    data.advance(WINDOW_US - 1);
+    data.advance(whole_micros(WINDOW) - 1);
     assert_eq!(status(&mut limiter, &data, TOKEN, &guesser(20_000)), 429, "a tick early");
     data.advance(1);
     assert_eq!(status(&mut limiter, &data, TOKEN, &guesser(20_000)), 200, "on time");

@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::fake_stream::FakeStream;
 use common::redis::ModelRedis;
 use common::{FakeData, FakeRequest, SECOND, TOKEN};
@@ -22,6 +24,7 @@ use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
+use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
 
 const MS: u64 = 1_000;
 
@@ -116,7 +119,7 @@ impl World {
 
     fn tick(&mut self, name: Name) -> Vec<(RequestId, Decision)> {
         let (worker, data, _) = self.worker(name);
-        worker.limiter.handle_timeout(data.now_us(), Role::Newest, data);
+        worker.limiter.handle_timeout(data.now(), Role::Newest, data);
         self.exchange(name)
     }
 
@@ -126,11 +129,11 @@ impl World {
         let (worker, data, redis) = self.worker(name);
         let mut decisions = Vec::new();
         loop {
-            match worker.limiter.poll_output(data.now_us(), data) {
+            match worker.limiter.poll_output(data.now(), data) {
                 Some(LimiterOutput::Decided(id, decision)) => decisions.push((id, decision)),
                 Some(LimiterOutput::Stream(StreamAction::Open)) if is_down => {
                     worker.stream.close();
-                    worker.limiter.handle_close("refused", data.now_us());
+                    worker.limiter.handle_close("refused", data.now());
                 }
                 Some(LimiterOutput::Stream(action)) => {
                     worker.commands += worker.stream.carry_out(action, redis);
@@ -139,7 +142,7 @@ impl World {
                     worker.limiter.flush();
                 }
                 None if !is_frozen && !worker.stream.replies.is_empty() => {
-                    worker.limiter.handle_input(&worker.stream.take_replies(), data.now_us());
+                    worker.limiter.handle_input(&worker.stream.take_replies(), data.now());
                 }
                 None => return decisions,
             }
@@ -151,7 +154,7 @@ impl World {
         self.last_ticket += 1;
         let request_id = self.last_ticket;
         let (worker, data, _) = self.worker(name);
-        let arrival = RequestStart { id: request_id, at_us: data.now_us() };
+        let arrival = RequestStart { id: request_id, at: data.now() };
         // Documents come when a test publishes them; nothing waits for them.
         (request_id, worker.limiter.decider(data).decide(request, arrival, false))
     }
@@ -179,7 +182,7 @@ impl World {
         let (request_id, decision) = self.decide(name, &request);
         let Decision::AwaitsBody(pending) = decision else { panic!("the token is good: {decision:?}") };
         let (worker, data, _) = self.worker(name);
-        let arrival = RequestStart { id: request_id, at_us: data.now_us() };
+        let arrival = RequestStart { id: request_id, at: data.now() };
         (request_id, worker.limiter.change_health(&pending, body.as_bytes(), data, arrival))
     }
 
@@ -207,7 +210,7 @@ impl World {
         self.is_down = true;
         for name in self.names() {
             let (worker, data, _) = self.worker(name);
-            worker.hang_up(data.now_us());
+            worker.hang_up(data.now());
         }
     }
 
@@ -227,14 +230,15 @@ impl Worker {
         let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
         let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
         let mut limiter = Limiter::new(plugin, data, (random << 32, 0x5eed)).expect("a limiter");
-        limiter.set_wall_clock(1_700_000_000 * SECOND, data.now_us());
+        let unix = UnixTime::from_micros(1_700_000_000 * SECOND);
+        limiter.set_wall_clock(WallClock::new(unix, data.now()));
         Self { limiter, stream: FakeStream::default(), commands: 0 }
     }
 
-    fn hang_up(&mut self, now_us: u64) {
+    fn hang_up(&mut self, now: StoreTime) {
         if self.stream.is_open() {
             self.stream.close();
-            self.limiter.handle_close("reset by peer", now_us);
+            self.limiter.handle_close("reset by peer", now);
         }
     }
 }
@@ -267,11 +271,17 @@ fn header(world: &mut World, name: Name, decision: &Decision, wanted: &str) -> O
     };
     let limiter = &world.worker(name).0.limiter;
     let mut found = None;
-    write_headers(answer, limiter.config().settings.headers, limiter.unix_offset_us(), 0, |name, value| {
-        if name == wanted {
-            found = Some(String::from_utf8_lossy(value).into_owned());
-        }
-    });
+    write_headers(
+        answer,
+        limiter.config().settings.headers,
+        limiter.wall_clock(),
+        Duration::ZERO,
+        |name, value| {
+            if name == wanted {
+                found = Some(String::from_utf8_lossy(value).into_owned());
+            }
+        },
+    );
     found
 }
 

@@ -4,6 +4,7 @@ use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::requests::{Arrived, RequestState, Requests, TooManyBodies};
 use dynamic_rate_limiter::store::redis::queue::CommandId;
+use dynamic_rate_limiter::time::StoreTime;
 
 /// How long a body may take, in microseconds.
 const BODY_TIMEOUT_US: u64 = 10_000_000;
@@ -13,7 +14,7 @@ fn change() -> PendingChange {
 }
 
 fn at(at_us: u64) -> Arrived {
-    Arrived { at_us, has_body: true }
+    Arrived { at: StoreTime::from_micros(at_us), has_body: true }
 }
 
 #[test]
@@ -47,12 +48,24 @@ fn a_body_has_ten_seconds_and_one_that_arrived_or_was_left_has_no_deadline() {
         requests.keep_body(id, b"{".to_vec());
     }
     requests.end(2);
-    assert_eq!(requests.end_without_body(BODY_TIMEOUT_US), None, "one microsecond early");
-    assert_eq!(requests.end_without_body(BODY_TIMEOUT_US + 1), Some(1), "just in time");
-    assert_eq!(requests.end_without_body(BODY_TIMEOUT_US + 2), None, "the second has ended");
+    assert_eq!(
+        requests.end_without_body(StoreTime::from_micros(BODY_TIMEOUT_US)),
+        None,
+        "one microsecond early"
+    );
+    assert_eq!(
+        requests.end_without_body(StoreTime::from_micros(BODY_TIMEOUT_US + 1)),
+        Some(1),
+        "just in time"
+    );
+    assert_eq!(
+        requests.end_without_body(StoreTime::from_micros(BODY_TIMEOUT_US + 2)),
+        None,
+        "the second has ended"
+    );
     let ended = requests.end(3).expect("the third waits");
     assert!(matches!(ended.state, RequestState::WaitsForBody(_, body) if body == b"{"));
-    assert_eq!(requests.end_without_body(u64::MAX), None);
+    assert_eq!(requests.end_without_body(StoreTime::MAX), None);
 }
 
 #[test]

@@ -3,15 +3,17 @@
 mod common;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use common::{FakeData, IntervalOracle, SECOND, limit};
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::store::{AddressTable, Contended, Taken, keyed_bucket_key, take_keyed};
 use dynamic_rate_limiter::tier::Limit;
+use dynamic_rate_limiter::time::whole_micros;
 use proptest::prelude::*;
 
-const TTL_US: u64 = 60 * SECOND;
+const TTL: Duration = Duration::from_secs(60);
 
 fn network(number: u32) -> Network {
     Network::of_source(std::net::Ipv4Addr::from_bits(number).to_string().as_bytes(), 64)
@@ -22,7 +24,7 @@ fn table(data: &FakeData, max_buckets: u32) -> AddressTable {
 }
 
 fn take(data: &FakeData, table: &AddressTable, number: u32, limit: Limit) -> Taken {
-    table.take(data, network(number), limit, TTL_US).expect("no contention").value
+    table.take(data, network(number), limit, TTL).expect("no contention").value
 }
 
 #[test]
@@ -145,9 +147,9 @@ fn an_eviction_is_counted_unless_the_bucket_had_expired() {
     assert!(take(&data, &table, 2, limit).evicted, "the bucket was in use");
     data.advance(2 * SECOND);
     assert!(take(&data, &table, 3, limit).evicted, "the bucket was full, and not yet expired");
-    data.advance(TTL_US - 1);
+    data.advance(whole_micros(TTL) - 1);
     assert!(take(&data, &table, 4, limit).evicted, "a tick before it expired");
-    data.advance(TTL_US);
+    data.advance(whole_micros(TTL));
     assert!(!take(&data, &table, 5, limit).evicted, "expired");
 }
 
@@ -158,7 +160,7 @@ fn a_bucket_does_not_expire_before_it_is_full_whatever_its_ttl() {
     let slow = limit(2, 1_000);
     let fill_us = 2_000 * SECOND;
     take(&data, &table, 1, slow);
-    data.advance(TTL_US);
+    data.advance(whole_micros(TTL));
     assert_eq!(take(&data, &table, 1, slow).verdict.remaining, 0, "long after the ttl, and not full");
     data.advance(fill_us - 1);
     assert!(take(&data, &table, 2, slow).evicted);
@@ -189,7 +191,7 @@ fn check_safety(max_buckets: u32, limit: Limit, requests: Vec<(u32, u32)>) -> Re
         data.advance(step_us.into());
         let taken = take(&data, &table, number, limit);
         let oracle = oracles.entry(number).or_insert_with(|| IntervalOracle::new(limit));
-        let allowed = oracle.may_admit(taken.now_us);
+        let allowed = oracle.may_admit(taken.at.as_micros());
         if taken.verdict.outcome == Outcome::Admitted {
             prop_assert!(allowed, "address {} was given a token that it did not have", number);
             oracle.admit();

@@ -1,29 +1,32 @@
 //! When to fetch next, and what was found wrong last: shared by all workers.
 
+use std::time::Duration;
+
 use super::published::{Fingerprint, SourceRecords};
 use super::{DocumentFailure, fingerprint};
 use crate::codec::{Reader, Writer};
 use crate::store::{SharedData, update};
+use crate::time::StoreTime;
 
-/// How soon to try again after a failure, in microseconds, where that is sooner than usual.
-const RETRY_US: u64 = 1_000_000;
+/// How soon to try again after a failure, where that is sooner than usual.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The same while a document has neither been applied nor refused yet, and requests may wait for it.
-const FIRST_RETRY_US: u64 = 100_000;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
 
-/// How long a worker that publishes keeps others from fetching, in microseconds, if it is not heard of again.
-const BUSY_US: u64 = 5_000_000;
+/// How long a worker that publishes keeps others from fetching, if it is not heard of again.
+const BUSY: Duration = Duration::from_secs(5);
 
-/// How often such a worker says so, in microseconds.
-const RENEWAL_US: u64 = 1_000_000;
+/// How often such a worker says so.
+const RENEWAL: Duration = Duration::from_secs(1);
 
 /// The record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Schedule {
     /// When the next fetch is due.
-    due_at_us: u64,
+    due_at: StoreTime,
     /// Until when a worker is busy with what was fetched.
-    busy_until_us: u64,
+    busy_until: StoreTime,
     /// Failures in a row.
     failures: u32,
     /// Fingerprint of what was complained about last; 0 where the next complaint is news.
@@ -41,17 +44,15 @@ pub(super) struct Verdicts {
     pub(super) misfit: Fingerprint,
 }
 
-/// Claims the next fetch for this worker, if one has been due for `grace_us`; no other worker gets it for the source's
+/// Claims the next fetch for this worker, if one has been due for `grace`; no other worker gets it for the source's
 /// period.
-pub fn claim_fetch(data: &impl SharedData, records: &SourceRecords, grace_us: u64) -> bool {
-    let period_us = u64::try_from(records.period.as_micros()).unwrap_or(u64::MAX);
-    let claimed = update(data, &records.schedule(), |stored, now_us| {
+pub fn claim_fetch(data: &impl SharedData, records: &SourceRecords, grace: Duration) -> bool {
+    let claimed = update(data, &records.schedule(), |stored, now| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         // A due time further off than the period was set when the period was longer.
-        let is_due = now_us >= schedule.due_at_us.saturating_add(grace_us)
-            || schedule.due_at_us > now_us.saturating_add(period_us);
-        let is_free = now_us >= schedule.busy_until_us;
-        let next = Schedule { due_at_us: now_us.saturating_add(period_us), ..schedule };
+        let is_due = now >= schedule.due_at.after(grace) || schedule.due_at > now.after(records.period);
+        let is_free = now >= schedule.busy_until;
+        let next = Schedule { due_at: now.after(records.period), ..schedule };
         (is_due && is_free, (is_due && is_free).then(|| next.encode()))
     });
     claimed.is_ok_and(|updated| updated.value)
@@ -65,9 +66,9 @@ impl Schedule {
 
     /// Keeps others from fetching while this worker publishes. Written once a second at most.
     pub(super) fn keep_busy(data: &impl SharedData, records: &SourceRecords) {
-        Self::change(data, records, |schedule, now_us| {
-            let is_short = schedule.busy_until_us < now_us.saturating_add(BUSY_US - RENEWAL_US);
-            is_short.then_some(Schedule { busy_until_us: now_us.saturating_add(BUSY_US), ..schedule })
+        Self::change(data, records, |schedule, now| {
+            let is_short = schedule.busy_until < now.after(BUSY - RENEWAL);
+            is_short.then_some(Schedule { busy_until: now.after(BUSY), ..schedule })
         });
     }
 
@@ -83,15 +84,16 @@ impl Schedule {
         is_missing: bool,
     ) -> bool {
         let mut is_news = false;
-        Self::change(data, records, |schedule, now_us| {
-            let mut next = Schedule { busy_until_us: 0, verdicts, failures: 0, complaint: 0, ..schedule };
+        Self::change(data, records, |schedule, now| {
+            let busy_until = StoreTime::default();
+            let mut next = Schedule { busy_until, verdicts, failures: 0, complaint: 0, ..schedule };
             if let Some(failure) = failure {
                 next.failures = schedule.failures.saturating_add(1);
                 let is_worth_it = !failure.is_unreachable() || next.failures > 1;
                 next.complaint = if is_worth_it { failure.fingerprint } else { schedule.complaint };
                 if failure.is_unreachable() {
-                    let retry_us = if is_missing { FIRST_RETRY_US } else { RETRY_US };
-                    next.due_at_us = schedule.due_at_us.min(now_us.saturating_add(retry_us));
+                    let retry = if is_missing { FIRST_RETRY } else { RETRY };
+                    next.due_at = schedule.due_at.min(now.after(retry));
                 }
             }
             is_news = failure.is_some() && next.complaint != schedule.complaint;
@@ -103,19 +105,23 @@ impl Schedule {
     fn change(
         data: &impl SharedData,
         records: &SourceRecords,
-        mut change: impl FnMut(Self, u64) -> Option<Self>,
+        mut change: impl FnMut(Self, StoreTime) -> Option<Self>,
     ) {
         // Where even this write loses every race, a complaint is left out or made twice.
-        let _ = update(data, &records.schedule(), |stored, now_us| {
+        let _ = update(data, &records.schedule(), |stored, now| {
             let schedule = stored.and_then(Self::decode).unwrap_or_default();
-            ((), change(schedule, now_us).map(Self::encode))
+            ((), change(schedule, now).map(Self::encode))
         });
     }
 
     fn encode(self) -> Vec<u8> {
         let [tiers, keys] = self.verdicts.wrong;
         let mut record = Writer::default();
-        record.u64(self.due_at_us).u64(self.busy_until_us).u32(self.failures).u64(self.complaint);
+        record
+            .u64(self.due_at.as_micros())
+            .u64(self.busy_until.as_micros())
+            .u32(self.failures)
+            .u64(self.complaint);
         record.u64(tiers).u64(keys).u64(self.verdicts.misfit);
         record.into_bytes()
     }
@@ -123,8 +129,8 @@ impl Schedule {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut record = Reader::new(bytes);
         Some(Self {
-            due_at_us: record.u64()?,
-            busy_until_us: record.u64()?,
+            due_at: StoreTime::from_micros(record.u64()?),
+            busy_until: StoreTime::from_micros(record.u64()?),
             failures: record.u32()?,
             complaint: record.u64()?,
             verdicts: Verdicts { wrong: [record.u64()?, record.u64()?], misfit: record.u64()? },

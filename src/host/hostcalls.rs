@@ -1,11 +1,14 @@
 //! Host calls as the limiter wants them: bytes, never strings, and no unexpected status where it matters.
 
+use std::time::UNIX_EPOCH;
+
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{MapType, Status};
 
 use super::metrics;
 use crate::request::Request;
 use crate::store::{Conflict, SharedData};
+use crate::time::{StoreTime, UnixTime, WallClock, whole_micros};
 
 /// gRPC's names for a refusal and for a missing store. Envoy uses them for gRPC requests alone, which it tells apart
 /// by itself.
@@ -62,20 +65,20 @@ impl SharedData for HostData {
         hostcalls::set_shared_data(key, Some(value), Some(version)).map_err(|_| Conflict)
     }
 
-    fn now_us(&self) -> u64 {
+    fn now(&self) -> StoreTime {
         let mut nanoseconds = 0;
         // SAFETY: the host writes eight bytes to the address of a `u64` that lives until the call returns. It
         // fails for unknown clocks only.
         unsafe { clock_time_get(CLOCK_MONOTONIC, 0, &mut nanoseconds) };
-        nanoseconds / 1_000
+        StoreTime::from_micros(nanoseconds / 1_000)
     }
 }
 
-/// The wall clock, in Unix microseconds.
-pub(super) fn unix_us() -> u64 {
-    let now = hostcalls::get_current_time().unwrap_or(std::time::UNIX_EPOCH);
-    let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+/// The host's wall clock at the moment `now`.
+pub(super) fn wall_clock(now: StoreTime) -> WallClock {
+    let time = hostcalls::get_current_time().unwrap_or(UNIX_EPOCH);
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallClock::new(UnixTime::from_micros(whole_micros(since_epoch)), now)
 }
 
 /// The request whose headers have just come in. Not to be read in any other callback.

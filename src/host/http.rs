@@ -14,6 +14,7 @@ use crate::headers::{self, HeaderValues};
 use crate::overload::RequestOutcome;
 use crate::requests::RequestState;
 use crate::store::SharedData;
+use crate::time::StoreTime;
 
 /// Envoy's `StopAllIterationAndWatermark`: the request waits with its body, which its client may not send on.
 const PAUSE_WITH_BODY: u32 = 4;
@@ -133,12 +134,12 @@ fn is_grpc_server_error(status: &[u8]) -> bool {
 }
 
 /// Answers the request in effect, if the decision is an answer.
-pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) {
+pub(super) fn send_local(worker: &Worker, decision: &Decision, started: StoreTime) {
     match decision {
-        Decision::Refused(answer) => send_text(worker, answer, started_us, 429, None),
+        Decision::Refused(answer) => send_text(worker, answer, started, 429, None),
         // No bucket says when to come back.
-        Decision::Unavailable(answer) => send_text(worker, answer, started_us, 503, Some(1)),
-        Decision::Shed(answer, seconds) => send_shed(worker, answer, started_us, *seconds),
+        Decision::Unavailable(answer) => send_text(worker, answer, started, 503, Some(1)),
+        Decision::Shed(answer, seconds) => send_shed(worker, answer, started, *seconds),
         Decision::Replied(reply) => send_reply(reply),
         Decision::Exempt
         | Decision::Admitted(_)
@@ -149,21 +150,27 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started_us: u64) 
 }
 
 /// Of the two headers that tell a calling Envoy of it, the second keeps it from trying again.
-fn send_shed(worker: &Worker, answer: &HeaderValues, started_us: u64, retry_after: u64) {
+fn send_shed(worker: &Worker, answer: &HeaderValues, started: StoreTime, retry_after: u64) {
     let mut headers = HeaderBlock::default();
     headers.push("x-envoy-overloaded", b"true");
     headers.push("x-envoy-ratelimited", b"true");
-    send_with(worker, answer, started_us, 503, Some(retry_after), headers);
+    send_with(worker, answer, started, 503, Some(retry_after), headers);
 }
 
-fn send_text(worker: &Worker, answer: &HeaderValues, started_us: u64, status: u32, retry_after: Option<u64>) {
-    send_with(worker, answer, started_us, status, retry_after, HeaderBlock::default());
+fn send_text(
+    worker: &Worker,
+    answer: &HeaderValues,
+    started: StoreTime,
+    status: u32,
+    retry_after: Option<u64>,
+) {
+    send_with(worker, answer, started, status, retry_after, HeaderBlock::default());
 }
 
 fn send_with(
     worker: &Worker,
     answer: &HeaderValues,
-    started_us: u64,
+    started: StoreTime,
     status: u32,
     retry_after: Option<u64>,
     mut headers: HeaderBlock,
@@ -172,7 +179,7 @@ fn send_with(
     if let Some(seconds) = retry_after {
         headers.push("retry-after", seconds.to_string().as_bytes());
     }
-    write_headers(worker, answer, started_us, |name, value| headers.push(name, value));
+    write_headers(worker, answer, started, |name, value| headers.push(name, value));
     let body = if status == 429 { headers::REFUSED_BODY } else { headers::UNAVAILABLE_BODY };
     send_local_reply(status, headers, body.as_bytes());
 }
@@ -190,13 +197,13 @@ pub(super) fn send_reply(reply: &EndpointReply) {
 pub(super) fn write_headers(
     worker: &Worker,
     answer: &HeaderValues,
-    started_us: u64,
+    started: StoreTime,
     write: impl FnMut(&'static str, &[u8]),
-) -> Option<u64> {
+) -> Option<StoreTime> {
     let limiter = &worker.limiter;
     let headers = limiter.config().settings.headers;
-    let now_us = headers.processing_time.then(|| HostData.now_us());
-    let processing_us = now_us.map_or(0, |now_us| now_us.saturating_sub(started_us));
-    headers::write_headers(answer, headers, limiter.unix_offset_us(), processing_us, write);
-    now_us
+    let now = headers.processing_time.then(|| HostData.now());
+    let processing = now.map(|now| now.since(started)).unwrap_or_default();
+    headers::write_headers(answer, headers, limiter.wall_clock(), processing, write);
+    now
 }

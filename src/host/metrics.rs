@@ -11,6 +11,7 @@ use crate::metrics::{
     CONTROL_CHANGES, COUNTERS, DECISION_DURATION, MEASURED_COUNTERS, REDIS_COUNTERS, Sample,
 };
 use crate::store::SharedData;
+use crate::time::{StoreTime, whole_micros};
 
 thread_local! {
     static DEFINED: RefCell<HashMap<String, u32>> = RefCell::default();
@@ -71,11 +72,11 @@ impl DecisionTimer {
     }
 
     /// A request is decided whose headers came in at that time.
-    pub(super) fn decided(&mut self, started_us: u64) {
+    pub(super) fn decided(&mut self, started: StoreTime) {
         let timed = self.histogram.filter(|_| self.decisions.is_multiple_of(TIMED_ONE_IN));
         self.decisions = self.decisions.wrapping_add(1);
         if let Some(histogram) = timed {
-            let _ = hostcalls::record_metric(histogram, HostData.now_us().saturating_sub(started_us));
+            let _ = hostcalls::record_metric(histogram, whole_micros(HostData.now().since(started)));
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Overload {
 
 impl Overload {
     pub(super) fn new(thresholds: HealthThresholds, namespace: &str) -> Self {
-        let now = StoreTime::from_micros(HostData.now_us());
+        let now = HostData.now();
         let control = OverloadControl::new(thresholds, namespace, random(), now);
         Self { control, gauges: ClusterGauges::new(namespace), next_report: now }
     }
@@ -44,9 +44,8 @@ impl Overload {
         limited: &LimitedRequest,
         config: &Config,
         has_body: bool,
-        now_us: u64,
+        now: StoreTime,
     ) -> Admission {
-        let now = StoreTime::from_micros(now_us);
         let cluster_id = self.control.cluster_id(cluster, now);
         self.gauges.define(cluster_id, cluster);
         let caller = limited.owner.as_ref().map_or(0, hash_of);
@@ -57,13 +56,13 @@ impl Overload {
     }
 
     /// The request is complete, and was sent on: its latency is measured from here.
-    pub(super) fn request_complete(&mut self, id: u32, now_us: u64) {
-        self.control.request_complete(id, StoreTime::from_micros(now_us), &self.gauges);
+    pub(super) fn request_complete(&mut self, id: u32, now: StoreTime) {
+        self.control.request_complete(id, now, &self.gauges);
     }
 
     /// The request needs its place no more.
-    pub(super) fn finish(&mut self, id: u32, outcome: RequestOutcome, now_us: u64) {
-        self.control.finish(id, outcome, StoreTime::from_micros(now_us), &self.gauges);
+    pub(super) fn finish(&mut self, id: u32, outcome: RequestOutcome, now: StoreTime) {
+        self.control.finish(id, outcome, now, &self.gauges);
     }
 
     pub(super) fn poll_output(&mut self) -> Option<Output> {
@@ -79,8 +78,7 @@ impl Overload {
     }
 
     /// Does what is due; what is to be shown, if it may have changed.
-    pub(super) fn handle_timeout(&mut self, now_us: u64) -> Option<OverloadReport> {
-        let now = StoreTime::from_micros(now_us);
+    pub(super) fn handle_timeout(&mut self, now: StoreTime) -> Option<OverloadReport> {
         self.control.handle_timeout(now, &self.gauges);
         if now < self.next_report {
             return None;
@@ -182,7 +180,7 @@ impl SharedData for ClusterGauges {
         HostData.announce_change();
     }
 
-    fn now_us(&self) -> u64 {
-        HostData.now_us()
+    fn now(&self) -> StoreTime {
+        HostData.now()
     }
 }

@@ -14,15 +14,13 @@ use crate::redis_limiter::RedisLimiter;
 use crate::store::redis::outbox::StreamAction;
 use crate::time::StoreTime;
 
-/// No tick is awaited.
-const NEVER: StoreTime = StoreTime::from_micros(u64::MAX);
-
 /// The stream, and how to be called when there is something to send.
 pub(super) struct RedisStream {
     cluster: String,
     stream: Option<u32>,
     next_turn: NextTurn,
     tick_period: Duration,
+    /// When its next tick is due; [`StoreTime::MAX`] where none is.
     next_tick: StoreTime,
 }
 
@@ -34,26 +32,26 @@ impl RedisStream {
             stream: None,
             next_turn: NextTurn::default(),
             tick_period: Duration::MAX,
-            next_tick: NEVER,
+            next_tick: StoreTime::MAX,
         }
     }
 
     /// Sees to it that what `redis` has to send and to answer is seen to soon, and its deadlines looked after.
-    pub(super) fn wake(&mut self, redis: &RedisLimiter, now_us: u64) {
+    pub(super) fn wake(&mut self, redis: &RedisLimiter, now: StoreTime) {
         if redis.has_output() {
             self.next_turn.call();
         }
         if let Some(timeout) = redis.poll_timeout().filter(|timeout| *timeout < self.next_tick) {
             self.next_tick = timeout;
             // Envoy counts whole milliseconds.
-            let wait_ms = timeout.since(StoreTime::from_micros(now_us)).as_micros().div_ceil(1_000).max(1);
+            let wait_ms = timeout.since(now).as_micros().div_ceil(1_000).max(1);
             self.tick_period = Duration::from_millis(u64::try_from(wait_ms).unwrap_or(u64::MAX));
         }
     }
 
     /// The tick that was awaited has come.
     pub(super) fn note_tick(&mut self) {
-        self.next_tick = NEVER;
+        self.next_tick = StoreTime::MAX;
     }
 
     /// How often it needs a tick.
@@ -72,7 +70,7 @@ impl RedisStream {
     }
 
     /// Does something on the stream.
-    pub(super) fn carry_out(&mut self, action: StreamAction, limiter: &mut Limiter, now_us: u64) {
+    pub(super) fn carry_out(&mut self, action: StreamAction, limiter: &mut Limiter, now: StoreTime) {
         match action {
             StreamAction::Close => self.close(),
             StreamAction::Open => {
@@ -82,7 +80,7 @@ impl RedisStream {
                 if self.stream.is_none() {
                     let detail =
                         format!("there is no cluster {:?} in Envoy, or no endpoint in it", self.cluster);
-                    limiter.handle_close(&detail, now_us);
+                    limiter.handle_close(&detail, now);
                 }
             }
             StreamAction::Send(bytes) => {
@@ -90,7 +88,7 @@ impl RedisStream {
                     && hostcalls::send_grpc_stream_message(stream, Some(&bytes), false).is_err()
                 {
                     self.close();
-                    limiter.handle_close("the stream is gone", now_us);
+                    limiter.handle_close("the stream is gone", now);
                 }
             }
         }

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
+use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{BufferType, ContextType};
 
 use super::fetch::Fetch;
-use super::hostcalls::{HostData, unix_us};
+use super::hostcalls::{HostData, wall_clock};
 use super::http::HttpRequest;
 use super::worker::Worker;
 use super::{metrics, random};
@@ -19,9 +20,10 @@ use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
 use crate::metrics::{CONFIG_REJECTED, Sample};
 use crate::store::SharedData;
+use crate::time::StoreTime;
 
-/// What is done once a second is due again so soon, in microseconds: a tick may come a little early.
-const SECOND_US: u64 = 990_000;
+/// What is done once a second is due again so soon: a tick may come a little early.
+const SECOND: Duration = Duration::from_millis(990);
 
 thread_local! {
     /// The generations of all plugins in this VM.
@@ -34,7 +36,7 @@ pub(super) struct Root {
     worker: Option<Rc<RefCell<Worker>>>,
     fetch: Option<Fetch>,
     /// When to do next what is done once a second.
-    next_second_us: u64,
+    next_second: StoreTime,
     /// How many requests had been decided when documents were last thought of.
     decisions: u32,
     /// Whether a document could not be fetched by this worker last time.
@@ -43,7 +45,14 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn new(id: u32) -> Self {
-        Self { id, worker: None, fetch: None, next_second_us: 0, decisions: 0, was_unreachable: false }
+        Self {
+            id,
+            worker: None,
+            fetch: None,
+            next_second: StoreTime::default(),
+            decisions: 0,
+            was_unreachable: false,
+        }
     }
 
     fn apply(&mut self, configuration: &[u8]) -> Result<(), String> {
@@ -51,12 +60,12 @@ impl Root {
         metrics::define(plugin.settings.redis.is_some(), plugin.settings.health_thresholds.is_some());
         metrics::probe_changes();
         let mut limiter = Limiter::new(plugin, &HostData, (random(), random()))?;
-        limiter.set_wall_clock(unix_us(), HostData.now_us());
+        limiter.set_wall_clock(wall_clock(HostData.now()));
         let namespace = &limiter.config().settings.namespace;
         GENERATIONS.with_borrow_mut(|generations| {
             let name = hostcalls::get_property(vec!["plugin_name"]).ok().flatten().unwrap_or_default();
             let identity = PluginIdentity { name: &name, namespace, fingerprint: fingerprint(configuration) };
-            generations.add(self.id, identity, HostData.now_us());
+            generations.add(self.id, identity, HostData.now());
         });
         self.worker = Some(Rc::new(RefCell::new(Worker::new(self.id, limiter))));
         Ok(())
@@ -79,9 +88,9 @@ impl Root {
         }
         // A VM that serves no requests, such as the main thread's, has the time.
         let is_busy = worker.decision_timer.decisions != self.decisions || self.was_unreachable;
-        let grace_us = if is_busy && !limiter.lacks_documents() { SECOND_US } else { 0 };
+        let grace = if is_busy && !limiter.lacks_documents() { SECOND } else { Duration::ZERO };
         self.decisions = worker.decision_timer.decisions;
-        if claim_fetch(&HostData, records, grace_us) {
+        if claim_fetch(&HostData, records, grace) {
             drop(worker);
             self.fetch = Some(Fetch::start(source));
             self.finish_fetch();
@@ -140,8 +149,8 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         let Some(worker) = self.worker.clone() else { return };
         let mut worker = worker.borrow_mut();
-        let now_us = HostData.now_us();
-        let is_due = now_us >= self.next_second_us;
+        let now = HostData.now();
+        let is_due = now >= self.next_second;
         if is_due {
             let claimed = GENERATIONS.with_borrow(|generations| generations.claim(self.id, &HostData));
             announce(&mut worker.limiter, claimed);
@@ -150,10 +159,10 @@ impl RootContext for Root {
         worker.tick(role);
         let may_fetch = role == Role::Newest && (is_due || worker.limiter.lacks_documents());
         if is_due {
-            self.next_second_us = now_us.saturating_add(SECOND_US);
+            self.next_second = now.after(SECOND);
             super::log::follow_level();
             let limiter = &mut worker.limiter;
-            limiter.set_wall_clock(unix_us(), now_us);
+            limiter.set_wall_clock(wall_clock(now));
             limiter.refresh(&HostData);
             metrics::report(limiter.drain_metrics());
         }

@@ -19,6 +19,7 @@ use crate::overload::{Admission, Output, RequestOutcome};
 use crate::request::{RequestId, RequestStart};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
 use crate::store::SharedData;
+use crate::time::StoreTime;
 
 /// Most requests that go on or are answered in one turn of the event loop.
 ///
@@ -62,16 +63,16 @@ impl Worker {
 
     /// Decides about a request whose headers have come in.
     pub(super) fn on_request_headers(&mut self, id: RequestId, end_of_stream: bool) -> Next {
-        let arrived = Arrived { at_us: HostData.now_us(), has_body: !end_of_stream };
-        let decided = self.decide(id, arrived, arrived.at_us);
-        self.wake(arrived.at_us);
+        let arrived = Arrived { at: HostData.now(), has_body: !end_of_stream };
+        let decided = self.decide(id, arrived, arrived.at);
+        self.wake(arrived.at);
         let Some(decision) = decided else {
             self.set_ticks();
             self.leave_queue_to_next_turn();
             return Next::WaitWithBody;
         };
         if !matches!(decision, Decision::AwaitsRedis(_) | Decision::AwaitsDocuments) {
-            self.decision_timer.decided(arrived.at_us);
+            self.decision_timer.decided(arrived.at);
         }
         let next = match decision {
             Decision::Exempt => Next::GoOn,
@@ -102,7 +103,7 @@ impl Worker {
             | Decision::Unavailable(_)
             | Decision::Shed(..)
             | Decision::Replied(_)) => {
-                send_local(self, &answer, arrived.at_us);
+                send_local(self, &answer, arrived.at);
                 Next::Wait
             }
         };
@@ -143,12 +144,12 @@ impl Worker {
     pub(super) fn on_response_headers(&mut self, id: RequestId, end_of_stream: bool) {
         let Some(InProgress { arrived, state }) = self.requests.end(id) else { return };
         let RequestState::SentOn(answer) = state else { return self.finish_unsent(id, &state) };
-        let now_us = write_headers(self, &answer, arrived.at_us, set_response_header);
+        let now = write_headers(self, &answer, arrived.at, set_response_header);
         if self.overload.is_some() {
             // A gRPC request has a body, if an empty one.
             let outcome = outcome(end_of_stream && arrived.has_body);
-            let now_us = now_us.unwrap_or_else(|| HostData.now_us());
-            self.finish_at(id, outcome, now_us);
+            let now = now.unwrap_or_else(|| HostData.now());
+            self.finish_at(id, outcome, now);
             self.leave_queue_to_next_turn();
         }
     }
@@ -167,45 +168,44 @@ impl Worker {
     /// Begins to put fetched documents into force.
     pub(super) fn publish(&mut self, fetched: Fetched) {
         self.limiter.begin_publication(fetched, &HostData);
-        self.go_on_publishing(HostData.now_us());
+        self.go_on_publishing(HostData.now());
     }
 
-    /// Does a slice of what is to be done about documents, and decides requests that waited for it: so many, that the rest
-    /// has to be decided at the next tick.
-    fn go_on_publishing(&mut self, now_us: u64) {
+    /// Does a slice of a publication, and decides up to [`MAX_ANSWERS`] requests that waited for it.
+    fn go_on_publishing(&mut self, now: StoreTime) {
         self.limiter.publish(&HostData);
-        if self.requests.any_waits_for_documents() && !self.limiter.holds_requests(now_us, &HostData) {
+        if self.requests.any_waits_for_documents() && !self.limiter.holds_requests(now, &HostData) {
             for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
                 let Some(request) = self.requests.end(id) else { continue };
                 if hostcalls::set_effective_context(id).is_ok() {
-                    let now_us = HostData.now_us();
-                    if let Some(decision) = self.decide(id, request.arrived, now_us) {
-                        self.carry_out(id, request.arrived, now_us, decision);
+                    let now = HostData.now();
+                    if let Some(decision) = self.decide(id, request.arrived, now) {
+                        self.carry_out(id, request.arrived, now, decision);
                     }
                 }
             }
             self.return_to_root();
         }
-        self.wake(now_us);
+        self.wake(now);
         self.set_ticks();
     }
 
     /// Takes in what Redis sent.
     pub(super) fn received(&mut self, id: u32, bytes: &[u8]) {
-        self.at_stream(|stream, limiter, now_us| {
+        self.at_stream(|stream, limiter, now| {
             if stream.is_current(id) {
-                limiter.handle_input(bytes, now_us);
+                limiter.handle_input(bytes, now);
             }
         });
     }
 
     /// Notes that a stream is closed.
     pub(super) fn closed(&mut self, id: u32, status: u32) {
-        self.at_stream(|stream, limiter, now_us| {
+        self.at_stream(|stream, limiter, now| {
             if stream.is_current(id) {
                 stream.close();
                 let detail = format!("the connection was refused or lost (gRPC status {status})");
-                limiter.handle_close(&detail, now_us);
+                limiter.handle_close(&detail, now);
             }
         });
     }
@@ -213,7 +213,7 @@ impl Worker {
     /// Sends the commands of requests.
     pub(super) fn take_turn(&mut self, queue: u32) {
         if self.next_turn.take(queue) {
-            return self.serve_queue(HostData.now_us());
+            return self.serve_queue(HostData.now());
         }
         self.at_stream(|stream, limiter, _| {
             if stream.take_turn(queue) {
@@ -224,44 +224,44 @@ impl Worker {
 
     /// Sees to deadlines, and to shared state if this generation is the newest.
     pub(super) fn tick(&mut self, role: Role) {
-        self.at_stream(|stream, limiter, now_us| {
-            limiter.handle_timeout(now_us, role, &HostData);
+        self.at_stream(|stream, limiter, now| {
+            limiter.handle_timeout(now, role, &HostData);
             limiter.flush();
             stream.note_tick();
         });
-        let now_us = HostData.now_us();
-        self.follow_overload(now_us, role);
-        self.give_up_bodies(now_us);
+        let now = HostData.now();
+        self.follow_overload(now, role);
+        self.give_up_bodies(now);
         self.ticks.note_tick();
         if role == Role::Superseded {
             self.limiter.drop_publication();
         }
-        self.go_on_publishing(now_us);
+        self.go_on_publishing(now);
         self.return_to_root();
         self.set_ticks();
     }
 
     /// Does something with the stream, and then whatever follows from it.
-    fn at_stream(&mut self, act: impl FnOnce(&mut RedisStream, &mut Limiter, u64)) {
-        let now_us = HostData.now_us();
+    fn at_stream(&mut self, act: impl FnOnce(&mut RedisStream, &mut Limiter, StoreTime)) {
+        let now = HostData.now();
         if let Some(stream) = &mut self.stream {
-            act(stream, &mut self.limiter, now_us);
-            self.follow_redis(now_us);
-            self.serve_queue(now_us);
-            self.wake(now_us);
+            act(stream, &mut self.limiter, now);
+            self.follow_redis(now);
+            self.serve_queue(now);
+            self.wake(now);
         }
     }
 
     /// Answers those for whom Redis, or its absence, has decided: some now, the others next turn.
-    fn follow_redis(&mut self, now_us: u64) {
+    fn follow_redis(&mut self, now: StoreTime) {
         let (mut is_away, mut answers) = (false, 0);
         while answers < MAX_ANSWERS
-            && let Some(output) = self.limiter.poll_output(now_us, &HostData)
+            && let Some(output) = self.limiter.poll_output(now, &HostData)
         {
             let (id, decision) = match (output, &mut self.stream) {
                 (LimiterOutput::Decided(id, decision), _) => (id, decision),
                 (LimiterOutput::Stream(action), Some(stream)) => {
-                    stream.carry_out(action, &mut self.limiter, now_us);
+                    stream.carry_out(action, &mut self.limiter, now);
                     continue;
                 }
                 (LimiterOutput::Stream(_), None) => continue,
@@ -272,8 +272,8 @@ impl Worker {
             // A request that has ended meanwhile needs no answer.
             if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
                 is_away = true;
-                self.decision_timer.decided(request.arrived.at_us);
-                self.carry_out(id, request.arrived, now_us, decision);
+                self.decision_timer.decided(request.arrived.at);
+                self.carry_out(id, request.arrived, now, decision);
             }
         }
         if is_away {
@@ -282,7 +282,7 @@ impl Worker {
     }
 
     /// Does what was decided about a request that waits, which is the one in effect.
-    fn carry_out(&mut self, id: RequestId, arrived: Arrived, now_us: u64, decision: Decision) {
+    fn carry_out(&mut self, id: RequestId, arrived: Arrived, now: StoreTime, decision: Decision) {
         match decision {
             Decision::Admitted(answer) => {
                 self.requests.send_on(id, arrived, answer);
@@ -292,8 +292,8 @@ impl Worker {
                 let _ = hostcalls::resume_http_request();
             }
             Decision::Refused(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
-                send_local(self, &decision, arrived.at_us);
-                self.finish_at(id, RequestOutcome::NotSent, now_us);
+                send_local(self, &decision, arrived.at);
+                self.finish_at(id, RequestOutcome::NotSent, now);
             }
             Decision::AwaitsRedis(command) => self.requests.wait_for_redis(id, arrived, command),
             Decision::AwaitsDocuments => self.requests.wait_for_documents(id, arrived),
@@ -309,18 +309,18 @@ impl Worker {
     }
 
     /// Decides about the request in effect; `None`: it waits for a place in flight.
-    fn decide(&mut self, id: RequestId, arrived: Arrived, now_us: u64) -> Option<Decision> {
+    fn decide(&mut self, id: RequestId, arrived: Arrived, now: StoreTime) -> Option<Decision> {
         let may_wait = self.requests.may_wait_for_documents();
-        let limited = match self.limiter.decider(&HostData).screen(&HostRequest, now_us, may_wait) {
+        let limited = match self.limiter.decider(&HostData).screen(&HostRequest, now, may_wait) {
             Screening::Decided(decision) => return Some(decision),
             Screening::Limited(limited) => limited,
         };
         let Some(cluster) = self.overload.as_ref().and_then(|_| cluster_name()) else {
-            return Some(self.charge(id, &limited, now_us));
+            return Some(self.charge(id, &limited, now));
         };
         // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
         if self.requests.waiting_for_place() > 0 {
-            let start = RequestStart { id, at_us: now_us };
+            let start = RequestStart { id, at: now };
             if let Some(refusal) = self.limiter.decider(&HostData).refuse_if_empty(&limited, start) {
                 return Some(refusal);
             }
@@ -329,12 +329,12 @@ impl Worker {
         let overload = self.overload.as_mut()?;
         // What waits for Redis is not complete before Redis has answered.
         let has_body = arrived.has_body || self.stream.is_some();
-        match overload.admit(id, &cluster, &limited, &config, has_body, now_us) {
-            Admission::Send => Some(self.charge(id, &limited, now_us)),
+        match overload.admit(id, &cluster, &limited, &config, has_body, now) {
+            Admission::Send => Some(self.charge(id, &limited, now)),
             Admission::Wait => {
                 let output = overload.take_output(id);
                 self.requests.wait_for_place(id, arrived, Waiting { limited, cluster });
-                let (_, decision) = self.decide_waiting(output?, now_us)?;
+                let (_, decision) = self.decide_waiting(output?, now)?;
                 Some(decision)
             }
         }
@@ -342,33 +342,33 @@ impl Worker {
 
     /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the request
     /// does not go on.
-    fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now_us: u64) -> Decision {
-        let start = RequestStart { id, at_us: now_us };
+    fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now: StoreTime) -> Decision {
+        let start = RequestStart { id, at: now };
         let decision = self.limiter.decider(&HostData).charge(limited, start);
         if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis(_)) {
-            self.finish_at(id, RequestOutcome::NotSent, now_us);
+            self.finish_at(id, RequestOutcome::NotSent, now);
         }
         decision
     }
 
     /// Lets requests go on that have a place in flight now, and answers those that are shed. Only for the root context: Envoy
     /// stops the request in whose callback another one is answered, whatever that callback returns.
-    fn serve_queue(&mut self, now_us: u64) {
+    fn serve_queue(&mut self, now: StoreTime) {
         let mut is_away = false;
         for _ in 0..MAX_ANSWERS {
             let Some(output) = self.overload.as_mut().and_then(Overload::poll_output) else { break };
             let (Output::Send(id) | Output::Shed(id)) = output;
-            let Some((arrived, decision)) = self.decide_waiting(output, now_us) else { continue };
+            let Some((arrived, decision)) = self.decide_waiting(output, now) else { continue };
             if hostcalls::set_effective_context(id).is_ok() {
                 is_away = true;
-                self.decision_timer.decided(arrived.at_us);
-                self.carry_out(id, arrived, now_us, decision);
+                self.decision_timer.decided(arrived.at);
+                self.carry_out(id, arrived, now, decision);
             } else {
-                self.finish_at(id, RequestOutcome::NotSent, now_us);
+                self.finish_at(id, RequestOutcome::NotSent, now);
             }
         }
         if is_away {
-            self.wake(now_us);
+            self.wake(now);
             self.return_to_root();
         }
         self.leave_queue_to_next_turn();
@@ -382,17 +382,17 @@ impl Worker {
     }
 
     /// Decides about a request that has waited for a place; `None`: it has ended.
-    fn decide_waiting(&mut self, output: Output, now_us: u64) -> Option<(Arrived, Decision)> {
+    fn decide_waiting(&mut self, output: Output, now: StoreTime) -> Option<(Arrived, Decision)> {
         let (Output::Send(id) | Output::Shed(id)) = output;
         let InProgress { arrived, state: RequestState::WaitsForPlace(waiting) } = self.requests.end(id)?
         else {
             return None;
         };
         let decision = if let Output::Send(_) = output {
-            self.charge(id, &waiting.limited, now_us)
+            self.charge(id, &waiting.limited, now)
         } else {
             let mut decider = self.limiter.decider(&HostData);
-            decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now_us)
+            decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now)
         };
         Some((arrived, decision))
     }
@@ -401,7 +401,7 @@ impl Worker {
     fn note_complete(&mut self, id: RequestId) {
         if let (Some(overload), Some(RequestState::SentOn(_))) = (&mut self.overload, self.requests.state(id))
         {
-            overload.request_complete(id, HostData.now_us());
+            overload.request_complete(id, HostData.now());
         }
     }
 
@@ -416,20 +416,20 @@ impl Worker {
     /// A request needs its place in flight no more, if it has one.
     fn finish(&mut self, id: RequestId, outcome: RequestOutcome) {
         if self.overload.is_some() {
-            self.finish_at(id, outcome, HostData.now_us());
+            self.finish_at(id, outcome, HostData.now());
             self.leave_queue_to_next_turn();
         }
     }
 
-    fn finish_at(&mut self, id: RequestId, outcome: RequestOutcome, now_us: u64) {
+    fn finish_at(&mut self, id: RequestId, outcome: RequestOutcome, now: StoreTime) {
         if let Some(overload) = &mut self.overload {
-            overload.finish(id, outcome, now_us);
+            overload.finish(id, outcome, now);
         }
     }
 
     /// Does what is due for the overload control. A generation that is not the newest any more sees to its own requests, and
     /// leaves health to the newest.
-    fn follow_overload(&mut self, now_us: u64, role: Role) {
+    fn follow_overload(&mut self, now: StoreTime, role: Role) {
         let is_newest = role == Role::Newest;
         let Some(overload) = self.overload.as_mut().filter(|_| is_newest || !self.requests.is_empty()) else {
             if is_newest {
@@ -437,10 +437,10 @@ impl Worker {
             }
             return;
         };
-        if let Some(report) = overload.handle_timeout(now_us).filter(|_| is_newest) {
+        if let Some(report) = overload.handle_timeout(now).filter(|_| is_newest) {
             self.limiter.follow_overload(report, &HostData);
         }
-        self.serve_queue(now_us);
+        self.serve_queue(now);
     }
 
     /// Carries out a change of health whose body is complete; false where the request is none.
@@ -457,30 +457,30 @@ impl Worker {
     }
 
     fn change_health(&mut self, id: RequestId, change: &PendingChange, body: &[u8]) {
-        let start = RequestStart { id, at_us: HostData.now_us() };
+        let start = RequestStart { id, at: HostData.now() };
         let decision = self.limiter.change_health(change, body, &HostData, start);
-        self.wake(start.at_us);
+        self.wake(start.at);
         match decision {
             Decision::AwaitsRedis(command) => {
-                let arrived = Arrived { at_us: start.at_us, has_body: false };
+                let arrived = Arrived { at: start.at, has_body: false };
                 self.requests.wait_for_redis(id, arrived, command);
             }
-            _ => send_local(self, &decision, start.at_us),
+            _ => send_local(self, &decision, start.at),
         }
     }
 
     /// Answers the admin requests that have waited too long for their bodies.
-    fn give_up_bodies(&mut self, now_us: u64) {
-        while let Some(id) = self.requests.end_without_body(now_us) {
+    fn give_up_bodies(&mut self, now: StoreTime) {
+        while let Some(id) = self.requests.end_without_body(now) {
             if hostcalls::set_effective_context(id).is_ok() {
                 send_reply(&admin::body_timed_out());
             }
         }
     }
 
-    fn wake(&mut self, now_us: u64) {
+    fn wake(&mut self, now: StoreTime) {
         if let (Some(stream), Some(redis)) = (&mut self.stream, self.limiter.redis()) {
-            stream.wake(redis, now_us);
+            stream.wake(redis, now);
             self.set_ticks();
         }
     }

@@ -11,12 +11,14 @@
 //! than one token the newcomer is refused and no bucket is pushed out: a caller who is being refused stays refused.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::keyed::{BUCKET_BYTES, decode, encode};
 use super::{Contended, SharedData, Taken, Updated, record_key, update};
 use crate::bucket::{self, Bucket, Outcome};
 use crate::identity::Network;
 use crate::tier::Limit;
+use crate::time::{StoreTime, whole_micros};
 
 /// Most buckets in one record.
 pub const WAYS: u32 = 8;
@@ -59,24 +61,24 @@ impl AddressTable {
         self.shape.records * self.shape.ways
     }
 
-    /// Takes one token from the bucket of `network`. A bucket that has been idle for `ttl_us` and is full may be
+    /// Takes one token from the bucket of `network`. A bucket that has been idle for `ttl` and is full may be
     /// forgotten without counting as evicted.
     pub fn take(
         &self,
         data: &impl SharedData,
         network: Network,
         limit: Limit,
-        ttl_us: u64,
+        ttl: Duration,
     ) -> Result<Updated<Taken>, Contended> {
         let tag = self.hash(network);
         let mut key = String::with_capacity(self.record_prefix.len() + 8);
         key.push_str(&self.record_prefix);
         // Writing to a string cannot fail.
         let _ = write!(key, "{:x}", tag % u64::from(self.shape.records));
-        update(data, &key, |stored, now_us| {
+        update(data, &key, |stored, now| {
             let room = self.shape.ways as usize * ENTRY_BYTES;
             let mut record = AddressRecord::decode(stored.unwrap_or_default(), room);
-            let (taken, changed) = record.take(tag, limit, ttl_us, now_us);
+            let (taken, changed) = record.take(tag, limit, ttl, now);
             (taken, changed.then_some(record))
         })
     }
@@ -156,19 +158,19 @@ impl AddressRecord {
     }
 
     /// The answer to `tag`, and whether this record changed.
-    fn take(&mut self, tag: u64, limit: Limit, ttl_us: u64, now_us: u64) -> (Taken, bool) {
+    fn take(&mut self, tag: u64, limit: Limit, ttl: Duration, now: StoreTime) -> (Taken, bool) {
         let (place, start, evicts) = match self.place_of(tag) {
             Some((place, bucket)) => (place, Some(bucket), false),
             None if self.used < self.room => (self.used, None, false),
-            None => self.fullest(limit, ttl_us, now_us),
+            None => self.fullest(limit, ttl, now),
         };
-        let (verdict, changed) = bucket::take(start, limit, now_us);
+        let (verdict, changed) = bucket::take(start, limit, now.as_micros());
         // A refused newcomer leaves the bucket that it asked to the caller whose bucket it is.
         let changed = changed.filter(|_| !evicts || verdict.outcome == Outcome::Admitted);
         if let Some(bucket) = changed {
             self.put(place, Entry { tag, bucket });
         }
-        let taken = Taken { verdict, now_us, evicted: evicts && changed.is_some() };
+        let taken = Taken { verdict, at: now, evicted: evicts && changed.is_some() };
         (taken, changed.is_some())
     }
 
@@ -181,13 +183,14 @@ impl AddressRecord {
     /// the bucket with the most tokens, of several the one that was idle longest. Tokens are compared before the capacity
     /// takes what is above it: otherwise a bucket that is full by a degraded limit alone would count as much as one that
     /// is full by any, and who is pushed out for it would inherit more than it had once the limit is large again.
-    fn fullest(&self, limit: Limit, ttl_us: u64, now_us: u64) -> (usize, Option<Bucket>, bool) {
+    fn fullest(&self, limit: Limit, ttl: Duration, now: StoreTime) -> (usize, Option<Bucket>, bool) {
+        let now_us = now.as_micros();
         let tokens = |bucket| bucket::unclamped_pico(bucket, limit, now_us);
         let idle_us = |bucket: Bucket| now_us.saturating_sub(bucket.refilled_at_us);
         let fullest = self.entries().max_by_key(|(_, entry)| (tokens(entry.bucket), idle_us(entry.bucket)));
         match fullest {
             Some((place, entry)) => {
-                let expires_us = ttl_us.max(bucket::time_to_fill_us(limit));
+                let expires_us = whole_micros(ttl).max(bucket::time_to_fill_us(limit));
                 let evicts = idle_us(entry.bucket) < expires_us;
                 (place, Some(entry.bucket), evicts)
             }

@@ -13,9 +13,9 @@ pub fn take_keyed(
     shared_data_key: &str,
     limit: Limit,
 ) -> Result<Updated<Taken>, Contended> {
-    update(data, shared_data_key, |stored, now_us| {
-        let (verdict, changed) = bucket::take(stored.and_then(decode), limit, now_us);
-        let taken = Taken { verdict, now_us, evicted: false };
+    update(data, shared_data_key, |stored, now| {
+        let (verdict, changed) = bucket::take(stored.and_then(decode), limit, now.as_micros());
+        let taken = Taken { verdict, at: now, evicted: false };
         (taken, changed.map(encode))
     })
 }

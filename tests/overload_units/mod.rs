@@ -331,8 +331,8 @@ impl SharedData for Memory {
 
     fn announce_change(&self) {}
 
-    fn now_us(&self) -> u64 {
-        self.now.get()
+    fn now(&self) -> StoreTime {
+        StoreTime::from_micros(self.now.get())
     }
 }
 

@@ -9,8 +9,11 @@ mod request;
 mod resp;
 mod session;
 
+use std::time::Duration;
+
 use dynamic_rate_limiter::config::Headers;
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
+use dynamic_rate_limiter::time::WallClock;
 
 use crate::Random;
 
@@ -55,13 +58,13 @@ fn pieces<'a>(bytes: &'a [u8], random: &mut Random) -> Vec<&'a [u8]> {
 }
 
 /// The headers of an answer are whole, in range, and cannot be taken for more than one.
-fn check_answer(answer: &HeaderValues, unix_offset_us: u64) {
+fn check_answer(answer: &HeaderValues, wall_clock: WallClock) {
     if let Some(verdict) = answer.verdict {
         assert!(verdict.remaining <= verdict.capacity, "{verdict:?}");
     }
     let all = Headers { rate_limit: true, system_health: true, processing_time: true, ietf: true };
     let mut names = Vec::new();
-    write_headers(answer, all, unix_offset_us, 234, |name, value| {
+    write_headers(answer, all, wall_clock, Duration::from_micros(234), |name, value| {
         assert!(
             !value.is_empty() && value.iter().all(|byte| matches!(byte, b' '..=b'~')),
             "{name}: {value:?}"

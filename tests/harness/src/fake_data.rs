@@ -10,11 +10,12 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::{Request, RequestStart};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;
+use dynamic_rate_limiter::time::StoreTime;
 
 pub const SECOND: u64 = 1_000_000;
 
 /// A request that came in at the start of time; only what waits for Redis is asked when it came.
-pub const ARRIVAL: RequestStart = RequestStart { id: 1, at_us: 0 };
+pub const ARRIVAL: RequestStart = RequestStart { id: 1, at: StoreTime::from_micros(0) };
 
 type Act = Box<dyn FnOnce(&FakeData)>;
 
@@ -113,8 +114,8 @@ impl SharedData for FakeData {
         self.changes.set(self.changes.get() + 1);
     }
 
-    fn now_us(&self) -> u64 {
-        self.now_us.get()
+    fn now(&self) -> StoreTime {
+        StoreTime::from_micros(self.now_us.get())
     }
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::time::{UnixTime, WallClock};
 
 use crate::report::{Happening, What};
 use crate::shared_data::Host;
@@ -202,8 +203,9 @@ impl World {
                 self.oracle.borrow_mut().disturb_all(now_us);
             }
             Happening::WallClock => {
-                let clock_us = self.envoys[envoy].clock_us(now_us);
-                worker.limiter.borrow_mut().set_wall_clock(UNIX_US + self.below(UNIX_US), clock_us);
+                let unix = UnixTime::from_micros(UNIX_US + self.below(UNIX_US));
+                let wall_clock = WallClock::new(unix, self.envoys[envoy].clock(now_us));
+                worker.limiter.borrow_mut().set_wall_clock(wall_clock);
             }
             Happening::Trap => {
                 self.let_go(&worker);

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use dynamic_rate_limiter::control::Control;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
+use dynamic_rate_limiter::time::StoreTime;
 
 use crate::report::Happening;
 use crate::world::World;
@@ -112,9 +113,9 @@ impl SharedData for Host<'_> {
         self.map().changes.set(self.map().changes.get() + 1);
     }
 
-    fn now_us(&self) -> u64 {
+    fn now(&self) -> StoreTime {
         self.world.interleave(self.envoy, self.depth);
         self.clock_us.set(self.world.envoys[self.envoy].clock_us(self.world.now_us.get()));
-        self.clock_us.get()
+        StoreTime::from_micros(self.clock_us.get())
     }
 }

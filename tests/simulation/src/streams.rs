@@ -201,8 +201,8 @@ impl World {
         }
         let bytes = worker.stream.borrow_mut().as_mut().and_then(|stream| stream.from_redis.pop_front());
         let Some(bytes) = bytes else { return };
-        let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-        worker.limiter.borrow_mut().handle_input(&bytes, clock_us);
+        let clock = self.envoys[worker.envoy].clock(self.now_us.get());
+        worker.limiter.borrow_mut().handle_input(&bytes, clock);
         self.pump(index, &worker);
     }
 
@@ -212,8 +212,8 @@ impl World {
             return;
         }
         self.drop_stream(&worker);
-        let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
-        worker.limiter.borrow_mut().handle_close("reset", clock_us);
+        let clock = self.envoys[worker.envoy].clock(self.now_us.get());
+        worker.limiter.borrow_mut().handle_close("reset", clock);
         self.pump(index, &worker);
     }
 }

@@ -18,7 +18,7 @@ use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{RequestId, RequestStart};
 use dynamic_rate_limiter::store::AddressTable;
 use dynamic_rate_limiter::store::redis::queue::window;
-use dynamic_rate_limiter::time::whole_micros;
+use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 
 use crate::faults::Faults;
 use crate::oracle::Oracle;
@@ -445,7 +445,7 @@ impl World {
         let request_id = self.number() as RequestId;
         let host = Host::new(self, worker.envoy, depth);
         let at_us = self.now_us.get();
-        let arrival = RequestStart { id: request_id, at_us: envoy.clock_us(at_us) };
+        let arrival = RequestStart { id: request_id, at: envoy.clock(at_us) };
         let (limits, health) = (self.limits(&worker), envoy.health.get());
         let payer = limits.payer(caller);
         let limit = limits.limit(payer, health);
@@ -487,7 +487,7 @@ impl World {
         let request_id = self.number() as RequestId;
         let host = Host::new(self, worker.envoy, 0);
         let at_us = self.now_us.get();
-        let arrival = RequestStart { id: request_id, at_us: envoy.clock_us(at_us) };
+        let arrival = RequestStart { id: request_id, at: envoy.clock(at_us) };
         let caller = Caller { key: None, address: 0 };
         let request = Asked { caller, is_post: true };
         let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
@@ -547,9 +547,9 @@ impl World {
         {
             let mut limiter = worker.limiter.borrow_mut();
             limiter.refresh(&host);
-            let clock_us = self.envoys[worker.envoy].clock_us(self.now_us.get());
+            let clock = self.envoys[worker.envoy].clock(self.now_us.get());
             self.count_evictions(limiter.drain_metrics());
-            limiter.handle_timeout(clock_us, Role::Newest, &host);
+            limiter.handle_timeout(clock, Role::Newest, &host);
         }
         // It may have come late, and what others did in the middle of it delays the next.
         worker.delay(self.now_us.get() - due_us);
@@ -586,8 +586,8 @@ impl World {
         worker.pumps_since_us.set(Some(self.now_us.get()));
         while !worker.is_gone.get() {
             let host = Host::new(self, worker.envoy, 0);
-            let clock_us = host.clock_us.get();
-            let output = worker.limiter.borrow_mut().poll_output(clock_us, &host);
+            let clock = StoreTime::from_micros(host.clock_us.get());
+            let output = worker.limiter.borrow_mut().poll_output(clock, &host);
             match output {
                 Some(LimiterOutput::Decided(request_id, decision)) => {
                     worker.unsent.borrow_mut().retain(|unsent| *unsent != request_id);

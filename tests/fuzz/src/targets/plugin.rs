@@ -58,7 +58,7 @@ fn serve(plugin: PluginConfig) {
                 | Decision::Refused(answer)
                 | Decision::Shed(answer, _)
                 | Decision::Unavailable(answer) => {
-                    check_answer(&answer, limiter.unix_offset_us());
+                    check_answer(&answer, limiter.wall_clock());
                 }
                 Decision::AwaitsBody(pending) => {
                     limiter.change_health(&pending, br#"{"status":"DEGRADED"}"#, &data, ARRIVAL);

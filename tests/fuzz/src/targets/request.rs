@@ -10,9 +10,10 @@ use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
-use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW_US};
+use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW};
 use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::SharedData;
+use dynamic_rate_limiter::time::StoreTime;
 
 use super::check_answer;
 use harness::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
@@ -61,7 +62,7 @@ pub(super) fn check(bytes: &[u8]) {
 struct World {
     limiter: Limiter,
     /// When each network was told that its token is wrong.
-    forbidden: HashMap<String, Vec<u64>>,
+    forbidden: HashMap<String, Vec<StoreTime>>,
     /// What came out of the bucket of each caller without a known key since the clock last moved.
     admitted: HashMap<String, u32>,
     request_id: u32,
@@ -95,7 +96,7 @@ impl World {
             }
         }
         self.request_id += 1;
-        let arrival = RequestStart { id: self.request_id, at_us: data.now_us() };
+        let arrival = RequestStart { id: self.request_id, at: data.now() };
         let decision = self.limiter.decide(&request, data, arrival);
         self.look_at(decision, &request, &body, arrival, data);
         if self.request_id.is_multiple_of(3) {
@@ -116,7 +117,7 @@ impl World {
         let header = |name| request.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
         match decision {
             Decision::Admitted(answer) => {
-                check_answer(&answer, self.limiter.unix_offset_us());
+                check_answer(&answer, self.limiter.wall_clock());
                 if let (Some(verdict), None) = (answer.verdict, header("x-api-key")) {
                     let admitted = self.admitted.entry(network).or_default();
                     *admitted += 1;
@@ -125,15 +126,15 @@ impl World {
                 }
             }
             Decision::Refused(answer) | Decision::Unavailable(answer) | Decision::Shed(answer, _) => {
-                check_answer(&answer, self.limiter.unix_offset_us());
+                check_answer(&answer, self.limiter.wall_clock());
             }
             Decision::Replied(reply) => {
                 assert!(matches!(reply.status, 200 | 403 | 405 | 429), "{reply:?}");
                 serde_json::from_str::<serde_json::Value>(&reply.body).expect("the answer is JSON");
                 if reply.status == 403 && header("x-admin-token").is_some() {
                     let times = self.forbidden.entry(network).or_default();
-                    times.push(arrival.at_us);
-                    let within = times.iter().filter(|at_us| *at_us + WINDOW_US > arrival.at_us).count();
+                    times.push(arrival.at);
+                    let within = times.iter().filter(|at| at.after(WINDOW) > arrival.at).count();
                     assert!(within <= MAX_BAD_TOKENS, "{within} guesses in a minute");
                 }
             }
@@ -158,17 +159,17 @@ impl World {
         self.admitted.clear();
         self.limiter.flush();
         self.poll(data);
-        self.limiter.handle_timeout(data.now_us(), Role::Newest, data);
+        self.limiter.handle_timeout(data.now(), Role::Newest, data);
         self.poll(data);
     }
 
     fn poll(&mut self, data: &FakeData) {
-        while let Some(output) = self.limiter.poll_output(data.now_us(), data) {
+        while let Some(output) = self.limiter.poll_output(data.now(), data) {
             let LimiterOutput::Decided(request_id, decision) = output else { continue };
             assert!((1..=self.request_id).contains(&request_id));
             match decision {
                 Decision::Admitted(answer) | Decision::Refused(answer) => {
-                    check_answer(&answer, self.limiter.unix_offset_us());
+                    check_answer(&answer, self.limiter.wall_clock());
                 }
                 Decision::Replied(reply) => assert_eq!(reply.status, 500),
                 other => panic!("{other:?}"),
