@@ -1,4 +1,4 @@
-//! Clients that keep their connections and send one request after the other.
+//! Clients on persistent connections that send one request after the other.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,78 +12,71 @@ use e2e::wait;
 /// Where the shipped files publish the service.
 pub(crate) const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
-/// How long the service may take to answer after a start.
+/// How long the service may take to respond after a start.
 const START: Duration = Duration::from_secs(30);
 
-/// A request and what became of it.
+/// A request and its result.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) sent: Instant,
     pub(crate) done: Instant,
-    /// The status, or why there was none.
-    pub(crate) answer: Result<u16, String>,
+    /// The status, or the error of the connection.
+    pub(crate) result: Result<u16, String>,
 }
 
 impl Exchange {
-    /// Answered, by the upstream or by the limiter on purpose.
+    /// The upstream has responded, or the limiter has limited the caller.
     pub(crate) fn is_served(&self) -> bool {
-        matches!(self.answer, Ok(200 | 429))
+        matches!(self.result, Ok(200 | 429))
     }
 }
 
-/// Some clients, until they are stopped.
+/// Clients that send requests until [`Clients::stop`].
 pub(crate) struct Clients {
-    is_over: Arc<AtomicBool>,
+    is_stopped: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<Exchange>>>,
 }
 
 impl Clients {
-    /// Each sends this request, waits for the answer, and pauses.
+    /// Each sends this request, waits for the response, and pauses.
     pub(crate) fn start(count: usize, pause: Duration, request: &Request) -> Self {
-        let is_over = Arc::new(AtomicBool::new(false));
+        let is_stopped = Arc::new(AtomicBool::new(false));
         let client = |_| {
-            let (is_over, request) = (Arc::clone(&is_over), request.clone());
-            thread::spawn(move || drive(&request, pause, &is_over))
+            let (is_stopped, request) = (Arc::clone(&is_stopped), request.clone());
+            thread::spawn(move || drive(&request, pause, &is_stopped))
         };
-        Self { threads: (0..count).map(client).collect(), is_over }
+        Self { threads: (0..count).map(client).collect(), is_stopped }
     }
 
-    /// Stops them, each after the answer that it waits for; gives what all have seen.
+    /// Each client finishes its request; returns all exchanges.
     pub(crate) fn stop(self) -> Vec<Exchange> {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.is_stopped.store(true, Ordering::Relaxed);
         self.threads.into_iter().flat_map(|client| client.join().expect("a client does not panic")).collect()
     }
 }
 
-fn drive(request: &Request, pause: Duration, is_over: &AtomicBool) -> Vec<Exchange> {
+fn drive(request: &Request, pause: Duration, is_stopped: &AtomicBool) -> Vec<Exchange> {
     let mut connection = None;
     let mut exchanges = Vec::new();
-    while !is_over.load(Ordering::Relaxed) {
+    while !is_stopped.load(Ordering::Relaxed) {
         let sent = Instant::now();
-        let answer = connection.take().map_or_else(|| Connection::try_connect(SERVICE, None), Ok).and_then(
+        let result = connection.take().map_or_else(|| Connection::try_connect(SERVICE, None), Ok).and_then(
             |mut open: Connection| {
                 let response = open.try_send(request)?;
-                if !closes(&response) {
+                if !response.closes_connection() {
                     connection = Some(open);
                 }
                 Ok(response.status)
             },
         );
-        let answer = answer.map_err(|error| error.to_string());
-        exchanges.push(Exchange { sent, done: Instant::now(), answer });
+        let result = result.map_err(|error| error.to_string());
+        exchanges.push(Exchange { sent, done: Instant::now(), result });
         thread::sleep(pause);
     }
     exchanges
 }
 
-fn closes(response: &Response) -> bool {
-    let closes = |(name, value): &(String, Vec<u8>)| {
-        name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case(b"close")
-    };
-    response.headers.iter().any(closes)
-}
-
-/// Asserts that every request was served; gives how many there were.
+/// Asserts that every request was served; returns their number.
 #[track_caller]
 pub(crate) fn assert_all_served(exchanges: &[Exchange]) -> usize {
     let lost: Vec<_> = exchanges.iter().filter(|exchange| !exchange.is_served()).collect();
@@ -94,31 +87,31 @@ pub(crate) fn assert_all_served(exchanges: &[Exchange]) -> usize {
         exchanges.len(),
         &lost[..lost.len().min(5)]
     );
-    assert!(exchanges.len() > 50, "{} requests are no load", exchanges.len());
+    assert!(exchanges.len() > 50, "only {} requests", exchanges.len());
     exchanges.len()
 }
 
-/// The first answer that the service gives, however long it takes to start.
+/// The first response after a start.
 #[track_caller]
-pub(crate) fn first_answer(request: &Request) -> Response {
-    wait::until_within(START, "the service answers", || try_ask(request))
+pub(crate) fn first_response(request: &Request) -> Response {
+    wait::until_within(START, "the service responds", || try_send_once(request))
 }
 
 /// One request on a connection of its own.
 #[track_caller]
-pub(crate) fn ask(request: &Request) -> Response {
+pub(crate) fn send(request: &Request) -> Response {
     Connection::open(SERVICE).send(request)
 }
 
-fn try_ask(request: &Request) -> Option<Response> {
+fn try_send_once(request: &Request) -> Option<Response> {
     Connection::try_connect(SERVICE, None).ok()?.try_send(request).ok()
 }
 
-/// Waits until `GET /health` says this of Redis.
+/// Waits until `GET /health` reports this state of Redis.
 #[track_caller]
 pub(crate) fn await_redis(state: &str) {
     wait::until_within(START, &format!("Redis is {state}"), || {
-        let response = try_ask(&Request::get("/health"))?;
+        let response = try_send_once(&Request::get("/health"))?;
         (response.status == 200 && response.json()["redis"] == state).then_some(())
     });
 }

@@ -1,4 +1,4 @@
-//! Commands that a user types, and what the engine says of containers.
+//! The commands of `docker` and `docker compose`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use serde_json::Value;
 /// How long containers may take to become healthy on a busy machine.
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// One Compose file, under a project name of the test's own.
+/// One Compose file, with a project name for this test.
 pub(crate) struct Compose {
     folder: PathBuf,
     file: PathBuf,
@@ -38,8 +38,8 @@ impl Compose {
         }
     }
 
-    /// A command with what decides which containers it is about.
-    fn set_up(&self, mut command: Command) -> Command {
+    /// Sets the folder and the environment of a command.
+    fn in_project(&self, mut command: Command) -> Command {
         for variable in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_PASSWORD"] {
             command.env_remove(variable);
         }
@@ -54,15 +54,15 @@ impl Compose {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.arg("compose").args(&self.profiles).args(arguments);
-        self.set_up(command)
+        self.in_project(command)
     }
 
-    /// Runs `docker compose …`: whether it is content, and what it said.
+    /// Runs `docker compose …`: whether it succeeded, and its output.
     pub(crate) fn try_run(&self, arguments: &[&str]) -> (bool, String) {
         finish(self.command(arguments))
     }
 
-    /// Runs `docker compose …`; gives what it printed.
+    /// Runs `docker compose …`; returns its output.
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> String {
         output(self.command(arguments))
@@ -76,10 +76,10 @@ impl Compose {
         output(command)
     }
 
-    /// Runs one of the shipped scripts; gives what it printed.
+    /// Runs one of the shipped scripts; returns its output.
     #[track_caller]
     pub(crate) fn run_script(&self, script: &str) -> String {
-        output(self.set_up(Command::new(self.folder.join(script))))
+        output(self.in_project(Command::new(self.folder.join(script))))
     }
 
     /// Runs a command in a service's container.
@@ -88,7 +88,7 @@ impl Compose {
         self.run(&[&["exec", "-T", service], words].concat())
     }
 
-    /// What `docker inspect` says of each running container of a service.
+    /// `docker inspect` of each running container of a service.
     #[track_caller]
     pub(crate) fn inspect(&self, service: &str) -> Vec<Value> {
         let ids = self.run(&["ps", "--quiet", service]);
@@ -113,13 +113,13 @@ impl Compose {
         });
     }
 
-    /// What all containers have printed.
+    /// The output of all containers.
     #[track_caller]
     pub(crate) fn logs(&self) -> String {
         self.run(&["logs", "--no-color"])
     }
 
-    /// Takes everything away, volumes too.
+    /// Removes everything, volumes included.
     #[track_caller]
     pub(crate) fn down(&self) {
         self.run(&["down", "--volumes", "--remove-orphans"]);
@@ -133,7 +133,7 @@ pub(crate) fn inspect(container: &str) -> Value {
     containers[0].clone()
 }
 
-/// Runs `docker …`; gives what it printed.
+/// Runs `docker …`; returns its output.
 #[track_caller]
 pub(crate) fn docker(arguments: &[&str]) -> String {
     let mut command = Command::new("docker");
@@ -148,7 +148,7 @@ pub(crate) fn text(value: &Value) -> &str {
 
 #[track_caller]
 fn output(mut command: Command) -> String {
-    let output = command.stdin(Stdio::null()).output().expect("a program that is there");
+    let output = command.stdin(Stdio::null()).output().expect("an installed program");
     let [stdout, stderr] =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
@@ -156,7 +156,7 @@ fn output(mut command: Command) -> String {
 }
 
 fn finish(mut command: Command) -> (bool, String) {
-    let output = command.stdin(Stdio::null()).output().expect("a program that is there");
+    let output = command.stdin(Stdio::null()).output().expect("an installed program");
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     (output.status.success(), text.concat())
 }

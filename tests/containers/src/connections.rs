@@ -5,26 +5,26 @@ use std::time::Duration;
 use e2e::client::Request;
 use e2e::wait;
 
-use crate::Story;
-use crate::clients::{Clients, ask, assert_all_served};
+use crate::Progress;
+use crate::clients::{Clients, assert_all_served, send};
 use crate::compose::{Compose, docker};
 use crate::production::{CLIENTS, request};
 
-/// As `deploy/compose/limiter.yaml` says.
+/// As in `deploy/compose/limiter.yaml`.
 const LIMIT: usize = 4096;
 
-/// How many more than that are opened.
-const BEYOND: usize = 200;
+/// The number of connections over the limit.
+const EXTRA: usize = 200;
 
-/// How long the load balancer opens connections before the limiter is full.
+/// Time for the load balancer to open its connections before the limiter is full.
 const POOLS_FILL: Duration = Duration::from_secs(3);
 
-/// Opens connections from within the limiter's container, whose port is not published, each with half a
-/// request on it, and keeps them while Envoy is asked: how many were opened, how many it has closed at once
-/// in its life, the memory of the container in bytes.
+/// Opens connections from inside the limiter's container, whose port is not published, and sends half a request on
+/// each. Prints the number of opened connections, the number that Envoy has closed at once since its start, and the
+/// memory of the container in bytes.
 const OPEN: &str = r#"
 ulimit -n 16384
-# What is written to a connection that was closed at once.
+# Writes to a closed connection are ignored.
 trap '' PIPE
 opened=0
 for ((i = 0; i < COUNT; i++)); do
@@ -43,30 +43,30 @@ cd /sys/fs/cgroup
 echo "$opened $closed $(cat memory/memory.usage_in_bytes memory.current 2>/dev/null)"
 "#;
 
-pub(crate) fn run(compose: &Compose, story: &mut Story) {
+pub(crate) fn run(compose: &Compose, progress: &mut Progress) {
     let limiter = compose.names("limiter").remove(0);
     let load = Clients::start(CLIENTS, Duration::ZERO, &request());
-    // The load balancer has as many connections as it needs: one more to the limiter that is full would be closed.
+    // The load balancer opens its connections first: the full limiter would close further ones.
     std::thread::sleep(POOLS_FILL);
-    let (opened, closed, memory) = open(&limiter, LIMIT + BEYOND);
-    assert_eq!(opened, LIMIT + BEYOND);
-    // Those of the load balancer are there too.
-    assert!((BEYOND..BEYOND + 2 * CLIENTS).contains(&closed), "{closed} were closed at once");
+    let (opened, closed, memory) = open(&limiter, LIMIT + EXTRA);
+    assert_eq!(opened, LIMIT + EXTRA);
+    // The connections of the load balancer count too.
+    assert!((EXTRA..EXTRA + 2 * CLIENTS).contains(&closed), "{closed} were closed at once");
     assert!(memory < 512 << 20, "{memory} bytes");
     let count = assert_all_served(&load.stop());
     wait::until("connections are accepted again", || {
         let closed_before = open(&limiter, 0).1;
         (open(&limiter, 1).1 == closed_before).then_some(())
     });
-    assert_eq!(ask(&Request::get("/health")).status, 200);
-    story.seen(format!(
+    assert_eq!(send(&Request::get("/health")).status, 200);
+    progress.passed(format!(
         "{opened} connections to one limiter, {closed} closed at once, {} MiB in its container, \
          none of {count} requests lost",
         memory >> 20
     ));
 }
 
-/// What [`OPEN`] prints.
+/// Runs [`OPEN`]; returns its three numbers.
 #[track_caller]
 fn open(limiter: &str, count: usize) -> (usize, usize, usize) {
     let printed = docker(&["exec", limiter, "bash", "-c", &OPEN.replace("COUNT", &count.to_string())]);

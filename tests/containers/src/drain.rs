@@ -1,16 +1,16 @@
-//! Planned stops lose no request; a limiter that is killed costs at most what it held.
+//! A planned stop loses no request; a killed limiter loses at most its requests in flight.
 
 use std::time::{Duration, Instant};
 
-use crate::Story;
+use crate::Progress;
 use crate::clients::{Clients, assert_all_served};
 use crate::compose::{Compose, docker, inspect, text};
 use crate::production::{CLIENTS, request};
 
-/// How long the load goes on before and after what is done.
+/// The duration of the load before and after an action.
 const AROUND: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(compose: &Compose, story: &mut Story) {
+pub(crate) fn run(compose: &Compose, progress: &mut Progress) {
     let (_, count) = under_load(|| {
         let stopped = compose.names("limiter").remove(0);
         docker(&["stop", &stopped]);
@@ -21,9 +21,9 @@ pub(crate) fn run(compose: &Compose, story: &mut Story) {
         compose.await_healthy("limiter", 3);
         logs
     });
-    story.seen(format!("`docker stop` of one limiter of three, none of {count} requests lost"));
+    progress.passed(format!("`docker stop` of one limiter of three, none of {count} requests lost"));
 
-    killed_limiter_costs_what_it_held(compose, story);
+    killed_limiter_loses_its_requests_in_flight(compose, progress);
 
     let ids = || compose.run(&["ps", "--quiet", "limiter"]).lines().map(str::to_owned).collect::<Vec<_>>();
     let before = ids();
@@ -31,7 +31,7 @@ pub(crate) fn run(compose: &Compose, story: &mut Story) {
     let after = ids();
     assert_eq!(after.len(), before.len());
     assert!(after.iter().all(|id| !before.contains(id)), "{before:?} {after:?}");
-    story.seen(format!("all three limiters replaced one by one, none of {count} requests lost"));
+    progress.passed(format!("all three limiters replaced one by one, none of {count} requests lost"));
 
     let (_, count) = under_load(|| {
         compose.run(&["up", "--detach", "--no-recreate", "--scale", "limiter=5"]);
@@ -39,10 +39,10 @@ pub(crate) fn run(compose: &Compose, story: &mut Story) {
         compose.run(&["up", "--detach", "--no-recreate", "--scale", "limiter=3"]);
         compose.await_healthy("limiter", 3);
     });
-    story.seen(format!("five limiters and three again, none of {count} requests lost"));
+    progress.passed(format!("five limiters and three again, none of {count} requests lost"));
 }
 
-/// What was done, and how many requests were served meanwhile; none may be lost.
+/// The result of `work`, and the number of requests served during it; none may be lost.
 #[track_caller]
 fn under_load<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let load = Clients::start(CLIENTS, Duration::ZERO, &request());
@@ -52,7 +52,7 @@ fn under_load<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (done, assert_all_served(&load.stop()))
 }
 
-fn killed_limiter_costs_what_it_held(compose: &Compose, story: &mut Story) {
+fn killed_limiter_loses_its_requests_in_flight(compose: &Compose, progress: &mut Progress) {
     let load = Clients::start(CLIENTS, Duration::ZERO, &request());
     std::thread::sleep(AROUND);
     let killed = compose.names("limiter").remove(0);
@@ -62,8 +62,8 @@ fn killed_limiter_costs_what_it_held(compose: &Compose, story: &mut Story) {
     let exchanges = load.stop();
     let lost: Vec<_> = exchanges.iter().filter(|exchange| !exchange.is_served()).collect();
     let later: Vec<_> = lost.iter().filter(|exchange| exchange.sent > gone).collect();
-    assert!(later.is_empty(), "lost, and sent after it was killed: {later:?}");
-    // A client has one request on its way, and a third of them go to each limiter.
+    assert!(later.is_empty(), "sent after the kill, and lost: {later:?}");
+    // A client has one request in flight, and a third of them go to each limiter.
     assert!(lost.len() <= CLIENTS, "{} of {} requests lost", lost.len(), exchanges.len());
     let slowest = exchanges
         .iter()
@@ -73,8 +73,8 @@ fn killed_limiter_costs_what_it_held(compose: &Compose, story: &mut Story) {
     docker(&["start", &killed]);
     compose.await_healthy("limiter", 3);
     assert_eq!(text(&inspect(&killed)["State"]["Status"]), "running");
-    story.seen(format!(
-        "`docker kill` of one limiter of three: {} of {} requests lost, none that was sent after it; the slowest \
+    progress.passed(format!(
+        "`docker kill` of one limiter of three: {} of {} requests lost, none sent after the kill; the slowest \
          of those took {slowest:.1?}",
         lost.len(),
         exchanges.len()

@@ -1,11 +1,9 @@
-//! The shipped containers, run by a real engine, as a user runs them.
+//! The shipped containers in a real container engine.
 //!
-//! `cargo xtask test containers` copies the sources to a folder, gets Compose, makes stand-ins for the images
-//! that cannot be had, starts this program there, and takes everything away that it has left. So files may be
-//! edited here, as a user edits them.
+//! `cargo xtask test containers` copies the sources to a folder, installs Compose, builds replacements for images
+//! that are not available, starts this program, and removes what it leaves. The program may edit files in that folder.
 //!
-//! Chapters run one after the other, since they use the same ports. Load goes to published ports of the
-//! loopback.
+//! Chapters run one after the other, because they use the same ports. Load goes to published loopback ports.
 
 mod clients;
 mod compose;
@@ -19,23 +17,23 @@ mod valkey;
 use std::path::PathBuf;
 use std::time::Instant;
 
-type Chapter = fn(&mut Story);
+type Chapter = fn(&mut Progress);
 
 const CHAPTERS: [(&str, Chapter); 3] =
     [("development", development::run), ("production", production::run), ("valkey", valkey::run)];
 
-/// Says what is seen, with the time that it took.
-pub(crate) struct Story {
+/// Prints each step that has passed, with its duration.
+pub(crate) struct Progress {
     /// The copy of the sources.
     folder: PathBuf,
-    last: Instant,
+    last_step: Instant,
 }
 
-impl Story {
-    /// To be called after it was seen.
-    pub(crate) fn seen(&mut self, what: impl std::fmt::Display) {
-        eprintln!("    {:5.1} s  {what}", self.last.elapsed().as_secs_f64());
-        self.last = Instant::now();
+impl Progress {
+    /// Prints a step that has just passed.
+    pub(crate) fn passed(&mut self, what: impl std::fmt::Display) {
+        eprintln!("    {:5.1} s  {what}", self.last_step.elapsed().as_secs_f64());
+        self.last_step = Instant::now();
     }
 }
 
@@ -43,15 +41,15 @@ fn main() {
     let start = Instant::now();
     let folder = std::env::var_os("CONTAINERS_FOLDER").expect("`cargo xtask test containers` starts this");
     let only: Vec<String> = std::env::args().skip(1).collect();
-    let mut story = Story { folder: folder.into(), last: Instant::now() };
+    let mut progress = Progress { folder: folder.into(), last_step: Instant::now() };
     let mut run = 0;
     for (name, chapter) in CHAPTERS {
         if only.is_empty() || only.iter().any(|only| name == only) {
             eprintln!("{name}:");
-            chapter(&mut story);
+            chapter(&mut progress);
             run += 1;
         }
     }
-    assert!(run > 0, "no chapter has a name of {only:?}");
+    assert!(run > 0, "no chapter has one of the names {only:?}");
     eprintln!("{run} chapters passed in {} s", start.elapsed().as_secs());
 }

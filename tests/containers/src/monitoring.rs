@@ -1,4 +1,4 @@
-//! The monitoring profile, without Grafana: no package registry has it.
+//! The monitoring profile, without Grafana, which no package registry has.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,21 +8,21 @@ use e2e::client::{Connection, Request};
 use e2e::wait;
 use serde_json::Value;
 
-use crate::Story;
+use crate::Progress;
 use crate::compose::{Compose, text};
 use crate::development::published;
 
 /// Where `production.yml` publishes Prometheus.
 const PROMETHEUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
-/// A scrape every 15 s, and the look at names before it.
+/// Time for a name lookup and a scrape every 15 s.
 const SCRAPED: Duration = Duration::from_secs(60);
 
 pub(crate) fn start(compose: &Compose) {
     compose.with_profile("monitoring").run(&["up", "--detach", "--no-deps", "prometheus"]);
 }
 
-pub(crate) fn see(compose: &Compose, story: &mut Story) {
+pub(crate) fn check(compose: &Compose, progress: &mut Progress) {
     let monitoring = compose.with_profile("monitoring");
     monitoring.await_healthy("prometheus", 1);
     assert_eq!(published(&monitoring.inspect("prometheus")[0]), ["9090/tcp=127.0.0.1:9090"]);
@@ -42,7 +42,7 @@ pub(crate) fn see(compose: &Compose, story: &mut Story) {
     assert!(rules.iter().all(|rule| rule["health"] != "err"), "{rules:?}");
 
     let dashboard =
-        fs::read_to_string(story.folder.join("deploy/monitoring/grafana/dashboards/rate_limiter.json"));
+        fs::read_to_string(progress.folder.join("deploy/monitoring/grafana/dashboards/rate_limiter.json"));
     let dashboard: Value = serde_json::from_str(&dashboard.expect("a dashboard")).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
@@ -54,14 +54,14 @@ pub(crate) fn see(compose: &Compose, story: &mut Story) {
     let with_data = answered.count();
     // Health is not measured here, and nothing was evicted: some panels are empty.
     assert!(with_data > expressions.len() / 2, "{with_data} of {} queries give data", expressions.len());
-    story.seen(format!(
+    progress.passed(format!(
         "Prometheus: 3 limiters up, {} rules, {} queries of the dashboard answered, {with_data} with data",
         rules.len(),
         expressions.len()
     ));
 }
 
-/// What a call of Prometheus' API gives; it has to succeed.
+/// The data of a successful call of Prometheus' API.
 #[track_caller]
 fn api(path: &str) -> Value {
     let response = Connection::open(PROMETHEUS).send(&Request::get(&format!("/api/v1/{path}")));

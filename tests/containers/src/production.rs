@@ -1,4 +1,4 @@
-//! `deploy/compose/production.yml`: hardened as written, and nothing lost when Redis or a limiter goes.
+//! `deploy/compose/production.yml`: it is hardened, and no request is lost when Redis or a limiter stops.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,66 +8,64 @@ use std::time::Duration;
 use e2e::client::Request;
 use serde_json::{Value, json};
 
-use crate::Story;
-use crate::clients::{self, Clients, ask, assert_all_served, await_redis};
+use crate::Progress;
+use crate::clients::{Clients, assert_all_served, await_redis, send};
 use crate::compose::{Compose, docker, text};
-use crate::development::{a_saved_tier_holds, published, says_nothing};
+use crate::development::{a_saved_tier_applies, first_request_is_served, prints_nothing, published};
 use crate::{connections, drain, monitoring};
 
 const PROJECT: &str = "rate-limiter-test-production";
 const SERVICES: [&str; 4] = ["lb", "limiter", "redis", "upstream"];
 
-/// Clients that are there all the time.
+/// The number of clients.
 pub(crate) const CLIENTS: usize = 30;
 
-pub(crate) fn compose(story: &Story) -> Compose {
-    Compose::new(&story.folder, "deploy/compose/production.yml", PROJECT)
+pub(crate) fn compose(progress: &Progress) -> Compose {
+    Compose::new(&progress.folder, "deploy/compose/production.yml", PROJECT)
 }
 
-pub(crate) fn run(story: &mut Story) {
-    let compose = compose(story);
-    let secrets = story.folder.join("deploy/compose/secrets");
-    let (content, said) = compose.try_run(&["up", "--detach", "--build"]);
-    assert!(!content && said.contains("deploy/compose/secrets/"), "{said}");
+pub(crate) fn run(progress: &mut Progress) {
+    let compose = compose(progress);
+    let secrets = progress.folder.join("deploy/compose/secrets");
+    let (succeeded, printed) = compose.try_run(&["up", "--detach", "--build"]);
+    assert!(!succeeded && printed.contains("deploy/compose/secrets/"), "{printed}");
     compose.run_script("deploy/compose/make-secrets");
     for secret in ["admin_token", "redis_password", "grafana_password"] {
         assert_eq!(fs::read(secrets.join(secret)).expect(secret).len(), 64);
     }
     assert_eq!(fs::metadata(&secrets).expect("secrets").permissions().mode() & 0o777, 0o700);
-    says_nothing(&compose.with_profile("monitoring"), &["config"]);
-    story.seen(
-        "without secrets it says which file is missing, `make-secrets` makes them, `config` warns of nothing",
+    prints_nothing(&compose.with_profile("monitoring"), &["config"]);
+    progress.passed(
+        "without secrets the error names the missing file, `make-secrets` makes them, `config` prints no warning",
     );
 
-    service_of_300_ms_and_room_for_all(story);
+    slow_upstream_and_large_tier(progress);
     compose.run(&["up", "--detach"]);
     for (service, count) in [("limiter", 3), ("redis", 1), ("lb", 1)] {
         compose.await_healthy(service, count);
     }
-    let first = clients::first_answer(&Request::get("/test").key("pro"));
-    assert_eq!((first.status, first.tier().as_str(), first.limit()), (200, "pro", 25));
-    story.seen("up and healthy, and the first request is right");
+    first_request_is_served();
+    progress.passed("up and healthy, and the first request has the limits of its tier");
     monitoring::start(&compose);
 
-    everything_is_as_written(&compose);
-    story.seen("users, read-only file systems, rights, limits and health checks as written");
-    operators_commands_work(&compose, &secrets);
-    a_saved_tier_holds(&story.folder);
-    story.seen("an operator's commands work, and a saved tier holds");
-    redis_goes_and_comes(&compose, story);
-    drain::run(&compose, story);
-    connections::run(&compose, story);
-    monitoring::see(&compose, story);
-    nothing_secret_is_shown(&compose, &secrets);
-    story.seen("no secret in the logs, nor in `docker inspect`; no warning at a start");
+    containers_match_the_file(&compose);
+    progress.passed("users, read-only file systems, capabilities and limits match the file");
+    documented_commands_work(&compose, &secrets);
+    a_saved_tier_applies(&progress.folder);
+    progress.passed("the documented commands work, and a saved tier applies");
+    redis_outages_lose_no_request(&compose, progress);
+    drain::run(&compose, progress);
+    connections::run(&compose, progress);
+    monitoring::check(&compose, progress);
+    no_secret_is_shown(&compose, &secrets);
+    progress.passed("no secret in the logs, nor in `docker inspect`; no warning at a start");
     compose.down();
 }
 
-/// The service behind the limiters takes 300 ms, and the caller `enterprise` has room for all that is sent
-/// here.
-fn service_of_300_ms_and_room_for_all(story: &Story) {
+/// The upstream responds after 300 ms, and the tier `enterprise` allows the load of this test.
+fn slow_upstream_and_large_tier(progress: &Progress) {
     let edit = |file: &str, from: &str, to: &str| {
-        let path = story.folder.join(file);
+        let path = progress.folder.join(file);
         let text = fs::read_to_string(&path).expect(file);
         assert_eq!(text.matches(from).count(), 1, "{from} in {file}");
         fs::write(path, text.replace(from, to)).expect("written");
@@ -86,8 +84,8 @@ pub(crate) fn request() -> Request {
     Request::get("/test").key("enterprise")
 }
 
-/// What the file says is so: not only set, but seen inside.
-fn everything_is_as_written(compose: &Compose) {
+/// The settings of the file apply, in `docker inspect` and inside the containers.
+fn containers_match_the_file(compose: &Compose) {
     let written: Value = serde_json::from_str(&compose.run(&["config", "--format", "json"])).expect("JSON");
     for service in SERVICES {
         let wanted = &written["services"][service];
@@ -116,7 +114,7 @@ fn everything_is_as_written(compose: &Compose) {
     assert_eq!(published(&compose.inspect("lb")[0]), ["8000/tcp=:8000"]);
 }
 
-/// Whether the root can be written to, and rights and user of every process.
+/// Whether the root file system is writable, and the user and capabilities of each process.
 const INSIDE: &str = "if touch /x 2>/dev/null; then echo writable; else echo read-only; fi
 for one in /proc/[0-9]*/status; do
   while read -r name value rest; do
@@ -124,26 +122,26 @@ for one in /proc/[0-9]*/status; do
   done < $one
 done";
 
-/// What `docs/operating.md` has an operator type.
-fn operators_commands_work(compose: &Compose, secrets: &std::path::Path) {
+/// The commands in `docs/operating.md`.
+fn documented_commands_work(compose: &Compose, secrets: &std::path::Path) {
     let cli = "REDISCLI_AUTH=$(cat /run/secrets/redis_password) redis-cli HGETALL rate_limit:pro";
     let hash = compose.exec("redis", &["sh", "-c", cli]);
     assert_eq!(hash.lines().step_by(2).collect::<Vec<_>>(), ["tokens", "last_refill"], "{hash}");
-    let unasked = compose.exec("redis", &["redis-cli", "PING"]);
-    assert!(unasked.contains("NOAUTH"), "{unasked}");
+    let without_password = compose.exec("redis", &["redis-cli", "PING"]);
+    assert!(without_password.contains("NOAUTH"), "{without_password}");
 
     let token = fs::read_to_string(secrets.join("admin_token")).expect("a token");
     for status in ["DEGRADED", "NORMAL"] {
         let change = Request::post("/system/health", json!({"status": status}).to_string());
-        assert_eq!(ask(&change.header("X-Admin-Token", &token)).status, 200);
+        assert_eq!(send(&change.header("X-Admin-Token", &token)).status, 200);
     }
 }
 
-/// Stopped, frozen for 4 s, cut from the network for 3 s: no request is lost.
-fn redis_goes_and_comes(compose: &Compose, story: &mut Story) {
+/// Redis is stopped, frozen for 4 s, and disconnected for 3 s.
+fn redis_outages_lose_no_request(compose: &Compose, progress: &mut Progress) {
     let redis = compose.names("redis").remove(0);
     let network = format!("{PROJECT}_default");
-    let away: [(&str, &dyn Fn()); 3] = [
+    let outages: [(&str, &dyn Fn()); 3] = [
         ("stopped and started", &|| {
             compose.run(&["stop", "redis"]);
             await_redis("disconnected");
@@ -154,24 +152,24 @@ fn redis_goes_and_comes(compose: &Compose, story: &mut Story) {
             thread::sleep(Duration::from_secs(4));
             docker(&["unpause", &redis]);
         }),
-        ("cut off for 3 s", &|| {
+        ("disconnected for 3 s", &|| {
             docker(&["network", "disconnect", &network, &redis]);
             thread::sleep(Duration::from_secs(3));
             docker(&["network", "connect", "--alias", "redis", &network, &redis]);
         }),
     ];
-    for (what, goes_and_comes) in away {
+    for (what, outage) in outages {
         let load = Clients::start(CLIENTS, Duration::ZERO, &request());
         thread::sleep(Duration::from_millis(500));
-        goes_and_comes();
+        outage();
         await_redis("connected");
         let count = assert_all_served(&load.stop());
-        story.seen(format!("Redis {what}, none of {count} requests lost"));
+        progress.passed(format!("Redis {what}, none of {count} requests lost"));
     }
 }
 
-/// Looked for in all that anybody on this machine may read.
-fn nothing_secret_is_shown(compose: &Compose, secrets: &std::path::Path) {
+/// Searches the logs and `docker inspect`, which every user of the engine can read.
+fn no_secret_is_shown(compose: &Compose, secrets: &std::path::Path) {
     let logs = compose.logs();
     let ids = compose.run(&["ps", "--all", "--quiet"]);
     let inspected = docker(&[&["inspect"], ids.lines().collect::<Vec<_>>().as_slice()].concat());
@@ -181,7 +179,7 @@ fn nothing_secret_is_shown(compose: &Compose, secrets: &std::path::Path) {
         assert!(!logs.contains(&secret), "{} is in the logs", path.display());
         assert!(!inspected.contains(&secret), "{} is in `docker inspect`", path.display());
     }
-    // Envoy tells of the signal that ends it as of a warning.
+    // Envoy logs its end by a signal as a warning.
     let warnings = |line: &&str| line.contains("[warning]") && !line.contains("caught ENVOY_SIGTERM");
     let at_start: Vec<_> = logs
         .lines()

@@ -1,15 +1,15 @@
-//! Valkey in place of Redis, as a comment of each Compose file says.
+//! Valkey in place of Redis, as the comment in each Compose file describes.
 
 use std::fs;
 
 use e2e::client::Request;
 
-use crate::Story;
+use crate::Progress;
 use crate::clients::{self, await_redis};
 use crate::production;
 
-pub(crate) fn run(story: &mut Story) {
-    let path = story.folder.join("deploy/compose/production.yml");
+pub(crate) fn run(progress: &mut Progress) {
+    let path = progress.folder.join("deploy/compose/production.yml");
     let text = fs::read_to_string(&path).expect("production.yml");
     let (_, image) = text.split_once("# Or Valkey: image ").expect("the comment that names the choice");
     let image = image.split(',').next().expect("an image").to_owned();
@@ -25,17 +25,17 @@ pub(crate) fn run(story: &mut Story) {
         text.replace(from, to)
     });
     fs::write(&path, changed).expect("written");
-    let compose = production::compose(story);
+    let compose = production::compose(progress);
     compose.run_script("deploy/compose/make-secrets");
     compose.run(&["up", "--detach", "--scale", "limiter=1"]);
     compose.await_healthy("redis", 1);
     await_redis("connected");
-    let response = clients::ask(&Request::get("/test").key("pro"));
+    let response = clients::send(&Request::get("/test").key("pro"));
     assert_eq!((response.status, response.tier().as_str()), (200, "pro"));
     let cli = "REDISCLI_AUTH=$(cat /run/secrets/redis_password) valkey-cli HGETALL rate_limit:pro";
     let hash = compose.exec("redis", &["sh", "-c", cli]);
     assert_eq!(hash.lines().step_by(2).collect::<Vec<_>>(), ["tokens", "last_refill"], "{hash}");
     compose.down();
     fs::write(&path, text).expect("written");
-    story.seen("production up again after down, with Valkey in place of Redis");
+    progress.passed("production up again after down, with Valkey in place of Redis");
 }

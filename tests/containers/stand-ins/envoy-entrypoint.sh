@@ -1,5 +1,5 @@
 #!/bin/sh
-# As the entry point of Envoy's image does: what root starts runs as the user `envoy`.
+# Like the entry point of Envoy's image: a command started by root runs as the user `envoy`.
 set -e
 if [ "$(id -u)" = 0 ]; then
   chown envoy:envoy /dev/stdout /dev/stderr
