@@ -1,4 +1,4 @@
-//! The proxy-wasm ABI as the host offers it: every call gives the status as a number's name, whatever it is.
+//! The proxy-wasm ABI of the host. Every call returns the status of the host, known or not.
 
 use std::fmt;
 use std::ptr;
@@ -111,7 +111,7 @@ unsafe extern "C" {
     fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
 }
 
-/// What the host says about a call.
+/// The status of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status(pub(crate) u32);
 
@@ -143,18 +143,18 @@ impl fmt::Display for Status {
     }
 }
 
-/// Bytes that the host has given, or why it has not.
-pub(crate) type Given = Result<Vec<u8>, Status>;
+/// Bytes from the host, or the status of an error.
+pub(crate) type Bytes = Result<Vec<u8>, Status>;
 
-/// What was given as text: other bytes as `\xff`, nothing as the status.
-pub(crate) fn shown(given: &Given) -> String {
-    match given {
+/// Bytes as text, with other bytes as `\xff`; an error as its status.
+pub(crate) fn shown(bytes: &Bytes) -> String {
+    match bytes {
         Ok(bytes) => format!("\"{}\"", bytes.escape_ascii()),
         Err(status) => status.to_string(),
     }
 }
 
-/// Whose headers.
+/// The owner of the headers.
 #[derive(Clone, Copy)]
 pub(crate) enum Map {
     Request = 0,
@@ -181,11 +181,11 @@ pub(crate) enum Metric {
 pub(crate) const WALL: u32 = 0;
 pub(crate) const MONOTONIC: u32 = 1;
 
-/// Runs a call that hands over bytes in memory which the host had from `proxy_on_memory_allocate`.
-fn given(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Given {
+/// Runs a call that returns bytes in memory from `proxy_on_memory_allocate`.
+fn bytes(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Bytes {
     let (mut data, mut size) = (ptr::null_mut(), 0);
     let status = Status(call(&mut data, &mut size));
-    // SAFETY: memory that the host hands over comes from our allocator with exactly this size.
+    // SAFETY: the host returns memory that our allocator gave it, with exactly this size.
     let bytes = match data.is_null() {
         true => Vec::new(),
         false => unsafe { Vec::from_raw_parts(data, size, size) },
@@ -202,7 +202,7 @@ fn number<T: Default>(call: impl FnOnce(*mut T) -> u32) -> Result<T, Status> {
     }
 }
 
-// SAFETY, of every call below: the host reads and writes nothing but what the pointers and sizes name, and only until
+// SAFETY, of every call below: the host reads and writes only within the pointers and sizes, and only until
 // the call returns; each names a live buffer of that size.
 
 pub(crate) fn host_time() -> Result<u64, Status> {
@@ -226,16 +226,16 @@ pub(crate) fn set_tick_period(milliseconds: u32) -> Status {
     Status(unsafe { proxy_set_tick_period_milliseconds(milliseconds) })
 }
 
-pub(crate) fn buffer(kind: Buffer, start: usize, most: usize) -> Given {
-    given(|data, size| unsafe { proxy_get_buffer_bytes(kind as u32, start, most, data, size) })
+pub(crate) fn buffer(kind: Buffer, start: usize, most: usize) -> Bytes {
+    bytes(|data, size| unsafe { proxy_get_buffer_bytes(kind as u32, start, most, data, size) })
 }
 
 pub(crate) fn set_buffer(kind: Buffer, start: usize, size: usize, value: &[u8]) -> Status {
     Status(unsafe { proxy_set_buffer_bytes(kind as u32, start, size, value.as_ptr(), value.len()) })
 }
 
-pub(crate) fn header(map: Map, name: &str) -> Given {
-    given(|data, size| unsafe {
+pub(crate) fn header(map: Map, name: &str) -> Bytes {
+    bytes(|data, size| unsafe {
         proxy_get_header_map_value(map as u32, name.as_ptr(), name.len(), data, size)
     })
 }
@@ -252,15 +252,15 @@ pub(crate) fn add_header(map: Map, name: &str, value: &[u8]) -> Status {
     })
 }
 
-pub(crate) fn property(path: &[&str]) -> Given {
+pub(crate) fn property(path: &[&str]) -> Bytes {
     let path = path.join("\0");
-    given(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
+    bytes(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
 }
 
 /// A record and its version.
 pub(crate) fn shared(key: &str) -> Result<(Vec<u8>, u32), Status> {
     let mut version = 0;
-    let value = given(|data, size| unsafe {
+    let value = bytes(|data, size| unsafe {
         proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &mut version)
     })?;
     Ok((value, version))
@@ -272,7 +272,7 @@ pub(crate) fn set_shared(key: &str, value: &[u8], version: u32) -> Status {
 
 /// [`set_shared`] with a value that lies outside the filter's memory.
 pub(crate) fn set_shared_out_of_bounds(key: &str) -> Status {
-    // The host checks where it reads: that is what is asked here.
+    // The host has to check the bounds.
     Status(unsafe {
         proxy_set_shared_data(key.as_ptr(), key.len(), ptr::without_provenance(0xffff_0000), 4096, 0)
     })
@@ -286,15 +286,15 @@ pub(crate) fn resolve_queue(vm: &str, name: &str) -> Result<u32, Status> {
     number(|id| unsafe { proxy_resolve_shared_queue(vm.as_ptr(), vm.len(), name.as_ptr(), name.len(), id) })
 }
 
-pub(crate) fn dequeue(id: u32) -> Given {
-    given(|data, size| unsafe { proxy_dequeue_shared_queue(id, data, size) })
+pub(crate) fn dequeue(id: u32) -> Bytes {
+    bytes(|data, size| unsafe { proxy_dequeue_shared_queue(id, data, size) })
 }
 
 pub(crate) fn enqueue(id: u32, value: &[u8]) -> Status {
     Status(unsafe { proxy_enqueue_shared_queue(id, value.as_ptr(), value.len()) })
 }
 
-/// Lets the request in effect go on.
+/// Continues the request in effect.
 pub(crate) fn continue_request() -> Status {
     Status(unsafe { proxy_continue_stream(0) })
 }
@@ -394,7 +394,7 @@ pub(crate) fn increment_metric(id: u32, offset: i64) -> Status {
     Status(unsafe { proxy_increment_metric(id, offset) })
 }
 
-/// Names and values in the form that the host reads: a count, lengths, then texts each closed by a zero byte.
+/// Names and values as the host reads them: a count, the lengths, then each text with a zero byte after it.
 fn pairs(headers: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes = u32::try_from(headers.len()).unwrap_or(0).to_le_bytes().to_vec();
     for (name, value) in headers {

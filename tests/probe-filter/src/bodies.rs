@@ -1,11 +1,11 @@
-//! Bodies: how they come, and how the bridge changes them.
+//! Bodies: how they arrive, and how a filter changes them.
 
 use crate::abi::{self, Buffer, shown};
 use crate::state;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    Some(match ask.name.as_str() {
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    Some(match check.name.as_str() {
         "passing" | "replaced" | "prepended" | "response_prepended" => Next::Pass,
         "read" | "trailers" => Next::Pause,
         "too_early" => Next::Answer(shown(&abi::buffer(Buffer::RequestBody, 0, 10))),
@@ -13,10 +13,10 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
     })
 }
 
-/// Whether the request goes on.
+/// Whether the request continues.
 pub(crate) fn on_request_body(id: u32, size: usize, end_of_stream: bool) -> bool {
     let end = if end_of_stream { "end of body" } else { "more of it" };
-    match state::question(id).as_str() {
+    match state::check_name(id).as_str() {
         "pauses/gather" if end_of_stream => {
             state::await_ticks(id, 0);
             state::answer(&format!("gathered {size} bytes"));
@@ -59,17 +59,17 @@ pub(crate) fn on_request_body(id: u32, size: usize, end_of_stream: bool) -> bool
     false
 }
 
-/// Whether the request goes on.
+/// Whether the request continues.
 pub(crate) fn on_request_trailers(id: u32) -> bool {
-    if state::question(id) != "bodies/trailers" {
+    if state::check_name(id) != "bodies/trailers" {
         return true;
     }
     state::answer(&state::trace(id));
     false
 }
 
-pub(crate) fn on_response_body(question: &str, size: usize) {
-    if question == "bodies/response_prepended" && size > 0 {
+pub(crate) fn on_response_body(check: &str, size: usize) {
+    if check == "bodies/response_prepended" && size > 0 {
         abi::set_buffer(Buffer::ResponseBody, 0, 0, b">");
     }
 }

@@ -1,8 +1,8 @@
-//! What the host calls. Every callback notes for the request concerned that it came.
+//! The callbacks. Each one is recorded as an event of its request.
 
 use crate::abi::{self, Buffer, Map};
 use crate::state::{self, Entry, Waiting};
-use crate::{Ask, Next, ask, bodies, grpc, headers, http_calls, pauses, queues, replies, timers};
+use crate::{Check, Next, bodies, grpc, headers, http_calls, pauses, queues, replies, run, timers};
 
 const CONTINUE: u32 = 0;
 const PAUSE: u32 = 1;
@@ -45,10 +45,10 @@ extern "C" fn proxy_on_configure(id: u32, size: usize) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_tick(root: u32) {
     let _entry = Entry::new();
-    let (due, someone_waits) = state::tick(root);
+    let (due, has_waiting) = state::tick(root);
     for id in due {
         state::note(id, "tick");
-        match state::question(id).split_once('/') {
+        match state::check_name(id).split_once('/') {
             Some(("pauses", name)) => pauses::on_tick(id, name),
             Some(("replies", name)) => replies::on_tick(id, name),
             Some(("timers", name)) => timers::on_tick(id, name),
@@ -56,7 +56,7 @@ extern "C" fn proxy_on_tick(root: u32) {
         }
         state::note(id, "tick returns");
     }
-    if !someone_waits {
+    if !has_waiting {
         abi::set_tick_period(0);
     }
 }
@@ -76,10 +76,10 @@ extern "C" fn proxy_on_request_headers(id: u32, headers: usize, end_of_stream: u
     let mut parts = path.trim_start_matches('/').split('/').map(str::to_owned);
     let mut part = || parts.next().unwrap_or_default();
     let (group, name, argument) = (part(), part(), part());
-    state::set_question(id, &format!("{group}/{name}"));
-    let question =
-        Ask { id, root: state::root_of(id), name, argument, headers, end_of_stream: end_of_stream != 0 };
-    let action = match ask(&group, &question) {
+    state::set_check_name(id, &format!("{group}/{name}"));
+    let check =
+        Check { id, root: state::root_of(id), name, argument, headers, end_of_stream: end_of_stream != 0 };
+    let action = match run(&group, &check) {
         Some(Next::Answer(text)) => {
             state::answer(&text);
             PAUSE
@@ -88,7 +88,7 @@ extern "C" fn proxy_on_request_headers(id: u32, headers: usize, end_of_stream: u
         Some(Next::Pause) => PAUSE,
         Some(Next::Hold) => HOLD,
         None => {
-            abi::send_local_reply(404, &[], b"no such question", abi::NO_GRPC_STATUS);
+            abi::send_local_reply(404, &[], b"no such check", abi::NO_GRPC_STATUS);
             PAUSE
         }
     };
@@ -119,8 +119,8 @@ extern "C" fn proxy_on_request_trailers(id: u32, trailers: usize) -> u32 {
 extern "C" fn proxy_on_response_headers(id: u32, _headers: usize, _end_of_stream: u32) -> u32 {
     let _entry = Entry::new();
     state::note(id, "response headers");
-    let question = state::question(id);
-    if let Some(("headers", name)) = question.split_once('/') {
+    let check = state::check_name(id);
+    if let Some(("headers", name)) = check.split_once('/') {
         headers::on_response(name);
     }
     abi::replace_header(Map::Response, "x-probe-trace", state::trace(id).as_bytes());
@@ -130,7 +130,7 @@ extern "C" fn proxy_on_response_headers(id: u32, _headers: usize, _end_of_stream
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_response_body(id: u32, size: usize, _end_of_stream: u32) -> u32 {
     let _entry = Entry::new();
-    bodies::on_response_body(&state::question(id), size);
+    bodies::on_response_body(&state::check_name(id), size);
     CONTINUE
 }
 

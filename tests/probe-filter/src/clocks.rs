@@ -1,15 +1,15 @@
-//! Clocks: the monotonic one for buckets, the wall clock for headers.
+//! The monotonic clock, which buckets use, and the wall clock, which headers use.
 
 use crate::abi::{self, MONOTONIC, WALL};
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Reads enough for any clock to have moved.
+/// Reads after which any clock has advanced.
 const MANY: u32 = 100_000;
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    Some(Next::Answer(match ask.name.as_str() {
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    Some(Next::Answer(match check.name.as_str() {
         "monotonic_never_steps_back" => {
             let mut last = 0;
             let backwards = (0..1_000)

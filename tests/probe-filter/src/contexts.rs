@@ -1,17 +1,17 @@
-//! Contexts: acting for another one, and which are gone.
+//! Contexts: the effective context, and contexts that have ended.
 
 use crate::abi;
 use crate::state;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    Some(Next::Answer(match ask.name.as_str() {
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    Some(Next::Answer(match check.name.as_str() {
         "unknown" => {
             let unknown = abi::set_effective_context(1 << 20);
             format!(
                 "{unknown}; root: {}; back: {}",
-                abi::set_effective_context(ask.root),
-                abi::set_effective_context(ask.id)
+                abi::set_effective_context(check.root),
+                abi::set_effective_context(check.id)
             )
         }
         "end_of_a_request" => "begins".to_owned(),

@@ -1,19 +1,19 @@
-//! gRPC streams: how they open, and what comes when.
+//! gRPC streams: how they open, and the order of their events.
 
 use crate::abi;
 use crate::state::{self, Waiting};
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+pub(crate) fn run(check: &Check) -> Option<Next> {
     let open = |service: &[u8]| {
-        abi::set_effective_context(ask.root);
-        state::opening(Some(ask.id));
+        abi::set_effective_context(check.root);
+        state::opening(Some(check.id));
         let opened = abi::grpc_stream(service, "probe", "pipe");
         state::opening(None);
-        abi::set_effective_context(ask.id);
+        abi::set_effective_context(check.id);
         opened
     };
-    let opened = match ask.name.as_str() {
+    let opened = match check.name.as_str() {
         "answered" => open(&service("grpc")),
         "bare_name" => open(b"grpc"),
         "refused" => open(&service("refusing")),
@@ -40,13 +40,13 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
     };
     let Ok(stream) = opened else {
         let status = opened.map_or_else(|status| status.to_string(), |_| String::new());
-        return Some(Next::Answer(format!("open {status}; {}", state::trace(ask.id))));
+        return Some(Next::Answer(format!("open {status}; {}", state::trace(check.id))));
     };
-    state::note(ask.id, "opened");
-    state::wait_for(ask.id, Waiting::Stream, stream);
-    // A stream that was closed while it was being opened says no more.
-    if state::trace(ask.id).contains("close") {
-        return Some(Next::Answer(state::trace(ask.id)));
+    state::note(check.id, "opened");
+    state::wait_for(check.id, Waiting::Stream, stream);
+    // A stream that was closed while it was opened has no more events.
+    if state::trace(check.id).contains("close") {
+        return Some(Next::Answer(state::trace(check.id)));
     }
     Some(Next::Pause)
 }

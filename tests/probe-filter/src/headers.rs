@@ -1,11 +1,11 @@
-//! Header maps: any bytes, more than one value, and what may be read when.
+//! Header maps: any bytes, several values, and when each map can be read.
 
 use crate::abi::{self, Map, shown};
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+pub(crate) fn run(check: &Check) -> Option<Next> {
     let get = |name: &str| shown(&abi::header(Map::Request, name));
-    Some(match ask.name.as_str() {
+    Some(match check.name.as_str() {
         "missing" => Next::Answer(get("x-missing")),
         "of_a_request" => Next::Answer(format!(
             "x-two {}; X-TWO {}; x-bytes {}; x-empty {}",
@@ -23,8 +23,8 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
         "count_and_end" => Next::Answer(format!(
             "{} more than four: {}; end of stream: {}",
             "headers",
-            ask.headers > 4,
-            ask.end_of_stream
+            check.headers > 4,
+            check.end_of_stream
         )),
         "not_there_yet" => Next::Answer(format!(
             "response: {}; HTTP call: {}; set on the response: {}",
@@ -39,7 +39,7 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
     })
 }
 
-/// What is asked when the response comes.
+/// Checks at the headers of the response.
 pub(crate) fn on_response(name: &str) {
     let set = |name: &str, value: &str| abi::replace_header(Map::Response, name, value.as_bytes());
     match name {

@@ -1,34 +1,34 @@
-//! Calls to a cluster, as for configuration documents.
+//! HTTP calls to a cluster, which the limiter uses for configuration documents.
 
 use crate::abi::{self, Buffer, Map, shown};
 use crate::state::{self, Waiting};
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-const PATIENT_MS: u32 = 10_000;
+const LONG_MS: u32 = 10_000;
 const SHORT_MS: u32 = 200;
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+pub(crate) fn run(check: &Check) -> Option<Next> {
     let call = |cluster: &str, path: &str, timeout_ms| {
         let headers: [(&str, &[u8]); 3] =
             [(":method", b"GET"), (":path", path.as_bytes()), (":authority", b"probe")];
         // The limiter calls from its root context.
-        abi::set_effective_context(ask.root);
+        abi::set_effective_context(check.root);
         let called = abi::http_call(cluster, &headers, timeout_ms);
-        abi::set_effective_context(ask.id);
+        abi::set_effective_context(check.id);
         called
     };
-    let called = match ask.name.as_str() {
-        "answered" => call("upstream", "/fetch/answered", PATIENT_MS),
-        "refused" => call("refusing", "/", PATIENT_MS),
+    let called = match check.name.as_str() {
+        "answered" => call("upstream", "/fetch/answered", LONG_MS),
+        "refused" => call("refusing", "/", LONG_MS),
         "timed_out" => call("upstream", "/silent", SHORT_MS),
-        "broken_off" => call("upstream", "/break_off", PATIENT_MS),
-        "unknown_cluster" => call("nonsense", "/", PATIENT_MS),
-        "without_a_path" => abi::http_call("upstream", &[(":method", b"GET")], PATIENT_MS),
+        "broken_off" => call("upstream", "/break_off", LONG_MS),
+        "unknown_cluster" => call("nonsense", "/", LONG_MS),
+        "without_a_path" => abi::http_call("upstream", &[(":method", b"GET")], LONG_MS),
         _ => return None,
     };
     Some(match called {
         Ok(token) => {
-            state::wait_for(ask.id, Waiting::HttpCall, token);
+            state::wait_for(check.id, Waiting::HttpCall, token);
             Next::Pause
         }
         Err(status) => Next::Answer(status.to_string()),

@@ -1,15 +1,14 @@
-//! A filter that asks its host about itself.
+//! A filter that checks facts about its host.
 //!
-//! The limiter rests on facts about Envoy that no specification states. Here each of them is a question that one
-//! request asks: `GET /shared_data/insert_if_absent` is answered with what the host did. `facts.json` holds the
-//! questions and the right answers; a real Envoy of any version and the hostile host of the tests are asked the very
-//! same.
+//! The limiter relies on facts about Envoy that no specification states. One request checks one fact: the response to
+//! `GET /shared_data/insert_if_absent` reports the behaviour of the host. `facts.json` lists the requests and the
+//! expected responses, for a real Envoy of any version and for the hostile host of the tests.
 //!
-//! The filter speaks the ABI itself, without the SDK, because the ABI is what it looks at: the SDK panics at a status
-//! that it does not expect, hides what a callback returns, and cannot be entered again while it calls the host.
+//! The filter uses the ABI directly. The SDK panics at an unexpected status, hides the return values of callbacks, and
+//! cannot be entered again while it calls the host.
 //!
-//! [`abi`] are the host's calls, [`callbacks`] what the host calls, [`state`] what is remembered between callbacks;
-//! every other module asks about one subject, and is a group of `facts.json`.
+//! [`abi`] has the host's functions, [`callbacks`] the filter's callbacks, [`state`] the state between callbacks.
+//! Every other module is a group of `facts.json`.
 #![cfg(target_arch = "wasm32")]
 
 mod abi;
@@ -29,45 +28,45 @@ mod shared_data;
 mod state;
 mod timers;
 
-/// What the host is told to do with a request whose headers have come in.
+/// The next step for a request after its headers.
 enum Next {
-    /// Answer it with this text.
+    /// Respond with this text.
     Answer(String),
     Pass,
-    /// Stop here; with `allow_on_headers_stop_iteration` the body still comes, and is gathered.
+    /// Pause; with `allow_on_headers_stop_iteration` the body still arrives, and is buffered.
     Pause,
-    /// Stop here, body and all: Envoy's `StopAllIterationAndWatermark`.
+    /// Pause the body too: Envoy's `StopAllIterationAndWatermark`.
     Hold,
 }
 
-struct Ask {
+struct Check {
     id: u32,
     root: u32,
     name: String,
     /// The path's third part, if any.
     argument: String,
-    /// How many headers there are, as the host says.
+    /// The number of headers that the host reports.
     headers: usize,
-    /// Whether no body follows, as the host says.
+    /// The host reports that no body follows.
     end_of_stream: bool,
 }
 
-/// Asks the host; `None` where there is no such question.
-fn ask(group: &str, ask: &Ask) -> Option<Next> {
+/// Runs a check of this group; `None` if it is unknown.
+fn run(group: &str, check: &Check) -> Option<Next> {
     match group {
-        "shared_data" => shared_data::ask(ask),
-        "clocks" => clocks::ask(ask),
-        "plugin" => plugin::ask(ask),
-        "metrics" => metrics::ask(ask),
-        "headers" => headers::ask(ask),
-        "replies" => replies::ask(ask),
-        "pauses" => pauses::ask(ask),
-        "bodies" => bodies::ask(ask),
-        "queues" => queues::ask(ask),
-        "timers" => timers::ask(ask),
-        "http_calls" => http_calls::ask(ask),
-        "grpc" => grpc::ask(ask),
-        "contexts" => contexts::ask(ask),
+        "shared_data" => shared_data::run(check),
+        "clocks" => clocks::run(check),
+        "plugin" => plugin::run(check),
+        "metrics" => metrics::run(check),
+        "headers" => headers::run(check),
+        "replies" => replies::run(check),
+        "pauses" => pauses::run(check),
+        "bodies" => bodies::run(check),
+        "queues" => queues::run(check),
+        "timers" => timers::run(check),
+        "http_calls" => http_calls::run(check),
+        "grpc" => grpc::run(check),
+        "contexts" => contexts::run(check),
         _ => None,
     }
 }

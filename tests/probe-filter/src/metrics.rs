@@ -1,17 +1,17 @@
-//! Stats: who shares them, and which calls suit which kind.
+//! Stats: their scope, and the calls that each kind accepts.
 
 use crate::abi::{self, Metric, Status};
 use crate::state::fresh;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+pub(crate) fn run(check: &Check) -> Option<Next> {
     let define = |kind, name: &str| abi::define_metric(kind, name).unwrap_or(u32::MAX);
     let value = |id| match abi::metric(id) {
         Ok(value) => value.to_string(),
         Err(status) => status.to_string(),
     };
-    let name = format!("probe_{}", fresh(&ask.name).replace('/', "_"));
-    Some(Next::Answer(match ask.name.as_str() {
+    let name = format!("probe_{}", fresh(&check.name).replace('/', "_"));
+    Some(Next::Answer(match check.name.as_str() {
         "defined_twice" => {
             let (one, two) = (define(Metric::Counter, &name), define(Metric::Counter, &name));
             abi::increment_metric(one, 3);
@@ -44,8 +44,8 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
                 value(id)
             )
         }
-        "gauge_set" => abi::record_metric(define(Metric::Gauge, &ask.argument), 7).to_string(),
-        "gauge_read" => value(define(Metric::Gauge, &ask.argument)),
+        "gauge_set" => abi::record_metric(define(Metric::Gauge, &check.argument), 7).to_string(),
+        "gauge_read" => value(define(Metric::Gauge, &check.argument)),
         _ => return None,
     }))
 }

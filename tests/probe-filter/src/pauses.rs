@@ -1,22 +1,21 @@
-//! Requests that wait: what becomes of their bodies, and how they go on.
+//! Paused requests: their bodies, and how they continue.
 
 use crate::abi;
-use crate::replies::{PATIENCE, TICK_MS};
+use crate::replies::{TICK_MS, TICKS};
 use crate::state;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    let next = match ask.name.as_str() {
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    let next = match check.name.as_str() {
         "gather" => Next::Pause,
         "hold" | "hold_then_answer" => Next::Hold,
         _ => return None,
     };
-    state::await_ticks(ask.id, PATIENCE);
+    state::await_ticks(check.id, TICKS);
     abi::set_tick_period(TICK_MS);
     Some(next)
 }
 
-/// The request has waited long enough.
 pub(crate) fn on_tick(id: u32, name: &str) {
     match name {
         "hold" => {

@@ -1,13 +1,13 @@
-//! What the host tells the plugin about itself: its configuration, environment, properties.
+//! The plugin's configuration, environment and properties.
 
 use crate::abi;
 use crate::state;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    Some(Next::Answer(match ask.name.as_str() {
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    Some(Next::Answer(match check.name.as_str() {
         "configuration" => {
-            let configuration = state::configuration(ask.root);
+            let configuration = state::configuration(check.root);
             format!("{} bytes: \"{}\"", configuration.len(), configuration.escape_ascii())
         }
         "environment" => ["PROBE_SET", "PROBE_EMPTY", "PROBE_OF_THE_HOST", "PROBE_ABSENT", "PATH"]
@@ -34,7 +34,7 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
     }))
 }
 
-/// The client's port is a new one each time; 0 where the address was in a header.
+/// Replaces the client's port, which varies; it is 0 if the address came from a header.
 fn without_port(address: &str) -> String {
     match address.trim_end_matches('"').rsplit_once(':') {
         Some((host, port)) if port.parse::<u16>().is_ok_and(|port| port != 0) => format!("{host}:port\""),

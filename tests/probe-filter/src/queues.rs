@@ -1,16 +1,16 @@
-//! Shared queues: how a request brings about the next turn of its worker.
+//! Shared queues: with them a request causes a callback in the next turn of its worker.
 
 use crate::abi::{self, shown};
 use crate::state::{self, Waiting, fresh};
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    let name = fresh(&ask.name);
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    let name = fresh(&check.name);
     let known = |id: Result<u32, abi::Status>| match id {
         Ok(_) => "ok".to_owned(),
         Err(status) => status.to_string(),
     };
-    Some(match ask.name.as_str() {
+    Some(match check.name.as_str() {
         "names" => {
             let unknown = known(abi::resolve_queue("", &name));
             let (first, again) = (abi::register_queue(&name), abi::register_queue(&name));
@@ -32,11 +32,11 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
         }
         // The queue is the root context's, as the limiter's is.
         "next_turn" => {
-            abi::set_effective_context(ask.root);
+            abi::set_effective_context(check.root);
             let id = abi::register_queue(&name).unwrap_or(0);
-            abi::set_effective_context(ask.id);
-            state::wait_for(ask.id, Waiting::Queue, id);
-            state::note(ask.id, &format!("put {}", abi::enqueue(id, b"!")));
+            abi::set_effective_context(check.id);
+            state::wait_for(check.id, Waiting::Queue, id);
+            state::note(check.id, &format!("put {}", abi::enqueue(id, b"!")));
             Next::Pause
         }
         _ => return None,

@@ -1,23 +1,23 @@
-//! Local replies: what a client gets, and which callbacks run for them.
+//! Local replies: the response, and the callbacks that run for it.
 
 use crate::abi::{self, NO_GRPC_STATUS};
 use crate::state;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
 const RESOURCE_EXHAUSTED: i32 = 8;
 
-/// Between ticks, while somebody waits for one.
+/// The tick period while a request waits for ticks.
 pub(crate) const TICK_MS: u32 = 10;
 
-/// Ticks after which a request that was held is answered.
-pub(crate) const PATIENCE: u32 = 20;
+/// Ticks until a paused request gets a response.
+pub(crate) const TICKS: u32 = 20;
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
+pub(crate) fn run(check: &Check) -> Option<Next> {
     let send = |status, headers: &[(&str, &[u8])], body: &str, grpc| {
         let sent = abi::send_local_reply(status, headers, body.as_bytes(), grpc);
-        state::note(ask.id, &format!("reply {sent}"));
+        state::note(check.id, &format!("reply {sent}"));
     };
-    match ask.name.as_str() {
+    match check.name.as_str() {
         "whole" => send(418, &[("x-one", b"1"), ("x-two", b"a"), ("x-two", b"b")], "text", NO_GRPC_STATUS),
         "without_a_body" => send(204, &[], "", NO_GRPC_STATUS),
         "with_a_grpc_status" => send(429, &[], "text", RESOURCE_EXHAUSTED),
@@ -36,16 +36,16 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
             return Some(Next::Answer(sent.to_string()));
         }
         "to_another_then_continue" => {
-            // To the root context, for no second request is there: the answer itself goes nowhere.
-            abi::set_effective_context(ask.root);
+            // There is no second request, so the reply is for the root context, and is not sent.
+            abi::set_effective_context(check.root);
             send(418, &[], "text", NO_GRPC_STATUS);
-            abi::set_effective_context(ask.id);
-            state::await_ticks(ask.id, PATIENCE);
+            abi::set_effective_context(check.id);
+            state::await_ticks(check.id, TICKS);
             abi::set_tick_period(TICK_MS);
             return Some(Next::Pass);
         }
         "from_a_tick" => {
-            state::await_ticks(ask.id, 1);
+            state::await_ticks(check.id, 1);
             abi::set_tick_period(TICK_MS);
         }
         _ => return None,

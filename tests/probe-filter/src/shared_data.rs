@@ -1,24 +1,24 @@
-//! Shared data: one map for everybody with the same VM id, with versions.
+//! Shared data: one map with versions for each VM id.
 
 use crate::abi::{self, Status};
 use crate::state::fresh;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
-/// The version that the limiter inserts missing records with.
+/// The version with which the limiter inserts missing records.
 const NEVER_SET: u32 = u32::MAX;
 
 /// A write without a version.
 const ANY: u32 = 0;
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    let key = fresh(&ask.name);
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    let key = fresh(&check.name);
     let get = || match abi::shared(&key) {
         Ok((value, _)) => format!("\"{}\"", value.escape_ascii()),
         Err(status) => status.to_string(),
     };
     let set = |value: &str, version| abi::set_shared(&key, value.as_bytes(), version);
     let version = || abi::shared(&key).map_or(0, |(_, version)| version);
-    Some(Next::Answer(match ask.name.as_str() {
+    Some(Next::Answer(match check.name.as_str() {
         "missing" => get(),
         "insert_if_absent" => {
             let (first, second) = (set("first", NEVER_SET), set("second", NEVER_SET));
@@ -78,19 +78,19 @@ pub(crate) fn ask(ask: &Ask) -> Option<Next> {
             format!("{status}; the same back: {same}")
         }
         "out_of_bounds" => format!("{}; holds {}", abi::set_shared_out_of_bounds(&key), get()),
-        "put" => abi::set_shared(&ask.argument, b"put", ANY).to_string(),
-        "get" => match abi::shared(&ask.argument) {
+        "put" => abi::set_shared(&check.argument, b"put", ANY).to_string(),
+        "get" => match abi::shared(&check.argument) {
             Ok((value, version)) if version != ANY => format!("\"{}\"", value.escape_ascii()),
             Ok(_) => "a record without a version".to_owned(),
             Err(status) => status.to_string(),
         },
-        // Each adds one, whatever worker it is in; gives the sum.
+        // Each request adds one, in any worker, and returns the sum.
         "add" => loop {
-            let (sum, version) = match abi::shared(&ask.argument) {
+            let (sum, version) = match abi::shared(&check.argument) {
                 Ok((value, version)) => (value.len(), version),
                 Err(_) => (0, NEVER_SET),
             };
-            let written = abi::set_shared(&ask.argument, &vec![b'1'; sum + 1], version);
+            let written = abi::set_shared(&check.argument, &vec![b'1'; sum + 1], version);
             if written == Status::OK {
                 break (sum + 1).to_string();
             }

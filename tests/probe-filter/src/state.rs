@@ -1,4 +1,4 @@
-//! What is remembered between callbacks. No borrow of it lasts while the host is called, as the host may call back.
+//! The state between callbacks. It is not borrowed during a call of the host, which may call back.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -8,33 +8,33 @@ use crate::abi;
 
 #[derive(Default)]
 struct State {
-    /// How many callbacks the host has entered and not left.
+    /// The number of callbacks that have not returned.
     depth: u32,
     requests: BTreeMap<u32, Request>,
     configurations: HashMap<u32, Vec<u8>>,
-    /// Who waits for a queue, a call or a stream.
+    /// The request that waits for this queue, call or stream.
     waiting: HashMap<(Waiting, u32), u32>,
-    /// The request that is opening a stream: the host may report about that before it has given its number.
+    /// The request that opens a stream: the host may report events before it returns the stream's number.
     opening: Option<u32>,
-    /// What happened to the request that was deleted last.
+    /// The events of the request that was deleted last.
     last_trace: String,
     last_id: u32,
     ticks: u32,
     fresh: u32,
 }
 
-/// A request on its way.
+/// A request that has not ended.
 #[derive(Default)]
 struct Request {
     root: u32,
-    question: String,
+    check: String,
     trace: Vec<String>,
-    /// Ticks to go until something happens.
+    /// Ticks until `on_tick` handles the request.
     ticks_left: u32,
     body: usize,
 }
 
-/// What a request may wait for, beside ticks.
+/// The things that a request may wait for, besides ticks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Waiting {
     Queue,
@@ -51,7 +51,7 @@ fn with<T>(act: impl FnOnce(&mut State) -> T) -> T {
     STATE.with_borrow_mut(act)
 }
 
-/// A callback, from its beginning to its end.
+/// A callback that has not returned.
 pub(crate) struct Entry;
 
 impl Entry {
@@ -72,7 +72,7 @@ pub(crate) fn vm() -> String {
     format!("{:016x}", VM.with(|vm| *vm))
 }
 
-/// A name that nobody else uses.
+/// A unique name.
 pub(crate) fn fresh(name: &str) -> String {
     let number = with(|state| {
         state.fresh += 1;
@@ -97,20 +97,20 @@ pub(crate) fn root_of(id: u32) -> u32 {
     with(|state| state.requests.get(&id).map_or(0, |request| request.root))
 }
 
-pub(crate) fn set_question(id: u32, question: &str) {
+pub(crate) fn set_check_name(id: u32, name: &str) {
     with(|state| {
         if let Some(request) = state.requests.get_mut(&id) {
-            request.question = question.to_owned();
+            request.check = name.to_owned();
         }
     });
 }
 
-/// What a request asks, `group/name`.
-pub(crate) fn question(id: u32) -> String {
-    with(|state| state.requests.get(&id).map(|request| request.question.clone()).unwrap_or_default())
+/// The check of a request: `group/name`.
+pub(crate) fn check_name(id: u32) -> String {
+    with(|state| state.requests.get(&id).map(|request| request.check.clone()).unwrap_or_default())
 }
 
-/// Notes what happens to a request, and whether the host was in the middle of another callback.
+/// Records an event of a request, and whether it came inside another callback.
 pub(crate) fn note(id: u32, event: &str) {
     with(|state| {
         let nested = if state.depth > 1 { " inside another callback" } else { "" };
@@ -120,12 +120,12 @@ pub(crate) fn note(id: u32, event: &str) {
     });
 }
 
-/// What has happened to a request so far.
+/// The events of a request so far.
 pub(crate) fn trace(id: u32) -> String {
     with(|state| state.requests.get(&id).map(|request| request.trace.join(", ")).unwrap_or_default())
 }
 
-/// Adds to the bytes that a request's body has brought so far; gives the sum.
+/// Adds to the size of a request's body; returns the sum.
 pub(crate) fn add_body(id: u32, bytes: usize) -> usize {
     with(|state| {
         let Some(request) = state.requests.get_mut(&id) else { return 0 };
@@ -144,12 +144,12 @@ pub(crate) fn end(id: u32) {
     });
 }
 
-/// The request that was deleted last, and what had happened to it.
+/// The request that was deleted last, and its events.
 pub(crate) fn last_request() -> (u32, String) {
     with(|state| (state.last_id, state.last_trace.clone()))
 }
 
-/// Lets a request wait for so many ticks of its root context.
+/// Lets a request wait for this number of ticks.
 pub(crate) fn await_ticks(id: u32, ticks: u32) {
     with(|state| {
         if let Some(request) = state.requests.get_mut(&id) {
@@ -158,26 +158,26 @@ pub(crate) fn await_ticks(id: u32, ticks: u32) {
     });
 }
 
-/// A tick has come: those whose time it is, and whether anybody of this root context still waits.
+/// Counts a tick: the requests that are due, and whether other requests of this root context still wait for ticks.
 pub(crate) fn tick(root: u32) -> (Vec<u32>, bool) {
     with(|state| {
         state.ticks += 1;
         let mut due = Vec::new();
-        let mut someone_waits = false;
+        let mut has_waiting = false;
         for (id, request) in state.requests.iter_mut().filter(|(_, request)| request.root == root) {
             if request.ticks_left > 0 {
                 request.ticks_left -= 1;
                 match request.ticks_left {
                     0 => due.push(*id),
-                    _ => someone_waits = true,
+                    _ => has_waiting = true,
                 }
             }
         }
-        (due, someone_waits)
+        (due, has_waiting)
     })
 }
 
-/// How many ticks there have been in this VM.
+/// The number of ticks in this VM.
 pub(crate) fn ticks() -> u32 {
     with(|state| state.ticks)
 }
@@ -193,19 +193,19 @@ pub(crate) fn waiting(what: Waiting, number: u32) -> Option<u32> {
     })
 }
 
-/// Notes who is opening a stream.
+/// Sets the request that opens a stream.
 pub(crate) fn opening(id: Option<u32>) {
     with(|state| state.opening = id);
 }
 
-/// Answers the request in effect with text, and with the number of the VM.
+/// Responds to the request in effect with text, and with the number of the VM.
 pub(crate) fn answer(text: &str) -> abi::Status {
     let vm = vm();
     let headers: [(&str, &[u8]); 2] = [("content-type", b"text/plain"), ("x-probe-vm", vm.as_bytes())];
     abi::send_local_reply(200, &headers, text.as_bytes(), abi::NO_GRPC_STATUS)
 }
 
-/// Answers a request from its root context, and returns there.
+/// Responds to a request from its root context, and makes that the effective context again.
 pub(crate) fn answer_from_root(id: u32, text: &str) {
     if abi::set_effective_context(id) == abi::Status::OK {
         answer(text);

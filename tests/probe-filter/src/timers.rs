@@ -1,22 +1,22 @@
-//! Ticks: their period, and that they end.
+//! Ticks: their period, and how they end.
 
 use crate::abi;
 use crate::replies::TICK_MS;
 use crate::state;
-use crate::{Ask, Next};
+use crate::{Check, Next};
 
 const NEVER_MS: u32 = 3_600_000;
 
-pub(crate) fn ask(ask: &Ask) -> Option<Next> {
-    Some(match ask.name.as_str() {
-        // A shorter period counts at once, not after the longer one.
+pub(crate) fn run(check: &Check) -> Option<Next> {
+    Some(match check.name.as_str() {
+        // A shorter period applies at once, not after the longer one.
         "shorter" => {
-            state::await_ticks(ask.id, 3);
+            state::await_ticks(check.id, 3);
             let statuses = [NEVER_MS, TICK_MS].map(|period| abi::set_tick_period(period).to_string());
-            state::note(ask.id, &format!("period {}", statuses.join(", ")));
+            state::note(check.id, &format!("period {}", statuses.join(", ")));
             Next::Pause
         }
-        // The number of ticks, once nobody waits for any: the period is then zero.
+        // The number of ticks, when no request waits for one: the period is then zero.
         "count" => Next::Answer(state::ticks().to_string()),
         "note" => {
             abi::set_shared(&format!("ticks/{}", state::vm()), &state::ticks().to_le_bytes(), 0);
