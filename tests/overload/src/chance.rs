@@ -35,7 +35,7 @@ impl Spread {
     }
 }
 
-/// The time until the next of events that happen once in `mean` on average, independently of each other.
+/// The time until the next of independent events with this mean interval.
 pub fn exponential(rng: &mut Rng, mean: f64) -> f64 {
     -mean * (1.0 - rng.f64()).ln()
 }

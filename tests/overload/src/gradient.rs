@@ -18,7 +18,7 @@ const MIN_CONCURRENCY: f64 = 3.0;
 const BUFFER: f64 = 0.25;
 /// `max_concurrency_limit`.
 const MAX_CONCURRENCY: f64 = 1_000.0;
-/// So many intervals in a row at the least concurrency start another measurement of the minimum.
+/// After this many intervals in a row at the least concurrency, the minimum is measured again.
 const INTERVALS_AT_MINIMUM: u32 = 5;
 
 pub struct Gradient {
@@ -28,7 +28,7 @@ pub struct Gradient {
     outputs: VecDeque<Output>,
     samples_us: Vec<u64>,
     min_rtt_us: f64,
-    /// Set while the minimum is measured: when that began, and the limit before.
+    /// Set while the minimum is measured: its start, and the limit before.
     measuring: Option<(u64, f64)>,
     next_measurement_us: u64,
     next_update_us: u64,

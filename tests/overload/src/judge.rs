@@ -1,38 +1,38 @@
-//! What has to hold: the table of section 12 of the specification, row by row. What is left to chance is judged by how
-//! likely it is: a share of few calls may exceed its bound by as much as chance explains, and by no more. All runs of a
-//! scenario together are held to the table; of single runs, few may be far off.
+//! The table of section 12 of the specification, row by row. Results are random, so that the share of a few calls may
+//! exceed its bound by as much as chance explains. The table applies to all runs of a scenario together; few single
+//! runs may miss it by far.
 
-use crate::protection::{Nothing, Protection};
+use crate::protection::{Protection, Unprotected};
 use crate::scenario::{Cluster, OVERLOAD, Scenario, TIERS};
 use crate::upstream::{Condition, Discipline};
 use crate::world::{self, BIN_US, Call, Fate, Run};
 
-/// A run whose shares are exactly at their bounds fails at most once in so many.
+/// A run whose shares are exactly at their bounds fails at most once in this many runs.
 const ONE_IN: f64 = 10_000.0;
 /// Of a normal distribution, for the same probability.
 const STANDARD_ERRORS: f64 = 3.72;
 
-/// By so much of all a single run may miss, and misses by half more than are allowed.
+/// The share of all, and half of the allowed misses, by which a single run may exceed a bound.
 const FAR_OFF: f64 = 0.1;
 
-/// Below this load the upstream can do all that is asked for.
+/// Below this load the upstream has enough capacity.
 const SPARE: f64 = 0.9;
 /// Below this load its queue is short.
 const CALM: f64 = 0.8;
-/// A tier that asks for less of the capacity than this is served, if it is the most important.
+/// Below this load of the most important tier, that tier is served.
 const IMPORTANT: f64 = 0.8;
-/// Times, in seconds: the begin of an overload; until all are served after it; the begin of a rise.
+/// Times in seconds: the begin of an overload, the recovery after it, and the begin of a rise.
 const BEGIN: f64 = 5.0;
 const RECOVERY: f64 = 2.0;
 const RISE: f64 = 10.0;
-/// Until an overload has turned health `DEGRADED`, and until it has been `NORMAL` again for long:
+/// The longest times until an overload has turned health `DEGRADED`, and until it is `NORMAL` again after it:
 /// `degrade_after_seconds` and `recover_after_seconds` with a window each, and 2 s.
 const DEGRADED: f64 = 14.0;
 const NORMAL: f64 = 22.0;
 
 type Make<'a> = dyn Fn() -> Box<dyn Protection> + 'a;
 
-/// So many calls show what latency is usual.
+/// The number of calls that measure the usual latency.
 const REFERENCE: f64 = 10_000.0;
 
 /// One row of the table for one phase of one cluster.
@@ -46,16 +46,16 @@ pub struct Check {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Found {
-    /// Of so many, so many missed, of which this share may.
+    /// The number of misses, of all, and the share of them that is allowed.
     Misses { missed: u32, of: u32, allowed: f64 },
-    /// Of what could be had, so much was; this share is wanted. `variance`: of what could be had, by chance.
+    /// The result, the possible result with its variance by chance, and the share that is wanted.
     Amount { found: f64, of: f64, wanted: f64, variance: f64 },
 }
 
 impl Found {
     pub fn holds(self) -> bool {
         match self {
-            // Chernoff's bound of the probability that chance alone misses so many.
+            // Chernoff's bound of the probability that chance alone causes these misses.
             Self::Misses { missed, of, allowed } => {
                 let share = f64::from(missed) / f64::from(of.max(1));
                 share <= allowed || f64::from(of) * divergence(share, allowed) < ONE_IN.ln()
@@ -66,7 +66,7 @@ impl Found {
         }
     }
 
-    /// Missed by more than a single run ever may: one bad stretch makes the misses of a run depend on each other.
+    /// Misses by more than a single run may. Within a run misses depend on each other.
     pub fn is_far_off(self) -> bool {
         match self {
             Self::Misses { missed, of, allowed } => {
@@ -93,7 +93,7 @@ impl Found {
     }
 }
 
-/// Kullback and Leibler's, of one coin from another.
+/// The Kullback-Leibler divergence of one coin from another.
 fn divergence(share: f64, from: f64) -> f64 {
     let term = |share: f64, from: f64| if share > 0.0 { share * (share / from).ln() } else { 0.0 };
     term(share, from) + term(1.0 - share, 1.0 - from)
@@ -115,9 +115,9 @@ impl std::fmt::Display for Check {
     }
 }
 
-/// All rows that say something about the phases of a scenario.
+/// All rows that apply to the phases of a scenario.
 ///
-/// `protection` makes another of the kind that was in the run.
+/// `protection` makes another protection of the kind in the run.
 pub fn judge(scenario: &Scenario, run: &Run, seed: u64, protection: &Make) -> Vec<Check> {
     let mut checks = Vec::new();
     for (index, cluster) in scenario.clusters.iter().enumerate() {
@@ -133,7 +133,7 @@ pub fn judge(scenario: &Scenario, run: &Run, seed: u64, protection: &Make) -> Ve
     if scenario.clusters.len() == 1 && scenario.trap_at.is_none() {
         checks.extend(health(&scenario.clusters[0], &run.transitions));
     }
-    // A worker that pauses sends late, and without gauges workers know nothing of each other's queues.
+    // A worker that pauses sends late, and without gauges workers do not see each other's queues.
     if scenario.has_gauges && scenario.pauses_per_second == 0.0 {
         let found = Found::Misses { missed: run.out_of_order, of: run.sent, allowed: 0.001 };
         checks.push(Check { row: "sent before a more important one", cluster: 0, phase: 0, found });
@@ -167,7 +167,7 @@ impl View<'_> {
         if load < SPARE || fails {
             let follows_overload = phase > 0 && cluster.load(phase - 1) > SPARE && !fails;
             let rises = phase > 0 && cluster.phases[phase].rate >= 5.0 * cluster.phases[phase - 1].rate;
-            // Calls that are tried again prolong the overload.
+            // Retries prolong the overload.
             let retries = if cluster.clients.tries > 1 { cluster.clients.deadline } else { 0.0 };
             let recovery = if follows_overload { RECOVERY + retries } else { 0.0 };
             let settled = recovery + if rises { RISE } else { 0.0 };
@@ -182,7 +182,7 @@ impl View<'_> {
         if cluster.mix[TIERS - 1] * load < IMPORTANT && !fails {
             rows.push(("most important not served", self.lost(Some(TIERS - 1), 0.0, 0.01)));
             rows.push(("most important not served, after 5 s", self.lost(Some(TIERS - 1), BEGIN, 0.005)));
-            let is_usual = is_queue && condition == Condition::Well && scenario.pauses_per_second == 0.0;
+            let is_usual = is_queue && condition == Condition::Healthy && scenario.pauses_per_second == 0.0;
             if load >= OVERLOAD && is_usual {
                 rows.push((
                     "most important over 3 x usual p50",
@@ -202,22 +202,22 @@ impl View<'_> {
         rows
     }
 
-    /// Useful work against what the upstream could do.
+    /// Useful work, compared with the capacity of the upstream.
     fn served(&self, from: f64, to: f64, wanted: f64) -> Found {
         let bin = |seconds: f64| ((seconds * 1e6) as u64 / BIN_US) as usize;
         let found = self.run.bins[self.index][bin(from)..bin(to)].iter().map(|bin| bin.useful).sum();
         Found::Amount { found, of: self.cluster.capacity(self.phase) * (to - from), wanted, variance: 0.0 }
     }
 
-    /// Calls that began in a part of the phase, but for those that are still open.
+    /// Calls that began in a part of the phase and have ended.
     fn calls(&self, from: f64, to: f64) -> impl Iterator<Item = &Call> {
         let (from_us, to_us) = ((from * 1e6) as u64, (to * 1e6) as u64);
-        let is_meant = move |call: &&Call| {
+        let is_counted = move |call: &&Call| {
             call.cluster == self.index
                 && (from_us..to_us).contains(&call.begun_us)
                 && matches!(call.fate, Fate::Served | Fate::Failed)
         };
-        self.run.calls.iter().filter(is_meant)
+        self.run.calls.iter().filter(is_counted)
     }
 
     fn shed(&self, from: f64, to: f64, allowed: f64) -> Found {
@@ -238,21 +238,21 @@ impl View<'_> {
     /// Calls, of a tier or all, that were served but took longer.
     fn slower(&self, tier: Option<usize>, than_us: u64, allowed: f64) -> Found {
         let served = || {
-            let is_meant =
+            let is_counted =
                 move |call: &&Call| call.fate == Fate::Served && tier.is_none_or(|tier| call.tier == tier);
-            self.calls(self.from, self.to).filter(is_meant)
+            self.calls(self.from, self.to).filter(is_counted)
         };
         let missed = served().filter(|call| call.latency_us > than_us).count() as u32;
         Found::Misses { missed, of: served().count() as u32, allowed }
     }
 }
 
-/// Health changes only because of a disturbance, is `DEGRADED` under an overload and `NORMAL` again after it. What a
-/// load nearer to the capacity, or an upstream in trouble, does to it is not judged, except for the number of
-/// changes: there latency itself may break its bound now and then.
+/// Health changes only because of a disturbance, is `DEGRADED` under an overload and `NORMAL` again after it. For a
+/// load near the capacity, and for an upstream with a fault, only the number of changes is checked: latency may break
+/// its bound there.
 fn health(cluster: &Cluster, transitions: &[f64]) -> Vec<Check> {
     let is_calm =
-        |phase: usize| cluster.load(phase) < CALM && cluster.phases[phase].condition == Condition::Well;
+        |phase: usize| cluster.load(phase) < CALM && cluster.phases[phase].condition == Condition::Healthy;
     let is_degraded = |at: f64| transitions.iter().filter(|since| **since < at).count() % 2 == 1;
     let disturbances = (0..cluster.phases.len()).filter(|phase| !is_calm(*phase)).count();
     let extra = transitions.len().saturating_sub(2 * disturbances) as u32;
@@ -277,8 +277,8 @@ fn health(cluster: &Cluster, transitions: &[f64]) -> Vec<Check> {
     checks.into_iter().map(check).collect()
 }
 
-/// Median and 99th percentile of the latency without overload and without protection; for a cluster beside an
-/// overloaded one, of the same calls with the same protection without that one.
+/// Median and 99th percentile of the latency without overload and without protection. For a cluster beside an
+/// overloaded one: with protection, but without the overload.
 fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make) -> (u64, u64) {
     let mut calm = scenario.clone();
     for (other, cluster) in calm.clusters.iter_mut().enumerate() {
@@ -289,10 +289,10 @@ fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make
             cluster.phases[0].rate = f64::MIN_POSITIVE;
         }
     }
-    let mut protection = if index == 0 { Box::new(Nothing::default()) } else { protection() };
+    let mut protection = if index == 0 { Box::new(Unprotected::default()) } else { protection() };
     let run = world::run(&calm, seed, protection.as_mut());
-    let is_meant = |call: &&Call| call.cluster == index && call.fate == Fate::Served;
-    let mut latencies: Vec<u64> = run.calls.iter().filter(is_meant).map(|call| call.latency_us).collect();
+    let is_counted = |call: &&Call| call.cluster == index && call.fate == Fate::Served;
+    let mut latencies: Vec<u64> = run.calls.iter().filter(is_counted).map(|call| call.latency_us).collect();
     latencies.sort_unstable();
     let quantile = |quantile: f64| {
         let at = (quantile * latencies.len() as f64) as usize;
@@ -301,8 +301,8 @@ fn usual_latency(scenario: &Scenario, index: usize, seed: u64, protection: &Make
     (quantile(0.5), quantile(0.99))
 }
 
-/// Beside Envoy's `adaptive_concurrency` in the same world: calls that are served in all. How many a busy upstream
-/// serves varies with its service times, in both runs.
+/// All served calls, compared with Envoy's `adaptive_concurrency` in the same world. Both numbers vary with the service
+/// times.
 pub fn beside(cluster: &Cluster, ours: &Run, theirs: &Run) -> Check {
     let served = |run: &Run| run.calls.iter().filter(|call| call.fate == Fate::Served).count() as f64;
     let variance = cluster.upstream.spread.variance() * (served(ours) + served(theirs));
@@ -314,12 +314,12 @@ pub fn beside(cluster: &Cluster, ours: &Run, theirs: &Run) -> Check {
 mod tests {
     use super::{Found, judge};
     use crate::gradient::Gradient;
-    use crate::protection::Nothing;
+    use crate::protection::Unprotected;
     use crate::scenario::all;
     use crate::world::run;
 
     #[test]
-    fn a_share_may_exceed_its_bound_by_what_chance_explains() {
+    fn a_share_may_exceed_its_bound_as_far_as_chance_explains() {
         let holds = |missed, of| Found::Misses { missed, of, allowed: 0.01 }.holds();
         for (of, most) in [(10, 3), (100, 7), (600, 19), (100_000, 1_138)] {
             assert!(holds(most, of) && !holds(most + 1, of), "{most} of {of}");
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_world_is_its_scenario_and_its_seed() {
+    fn scenario_and_seed_determine_the_world() {
         let scenario = all().swap_remove(0);
         let calls = |seed| {
             let run = run(&scenario, seed, &mut Gradient::new(seed));
@@ -341,8 +341,8 @@ mod tests {
     fn without_protection_an_overload_fails_the_table_and_a_light_load_passes() {
         for (name, fails) in [("queue-10x", true), ("queue-1.5x", true), ("spare-0.7", false)] {
             let scenario = all().into_iter().find(|scenario| scenario.name == name).expect("it is listed");
-            let run = run(&scenario, 1, &mut Nothing::default());
-            let checks = judge(&scenario, &run, 1, &|| Box::new(Nothing::default()));
+            let run = run(&scenario, 1, &mut Unprotected::default());
+            let checks = judge(&scenario, &run, 1, &|| Box::new(Unprotected::default()));
             assert_eq!(checks.iter().any(|check| !check.found.holds()), fails, "{name}: {checks:?}");
         }
     }

@@ -1,9 +1,9 @@
-//! Upstreams that can be overloaded, callers of three tiers, and between them the workers of an Envoy that run the
-//! filter's own overload control, under a virtual clock. A world follows from its scenario and its seed.
+//! Simulated upstreams that can be overloaded, callers of three tiers, and the workers of an Envoy that run the
+//! filter's overload control, under a virtual clock. A world is determined by its scenario and its seed.
 //!
-//! [`judge`] holds each run to the table of section 12 of the specification. Envoy's `adaptive_concurrency` is modelled
-//! beside it, in the same worlds. In reading order: [`scenario`], [`upstream`], [`protection`], [`workers`],
-//! [`gradient`], [`world`], [`judge`].
+//! [`judge`] compares each run with the table of section 12 of the specification. A model of Envoy's
+//! `adaptive_concurrency` runs in the same worlds. In reading order: [`scenario`], [`upstream`], [`protection`],
+//! [`workers`], [`gradient`], [`world`], [`judge`].
 
 pub mod chance;
 pub mod gradient;

@@ -1,5 +1,5 @@
-//! `cargo xtask soak overload`: worlds, until the time is over. All runs of a scenario together are held to the
-//! table, and few may be far off by themselves.
+//! `cargo xtask soak overload`: runs worlds for a given time. The table applies to all runs of a scenario together;
+//! few single runs may miss it by far.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -8,36 +8,36 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use clap::{Parser, ValueEnum};
 use overload::gradient::Gradient;
 use overload::judge::{Check, Found, beside, judge};
-use overload::protection::{Nothing, Protection};
-use overload::scenario::{KNOWN, Scenario, all, drawn, quick};
+use overload::protection::{Protection, Unprotected};
+use overload::scenario::{KNOWN, Scenario, all, random, short};
 use overload::workers::Workers;
 use overload::world::{BIN_US, Run, run, workers};
 
-/// Upstreams that can be overloaded, callers, and the filter's own overload control between them
+/// Simulates upstreams that can be overloaded, callers, and the filter's overload control
 #[derive(Parser)]
 struct Arguments {
     /// Only scenarios whose names contain this
     #[arg(default_value = "")]
     name: String,
-    /// Those that every run of the tests looks at
+    /// Only the scenarios of every test run
     #[arg(long)]
-    quick: bool,
-    /// One seed after the other, for so long
+    short: bool,
+    /// Run one seed after the other for this time
     #[arg(long)]
     seconds: Option<u64>,
-    /// So many seeds, where no time is given
+    /// The number of seeds, without --seconds
     #[arg(long, default_value_t = 1)]
     seeds: u64,
-    /// Repeats a run; drawn where absent
+    /// The first seed; by default a random one
     #[arg(long)]
     seed: Option<u64>,
-    /// What stands between callers and upstream
+    /// The protection between callers and upstream
     #[arg(long, default_value = "ours")]
     protection: Kind,
-    /// Print what was found for every row, not only for those that do not hold
+    /// Print the result of every row, not only of those that do not hold
     #[arg(long)]
     table: bool,
-    /// Print what happened in each half second
+    /// Print the state at each half second
     #[arg(long)]
     verbose: bool,
     /// Print the names of all scenarios
@@ -45,7 +45,7 @@ struct Arguments {
     list: bool,
 }
 
-/// So many runs may be far off: service times are random, and now and then mislead the control.
+/// The share of runs that may be far off: random service times sometimes mislead the control.
 const FAR_OFF: f64 = 0.01;
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -61,7 +61,7 @@ struct Sweep {
     /// Runs that are far off, and those that only miss a row.
     failed: u32,
     missed: u32,
-    /// By scenario: the checks of all its runs together.
+    /// The checks of all runs of each scenario together.
     sums: BTreeMap<String, Vec<Check>>,
 }
 
@@ -78,9 +78,9 @@ fn main() -> ExitCode {
         || arguments.seconds.is_some_and(|seconds| started.elapsed() > Duration::from_secs(seconds));
     let end = if arguments.seconds.is_some() { u64::MAX } else { first + arguments.seeds };
     for seed in first..end {
-        let mut scenarios = if arguments.quick { quick() } else { all() };
-        if !arguments.quick {
-            scenarios.push(drawn(seed));
+        let mut scenarios = if arguments.short { short() } else { all() };
+        if !arguments.short {
+            scenarios.push(random(seed));
         }
         scenarios.retain(|scenario| scenario.name.contains(&arguments.name));
         for scenario in &scenarios {
@@ -123,10 +123,10 @@ impl Sweep {
         if !failed.is_empty() {
             let is_far_off = failed.iter().any(|check| check.found.is_far_off());
             *(if is_far_off { &mut self.failed } else { &mut self.missed }) += 1;
-            let said = if is_far_off { "FAR OFF" } else { "misses" };
+            let label = if is_far_off { "FAR OFF" } else { "misses" };
             let name = &scenario.name;
             let workers = workers(scenario, seed);
-            println!("{said}: {name}, {workers} workers: again with overload {name} --seed {seed}");
+            println!("{label}: {name}, {workers} workers: again with overload {name} --seed {seed}");
             failed.iter().for_each(|check| println!("    {check}"));
         }
         self.runs += 1;
@@ -139,19 +139,19 @@ impl Sweep {
         }
     }
 
-    /// Returns how many rows do not hold.
+    /// Returns the number of rows that do not hold.
     fn print(&self, all: bool) -> usize {
         let mut missed = 0;
         for (name, sums) in &self.sums {
             for check in sums.iter().map(over_all_runs) {
                 missed += usize::from(!holds(name, &check));
-                let said = match (check.found.holds(), holds(name, &check)) {
+                let label = match (check.found.holds(), holds(name, &check)) {
                     (true, _) => "      ",
                     (false, true) => "known ",
                     (false, false) => "MISSED",
                 };
                 if all || !check.found.holds() {
-                    println!("{said} {name}, {check}");
+                    println!("{label} {name}, {check}");
                 }
             }
         }
@@ -159,7 +159,7 @@ impl Sweep {
     }
 }
 
-/// A row of all runs together. What a whole run either has or has not, it may lack in as many runs as may be far off.
+/// A row of all runs together. A condition of a whole run may fail in as many runs as may be far off.
 fn over_all_runs(sum: &Check) -> Check {
     let mut check = sum.clone();
     if let Found::Misses { allowed, .. } = &mut check.found {
@@ -168,7 +168,7 @@ fn over_all_runs(sum: &Check) -> Check {
     check
 }
 
-/// Whether a row holds, or is known not to.
+/// Whether a row holds, or is in [`KNOWN`].
 fn holds(scenario: &str, check: &Check) -> bool {
     let is_known = |(of, row, _): &(&str, &str, &str)| scenario.contains(of) && check.row.contains(row);
     check.found.holds() || KNOWN.iter().any(is_known)
@@ -178,7 +178,7 @@ fn protection(kind: Kind, scenario: &Scenario, seed: u64) -> Box<dyn Protection>
     match kind {
         Kind::Ours => Box::new(Workers::new(workers(scenario, seed), scenario.has_gauges)),
         Kind::AdaptiveConcurrency => Box::new(Gradient::new(seed)),
-        Kind::None => Box::new(Nothing::default()),
+        Kind::None => Box::new(Unprotected::default()),
     }
 }
 

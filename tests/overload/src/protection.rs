@@ -1,4 +1,4 @@
-//! What stands between callers and upstream.
+//! The protection between callers and upstream.
 
 /// A request that has arrived at a worker.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +10,7 @@ pub struct Arrival {
     pub caller: u64,
 }
 
-/// How a request that waits or was sent ends.
+/// The end of a request that waits or was sent.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
     Response {
@@ -31,7 +31,7 @@ pub enum Output {
 pub trait Protection {
     fn arrive(&mut self, arrival: Arrival, now_us: u64);
     fn end(&mut self, worker: usize, request: u64, end: End, now_us: u64);
-    /// A response has ended, long after its headers if it was a stream.
+    /// The end of a response, which for a stream comes long after its headers.
     fn over(&mut self, _worker: usize, _request: u64, _now_us: u64) {}
     fn poll_output(&mut self) -> Option<Output>;
     fn next_us(&self, worker: usize) -> Option<u64>;
@@ -46,9 +46,9 @@ pub trait Protection {
 
 /// No protection: every request is sent.
 #[derive(Default)]
-pub struct Nothing(Vec<Output>);
+pub struct Unprotected(Vec<Output>);
 
-impl Protection for Nothing {
+impl Protection for Unprotected {
     fn arrive(&mut self, arrival: Arrival, _: u64) {
         self.0.push(Output::Send(arrival.request));
     }

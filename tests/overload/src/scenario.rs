@@ -1,4 +1,4 @@
-//! What happens in a world: clusters with their upstreams, callers, and phases of load and trouble.
+//! Scenarios: clusters with their upstreams, callers, and phases of load and faults.
 
 use fastrand::Rng;
 
@@ -7,7 +7,7 @@ use crate::upstream::{Condition, Discipline, Upstream};
 
 pub const TIERS: usize = 3;
 
-/// From this load on a cluster is overloaded.
+/// The least load that counts as an overload.
 pub const OVERLOAD: f64 = 1.5;
 
 /// Free, pro and enterprise: the default priorities.
@@ -18,11 +18,11 @@ pub const PRIORITIES: [u8; TIERS] = [2, 5, 8];
 pub struct Scenario {
     pub name: String,
     pub clusters: Vec<Cluster>,
-    /// `None`: 1 to 16, drawn.
+    /// `None`: 1 to 16, random.
     pub workers: Option<usize>,
     /// Connections from callers; each belongs to one worker, and some workers have many more than others.
     pub connections: usize,
-    /// Other programs take the CPU: workers stand still for up to 100 ms, this many times a second each.
+    /// Other programs take the CPU: each worker pauses for up to 100 ms, this many times a second.
     pub pauses_per_second: f64,
     /// When the VM of the first worker traps, in seconds.
     pub trap_at: Option<f64>,
@@ -50,14 +50,14 @@ pub struct Phase {
 /// Times in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Clients {
-    /// A client leaves when a request has taken a time between these.
-    pub patience: (f64, f64),
-    /// Envoy answers 504 when the upstream has taken longer.
+    /// The least and the longest timeout of a client.
+    pub timeout: (f64, f64),
+    /// After this time Envoy responds with 504.
     pub route_timeout: f64,
-    /// How many times a call is tried, as long as it is no older than the deadline.
+    /// Attempts for a call, until it is as old as the deadline.
     pub tries: u32,
     pub deadline: f64,
-    /// Share of responses that are streams, and how long these last.
+    /// Share of responses that are streams, and their duration.
     pub streams: f64,
     pub stream_seconds: f64,
 }
@@ -67,15 +67,15 @@ impl Cluster {
         self.upstream.capacity(self.phases[phase].condition)
     }
 
-    /// What is asked for in multiples of what the upstream can do.
+    /// The rate of calls in multiples of the capacity.
     pub fn load(&self, phase: usize) -> f64 {
         self.phases[phase].rate / self.capacity(phase)
     }
 }
 
-/// Open loop: no client leaves early or tries again.
+/// Open loop: no client leaves early or retries.
 const OPEN_LOOP: Clients = Clients {
-    patience: (30.0, 30.0),
+    timeout: (30.0, 30.0),
     route_timeout: 2.0,
     tries: 1,
     deadline: 30.0,
@@ -83,8 +83,8 @@ const OPEN_LOOP: Clients = Clients {
     stream_seconds: 0.0,
 };
 const RETRYING: Clients =
-    Clients { patience: (1.0, 1.0), route_timeout: 0.9, tries: 3, deadline: 3.0, ..OPEN_LOOP };
-const LEAVING: Clients = Clients { patience: (0.6, 4.0), ..OPEN_LOOP };
+    Clients { timeout: (1.0, 1.0), route_timeout: 0.9, tries: 3, deadline: 3.0, ..OPEN_LOOP };
+const LEAVING: Clients = Clients { timeout: (0.6, 4.0), ..OPEN_LOOP };
 const STREAMING: Clients = Clients { streams: 0.3, stream_seconds: 20.0, ..OPEN_LOOP };
 
 const UNBOUNDED: usize = 1 << 40;
@@ -108,7 +108,7 @@ const MIXES: [(&str, [f64; TIERS]); 4] = [
     ("mostly-enterprise", [0.05, 0.05, 0.9]),
 ];
 
-/// Scenarios and rows of the table that do not hold yet, and why. They are printed, and fail no run.
+/// Scenarios and rows of the table that do not hold yet, with the reason. They are printed, and fail no run.
 pub const KNOWN: [(&str, &str, &str); 5] = [
     (
         "slow-3.4x",
@@ -123,7 +123,7 @@ pub const KNOWN: [(&str, &str, &str); 5] = [
     (
         "slow-0.89",
         "shed",
-        "while a cut is on trial less is sent, and near capacity what waits then is shed: 0.02",
+        "while a cut is on trial less is sent, and near capacity waiting requests are then shed: 0.02",
     ),
     (
         "5ms-10x",
@@ -153,13 +153,15 @@ pub fn all() -> Vec<Scenario> {
     all.push(one("recovery-5x", SMALL, &[(12.0, 25.0), (25.0, 250.0), (40.0, 25.0)]));
     all.push(one("spike-20x", SMALL, &[(20.0, 25.0), (6.0, 1_000.0), (20.0, 25.0)]));
     all.push(one("large-5x", LARGE, &[(8.0, 2_500.0), (12.0, 25_000.0), (6.0, 2_500.0)]));
-    let quick = Upstream { service_us: 5_000.0, ..SMALL };
-    all.push(one("5ms-10x", quick, &[(12.0, 500.0), (15.0, 10_000.0), (8.0, 500.0)]));
+    let fast = Upstream { service_us: 5_000.0, ..SMALL };
+    all.push(one("5ms-10x", fast, &[(12.0, 500.0), (15.0, 10_000.0), (8.0, 500.0)]));
     let slow = Upstream { servers: 100.0, service_us: 2e6, ..SMALL };
-    let patient = Clients { route_timeout: 15.0, ..OPEN_LOOP };
-    all.push(one("2s-10x", slow, &[(30.0, 25.0), (60.0, 500.0), (20.0, 25.0)]).with(|c| c.clients = patient));
+    let long_timeout = Clients { route_timeout: 15.0, ..OPEN_LOOP };
+    all.push(
+        one("2s-10x", slow, &[(30.0, 25.0), (60.0, 500.0), (20.0, 25.0)]).with(|c| c.clients = long_timeout),
+    );
 
-    // Upstreams that can do what is asked for.
+    // Upstreams with enough capacity.
     all.push(one("spare-0.7", SMALL, &[(40.0, 35.0)]));
     all.push(one("spare-0.85", SMALL, &[(60.0, 42.5)]));
     all.push(one("rise-tenfold", LARGE, &[(12.0, 200.0), (15.0, 2_000.0), (10.0, 200.0)]));
@@ -167,21 +169,21 @@ pub fn all() -> Vec<Scenario> {
     for load in [0.1, 0.5, 0.89] {
         let upstream = Upstream { servers: 20.0, ..SMALL };
         let rate = load * upstream.capacity(Condition::Slow(4.0));
-        all.push(trouble(&format!("slow-{load}"), upstream, rate, 40.0, Condition::Slow(4.0)));
+        all.push(fault(&format!("slow-{load}"), upstream, rate, 40.0, Condition::Slow(4.0)));
     }
     for rate in [25.0, 100.0, 400.0] {
         let upstream = Upstream { servers: 100_000.0, ..SMALL };
-        all.push(trouble(&format!("delay-{rate}"), upstream, rate, 40.0, Condition::Slow(4.0)));
+        all.push(fault(&format!("delay-{rate}"), upstream, rate, 40.0, Condition::Slow(4.0)));
     }
     for share in [0.3, 0.9] {
-        all.push(trouble(&format!("failing-{share}"), SMALL, 25.0, 30.0, Condition::Failing(share)));
+        all.push(fault(&format!("failing-{share}"), SMALL, 25.0, 30.0, Condition::Failing(share)));
     }
-    all.push(trouble("down", SMALL, 25.0, 20.0, Condition::Down));
+    all.push(fault("down", SMALL, 25.0, 20.0, Condition::Down));
 
-    // Upstreams that can suddenly do less, or more.
-    all.push(trouble("slow-3.4x", SMALL, 42.5, 30.0, Condition::Slow(4.0)));
-    all.push(trouble("half-gone", SMALL, 40.0, 20.0, Condition::Servers(0.4)));
-    all.push(trouble("hang", SMALL, 40.0, 10.0, Condition::Servers(0.0)));
+    // Upstreams whose capacity changes.
+    all.push(fault("slow-3.4x", SMALL, 42.5, 30.0, Condition::Slow(4.0)));
+    all.push(fault("half-gone", SMALL, 40.0, 20.0, Condition::Servers(0.4)));
+    all.push(fault("hang", SMALL, 40.0, 10.0, Condition::Servers(0.0)));
     let mut autoscale = one("autoscale", SMALL, &[(12.0, 25.0), (20.0, 150.0), (30.0, 150.0)]);
     autoscale.clusters[0].phases[2].condition = Condition::Servers(4.0);
     all.push(autoscale);
@@ -207,21 +209,21 @@ pub fn all() -> Vec<Scenario> {
     all.push(Scenario { has_gauges: false, ..one("no-gauges-10x", SMALL, &step(10.0)) });
     for (name, other) in [("small", SMALL), ("large", LARGE)] {
         let mut two = one(&format!("beside-{name}"), SMALL, &step(10.0));
-        let half = other.capacity(Condition::Well) / 2.0;
+        let half = other.capacity(Condition::Healthy) / 2.0;
         two.clusters.extend(one("", other, &[(52.0, half)]).clusters);
         all.push(two);
     }
     all
 }
 
-/// Some that together contain everything, for every run of the tests.
-pub fn quick() -> Vec<Scenario> {
-    const LEFT_OUT: [&str; 4] = ["large-5x", "beside-large", "5ms-10x", "delay-400"];
-    all().into_iter().filter(|scenario| !LEFT_OUT.contains(&scenario.name.as_str())).collect()
+/// The scenarios of every test run: all except the slow ones.
+pub fn short() -> Vec<Scenario> {
+    const SLOW: [&str; 4] = ["large-5x", "beside-large", "5ms-10x", "delay-400"];
+    all().into_iter().filter(|scenario| !SLOW.contains(&scenario.name.as_str())).collect()
 }
 
-/// A scenario that nobody has listed.
-pub fn drawn(seed: u64) -> Scenario {
+/// A random scenario.
+pub fn random(seed: u64) -> Scenario {
     let mut rng = Rng::with_seed(seed);
     let mut log_uniform = |least: f64, most: f64| least * (most / least).powf(rng.f64());
     let service_us = log_uniform(5e3, 5e5);
@@ -231,38 +233,38 @@ pub fn drawn(seed: u64) -> Scenario {
     let spread = [Spread::Exponential, Spread::Lognormal(0.3), Spread::Lognormal(0.8)][rng.usize(..3)];
     let queue = Upstream { servers, service_us, spread, notices_leaving: rng.bool(), ..SMALL };
     let thrashing = Upstream { discipline: Discipline::Thrashing, ..queue };
-    let capacity = queue.capacity(Condition::Well);
+    let capacity = queue.capacity(Condition::Healthy);
     let usual = capacity * (0.2 + 0.6 * rng.f64());
     let step = [(12.0, usual), (25.0, times * capacity), (15.0, usual)];
-    let mut drawn = match rng.u8(..5) {
-        0 => trouble("drawn-slow", queue, usual / 4.0, 30.0, Condition::Slow(4.0)),
-        1 => trouble("drawn-half-gone", queue, usual.max(0.75 * capacity), 20.0, Condition::Servers(0.5)),
-        2 => one("drawn-thrashing", thrashing, &step),
-        _ => one("drawn-queue", queue, &step),
+    let mut scenario = match rng.u8(..5) {
+        0 => fault("random-slow", queue, usual / 4.0, 30.0, Condition::Slow(4.0)),
+        1 => fault("random-half-gone", queue, usual.max(0.75 * capacity), 20.0, Condition::Servers(0.5)),
+        2 => one("random-thrashing", thrashing, &step),
+        _ => one("random-queue", queue, &step),
     };
-    drawn.connections = [10, 100, 1_000][rng.usize(..3)];
+    scenario.connections = [10, 100, 1_000][rng.usize(..3)];
     let others = 1.0 - important;
-    drawn = drawn.with(|cluster| cluster.mix = [others * 0.8, others * 0.2, important]);
-    let patient = Clients { route_timeout: 2f64.max(service_us * 10.0 / 1e6), ..OPEN_LOOP };
-    drawn.with(|cluster| cluster.clients = patient)
+    scenario = scenario.with(|cluster| cluster.mix = [others * 0.8, others * 0.2, important]);
+    let clients = Clients { route_timeout: 2f64.max(service_us * 10.0 / 1e6), ..OPEN_LOOP };
+    scenario.with(|cluster| cluster.clients = clients)
 }
 
-/// One cluster, whose upstream is well: phases of so many seconds and calls a second.
+/// One cluster with a healthy upstream; a phase is its seconds and its calls a second.
 fn one(name: &str, upstream: Upstream, phases: &[(f64, f64)]) -> Scenario {
-    let phase = |&(seconds, rate): &(f64, f64)| Phase { seconds, rate, condition: Condition::Well };
+    let phase = |&(seconds, rate): &(f64, f64)| Phase { seconds, rate, condition: Condition::Healthy };
     let phases = phases.iter().map(phase).collect();
     Scenario::of(name, Cluster { upstream, clients: OPEN_LOOP, mix: MIX, phases })
 }
 
-/// The load stays the same, and something is wrong with the upstream for a while.
-fn trouble(name: &str, upstream: Upstream, rate: f64, seconds: f64, condition: Condition) -> Scenario {
+/// A constant load, and in the second phase an upstream in this condition.
+fn fault(name: &str, upstream: Upstream, rate: f64, seconds: f64, condition: Condition) -> Scenario {
     let mut scenario = one(name, upstream, &[(20.0, rate), (seconds, rate), (20.0, rate)]);
     scenario.clusters[0].phases[1].condition = condition;
     scenario
 }
 
 impl Scenario {
-    /// Nothing but this cluster.
+    /// Only this cluster.
     pub fn of(name: &str, cluster: Cluster) -> Self {
         Self {
             name: name.to_owned(),
@@ -275,7 +277,7 @@ impl Scenario {
         }
     }
 
-    /// Whether there is an overload of one cluster, and `adaptive_concurrency` is modelled with all that happens here.
+    /// Whether the only cluster is overloaded, and the model of `adaptive_concurrency` covers the scenario.
     pub fn is_compared(&self) -> bool {
         let cluster = &self.clusters[0];
         let is_overloaded = (0..cluster.phases.len()).any(|phase| cluster.load(phase) >= OVERLOAD);

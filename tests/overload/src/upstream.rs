@@ -1,4 +1,4 @@
-//! The upstream: servers with a queue, or processor sharing that thrashes, and what can go wrong with it.
+//! The upstream: servers with a queue, or processor sharing that thrashes, and its faults.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -10,7 +10,7 @@ use crate::chance::Spread;
 #[derive(Clone, Copy, Debug)]
 pub struct Upstream {
     pub servers: f64,
-    /// Mean time that a server works on one request.
+    /// Mean time of a server for one request.
     pub service_us: f64,
     pub spread: Spread,
     pub discipline: Discipline,
@@ -29,12 +29,12 @@ pub enum Discipline {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Condition {
-    Well,
+    Healthy,
     /// Every request takes this many times as long.
     Slow(f64),
-    /// It has this many times its servers; 0 is a hang: no request is started.
+    /// It has this many times its servers; with 0 it hangs and starts no request.
     Servers(f64),
-    /// This share of responses is a 500.
+    /// This share of responses has the status 500.
     Failing(f64),
     /// It refuses connections.
     Down,
@@ -45,7 +45,7 @@ impl Upstream {
     pub fn capacity(&self, condition: Condition) -> f64 {
         let usual = self.servers * 1e6 / self.service_us;
         match condition {
-            Condition::Well | Condition::Failing(_) => usual,
+            Condition::Healthy | Condition::Failing(_) => usual,
             Condition::Slow(times) => usual / times,
             Condition::Servers(times) => usual * times,
             Condition::Down => 0.0,
@@ -53,7 +53,7 @@ impl Upstream {
     }
 }
 
-/// A request in service. Ordered by when it ends.
+/// A request in service, ordered by its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Job {
     /// Microseconds; with processor sharing: what each request has been given since the start, in billionths of a
@@ -68,12 +68,12 @@ struct Job {
 pub struct Done {
     pub request: u64,
     pub started_us: u64,
-    /// How large it was, in multiples of the mean.
+    /// Its size in multiples of the mean.
     pub work: f64,
     pub is_failed: bool,
 }
 
-/// The upstream at work. The n-th request that it starts is the same size whoever protects it, so that two protections
+/// The state of an upstream. The n-th request that it starts has the same size with any protection, so that two of them
 /// can be compared.
 pub struct Work {
     upstream: Upstream,
@@ -91,7 +91,7 @@ impl Work {
     pub fn new(upstream: Upstream, seed: u64) -> Self {
         Self {
             upstream,
-            condition: Condition::Well,
+            condition: Condition::Healthy,
             rng: Rng::with_seed(seed),
             running: BinaryHeap::new(),
             queue: VecDeque::new(),
@@ -106,7 +106,7 @@ impl Work {
         self.start(now_us);
     }
 
-    /// Whether it takes the request.
+    /// Whether the upstream accepts the request.
     pub fn submit(&mut self, request: u64, now_us: u64) -> bool {
         let room = match self.upstream.discipline {
             Discipline::Queue(most) => self.queue.len() < most + self.free_servers(),
@@ -121,14 +121,14 @@ impl Work {
         true
     }
 
-    /// Nobody waits for the response any more.
+    /// The client of this request has left.
     pub fn leave(&mut self, request: u64) {
         if self.upstream.notices_leaving {
             self.queue.retain(|other| *other != request);
         }
     }
 
-    /// When the next request is done.
+    /// The time when the next request is done.
     pub fn next_us(&self) -> Option<u64> {
         let Reverse(job) = self.running.peek()?;
         Some(match self.upstream.discipline {
@@ -200,7 +200,7 @@ mod tests {
     use super::{Discipline, Upstream, Work};
     use crate::chance::Spread;
 
-    /// Requests a second that are finished with always so many in flight.
+    /// Requests finished a second with this many always in flight.
     fn throughput(discipline: Discipline, in_flight: u64) -> f64 {
         let spread = Spread::Exponential;
         let upstream = Upstream { servers: 5.0, service_us: 1e5, spread, discipline, notices_leaving: false };
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn throughput_is_as_the_discipline_says() {
+    fn throughput_matches_the_discipline() {
         let cases = [
             (Discipline::Queue(1_000), 4, 40.0),
             (Discipline::Queue(1_000), 60, 50.0),

@@ -1,4 +1,4 @@
-//! The workers of an Envoy that run the filter's own overload control, and what they share.
+//! The workers of an Envoy that run the filter's overload control, and their shared memory.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -15,19 +15,19 @@ use crate::protection::{Arrival, End, Output, Protection};
 
 pub struct Workers {
     workers: Vec<OverloadControl>,
-    /// When each worker wants to be called next.
+    /// The next timeout of each worker.
     timeouts_us: Vec<u64>,
     memory: Memory,
     outputs: VecDeque<Output>,
 }
 
-/// Shared data and gauges, as Envoy has them.
+/// The shared data and gauges of an Envoy.
 struct Memory {
     now_us: Cell<u64>,
     values: RefCell<HashMap<String, (Vec<u8>, u32)>>,
     has_gauges: bool,
     gauges: RefCell<HashMap<(usize, Gauge), u64>>,
-    /// The worker that runs, and which cluster each worker means by a number.
+    /// The worker that runs, and the cluster behind each worker's number.
     worker: Cell<usize>,
     clusters: RefCell<HashMap<(usize, ClusterId), usize>>,
 }
@@ -111,7 +111,7 @@ impl Workers {
     }
 }
 
-/// The defaults, but for the bound of 500 ms, which no configuration has whose upstream usually takes longer.
+/// The defaults, but without the bound of 500 ms, which does not suit a slower upstream.
 fn control(random: u64, now_us: u64) -> OverloadControl {
     let now = StoreTime::from_micros(now_us);
     let thresholds = HealthThresholds { latency_ms: None, ..HealthThresholds::default() };
@@ -144,7 +144,7 @@ impl Protection for Workers {
         self.after_call(worker, now);
     }
 
-    /// The request is long finished: its place must not be given back a second time.
+    /// The request has ended before: its place must not be given back a second time.
     fn over(&mut self, worker: usize, request: u64, now_us: u64) {
         let now = self.at(worker, now_us);
         self.workers[worker].finish(request as u32, RequestOutcome::ClientLeft, now, &self.memory);

@@ -1,5 +1,4 @@
-//! One run: who calls when, and what becomes of it, under a virtual clock. It follows from scenario, protection and
-//! seed.
+//! One run: all calls and their results, under a virtual clock. It is determined by scenario, protection and seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -13,13 +12,13 @@ use crate::upstream::{Done, Work};
 
 pub const BIN_US: u64 = 500_000;
 
-/// Wait before the second try where no Retry-After says otherwise; it doubles, and varies by half.
+/// The pause before the second attempt without a Retry-After; it doubles, and varies by half.
 const BACK_OFF_SECONDS: f64 = 0.2;
 
 /// A more important request may wait this long in one worker while a less important one is sent by another.
 const ORDER_US: u64 = 20_000;
 
-/// Calls of one cluster; a call is tried again after a failure by clients that do so.
+/// A call to a cluster, with all its attempts.
 #[derive(Clone, Debug)]
 pub struct Call {
     pub cluster: usize,
@@ -27,10 +26,10 @@ pub struct Call {
     pub tier: usize,
     pub begun_us: u64,
     pub tries: u32,
-    /// Tries that were shed.
+    /// Attempts that were shed.
     pub shed: u32,
     pub fate: Fate,
-    /// From the arrival of the last try to its response.
+    /// From the arrival of the last attempt to its response.
     pub latency_us: u64,
     caller: u64,
     worker: usize,
@@ -41,7 +40,7 @@ pub struct Call {
 pub enum Fate {
     Waiting,
     Sent,
-    /// Will be tried again.
+    /// Before the next attempt.
     Between,
     Served,
     Failed,
@@ -49,7 +48,7 @@ pub enum Fate {
 
 #[derive(Clone, Debug, Default)]
 pub struct Bin {
-    /// Work that the upstream did for requests that were served, in multiples of a mean request.
+    /// The upstream's work for served requests, in multiples of a mean request.
     pub useful: f64,
     pub queue: usize,
     pub limit: f64,
@@ -59,9 +58,9 @@ pub struct Run {
     pub calls: Vec<Call>,
     /// By cluster and half second.
     pub bins: Vec<Vec<Bin>>,
-    /// When health changed, in seconds.
+    /// The times of health changes, in seconds.
     pub transitions: Vec<f64>,
-    /// Requests that were sent, and those of them for which a more important one had to wait.
+    /// Requests that were sent, and those of them that were sent before a more important one.
     pub sent: u32,
     pub out_of_order: u32,
 }
@@ -97,14 +96,14 @@ struct World<'a> {
     rng: Rng,
     /// The worker of each connection.
     connections: Vec<usize>,
-    /// Until when each worker stands still.
+    /// The end of each worker's pause.
     paused_until_us: Vec<u64>,
-    /// Cluster, tier, worker, arrival and request of all that wait.
+    /// Cluster, tier, worker, arrival and request of all waiting requests.
     waiting: BTreeSet<(usize, usize, usize, u64, u64)>,
     run: Run,
 }
 
-/// Workers of the Envoy in the world of this seed.
+/// The number of workers in the world of this seed.
 pub fn workers(scenario: &Scenario, seed: u64) -> usize {
     scenario.workers.unwrap_or_else(|| [1, 2, 4, 8, 16][Rng::with_seed(seed).usize(..5)])
 }
@@ -178,7 +177,7 @@ impl World<'_> {
         self.at(BIN_US, Event::Note);
     }
 
-    /// Whatever is next: an event, a response of an upstream, a timeout of a worker.
+    /// Runs the next event, response of an upstream or timeout of a worker, until the end.
     fn play(&mut self) {
         loop {
             let done = (0..self.clients.len())
@@ -214,7 +213,7 @@ impl World<'_> {
 
     fn timeout(&mut self, worker: usize) {
         self.protection.handle_timeout(worker, self.now_us);
-        // All workers soon know of a change; the first one speaks for all.
+        // All workers soon know of a change, so the first one is enough.
         if worker == 0 && self.protection.is_degraded() == self.run.transitions.len().is_multiple_of(2) {
             self.run.transitions.push(self.now_us as f64 / 1e6);
         }
@@ -229,7 +228,7 @@ impl World<'_> {
         self.at(self.now_us.saturating_add(us(seconds)), event);
     }
 
-    /// The call of a request, if that is its latest try and still open.
+    /// The call of a request, if this is its latest attempt and still open.
     fn open(&mut self, request: u64) -> Option<&mut Call> {
         let call = &mut self.run.calls[(request / 8) as usize];
         let is_open = u64::from(call.tries) == request % 8 && matches!(call.fate, Fate::Waiting | Fate::Sent);
@@ -284,13 +283,13 @@ impl World<'_> {
         self.after(BIN_US as f64 / 1e6, Event::Note);
     }
 
-    /// A call begins, and the next one is due.
+    /// Starts a call, and schedules the next one.
     fn call(&mut self, cluster: usize) {
         let of = &self.scenario.clusters[cluster];
         let client = &mut self.clients[cluster];
         let wait = exponential(&mut client.rng, 1.0 / of.phases[client.phase].rate);
         let tier = weighted(&mut client.rng, &of.mix);
-        // Some callers call much more often than others.
+        // Some callers send many more requests than others.
         let callers = [2_000.0, 200.0, 40.0][tier];
         let number = (callers * client.rng.f64().powi(2)) as u64;
         let caller = number * TIERS as u64 + tier as u64;
@@ -319,9 +318,9 @@ impl World<'_> {
         let request = index as u64 * 8 + u64::from(call.tries);
         let Call { cluster, tier, caller, worker, .. } = *call;
         self.waiting.insert((cluster, tier, worker, self.now_us, request));
-        let (least, most) = self.scenario.clusters[cluster].clients.patience;
-        let patience = least + (most - least) * self.rng.f64();
-        self.after(patience, Event::Leave(request));
+        let (least, most) = self.scenario.clusters[cluster].clients.timeout;
+        let timeout = least + (most - least) * self.rng.f64();
+        self.after(timeout, Event::Leave(request));
         let arrival = Arrival { worker, cluster, request, priority: PRIORITIES[tier], caller };
         self.protection.arrive(arrival, self.now_us);
     }
@@ -361,7 +360,7 @@ impl World<'_> {
         }
     }
 
-    /// Cluster, tier and worker of a request that waits no longer.
+    /// Removes a request from the queue; returns its cluster, tier and worker.
     fn take_from_queue(&mut self, request: u64) -> (usize, usize, usize) {
         let Call { cluster, tier, worker, arrived_us, fate, .. } = *self.open(request).expect("it is open");
         assert_eq!(fate, Fate::Waiting);
@@ -405,7 +404,7 @@ impl World<'_> {
         }
     }
 
-    /// The client or Envoy waits no longer for the response.
+    /// The client has left, or Envoy's route timeout is over.
     fn give_up(&mut self, request: u64, end: End) {
         let now_us = self.now_us;
         let Some(call) = self.open(request) else { return };
@@ -418,21 +417,21 @@ impl World<'_> {
         self.fail((request / 8) as usize, None);
     }
 
-    /// A try has failed: the client tries again if it wants to.
+    /// An attempt has failed; the client may retry.
     fn fail(&mut self, index: usize, retry_after: Option<f64>) {
         let call = &mut self.run.calls[index];
         let clients = &self.scenario.clusters[call.cluster].clients;
         let back_off = BACK_OFF_SECONDS * f64::from(1u32 << (call.tries - 1)) * (0.5 + self.rng.f64());
         let wait = retry_after.unwrap_or(back_off);
         let age = (self.now_us - call.begun_us) as f64 / 1e6;
-        let is_tried_again = call.tries < clients.tries && age + wait < clients.deadline;
-        call.fate = if is_tried_again { Fate::Between } else { Fate::Failed };
-        if is_tried_again {
+        let is_retried = call.tries < clients.tries && age + wait < clients.deadline;
+        call.fate = if is_retried { Fate::Between } else { Fate::Failed };
+        if is_retried {
             self.after(wait, Event::Try(index));
         }
     }
 
-    /// The VM of a worker traps: its requests fail, and a new VM knows nothing of them.
+    /// The VM of a worker traps: its requests fail, and the new VM has no record of them.
     fn trap(&mut self, worker: usize) {
         self.protection.trap(worker, self.now_us);
         let is_lost = |call: &Call| call.worker == worker && matches!(call.fate, Fate::Waiting | Fate::Sent);
