@@ -1,4 +1,4 @@
-//! The token bucket: boundaries in a table, and its definition as a property.
+//! The token bucket: its boundaries, and its definition as a property.
 
 mod common;
 
@@ -7,8 +7,8 @@ use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, Verdict, tak
 use dynamic_rate_limiter::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use proptest::prelude::*;
 
-/// Asks a bucket as a store does: what is to be stored replaces what was.
-fn ask(stored: &mut Option<Bucket>, limit: Limit, now_us: u64) -> Verdict {
+/// Takes a token as a store does: a changed bucket replaces the stored one.
+fn take_stored(stored: &mut Option<Bucket>, limit: Limit, now_us: u64) -> Verdict {
     let (verdict, changed) = take(*stored, limit, now_us);
     *stored = changed.or(*stored);
     verdict
@@ -22,7 +22,7 @@ fn a_new_bucket_is_full_and_the_first_request_leaves_capacity_minus_one() {
 }
 
 #[test]
-fn refuses_until_the_very_microsecond_the_next_token_is_due() {
+fn refuses_until_the_microsecond_at_which_the_next_token_is_due() {
     // (capacity, millionths of a token per second, microseconds until an empty bucket holds a token)
     let cases = [
         (1, 1_000_000, SECOND),
@@ -40,7 +40,7 @@ fn refuses_until_the_very_microsecond_the_next_token_is_due() {
         let empty = Some(Bucket { tokens_pico: 0, refilled_at_us: 1000 });
         let at = |us: u64| take(empty, limit, us).0;
         assert_eq!(at(1000).outcome, Outcome::Refused, "{limit:?} at once");
-        assert_eq!(at(1000).wait_us, due_us, "{limit:?}: what a refusal says");
+        assert_eq!(at(1000).wait_us, due_us, "{limit:?}: the wait of a refusal");
         assert_eq!(at(1000 + due_us - 1).outcome, Outcome::Refused, "{limit:?} one tick early");
         assert_eq!(at(1000 + due_us - 1).wait_us, 1, "{limit:?} one tick early");
         assert_eq!(at(1000 + due_us).outcome, Outcome::Admitted, "{limit:?} on time");
@@ -49,13 +49,13 @@ fn refuses_until_the_very_microsecond_the_next_token_is_due() {
 }
 
 #[test]
-fn is_full_at_the_very_microsecond_that_an_admission_promised() {
+fn is_full_at_the_microsecond_that_an_admission_announced() {
     for (capacity, rate) in [(10, 1_000_000), (3, 7), (1, 1), (10_000_000, 999_999_999_999)] {
         let limit = limit(capacity, rate);
         let mut stored = None;
-        let wait_us = ask(&mut stored, limit, 0).wait_us;
+        let wait_us = take_stored(&mut stored, limit, 0).wait_us;
         let remaining = |us| take(stored, limit, us).0.remaining;
-        // Asking takes a token, so a full bucket is left with one less than its capacity.
+        // The request takes a token, so a full bucket has one less than its capacity.
         assert_eq!(remaining(wait_us), capacity - 1, "{limit:?}");
         assert!(remaining(wait_us - 1) < capacity, "{limit:?}");
         assert!(
@@ -66,56 +66,61 @@ fn is_full_at_the_very_microsecond_that_an_admission_promised() {
 }
 
 #[test]
-fn a_refusal_changes_nothing_however_often_it_is_asked() {
+fn refusals_change_nothing() {
     let limit = limit(1, 300_000);
     let mut stored = None;
-    ask(&mut stored, limit, 0);
+    take_stored(&mut stored, limit, 0);
     let emptied = stored;
     for us in 0..3_333_334 {
         if us % 1_111 == 0 {
-            assert_eq!(ask(&mut stored, limit, us).outcome, Outcome::Refused, "at {us}");
+            assert_eq!(take_stored(&mut stored, limit, us).outcome, Outcome::Refused, "at {us}");
         }
     }
     assert_eq!(stored, emptied);
-    assert_eq!(ask(&mut stored, limit, 3_333_334).outcome, Outcome::Admitted);
+    assert_eq!(take_stored(&mut stored, limit, 3_333_334).outcome, Outcome::Admitted);
 }
 
 #[test]
-fn asking_every_microsecond_gains_and_loses_nothing() {
+fn a_request_every_microsecond_gains_and_loses_nothing() {
     // 0.7 tokens a microsecond: no call ever finds a whole number of tokens to add.
     let limit = limit(3, 700_000_000_000);
     let mut stored = None;
-    let admitted = (0..1_000_000_u64).filter(|us| ask(&mut stored, limit, *us).outcome == Outcome::Admitted);
+    let admitted =
+        (0..1_000_000_u64).filter(|us| take_stored(&mut stored, limit, *us).outcome == Outcome::Admitted);
     assert_eq!(admitted.count(), 3 + 699_999);
 }
 
 #[test]
-fn a_smaller_capacity_takes_what_is_above_it_and_a_larger_one_fills_at_the_rate() {
+fn a_smaller_capacity_drops_tokens_above_it_and_a_larger_one_fills_at_the_rate() {
     let (burst, degraded) = (limit(10, 1_000_000), limit(2, 500_000));
     let mut stored = None;
-    assert_eq!(ask(&mut stored, burst, 0).remaining, 9);
-    assert_eq!(ask(&mut stored, degraded, 0).remaining, 1, "nine tokens become two, and one is taken");
-    assert_eq!(ask(&mut stored, burst, 0).remaining, 0, "the tokens above do not come back");
-    assert_eq!(ask(&mut stored, burst, 0).outcome, Outcome::Refused);
-    assert_eq!(ask(&mut stored, burst, 10 * SECOND).remaining, 9, "it fills at its rate");
+    assert_eq!(take_stored(&mut stored, burst, 0).remaining, 9);
+    assert_eq!(
+        take_stored(&mut stored, degraded, 0).remaining,
+        1,
+        "nine tokens become two, and one is taken"
+    );
+    assert_eq!(take_stored(&mut stored, burst, 0).remaining, 0, "the tokens above do not come back");
+    assert_eq!(take_stored(&mut stored, burst, 0).outcome, Outcome::Refused);
+    assert_eq!(take_stored(&mut stored, burst, 10 * SECOND).remaining, 9, "it fills at its rate");
 }
 
 #[test]
-fn a_clock_that_steps_back_mints_nothing_and_blocks_nobody() {
+fn a_clock_that_steps_back_mints_nothing_and_blocks_no_caller() {
     let limit = limit(2, 1_000_000);
     let mut stored = None;
     let hour = 3600 * SECOND;
-    ask(&mut stored, limit, hour);
-    ask(&mut stored, limit, hour);
-    assert_eq!(ask(&mut stored, limit, hour).outcome, Outcome::Refused);
-    let stepped = ask(&mut stored, limit, 0);
+    take_stored(&mut stored, limit, hour);
+    take_stored(&mut stored, limit, hour);
+    assert_eq!(take_stored(&mut stored, limit, hour).outcome, Outcome::Refused);
+    let stepped = take_stored(&mut stored, limit, 0);
     assert_eq!(
         (stepped.outcome, stepped.wait_us),
         (Outcome::Refused, SECOND),
         "no token, and no hour to wait"
     );
-    assert_eq!(ask(&mut stored, limit, SECOND - 1).outcome, Outcome::Refused);
-    assert_eq!(ask(&mut stored, limit, SECOND).outcome, Outcome::Admitted);
+    assert_eq!(take_stored(&mut stored, limit, SECOND - 1).outcome, Outcome::Refused);
+    assert_eq!(take_stored(&mut stored, limit, SECOND).outcome, Outcome::Admitted);
 }
 
 #[test]
@@ -145,8 +150,7 @@ fn a_capacity_of_zero_refuses_for_ever() {
     assert_eq!(take(None, limit(0, 5), 0).0.outcome, Outcome::Refused);
 }
 
-/// Every combination of a small domain that has every boundary in it, against the definition in wider numbers: nothing
-/// overflows, nothing is above the capacity, nobody is admitted early or refused with a token there.
+/// Every combination of a small domain with all boundaries, compared with the definition in wider numbers.
 #[test]
 fn every_case_of_a_small_domain_is_as_defined() {
     let capacities = [0, 1, 2, 3, 7, MAX_CAPACITY - 1, MAX_CAPACITY];
@@ -166,7 +170,7 @@ fn every_case_of_a_small_domain_is_as_defined() {
     for (capacity, rate) in capacities.into_iter().flat_map(|capacity| rates.map(|rate| (capacity, rate))) {
         let limit = limit(capacity, rate);
         let full = u64::from(capacity) * PICO_PER_TOKEN;
-        // Also more than the bucket holds, as after a capacity that shrank, and more than any bucket can hold.
+        // Also more than the capacity, as after it was reduced, and more than any capacity.
         let tokens = [
             0,
             PICO_PER_TOKEN / 2,
@@ -201,27 +205,30 @@ fn assert_as_defined(stored: Bucket, limit: Limit, now_us: u64) {
     let capacity = u128::from(limit.capacity()) * token;
     let rate = u128::from(limit.refill_micro_per_sec());
     let elapsed_us = u128::from(now_us.saturating_sub(stored.refilled_at_us));
-    let there = (u128::from(stored.tokens_pico) + elapsed_us * rate).min(capacity);
+    let available = (u128::from(stored.tokens_pico) + elapsed_us * rate).min(capacity);
     let case = format!("{stored:?} {limit:?} at {now_us}");
 
     let (verdict, changed) = take(Some(stored), limit, now_us);
-    assert_eq!(verdict.outcome == Outcome::Admitted, there >= token, "{case}");
-    let left = if there >= token { there - token } else { there };
+    assert_eq!(verdict.outcome == Outcome::Admitted, available >= token, "{case}");
+    let left = if available >= token { available - token } else { available };
     assert_eq!(u128::from(verdict.remaining), left / token, "{case}");
-    let target = if there >= token { capacity } else { token };
+    let target = if available >= token { capacity } else { token };
     let wait_us = u128::from(verdict.wait_us);
-    assert!(left + wait_us * rate >= target, "{case}: what it says is too soon");
-    assert!(wait_us == 0 || left + (wait_us - 1) * rate < target, "{case}: what it says is too late");
+    assert!(left + wait_us * rate >= target, "{case}: the wait is too short");
+    assert!(wait_us == 0 || left + (wait_us - 1) * rate < target, "{case}: the wait is too long");
     match changed {
         Some(bucket) => {
             assert_eq!((u128::from(bucket.tokens_pico), bucket.refilled_at_us), (left, now_us), "{case}");
         }
         None => {
-            assert!(there < token && now_us >= stored.refilled_at_us, "{case}: an admission is not written")
+            assert!(
+                available < token && now_us >= stored.refilled_at_us,
+                "{case}: an admission is not written"
+            )
         }
     }
-    // Asking when there is nothing to take changes nothing about when there will be.
-    if there < token && limit.capacity() > 0 && now_us < u64::MAX / 2 {
+    // A refused request does not delay the next token.
+    if available < token && limit.capacity() > 0 && now_us < u64::MAX / 2 {
         let after = changed.unwrap_or(stored);
         let at = now_us.saturating_add(verdict.wait_us);
         assert_eq!(take(Some(after), limit, at).0.outcome, Outcome::Admitted, "{case}: late");
@@ -261,7 +268,7 @@ proptest! {
         let mut now_us = 1_000 * SECOND;
         for (_, scale, amount) in steps {
             now_us = stepped(now_us, limit, (true, scale, amount));
-            let verdict = ask(&mut stored, limit, now_us);
+            let verdict = take_stored(&mut stored, limit, now_us);
             let allowed = oracle.may_admit(now_us);
             prop_assert_eq!(verdict.outcome == Outcome::Admitted, allowed, "at {}", now_us);
             if allowed {
@@ -270,17 +277,17 @@ proptest! {
         }
     }
 
-    /// However the clock steps: never more than the definition allows by the time that the clock gained, and
-    /// never longer to wait than one token takes.
+    /// With any steps of the clock: never more than the definition allows for the time that the clock gained, and
+    /// never a longer wait than the time of one token.
     #[test]
-    fn a_stepping_clock_mints_nothing_and_blocks_nobody(limit in any_limit(), steps in any_steps()) {
+    fn a_stepping_clock_mints_nothing_and_blocks_no_caller(limit in any_limit(), steps in any_steps()) {
         let mut oracle = IntervalOracle::new(limit);
         let mut stored = None;
         let mut now_us = 1_000 * SECOND;
         let token_us = PICO_PER_TOKEN.div_ceil(limit.refill_micro_per_sec());
         for step in steps {
             now_us = stepped(now_us, limit, step);
-            let verdict = ask(&mut stored, limit, now_us);
+            let verdict = take_stored(&mut stored, limit, now_us);
             let allowed = oracle.may_admit(now_us);
             if verdict.outcome == Outcome::Admitted {
                 prop_assert!(allowed, "at {}", now_us);
@@ -308,10 +315,10 @@ proptest! {
             let admitted = available >= u128::from(PICO_PER_TOKEN);
             let left = if admitted { available - u128::from(PICO_PER_TOKEN) } else { available };
 
-            let verdict = ask(&mut stored, limit, now_us);
+            let verdict = take_stored(&mut stored, limit, now_us);
             prop_assert_eq!(verdict.outcome == Outcome::Admitted, admitted);
             prop_assert_eq!(u128::from(verdict.remaining), left / u128::from(PICO_PER_TOKEN));
-            // A refusal keeps the older state, from which the same tokens follow while the limit stays.
+            // A refusal keeps the older state, which gives the same tokens while the limit stays.
             if admitted || now_us < last_us {
                 model = Some((left, now_us));
             }
@@ -320,7 +327,7 @@ proptest! {
 
     /// Refused until exactly `wait_us` later.
     #[test]
-    fn a_refusal_tells_the_first_microsecond_that_is_not_refused(
+    fn a_refusal_announces_the_first_microsecond_that_is_not_refused(
         limit in any_limit(), tokens_pico in 0..PICO_PER_TOKEN, now_us in 0..u64::MAX / 4,
     ) {
         let stored = Some(Bucket { tokens_pico, refilled_at_us: now_us });

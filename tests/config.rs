@@ -1,4 +1,4 @@
-//! Configuration: what is read, and what each error says. One bad file for each rule is in `tests/config/bad/`.
+//! Configuration: its values and its errors. `tests/config/bad/` has one bad file for each rule.
 
 use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, PluginConfig};
 use dynamic_rate_limiter::health::Health;
@@ -24,7 +24,7 @@ fn allowances(config: &Config, tier: &str) -> (Allowance, Allowance) {
 }
 
 #[test]
-fn every_bad_file_is_refused_with_the_field_what_was_found_and_what_was_wanted() {
+fn the_error_of_each_bad_file_names_the_field_the_found_and_the_wanted_value() {
     let messages = include_str!("config/bad/messages.txt");
     let expected: std::collections::BTreeMap<_, _> =
         messages.lines().map(|line| line.split_once(": ").expect("file: message")).collect();
@@ -45,7 +45,7 @@ fn every_bad_file_is_refused_with_the_field_what_was_found_and_what_was_wanted()
 }
 
 #[test]
-fn without_any_configuration_the_built_in_tiers_hold_and_nobody_is_known() {
+fn without_configuration_the_built_in_tiers_apply_and_no_key_is_known() {
     for empty in ["", " \n", "{}"] {
         let config = config(empty);
         assert_eq!(config.default_tier.name, "free");
@@ -59,7 +59,7 @@ fn without_any_configuration_the_built_in_tiers_hold_and_nobody_is_known() {
 }
 
 #[test]
-fn the_shipped_files_say_what_is_built_in() {
+fn the_shipped_files_match_the_built_in_configuration() {
     let files = format!(
         r#"{{"tiers": {}, "api_keys": {}}}"#,
         include_str!("../config/tiers.json"),
@@ -113,7 +113,7 @@ fn the_largest_and_smallest_numbers_are_in_range() {
 }
 
 #[test]
-fn keys_are_known_as_themselves_or_by_their_hash_and_name_their_bucket() {
+fn keys_are_given_in_plain_text_or_as_hashes_and_name_their_bucket() {
     let config = config(
         r#"{"api_keys": {
             "plain": {"tier": "pro", "id": "acme"},
@@ -136,7 +136,7 @@ fn keys_are_known_as_themselves_or_by_their_hash_and_name_their_bucket() {
 }
 
 #[test]
-fn the_environment_wins_over_the_json() {
+fn the_environment_overrides_the_json() {
     let json = r#"{"default_tier": "pro", "admin": {"token_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
         "config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": 7}}"#;
     let environment = Environment {
@@ -181,7 +181,7 @@ fn a_bad_environment_variable_is_an_error_that_names_it() {
 }
 
 #[test]
-fn names_of_tiers_are_not_checked_while_the_tier_document_is_awaited() {
+fn tier_names_are_not_checked_before_the_tier_document_arrives() {
     let plugin = parse(
         r#"{"default_tier": "bronze", "api_keys": {"k": "gold"},
             "config_source": {"cluster": "files", "tiers": "/tiers.json"}}"#,
@@ -219,7 +219,7 @@ fn an_exempt_path_matches_exactly_or_by_prefix() {
 }
 
 #[test]
-fn every_configuration_in_the_documents_is_a_good_one() {
+fn every_configuration_in_the_docs_is_valid() {
     let pages = [include_str!("../README.md"), include_str!("../docs/limits.md")];
     let blocks: Vec<_> = pages.iter().flat_map(|page| configurations(page)).collect();
     assert_eq!(blocks.len(), 2);
@@ -239,7 +239,7 @@ fn configurations(page: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn a_byte_order_mark_in_front_is_accepted() {
+fn a_leading_byte_order_mark_is_accepted() {
     assert!(parse("\u{feff}{\"default_tier\": \"pro\"}").is_ok());
     assert_eq!(
         parse("\u{feff}{").err().as_deref(),

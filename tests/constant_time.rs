@@ -1,13 +1,13 @@
-//! Whether the check of the admin token takes as long for a wrong token as for another, and for the right one.
+//! The check of the admin token takes the same time for every token, wrong or right.
 //!
-//! A timed test, so not one for CI: it is ignored there, and what it prints is to be looked at on a quiet machine.
+//! A timed test, which is ignored in CI: run it on a machine without other load, and read its output.
 //!
 //! ```text
 //! cargo test --release --test constant_time -- --ignored --nocapture
 //! ```
 //!
-//! It works as `dudect` does (Reparaz, Balasch, Verbauwhede 2017): two kinds of input come in random order, each call is
-//! timed, and Welch's t says whether the means differ. Above 10 they surely do; below 4.5 nothing was found.
+//! It works as `dudect` does (Reparaz, Balasch, Verbauwhede 2017): two kinds of input come in random order, each call
+//! is timed, and Welch's t shows whether the means differ: above 10 they do, below 4.5 no difference was found.
 
 mod common;
 
@@ -18,13 +18,13 @@ use common::random::{Random, seed_from_env};
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, limiter};
 use dynamic_rate_limiter::identity::KeyHash;
 
-/// Calls that are timed for each pair.
+/// Timed calls for each pair.
 const CALLS: u32 = 400_000;
 
-/// The bound of `dudect` for what surely leaks.
-const SURE: f64 = 10.0;
+/// The bound of `dudect` for a certain leak.
+const CERTAIN: f64 = 10.0;
 
-/// Mean and variance of the times of one kind of input, one after the other (Welford).
+/// Running mean and variance of the times of one kind of input (Welford).
 #[derive(Default)]
 struct Times {
     count: f64,
@@ -45,8 +45,8 @@ impl Times {
     }
 }
 
-/// Welch's t of the times that `call` takes with 0 and with 1; times in the slowest tenth, where something else ran,
-/// are left out of both.
+/// Welch's t of the times that `call` takes with 0 and with 1. The slowest tenth, in which other programs ran,
+/// is left out.
 fn t(random: &mut Random, mut call: impl FnMut(usize)) -> f64 {
     let mut timed: Vec<(usize, u64)> = Vec::new();
     for _ in 0..CALLS {
@@ -66,8 +66,8 @@ fn t(random: &mut Random, mut call: impl FnMut(usize)) -> f64 {
 }
 
 #[test]
-#[ignore = "timed: run it by itself, on a quiet machine"]
-fn the_time_of_a_comparison_does_not_tell_where_two_hashes_differ() {
+#[ignore = "timed: run it alone, on a machine without other load"]
+fn the_time_of_a_comparison_does_not_depend_on_where_two_hashes_differ() {
     let mut random = Random::new(seed_from_env("TIMING_SEED"));
     let right = KeyHash::of(TOKEN.as_bytes());
     let hex = right.to_hex();
@@ -86,13 +86,13 @@ fn the_time_of_a_comparison_does_not_tell_where_two_hashes_differ() {
             }
         });
         println!("{what}: t = {t:.2}");
-        assert!(t.abs() < SURE, "{what}: t = {t:.2}");
+        assert!(t.abs() < CERTAIN, "{what}: t = {t:.2}");
     }
 }
 
 #[test]
-#[ignore = "timed: run it by itself, on a quiet machine"]
-fn a_comparison_that_stops_at_the_first_difference_is_found() {
+#[ignore = "timed: run it alone, on a machine without other load"]
+fn a_comparison_that_stops_at_the_first_difference_is_detected() {
     let mut random = Random::new(seed_from_env("TIMING_SEED"));
     let hex = KeyHash::of(TOKEN.as_bytes()).to_hex().into_bytes();
     let [mut differs_first, mut differs_last] = [hex.clone(), hex.clone()];
@@ -106,14 +106,14 @@ fn a_comparison_that_stops_at_the_first_difference_is_found() {
         }
     });
     println!("the first digit or the last, with a loop that stops early: t = {t:.2}");
-    assert!(t.abs() > SURE, "the measurement finds nothing: t = {t:.2}");
+    assert!(t.abs() > CERTAIN, "the measurement finds no difference: t = {t:.2}");
 }
 
 #[test]
-#[ignore = "timed: run it by itself, on a quiet machine"]
-fn the_time_of_an_answer_does_not_tell_how_much_of_a_wrong_token_is_right() {
+#[ignore = "timed: run it alone, on a machine without other load"]
+fn the_time_of_a_response_does_not_depend_on_how_much_of_a_wrong_token_is_right() {
     let mut random = Random::new(seed_from_env("TIMING_SEED"));
-    // Each call begins with a record of the guard that holds nothing, so that all of them are told `403`.
+    // Each call begins with an empty login throttle, so that every response is a 403.
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     let mut wrong = [TOKEN.to_owned(), TOKEN.to_owned()];
@@ -125,5 +125,5 @@ fn the_time_of_an_answer_does_not_tell_how_much_of_a_wrong_token_is_right() {
         black_box(limiter.decide(black_box(&requests[kind]), &data, ARRIVAL));
     });
     println!("the first byte or the last: t = {t:.2}");
-    assert!(t.abs() < SURE, "the first byte or the last: t = {t:.2}");
+    assert!(t.abs() < CERTAIN, "the first byte or the last: t = {t:.2}");
 }

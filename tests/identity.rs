@@ -50,7 +50,7 @@ fn different_networks_have_different_bytes() {
 }
 
 #[test]
-fn names_that_could_be_addresses_are_told_apart_from_names_that_could_not() {
+fn names_that_look_like_addresses_are_recognised() {
     for name in [
         "127.0.0.1",
         "::1",
@@ -69,7 +69,7 @@ fn names_that_could_be_addresses_are_told_apart_from_names_that_could_not() {
 }
 
 #[test]
-fn a_hash_is_read_back_from_its_digits_and_shows_nothing_when_debugged() {
+fn a_hash_is_parsed_from_hex_and_its_debug_output_shows_nothing() {
     let secret = KeyHash::of(b"abc");
     let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(secret.to_hex(), hex);

@@ -1,9 +1,9 @@
-//! A large object that is read in batches says what it says when it is read at once.
+//! An object read in batches has the same members and errors as one read at once.
 
 use dynamic_rate_limiter::json::{Batch, Document, MAX_MEMBER_BYTES, MemberReader};
 use proptest::prelude::*;
 
-/// The names of the members, and how many batches they came in; or what is wrong.
+/// The names of the members and the number of batches, or the error.
 fn in_batches(text: &[u8], batch_bytes: usize) -> Result<(Vec<String>, usize), String> {
     let mut reader = MemberReader::new(text.to_vec(), batch_bytes);
     let (mut names, mut batches) = (Vec::new(), 0);
@@ -18,7 +18,7 @@ fn in_batches(text: &[u8], batch_bytes: usize) -> Result<(Vec<String>, usize), S
             Batch::Other(document) => return document.root("").members().map(|_| (Vec::new(), 0)),
         }
     }
-    panic!("a reader that does not end: {text:?}");
+    panic!("the reader does not end: {text:?}");
 }
 
 fn at_once(text: &[u8]) -> Result<Vec<String>, String> {
@@ -31,7 +31,7 @@ fn at_once(text: &[u8]) -> Result<Vec<String>, String> {
 fn assert_same(text: &[u8]) {
     for batch_bytes in [0, 1, 7, 4096] {
         let names = in_batches(text, batch_bytes).map(|(names, _)| names);
-        // Read apart, two batches do not know each other's names.
+        // Duplicate names in two batches are not found.
         if at_once(text).is_err_and(|error| error.contains("a second time")) {
             continue;
         }
@@ -40,7 +40,7 @@ fn assert_same(text: &[u8]) {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_the_same_words_with_the_same_line_and_column() {
+fn errors_have_the_same_text_with_the_same_line_and_column() {
     let texts = [
         "",
         " ",
@@ -121,7 +121,7 @@ fn members_come_in_batches_in_their_order() {
 }
 
 #[test]
-fn no_call_reads_more_than_a_bounded_part_whatever_stands_there() {
+fn each_call_reads_a_bounded_part_of_any_text() {
     let white = format!("{{{}\"a\":1{}}}{}", " ".repeat(1 << 20), "\n".repeat(60_000), "\t".repeat(1 << 20));
     assert_eq!(in_batches(white.as_bytes(), 1).map(|(names, _)| names), Ok(vec!["a".to_owned()]));
     let fits = format!("{{\"a\":\"{}\"}}", "x".repeat(MAX_MEMBER_BYTES - 6));
@@ -141,7 +141,7 @@ fn no_call_reads_more_than_a_bounded_part_whatever_stands_there() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn any_text_of_the_alphabet_of_json_is_read_alike(text in "[\\[\\]{}\",:\\\\ \ntrue0-9a]{0,40}") {
+    fn any_text_of_json_characters_has_the_same_result(text in "[\\[\\]{}\",:\\\\ \ntrue0-9a]{0,40}") {
         assert_same(text.as_bytes());
         assert_same(format!("{{{text}").as_bytes());
         assert_same(format!("{{\"a\":{text}}}").as_bytes());

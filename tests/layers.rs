@@ -1,4 +1,4 @@
-//! Imports run one way: down through the layers of `ARCHITECTURE.md`, and never in a circle.
+//! Imports go down through the layers of `ARCHITECTURE.md`, and never in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -32,7 +32,7 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("nouns", &["codec", "health", "id_map", "identity", "json", "record_key", "shown", "time"]),
 ];
 
-/// Which module imports which, with a file that does.
+/// Pairs of a module and a module that it imports, with a file that does.
 fn imports() -> BTreeMap<(String, String), String> {
     let mut imports = BTreeMap::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -80,7 +80,7 @@ fn imports_never_go_up() {
 fn imports_never_form_a_circle() {
     let imports: BTreeSet<_> = imports().into_keys().collect();
     let mut left: BTreeSet<&String> = imports.iter().flat_map(|(from, to)| [from, to]).collect();
-    // Takes out modules that import none of those left, until only circles are left.
+    // Removes modules that import none of the remaining ones, until only circles remain.
     loop {
         let is_used =
             |module: &&String| imports.iter().any(|(from, to)| from == *module && left.contains(to));
@@ -94,7 +94,7 @@ fn imports_never_form_a_circle() {
 }
 
 #[test]
-fn only_the_host_knows_envoy() {
+fn only_the_host_imports_the_host() {
     for ((module, imported), file) in imports() {
         assert!(imported != "host" || module == "host", "{file} imports the host");
     }

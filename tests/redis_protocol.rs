@@ -1,5 +1,5 @@
-//! What goes to Redis and what comes back, cut wherever a network cuts it. What holds for any bytes at all is in the
-//! targets `resp` and `frames` of `tests/fuzz`.
+//! Commands to Redis and its replies, split at any byte. The targets `resp` and `frames` of `tests/fuzz` use arbitrary
+//! bytes.
 
 mod common;
 
@@ -45,7 +45,7 @@ impl Owned {
     }
 }
 
-/// What comes out of a stream in these pieces, up to the first byte that cannot be.
+/// The replies in a stream of these pieces, up to the first malformed byte.
 fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Owned>, Result<(), Malformed>) {
     let mut decoder = Decoder::default();
     let mut replies = Vec::new();
@@ -65,8 +65,8 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Owned>, Result
     (replies, Ok(()))
 }
 
-/// Cuts at each of these places.
-fn cut<'a>(bytes: &'a [u8], places: &[Index]) -> Vec<&'a [u8]> {
+/// Splits at each of these places.
+fn split<'a>(bytes: &'a [u8], places: &[Index]) -> Vec<&'a [u8]> {
     let mut places: Vec<usize> = places.iter().map(|place| place.index(bytes.len() + 1)).collect();
     places.extend([0, bytes.len()]);
     places.sort_unstable();
@@ -74,7 +74,7 @@ fn cut<'a>(bytes: &'a [u8], places: &[Index]) -> Vec<&'a [u8]> {
 }
 
 fn any_line() -> impl Strategy<Value = Vec<u8>> {
-    vec(any::<u8>().prop_filter("no line holds one", |byte| *byte != b'\r'), 0..40)
+    vec(any::<u8>().prop_filter("no line contains a CR", |byte| *byte != b'\r'), 0..40)
 }
 
 fn any_reply() -> impl Strategy<Value = Owned> {
@@ -89,7 +89,7 @@ fn any_reply() -> impl Strategy<Value = Owned> {
     ]
 }
 
-/// Bytes that look much like replies.
+/// Bytes that resemble replies.
 fn almost_replies() -> impl Strategy<Value = Vec<u8>> {
     let token = prop_oneof![
         any_reply().prop_map(|reply| reply.encode()),
@@ -103,7 +103,7 @@ fn almost_replies() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn replies_decode_the_same_cut_at_every_byte_and_at_every_two() {
+fn replies_decode_the_same_split_at_any_one_or_two_places() {
     let replies = [
         Owned::Simple(b"OK".to_vec()),
         Owned::Bulk(b"7 1 9.000000000000 1699564800.123456".to_vec()),
@@ -120,14 +120,14 @@ fn replies_decode_the_same_cut_at_every_byte_and_at_every_two() {
     for first in 0..=stream.len() {
         for second in first..=stream.len() {
             let pieces = [&stream[..first], &stream[first..second], &stream[second..]];
-            assert_eq!(decode(pieces), wanted, "cut at {first} and {second}");
+            assert_eq!(decode(pieces), wanted, "split at {first} and {second}");
         }
     }
     assert_eq!(decode(stream.chunks(1)), wanted);
 }
 
 #[test]
-fn a_reply_of_the_longest_size_decodes_wherever_it_is_cut() {
+fn a_reply_of_the_longest_size_decodes_wherever_it_is_split() {
     for length in MAX_REPLY_BYTES - 20..=MAX_REPLY_BYTES {
         let text = vec![b'x'; length];
         let mut replies = vec![Owned::Bulk(text.clone())];
@@ -139,14 +139,14 @@ fn a_reply_of_the_longest_size_decodes_wherever_it_is_cut() {
             let wanted = (vec![reply], Ok(()));
             assert_eq!(decode([stream.as_slice()]), wanted, "{length} bytes, whole");
             for at in stream.len() - 30..stream.len() {
-                assert_eq!(decode([&stream[..at], &stream[at..]]), wanted, "{length} bytes, cut at {at}");
+                assert_eq!(decode([&stream[..at], &stream[at..]]), wanted, "{length} bytes, split at {at}");
             }
         }
     }
 }
 
 #[test]
-fn what_none_of_our_commands_is_answered_with_is_malformed() {
+fn replies_that_no_command_can_have_are_malformed() {
     let long = |kind: &str, length: usize| [kind.as_bytes(), &vec![b'1'; length]].concat();
     let cases: Vec<(&str, Vec<u8>)> = [
         ("an array", "*1\r\n$1\r\na\r\n"),
@@ -172,7 +172,7 @@ fn what_none_of_our_commands_is_answered_with_is_malformed() {
         ("a string of five digits", "$10000\r\n"),
         ("a string beyond 64 bits", "$99999999999999999999999\r\n"),
         ("a string of minus two", "$-2\r\n"),
-        ("a string of minus one, twice said", "$-01\r\n"),
+        ("a string of minus one with a leading zero", "$-01\r\n"),
         ("a string of plus five", "$+5\r\nhello\r\n"),
         ("a string of a space and a five", "$ 5\r\nhello\r\n"),
         ("a string of no length", "$\r\n\r\n"),
@@ -196,12 +196,12 @@ fn what_none_of_our_commands_is_answered_with_is_malformed() {
         assert_eq!(decode(bytes.chunks(1)), (Vec::new(), Err(Malformed)), "{what}, byte by byte");
         let after_one = [b"+OK\r\n", bytes.as_slice()].concat();
         let wanted = (vec![Owned::Simple(b"OK".to_vec())], Err(Malformed));
-        assert_eq!(decode([after_one.as_slice()]), wanted, "{what}, after a good one");
+        assert_eq!(decode([after_one.as_slice()]), wanted, "{what}, after a valid one");
     }
 }
 
 #[test]
-fn the_longest_command_says_all_that_the_script_is_to_know() {
+fn the_longest_command_has_all_arguments_of_the_script() {
     let take = Take {
         key: "rate_limit:2001:db8::/64".to_owned(),
         limit: common::limit(MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC - 1),
@@ -220,7 +220,7 @@ fn the_longest_command_says_all_that_the_script_is_to_know() {
 }
 
 #[test]
-fn an_answer_of_the_script_is_taken_in_its_one_form_alone() {
+fn a_reply_of_the_script_is_accepted_in_one_form_only() {
     let taken =
         |sequence, admitted, tokens_pico, now_us| TakeReply { sequence, admitted, tokens_pico, now_us };
     let good = [
@@ -279,7 +279,7 @@ fn an_answer_of_the_script_is_taken_in_its_one_form_alone() {
 }
 
 #[test]
-fn a_frame_that_says_it_is_compressed_is_refused() {
+fn a_compressed_frame_is_refused() {
     for flag in [1, 2, 0x80, 0xff] {
         let bytes = [&header(2)[..], b"ab", &[flag, 0, 0, 0, 1], b"c"].concat();
         for size in 1..=bytes.len() {
@@ -287,7 +287,7 @@ fn a_frame_that_says_it_is_compressed_is_refused() {
             let unframed: Result<(), Compressed> =
                 bytes.chunks(size).try_for_each(|chunk| unframer.unframe(chunk, &mut out));
             assert_eq!(unframed, Err(Compressed), "flag {flag}");
-            assert_eq!(out, b"ab", "what came before it is good");
+            assert_eq!(out, b"ab", "the frame before it is valid");
         }
     }
 }
@@ -296,14 +296,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn replies_decode_the_same_however_they_are_cut(
+    fn replies_decode_the_same_split_anywhere(
         replies in vec(any_reply(), 0..20), places in vec(any::<Index>(), 0..40),
     ) {
         let stream: Vec<u8> = replies.iter().flat_map(Owned::encode).collect();
-        prop_assert_eq!(decode(cut(&stream, &places)), (replies, Ok(())));
+        prop_assert_eq!(decode(split(&stream, &places)), (replies, Ok(())));
     }
 
-    /// Whatever comes, no more than one reply's bytes are waited for.
     #[test]
     fn an_unfinished_reply_is_bounded(start in almost_replies(), filler in any::<u8>()) {
         let most = 1 + "4096".len() + 2 + MAX_REPLY_BYTES + 2;
@@ -321,7 +320,7 @@ proptest! {
     }
 
     #[test]
-    fn commands_carry_their_arguments_whatever_is_in_them(
+    fn command_arguments_may_contain_any_bytes(
         commands in vec(vec(vec(prop_oneof![any::<u8>(), prop::sample::select(b"\r\n\0$*".to_vec())], 0..40), 1..10), 0..10),
     ) {
         let mut bytes = Vec::new();
@@ -332,9 +331,9 @@ proptest! {
         prop_assert_eq!(parse_commands(&bytes), commands);
     }
 
-    /// No key of a bucket can pass for protocol.
+    /// No key of a bucket can inject protocol.
     #[test]
-    fn a_question_is_one_command_whatever_its_key(
+    fn a_take_is_one_command_with_any_key(
         key in any::<String>(), sequence in any::<u32>(), ttl_ms in any::<u64>(),
         capacity in 0..=MAX_CAPACITY, rate in 1..=MAX_REFILL_MICRO_PER_SEC,
     ) {
@@ -354,7 +353,7 @@ proptest! {
     }
 
     #[test]
-    fn every_answer_of_the_script_is_understood(
+    fn every_reply_of_the_script_is_parsed(
         sequence in any::<u32>(), admitted in any::<bool>(), tokens_pico in any::<u64>(), now_us in any::<u64>(),
     ) {
         let (replies, end) = decode([taken_reply(&sequence.to_string(), admitted, tokens_pico, now_us).as_slice()]);

@@ -1,12 +1,12 @@
-//! The bucket in Lua decides what the bucket in Rust decides, on a real Redis and to the last unit.
+//! On a real Redis, the bucket in Lua makes the same decisions as the bucket in Rust, exact to the last unit.
 //!
-//! Needs a `redis-server` on the `PATH`, or its path in `REDIS_SERVER`. The random run is short here; the long one is
+//! Needs a `redis-server` on the `PATH`, or its path in `REDIS_SERVER`. The long random run is
 //!
 //! ```text
 //! BUCKET_OPERATIONS=20_000_000 cargo test --release --test redis_script -- --nocapture at_random
 //! ```
 //!
-//! and a failure of either says the seed that brings it back in `BUCKET_SEED`.
+//! A failure prints the seed that repeats it in `BUCKET_SEED`.
 
 mod common;
 
@@ -32,7 +32,7 @@ const YEAR_2200: u64 = 7_258_118_400 * SECOND;
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// A connection that sends what the limiter sends, to a Redis that ends with it.
+/// A connection that sends the limiter's commands, and its own Redis.
 struct Client {
     connection: Connection,
     _server: Redis,
@@ -52,27 +52,26 @@ impl Client {
         Ok(from_redis_value(self.connection.recv_response()?.extract_error()?)?)
     }
 
-    /// The script's answer to the limiter's own command.
+    /// The script's reply to the limiter's own command.
     fn take(&mut self, take: &Take, sequence: u32, script: Script) -> RedisResult<TakeReply> {
         let mut command = Vec::new();
         take.push(&mut command, sequence, script);
         self.send(&command);
         let text: String = self.reply()?;
-        Ok(TakeReply::parse(text.as_bytes()).expect("an answer of the script"))
+        Ok(TakeReply::parse(text.as_bytes()).expect("a reply of the script"))
     }
 
-    fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
+    fn run<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
         let mut command = redis::Cmd::new();
         command.arg(words).query(&mut self.connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 }
 
-/// The script with a clock that the question carries, and whose answer also says what is stored and for how long.
+/// The script with the time as an argument, and with the stored fields and their expiry in its reply.
 ///
-/// All else is the script as it is shipped.
 fn script_with_clock() -> String {
     let clock = "redis.call('TIME')";
-    assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
+    assert_eq!(TAKE.matches(clock).count(), 1, "the script reads the clock once");
     let timed = TAKE.replace(clock, "{ARGV[7], ARGV[8]}");
     format!(
         "local function take()\n{timed}\nend\n\
@@ -83,17 +82,17 @@ fn script_with_clock() -> String {
     )
 }
 
-/// What the script answers, and what it leaves behind.
+/// The reply of the script, and the fields that it leaves.
 #[derive(Clone, Debug)]
 struct Seen {
     taken: TakeReply,
     tokens: String,
     last_refill: String,
-    /// How long the key is kept; `None` where there is none.
+    /// The expiry of the key; `None` if there is no key.
     kept_ms: Option<u64>,
 }
 
-/// Equal but for the time that passes between a command and the next, and a millisecond that the script rounds up.
+/// Equal except for the time between two commands, and a millisecond that the script rounds up.
 impl PartialEq for Seen {
     fn eq(&self, other: &Self) -> bool {
         let is_near = match (self.kept_ms, other.kept_ms) {
@@ -117,11 +116,11 @@ struct LuaBucket {
 
 impl LuaBucket {
     fn new(mut client: Client) -> Self {
-        let sha1 = client.ask(&["SCRIPT", "LOAD", &script_with_clock()]);
+        let sha1 = client.run(&["SCRIPT", "LOAD", &script_with_clock()]);
         Self { client, sha1, sequence: 0, batch: Vec::new() }
     }
 
-    /// Puts a question into the batch: the limiter's own command, with another script and a time.
+    /// Adds the limiter's own command to the batch, with another script and a time.
     fn push(&mut self, take: &Take, now_us: u64) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut command = Vec::new();
@@ -134,7 +133,7 @@ impl LuaBucket {
         push_command(&mut self.batch, &words);
     }
 
-    /// Puts a change of fields into the batch; its reply has to be read, too.
+    /// Adds a change of fields to the batch; each has a reply.
     fn push_fields(&mut self, key: &str, fields: &[(&str, &[u8])]) {
         push_command(&mut self.batch, &[b"DEL", key.as_bytes()]);
         for (field, value) in fields {
@@ -147,11 +146,11 @@ impl LuaBucket {
     }
 
     fn seen(&mut self) -> Seen {
-        let text: String = self.client.reply().expect("an answer");
+        let text: String = self.client.reply().expect("a reply");
         let mut parts = text.split('|');
         let mut part = || parts.next().expect("four parts");
         Seen {
-            taken: TakeReply::parse(part().as_bytes()).expect("an answer of the script"),
+            taken: TakeReply::parse(part().as_bytes()).expect("a reply of the script"),
             tokens: part().to_owned(),
             last_refill: part().to_owned(),
             kept_ms: match part().parse::<u64>() {
@@ -168,7 +167,7 @@ impl LuaBucket {
         }
     }
 
-    fn ask(&mut self, take: &Take, now_us: u64) -> Seen {
+    fn run(&mut self, take: &Take, now_us: u64) -> Seen {
         self.push(take, now_us);
         self.send();
         self.seen()
@@ -181,7 +180,7 @@ impl LuaBucket {
     }
 }
 
-fn question(key: &str, limit: Limit) -> Take {
+fn take_of(key: &str, limit: Limit) -> Take {
     Take { key: key.to_owned(), limit, other_limit: limit, ttl_ms: HOUR_MS }
 }
 
@@ -193,9 +192,9 @@ fn time_text(us: u64) -> String {
     format!("{}.{:06}", us / SECOND, us % SECOND)
 }
 
-/// What the script has to answer and to leave behind, by the bucket in Rust.
+/// The expected result of the script, from the bucket in Rust.
 ///
-/// `texts` is what the fields hold if the request changes nothing.
+/// `texts` are the fields if the request changes nothing.
 fn expected(
     sequence: u32,
     stored: &mut Option<Bucket>,
@@ -218,7 +217,7 @@ fn expected(
     (Seen { taken, tokens, last_refill, kept_ms }, verdict)
 }
 
-/// How long a bucket has to be kept where so much is left: for its `ttl`, and until it is full at either health.
+/// The expiry of a bucket with these tokens: its `ttl`, and until it is full at either health.
 fn kept_ms(take: &Take, tokens_pico: u64) -> u64 {
     let full_ms = |limit: Limit| {
         let missing = (u64::from(limit.capacity()) * PICO_PER_TOKEN).saturating_sub(tokens_pico);
@@ -229,7 +228,7 @@ fn kept_ms(take: &Take, tokens_pico: u64) -> u64 {
 
 #[test]
 fn the_hash_is_the_one_that_redis_computes() {
-    assert_eq!(Client::start().ask::<String>(&["SCRIPT", "LOAD", TAKE]), TAKE_SHA1);
+    assert_eq!(Client::start().run::<String>(&["SCRIPT", "LOAD", TAKE]), TAKE_SHA1);
 }
 
 #[test]
@@ -239,7 +238,7 @@ fn lua_decides_like_rust_case_by_case() {
     let now = YEAR_2024 + 123_456_789;
     let one_per_second = limit(10, 1_000_000);
     let (slowest, fastest) = (limit(3, 1), limit(MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC));
-    // (what, tokens and time that are stored, limit, time, whole tokens left or nothing where refused)
+    // (case, stored tokens and time, limit, time, whole tokens left or nothing if refused)
     type Case = (&'static str, Option<(u64, u64)>, Limit, u64, Option<u32>);
     let cases: &[Case] = &[
         ("a new bucket is full", None, one_per_second, now, Some(9)),
@@ -343,7 +342,7 @@ fn lua_decides_like_rust_case_by_case() {
         ("a capacity of zero, new", None, limit(0, 0), now, None),
     ];
     for (what, stored, limit, now_us, left) in cases {
-        let take = question("case", *limit);
+        let take = take_of("case", *limit);
         let mut bucket = stored.map(|(tokens_pico, refilled_at_us)| Bucket { tokens_pico, refilled_at_us });
         let texts = stored.map(|(tokens, us)| (tokens_text(tokens), time_text(us)));
         let (tokens, last_refill) = texts.unwrap_or(("-".into(), "-".into()));
@@ -353,10 +352,10 @@ fn lua_decides_like_rust_case_by_case() {
             }
             None => lua.put("case", &[]),
         }
-        // Asked three times, so that what the first has stored is read, too.
+        // Three requests, so that fields that the first one has stored are read too.
         let (mut tokens, mut last_refill) = (tokens, last_refill);
         for attempt in 0..3 {
-            let seen = lua.ask(&take, *now_us);
+            let seen = lua.run(&take, *now_us);
             let (expected, verdict) =
                 expected(lua.sequence, &mut bucket, (&tokens, &last_refill), &take, *now_us);
             assert_eq!(seen, expected, "{what}, attempt {attempt}");
@@ -370,10 +369,10 @@ fn lua_decides_like_rust_case_by_case() {
 }
 
 #[test]
-fn fields_count_as_a_human_would_write_them_and_garbage_counts_as_absent() {
+fn fields_may_be_written_by_hand_and_garbage_counts_as_absent() {
     let mut lua = LuaBucket::new(Client::start());
     let limit = limit(1_000, 1_000_000);
-    let take = question("fields", limit);
+    let take = take_of("fields", limit);
     let token = PICO_PER_TOKEN;
     let (now, then) = (YEAR_2024 + 10 * SECOND, "1704067200");
     let good: [(&str, &str, u64, u64); 12] = [
@@ -393,7 +392,7 @@ fn fields_count_as_a_human_would_write_them_and_garbage_counts_as_absent() {
     for (tokens, last_refill, tokens_pico, refilled_at_us) in good {
         lua.put("fields", &[("tokens", tokens.as_bytes()), ("last_refill", last_refill.as_bytes())]);
         let mut bucket = Some(Bucket { tokens_pico, refilled_at_us });
-        let seen = lua.ask(&take, now);
+        let seen = lua.run(&take, now);
         let (expected, _) = expected(lua.sequence, &mut bucket, (tokens, last_refill), &take, now);
         assert_eq!(seen, expected, "{tokens:?} tokens at {last_refill:?}");
     }
@@ -438,12 +437,12 @@ fn fields_count_as_a_human_would_write_them_and_garbage_counts_as_absent() {
             named.iter().filter_map(|(field, value)| Some((*field, (*value)?))).collect();
         lua.put("fields", &fields);
         let what = format!("{which}: {fields:?}");
-        let seen = lua.ask(&take, now);
+        let seen = lua.run(&take, now);
         let (expected, _) = expected(lua.sequence, &mut None, ("-", "-"), &take, now);
         assert_eq!(seen, expected, "counts as a new bucket: {what}");
     }
     lua.put("fields", &[("tokens", b"5"), ("last_refill", b"1704067200.0000001")]);
-    assert_eq!(lua.ask(&take, now).taken.tokens_pico, 999 * token, "a tenth of a microsecond is garbage");
+    assert_eq!(lua.run(&take, now).taken.tokens_pico, 999 * token, "a tenth of a microsecond is garbage");
 }
 
 #[test]
@@ -462,7 +461,7 @@ fn the_key_is_kept_until_it_is_full_again_at_either_health_and_no_longer() {
     ];
     for (number, (limit, other_limit, ttl_ms, before, wanted_ms)) in cases.into_iter().enumerate() {
         let take = Take { key: format!("kept:{number}"), limit, other_limit, ttl_ms };
-        let seen = (0..=before).map(|_| lua.ask(&take, YEAR_2024)).last().expect("one request at least");
+        let seen = (0..=before).map(|_| lua.run(&take, YEAR_2024)).last().expect("one request at least");
         let kept_ms = seen.kept_ms.expect("a key");
         assert!(
             (wanted_ms - wanted_ms.min(100)..=wanted_ms + 1).contains(&kept_ms),
@@ -472,59 +471,59 @@ fn the_key_is_kept_until_it_is_full_again_at_either_health_and_no_longer() {
 }
 
 #[test]
-fn the_key_expires_after_its_ttl_and_every_request_begins_that_anew() {
+fn the_key_expires_after_its_ttl_and_every_request_renews_it() {
     let mut client = Client::start();
     let slow = limit(1, 100_000);
     let take = Take { key: "kept".to_owned(), limit: slow, other_limit: slow, ttl_ms: 50_000 };
-    let mut ask = |script| {
-        let taken = client.take(&take, 7, script).expect("an answer");
+    let mut run = |script| {
+        let taken = client.take(&take, 7, script).expect("a reply");
         assert_eq!(taken.sequence, 7);
         let clock_us = UNIX_EPOCH.elapsed().expect("a clock after 1970").as_micros() as u64;
         assert!(clock_us.abs_diff(taken.now_us) < 20 * SECOND, "it is Redis' clock");
-        let ttl_ms: u64 = client.ask(&["PTTL", "kept"]);
-        // The reply to the second command may come a while after that to the first.
+        let ttl_ms: u64 = client.run(&["PTTL", "kept"]);
+        // The reply to the second command may come later than the first one.
         assert!((30_000..=50_000).contains(&ttl_ms), "{ttl_ms} ms");
-        client.ask::<()>(&["PEXPIRE", "kept", "20000"]);
+        client.run::<()>(&["PEXPIRE", "kept", "20000"]);
         taken.admitted
     };
-    assert!(ask(Script::Text), "a new bucket is kept");
-    assert!(!ask(Script::Hash), "a refusal keeps it longer");
-    assert!(!ask(Script::Text), "and so does the next");
-    let stored: String = client.ask(&["HGET", "kept", "last_refill"]);
-    // A clock that is behind what is stored.
-    client.ask::<()>(&["HSET", "kept", "last_refill", "9999999999"]);
-    assert!(!client.take(&take, 8, Script::Hash).expect("an answer").admitted);
-    assert!(client.ask::<u64>(&["PTTL", "kept"]) > 30_000, "a refusal after a step back");
-    let again: String = client.ask(&["HGET", "kept", "last_refill"]);
-    assert!(again >= stored && again.as_str() < "9999999999", "counts on from the clock as it is");
+    assert!(run(Script::Text), "a new bucket is kept");
+    assert!(!run(Script::Hash), "a refusal keeps it longer");
+    assert!(!run(Script::Text), "and so does the next");
+    let stored: String = client.run(&["HGET", "kept", "last_refill"]);
+    // A clock that is behind the stored time.
+    client.run::<()>(&["HSET", "kept", "last_refill", "9999999999"]);
+    assert!(!client.take(&take, 8, Script::Hash).expect("a reply").admitted);
+    assert!(client.run::<u64>(&["PTTL", "kept"]) > 30_000, "a refusal after a step back");
+    let again: String = client.run(&["HGET", "kept", "last_refill"]);
+    assert!(again >= stored && again.as_str() < "9999999999", "continues from the present clock");
 
     let longest =
         Take { key: "longest".to_owned(), limit: limit(MAX_CAPACITY, 1), other_limit: slow, ttl_ms: 1_000 };
-    let taken = client.take(&longest, u32::MAX, Script::Hash).expect("an answer");
+    let taken = client.take(&longest, u32::MAX, Script::Hash).expect("a reply");
     assert_eq!((taken.sequence, taken.admitted), (u32::MAX, true));
-    client.ask::<()>(&["HSET", "longest", "tokens", "0"]);
-    assert!(!client.take(&longest, 1, Script::Hash).expect("an answer").admitted);
-    assert!(client.ask::<u64>(&["PTTL", "longest"]) > 9_000_000_000_000_000);
+    client.run::<()>(&["HSET", "longest", "tokens", "0"]);
+    assert!(!client.take(&longest, 1, Script::Hash).expect("a reply").admitted);
+    assert!(client.run::<u64>(&["PTTL", "longest"]) > 9_000_000_000_000_000);
 }
 
 #[test]
-fn what_is_no_bucket_is_left_alone_and_said_to_be() {
+fn a_key_that_is_no_bucket_is_an_error_and_stays_unchanged() {
     let mut client = Client::start();
-    client.ask::<()>(&["SET", "string", "mine"]);
-    let error = client.take(&question("string", limit(1, 1)), 1, Script::Text).expect_err("no bucket");
-    assert_eq!(error.code(), Some("WRONGTYPE"), "the session tells it by its first word: {error}");
-    assert_eq!(client.ask::<String>(&["GET", "string"]), "mine");
-    assert_eq!(client.ask::<i64>(&["PTTL", "string"]), -1, "and does not expire");
+    client.run::<()>(&["SET", "string", "mine"]);
+    let error = client.take(&take_of("string", limit(1, 1)), 1, Script::Text).expect_err("no bucket");
+    assert_eq!(error.code(), Some("WRONGTYPE"), "the session recognises it by its first word: {error}");
+    assert_eq!(client.run::<String>(&["GET", "string"]), "mine");
+    assert_eq!(client.run::<i64>(&["PTTL", "string"]), -1, "and does not expire");
 }
 
 #[test]
-fn a_script_that_is_not_there_is_said_not_to_be() {
+fn a_missing_script_is_an_error() {
     let mut client = Client::start();
-    let take = question("key", limit(1, 1));
+    let take = take_of("key", limit(1, 1));
     let error = client.take(&take, 1, Script::Hash).expect_err("no script");
     assert_eq!(error.kind(), ErrorKind::Server(ServerErrorKind::NoScript), "{error}");
     for (sequence, script, admitted) in [(2, Script::Text, true), (3, Script::Hash, false)] {
-        let taken = client.take(&take, sequence, script).expect("an answer");
+        let taken = client.take(&take, sequence, script).expect("a reply");
         assert_eq!((taken.sequence, taken.admitted), (sequence, admitted), "EVAL makes the hash known");
     }
 }
@@ -577,7 +576,7 @@ fn any_time(random: &mut Random, caller: &Caller) -> u64 {
     if (YEAR_2024..YEAR_2200).contains(&next_us) { next_us } else { YEAR_2024 + random.below(YEAR) }
 }
 
-/// A text that stands for `units` of one in 10^`digits`, as somebody may have written it.
+/// `units` of one in 10^`digits` as text, in one of its forms.
 fn any_text(random: &mut Random, units: u64, digits: u32) -> String {
     let one = 10_u64.pow(digits);
     let canonical = format!("{}.{:0width$}", units / one, units % one, width = digits as usize);
@@ -587,14 +586,14 @@ fn any_text(random: &mut Random, units: u64, digits: u32) -> String {
     }
 }
 
-/// Changes what is stored, as an operator or another program may; returns the number of replies.
-fn meddle(random: &mut Random, lua: &mut LuaBucket, caller: &mut Caller) -> usize {
+/// Changes the stored fields, as an operator or another program may; returns the number of replies.
+fn change_fields(random: &mut Random, lua: &mut LuaBucket, caller: &mut Caller) -> usize {
     let tokens_pico = random.of_any_size(u64::from(MAX_CAPACITY) * PICO_PER_TOKEN);
     let refilled_at_us = YEAR_2024 + random.below(YEAR_2200 - YEAR_2024);
     let mut tokens = any_text(random, tokens_pico, 12);
     let mut last_refill = any_text(random, refilled_at_us, 6);
     let mut stored = Some(Bucket { tokens_pico, refilled_at_us });
-    // Ten digits before the point are the most that are read.
+    // At most ten digits before the point are read.
     if last_refill.starts_with('0') {
         stored = None;
     }
@@ -619,7 +618,7 @@ fn lua_decides_like_rust_at_random() {
     let mut lua = LuaBucket::new(Client::start());
     let mut callers: Vec<Caller> = (0..CALLERS)
         .map(|number| Caller {
-            take: question(&format!("caller:{number}"), any_limit(&mut random)),
+            take: take_of(&format!("caller:{number}"), any_limit(&mut random)),
             now_us: YEAR_2024 + random.below(YEAR_2200 - YEAR_2024),
             stored: None,
             tokens: "-".to_owned(),
@@ -632,7 +631,7 @@ fn lua_decides_like_rust_at_random() {
         let mut wanted = Vec::new();
         for _ in 0..BATCH.min(operations - done) {
             let caller = &mut callers[random.below(CALLERS) as usize];
-            let meddled = if random.one_in(50) { meddle(&mut random, &mut lua, caller) } else { 0 };
+            let changed = if random.one_in(50) { change_fields(&mut random, &mut lua, caller) } else { 0 };
             if random.one_in(20) {
                 caller.take.limit = any_limit(&mut random);
             }
@@ -645,28 +644,28 @@ fn lua_decides_like_rust_at_random() {
             let stepped_back = before.is_some_and(|bucket| caller.now_us < bucket.refilled_at_us);
             *outcomes.entry((verdict.outcome == Outcome::Admitted, stepped_back)).or_default() += 1;
             (caller.tokens, caller.last_refill) = (expected.tokens.clone(), expected.last_refill.clone());
-            wanted.push((meddled, before, caller.take.limit, expected));
+            wanted.push((changed, before, caller.take.limit, expected));
         }
         lua.send();
-        for (meddled, before, limit, expected) in wanted {
-            lua.skip(meddled);
+        for (changed, before, limit, expected) in wanted {
+            lua.skip(changed);
             let seen = lua.seen();
             done += 1;
             assert_eq!(seen, expected, "operation {done}: {before:?} under {limit:?}");
         }
     }
-    println!("{done} operations; (admitted, stepped back) and how many: {outcomes:?}");
-    assert_eq!(outcomes.len(), 4, "every kind of outcome came up: {outcomes:?}");
+    println!("{done} operations, by (admitted, stepped back): {outcomes:?}");
+    assert_eq!(outcomes.len(), 4, "not every kind of outcome occurred: {outcomes:?}");
 }
 
 #[test]
-fn a_redis_clock_that_steps_back_mints_nothing_and_blocks_nobody() {
+fn a_redis_clock_that_steps_back_mints_nothing_and_blocks_no_caller() {
     let mut random = Random::new(seed_from_env("BUCKET_SEED"));
     let mut lua = LuaBucket::new(Client::start());
     for run in 0..40 {
         let rate = random.of_any_size(5_000_000);
         let limit = limit(1 + random.below(20) as u32, rate);
-        let take = question(&format!("stepping:{run}"), limit);
+        let take = take_of(&format!("stepping:{run}"), limit);
         let token_us = PICO_PER_TOKEN.div_ceil(rate);
         let mut oracle = IntervalOracle::new(limit);
         let mut now_us = YEAR_2024;
@@ -677,7 +676,7 @@ fn a_redis_clock_that_steps_back_mints_nothing_and_blocks_nobody() {
                 6..9 => now_us + token_us.saturating_add(random.below(5)).saturating_sub(2),
                 _ => now_us + random.of_any_size(10 * token_us),
             };
-            let seen = lua.ask(&take, now_us);
+            let seen = lua.run(&take, now_us);
             let allowed = oracle.may_admit(now_us);
             if seen.taken.admitted {
                 assert!(allowed, "run {run}: a token was minted at {now_us}");
@@ -688,11 +687,11 @@ fn a_redis_clock_that_steps_back_mints_nothing_and_blocks_nobody() {
             assert!((1..=token_us).contains(&wait_us), "run {run}: {wait_us} µs to wait at {now_us}");
             if random.one_in(4) {
                 assert!(
-                    !lua.ask(&take, now_us + wait_us - 1).taken.admitted,
+                    !lua.run(&take, now_us + wait_us - 1).taken.admitted,
                     "run {run}: a microsecond early"
                 );
                 now_us += wait_us;
-                assert!(lua.ask(&take, now_us).taken.admitted, "run {run}: blocked at {now_us}");
+                assert!(lua.run(&take, now_us).taken.admitted, "run {run}: blocked at {now_us}");
                 assert!(oracle.may_admit(now_us));
                 oracle.admit();
             }

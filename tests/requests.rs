@@ -1,4 +1,4 @@
-//! A request is one value from its arrival to its end.
+//! The state of requests from arrival to end.
 
 use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
@@ -25,12 +25,12 @@ fn a_request_is_in_one_state_at_a_time_and_ends_once() {
     assert!(matches!(requests.state(1), Some(RequestState::WaitsForRedis(CommandId(5)))));
     assert_eq!(requests.waiting_for_documents(10), [0_u32; 0], "it does not wait for both");
     let ended = requests.end(1).expect("a request that has not ended");
-    assert_eq!(ended.arrived, at(10), "when it arrived stays what it was");
+    assert_eq!(ended.arrived, at(10), "the arrival does not change");
     assert!(requests.end(1).is_none() && requests.state(1).is_none());
 }
 
 #[test]
-fn requests_that_wait_for_documents_are_listed_oldest_first_and_no_more_than_wanted() {
+fn requests_that_wait_for_documents_are_listed_oldest_first_up_to_a_bound() {
     let mut requests = Requests::default();
     for id in [3, 1, 2] {
         requests.wait_for_documents(id, at(0));
@@ -41,7 +41,7 @@ fn requests_that_wait_for_documents_are_listed_oldest_first_and_no_more_than_wan
 }
 
 #[test]
-fn a_body_has_ten_seconds_and_one_that_arrived_or_was_left_has_no_deadline() {
+fn a_body_has_ten_seconds_unless_it_has_arrived_or_the_request_has_ended() {
     let mut requests = Requests::default();
     for id in [1, 2, 3] {
         requests.wait_for_body(id, at(id.into()), change()).expect("room");

@@ -1,13 +1,13 @@
-//! Text from outside: in one line, of a bounded length, in the log and in errors.
+//! Text from outside, in the log and in errors: one line of a bounded length.
 
 use dynamic_rate_limiter::config::{Environment, PluginConfig, parse_key_document, parse_tier_document};
 use dynamic_rate_limiter::shown::{Line, MAX_LINE_BYTES, Shown, listed, quoted};
 
-/// Longer than what the bound on a log line leaves, and than any document.
+/// Longer than a log line and than any document.
 const LONG: usize = 5 << 20;
 
 #[test]
-fn a_text_is_shown_in_one_line_and_forty_characters() {
+fn a_text_is_shown_in_one_line_of_forty_characters() {
     let cases = [
         ("pro", "pro"),
         ("with \"quotes\", 'others' and \\", "with \"quotes\", 'others' and \\"),
@@ -26,7 +26,7 @@ fn a_text_is_shown_in_one_line_and_forty_characters() {
 }
 
 #[test]
-fn a_long_list_says_how_many_more_there_are() {
+fn a_long_list_ends_with_the_number_of_omitted_items() {
     let names: Vec<String> = (0..1_000).map(|number| format!("t{number}")).collect();
     let list = |count: usize| listed(names[..count].iter().map(String::as_str));
     assert_eq!(list(0), "");
@@ -52,11 +52,11 @@ fn a_line_of_the_log_is_one_line_and_bounded() {
     assert_eq!(Line::of(format_args!("{whole}")).as_str(), whole);
 }
 
-/// Every place of a document that an error repeats, with text that is long and has what ends a line.
+/// Every part of a document that an error repeats, with long text that contains line breaks.
 #[test]
-fn no_error_of_the_configuration_has_more_than_a_line() {
-    let evil = format!("forged\n[info] line\u{2028}{}", "x".repeat(LONG));
-    let json = serde_json::to_string(&evil).expect("a string");
+fn every_configuration_error_is_one_line() {
+    let hostile = format!("forged\n[info] line\u{2028}{}", "x".repeat(LONG));
+    let json = serde_json::to_string(&hostile).expect("a string");
     let documents = [
         json.clone(),
         format!("{{{json}: 1}}"),
@@ -101,8 +101,8 @@ fn no_error_of_the_configuration_has_more_than_a_line() {
         }
     }
     for environment in [
-        Environment { default_tier: Some(evil.clone().into_bytes()), ..Environment::default() },
-        Environment { config_ttl: Some(evil.clone().into_bytes()), ..Environment::default() },
+        Environment { default_tier: Some(hostile.clone().into_bytes()), ..Environment::default() },
+        Environment { config_ttl: Some(hostile.clone().into_bytes()), ..Environment::default() },
     ] {
         let source = br#"{"config_source": {"cluster": "c", "api_keys": "/k"}}"#;
         assert_one_line(&PluginConfig::parse(source, &environment).expect_err("a wrong variable"));
@@ -110,7 +110,7 @@ fn no_error_of_the_configuration_has_more_than_a_line() {
 }
 
 #[test]
-fn an_error_that_lists_the_tiers_does_not_list_thousands() {
+fn an_error_lists_a_bounded_number_of_tiers() {
     let tiers: Vec<String> =
         (0..4_000).map(|number| format!(r#""t{number}": {{"unlimited": true}}"#)).collect();
     let document = format!(r#"{{"default_tier": "gold", "tiers": {{{}}}}}"#, tiers.join(","));

@@ -1,4 +1,4 @@
-//! The parts of the overload control, each by itself, and workers that share memory.
+//! The parts of the overload control, and workers that share memory.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -42,7 +42,7 @@ mod queue {
     }
 
     #[test]
-    fn a_request_leaves_at_the_instant_and_not_before() {
+    fn a_request_leaves_the_queue_exactly_at_its_deadline() {
         let mut queue = AdmissionQueue::default();
         let rank = queue.push(1, 9, 0, at(10));
         assert_eq!(queue.priorities(), 1 << 54);
@@ -57,7 +57,7 @@ mod limit {
 
     const MS: f64 = 1e-3;
 
-    /// A second of 100 responses that all take so long, while so many in a hundred requests wait.
+    /// A second of 100 responses with this latency, while this percentage of requests waits.
     fn second(limit: &mut ConcurrencyLimit, now_ms: &mut u64, latency_ms: f64, waiting_percent: f64) {
         let (mut epoch, mut since_ms) = (limit.epoch, *now_ms - 1_000);
         for _ in 0..20 {
@@ -87,12 +87,12 @@ mod limit {
 
     #[test]
     fn it_grows_while_requests_wait_and_latency_is_at_the_baseline() {
-        for (percent, is_noticed) in [(10.0, false), (35.0, true)] {
+        for (percent, grows) in [(10.0, false), (35.0, true)] {
             let (mut limit, mut now_ms) = learned();
             let before = limit.limit(at(now_ms));
             second(&mut limit, &mut now_ms, 100.0, percent);
             let has_grown = limit.limit(at(now_ms)) > 1.5 * before;
-            assert_eq!(has_grown, is_noticed, "{percent} % wait, {limit:?}");
+            assert_eq!(has_grown, grows, "{percent} % wait, {limit:?}");
         }
     }
 
@@ -103,14 +103,14 @@ mod limit {
         while !matches!(limit.state, LimitState::Cutting(_)) {
             second(&mut limit, &mut now_ms, 400.0, 90.0);
         }
-        assert!(limit.queue_limit() >= before, "a cut that has not proved itself is no reason to shed");
+        assert!(limit.queue_limit() >= before, "an unproved cut is no reason to shed");
         (0..4).for_each(|_| second(&mut limit, &mut now_ms, 140.0, 90.0));
         assert!(limit.limit(at(now_ms)) < before, "{limit:?}");
         assert!(limit.baseline() < Some(Duration::from_millis(115)), "{limit:?}");
     }
 
     #[test]
-    fn a_cut_that_does_not_is_reverted_and_the_baseline_is_what_was_measured() {
+    fn a_cut_that_does_not_lower_latency_is_reverted_and_the_baseline_follows_the_measurement() {
         let (mut limit, mut now_ms) = learned();
         (0..30).for_each(|_| second(&mut limit, &mut now_ms, 400.0, 90.0));
         assert!(limit.baseline() > Some(Duration::from_millis(390)), "{limit:?}");
@@ -118,7 +118,7 @@ mod limit {
     }
 
     #[test]
-    fn without_a_response_it_falls_and_comes_back_with_the_first_good_ones() {
+    fn without_a_response_the_limit_falls_and_recovers_with_the_first_good_ones() {
         let (mut limit, mut now_ms) = learned();
         let waits = Observations { arrivals: 5.0, waited: 5.0, ..Observations::default() };
         let mut until_silent_ms = 0;
@@ -132,7 +132,7 @@ mod limit {
     }
 
     #[test]
-    fn whatever_arrives_it_stays_a_number_of_at_least_one() {
+    fn with_any_observations_the_limit_stays_at_least_one() {
         let wild = [0.0, -1.0, 1.0, 1e300, f64::NAN, f64::INFINITY, f64::MIN_POSITIVE];
         let mut limit = ConcurrencyLimit::new(at(0));
         for (step, samples) in (0..).zip(wild.iter().cycle().take(200)) {
@@ -150,7 +150,7 @@ mod limit {
             let now = at(step * 997 % 1_500);
             limit.learn_usual(&observed, now);
             limit.update(&observed, *samples, *samples, now);
-            // What is no number does not survive the record.
+            // NaN and infinity do not survive the record.
             let bytes = serde_json::to_vec(&limit).unwrap();
             limit = serde_json::from_slice(&bytes).unwrap_or_else(|_| ConcurrencyLimit::new(now));
             assert!(limit.limit(now) >= 1.0, "{limit:?}");
@@ -170,16 +170,16 @@ mod record {
     }
 
     #[test]
-    fn gauges_are_taken_apart_and_put_together() {
+    fn gauges_are_decoded_and_encoded() {
         let whole = Gauges::new((3 << 32) + 7, 5 << 48 | 63);
         assert_eq!((whole.in_flight, whole.queues, whole.highest_waiting()), (7, 3, Some(8)));
         assert_eq!(whole.values(), ((3 << 32) + 7, 5 << 48 | 63));
         let below = Gauges::new(u64::MAX, 0);
-        assert_eq!((below.in_flight, below.queues), (-1, 0), "one taken off too much is no queue");
+        assert_eq!((below.in_flight, below.queues), (-1, 0), "a negative value is no queue");
     }
 
     #[test]
-    fn what_a_dead_worker_held_is_taken_off_within_a_second() {
+    fn places_of_a_dead_worker_are_released_within_a_second() {
         let mut record = ClusterRecord::new(at(0));
         let observed = Observations::default();
         record.update(&observed, entry(1, 5, 0), gauges(5), at(0));
@@ -191,10 +191,10 @@ mod record {
     }
 
     #[test]
-    fn what_live_workers_hold_is_not_taken_off() {
+    fn places_of_live_workers_are_not_released() {
         let mut record = ClusterRecord::new(at(0));
         for ms in (0..10_000).step_by(25) {
-            // The gauge is ahead of one worker's last word, or behind it.
+            // The gauge is ahead of a worker's last entry, or behind it.
             let in_flight = if ms % 100 < 50 { 9 } else { 7 };
             let entry = entry(ms % 50 / 25, 4, ms);
             let excess = record.update(&Observations::default(), entry, gauges(in_flight), at(ms));
@@ -203,7 +203,7 @@ mod record {
     }
 
     #[test]
-    fn without_gauges_the_shares_are_the_limit_and_go_by_demand() {
+    fn without_gauges_the_shares_add_up_to_the_limit_and_follow_demand() {
         let mut record = ClusterRecord::new(at(0));
         for (worker, demand) in [(1, 6.0), (2, 3.0), (3, 1.0)] {
             let entry = WorkerEntry { demand, ..entry(worker, 0, 0) };
@@ -236,7 +236,7 @@ mod record {
 mod health {
     use super::*;
 
-    /// Ten minutes at most of callers that each send so many requests a second, of which so many are errors.
+    /// The time until this health, at most ten minutes, with callers that send these requests and errors a second.
     fn seconds_until(
         wanted: Health,
         detector: &mut HealthDetector,
@@ -264,7 +264,7 @@ mod health {
     }
 
     #[test]
-    fn errors_of_all_callers_turn_it_degraded_and_health_comes_back() {
+    fn errors_of_all_callers_turn_health_degraded_and_it_recovers() {
         let (mut detector, mut now_ms) = (detector(), 0);
         let failing = seconds_until(Health::Degraded, &mut detector, &mut now_ms, &[(10.0, 10.0); 20]);
         assert!(failing.is_some_and(|seconds| (3.0..=5.0).contains(&seconds)), "{failing:?}");
@@ -274,7 +274,7 @@ mod health {
     }
 
     #[test]
-    fn one_caller_among_twenty_cannot_turn_it_degraded_whatever_it_sends() {
+    fn one_caller_among_twenty_cannot_turn_health_degraded() {
         let mut callers = vec![(0.25, 0.0); 20];
         callers.push((1_000.0, 1_000.0));
         assert_eq!(seconds_until(Health::Degraded, &mut detector(), &mut 0, &callers), None);
@@ -287,7 +287,7 @@ mod health {
     }
 
     #[test]
-    fn a_tenth_of_requests_shed_is_borne_and_more_is_not() {
+    fn more_than_a_tenth_of_requests_shed_turns_health_degraded() {
         for (shed, is_degraded) in [(9.9, false), (10.1, true)] {
             let mut detector = detector();
             for second in 1..60 {
@@ -379,7 +379,7 @@ mod workers {
             (self.next, self.control.admit(self.next, arrival, at(ms), memory))
         }
 
-        /// Takes all places that are free.
+        /// Takes all free places.
         fn fill(&mut self, ms: u64, memory: &Memory) -> Vec<RequestId> {
             let taken = (0..100).map(|_| self.admit(2, false, ms, memory));
             taken.filter(|(_, admission)| *admission == Admission::Send).map(|(id, _)| id).collect()
@@ -414,7 +414,7 @@ mod workers {
     }
 
     #[test]
-    fn every_end_of_a_request_gives_its_place_back_once() {
+    fn every_end_of_a_request_releases_its_place_once() {
         let memory = Memory::default();
         for outcome in [
             GOOD,
@@ -500,7 +500,7 @@ mod workers {
     }
 
     #[test]
-    fn a_slow_upload_holds_no_place_and_its_time_is_not_the_upstreams() {
+    fn a_slow_upload_holds_no_place_and_does_not_count_as_latency() {
         let memory = Memory::default();
         let mut worker = Worker::new(1);
         let (id, _) = worker.admit(2, true, 0, &memory);
