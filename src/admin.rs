@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Config, HealthThresholds};
-use crate::control::{Control, Redis};
+use crate::control::{Control, RedisStatus};
 use crate::headers::{decimal, rounded, seconds};
 use crate::health::HealthOverride;
 use crate::identity::{KeyHash, Network};
@@ -90,8 +90,8 @@ pub fn health(method: &[u8], config: &Config, control: Control, lacks_documents:
     }
     let (status, redis) = match (&config.settings.redis, control.redis) {
         (None, _) => ("healthy", "not_configured"),
-        (Some(_), Redis::Connected) => ("healthy", "connected"),
-        (Some(_), Redis::Unknown | Redis::Disconnected) => ("degraded", "disconnected"),
+        (Some(_), RedisStatus::Connected) => ("healthy", "connected"),
+        (Some(_), RedisStatus::Unknown | RedisStatus::Disconnected) => ("degraded", "disconnected"),
     };
     let (status, documents) = match lacks_documents {
         true => ("degraded", r#","documents":"missing""#),

@@ -57,7 +57,7 @@ pub enum Decision {
     AwaitsRedis(CommandId),
 }
 
-/// A request that limits apply to, as far as its headers decide about it.
+/// What a request's headers decide about it.
 #[derive(Debug)]
 pub enum Screening {
     /// Nothing more has to be known.
@@ -66,7 +66,7 @@ pub enum Screening {
     Limited(LimitedRequest),
 }
 
-/// Who a request is charged to.
+/// A request that limits apply to, and the bucket that is charged.
 #[derive(Clone, Debug)]
 pub struct LimitedRequest {
     /// The caller's tier.
@@ -321,7 +321,6 @@ fn method(request: &impl Request) -> Vec<u8> {
     request.header(":method").unwrap_or_default()
 }
 
-/// Is it exempt?
 fn is_exempt(path: &[u8], request: &impl Request, settings: &Settings) -> bool {
     settings.exempt_paths.iter().any(|exempt| exempt.matches(path))
         || settings.exempt_preflight && is_preflight(request)

@@ -48,8 +48,8 @@ pub struct Verdict {
 /// The second value is what to store instead; `None` where the stored state still says it all. A refusal
 /// changes nothing, which makes refusing cheap and keeps a flood of refusals from touching the store.
 ///
-/// A clock behind `refilled_at_us` counts as no time passed, and counting goes on from the earlier reading:
-/// the step mints nothing, and no caller waits for the clock to catch up.
+/// If the clock stepped back (`now_us` is before `refilled_at_us`), no time has passed, and the bucket stores
+/// `now_us`. So the step adds no tokens, and no caller has to wait until the clock catches up.
 pub fn take(stored: Option<Bucket>, limit: Limit, now_us: u64) -> (Verdict, Option<Bucket>) {
     let available_pico = available_pico(stored, limit, now_us);
     let (outcome, tokens_pico) = match available_pico.checked_sub(PICO_PER_TOKEN) {

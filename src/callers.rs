@@ -8,8 +8,8 @@ use crate::documents::{KeyTable, Outdated};
 use crate::identity::KeyHash;
 use crate::store::SharedData;
 
-/// Callers of a published document that a worker remembers, so that a key that is used often costs no look at shared
-/// data. They are forgotten all at once: a hash map that is full is as good as empty soon enough.
+/// Most callers of a published document that a worker remembers. A remembered key costs no read of shared data. A
+/// full map is cleared as a whole, and fills again soon.
 const MAX_REMEMBERED: usize = 2_048;
 
 /// The known keys, as one worker sees them.

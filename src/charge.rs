@@ -28,7 +28,7 @@ impl BucketOwner {
     }
 }
 
-/// Two payers are one if they pay from one bucket; its name need not be made for that.
+/// Hashes what identifies the bucket, without building its name: owners of one bucket have one hash.
 impl Hash for BucketOwner {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         match self {
@@ -49,7 +49,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// The limit of the same bucket at the other health. A bucket is forgotten only once it is full at either.
+    /// The limit of the same bucket at the other health. A bucket is forgotten only when it is full by both limits.
     pub fn other_limit(&self) -> Limit {
         match self.health {
             Health::Normal => self.tier.degraded,

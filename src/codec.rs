@@ -72,7 +72,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes of a record.
 #[derive(Debug, Default)]
 pub struct Writer {
     bytes: Vec<u8>,

@@ -170,7 +170,7 @@ impl PluginConfig {
         Ok(plugin)
     }
 
-    /// What documents have to fit, as a number: the same for plugin configurations that they fit alike.
+    /// A hash of what documents have to fit: the names of the tiers and of the default tier.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.default_tier.name.hash(&mut hasher);

@@ -7,7 +7,7 @@
 use crate::health::{Health, HealthOverride};
 use crate::store::{Contended, SharedData, record_key, update};
 
-/// The record.
+/// The control record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
     /// What an operator has said about health.
@@ -19,13 +19,13 @@ pub struct Control {
     /// Counts what operators said about health, so that what was read in Redis before cannot undo it.
     pub health_changes: u32,
     /// What the worker that last had news of Redis had to tell.
-    pub redis: Redis,
+    pub redis: RedisStatus,
 }
 
-/// Whether decisions are Redis'.
+/// Whether Redis answers, by the last worker that had news of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Redis {
-    /// No other Envoy has heard of it yet.
+pub enum RedisStatus {
+    /// No worker has had news of Redis yet.
     #[default]
     Unknown,
     /// It answers.
@@ -56,7 +56,6 @@ impl Control {
         Ok(updated.value)
     }
 
-    /// The record's key.
     pub fn key(namespace: &str) -> String {
         record_key(namespace, "control")
     }
@@ -94,9 +93,9 @@ impl Control {
             },
             measured: if health >> 4 == 0 { Health::Normal } else { Health::Degraded },
             redis: match redis {
-                0 => Redis::Unknown,
-                1 => Redis::Connected,
-                _ => Redis::Disconnected,
+                0 => RedisStatus::Unknown,
+                1 => RedisStatus::Connected,
+                _ => RedisStatus::Disconnected,
             },
             documents: u32::from_le_bytes(documents.try_into().ok()?),
             health_changes: u32::from_le_bytes(health_changes.try_into().ok()?),

@@ -1,9 +1,9 @@
 //! Documents that are fetched again and again: who fetches, what is published, what others take over.
 //!
-//! One worker at a time fetches for all, by a lease in shared data. What it fetched is checked together with the plugin
-//! configuration and published in shared data, keys as hashes; every worker takes it over at its next request, so no two
-//! workers apply different limits. A document that cannot be fetched or is wrong changes nothing, does not hold up the
-//! other one, and is complained about once.
+//! One worker at a time fetches for all, by a lease in shared data. What it fetched is checked together with the
+//! plugin configuration and published in shared data, keys as hashes; every worker takes it over at its next request,
+//! so no two workers apply different limits. A document that cannot be fetched or is wrong changes nothing, does not
+//! hold up the other one, and is complained about once.
 //!
 //! In reading order: [`schedule`] (who fetches when), [`publication`] (from texts to what is in force, in slices),
 //! [`published`] (the record of what is in force), [`key_table`] (the keys of a published document).
@@ -23,7 +23,7 @@ pub use schedule::claim_fetch;
 /// Longest document that is read, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 
-/// What came of a fetch: for each document that was asked for, its text or why there is none.
+/// The result of a fetch: for each requested document, its text, or the reason why there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fetched {
     /// The tier document.

@@ -31,7 +31,7 @@ impl fmt::Display for Health {
 /// What an operator has said about health.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HealthOverride {
-    /// Nothing, or that it is to be measured: where it is not measured, it is `NORMAL`.
+    /// No override: health is measured. If it is not measured, it is `NORMAL`.
     #[default]
     Auto,
     /// It is `NORMAL`, whatever is measured.

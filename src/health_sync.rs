@@ -1,13 +1,13 @@
 //! The health that an operator sets, kept the same in all Envoys on one Redis.
 //!
-//! One worker of each Envoy at a time polls Redis for a changed health, by a lease in shared data, several times a second
-//! and whether or not there are requests. What it finds goes into the control record, which all workers read. Sends
-//! nothing itself: it says which command to send, and is given the reply.
+//! One worker of each Envoy at a time polls Redis for a changed health, by a lease in shared data, several times a
+//! second and whether or not there are requests. What it finds goes into the control record, which all workers read.
+//! Sends nothing itself: it says which command to send, and is given the reply.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::control::{Control, Redis};
+use crate::control::{Control, RedisStatus};
 use crate::health::HealthOverride;
 use crate::store::redis::command::{Command, Overwrite};
 use crate::store::redis::health_key;
@@ -55,7 +55,7 @@ impl HealthSync {
         }
     }
 
-    /// Stores what an operator says.
+    /// The command that stores in Redis what an operator has set.
     pub fn set_command(&self, health_override: HealthOverride) -> Command {
         Command::Set(self.health_key.clone(), health_override.name(), Overwrite::Always)
     }
@@ -71,15 +71,15 @@ impl HealthSync {
             Poll {
                 command: Command::Get(self.health_key.clone()),
                 health_changes: control.health_changes,
-                needs_probe: control.redis != Redis::Connected,
+                needs_probe: control.redis != RedisStatus::Connected,
             }
         })
     }
 
     /// Takes over what Redis says, unless this Envoy has learnt of something newer since it sent the poll.
     ///
-    /// A Redis without a health has lost its data, or never had any: what this Envoy was told holds, and the command that
-    /// is returned gives it back.
+    /// A Redis without a health has lost its data, or never had any: what this Envoy was told holds, and the command
+    /// that is returned gives it back.
     pub fn found(&self, text: Option<&[u8]>, health_changes: u32, data: &impl SharedData) -> Option<Command> {
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
@@ -111,7 +111,7 @@ impl HealthSync {
     }
 
     /// Notes for all workers whether Redis works; returns whether that is news.
-    pub fn note_redis(&self, redis: Redis, data: &impl SharedData) -> bool {
+    pub fn note_redis(&self, redis: RedisStatus, data: &impl SharedData) -> bool {
         let changed = Control::change(data, &self.control_key, |control| Control { redis, ..control });
         changed.is_err() || changed.is_ok_and(|previous| previous.redis != redis)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::callers::Callers;
 use crate::config::{Caller, Config, Documents, PluginConfig};
-use crate::control::{Control, Redis};
+use crate::control::{Control, RedisStatus};
 use crate::documents::{
     Fetched, Finished, Outdated, Publication, PublicationOutcome, Published, SourceRecords,
 };
@@ -34,7 +34,7 @@ pub(crate) struct InForce {
     control: Control,
     /// How many changes were announced then; `None` where it has to be read again.
     changes: Option<u64>,
-    /// Where documents are published, where they are fetched.
+    /// Names the records that documents are published in; `None` without a `config_source`.
     records: Option<SourceRecords>,
     /// Whether a document has neither been applied nor refused yet.
     lacks_documents: bool,
@@ -95,7 +95,7 @@ impl InForce {
         &self.control_key
     }
 
-    /// Where documents are published, where they are fetched.
+    /// Names the records that documents are published in; `None` without a `config_source`.
     pub(crate) fn records(&self) -> Option<&SourceRecords> {
         self.records.as_ref()
     }
@@ -132,7 +132,7 @@ impl InForce {
         }
         metrics.health(control.health());
         if let Some(redis) = redis {
-            metrics.redis_connected(control.redis == Redis::Connected);
+            metrics.redis_connected(control.redis == RedisStatus::Connected);
             let limits = |control: Control| (control.health_changes, control.health(), control.documents);
             if limits(previous) != limits(control) {
                 redis.forget_denied();

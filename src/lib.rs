@@ -6,7 +6,8 @@
 //! Four things always hold:
 //!
 //! - **Safety.** For every bucket and every interval of the store's clock, admitted ≤ capacity + rate × elapsed.
-//! - **Liveness.** A request is refused only where less than one whole token is there.
+//! - **Liveness.** A bucket with a whole token admits the request; shedding, blocked tiers, `on_failure` and a store
+//!   that all workers write to at once are other reasons.
 //! - **Bounds.** Memory, loops and queues have a bound, whatever clients, operators and upstreams send.
 //! - **No trap.** Nothing from outside makes the filter panic: bytes are never taken for text, nothing is
 //!   indexed or unwrapped unchecked.

@@ -14,7 +14,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// The limit of the bucket that asks whether a store works: full again before it is asked again.
+    /// The limit of the bucket that probes take from. The bucket is full again before the next probe.
     pub const PROBE: Limit = Limit { capacity: 10, refill_micro_per_sec: MAX_REFILL_MICRO_PER_SEC };
 
     /// A limit of `capacity` tokens that refills at `refill_micro_per_sec` millionths of a token per second.

@@ -37,7 +37,7 @@ pub struct Limiter {
     in_force: InForce,
     /// The buckets of callers without a key.
     table: AddressTable,
-    /// Other Envoys' part in it all, where there is a Redis.
+    /// This worker's part in what Envoys share through Redis; `None` without Redis.
     redis: Option<RedisLimiter>,
     /// What measured health was last.
     overload_report: Option<OverloadReport>,
@@ -145,7 +145,7 @@ impl Limiter {
         }
     }
 
-    /// Sees to what Redis is due.
+    /// Does what is due for Redis: deadlines, probes and polls.
     pub fn handle_timeout(&mut self, now: StoreTime, role: Role, data: &impl SharedData) {
         if let Some(redis) = &mut self.redis {
             redis.handle_timeout(now, role, data);
@@ -206,7 +206,7 @@ impl Limiter {
         measured_health::forget(self.in_force.control(), self.in_force.control_key(), data);
     }
 
-    /// Where documents are published, where they are fetched.
+    /// Names the records that documents are published in; `None` without a `config_source`.
     pub fn records(&self) -> Option<&SourceRecords> {
         self.in_force.records()
     }

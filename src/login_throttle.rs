@@ -136,7 +136,6 @@ fn wait(addresses: &[BadTokens], network: Network, now: StoreTime) -> Duration {
     }
 }
 
-/// Takes an address out.
 fn take(addresses: &mut Vec<BadTokens>, network: Network) -> Option<BadTokens> {
     let own = addresses.iter().position(|address| address.network == network.bytes());
     own.map(|index| addresses.remove(index))

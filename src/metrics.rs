@@ -20,25 +20,25 @@ pub const BUCKET_EVICTIONS: &str = "rate_limiter_bucket_evictions_total";
 pub const CAS_RETRIES: &str = "rate_limiter_cas_retries_total";
 /// Counter: requests refused because every attempt lost its race.
 pub const STORE_CONTENDED: &str = "rate_limiter_store_failures_total.reason.contended";
-/// Counter: questions to Redis without a reply in time.
+/// Counter: commands to Redis without a reply in time.
 pub const STORE_TIMEOUT: &str = "rate_limiter_store_failures_total.reason.timeout";
-/// Counter: questions to Redis whose connection was refused or lost.
+/// Counter: commands to Redis whose connection was refused or lost.
 pub const STORE_DISCONNECTED: &str = "rate_limiter_store_failures_total.reason.disconnected";
-/// Counter: questions to Redis on a stream that was no stream of replies to them.
+/// Counter: commands to Redis on a stream that was no stream of replies to them.
 pub const STORE_PROTOCOL: &str = "rate_limiter_store_failures_total.reason.protocol";
-/// Counter: questions to Redis that were not sent because too many were on their way.
+/// Counter: commands to Redis that were not sent because too many were on their way.
 pub const STORE_QUEUE_FULL: &str = "rate_limiter_store_failures_total.reason.queue_full";
-/// Counter: questions to a Redis that was still loading its data.
+/// Counter: commands to a Redis that was still loading its data.
 pub const STORE_LOADING: &str = "rate_limiter_store_failures_total.reason.loading";
-/// Counter: questions to a Redis that is a replica.
+/// Counter: commands to a Redis that is a replica.
 pub const STORE_READONLY: &str = "rate_limiter_store_failures_total.reason.readonly";
-/// Counter: questions to a Redis that has reached `maxmemory`.
+/// Counter: commands to a Redis that has reached `maxmemory`.
 pub const STORE_OOM: &str = "rate_limiter_store_failures_total.reason.oom";
-/// Counter: questions to Redis with credentials that are missing, wrong or not enough.
+/// Counter: commands to Redis with credentials that are missing, wrong or not enough.
 pub const STORE_AUTH: &str = "rate_limiter_store_failures_total.reason.auth";
-/// Counter: questions to a node of a cluster that does not keep the key.
+/// Counter: commands to a node of a cluster that does not keep the key.
 pub const STORE_MOVED: &str = "rate_limiter_store_failures_total.reason.moved";
-/// Counter: questions to Redis that it answered with any other error.
+/// Counter: commands to Redis that it answered with any other error.
 pub const STORE_ERROR: &str = "rate_limiter_store_failures_total.reason.error";
 /// Counter: requests decided by this Envoy's own bucket, for want of Redis.
 pub const FALLBACK_LOCAL: &str = "rate_limiter_fallback_decisions_total.policy.local";
@@ -109,11 +109,11 @@ pub const REDIS_COUNTERS: [&str; 13] = [
 pub const MEASURED_COUNTERS: [&str; 4] =
     [DEGRADED_BY_ERRORS, DEGRADED_BY_LATENCY, DEGRADED_BY_SHEDDING, RECOVERED];
 
-/// Most tiers that have series of their own. The requests of others are counted together, as [`OTHER_TIERS`]: the
-/// number of tiers in a document has no bound, and Envoy keeps every series that it was ever given.
-pub const MAX_TIERS: usize = 128;
+/// Most tiers that have series of their own. The requests of all others are counted together, as [`OTHER_TIERS`]:
+/// each new document may name other tiers, and Envoy keeps every series that it was ever given.
+pub const MAX_TIER_SERIES: usize = 128;
 
-/// The label of tiers beyond [`MAX_TIERS`].
+/// The label of tiers beyond [`MAX_TIER_SERIES`].
 pub const OTHER_TIERS: &str = "other_tiers";
 
 /// The counter of failures of this kind.
@@ -162,8 +162,8 @@ pub const CLUSTER_QUEUE_STATE: &str = "rate_limiter_cluster_queue_state";
 /// Longest name of a cluster that is a label as it is.
 const MAX_LABEL_BYTES: usize = 80;
 
-/// A cluster's name as a label: characters that a stat's name cannot have there are replaced, and a hash keeps two names
-/// apart that would be the same then. The clusters that share one limit are `_others`.
+/// A cluster's name as a label: characters that a stat's name cannot have there are replaced, and a hash keeps two
+/// names apart that would be the same then. The clusters that share one limit are `_others`.
 pub fn cluster_label(name: &[u8]) -> String {
     if name.is_empty() {
         return "_others".to_owned();
@@ -292,7 +292,7 @@ impl Metrics {
         if self.labels.iter().any(|label| label == name) {
             return name;
         }
-        let label = if self.labels.len() < MAX_TIERS { name } else { OTHER_TIERS };
+        let label = if self.labels.len() < MAX_TIER_SERIES { name } else { OTHER_TIERS };
         if !self.labels.iter().any(|known| known == label) {
             self.labels.push(label.to_owned());
         }

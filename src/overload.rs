@@ -20,7 +20,7 @@ pub use cluster::ClusterReport;
 pub use health_detector::{DegradeReason, Signals};
 pub use shared::{ClusterId, Gauge, Shared};
 pub use window::RequestOutcome;
-pub use worker::{Admission, Arrival, Output, OverloadControl, OverloadReport, rotating_place};
+pub use worker::{Admission, Arrival, Output, OverloadControl, OverloadReport, rotating_order};
 
 #[cfg(test)]
 #[path = "../tests/overload_units/mod.rs"]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::bucket::{Outcome, Verdict};
 use crate::charge::Charge;
 use crate::config::{OnFailure, RedisSettings};
-use crate::control::Redis;
+use crate::control::RedisStatus;
 use crate::generation::Role;
 use crate::health::HealthOverride;
 use crate::health_sync::{HealthSync, POLL_INTERVAL, Poll};
@@ -91,12 +91,13 @@ pub struct RedisLimiter {
     /// Why each command was sent that waits for its reply. Those without a purpose, such as probes, need none.
     purposes: IdMap<CommandId, Purpose>,
     deny_cache: DenyCache,
-    /// Counts the changes of limits: a reply to what was sent before one says nothing about who is empty after it.
+    /// Counts the changes of limits and health. A refusal goes into the deny cache only if none came after its
+    /// command.
     limits: u32,
     on_failure: OnFailure,
     bucket_prefix: String,
     health_sync: HealthSync,
-    /// News that the host has not been told yet.
+    /// A change of Redis' state that the other workers and the log do not have yet.
     news: Option<Event>,
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
     /// has nothing to tell.
@@ -374,9 +375,9 @@ impl RedisLimiter {
         let redis = match event {
             Event::Connected => {
                 self.was_connected = true;
-                Redis::Connected
+                RedisStatus::Connected
             }
-            Event::Lost(_) => Redis::Disconnected,
+            Event::Lost(_) => RedisStatus::Disconnected,
         };
         if !self.health_sync.note_redis(redis, data) {
             return;

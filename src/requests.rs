@@ -59,9 +59,7 @@ pub struct Arrived {
 /// A request that has an entry.
 #[derive(Clone, Debug)]
 pub struct InProgress {
-    /// Its headers' arrival.
     pub arrived: Arrived,
-    /// Where it is now.
     pub state: RequestState,
 }
 

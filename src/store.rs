@@ -37,8 +37,8 @@ pub trait SharedData {
     /// Sets `key` if its version is still `version`, or if it was never set and `version` is `None`.
     fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict>;
 
-    /// How many changes were announced, or any number that differs once one was; `None` where that cannot be
-    /// told. Cheaper than `get`, which it is there to save.
+    /// A number that differs after each announced change; `None` if there is none. It is cheaper than `get`, so a
+    /// worker reads a record only after a change.
     fn changes(&self) -> Option<u64>;
 
     /// Makes [`SharedData::changes`] differ for every worker.

@@ -53,11 +53,6 @@ impl Tier {
         }
     }
 
-    /// The share of its callers that is never shed, 0 to 1.
-    pub fn min_share(&self) -> f64 {
-        f64::from(self.min_share_milli) / 1_000.0
-    }
-
     fn limit(&self, health: Health) -> Limit {
         match health {
             Health::Normal => self.normal,

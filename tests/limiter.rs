@@ -10,7 +10,7 @@ use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIERS, Metrics, Sample};
+use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, Sample};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
@@ -318,11 +318,12 @@ fn tiers_beyond_the_bound_are_counted_together() {
     let data = FakeData::at(SECOND);
     let tier = |n: usize| format!(r#""t{n}": {{"base": {{"capacity": 9, "refill_rate": 1}}}}"#);
     let key = |n: usize| format!(r#""key-{n}": "t{n}""#);
-    let list = |part: &dyn Fn(usize) -> String| (0..MAX_TIERS + 2).map(part).collect::<Vec<_>>().join(",");
+    let list =
+        |part: &dyn Fn(usize) -> String| (0..MAX_TIER_SERIES + 2).map(part).collect::<Vec<_>>().join(",");
     let config =
         format!(r#"{{"default_tier": "t0", "tiers": {{{}}}, "api_keys": {{{}}}}}"#, list(&tier), list(&key));
     let mut limiter = limiter(&data, &config);
-    for n in 0..MAX_TIERS + 2 {
+    for n in 0..MAX_TIER_SERIES + 2 {
         limiter.decide(&FakeRequest::get("/").with("x-api-key", format!("key-{n}")), &data, ARRIVAL);
     }
     let mut counted = std::collections::BTreeMap::new();
@@ -333,9 +334,9 @@ fn tiers_beyond_the_bound_are_counted_together() {
             *counted.entry(tier.to_owned()).or_insert(0) += count;
         }
     }
-    assert_eq!(counted.len(), (MAX_TIERS + 1) * 5);
+    assert_eq!(counted.len(), (MAX_TIER_SERIES + 1) * 5);
     assert_eq!(counted.get("other_tiers.status.allowed"), Some(&2));
-    assert_eq!(counted.get(&format!("t{}.status.allowed", MAX_TIERS - 1)), Some(&1));
+    assert_eq!(counted.get(&format!("t{}.status.allowed", MAX_TIER_SERIES - 1)), Some(&1));
 }
 
 #[test]

@@ -32,7 +32,7 @@ const HASHED_PER_PARSED: usize = 16;
 /// About so many bytes are parsed together.
 const BATCH_BYTES: usize = 1 << 10;
 
-/// The names that buckets have are kept in so many sets: the largest grows in no time worth mentioning.
+/// How many sets the names of buckets are spread over. A set is rehashed as a whole when it grows, so each is small.
 const ID_SETS: usize = 256;
 
 /// What became of a publication.
@@ -49,7 +49,7 @@ pub enum PublicationOutcome {
 pub struct Finished {
     /// Whether documents are in force that were not before.
     pub is_applied: bool,
-    /// Whether workers have to look at the record: there are new documents, or the first word about one.
+    /// Whether workers have to read the record again: documents are new, or one was settled for the first time.
     pub is_changed: bool,
     /// What is wrong with documents that are left out, where that is news.
     pub complaint: Option<String>,
@@ -278,7 +278,7 @@ impl FetchedText {
         }
     }
 
-    /// Hashes a piece; what that cost, or `None` where it is no time to hash.
+    /// Hashes a piece. Returns what that cost; `None` if the text is not being hashed.
     fn hash(&mut self) -> Option<usize> {
         let FetchedText::Hashing(text, hasher, at) = self else { return None };
         let end = (*at + SLICE * HASHED_PER_PARSED).min(text.len());
@@ -381,7 +381,7 @@ struct KeyBuilder {
     summary: KeySummary,
     /// The number of each tier that is named.
     tiers: HashMap<String, u16>,
-    /// The buckets that are named, by a hash of their names as long as the names that come from hashes.
+    /// Hashes of the buckets' names: 64 bits, as many as in a name that is made from a key's hash.
     buckets: Vec<HashSet<u64>>,
 }
 

@@ -11,7 +11,7 @@ use crate::tier::{Limit, Tier};
 /// Fingerprint of a document.
 pub type Fingerprint = u64;
 
-/// The record.
+/// The record of the documents in force.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Published {
     /// The highest number that was ever given to a publication, finished or not.

@@ -20,10 +20,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// How often such a worker says so.
 const RENEWAL: Duration = Duration::from_secs(1);
 
-/// The record.
+/// The record of fetches and of what was found wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Schedule {
-    /// When the next fetch is due.
     due_at: StoreTime,
     /// Until when a worker is busy with what was fetched.
     busy_until: StoreTime,
@@ -35,7 +34,7 @@ pub(super) struct Schedule {
     pub(super) verdicts: Verdicts,
 }
 
-/// Texts that need not be parsed to know that they are wrong, by their fingerprints; 0 stands for none.
+/// Fingerprints of texts that are known to be wrong, so that they are not parsed again; 0 stands for none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdicts {
     /// The tier document and the key document that were last found wrong by themselves.
@@ -72,10 +71,11 @@ impl Schedule {
         });
     }
 
-    /// Notes what became of a fetch, and says whether a failure is worth a complaint: not if it is the same as last time.
+    /// Notes what became of a fetch, and says whether a failure is worth a complaint: not if it is the same as last
+    /// time.
     ///
-    /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence: while
-    /// Envoy starts, the first fetch may well come before the listener that answers it.
+    /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence:
+    /// while Envoy starts, the first fetch may well come before the listener that answers it.
     pub(super) fn finish(
         data: &impl SharedData,
         records: &SourceRecords,

@@ -26,8 +26,8 @@ const CHANGES_GAUGE: &str = CONTROL_CHANGES;
 
 /// Defines what will be counted.
 ///
-/// Envoy forgets a stat when nothing refers to it, and tries a delivered configuration in a VM that it then throws
-/// away: what is counted there stays only if the VMs that go on know of the counter.
+/// Envoy tries a delivered configuration in a VM that it discards later, and forgets a stat that no VM refers to. So
+/// every VM defines these counters: then what was counted in the discarded VM stays.
 pub(super) fn define(with_redis: bool, is_measured: bool) {
     let redis_counters = REDIS_COUNTERS.into_iter().filter(|_| with_redis);
     let measured_counters = MEASURED_COUNTERS.into_iter().filter(|_| is_measured);
@@ -81,17 +81,14 @@ impl DecisionTimer {
     }
 }
 
-/// The id of a gauge.
 pub(super) fn gauge(name: &str) -> Option<u32> {
     id(MetricType::Gauge, name)
 }
 
-/// Adds to a gauge.
 pub(super) fn add(id: u32, difference: i64) {
     let _ = hostcalls::increment_metric(id, difference);
 }
 
-/// Reads a gauge or a counter.
 pub(super) fn read(id: u32) -> Option<u64> {
     hostcalls::get_metric(id).ok()
 }
@@ -114,7 +111,6 @@ pub(super) fn change_count() -> Option<u64> {
     CHANGES.get().and_then(|gauge| hostcalls::get_metric(gauge).ok())
 }
 
-/// Announces a change.
 pub(super) fn count_change() {
     if let Some(gauge) = CHANGES.get() {
         let _ = hostcalls::increment_metric(gauge, 1);

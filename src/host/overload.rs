@@ -12,14 +12,14 @@ use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label
 use crate::overload::parameters::{FLUSH_INTERVAL, TICK};
 use crate::overload::{
     Admission, Arrival, ClusterId, Gauge, Output, OverloadControl, OverloadReport, RequestOutcome, Shared,
-    rotating_place,
+    rotating_order,
 };
 use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
 use crate::time::StoreTime;
 
-/// What a caller that is shed is told to wait, in seconds: the first, and up to the second more, so that not all come back
-/// at once.
+/// What a caller that is shed is told to wait, in seconds: the first, and up to the second more, so that not all come
+/// back at once.
 const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
 
 /// The overload control of one worker.
@@ -43,15 +43,15 @@ impl Overload {
         cluster: &[u8],
         limited: &LimitedRequest,
         config: &Config,
-        has_body: bool,
+        completes_later: bool,
         now: StoreTime,
     ) -> Admission {
         let cluster_id = self.control.cluster_id(cluster, now);
         self.gauges.define(cluster_id, cluster);
         let caller = limited.owner.as_ref().map_or(0, hash_of);
-        let place = rotating_place(&caller, now);
-        let priority = priority_of(&limited.tier, place, config);
-        let arrival = Arrival { cluster: cluster_id, priority, place, caller, has_body };
+        let order = rotating_order(&caller, now);
+        let priority = priority_of(&limited.tier, order, config);
+        let arrival = Arrival { cluster: cluster_id, priority, order, caller, completes_later };
         self.control.admit(id, arrival, now, &self.gauges)
     }
 
@@ -100,9 +100,9 @@ pub(super) fn shed_wait_seconds() -> u64 {
 }
 
 /// The tier's priority; for its `min_share` of callers that of the most important tier.
-fn priority_of(tier: &Tier, place: u64, config: &Config) -> u8 {
+fn priority_of(tier: &Tier, order: u64, config: &Config) -> u8 {
     let from = u64::MAX - u64::MAX / 1_000 * u64::from(tier.min_share_milli);
-    if tier.min_share_milli == 0 || place < from {
+    if tier.min_share_milli == 0 || order < from {
         return tier.priority;
     }
     config.tiers.iter().map(|tier| tier.priority).max().unwrap_or(tier.priority)
@@ -116,8 +116,8 @@ fn hash_of(value: &impl Hash) -> u64 {
 
 /// The gauges of clusters, and shared data.
 ///
-/// Shared data belongs to a `vm_id` and its records to a namespace, but gauges to the process. So a gauge's name has both
-/// in it, as a hash.
+/// Shared data belongs to a `vm_id` and its records to a namespace, but gauges to the process. So a gauge's name has
+/// both in it, as a hash.
 struct ClusterGauges {
     scope: u32,
     /// By number of the cluster; `None` where Envoy keeps no number behind a gauge.

@@ -36,7 +36,7 @@ impl RedisStream {
         }
     }
 
-    /// Sees to it that what `redis` has to send and to answer is seen to soon, and its deadlines looked after.
+    /// Schedules the next turn if `redis` has output, and a tick for its next deadline.
     pub(super) fn wake(&mut self, redis: &RedisLimiter, now: StoreTime) {
         if redis.has_output() {
             self.next_turn.call();

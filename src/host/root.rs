@@ -71,7 +71,6 @@ impl Root {
         Ok(())
     }
 
-    /// What it may do now.
     fn role(&self) -> Role {
         GENERATIONS.with_borrow(|generations| generations.role(self.id, &HostData))
     }

@@ -210,7 +210,8 @@ impl Worker {
         });
     }
 
-    /// Sends the commands of requests.
+    /// Does what was left to this turn: serves the queue for places in flight, or sends the gathered commands to
+    /// Redis.
     pub(super) fn take_turn(&mut self, queue: u32) {
         if self.next_turn.take(queue) {
             return self.serve_queue(HostData.now());
@@ -254,7 +255,7 @@ impl Worker {
 
     /// Answers those for whom Redis, or its absence, has decided: some now, the others next turn.
     fn follow_redis(&mut self, now: StoreTime) {
-        let (mut is_away, mut answers) = (false, 0);
+        let (mut left_root, mut answers) = (false, 0);
         while answers < MAX_ANSWERS
             && let Some(output) = self.limiter.poll_output(now, &HostData)
         {
@@ -271,12 +272,12 @@ impl Worker {
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
             if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
-                is_away = true;
+                left_root = true;
                 self.decision_timer.decided(request.arrived.at);
                 self.carry_out(id, request.arrived, now, decision);
             }
         }
-        if is_away {
+        if left_root {
             self.return_to_root();
         }
     }
@@ -303,7 +304,7 @@ impl Worker {
         }
     }
 
-    /// After requests have been answered: what follows is the root context's own again, and does not end with theirs.
+    /// Makes the root context the effective one again, so that what follows does not end with an answered request.
     fn return_to_root(&self) {
         let _ = hostcalls::set_effective_context(self.root);
     }
@@ -328,8 +329,8 @@ impl Worker {
         let config = self.limiter.config().clone();
         let overload = self.overload.as_mut()?;
         // What waits for Redis is not complete before Redis has answered.
-        let has_body = arrived.has_body || self.stream.is_some();
-        match overload.admit(id, &cluster, &limited, &config, has_body, now) {
+        let completes_later = arrived.has_body || self.stream.is_some();
+        match overload.admit(id, &cluster, &limited, &config, completes_later, now) {
             Admission::Send => Some(self.charge(id, &limited, now)),
             Admission::Wait => {
                 let output = overload.take_output(id);
@@ -340,8 +341,8 @@ impl Worker {
         }
     }
 
-    /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the request
-    /// does not go on.
+    /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the
+    /// request does not go on.
     fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now: StoreTime) -> Decision {
         let start = RequestStart { id, at: now };
         let decision = self.limiter.decider(&HostData).charge(limited, start);
@@ -351,23 +352,23 @@ impl Worker {
         decision
     }
 
-    /// Lets requests go on that have a place in flight now, and answers those that are shed. Only for the root context: Envoy
-    /// stops the request in whose callback another one is answered, whatever that callback returns.
+    /// Lets requests go on that have a place in flight now, and answers those that are shed. Only for the root
+    /// context: Envoy stops the request in whose callback another one is answered, whatever that callback returns.
     fn serve_queue(&mut self, now: StoreTime) {
-        let mut is_away = false;
+        let mut left_root = false;
         for _ in 0..MAX_ANSWERS {
             let Some(output) = self.overload.as_mut().and_then(Overload::poll_output) else { break };
             let (Output::Send(id) | Output::Shed(id)) = output;
             let Some((arrived, decision)) = self.decide_waiting(output, now) else { continue };
             if hostcalls::set_effective_context(id).is_ok() {
-                is_away = true;
+                left_root = true;
                 self.decision_timer.decided(arrived.at);
                 self.carry_out(id, arrived, now, decision);
             } else {
                 self.finish_at(id, RequestOutcome::NotSent, now);
             }
         }
-        if is_away {
+        if left_root {
             self.wake(now);
             self.return_to_root();
         }
@@ -427,8 +428,8 @@ impl Worker {
         }
     }
 
-    /// Does what is due for the overload control. A generation that is not the newest any more sees to its own requests, and
-    /// leaves health to the newest.
+    /// Does what is due for the overload control. A generation that is not the newest any more sees to its own
+    /// requests, and leaves health to the newest.
     fn follow_overload(&mut self, now: StoreTime, role: Role) {
         let is_newest = role == Role::Newest;
         let Some(overload) = self.overload.as_mut().filter(|_| is_newest || !self.requests.is_empty()) else {

@@ -116,7 +116,7 @@ impl MemberReader {
         let document = match end {
             // A comma that no member is before is an error.
             End::Comma if members.is_empty() => read(b","),
-            // What is wrong is said with what follows: an escape may reach into it.
+            // An error is made again with the bytes that follow: an escape in the text may reach into them.
             End::Comma | End::Brace => read(b"}").or_else(|_| {
                 let follows = self.rest().get(length..).unwrap_or_default();
                 read(follows.get(..1 + ESCAPE_BYTES).unwrap_or(follows))

@@ -6,7 +6,7 @@ use crate::request::RequestId;
 use crate::tier::MAX_PRIORITY;
 use crate::time::StoreTime;
 
-/// Priority, the caller's place, and age. The greatest is sent first.
+/// Priority, the caller's order, and age. The greatest is sent first.
 pub type Rank = (u8, u64, u64);
 
 #[derive(Debug, Default)]
@@ -35,9 +35,9 @@ impl AdmissionQueue {
         priorities
     }
 
-    pub fn push(&mut self, request: RequestId, priority: u8, place: u64, now: StoreTime) -> Rank {
+    pub fn push(&mut self, request: RequestId, priority: u8, order: u64, now: StoreTime) -> Rank {
         self.pushed = self.pushed.wrapping_add(1);
-        let rank = (priority.min(MAX_PRIORITY), place, !self.pushed);
+        let rank = (priority.min(MAX_PRIORITY), order, !self.pushed);
         self.waiting.insert(rank, (request, now));
         rank
     }

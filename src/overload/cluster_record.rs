@@ -47,9 +47,9 @@ impl ClusterRecord {
 
     /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
     ///
-    /// A worker that traps never gives its places back. So each worker says what it holds; what the gauges hold beyond
-    /// that at every flush for some time belongs to none. A worker that was taken for dead and is not leaves the gauges
-    /// too low in the same way, and that is put right in the same way.
+    /// A worker that traps never gives its places back. So each worker publishes what it holds. What the gauges hold
+    /// beyond that at every flush for some time belongs to no worker, and is taken off. A live worker that was taken
+    /// for dead makes the gauges too low; they are corrected in the same way.
     pub fn update(
         &mut self,
         observed: &Observations,

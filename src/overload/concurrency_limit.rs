@@ -4,10 +4,10 @@
 //! upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to prove that it helps:
 //! where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
 //!
-//! Only responses to requests that were sent under the limit as it is are samples. Of those sent, the short ones are
-//! answered first: the mean of the responses is too low at first, and with the time that the others have taken already
-//! it is too high. The truth lies between, so what has to be sure is held against the worse of the two. Few samples
-//! decide nothing, and are added up until they do.
+//! A sample is a response to a request that was sent under the current limit. Short requests are answered first, so
+//! the mean of the samples is too low at first. It is too high if the time that requests in flight have taken so far
+//! is added. The true mean lies between the two; a decision that has to be certain uses the less favourable one.
+//! Samples are added up until there are enough to decide.
 
 use std::time::Duration;
 
@@ -73,7 +73,8 @@ pub struct ConcurrencyLimit {
     /// Counts changes of the limit. A request is a sample of the epoch if no more than `target` were in flight when it
     /// was sent.
     pub epoch: u32,
-    /// What was observed from this moment to the last update, and what requests in flight had taken at both.
+    /// `totals` were observed from `since` to `updated`. At these two moments, the requests of the epoch in flight
+    /// had taken `open_before_s` and `open_s`, added up.
     since: StoreTime,
     updated: StoreTime,
     totals: Observations,
@@ -130,7 +131,7 @@ impl ConcurrencyLimit {
         baseline.filter(|_| self.state != LimitState::Starting)
     }
 
-    /// Follows what is usual: the share of responses that exceed it says how far off it is.
+    /// Adjusts `usual_s`: the share of responses that exceed it shows how far off it is.
     pub fn learn_usual(&mut self, observed: &Observations, now: StoreTime) {
         if let Some(usual_s) = self.usual_s.as_mut().filter(|_| observed.responses > 0.0) {
             let off = observed.over_usual / observed.responses - TOLERANCE;
@@ -305,7 +306,8 @@ impl ConcurrencyLimit {
         self.begin(LimitState::Limiting);
     }
 
-    /// To what would bring latency to its goal by Little's law, in a step that is large enough to prove something by.
+    /// Cuts the limit to what would bring latency to its goal by Little's law. The step is large enough to show an
+    /// effect.
     fn cut(&mut self, most: f64, before_s: Option<f64>, back: f64, seen: Mean) {
         let to = self.target * self.goal_s() / seen.seconds;
         let to = to.clamp(self.target / most, self.target / LATENCY_TARGET);
@@ -356,7 +358,8 @@ impl ConcurrencyLimit {
 }
 
 impl Step {
-    /// Below this, latency has fallen with the limit: by half of what it does where there is a queue in the upstream.
+    /// The latency below which the step has helped. With a queue in the upstream, latency falls in proportion to the
+    /// limit; half of that fall, on a logarithmic scale, is enough.
     fn helped_s(&self, limit: f64) -> Option<f64> {
         self.before_s.map(|before_s| before_s * (limit / self.from).sqrt())
     }

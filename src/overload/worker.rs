@@ -28,12 +28,12 @@ pub struct Arrival {
     pub cluster: ClusterId,
     /// Its tier's priority: 0, the least important, to 9.
     pub priority: u8,
-    /// Its place among requests of that priority ([`rotating_place`]): the greatest is sent first.
-    pub place: u64,
+    /// Its order among requests of that priority ([`rotating_order`]): the greatest is sent first.
+    pub order: u64,
     /// Its caller, as a hash.
     pub caller: u64,
-    /// Whether a body follows the headers; then [`OverloadControl::request_complete`] tells of its last byte.
-    pub has_body: bool,
+    /// Whether [`OverloadControl::request_complete`] is called later: a body follows, or Redis decides first.
+    pub completes_later: bool,
 }
 
 /// Whether a request may be sent to the upstream.
@@ -59,7 +59,6 @@ pub enum Output {
 pub struct OverloadReport {
     /// Why health is `DEGRADED`; `None` where it is `NORMAL`.
     pub reason: Option<DegradeReason>,
-    /// The signals.
     pub signals: Signals,
     /// The clusters that have had a request.
     pub clusters: Vec<ClusterReport>,
@@ -158,7 +157,7 @@ impl OverloadControl {
         now: StoreTime,
         shared: &impl Shared,
     ) -> Admission {
-        let Arrival { cluster: cluster_id, priority, place, caller, has_body } = arrival;
+        let Arrival { cluster: cluster_id, priority, order, caller, completes_later } = arrival;
         let all_waiting = self.waiting();
         let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return Admission::Send };
         cluster.observations.arrivals += 1.0;
@@ -167,14 +166,16 @@ impl OverloadControl {
         if !self.bounds.shed {
             cluster.take_place_anyway(shared);
         }
-        let tracked = |stage| TrackedRequest { cluster: cluster_id, caller, is_complete: !has_body, stage };
+        let tracked =
+            |stage| TrackedRequest { cluster: cluster_id, caller, is_complete: !completes_later, stage };
         if is_sent {
             self.requests.insert(id, tracked(Stage::in_flight(cluster, now)));
             return Admission::Send;
         }
         cluster.observations.waited += 1.0;
-        self.requests.insert(id, tracked(Stage::Waiting(cluster.queue.push(id, priority, place, now))));
-        // As many wait as may be in flight, at least as many as at first; the workers that have a queue share them.
+        self.requests.insert(id, tracked(Stage::Waiting(cluster.queue.push(id, priority, order, now))));
+        // The queues hold as many requests as may be in flight, at least `INITIAL_LIMIT`. Workers with a queue share
+        // that.
         let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
         if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) || all_waiting >= MAX_QUEUE {
             let worst = cluster.queue.pop_worst();
@@ -285,7 +286,7 @@ impl OverloadControl {
         self.clusters.iter().map(|cluster| cluster.queue.len()).sum()
     }
 
-    /// Takes its place from what is uploaded slowly, and counts what has taken too long already.
+    /// Takes the place away from requests whose upload is slow, and counts requests that have taken too long already.
     fn look_at_requests(&mut self, now: StoreTime, shared: &impl Shared) {
         self.clusters.iter_mut().for_each(|cluster| cluster.entry.open_s = 0.0);
         for request in self.requests.values_mut() {
@@ -360,8 +361,8 @@ fn latency_bound(cluster: &ClusterControl, bounds: &HealthThresholds) -> Duratio
     absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
 }
 
-/// A caller's place among those of its priority. The order changes every ten seconds.
-pub fn rotating_place(caller: &impl Hash, now: StoreTime) -> u64 {
+/// A caller's order among those of its priority. It changes every ten seconds.
+pub fn rotating_order(caller: &impl Hash, now: StoreTime) -> u64 {
     let mut hasher = DefaultHasher::new();
     (caller, now.as_micros() / (ROTATION.as_micros() as u64).max(1)).hash(&mut hasher);
     hasher.finish()

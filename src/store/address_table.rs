@@ -179,10 +179,11 @@ impl AddressRecord {
         self.entries().find_map(found)
     }
 
-    /// The place to give to a newcomer in a full record, what it starts with, and whether that evicts a bucket:
-    /// the bucket with the most tokens, of several the one that was idle longest. Tokens are compared before the capacity
-    /// takes what is above it: otherwise a bucket that is full by a degraded limit alone would count as much as one that
-    /// is full by any, and who is pushed out for it would inherit more than it had once the limit is large again.
+    /// In a full record: the place for a newcomer, the bucket that it inherits, and whether that counts as an
+    /// eviction. The newcomer gets the bucket with the most tokens; of several, the one that was idle longest. Tokens
+    /// are compared before they are cut off at the capacity. A small degraded limit would make many buckets look
+    /// full, and hide which of them holds less by the normal limit. Then an evicted caller could inherit more than it
+    /// had.
     fn fullest(&self, limit: Limit, ttl: Duration, now: StoreTime) -> (usize, Option<Bucket>, bool) {
         let now_us = now.as_micros();
         let tokens = |bucket| bucket::unclamped_pico(bucket, limit, now_us);

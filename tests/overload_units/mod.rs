@@ -32,8 +32,8 @@ mod queue {
     #[test]
     fn the_most_important_is_sent_first_then_the_greater_place_then_the_older() {
         let mut queue = AdmissionQueue::default();
-        for (id, priority, place) in [(1, 2, 9), (2, 8, 1), (3, 8, 5), (4, 8, 5), (5, 200, 0)] {
-            queue.push(id, priority, place, at(0));
+        for (id, priority, order) in [(1, 2, 9), (2, 8, 1), (3, 8, 5), (4, 8, 5), (5, 200, 0)] {
+            queue.push(id, priority, order, at(0));
         }
         assert_eq!(queue.pop_worst(), Some(1));
         let order: Vec<_> = std::iter::from_fn(|| queue.pop_best()).collect();
@@ -370,12 +370,12 @@ mod workers {
         fn admit(
             &mut self,
             priority: u8,
-            has_body: bool,
+            completes_later: bool,
             ms: u64,
             memory: &Memory,
         ) -> (RequestId, Admission) {
             self.next += 1;
-            let arrival = Arrival { cluster: self.cluster, priority, place: 0, caller: 1, has_body };
+            let arrival = Arrival { cluster: self.cluster, priority, order: 0, caller: 1, completes_later };
             (self.next, self.control.admit(self.next, arrival, at(ms), memory))
         }
 

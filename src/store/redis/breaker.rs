@@ -70,7 +70,8 @@ impl Breaker {
         }
     }
 
-    /// Redis has replied in time. A replica, or a Redis that is full, can still be read: that is no more.
+    /// Redis has replied in time to a command that takes no token. A replica or a full Redis still does that, so the
+    /// counts of refusals stay.
     pub fn record_answer(&mut self) {
         self.silences = 0;
     }

@@ -83,7 +83,7 @@ pub(super) fn push_set(out: &mut Vec<u8>, key: &str, value: &str, overwrite: Ove
     }
 }
 
-/// Says who we are, where there are credentials; whether there were.
+/// Appends `AUTH` if there is a password. Returns whether there is one.
 pub(super) fn push_auth(out: &mut Vec<u8>, credentials: &Credentials) -> bool {
     let Credentials { username, password } = credentials;
     match (username, password) {
@@ -115,7 +115,8 @@ pub(super) fn read(
             Ok(Read::UnknownScript(take.clone()))
         }
         (Expected::Auth, Reply::Error(error)) => {
-            // A server that does not know the command repeats its arguments: nothing of what it says is shown.
+            // A server without `AUTH` repeats its arguments, which are secret. So only the first word of the error is
+            // shown.
             let code = error.split(|byte| *byte == b' ').next().filter(|word| word.len() <= 16);
             let detail =
                 format!("AUTH with our credentials is refused ({})", shown(code.unwrap_or_default()));

@@ -43,7 +43,7 @@ impl DenyCache {
 
     /// How long the caller has to wait for the next token; `None` where Redis is to decide.
     ///
-    /// Where that is to make sure, it is said once: all others are refused until the reply has come.
+    /// At a recheck, one request gets `None`; all others are refused until its reply has arrived.
     pub fn wait(&mut self, owner: &impl Hash, now: StoreTime) -> Option<Duration> {
         let hash = self.hash(owner);
         let record = self.records.get_mut(place(hash)).filter(|record| record.owner == hash)?;
@@ -59,8 +59,8 @@ impl DenyCache {
 
     /// Notes that Redis, by a command sent at `sent_at`, had no token for `wait` to come.
     ///
-    /// Redis looked at its clock after `sent_at`, so the token is due no earlier than noted here plus what the
-    /// command travelled: the next command may be sent too early, no caller is refused too long.
+    /// Redis read its clock after `sent_at`, so the token is really due a little later than noted. The next command
+    /// may be sent too early, but no caller is refused too long.
     pub fn note(&mut self, owner: &impl Hash, sent_at: StoreTime, wait: Duration) {
         let hash = self.hash(owner);
         if let Some(record) = self.records.get_mut(place(hash)) {

@@ -27,8 +27,8 @@ pub enum FailureKind {
 impl FailureKind {
     pub const COUNT: usize = FailureKind::Error as usize + 1;
 
-    /// The kind of an error reply, by its first word. `proxy_errors` are the replies by which a proxy on the way says that
-    /// it reaches no node.
+    /// The kind of an error reply, by its first word. `proxy_errors` are the replies by which a proxy on the way says
+    /// that it reaches no node.
     pub fn of_error(reply: &[u8], proxy_errors: &[&[u8]]) -> Self {
         if proxy_errors.contains(&reply) {
             return FailureKind::Disconnected;

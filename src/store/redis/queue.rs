@@ -75,8 +75,9 @@ impl Queue {
         self.waiting.remove(&id)
     }
 
-    /// Notes a check of the session's clock. The queue moved then at the latest, for time that was withheld from Redis has
-    /// not passed; and where what was handed over has not been sent yet, it could not have moved before.
+    /// Updates `moved_at` at a check of the reply clock. A check may withhold time: then the clock shows less than
+    /// `moved_at`, and `moved_at` follows it. While a command that was handed over is not sent yet, the queue cannot
+    /// move: then its time begins now.
     pub fn check(&mut self, charged: ChargedTime, is_all_sent: bool) {
         self.moved_at = if is_all_sent { self.moved_at.min(charged) } else { charged };
     }

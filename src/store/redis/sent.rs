@@ -38,8 +38,9 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// Whether it is over. What has longer than a request, which has `request_timeout`, has that on the worker's clock,
-    /// and no more turns of the event loop than a request: those of a whole second would take a busy worker half a minute.
+    /// Whether the time is over: `timeout` on the worker's clock, of which Redis was charged no less than a request
+    /// may take. A busy worker charges one turn of the event loop for each check; to charge a whole second would take
+    /// it half a minute.
     pub fn is_over(&self, charged: ChargedTime, now: StoreTime, request_timeout: Duration) -> bool {
         charged.since(self.charged_at) >= self.timeout.min(request_timeout)
             && now.since(self.at) >= self.timeout

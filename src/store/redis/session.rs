@@ -1,23 +1,24 @@
 //! One worker's conversation with Redis: commands out, replies in, and what holds while Redis does not answer.
 //!
-//! Sans-IO, in the shape of quinn-proto's `Connection`: what happens goes in, with the time, and what is to be done comes
-//! out. The owner calls [`Session::send`], [`Session::cancel`], [`Session::handle_input`], [`Session::handle_close`],
-//! [`Session::handle_timeout`] or [`Session::flush`], and after each of them
+//! Sans-IO, in the shape of quinn-proto's `Connection`: what happens goes in, with the time, and what is to be done
+//! comes out. The owner calls [`Session::send`], [`Session::cancel`], [`Session::handle_input`],
+//! [`Session::handle_close`], [`Session::handle_timeout`] or [`Session::flush`], and after each of them
 //!
-//! 1. [`Session::poll_output`] until it returns `None`. One who stops earlier goes on later: [`Session::has_output`] says
+//! 1. [`Session::poll_output`] until it returns `None`. One who stops earlier goes on later: [`Session::has_output`]
+//! says
 //!    that there is more.
 //! 2. [`Session::poll_timeout`], for the time at which to call [`Session::handle_timeout`] next.
 //!
 //! What is to be sent gathers until the owner flushes, so that one message carries the commands of many requests.
 //!
 //! Replies come in the order of the commands, so a queue says whose each one is; a command keeps its place there when
-//! its deadline has passed, and its late reply is thrown away. Where replies and commands may be out of step, the stream
-//! is closed. Beyond a [`window`] of commands on the wire the next ones wait in a `Queue`, so that Redis can keep the
-//! deadline of each that it was given, however many wait.
+//! its deadline has passed, and its late reply is thrown away. Where replies and commands may be out of step, the
+//! stream is closed. Beyond a [`window`] of commands on the wire the next ones wait in a `Queue`, so that Redis can
+//! keep the deadline of each that it was given, however many wait.
 //!
-//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row, and then no request waits: a
-//! probe, which takes a token from a bucket that no caller uses, finds out when Redis works again. Errors of one shard
-//! of a cluster fail its callers at once and leave the others alone, so it takes more of them.
+//! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row, and then no request
+//! waits: a probe, which takes a token from a bucket that no caller uses, finds out when Redis works again. Errors of
+//! one shard of a cluster fail its callers at once and leave the others alone, so it takes more of them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -38,9 +39,9 @@ use crate::config::Credentials;
 use crate::limit::Limit;
 use crate::time::StoreTime;
 
-/// Most commands that wait or are on the wire, and replies not yet polled. Each belongs to a request that Envoy holds,
-/// at tens of KiB: a worker with so many has some 0.5 GiB of them, and here a hundredth of that; it needs seconds to
-/// answer them.
+/// Most commands of a session: waiting, on the wire, or with a reply that was not polled yet. Envoy holds a request
+/// for each, at tens of KiB: some 0.5 GiB in all. The session itself takes a hundredth of that. A worker needs
+/// seconds to answer so many.
 pub const MAX_COMMANDS: usize = 16_384;
 
 /// How long a probe may take that has to connect first. No request waits for it.
@@ -91,7 +92,7 @@ pub struct Session {
     sent: VecDeque<Sent>,
     /// Most commands on the wire, but for those about health, which are few.
     window: usize,
-    /// What waits until there are fewer; where something does, so many are.
+    /// Commands that wait inside the worker. While there is one, as many as the window allows are on the wire.
     queue: Queue,
     /// How many of those sent, at the end, are still in the outbox.
     unsent: usize,
@@ -147,8 +148,8 @@ impl Session {
         self.timeout
     }
 
-    /// Sends a command; its reply is polled within `timeout` and a check of the reply clock after it was handed over, or
-    /// later where the worker is too busy to check in time: see [`ReplyClock`].
+    /// Sends a command. Its reply can be polled at the latest one check of the reply clock after `timeout`, counted
+    /// from the moment when it was handed over; later if the worker is too busy to check in time: see [`ReplyClock`].
     pub fn send(
         &mut self,
         command: Command,
@@ -262,9 +263,8 @@ impl Session {
         }
     }
 
-    /// Closes the stream if no command waits for a reply, and leaves it to the next command to find out
-    /// whether Redis is there again. For an owner that does nothing of its own accord; called before each
-    /// [`Session::handle_timeout`].
+    /// Closes the stream if no command waits for a reply, and sends no probe: the next command finds out whether
+    /// Redis works again. For an owner that acts only on requests; call it before each [`Session::handle_timeout`].
     pub fn release_if_idle(&mut self, now: StoreTime) {
         match self.state {
             SessionState::Idle => {}
@@ -305,7 +305,8 @@ impl Session {
         self.replies.pop_front().map(|(id, reply)| SessionOutput::Reply(id, reply))
     }
 
-    /// When to call [`Session::handle_timeout`] next: when the next check of the reply clock, or the next probe, is due.
+    /// When to call [`Session::handle_timeout`] next: when the next check of the reply clock, or the next probe, is
+    /// due.
     pub fn poll_timeout(&self) -> Option<StoreTime> {
         match self.state {
             SessionState::Broken { until } => Some(until),

@@ -125,8 +125,8 @@ impl Protection for Workers {
         let control = &mut self.workers[worker];
         let id = control.cluster_id(format!("cluster {cluster}").as_bytes(), now);
         self.memory.clusters.borrow_mut().insert((worker, id), cluster);
-        let place = overload::rotating_place(&caller, now);
-        let arrival = overload::Arrival { cluster: id, priority, place, caller, has_body: false };
+        let order = overload::rotating_order(&caller, now);
+        let arrival = overload::Arrival { cluster: id, priority, order, caller, completes_later: false };
         if control.admit(request as u32, arrival, now, &self.memory) == Admission::Send {
             self.outputs.push_back(Output::Send(request));
         }
