@@ -23,8 +23,7 @@ use crate::time::StoreTime;
 
 /// Most requests that go on or are answered in one turn of the event loop.
 ///
-/// Envoy does what the filter asks for when the callback has returned, and each of these things inside the one before
-/// it: some hundreds of them are more than its stack holds.
+/// Envoy carries out what a callback asked for after it, each action inside the one before: hundreds overflow its stack.
 const MAX_ANSWERS: usize = 32;
 
 /// One worker of Envoy.

@@ -4,9 +4,7 @@
 //! comes out. The owner calls [`Session::send`], [`Session::cancel`], [`Session::handle_input`],
 //! [`Session::handle_close`], [`Session::handle_timeout`] or [`Session::flush`], and after each of them
 //!
-//! 1. [`Session::poll_output`] until it returns `None`. One who stops earlier goes on later: [`Session::has_output`]
-//! says
-//!    that there is more.
+//! 1. [`Session::poll_output`] until it returns `None`; [`Session::has_output`] says whether there is more.
 //! 2. [`Session::poll_timeout`], for the time at which to call [`Session::handle_timeout`] next.
 //!
 //! What is to be sent gathers until the owner flushes, so that one message carries the commands of many requests.
