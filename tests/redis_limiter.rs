@@ -1,7 +1,7 @@
-//! Many Envoys on one Redis: exactness, who need not be asked, how health travels, and what holds without Redis.
+//! Several Envoys with one Redis: exact limits, the deny cache, shared health, and outages of Redis.
 //!
-//! Each Envoy has shared data and a clock of its own; Redis is in memory. All bytes between them are the real ones.
-//! Named cases; what may happen at random is in `tests/simulation`.
+//! Each Envoy has its own shared data and clock; Redis is in memory. The bytes between them are the real protocol.
+//! Random cases are in `tests/simulation`.
 
 mod common;
 
@@ -30,12 +30,12 @@ const MS: u64 = 1_000;
 
 const POLL_US: u64 = POLL_INTERVAL.as_micros() as u64;
 
-/// How long a request waits for Redis where the configuration says nothing else.
+/// The default timeout of a request that waits for Redis.
 const TIMEOUT: u64 = 20 * MS;
 
 const STORE: &str = r#""store": {"kind": "redis", "cluster": "redis"}"#;
 
-/// A tier of one token, and ten seconds until the next.
+/// A tier of one token, refilled in ten seconds.
 const SLOW: &str =
     r#""default_tier": "slow", "tiers": {"slow": {"base": {"capacity": 1, "refill_rate": 0.1}}}"#;
 
@@ -56,7 +56,7 @@ struct Envoy {
     workers: Vec<Worker>,
 }
 
-/// Envoys around a Redis. A worker is named by its Envoy's number and its own.
+/// Envoys and their Redis. A worker's name is the number of its Envoy and its own.
 struct World {
     redis: ModelRedis,
     envoys: Vec<Envoy>,
@@ -70,7 +70,7 @@ struct World {
 type Name = (usize, usize);
 
 impl World {
-    /// So many Envoys with so many workers each.
+    /// This number of Envoys, with this number of workers each.
     fn new(envoys: usize, workers: usize, json: &str) -> Self {
         let mut world = Self {
             redis: ModelRedis::at(1_700_000_000 * SECOND),
@@ -102,7 +102,7 @@ impl World {
         self.envoys.iter().for_each(|envoy| envoy.data.advance(us));
     }
 
-    /// Time goes by, with a tick of every worker each millisecond, as while somebody waits.
+    /// Advances the time, with a tick of every worker each millisecond, as while a request waits.
     fn run(&mut self, us: u64) -> Vec<(RequestId, Decision)> {
         let mut decisions = Vec::new();
         let mut left_us = us;
@@ -123,7 +123,7 @@ impl World {
         self.exchange(name)
     }
 
-    /// The worker's stream carries what there is, until there is no more; returns what was decided by that.
+    /// Exchanges commands and replies until there are no more; returns the decisions.
     fn exchange(&mut self, name: Name) -> Vec<(RequestId, Decision)> {
         let (is_down, is_frozen) = (self.is_down, self.is_frozen);
         let (worker, data, redis) = self.worker(name);
@@ -149,18 +149,18 @@ impl World {
         }
     }
 
-    /// What a request is told at once.
+    /// The immediate decision about a request.
     fn decide(&mut self, name: Name, request: &FakeRequest) -> (RequestId, Decision) {
         self.last_ticket += 1;
         let request_id = self.last_ticket;
         let (worker, data, _) = self.worker(name);
         let arrival = RequestStart { id: request_id, at: data.now() };
-        // Documents come when a test publishes them; nothing waits for them.
+        // Tests publish documents themselves; no request waits for them.
         (request_id, worker.limiter.decider(data).decide(request, arrival, false))
     }
 
-    /// What a request is told, by Redis if need be.
-    fn ask(&mut self, name: Name, request: &FakeRequest) -> Decision {
+    /// The final decision about a request.
+    fn decide_with_redis(&mut self, name: Name, request: &FakeRequest) -> Decision {
         match self.decide(name, request) {
             (request_id, Decision::AwaitsRedis(_)) => only(self.exchange(name), request_id),
             (_, decision) => decision,
@@ -169,14 +169,14 @@ impl World {
 
     /// Whole tokens left; nothing for a refusal.
     fn remaining(&mut self, name: Name, request: &FakeRequest) -> Option<u32> {
-        match self.ask(name, request) {
+        match self.decide_with_redis(name, request) {
             Decision::Admitted(answer) => Some(verdict(&answer).remaining),
             Decision::Refused(_) => None,
             other => panic!("neither admitted nor refused: {other:?}"),
         }
     }
 
-    /// Sends a change of health as far as it gets by itself.
+    /// Starts a change of health.
     fn start_post(&mut self, name: Name, body: &str) -> (RequestId, Decision) {
         let request = FakeRequest::post("/system/health").with("x-admin-token", TOKEN);
         let (request_id, decision) = self.decide(name, &request);
@@ -194,7 +194,7 @@ impl World {
     }
 
     fn get(&mut self, name: Name, path: &str) -> String {
-        replied(self.ask(name, &FakeRequest::get(path))).1
+        replied(self.decide_with_redis(name, &FakeRequest::get(path))).1
     }
 
     /// The health that a worker's next request sees.
@@ -205,7 +205,7 @@ impl World {
         found.unwrap_or_else(|| panic!("no health: {body}"))
     }
 
-    /// The connection of every worker is lost and no new one accepted.
+    /// Closes the connection of every worker, and refuses new ones.
     fn go_down(&mut self) {
         self.is_down = true;
         for name in self.names() {
@@ -214,7 +214,7 @@ impl World {
         }
     }
 
-    /// Adds up a counter over the samples since it was last asked for.
+    /// The sum of a counter's samples since the last call.
     fn counted(&mut self, name: Name, counter: &str) -> u64 {
         let samples = self.worker(name).0.limiter.drain_metrics();
         let count = |sample: Sample| match sample {
@@ -245,11 +245,11 @@ impl Worker {
 
 fn only(mut decisions: Vec<(RequestId, Decision)>, request_id: RequestId) -> Decision {
     let found = decisions.iter().position(|(decided, _)| *decided == request_id);
-    decisions.swap_remove(found.expect("it is decided about")).1
+    decisions.swap_remove(found.expect("a decision about the request")).1
 }
 
 fn verdict(answer: &HeaderValues) -> Verdict {
-    answer.verdict.expect("a bucket was asked")
+    answer.verdict.expect("a verdict of a bucket")
 }
 
 fn replied(decision: Decision) -> (u32, String) {
@@ -286,7 +286,7 @@ fn header(world: &mut World, name: Name, decision: &Decision, wanted: &str) -> O
 }
 
 #[test]
-fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
+fn the_command_names_bucket_limit_and_expiry() {
     let json = r#""api_keys": {"plain": "pro", "named": {"tier": "late", "id": "acme"}}, "default_tier": "free",
         "tiers": {"free": {"base": {"capacity": 5, "refill_rate": 0.25}, "ttl": 1},
                   "pro": {"base": {"capacity": 15, "refill_rate": 2}, "burst": {"capacity": 25},
@@ -294,8 +294,8 @@ fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
                   "late": {"base": {"capacity": 10, "refill_rate": 1.000001}, "ttl": 120}}"#;
     let mut world = World::new(1, 1, &config(json));
     world.redis.knows_script = true;
-    let mut asked = |request: &FakeRequest| {
-        world.ask((0, 0), request);
+    let mut command = |request: &FakeRequest| {
+        world.decide_with_redis((0, 0), request);
         world.redis.take_commands().join(", ")
     };
     let from = |source: &str| FakeRequest::get("/").from(source);
@@ -308,7 +308,7 @@ fn the_question_names_bucket_limit_and_how_long_to_keep_it() {
         (from("@"), "rate_limit:unknown 5 250000 1000 6 5 250000"),
     ];
     for (request, wanted) in cases {
-        assert_eq!(asked(&request), format!("EVALSHA <sha1> 1 {wanted}"));
+        assert_eq!(command(&request), format!("EVALSHA <sha1> 1 {wanted}"));
     }
 }
 
@@ -317,8 +317,8 @@ fn the_reset_header_follows_the_clock_of_the_envoy_and_not_that_of_redis() {
     for redis_us in [1_700_000_000 * SECOND - 3_600 * SECOND, 1_700_000_000 * SECOND + 3_600 * SECOND] {
         let mut world = World::new(1, 1, &config(SLOW));
         world.redis.now_us = redis_us;
-        for what in ["admitted", "refused by Redis", "refused without asking Redis"] {
-            let decision = world.ask((0, 0), &FakeRequest::get("/"));
+        for what in ["admitted", "refused by Redis", "refused by the deny cache"] {
+            let decision = world.decide_with_redis((0, 0), &FakeRequest::get("/"));
             assert_eq!(matches!(decision, Decision::Admitted(_)), what == "admitted");
             let reset = header(&mut world, (0, 0), &decision, "x-ratelimit-reset");
             assert_eq!(reset.as_deref(), Some("1700000010"), "{what}");
@@ -328,7 +328,7 @@ fn the_reset_header_follows_the_clock_of_the_envoy_and_not_that_of_redis() {
 
 #[test]
 fn namespace_and_prefix_keep_limiters_on_one_redis_apart() {
-    // (configuration, what buckets begin with, the key of the health)
+    // (configuration, prefix of buckets, key of the health)
     let cases = [
         ("", "rate_limit:", "system:health:status"),
         (r#", "namespace": "default""#, "rate_limit:", "system:health:status"),
@@ -345,7 +345,7 @@ fn namespace_and_prefix_keep_limiters_on_one_redis_apart() {
         };
         let mut world = World::new(1, 1, &store);
         world.redis.knows_script = true;
-        world.ask((0, 0), &keyed("k"));
+        world.decide_with_redis((0, 0), &keyed("k"));
         world.post((0, 0), "DEGRADED");
         world.run(POLL_US);
         let key = format!("{prefix}pro");
@@ -353,7 +353,7 @@ fn namespace_and_prefix_keep_limiters_on_one_redis_apart() {
         assert_eq!(world.redis.strings.get(health_key).map(Vec::as_slice), Some(&b"DEGRADED"[..]), "{rest}");
         let commands = world.redis.take_commands();
         assert!(commands.contains(&format!("GET {health_key}")), "{commands:?}");
-        // What probes take from is nobody's.
+        // Probes have their own bucket.
         world.go_down();
         world.run(2 * SECOND);
         world.is_down = false;
@@ -372,13 +372,16 @@ fn no_byte_of_a_key_or_token_is_ever_sent() {
     for name in world.names() {
         for key in keys {
             for _ in 0..30 {
-                world.ask(name, &keyed(key));
-                world.ask(name, &FakeRequest::get("/canary?canary=canary").with("x-api-key", key));
+                world.decide_with_redis(name, &keyed(key));
+                world.decide_with_redis(
+                    name,
+                    &FakeRequest::get("/canary?canary=canary").with("x-api-key", key),
+                );
             }
         }
         world.post(name, "DEGRADED");
         let guess = FakeRequest::post("/system/health").with("x-admin-token", "canary");
-        assert_eq!(replied(world.ask(name, &guess)).0, 403);
+        assert_eq!(replied(world.decide_with_redis(name, &guess)).0, 403);
         world.start_post(name, r#"{"status": "canary"}"#);
         world.run(SECOND);
     }
@@ -401,7 +404,7 @@ fn no_byte_of_a_key_or_token_is_ever_sent() {
 }
 
 #[test]
-fn unlimited_and_blocked_tiers_and_exempt_paths_never_ask() {
+fn unlimited_and_blocked_tiers_and_exempt_paths_send_no_command() {
     let json = r#""default_tier": "blocked", "api_keys": {"open": "open"}, "exempt_paths": ["/metrics"],
         "tiers": {"blocked": {"base": {"capacity": 0, "refill_rate": 0}}, "open": {"unlimited": true}}"#;
     let mut world = World::new(1, 1, &config(json));
@@ -418,12 +421,12 @@ fn unlimited_and_blocked_tiers_and_exempt_paths_never_ask() {
 }
 
 #[test]
-fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
+fn the_deny_cache_refuses_a_caller_for_a_second_at_most() {
     let mut world = World::new(1, 2, &config(SLOW));
     let (name, get) = ((0, 0), FakeRequest::get("/"));
     assert_eq!(world.remaining(name, &get), Some(0));
     assert_eq!(world.remaining(name, &get), None);
-    let asked = world.redis.commands.len();
+    let sent = world.redis.commands.len();
     for (later_us, wait_us, retry_after) in
         [(0, 10 * SECOND, "10"), (1, 9_999_999, "10"), (999_998, 9_000_001, "10")]
     {
@@ -436,15 +439,18 @@ fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
         assert_eq!(header(&mut world, name, &decision, "x-ratelimit-remaining").as_deref(), Some("0"));
         assert_eq!(header(&mut world, name, &decision, "x-ratelimit-reset").as_deref(), Some("1700000010"));
     }
-    assert_eq!(world.redis.commands.len(), asked, "nothing was sent, not even later");
+    assert_eq!(world.redis.commands.len(), sent, "no command was sent");
     assert_eq!(world.counted(name, "requests_total.tier.slow.status.limited"), 4);
 
     world.advance(1);
     let (request_id, decision) = world.decide(name, &get);
-    assert!(matches!(decision, Decision::AwaitsRedis(_)), "after a second one asks: {decision:?}");
+    assert!(
+        matches!(decision, Decision::AwaitsRedis(_)),
+        "after a second one request waits for Redis: {decision:?}"
+    );
     for _ in 0..5 {
         let (_, decision) = world.decide(name, &get);
-        assert!(matches!(decision, Decision::Refused(_)), "and the others need not: {decision:?}");
+        assert!(matches!(decision, Decision::Refused(_)), "and the others are refused: {decision:?}");
     }
     world.advance(MS);
     let decision = only(world.exchange(name), request_id);
@@ -452,15 +458,18 @@ fn a_caller_known_to_be_empty_is_refused_without_asking_for_a_second_at_most() {
     assert_eq!(verdict(answer).wait_us, 8_999_000);
     assert_eq!(header(&mut world, name, &decision, "retry-after").as_deref(), Some("9"));
     assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)));
-    assert_eq!(world.redis.commands.len(), asked + 1);
+    assert_eq!(world.redis.commands.len(), sent + 1);
 
     let other = FakeRequest::get("/").from("192.0.2.99:1");
-    assert_eq!(world.remaining(name, &other), Some(0), "another caller is asked about");
-    assert!(matches!(world.decide((0, 1), &get).1, Decision::AwaitsRedis(_)), "and so is another worker");
+    assert_eq!(world.remaining(name, &other), Some(0), "another caller is not refused");
+    assert!(
+        matches!(world.decide((0, 1), &get).1, Decision::AwaitsRedis(_)),
+        "another worker waits for Redis"
+    );
 }
 
 #[test]
-fn a_caller_is_asked_about_at_the_very_microsecond_its_token_is_due() {
+fn the_deny_cache_ends_at_the_microsecond_at_which_a_token_is_due() {
     let tier = r#""default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 3}}}"#;
     let mut world = World::new(1, 1, &config(tier));
     let (name, get) = ((0, 0), FakeRequest::get("/"));
@@ -472,7 +481,7 @@ fn a_caller_is_asked_about_at_the_very_microsecond_its_token_is_due() {
     let (first, second) = (world.decide(name, &get), world.decide(name, &get));
     assert!(
         matches!((first.1, second.1), (Decision::AwaitsRedis(_), Decision::AwaitsRedis(_))),
-        "all may ask again"
+        "all wait for Redis again"
     );
     let decisions = world.exchange(name);
     assert!(matches!(decisions[0].1, Decision::Admitted(_)), "{decisions:?}");
@@ -480,7 +489,7 @@ fn a_caller_is_asked_about_at_the_very_microsecond_its_token_is_due() {
 }
 
 #[test]
-fn a_caller_whose_answer_does_not_come_is_known_about_no_more() {
+fn the_deny_cache_forgets_a_caller_whose_reply_does_not_come() {
     let mut world = World::new(1, 1, &config(SLOW));
     let (name, get) = ((0, 0), FakeRequest::get("/"));
     world.remaining(name, &get);
@@ -491,11 +500,14 @@ fn a_caller_whose_answer_does_not_come_is_known_about_no_more() {
     world.is_frozen = true;
     let decisions = world.run(TIMEOUT + 5 * MS);
     assert!(matches!(only(decisions, request_id), Decision::Admitted(_)), "by this Envoy's own bucket");
-    assert!(matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)), "and the next asks");
+    assert!(
+        matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)),
+        "and the next request waits for Redis"
+    );
 }
 
 #[test]
-fn a_change_of_health_or_documents_forgets_who_is_empty() {
+fn a_change_of_health_or_documents_clears_the_deny_cache() {
     const TIERS: &str = r#"{"slow": {"base": {"capacity": 1, "refill_rate": 0.1}}}"#;
     let json = format!(r#"{SLOW}, "config_source": {{"cluster": "files", "tiers": "/tiers.json"}}"#);
     type Change = fn(&mut World);
@@ -518,18 +530,21 @@ fn a_change_of_health_or_documents_forgets_who_is_empty() {
         let (name, get) = ((0, 0), FakeRequest::get("/"));
         world.remaining(name, &get);
         assert_eq!(world.remaining(name, &get), None);
-        assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: known to be empty");
+        assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: in the deny cache");
         change(&mut world);
         let (request_id, decision) = world.decide(name, &get);
-        assert!(matches!(decision, Decision::AwaitsRedis(_)), "{what}: not known any more: {decision:?}");
-        let told = only(world.exchange(name), request_id);
-        assert!(matches!(told, Decision::Refused(_)), "{what}: and empty all the same: {told:?}");
-        assert!(matches!(world.decide(name, &get).1, Decision::Refused(_)), "{what}: which is known again");
+        assert!(matches!(decision, Decision::AwaitsRedis(_)), "{what}: not in the deny cache: {decision:?}");
+        let decision = only(world.exchange(name), request_id);
+        assert!(matches!(decision, Decision::Refused(_)), "{what}: still empty: {decision:?}");
+        assert!(
+            matches!(world.decide(name, &get).1, Decision::Refused(_)),
+            "{what}: in the deny cache again"
+        );
     }
 }
 
 #[test]
-fn an_answer_that_was_asked_for_before_a_change_is_not_noted_after_it() {
+fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
     let mut world = World::new(1, 2, &config(SLOW));
     let (name, get) = ((0, 0), FakeRequest::get("/"));
     world.remaining(name, &get);
@@ -544,12 +559,12 @@ fn an_answer_that_was_asked_for_before_a_change_is_not_noted_after_it() {
     assert!(matches!(only(world.exchange(name), request_id), Decision::Refused(_)));
     assert!(
         matches!(world.decide(name, &get).1, Decision::AwaitsRedis(_)),
-        "what held before says nothing now"
+        "the refusal before the change is not cached"
     );
 }
 
 #[test]
-fn a_health_that_an_operator_sets_in_redis_is_followed_and_nonsense_is_not() {
+fn health_that_an_operator_sets_in_redis_applies_and_other_values_are_ignored() {
     let mut world = World::new(2, 1, &config(""));
     let cases: [(&[u8], Health); 9] = [
         (b"DEGRADED", Health::Degraded),
@@ -572,21 +587,21 @@ fn a_health_that_an_operator_sets_in_redis_is_followed_and_nonsense_is_not() {
 }
 
 #[test]
-fn one_worker_of_each_envoy_looks_for_a_new_health_and_another_takes_over_from_it() {
+fn one_worker_of_each_envoy_polls_health_and_another_takes_over() {
     let mut world = World::new(2, 3, &config(""));
     world.run(10 * SECOND);
-    let looks = |world: &World| -> Vec<Vec<usize>> {
+    let polls = |world: &World| -> Vec<Vec<usize>> {
         let workers = |envoy: &Envoy| envoy.workers.iter().map(|worker| worker.commands).collect();
         world.envoys.iter().map(workers).collect()
     };
-    for mut envoy in looks(&world) {
+    for mut envoy in polls(&world) {
         envoy.sort_unstable();
-        assert_eq!(&envoy[..2], [0, 0], "one looks, the others are never heard of");
-        // Besides, until Redis is known to be well, it probes.
+        assert_eq!(&envoy[..2], [0, 0], "one polls, the others send nothing");
+        // It also probes until Redis is healthy.
         assert!((38..=44).contains(&envoy[2]), "four times a second: {envoy:?}");
     }
-    // That worker of the first Envoy is gone.
-    let gone = looks(&world)[0].iter().position(|looks| *looks > 0).expect("one looks");
+    // That worker of the first Envoy stops.
+    let gone = polls(&world)[0].iter().position(|polls| *polls > 0).expect("one polls");
     let left: Vec<Name> = world.names().into_iter().filter(|name| *name != (0, gone)).collect();
     let pass = |world: &mut World, us: u64| {
         for _ in 0..us / (5 * MS) {
@@ -598,12 +613,12 @@ fn one_worker_of_each_envoy_looks_for_a_new_health_and_another_takes_over_from_i
     pass(&mut world, SECOND);
     assert_eq!(world.health((0, (gone + 1) % 3)), Health::Degraded, "another has taken over within a second");
     pass(&mut world, 10 * SECOND);
-    let polling = looks(&world)[0].iter().filter(|looks| **looks > 0).count();
-    assert_eq!(polling, 2, "one besides the one that is gone: {:?}", looks(&world));
+    let polling = polls(&world)[0].iter().filter(|polls| **polls > 0).count();
+    assert_eq!(polling, 2, "one besides the one that is gone: {:?}", polls(&world));
 }
 
 #[test]
-fn a_change_holds_once_redis_has_it_and_not_before() {
+fn a_change_of_health_applies_when_redis_has_stored_it() {
     let mut world = World::new(1, 2, &config(""));
     world.is_frozen = true;
     let (request_id, decision) = world.start_post((0, 0), r#"{"status":"DEGRADED"}"#);
@@ -612,7 +627,7 @@ fn a_change_holds_once_redis_has_it_and_not_before() {
     assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
     world.advance(999 * MS);
     world.tick((0, 0));
-    assert_eq!(world.health((0, 1)), Health::Normal, "an operator would rather wait than be told wrong");
+    assert_eq!(world.health((0, 1)), Health::Normal, "the change is not confirmed yet");
     world.is_frozen = false;
     let (status, body) = replied(only(world.exchange((0, 0)), request_id));
     assert_eq!(status, 200);
@@ -622,7 +637,7 @@ fn a_change_holds_once_redis_has_it_and_not_before() {
 }
 
 #[test]
-fn a_change_that_redis_does_not_take_is_an_error_and_changes_nothing() {
+fn a_change_that_redis_does_not_store_is_an_error_and_changes_nothing() {
     type Fail = fn(&mut World) -> (RequestId, Vec<(RequestId, Decision)>);
     const DEGRADED: &str = r#"{"status":"DEGRADED"}"#;
     let cases: [(&str, Fail); 5] = [
@@ -652,7 +667,7 @@ fn a_change_that_redis_does_not_take_is_an_error_and_changes_nothing() {
         ("known to be lost", |world| {
             world.is_down = true;
             for _ in 0..3 {
-                world.ask((0, 0), &FakeRequest::get("/"));
+                world.decide_with_redis((0, 0), &FakeRequest::get("/"));
             }
             let (request_id, decision) = world.start_post((0, 0), DEGRADED);
             (request_id, vec![(request_id, decision)])
@@ -671,11 +686,11 @@ fn a_change_that_redis_does_not_take_is_an_error_and_changes_nothing() {
     let mut world = World::new(1, 1, &config(""));
     assert_eq!(replied(world.start_post((0, 0), "{}").1).0, 400);
     world.exchange((0, 0));
-    assert_eq!(world.redis.take_commands(), [""; 0], "what is wrong is not even sent");
+    assert_eq!(world.redis.take_commands(), [""; 0], "an invalid change is not sent");
 }
 
 #[test]
-fn a_redis_that_has_lost_the_health_is_given_it_back() {
+fn an_envoy_restores_the_health_that_redis_has_lost() {
     let mut world = World::new(2, 2, &config(""));
     world.run(SECOND);
     world.post((0, 0), "DEGRADED");
@@ -684,7 +699,7 @@ fn a_redis_that_has_lost_the_health_is_given_it_back() {
     world.redis.take_commands();
     world.run(SECOND);
     for name in world.names() {
-        assert_eq!(world.health(name), Health::Degraded, "what is known goes on");
+        assert_eq!(world.health(name), Health::Degraded, "the known health stays");
     }
     assert_eq!(world.redis.strings["system:health:status"], b"DEGRADED");
     let written = world.redis.take_commands().into_iter().filter(|command| command.starts_with("SET"));
@@ -692,7 +707,7 @@ fn a_redis_that_has_lost_the_health_is_given_it_back() {
     assert!(!written.is_empty());
     assert!(written.iter().all(|command| command == "SET system:health:status DEGRADED NX"), "{written:?}");
 
-    // An Envoy that comes anew knows of none, and brings none back.
+    // A new Envoy knows no health, and restores none.
     let mut world = World::new(1, 1, &config(""));
     world.run(SECOND);
     assert!(!world.redis.take_commands().iter().any(|command| command.starts_with("SET")));
@@ -700,12 +715,12 @@ fn a_redis_that_has_lost_the_health_is_given_it_back() {
 }
 
 #[test]
-fn what_was_found_missing_does_not_write_over_a_newer_health() {
+fn restoring_a_missing_health_does_not_overwrite_a_newer_one() {
     let mut world = World::new(2, 1, &config(""));
     world.post((0, 0), "DEGRADED");
     world.run(SECOND);
     world.redis.strings.clear();
-    // The first Envoy finds that there is none; before it gives its own back, another sets a new one.
+    // The first Envoy finds none; before it restores its own, another Envoy sets a new one.
     world.is_frozen = true;
     world.advance(POLL_US);
     world.tick((0, 0));
@@ -719,19 +734,19 @@ fn what_was_found_missing_does_not_write_over_a_newer_health() {
 }
 
 #[test]
-fn what_was_read_before_a_change_does_not_undo_it() {
+fn a_health_read_before_a_change_does_not_undo_it() {
     let mut world = World::new(1, 2, &config(""));
     world.redis.strings.insert("system:health:status".to_owned(), b"NORMAL".to_vec());
     world.run(SECOND);
-    let looks = world.envoys[0].workers.iter().position(|worker| worker.commands > 0).expect("one looks");
-    // It has read the old health, and the answer is on its way while the other sets a new one.
+    let polls = world.envoys[0].workers.iter().position(|worker| worker.commands > 0).expect("one polls");
+    // The reply with the old health is in flight while the other worker sets a new one.
     world.is_frozen = true;
     world.advance(POLL_US);
-    world.tick((0, looks));
-    assert_eq!(world.envoys[0].workers[looks].stream.replies.len(), 1);
+    world.tick((0, polls));
+    assert_eq!(world.envoys[0].workers[polls].stream.replies.len(), 1);
     world.is_frozen = false;
-    assert_eq!(world.post((0, 1 - looks), "DEGRADED").0, 200);
-    world.exchange((0, looks));
+    assert_eq!(world.post((0, 1 - polls), "DEGRADED").0, 200);
+    world.exchange((0, polls));
     for name in world.names() {
         assert_eq!(world.health(name), Health::Degraded);
     }
@@ -741,53 +756,53 @@ fn what_was_read_before_a_change_does_not_undo_it() {
 }
 
 #[test]
-fn the_health_check_tells_what_has_become_of_redis() {
+fn the_health_check_reports_the_state_of_redis() {
     let mut world = World::new(1, 2, &config(""));
-    let told = |world: &mut World| {
+    let reported = |world: &mut World| {
         let [first, second] = [0, 1].map(|worker| world.get((0, worker), "/health"));
-        assert_eq!(first, second, "workers tell the same");
+        assert_eq!(first, second, "workers report the same");
         first
     };
     let connected = r#"{"status":"healthy","redis":"connected","health":"NORMAL"}"#;
     let disconnected = r#"{"status":"degraded","redis":"disconnected","health":"NORMAL"}"#;
-    assert_eq!(told(&mut world), disconnected, "nobody has heard of it yet");
+    assert_eq!(reported(&mut world), disconnected, "before the first reply");
     world.run(POLL_US + 5 * MS);
-    assert_eq!(told(&mut world), connected, "found without a request");
+    assert_eq!(reported(&mut world), connected, "connected without a request");
     let level = |level| Sample::Level("rate_limiter_redis_connected".to_owned(), level);
     assert!(world.worker((0, 0)).0.limiter.drain_metrics().contains(&level(1)));
     for worker in 0..2 {
-        world.ask((0, worker), &FakeRequest::get("/"));
+        world.decide_with_redis((0, worker), &FakeRequest::get("/"));
     }
     world.go_down();
-    assert_eq!(told(&mut world), connected, "a stream that closes is no news");
+    assert_eq!(reported(&mut world), connected, "a closed stream is no failure");
     for worker in 0..2 {
-        (0..3).for_each(|_| drop(world.ask((0, worker), &FakeRequest::get("/"))));
+        (0..3).for_each(|_| drop(world.decide_with_redis((0, worker), &FakeRequest::get("/"))));
     }
-    assert_eq!(told(&mut world), disconnected);
+    assert_eq!(reported(&mut world), disconnected);
     assert!(world.worker((0, 0)).0.limiter.drain_metrics().contains(&level(0)));
     world.is_down = false;
     world.run(3 * SECOND);
-    assert_eq!(told(&mut world), connected, "by itself");
+    assert_eq!(reported(&mut world), connected, "by itself");
     world.post((0, 0), "DEGRADED");
-    assert_eq!(told(&mut world), connected.replace("NORMAL", "DEGRADED"));
+    assert_eq!(reported(&mut world), connected.replace("NORMAL", "DEGRADED"));
     let head = FakeRequest { method: "HEAD".into(), ..FakeRequest::get("/health") };
-    assert_eq!(replied(world.ask((0, 0), &head)).0, 200);
+    assert_eq!(replied(world.decide_with_redis((0, 0), &head)).0, 200);
 }
 
 #[test]
-fn a_redis_that_can_only_be_read_is_not_told_to_be_connected() {
+fn a_read_only_redis_is_not_reported_as_connected() {
     let mut world = World::new(1, 3, &config(""));
     world.redis.is_replica = true;
-    let ask_all = |world: &mut World| {
+    let decide_all = |world: &mut World| {
         for name in world.names() {
-            world.ask(name, &FakeRequest::get("/"));
+            world.decide_with_redis(name, &FakeRequest::get("/"));
         }
     };
-    (0..5).for_each(|_| ask_all(&mut world));
+    (0..5).for_each(|_| decide_all(&mut world));
     for _ in 0..20 {
         world.run(POLL_US);
-        let told = world.get((0, 0), "/health");
-        assert!(told.contains(r#""redis":"disconnected""#), "by a worker that only looks: {told}");
+        let reported = world.get((0, 0), "/health");
+        assert!(reported.contains(r#""redis":"disconnected""#), "by a worker that only polls: {reported}");
     }
     world.redis.is_replica = false;
     world.run(5 * SECOND);
