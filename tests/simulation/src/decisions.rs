@@ -1,4 +1,4 @@
-//! What a worker decides, held against the oracle and against the promises about failures.
+//! Compares the decisions of workers with the oracle and with the guarantees about failures.
 
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
@@ -13,14 +13,14 @@ use crate::worker::{Envoy, Pending, Worker};
 use crate::workload::{KEYS, Store};
 use crate::world::{Event, SLACK_US, TURN_US, World, health_key};
 
-/// Redis has to be asked again so soon after it is well, in microseconds.
+/// The longest time until a recovered Redis is used again, in microseconds.
 const RECOVERY_US: u64 = 5_000_000;
 
-/// A change of health in Redis has to be known everywhere so soon, in microseconds.
+/// The longest time until a change of health in Redis is known everywhere, in microseconds.
 const HEALTH_US: u64 = 1_000_000;
 
 impl World {
-    /// A request is decided: in time, once, by whom it should be, and as the oracle says.
+    /// Checks a decision: in time, once, by the right store, and equal to the oracle's.
     #[allow(clippy::too_many_arguments, reason = "all of it is one decision")]
     pub(crate) fn decided(
         &self,
@@ -32,7 +32,7 @@ impl World {
         host: &Host,
         has_waited: bool,
     ) {
-        // Its time begins when its command is sent; while that waits for its turn, when the last one was.
+        // Its timeout begins when its command is sent, and, while that is queued, when the last one was.
         let last_us = || pending.at_us.max(worker.last_sent_us.get());
         let waited_us = self.now_us.get() - pending.sent_us.unwrap_or_else(last_us);
         let late_us = worker.late_us_now(self.now_us.get()) - pending.late_us;
@@ -62,15 +62,15 @@ impl World {
             return self.fell_back(index, worker, payer, request_id, "allow", !admitted);
         };
         if verdict.capacity != limit.capacity() {
-            let (told, holds) = (verdict.capacity, limit.capacity());
-            self.fail(Some(payer), format!("limited to {told}, where {holds} holds"));
+            let (found, expected) = (verdict.capacity, limit.capacity());
+            self.fail(Some(payer), format!("limited to {found}, but the limit is {expected}"));
         }
         let how = match (host.read_bucket.get(), has_waited) {
             (true, _) => {
                 self.decided_locally(index, worker, request_id, (payer, limit), (admitted, &verdict), host)
             }
             (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
-            (false, false) => self.decided_unasked(worker, (payer, limit), pending.at_us, admitted),
+            (false, false) => self.decided_by_deny_cache(worker, (payer, limit), pending.at_us, admitted),
         };
         let envoy = worker.envoy;
         let left = verdict.remaining;
@@ -123,14 +123,14 @@ impl World {
     ) -> &'static str {
         let Some(said) = pending.outcome else {
             self.fail(Some(payer), format!("answered without a store: {answer:?}"));
-            return "nobody";
+            return "no store";
         };
         let pico = said.left_pico.unwrap_or_default();
         let target =
             if said.admitted { u64::from(limit.capacity()) * 1_000_000_000_000 } else { 1_000_000_000_000 };
         let wait_us = target.saturating_sub(pico).div_ceil(limit.refill_micro_per_sec());
         if (admitted, verdict.remaining, verdict.wait_us) != (said.admitted, said.left, wait_us) {
-            self.fail(Some(payer), format!("Redis said {said:?}, and the caller was told {verdict:?}"));
+            self.fail(Some(payer), format!("Redis decided {said:?}, and the limiter {verdict:?}"));
         }
         if (verdict.outcome == Outcome::Admitted) != admitted {
             self.fail(Some(payer), "the verdict and the decision differ");
@@ -141,7 +141,7 @@ impl World {
         "Redis"
     }
 
-    fn decided_unasked(
+    fn decided_by_deny_cache(
         &self,
         worker: &Worker,
         (payer, limit): (usize, Limit),
@@ -151,12 +151,12 @@ impl World {
         if admitted {
             self.fail(Some(payer), "admitted without a store");
         }
-        self.count(Happening::RefusedUnasked);
+        self.count(Happening::RefusedByDenyCache);
         let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == payer);
         let is_asking = worker.pending.borrow().values().any(pays);
         let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;
         let now_us = self.now_us.get();
-        // The worker looked at its clock when the request came in, and others may have acted since.
+        // The worker read its clock when the request arrived, and others may have acted since.
         let times = (self.redis.borrow().clock_us(at_us), now_us);
         let patience_us = self.plan.timeout_us + worker.check_interval_us + SLACK_US;
         let judged = self.oracle.borrow().denied(bucket, limit, times, is_asking, patience_us);
@@ -164,7 +164,7 @@ impl World {
         "what Redis said before"
     }
 
-    /// `on_failure` has decided: only as configured, and only while Redis is not well.
+    /// `on_failure` has decided: only as configured, and only while Redis is unhealthy.
     fn fell_back(
         &self,
         index: usize,
@@ -183,12 +183,12 @@ impl World {
             _ => Happening::FallbackDeny,
         });
         let has_hole = worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole);
-        let well_us = self.faults.well_for_us(self.now_us.get());
+        let well_us = self.faults.healthy_for_us(self.now_us.get());
         if !has_hole && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
-            let well_s = well_us as f64 / 1e6;
+            let healthy_s = well_us as f64 / 1e6;
             self.fail(
                 Some(payer),
-                format!("Redis was not asked, or not believed, although it is well for {well_s} s"),
+                format!("Redis was not used, although it has been healthy for {healthy_s} s"),
             );
         }
     }
@@ -208,13 +208,13 @@ impl World {
         }
     }
 
-    /// What Redis has said for a second, every Envoy knows, if Redis is well and nobody's breaker is open any more.
+    /// All Envoys know the health in a healthy Redis after a second, unless a breaker is open.
     pub(crate) fn check_health(&self, envoy: usize) {
         let quiet_us = HEALTH_US + self.plan.timeout_us + SLACK_US;
         let now_us = self.now_us.get();
         if self.plan.store == Store::SharedData
             || now_us < self.health_changed_us.get() + quiet_us
-            || self.faults.well_for_us(now_us) < RECOVERY_US + quiet_us
+            || self.faults.healthy_for_us(now_us) < RECOVERY_US + quiet_us
             || self
                 .workers
                 .borrow()
@@ -224,13 +224,13 @@ impl World {
             return;
         }
         let Envoy { health, namespace_index, .. } = &self.envoys[envoy];
-        if let Some(told) = self.redis.borrow_mut().text(health_key(*namespace_index))
-            && told != health.get().name().as_bytes()
+        if let Some(stored) = self.redis.borrow_mut().text(health_key(*namespace_index))
+            && stored != health.get().name().as_bytes()
         {
-            let told = String::from_utf8_lossy(&told);
+            let stored = String::from_utf8_lossy(&stored);
             self.fail(
                 None,
-                format!("Redis says {told} for more than a second, and envoy {envoy} {}", health.get()),
+                format!("Redis has {stored} for more than a second, and envoy {envoy} {}", health.get()),
             );
         }
     }

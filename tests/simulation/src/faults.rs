@@ -1,4 +1,4 @@
-//! What goes wrong, and what operators do, drawn at random.
+//! Random faults and actions of operators.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,10 +14,10 @@ use crate::worker::Stream;
 use crate::workload::{Caller, Limits, Store};
 use crate::world::{Event, MAX_DEPTH, World, health_key};
 
-/// When every wall clock begins, in Unix microseconds.
+/// The start of every wall clock, in Unix microseconds.
 const UNIX_US: u64 = 1_700_000_000_000_000;
 
-/// What happens in every world.
+/// The faults of every world.
 const ANYWHERE: [Happening; 6] = [
     Happening::WallClock,
     Happening::Trap,
@@ -27,7 +27,7 @@ const ANYWHERE: [Happening; 6] = [
     Happening::HealthPost,
 ];
 
-/// What happens where there is a Redis.
+/// The faults of a world with Redis.
 const WITH_REDIS: [Happening; 15] = [
     Happening::Frozen,
     Happening::Slow,
@@ -57,23 +57,23 @@ const ERRORS: [&str; 7] = [
     "upstream failure",
 ];
 
-/// What no command of ours is ever answered with.
+/// Replies that no command can have.
 const JUNK: [&[u8]; 6] =
     [b"+OK\r\n", b":1\r\n", b"*1\r\n$1\r\na\r\n", b"\0\xff", b"HTTP/1.1 400\r\n\r\n", b"$9\r\nsomething\r\n"];
 
-/// What is wrong with Redis just now.
+/// The present faults of Redis.
 #[derive(Default)]
 pub struct Faults {
     lasting: Cell<Option<Happening>>,
     error: Cell<&'static str>,
-    /// When something was last wrong.
+    /// The time of the last fault.
     last_us: Cell<Option<u64>>,
     /// Whether documents were published, for each Envoy.
     published: Cell<[bool; 4]>,
 }
 
 impl Faults {
-    /// Whether replies take long.
+    /// Whether replies are slow.
     pub fn is_slow(&self) -> bool {
         self.lasting.get() == Some(Happening::Slow)
     }
@@ -83,23 +83,23 @@ impl Faults {
         self.lasting.get() == Some(Happening::Frozen)
     }
 
-    /// Whether nobody listens.
+    /// Whether connections are refused.
     pub fn is_down(&self) -> bool {
         self.lasting.get() == Some(Happening::Down)
     }
 
-    /// What every command is answered with.
+    /// The error reply to every command.
     pub fn error(&self) -> Option<&'static str> {
         (self.lasting.get() == Some(Happening::Error)).then(|| self.error.get())
     }
 
-    /// Something was wrong until now.
+    /// A fault lasted until now.
     pub fn touch(&self, now_us: u64) {
         self.last_us.set(Some(now_us));
     }
 
-    /// For how long nothing has been wrong.
-    pub fn well_for_us(&self, now_us: u64) -> u64 {
+    /// The time since the last fault.
+    pub fn healthy_for_us(&self, now_us: u64) -> u64 {
         match (self.lasting.get(), self.last_us.get()) {
             (Some(_), _) => 0,
             (None, None) => u64::MAX,
@@ -109,7 +109,7 @@ impl Faults {
 }
 
 impl World {
-    /// One thing goes wrong, or an operator does one thing.
+    /// Starts one fault, or one action of an operator.
     pub fn fault(&self) {
         self.after(1 + self.below(2 * self.plan.fault_gap_us), Event::Fault);
         let with_redis = self.plan.store != Store::SharedData;
@@ -144,7 +144,7 @@ impl World {
         self.after(1_000 + self.below(longest_us), Event::FaultEnds);
     }
 
-    /// Redis is well again.
+    /// Redis has recovered.
     pub fn end_fault(&self) {
         if let Some(kind) = self.faults.lasting.take() {
             self.faults.touch(self.now_us.get());
@@ -152,14 +152,14 @@ impl World {
         }
     }
 
-    /// What takes no time; false where it could not be done.
+    /// Runs an immediate action; false if it is not possible.
     fn act(&self, kind: Happening) -> bool {
         let now_us = self.now_us.get();
         let envoy = self.below(self.envoys.len() as u64) as usize;
         let Some(index) = self.some_worker(envoy) else { return false };
         let health = if self.one_in(2) { Health::Degraded } else { Health::Normal };
         let worker = self.worker(index);
-        // Mistakes hide where requests are on their way while something changes.
+        // Requests in flight during a change find the most bugs.
         for _ in 0..self.below(6) {
             let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
             self.request(index, caller, 0);
@@ -246,7 +246,7 @@ impl World {
         Limits::draw(&mut self.random.borrow_mut(), &self.plan, Some(&previous))
     }
 
-    /// Envoy delivers a new plugin configuration: new VMs' worth of limiters, while requests of the old ones wait on.
+    /// Envoy delivers a new plugin configuration: it makes new limiters, while requests of the old ones still wait.
     fn reload(&self, envoy: usize) {
         let limits = Rc::new(self.next_limits(envoy));
         *self.envoys[envoy].delivered.borrow_mut() = limits.clone();
@@ -265,7 +265,7 @@ impl World {
 
     fn publish(&self, index: usize, tiers: String) {
         let worker = self.worker(index);
-        // Nobody else acts meanwhile: which limits hold is known again once all of it is done.
+        // No other worker acts meanwhile: the limits are known again when the publication has ended.
         let host = Host::new(self, worker.envoy, MAX_DEPTH);
         let mut limiter = worker.limiter.borrow_mut();
         let fetched = Fetched { tiers: Some(Ok(tiers.into_bytes())), api_keys: None };
@@ -274,7 +274,7 @@ impl World {
         assert!(!limiter.is_publishing(), "a document of a few tiers is one slice");
     }
 
-    /// All connections are lost, those that are out of step at once.
+    /// Closes all connections, those out of step at once.
     fn reset_all(&self) {
         self.reset(|stream| stream.is_out_of_step, 1);
         self.reset(|stream| !stream.is_out_of_step, 1_000);
@@ -289,7 +289,7 @@ impl World {
         }
     }
 
-    /// What Redis says, as it goes out.
+    /// The bytes of Redis' replies, with faults.
     pub fn spoil(&self, mut replies: Vec<Vec<u8>>, stream: &mut Stream) -> Vec<u8> {
         let knows_script = self.redis.borrow().knows_script;
         if !replies.is_empty() && self.one_in(4) {
@@ -298,7 +298,7 @@ impl World {
                 Some(Happening::Garbage) => {
                     replies.insert(index, JUNK[self.below(JUNK.len() as u64) as usize].to_vec());
                 }
-                // Error replies carry no number, so that nobody could tell which question they are to.
+                // Error replies have no sequence number, so the session cannot detect a wrong order.
                 Some(Happening::OneOff) if replies[index].starts_with(b"-") || !knows_script => {}
                 Some(Happening::OneOff) => {
                     stream.is_out_of_step = true;

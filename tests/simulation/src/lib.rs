@@ -1,10 +1,9 @@
-//! Many Envoys on one Redis in one seeded, single-threaded world: the real limiter, its stores and its session with
-//! Redis under a virtual clock, with faults drawn at random, and an oracle that judges every decision.
+//! A simulation of several Envoys with one Redis, in a single thread: the real limiter, its stores and its session with
+//! Redis under a virtual clock, with random faults, and an oracle that checks every decision.
 //!
-//! Everything in a world follows from its seed. World `i` of a run has a seed of its own, so that a failure is brought
-//! back by one short world. In reading order: [`oracle`] (what must hold), [`workload`] (who asks for what),
-//! [`shared_data`] and [`redis`] (the stores), [`worker`] and [`world`] (what happens when), `streams`,
-//! `decisions`, [`faults`], [`report`].
+//! A world is determined by its seed. Each world of a run has its own seed, so that one short world repeats a failure.
+//! In reading order: [`oracle`] (the properties), [`workload`] (the requests), [`shared_data`] and [`redis`] (the
+//! stores), [`worker`] and [`world`] (the events), `streams`, `decisions`, [`faults`], [`report`].
 
 mod decisions;
 pub mod faults;
@@ -19,7 +18,7 @@ pub mod world;
 
 pub use harness::random;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use harness::catch_panic;
 
 use crate::redis::{Client, Server};
 use crate::report::Tally;
@@ -33,19 +32,12 @@ pub fn world_seed(seed: u64, index: u64) -> u64 {
     }
 }
 
-/// Runs one world, on a real Redis where there is a connection to one. What is wrong comes back as text.
+/// Runs one world, on a real Redis if there is a connection to one; the error is a text.
 pub fn run(seed: u64, client: &mut Option<Client>, tally: &mut Tally) -> Result<(), String> {
     let server = client.take().map_or_else(Server::model, Server::real);
     let world = World::new(seed, server);
-    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
-    let found = match ended {
-        Ok(found) => found,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Err(format!("panicked: {}\n{}", text.unwrap_or_default(), world.history(None)))
-        }
-    };
+    let found = catch_panic(|| world.run())
+        .unwrap_or_else(|panic| Err(format!("panicked: {panic}\n{}", world.history(None))));
     tally.join(&world.tally());
     *client = world.into_server().into_client();
     found

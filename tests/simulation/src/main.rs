@@ -1,4 +1,4 @@
-//! `cargo xtask soak simulation`: worlds, one after the other, until the time is over or something is wrong.
+//! `cargo xtask soak simulation`: runs worlds one after the other until the time is over or a check fails.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -7,19 +7,19 @@ use clap::{Parser, ValueEnum};
 use simulation::redis::Client;
 use simulation::report::Tally;
 
-/// So many worlds see everything that can happen.
+/// In this number of worlds every event occurs.
 const ENOUGH_WORLDS: u64 = 200;
 
-/// Many Envoys on one Redis under a virtual clock, with faults, judged by an oracle
+/// Simulates several Envoys with one Redis under a virtual clock, with faults and an oracle
 #[derive(Parser)]
 struct Arguments {
-    /// How long to go on
+    /// The time to run for
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// How many worlds to run, instead
+    /// The number of worlds to run instead
     #[arg(long, conflicts_with = "seconds")]
     worlds: Option<u64>,
-    /// Brings a run back; drawn where absent
+    /// The seed of the run; by default a random one
     #[arg(long)]
     seed: Option<u64>,
     /// A model of Redis, or a redis-server (named by REDIS_SERVER) with the real script
@@ -79,6 +79,6 @@ fn soak(arguments: &Arguments) -> Result<(), String> {
     print!("{tally}");
     match tally.missing() {
         missing if missing.is_empty() || worlds < ENOUGH_WORLDS || is_real => Ok(()),
-        missing => Err(format!("the run proves little: none of {missing:?} ever happened")),
+        missing => Err(format!("these events did not occur: {missing:?}")),
     }
 }

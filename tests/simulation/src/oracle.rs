@@ -1,38 +1,38 @@
-//! Judges every decision by section 4 of the specification, with none of the limiter's arithmetic.
+//! Checks every decision against section 4 of the specification, without the limiter's arithmetic.
 //!
 //! **One reference bucket for each bucket and store**, in exact integers. The claim is: over *every* interval,
 //! admitted ≤ capacity + rate × elapsed. Let `excess` be the largest value, over all intervals that end now, of
 //! admitted − rate × elapsed. It obeys `excess ← max(0, excess − rate × elapsed) + 1` at each admission, so one number
 //! stands for all intervals, and the claim is `excess ≤ capacity`. With `tokens = capacity − excess` that is a bucket
-//! that starts full, refills at `rate` up to `capacity` and must hold a whole token whenever somebody is admitted.
-//! Liveness is the other half: whoever is refused must meet less than a whole token. So safety and liveness together
-//! say that the decision is *equal* to the reference's, and so is what it says is left, to 10⁻¹² tokens.
+//! that starts full, refills at `rate` up to `capacity` and must hold a whole token at every admission.
+//! Liveness is the other half: a refusal requires less than a whole token. So safety and liveness together
+//! mean that the decision is *equal* to the reference's, and so are the remaining tokens, to 10⁻¹² tokens.
 //!
-//! Elapsed time is what the store's clock gained since the bucket last gave a token (or was last seen to step back).
-//! As the README says, it is credited at the rate that holds when the bucket is next asked.
+//! Elapsed time is the gain of the store's clock since the last admission (or since its last step back).
+//! As in the README, it is credited at the rate of the next request.
 //!
-//! **Where a bound is looser, it says by how much:**
+//! **These bounds are looser:**
 //!
-//! - Redis that loses data: the reference is put back to what survived, no further; the tokens so handed back are
+//! - Redis that loses data: the reference is reset to the surviving data; the tokens so returned are
 //!   counted. Losing all of it makes buckets full, which is one capacity at most.
-//! - A bucket that Redis lets expire must have been full under every limit it was last asked with; only then is it new.
+//! - A bucket that expires in Redis must have been full under every limit of its last request; only then is it new.
 //! - Addresses that share a full record of the address table: each still obeys its own reference as an upper bound
 //!   (exact safety); the record's `ways` slots are as many buckets, so together they admit at most `ways ×` one bucket;
 //!   and a refusal needs one slot to be empty, so that the record as *one* bucket would be empty, too. Holds where the
 //!   limit does not change, and such worlds do not change it.
-//! - Callers that are refused without asking: never while Redis has a token for them, except that what happens to
-//!   Redis behind the limiter's back (lost data, a clock set forward, another Envoy's other limits) may stay unknown
-//!   for [`ASK_AGAIN_US`] and one question.
+//! - Callers that the deny cache refuses: never while Redis has a token for them, except that changes of Redis from
+//!   outside (lost data, a clock set forward, another Envoy's other limits) may stay unknown for [`DENY_US`] and one
+//!   command.
 
 use dynamic_rate_limiter::tier::Limit;
 
 /// Units in a token.
 const TOKEN: u128 = 1_000_000_000_000;
 
-/// Longest time a caller may be refused on the strength of an old answer, in microseconds.
-pub const ASK_AGAIN_US: u64 = 1_000_000;
+/// The longest time that the deny cache may refuse a caller, in microseconds.
+pub const DENY_US: u64 = 1_000_000;
 
-/// What one decision said.
+/// The content of one decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Said {
     /// Whether the request got its token.
@@ -41,16 +41,16 @@ pub struct Said {
     pub left_pico: Option<u64>,
     /// Whole tokens left.
     pub left: u32,
-    /// Microseconds to wait; `None` where it is not said.
+    /// Microseconds to wait; `None` if it is unknown.
     pub wait_us: Option<u64>,
 }
 
-/// A bucket as the specification has it.
+/// A bucket as in the specification.
 #[derive(Clone, Copy, Debug)]
 struct Reference {
     tokens: u128,
     at_us: u64,
-    /// When it will be full at the latest, under every limit that its tier had when it was last asked.
+    /// The time when it is full at the latest, under every limit that its tier had at its last request.
     full_at_us: u64,
     limit: Limit,
 }
@@ -75,7 +75,7 @@ fn available(reference: Option<Reference>, limit: Limit, now_us: u64) -> u128 {
 
 /// Addresses that share a record of the table.
 #[derive(Clone, Copy, Debug)]
-struct Crowd {
+struct SharedRecord {
     /// Slots of the record.
     ways: u32,
     /// Largest admitted − rate × elapsed of all of them together, at the rate of one slot and of all slots.
@@ -84,7 +84,7 @@ struct Crowd {
     at_us: u64,
 }
 
-impl Crowd {
+impl SharedRecord {
     fn pass(&mut self, limit: Limit, now_us: u64) {
         let gained = rate(limit) * u128::from(now_us.saturating_sub(self.at_us));
         self.excess_of_one = self.excess_of_one.saturating_sub(gained);
@@ -100,51 +100,53 @@ pub struct Oracle {
     local: Vec<Option<Reference>>,
     /// By namespace and payer.
     redis: Vec<Option<Reference>>,
-    /// What of `redis` a replica has.
+    /// The replica's copy of `redis`.
     replicated: Vec<Option<Reference>>,
-    /// Since when, on the world's clock, nothing has happened to a bucket in Redis that the limiters cannot know.
+    /// The time, on the world's clock, of the last change of a bucket in Redis that the limiters cannot know.
     disturbed_us: Vec<u64>,
-    /// By Envoy and payer: which crowd, if any.
-    crowd_of: Vec<Option<usize>>,
-    crowds: Vec<Crowd>,
-    /// Whole tokens that Redis handed back by losing data.
+    /// By Envoy and payer: its shared record, if any.
+    shared_record_of: Vec<Option<usize>>,
+    shared_records: Vec<SharedRecord>,
+    /// Whole tokens that Redis returned by losing data.
     pub forgiven: u64,
 }
 
 impl Oracle {
-    /// Nothing has happened yet to `local` buckets in shared data and `redis` ones in Redis.
+    /// The initial state, with `local` buckets in shared data and `redis` ones in Redis.
     pub fn new(local: usize, redis: usize) -> Self {
         Self {
             local: vec![None; local],
             redis: vec![None; redis],
             replicated: vec![None; redis],
             disturbed_us: vec![0; redis],
-            crowd_of: vec![None; local],
-            crowds: Vec::new(),
+            shared_record_of: vec![None; local],
+            shared_records: Vec::new(),
             forgiven: 0,
         }
     }
 
-    /// Notes that these buckets share one full record of the table with so many slots.
-    pub fn crowd(&mut self, members: &[usize], ways: u32) {
+    /// These buckets share one full record of the table, with this number of slots.
+    pub fn shared_record(&mut self, members: &[usize], ways: u32) {
         for member in members {
-            self.crowd_of[*member] = Some(self.crowds.len());
+            self.shared_record_of[*member] = Some(self.shared_records.len());
         }
-        self.crowds.push(Crowd { ways, excess_of_one: 0, excess_of_all: 0, at_us: 0 });
+        self.shared_records.push(SharedRecord { ways, excess_of_one: 0, excess_of_all: 0, at_us: 0 });
     }
 
-    /// Judges a decision of a bucket in shared data, at a time of that Envoy's clock.
+    /// Checks a decision of a bucket in shared data, at a time of that Envoy's clock.
     pub fn local(&mut self, bucket: usize, limit: Limit, now_us: u64, said: Said) -> Result<(), String> {
         let reference = &mut self.local[bucket];
         // Two workers may have read the clock in one order and written in the other only if the clock was read first.
         let now_us = reference.map_or(now_us, |reference| now_us.max(reference.at_us));
-        let Some(crowd) = self.crowd_of[bucket].map(|crowd| &mut self.crowds[crowd]) else {
-            return judge(reference, limit, now_us, now_us, said);
+        let Some(shared_record) =
+            self.shared_record_of[bucket].map(|shared_record| &mut self.shared_records[shared_record])
+        else {
+            return compare(reference, limit, now_us, now_us, said);
         };
-        crowd.pass(limit, now_us);
+        shared_record.pass(limit, now_us);
         let there = available(*reference, limit, now_us);
         if !said.admitted {
-            let one_is_empty = crowd.excess_of_one + TOKEN > full(limit);
+            let one_is_empty = shared_record.excess_of_one + TOKEN > full(limit);
             return match there < TOKEN || one_is_empty {
                 true => Ok(()),
                 false => {
@@ -155,10 +157,10 @@ impl Oracle {
         if there < TOKEN {
             return Err(format!("admitted with {} there", shown(there)));
         }
-        crowd.excess_of_one += TOKEN;
-        crowd.excess_of_all += TOKEN;
-        if crowd.excess_of_all > full(limit) * u128::from(crowd.ways) {
-            return Err(format!("its record has given out more than {} buckets may", crowd.ways));
+        shared_record.excess_of_one += TOKEN;
+        shared_record.excess_of_all += TOKEN;
+        if shared_record.excess_of_all > full(limit) * u128::from(shared_record.ways) {
+            return Err(format!("its record has given out more than {} buckets may", shared_record.ways));
         }
         let tokens = there - TOKEN;
         if u128::from(said.left) > tokens / TOKEN {
@@ -168,9 +170,9 @@ impl Oracle {
         Ok(())
     }
 
-    /// Judges what Redis did for a question, on its clock `redis_us` and the world's `now_us`.
+    /// Checks a decision of Redis, at `redis_us` on its clock and `now_us` on the world's.
     ///
-    /// `was_absent`: it had no such bucket. `full_us`: how long the bucket now needs to be full, whatever the health.
+    /// `was_absent`: it had no such bucket. `full_us`: the time until the bucket is full, at either health.
     pub fn redis(
         &mut self,
         bucket: usize,
@@ -186,33 +188,33 @@ impl Oracle {
         if reference.is_some_and(|reference| reference.limit != limit) {
             self.disturbed_us[bucket] = now_us;
         }
-        judge(reference, limit, redis_us, redis_us + full_us, said)
+        compare(reference, limit, redis_us, redis_us + full_us, said)
     }
 
-    /// Judges a refusal that Redis was not asked about. `is_asking`: somebody is asking for the same worker right now.
+    /// Checks a refusal by the deny cache. `is_waiting`: another request of this worker waits for Redis.
     pub fn denied(
         &self,
         bucket: usize,
         limit: Limit,
         (redis_us, now_us): (u64, u64),
-        is_asking: bool,
+        is_waiting: bool,
         patience_us: u64,
     ) -> Result<(), String> {
         let there = available(self.redis[bucket], limit, redis_us);
         let disturbed_us = now_us - self.disturbed_us[bucket].min(now_us);
-        let may_be_unknown = disturbed_us <= ASK_AGAIN_US + patience_us || is_asking;
+        let may_be_unknown = disturbed_us <= DENY_US + patience_us || is_waiting;
         if there < TOKEN || (self.disturbed_us[bucket] > 0 && may_be_unknown) {
             return Ok(());
         }
         Err(format!("refused without asking although Redis has {}, for {disturbed_us} µs", shown(there)))
     }
 
-    /// From now on Redis' clock may show tokens that nobody was told of.
+    /// All buckets in Redis may have tokens that the limiters do not know of.
     pub fn disturb_all(&mut self, now_us: u64) {
         self.disturbed_us.fill(now_us.max(1));
     }
 
-    /// A replica has what Redis has.
+    /// Copies all data to the replica.
     pub fn replicate(&mut self) {
         self.replicated.clone_from(&self.redis);
     }
@@ -223,7 +225,7 @@ impl Oracle {
         self.fail_over(now_us);
     }
 
-    /// Redis is what its replica was.
+    /// The replica's data replaces that of Redis.
     pub fn fail_over(&mut self, now_us: u64) {
         for (lost, kept) in self.redis.iter().zip(&self.replicated) {
             let Some(lost) = lost else { continue };
@@ -236,8 +238,8 @@ impl Oracle {
     }
 }
 
-/// Holds a decision against the reference, and moves that on.
-fn judge(
+/// Compares a decision with the reference, and updates that.
+fn compare(
     reference: &mut Option<Reference>,
     limit: Limit,
     now_us: u64,
@@ -253,13 +255,13 @@ fn judge(
     let tokens = if said.admitted { there - TOKEN } else { there };
     let target = if said.admitted { full(limit) } else { TOKEN };
     let wait_us = time_for(target - tokens, limit);
-    let is_told = said.left_pico.is_none_or(|pico| u128::from(pico) == tokens)
+    let is_equal = said.left_pico.is_none_or(|pico| u128::from(pico) == tokens)
         && u128::from(said.left) == tokens / TOKEN
-        && said.wait_us.is_none_or(|told_us| told_us == wait_us);
-    if !is_told {
-        let (left, pico, told_us) = (said.left, said.left_pico, said.wait_us);
+        && said.wait_us.is_none_or(|found_us| found_us == wait_us);
+    if !is_equal {
+        let (left, pico, found_us) = (said.left, said.left_pico, said.wait_us);
         return Err(format!(
-            "said {left} tokens left ({pico:?} units) and {told_us:?} µs to wait, where {} are left and {wait_us} µs",
+            "said {left} tokens left ({pico:?} units) and {found_us:?} µs to wait, where {} are left and {wait_us} µs",
             shown(tokens)
         ));
     }

@@ -13,10 +13,10 @@ use crate::oracle::Said;
 
 const SECOND: u64 = 1_000_000;
 
-/// When every world begins, on Redis' clock.
+/// The start of every world on Redis' clock.
 const EPOCH_US: u64 = 1_700_000_000 * SECOND;
 
-/// What a command was, besides its reply.
+/// The effect of a command, besides its reply.
 pub enum Done {
     /// The script ran.
     Took(Took),
@@ -30,19 +30,19 @@ pub enum Done {
 pub struct Took {
     /// The bucket's key.
     pub key: Vec<u8>,
-    /// The number of the question.
+    /// The sequence number of the command.
     pub sequence: u32,
     /// Whether it came with the script's text.
     pub is_retry: bool,
-    /// What it was asked to apply.
+    /// The limit in the command.
     pub limit: Limit,
-    /// What it was told to hold at the other health.
+    /// The limit at the other health in the command.
     pub other_limit: Limit,
-    /// What it decided.
+    /// Its decision.
     pub said: Said,
     /// Whether there was no such bucket.
     pub was_absent: bool,
-    /// Whether there had been, and it had expired.
+    /// Whether the bucket had expired.
     pub has_expired: bool,
 }
 
@@ -76,8 +76,8 @@ impl Server {
 
     /// A real server, emptied.
     pub fn real(mut client: Client) -> Self {
-        client.ask(&[b"FLUSHALL"]);
-        client.ask(&[b"SCRIPT", b"FLUSH"]);
+        client.send(&[b"FLUSHALL"]);
+        client.send(&[b"SCRIPT", b"FLUSH"]);
         Self { backend: Backend::Real(client), clock_us: EPOCH_US, knows_script: false }
     }
 
@@ -109,7 +109,7 @@ impl Server {
         self.knows_script = false;
         match &mut self.backend {
             Backend::Model(model) => model.knows_script = false,
-            Backend::Real(client) => drop(client.ask(&[b"SCRIPT", b"FLUSH"])),
+            Backend::Real(client) => drop(client.send(&[b"SCRIPT", b"FLUSH"])),
         }
     }
 
@@ -117,12 +117,12 @@ impl Server {
     pub fn lose_all(&mut self) {
         match &mut self.backend {
             Backend::Model(model) => *model = Model::default(),
-            Backend::Real(client) => drop(client.ask(&[b"FLUSHALL"])),
+            Backend::Real(client) => drop(client.send(&[b"FLUSHALL"])),
         }
         self.flush_script();
     }
 
-    /// A replica has what it has.
+    /// Copies all data to the replica.
     pub fn replicate(&mut self) {
         if let Backend::Model(model) = &mut self.backend {
             let (buckets, texts) = (model.buckets.clone(), model.texts.clone());
@@ -145,7 +145,7 @@ impl Server {
     pub fn text(&mut self, key: &[u8]) -> Option<Vec<u8>> {
         match &mut self.backend {
             Backend::Model(model) => model.texts.get(key).cloned(),
-            Backend::Real(client) => bulk_of(&client.ask(&[b"GET", key])).map(<[u8]>::to_vec),
+            Backend::Real(client) => bulk_of(&client.send(&[b"GET", key])).map(<[u8]>::to_vec),
         }
     }
 
@@ -163,22 +163,22 @@ impl Server {
                 self.knows_script |= is_retry;
                 let expected = if is_retry { TAKE.as_bytes() } else { TAKE_SHA1.as_bytes() };
                 assert_eq!(*script, expected, "another script than ours");
-                let question = Question::read(key, arguments, is_retry);
+                let command = TakeCommand::read(key, arguments, is_retry);
                 match &mut self.backend {
-                    Backend::Model(model) => model.take(&question, clock_us),
-                    Backend::Real(client) => client.take(&question, clock_us),
+                    Backend::Model(model) => model.take(&command, clock_us),
+                    Backend::Real(client) => client.take(&command, clock_us),
                 }
             }
             _ => match &mut self.backend {
                 Backend::Model(model) => (model.text_command(words), Done::Other),
-                Backend::Real(client) => (client.ask(words), Done::Other),
+                Backend::Real(client) => (client.send(words), Done::Other),
             },
         }
     }
 }
 
-/// A question to the script.
-struct Question<'a> {
+/// A command that runs the script.
+struct TakeCommand<'a> {
     key: &'a [u8],
     arguments: &'a [&'a [u8]],
     is_retry: bool,
@@ -188,7 +188,7 @@ struct Question<'a> {
     sequence: u32,
 }
 
-impl<'a> Question<'a> {
+impl<'a> TakeCommand<'a> {
     fn read(key: &'a [u8], arguments: &'a [&'a [u8]], is_retry: bool) -> Self {
         let &[capacity, rate, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
             panic!("the script has six arguments");
@@ -202,7 +202,7 @@ impl<'a> Question<'a> {
         Self { key, arguments, is_retry, limit, other_limit, ttl_ms, sequence }
     }
 
-    /// How long the bucket is kept where so much is left: until it is full at either health.
+    /// The expiry of the bucket with these tokens: until it is full at either health.
     fn keep_ms(&self, left_pico: u64) -> u64 {
         let full_ms = |limit: Limit| {
             let full = u64::from(limit.capacity()) * PICO_PER_TOKEN;
@@ -229,24 +229,24 @@ impl<'a> Question<'a> {
 const NO_SCRIPT: &[u8] = b"-NOSCRIPT No matching script. Please use EVAL.\r\n";
 
 impl Model {
-    fn take(&mut self, question: &Question, clock_us: u64) -> (Vec<u8>, Done) {
-        if !self.knows_script && !question.is_retry {
-            return (NO_SCRIPT.to_vec(), Done::NoScript(question.sequence));
+    fn take(&mut self, command: &TakeCommand, clock_us: u64) -> (Vec<u8>, Done) {
+        if !self.knows_script && !command.is_retry {
+            return (NO_SCRIPT.to_vec(), Done::NoScript(command.sequence));
         }
         self.knows_script = true;
-        let kept = self.buckets.get(question.key).copied();
+        let kept = self.buckets.get(command.key).copied();
         let stored = kept.filter(|(_, until_us)| clock_us < *until_us).map(|(bucket, _)| bucket);
-        let (verdict, changed) = take(stored, question.limit, clock_us);
+        let (verdict, changed) = take(stored, command.limit, clock_us);
         let state = changed.or(stored).expect("a new bucket has a token");
-        let left = available_pico(Some(state), question.limit, clock_us);
-        self.buckets.insert(question.key.to_vec(), (state, clock_us + question.keep_ms(left) * 1_000));
+        let left = available_pico(Some(state), command.limit, clock_us);
+        self.buckets.insert(command.key.to_vec(), (state, clock_us + command.keep_ms(left) * 1_000));
         let admitted = verdict.outcome == Outcome::Admitted;
         let (tokens, pico) = (left / PICO_PER_TOKEN, left % PICO_PER_TOKEN);
         let (seconds, us) = (clock_us / SECOND, clock_us % SECOND);
         let text =
-            format!("{} {} {tokens}.{pico:012} {seconds}.{us:06}", question.sequence, u8::from(admitted));
+            format!("{} {} {tokens}.{pico:012} {seconds}.{us:06}", command.sequence, u8::from(admitted));
         let said = Said { admitted, left_pico: Some(left), left: tokens as u32, wait_us: None };
-        (bulk(text.as_bytes()), question.took(said, (stored.is_none(), kept.is_some() && stored.is_none())))
+        (bulk(text.as_bytes()), command.took(said, (stored.is_none(), kept.is_some() && stored.is_none())))
     }
 
     fn text_command(&mut self, words: &[&[u8]]) -> Vec<u8> {
@@ -257,7 +257,7 @@ impl Model {
                 self.texts.insert(key.to_vec(), value.to_vec());
                 b"+OK\r\n".to_vec()
             }
-            _ => panic!("nobody asks Redis this: {words:?}"),
+            _ => panic!("unknown command: {words:?}"),
         }
     }
 }
@@ -275,8 +275,7 @@ fn bulk_of(reply: &[u8]) -> Option<&[u8]> {
     (reply.first() == Some(&b'$')).then(|| reply.get(start..reply.len() - 2)).flatten()
 }
 
-/// Reads a command as Redis does, and with none of the limiter's code: its words and its length, or nothing while it
-/// is not whole.
+/// Parses a command without the limiter's code: its words and its length, or nothing while it is incomplete.
 pub fn parse_command<'a>(bytes: &'a [u8], words: &mut Vec<&'a [u8]>) -> Option<usize> {
     words.clear();
     let mut at = 0;
@@ -303,13 +302,13 @@ pub fn parse_command<'a>(bytes: &'a [u8], words: &mut Vec<&'a [u8]>) -> Option<u
 pub struct Client {
     _server: harness::redis::Redis,
     stream: UnixStream,
-    /// The script as shipped, but for its clock, which comes with the question.
+    /// The shipped script, but with the time as an argument.
     script: String,
     sha1: Vec<u8>,
 }
 
 impl Client {
-    /// Starts a server, which ends with the connection.
+    /// Starts a server, which stops with the connection.
     pub fn start() -> Self {
         let server = harness::redis::Redis::start();
         let stream = UnixStream::connect(server.socket()).expect("redis-server listens");
@@ -318,13 +317,13 @@ impl Client {
         let script = TAKE.replace(clock, "{ARGV[7], ARGV[8]}");
         let mut client = Self { _server: server, stream, script, sha1: Vec::new() };
         let script = client.script.clone();
-        let reply = client.ask(&[b"SCRIPT", b"LOAD", script.as_bytes()]);
+        let reply = client.send(&[b"SCRIPT", b"LOAD", script.as_bytes()]);
         client.sha1 = bulk_of(&reply).expect("a hash").to_vec();
         client
     }
 
-    /// One command's reply, as it comes.
-    fn ask(&mut self, words: &[&[u8]]) -> Vec<u8> {
+    /// Sends one command; returns the bytes of its reply.
+    fn send(&mut self, words: &[&[u8]]) -> Vec<u8> {
         let mut command = Vec::new();
         push_command(&mut command, words);
         self.stream.write_all(&command).expect("redis-server reads");
@@ -337,22 +336,22 @@ impl Client {
         reply
     }
 
-    fn take(&mut self, question: &Question, clock_us: u64) -> (Vec<u8>, Done) {
+    fn take(&mut self, command: &TakeCommand, clock_us: u64) -> (Vec<u8>, Done) {
         let (seconds, us) = ((clock_us / SECOND).to_string(), (clock_us % SECOND).to_string());
-        // The server forgets by its own clock, which has nothing to do with the world's: that is put off.
-        let ttl_ms = (question.ttl_ms * 1_000_000).to_string();
+        // The server expires keys by its own clock, which is not the world's: the expiry is extended.
+        let ttl_ms = (command.ttl_ms * 1_000_000).to_string();
         let (script, sha1) = (self.script.clone(), self.sha1.clone());
-        let (command, script): (&[u8], &[u8]) = match question.is_retry {
+        let (name, script): (&[u8], &[u8]) = match command.is_retry {
             true => (b"EVAL", script.as_bytes()),
             false => (b"EVALSHA", &sha1),
         };
-        let mut words: Vec<&[u8]> = vec![command, script, b"1", question.key];
-        words.extend(question.arguments);
+        let mut words: Vec<&[u8]> = vec![name, script, b"1", command.key];
+        words.extend(command.arguments);
         words[6] = ttl_ms.as_bytes();
         words.extend([seconds.as_bytes(), us.as_bytes()]);
-        let reply = self.ask(&words);
+        let reply = self.send(&words);
         if reply.starts_with(b"-NOSCRIPT") {
-            return (reply, Done::NoScript(question.sequence));
+            return (reply, Done::NoScript(command.sequence));
         }
         let text =
             bulk_of(&reply).and_then(|text| std::str::from_utf8(text).ok()).expect("the script's answer");
@@ -361,7 +360,7 @@ impl Client {
         let left_pico = number(whole.as_bytes()) * PICO_PER_TOKEN + number(pico.as_bytes());
         let left = (left_pico / PICO_PER_TOKEN) as u32;
         let said = Said { admitted: fields[1] == "1", left_pico: Some(left_pico), left, wait_us: None };
-        (reply.clone(), question.took(said, (false, false)))
+        (reply.clone(), command.took(said, (false, false)))
     }
 }
 

@@ -1,16 +1,16 @@
-//! What happened: counted over all worlds, and the last of it in a world, to be printed when that fails.
+//! Counts of events over all worlds, and the last events of a world, which a failure prints.
 
 use std::fmt;
 
 macro_rules! happenings {
     ($($group:literal: { $($name:ident $text:literal,)* })*) => {
-        /// Something that is counted, so that one sees that nothing is vacuous.
+        /// A counted event. Every one has to occur, so that no check is vacuous.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[allow(missing_docs, reason = "the text says it")]
         pub enum Happening { $($($name,)*)* }
 
         impl Happening {
-            /// Every one, with its group and its text.
+            /// All, with their groups and texts.
             pub const ALL: &[(Happening, &str, &str)] = &[$($((Happening::$name, $group, $text),)*)*];
         }
     };
@@ -21,13 +21,13 @@ happenings! {
         Admitted "admitted",
         RefusedHere "refused by shared data",
         RefusedThere "refused by Redis",
-        RefusedUnasked "refused without asking Redis",
+        RefusedByDenyCache "refused by the deny cache",
         FallbackLocal "fallbacks: local",
         FallbackAllow "fallbacks: allow",
         FallbackDeny "fallbacks: deny",
         Busy "turns of an event loop that took long",
-        Crowd "more requests at once than may be on the wire",
-        AtTheInstant "asked at the very microsecond a token was due, or one beside it",
+        Burst "more requests at once than the window",
+        AtTheInstant "a request within a microsecond of the time of a token",
     }
     "shared data": {
         Interleaved "other workers between a read and its write",
@@ -70,7 +70,7 @@ pub struct Tally {
     counts: Vec<u64>,
     /// Requests decided.
     pub operations: u64,
-    /// Tokens that Redis handed back by losing data.
+    /// Tokens that Redis returned by losing data.
     pub forgiven: u64,
 }
 
@@ -86,12 +86,12 @@ impl Tally {
         self.counts[happening as usize] += count;
     }
 
-    /// How often it happened.
+    /// The number of occurrences.
     pub fn count(&self, happening: Happening) -> u64 {
         self.counts[happening as usize]
     }
 
-    /// What has never happened.
+    /// The events that have not occurred.
     pub fn missing(&self) -> Vec<&'static str> {
         let missing = |(happening, _, text): &(Happening, &str, &'static str)| {
             (self.count(*happening) == 0).then_some(*text)
@@ -125,17 +125,17 @@ impl fmt::Display for Tally {
 #[derive(Clone, Debug)]
 struct Line {
     at_us: u64,
-    /// The payer whose line it is; `None` for what concerns all.
+    /// The payer; `None` for an event that concerns all.
     payer: Option<usize>,
     what: What,
 }
 
-/// What a line tells.
+/// The event of a line.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "the text made of it says it")]
 pub enum What {
     Decided { envoy: usize, worker: usize, request_id: u32, how: &'static str, admitted: bool, left: u32 },
-    Asked { envoy: usize, worker: usize, request_id: u32 },
+    Sent { envoy: usize, worker: usize, request_id: u32 },
     Took { admitted: bool, left_pico: u64, redis_us: u64, capacity: u32, rate: u64 },
     Happened(Happening),
     Ended(Happening),
@@ -158,7 +158,7 @@ impl History {
         self.0.push(Line { at_us, payer, what });
     }
 
-    /// The last lines about `payer`, and about everybody.
+    /// The last lines about `payer`, and about all payers.
     pub fn shown(&self, payer: Option<usize>) -> String {
         let matters = |line: &&Line| payer.is_none() || line.payer.is_none() || line.payer == payer;
         let mut lines: Vec<&Line> = self.0.iter().rev().filter(matters).take(SHOWN).collect();
@@ -171,7 +171,7 @@ impl History {
                         "request {request_id} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left"
                     )
                 }
-                What::Asked { envoy, worker, request_id } => {
+                What::Sent { envoy, worker, request_id } => {
                     format!("request {request_id} at envoy {envoy}, worker {worker}: waits for Redis")
                 }
                 What::Took { admitted, left_pico, redis_us, capacity, rate } => {

@@ -1,4 +1,4 @@
-//! The streams between workers and Redis: bytes on their way, commands as Redis takes them, and whose each is.
+//! The streams between workers and Redis: bytes in flight, commands, and their requests.
 
 use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
@@ -10,7 +10,7 @@ use crate::workload::full_in_us;
 use crate::world::{Event, World};
 
 impl World {
-    /// Does what a worker wants done on its stream.
+    /// Carries out an action of a worker on its stream.
     pub(crate) fn carry_out(&self, index: usize, worker: &Worker, action: StreamAction) {
         match action {
             StreamAction::Close => self.drop_stream(worker),
@@ -37,7 +37,7 @@ impl World {
     }
 
     fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
-        self.note_askers(worker, &bytes);
+        self.note_owners(worker, &bytes);
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else {
             return;
@@ -50,9 +50,9 @@ impl World {
         }
     }
 
-    /// Notes whose questions these are: they go out in the order in which they were asked, and are asked again in the
-    /// order in which Redis said that it does not know the script.
-    fn note_askers(&self, worker: &Worker, mut bytes: &[u8]) {
+    /// Records the requests of these commands: commands are sent in the order of their requests, and sent again in the
+    /// order of the replies without the script.
+    fn note_owners(&self, worker: &Worker, mut bytes: &[u8]) {
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut() else { return self.fail(None, "bytes are sent on no stream") };
         let mut words = Vec::new();
@@ -81,12 +81,12 @@ impl World {
             }
             match request_id.zip(sequence) {
                 Some((request_id, sequence)) => drop(stream.request_ids.insert(sequence, request_id)),
-                None => self.fail(Some(payer), "Redis is asked for nobody who waits"),
+                None => self.fail(Some(payer), "a command is sent for no waiting request"),
             }
         }
     }
 
-    /// How long bytes travel one way.
+    /// The delay of bytes in one direction.
     fn delay_us(&self) -> u64 {
         let usual = 20 + self.below(self.plan.timeout_us / 8);
         usual + if self.faults.is_slow() { self.below(2 * self.plan.timeout_us) } else { 0 }
@@ -145,7 +145,7 @@ impl World {
             }
             Done::NoScript(sequence) => {
                 self.count(Happening::NoScript);
-                let request_id = self.asker(worker, sequence);
+                let request_id = self.owner(worker, sequence);
                 if let (Some(request_id), Some(stream)) = (request_id, worker.stream.borrow_mut().as_mut()) {
                     stream.unknown.push_back(request_id);
                 }
@@ -155,11 +155,11 @@ impl World {
         reply
     }
 
-    /// Redis has decided: is that right, and for whom was it?
+    /// Checks a decision of Redis, and records it for its request.
     fn took(&self, worker: &Worker, took: &Took) {
         let Some(bucket) = self.redis_buckets.get(&took.key).copied() else {
             if !took.key.ends_with(b"#probe") {
-                self.fail(None, format!("nobody's bucket: {}", String::from_utf8_lossy(&took.key)));
+                self.fail(None, format!("an unknown bucket: {}", String::from_utf8_lossy(&took.key)));
             }
             return;
         };
@@ -167,8 +167,8 @@ impl World {
             self.count(Happening::Expired);
         }
         let payer = bucket % self.plan.payers();
-        let Some(request_id) = self.asker(worker, took.sequence) else {
-            return self.fail(Some(payer), "Redis is asked for nobody");
+        let Some(request_id) = self.owner(worker, took.sequence) else {
+            return self.fail(Some(payer), "a command has no request");
         };
         let now_us = self.now_us.get();
         let redis_us = self.redis.borrow().clock_us(now_us);
@@ -183,14 +183,14 @@ impl World {
         if let Some(pending) = worker.pending.borrow_mut().get_mut(&request_id) {
             if pending.payment != Some((payer, took.limit)) || pending.other_limit != Some(took.other_limit) {
                 let (payment, other) = (pending.payment, pending.other_limit);
-                self.fail(Some(payer), format!("request {request_id} asks for {payment:?}, {other:?}"));
+                self.fail(Some(payer), format!("request {request_id} takes {payment:?}, {other:?}"));
             }
             pending.outcome = Some(said);
         }
     }
 
-    /// Whose command it is; nobody's where it is a probe's.
-    fn asker(&self, worker: &Worker, sequence: u32) -> Option<RequestId> {
+    /// The request of a command; `None` for a probe.
+    fn owner(&self, worker: &Worker, sequence: u32) -> Option<RequestId> {
         worker.stream.borrow().as_ref().and_then(|stream| stream.request_ids.get(&sequence).copied())
     }
 

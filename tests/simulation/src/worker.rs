@@ -23,15 +23,15 @@ pub struct Envoy {
     pub map: Rc<SharedMap>,
     /// Its monotonic clock when the world began.
     pub epoch_us: u64,
-    /// What its configuration says.
+    /// The health mode and limits of its configuration.
     pub namespace: &'static str,
     /// The same as a number.
     pub namespace_index: usize,
-    /// What holds at its next request.
+    /// The limits at its next request.
     pub health: Cell<Health>,
-    /// What holds at its next request, where all workers have the same.
+    /// The limits at its next request, if they are the same in all workers.
     pub limits: RefCell<Rc<Limits>>,
-    /// What its plugin configuration says.
+    /// The limits of its plugin configuration.
     pub delivered: RefCell<Rc<Limits>>,
 }
 
@@ -41,7 +41,7 @@ impl Envoy {
         self.epoch_us + now_us
     }
 
-    /// The same as the limiter takes it.
+    /// The same as the limiter's type.
     pub fn clock(&self, now_us: u64) -> StoreTime {
         StoreTime::from_micros(self.clock_us(now_us))
     }
@@ -49,23 +49,23 @@ impl Envoy {
 
 /// A request that waits.
 pub struct Pending {
-    /// Who pays, or nobody for a change of health.
+    /// The payer; `None` for a change of health.
     pub payment: Option<(usize, Limit)>,
     /// The limit of the same bucket at the other health.
     pub other_limit: Option<Limit>,
-    /// The health that a change asks for.
+    /// The health that a change sets.
     pub wanted: Option<Health>,
-    /// Who asks.
+    /// Its caller.
     pub caller: Caller,
-    /// When it came in.
+    /// The time of its arrival.
     pub at_us: u64,
-    /// When its command was sent, if it was.
+    /// The time when its command was sent.
     pub sent_us: Option<u64>,
-    /// How long it may wait.
+    /// Its timeout.
     pub timeout_us: u64,
-    /// How late its worker had been in all when it came in.
+    /// The total delay of its worker at its arrival.
     pub late_us: u64,
-    /// What Redis did for it.
+    /// The decision of Redis.
     pub outcome: Option<Said>,
 }
 
@@ -73,33 +73,33 @@ pub struct Pending {
 pub struct Worker {
     /// Its Envoy.
     pub envoy: usize,
-    /// Whether it gets requests: not once it was replaced.
+    /// Whether it gets requests: it has not been replaced.
     pub accepts: Cell<bool>,
     /// Whether it is gone.
     pub is_gone: Cell<bool>,
-    /// The thing itself.
+    /// The limiter.
     pub limiter: RefCell<Limiter>,
     /// The limits it was configured with.
     pub delivered: Rc<Limits>,
     /// Its stream.
     pub stream: RefCell<Option<Stream>>,
-    /// Who waits.
+    /// Requests that wait.
     pub pending: RefCell<BTreeMap<RequestId, Pending>>,
-    /// Who waits and whose question has not gone out.
+    /// Requests whose command was not sent yet.
     pub unsent: RefCell<VecDeque<RequestId>>,
-    /// When the last question of a request went out.
+    /// The time when the last command of a request was sent.
     pub last_sent_us: Cell<u64>,
-    /// Whether a turn is on its way.
+    /// Whether a turn is scheduled.
     pub is_awake: Cell<bool>,
-    /// When the next tick is due.
+    /// The time of the next tick.
     pub tick_us: Cell<u64>,
-    /// Until when it does something else.
+    /// The end of its busy time.
     pub busy_until_us: Cell<u64>,
-    /// How late it has been in all.
+    /// Its total delay.
     pub late_us: Cell<u64>,
-    /// How often it looks whether Redis has replied in time.
+    /// The interval of its checks for replies.
     pub check_interval_us: u64,
-    /// Since when it has been giving out decisions, if it is.
+    /// The time since which it has been handling decisions, if it is.
     pub pumps_since_us: Cell<Option<u64>>,
 }
 
@@ -131,13 +131,13 @@ impl Worker {
         }
     }
 
-    /// It has been late by so much. A delay that shows that it was busy costs Redis none of its time.
+    /// Adds a delay. A long delay of a busy worker does not count against Redis.
     pub fn delay(&self, us: u64) {
         let withheld_us = if us > whole_micros(TIMER_RESOLUTION) { self.check_interval_us } else { 0 };
         self.late_us.set(self.late_us.get() + us + withheld_us);
     }
 
-    /// The same with a tick that is overdue, and with the decisions that this one has waited for.
+    /// The total delay with an overdue tick and with the decisions before this one.
     pub fn late_us_now(&self, now_us: u64) -> u64 {
         let overdue_us = now_us.saturating_sub(self.tick_us.get());
         self.late_us.get() + overdue_us.max(now_us - self.pumps_since_us.get().unwrap_or(now_us))
@@ -149,27 +149,27 @@ impl Worker {
     }
 }
 
-/// A connection through Envoy to Redis. Bytes stay in order; how long they take is drawn for each delivery.
+/// A connection through Envoy to Redis. Bytes stay in order; the delay of each delivery is random.
 #[derive(Default)]
 pub struct Stream {
     /// Its number.
     pub id: u64,
-    /// Whether nobody listens at its other end.
+    /// Whether its other end is closed.
     pub is_refused: bool,
     /// Whether its bytes are lost.
     pub is_hole: bool,
     /// Whether a reply was lost or doubled.
     pub is_out_of_step: bool,
-    /// On their way.
+    /// Bytes in flight to Redis.
     pub to_redis: VecDeque<Vec<u8>>,
-    /// On their way back.
+    /// Bytes in flight to the worker.
     pub from_redis: VecDeque<Vec<u8>>,
-    /// When the last of them arrive.
+    /// The arrival of the last bytes in each direction.
     pub last_us: (u64, u64),
-    /// What of a command has arrived.
+    /// The part of a command that has arrived.
     pub input: Vec<u8>,
-    /// Whose question each number is.
+    /// The request of each sequence number.
     pub request_ids: HashMap<u32, RequestId>,
-    /// Those who have to ask again with the script's text.
+    /// Requests whose command has to be sent again with the script.
     pub unknown: VecDeque<RequestId>,
 }

@@ -1,4 +1,4 @@
-//! What a world is made of: stores, limits, callers, how often they ask. Drawn once for each world.
+//! The random parameters of a world: stores, limits, callers, and their rates.
 
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::request::Request;
@@ -15,8 +15,8 @@ const TIERS: usize = 3;
 /// Callers with a key. The last is unknown at first, and becomes known by a delivered configuration.
 pub const KEYS: usize = 5;
 
-/// Shortest timeout at which a busy worker is held to tell its own delay from a failure of Redis, in microseconds: see
-/// `docs/stores.md`.
+/// The shortest timeout, in microseconds, at which a busy worker has to distinguish its own delay from a failure of
+/// Redis: see `docs/stores.md`.
 const FAIR_TIMEOUT_US: u64 = 20_000;
 
 /// Where buckets are kept.
@@ -24,11 +24,11 @@ const FAIR_TIMEOUT_US: u64 = 20_000;
 pub enum Store {
     /// In each Envoy.
     SharedData,
-    /// In Redis, and this decides without it.
+    /// In Redis, with this policy without it.
     Redis(&'static str),
 }
 
-/// What does not change in a world.
+/// The constant parameters of a world.
 #[derive(Debug)]
 pub struct Plan {
     /// Where buckets are kept.
@@ -49,7 +49,7 @@ pub struct Plan {
     pub operations: u64,
     /// Mean pause between bursts of requests.
     pub gap_us: u64,
-    /// One in so many calls of shared data lets another worker in between.
+    /// Before one in this many calls of shared data, another worker acts.
     pub race_one_in: u64,
     /// Mean pause between faults.
     pub fault_gap_us: u64,
@@ -130,11 +130,11 @@ struct Tier {
     ttl_seconds: u32,
 }
 
-/// One version of what operators configure.
+/// One version of the limits that operators configure.
 #[derive(Clone, Debug)]
 pub struct Limits {
     tiers: [Tier; TIERS],
-    /// So many of the keys are known.
+    /// The number of known keys.
     pub known_keys: usize,
 }
 
@@ -149,7 +149,7 @@ impl Limits {
         let mut tiers = [(); TIERS].map(|()| Tier { normal: limit(), degraded: limit(), ttl_seconds: 1 });
         tiers.iter_mut().for_each(|tier| tier.ttl_seconds = random.choose(&[1, 2, 60]));
         if plan.max_buckets < 1_000 {
-            // What the oracle knows of crowded records holds for one limit.
+            // The oracle's bound for shared records is for one limit.
             tiers[0] = previous.map_or(tiers[0], |previous| previous.tiers[0]);
             tiers[0].degraded = tiers[0].normal;
         }
@@ -181,7 +181,7 @@ impl Limits {
         format!("{{{}}}", tiers.join(", "))
     }
 
-    /// Who pays for a caller: a key that is known, or else the address.
+    /// The payer of a caller's requests: a known key, or else the address.
     pub fn payer(&self, caller: Caller) -> usize {
         match caller.key {
             Some(key) if key < self.known_keys => key,
@@ -203,7 +203,7 @@ impl Limits {
     }
 }
 
-/// How long a bucket that holds so much needs to be full, in microseconds.
+/// The time until a bucket with these tokens is full, in microseconds.
 pub fn full_in_us(limit: Limit, left_pico: u64) -> u64 {
     let full = u128::from(limit.capacity()) * 1_000_000_000_000;
     full.saturating_sub(left_pico.into()).div_ceil(limit.refill_micro_per_sec().into()) as u64
@@ -217,17 +217,17 @@ pub fn bucket_name(payer: usize) -> String {
     }
 }
 
-/// Somebody who asks.
+/// A caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller {
-    /// The number of the key it shows.
+    /// The number of its key.
     pub key: Option<usize>,
     /// The number of its address.
     pub address: usize,
 }
 
 impl Caller {
-    /// Draws one; a few of them ask most.
+    /// Draws one; a few callers send most requests.
     pub fn draw(random: &mut Random, plan: &Plan) -> Self {
         let few = |random: &mut Random, all: usize| {
             let index = random.below(all as u64);
@@ -239,14 +239,14 @@ impl Caller {
 }
 
 /// A request as Envoy shows it.
-pub struct Asked {
-    /// Who asks.
+pub struct SimulatedRequest {
+    /// Its caller.
     pub caller: Caller,
     /// Whether it changes health.
     pub is_post: bool,
 }
 
-impl Request for Asked {
+impl Request for SimulatedRequest {
     fn header(&self, name: &str) -> Option<Vec<u8>> {
         match name {
             ":path" if self.is_post => Some("/system/health".into()),

@@ -1,6 +1,6 @@
-//! One world: a virtual clock, a queue of what happens next, and what is held against the oracle.
+//! One world: a virtual clock, a queue of events, and the oracle.
 //!
-//! Everything is reached through `&World`, because in the middle of one worker's operation others act.
+//! All functions take `&World`, because other workers act during the operation of one.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -27,33 +27,33 @@ use crate::redis::Server;
 use crate::report::{Happening, History, Tally, What};
 use crate::shared_data::{Host, SharedMap};
 use crate::worker::{Envoy, Pending, Worker};
-use crate::workload::{Asked, Caller, KEYS, Limits, Plan, Store, bucket_name};
+use crate::workload::{Caller, KEYS, Limits, Plan, SimulatedRequest, Store, bucket_name};
 
-/// How long a change of health may take, in microseconds.
+/// The timeout of a change of health, in microseconds.
 const POST_TIMEOUT_US: u64 = 1_000_000;
 
-/// What others do in the middle of an operation takes time, and so delays polls: at most so much, in microseconds. How
-/// long a request waits is judged by the delays that there were.
+/// The longest delay of a poll by other workers that act during an operation, in microseconds. The timeouts of requests
+/// are checked with their actual delays.
 pub const SLACK_US: u64 = 10_000;
 
-/// How soon a message on a worker's shared queue calls it, in microseconds.
+/// The time until a message on a worker's shared queue calls it, in microseconds.
 pub const TURN_US: u64 = 50;
 
 /// Longest turn of a busy worker's event loop, in microseconds.
 const LONGEST_TURN_US: u64 = 100_000;
 
-/// One in so many arrivals brings a crowd of requests.
+/// One in this many arrivals is a burst of requests.
 const CROWD_ONE_IN: u64 = 400;
 
-/// Operations inside of operations, at most.
+/// The most nested operations.
 pub const MAX_DEPTH: u32 = 2;
 
-/// Something that happens at a time.
+/// An event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
-    /// Requests come in.
+    /// Requests arrive.
     Arrivals,
-    /// A refused caller comes back.
+    /// A refused caller retries.
     Return(usize, Caller),
     /// A worker's shared queue calls it.
     Turn(usize),
@@ -63,11 +63,11 @@ pub enum Event {
     ToRedis(usize, u64),
     /// Bytes arrive at a worker.
     FromRedis(usize, u64),
-    /// A worker hears that its stream is closed.
+    /// A worker learns that its stream is closed.
     Closed(usize, u64),
     /// Some worker becomes busy.
     SomeBusy,
-    /// A worker does something else for a while, and so many times more after that.
+    /// A worker is busy for a while, and again this number of times.
     Busy(usize, u32),
     /// A fault begins.
     Fault,
@@ -77,21 +77,21 @@ pub enum Event {
 
 /// A world.
 pub struct World {
-    /// What it is made of.
+    /// Its parameters.
     pub plan: Plan,
     /// Microseconds since it began.
     pub now_us: Cell<u64>,
-    /// All that is drawn.
+    /// Its random generator.
     pub random: RefCell<Random>,
     /// Its Envoys.
     pub envoys: Vec<Envoy>,
-    /// All VMs that ever were.
+    /// All VMs, also those that have ended.
     pub workers: RefCell<Vec<Rc<Worker>>>,
     /// Its Redis.
     pub redis: RefCell<Server>,
-    /// What is wrong with Redis.
+    /// The faults of Redis.
     pub faults: Faults,
-    /// Its judge.
+    /// Its oracle.
     pub oracle: RefCell<Oracle>,
     pub(crate) tally: RefCell<Tally>,
     history: RefCell<History>,
@@ -101,7 +101,7 @@ pub struct World {
     last_number: Cell<u64>,
     /// Which bucket a key in Redis is.
     pub(crate) redis_buckets: HashMap<Vec<u8>, usize>,
-    /// When the health of anybody last changed.
+    /// The time of the last change of health.
     pub health_changed_us: Cell<u64>,
 }
 
@@ -149,12 +149,12 @@ impl World {
         };
         for envoy in 0..world.envoys.len() {
             (0..world.plan.workers).for_each(|_| world.start_worker(envoy));
-            world.find_crowds(envoy);
+            world.find_shared_records(envoy);
         }
         world
     }
 
-    /// Runs until all requests are decided, or something is wrong.
+    /// Runs until all requests are decided, or a check fails.
     pub fn run(&self) -> Result<(), String> {
         self.after(0, Event::Arrivals);
         self.after(self.below(2 * self.plan.fault_gap_us), Event::Fault);
@@ -228,7 +228,7 @@ impl World {
         self.history.borrow_mut().note(self.now_us.get(), payer, what);
     }
 
-    /// Lets an event happen so much later.
+    /// Schedules an event after this time.
     pub fn after(&self, us: u64, event: Event) {
         self.at(self.now_us.get() + us, event);
     }
@@ -242,7 +242,7 @@ impl World {
         self.last_number.get()
     }
 
-    /// Says what is wrong; the first time counts.
+    /// Records a failure; the first one counts.
     pub fn fail(&self, payer: Option<usize>, what: impl AsRef<str>) {
         let mut wrong = self.wrong.borrow_mut();
         if wrong.is_none() {
@@ -300,14 +300,14 @@ impl World {
         }
     }
 
-    /// Some worker will be busy, sooner or later.
+    /// Schedules the next busy worker.
     fn schedule_busy(&self) {
         if let Some(gap_us) = self.plan.busy_gap_us {
             self.after(self.below(2 * gap_us), Event::SomeBusy);
         }
     }
 
-    /// When a busy worker gets round to an event: replies first, then ticks.
+    /// The time at which a busy worker handles an event: replies first, then ticks.
     fn waits_for_worker(&self, event: Event) -> Option<u64> {
         let (index, last_us) = match event {
             Event::FromRedis(index, _) | Event::Closed(index, _) | Event::Turn(index) => (index, 0),
@@ -318,7 +318,7 @@ impl World {
         (free_us > self.now_us.get()).then_some(free_us + last_us)
     }
 
-    /// A turn of a worker's event loop takes long, and some turns after it do, too.
+    /// A turn of a worker's event loop takes long, and so do some turns after it.
     pub fn keep_busy(&self, index: usize, more: u32) {
         let worker = self.worker(index);
         if worker.is_gone.get() || worker.limiter.try_borrow_mut().is_err() {
@@ -342,22 +342,22 @@ impl World {
             }
         }
         if self.plan.store != Store::SharedData && self.one_in(CROWD_ONE_IN) {
-            self.crowd();
+            self.burst();
         }
         if !self.is_over() {
             self.after(self.below(2 * self.plan.gap_us), Event::Arrivals);
         }
     }
 
-    /// At one worker more requests come in at once than may be on the wire.
-    fn crowd(&self) {
+    /// More requests arrive at once at one worker than its window.
+    fn burst(&self) {
         let envoy = self.below(self.envoys.len() as u64) as usize;
         let Some(index) = self.some_worker(envoy) else { return };
         let window = window(Duration::from_micros(self.plan.timeout_us));
         if self.worker(index).pending.borrow().len() > window {
             return;
         }
-        self.count(Happening::Crowd);
+        self.count(Happening::Burst);
         for _ in 0..window as u64 + self.below(2 * window as u64) {
             let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
             self.request(index, caller, MAX_DEPTH);
@@ -369,7 +369,7 @@ impl World {
         self.workers.borrow()[index].clone()
     }
 
-    /// A worker of an Envoy that takes requests and is not in the middle of something.
+    /// A worker of an Envoy that takes requests and is not inside an operation.
     pub fn some_worker(&self, envoy: usize) -> Option<usize> {
         let workers = self.workers.borrow();
         let is_free = |index: &usize| {
@@ -385,7 +385,7 @@ impl World {
         (start..all).chain(0..start).find(is_free)
     }
 
-    /// A VM for what the Envoy's configuration says now.
+    /// Starts a VM with the present configuration of the Envoy.
     pub fn start_worker(&self, envoy: usize) {
         let Envoy { delivered, namespace, .. } = &self.envoys[envoy];
         let delivered = delivered.borrow().clone();
@@ -399,8 +399,8 @@ impl World {
         }
     }
 
-    /// Tells the oracle which addresses share a full record of the table.
-    fn find_crowds(&self, envoy: usize) {
+    /// Reports to the oracle the addresses that share a full record of the table.
+    fn find_shared_records(&self, envoy: usize) {
         let host = Host::new(self, envoy, MAX_DEPTH);
         let namespace = self.envoys[envoy].namespace;
         let table = AddressTable::open(&host, namespace, self.plan.max_buckets, (0, 0)).expect("it is there");
@@ -413,11 +413,11 @@ impl World {
             members.entry(record).or_default().push(envoy * self.plan.payers() + payer);
         }
         for members in members.values().filter(|members| members.len() > ways as usize) {
-            self.oracle.borrow_mut().crowd(members, ways);
+            self.oracle.borrow_mut().shared_record(members, ways);
         }
     }
 
-    /// In the middle of an operation, others act and time goes by.
+    /// During an operation, other workers act and time passes.
     pub fn interleave(&self, envoy: usize, depth: u32) {
         if depth >= MAX_DEPTH || self.is_over() || !self.one_in(self.plan.race_one_in) {
             return;
@@ -430,7 +430,7 @@ impl World {
         }
     }
 
-    /// What limits a worker's next request has.
+    /// The limits of a worker's next request.
     pub(crate) fn limits(&self, worker: &Worker) -> Rc<Limits> {
         match self.plan.by_documents {
             true => self.envoys[worker.envoy].limits.borrow().clone(),
@@ -438,7 +438,7 @@ impl World {
         }
     }
 
-    /// A caller's request comes in at a worker.
+    /// A caller's request arrives at a worker.
     pub fn request(&self, index: usize, caller: Caller, depth: u32) {
         let worker = self.worker(index);
         let envoy = &self.envoys[worker.envoy];
@@ -450,13 +450,13 @@ impl World {
         let payer = limits.payer(caller);
         let limit = limits.limit(payer, health);
         let other = if health == Health::Normal { Health::Degraded } else { Health::Normal };
-        let request = Asked { caller, is_post: false };
+        let request = SimulatedRequest { caller, is_post: false };
         let late_us = worker.late_us.get();
-        // Nothing waits for documents: this world judges the plugin configuration until some are published.
+        // No request waits for documents: until some are published, the plugin configuration applies.
         let decision = worker.limiter.borrow_mut().decider(&host).decide(&request, arrival, false);
         self.check_health(worker.envoy);
         let timeout_us = self.plan.timeout_us;
-        // What others did meanwhile has delayed it already.
+        // The other workers have delayed it already.
         worker.delay(self.now_us.get() - at_us);
         let pending = Pending {
             payment: Some((payer, limit)),
@@ -471,7 +471,7 @@ impl World {
         };
         match decision {
             Decision::AwaitsRedis(_) => {
-                self.note(Some(payer), What::Asked { envoy: worker.envoy, worker: index, request_id });
+                self.note(Some(payer), What::Sent { envoy: worker.envoy, worker: index, request_id });
                 worker.pending.borrow_mut().insert(request_id, pending);
                 worker.unsent.borrow_mut().push_back(request_id);
             }
@@ -480,7 +480,7 @@ impl World {
         self.wake(index, &worker);
     }
 
-    /// Sends a change of health; its body is there at once.
+    /// Sends a change of health with its body.
     pub fn post_health(&self, index: usize, wanted: Health) {
         let worker = self.worker(index);
         let envoy = &self.envoys[worker.envoy];
@@ -489,7 +489,7 @@ impl World {
         let at_us = self.now_us.get();
         let arrival = RequestStart { id: request_id, at: envoy.clock(at_us) };
         let caller = Caller { key: None, address: 0 };
-        let request = Asked { caller, is_post: true };
+        let request = SimulatedRequest { caller, is_post: true };
         let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
         let Decision::AwaitsBody(change) = decision else {
             return self.fail(None, format!("a change of health with the right token: {decision:?}"));
@@ -551,7 +551,7 @@ impl World {
             self.count_evictions(limiter.drain_metrics());
             limiter.handle_timeout(clock, Role::Newest, &host);
         }
-        // It may have come late, and what others did in the middle of it delays the next.
+        // It may be late, and the other workers delay the next one.
         worker.delay(self.now_us.get() - due_us);
         self.pump(index, &worker);
         if !worker.accepts.get() && worker.pending.borrow().is_empty() {
@@ -570,7 +570,7 @@ impl World {
         }
     }
 
-    /// A VM is gone, with its stream and those who wait.
+    /// Ends a VM, with its stream and its waiting requests.
     pub fn let_go(&self, worker: &Worker) {
         worker.accepts.set(false);
         worker.is_gone.set(true);
@@ -581,7 +581,7 @@ impl World {
         }
     }
 
-    /// Decisions go out, and what there is to send is sent.
+    /// Handles all decisions and sends all commands.
     pub(crate) fn pump(&self, index: usize, worker: &Worker) {
         worker.pumps_since_us.set(Some(self.now_us.get()));
         while !worker.is_gone.get() {

@@ -1,11 +1,11 @@
-//! A few worlds, in which everything happens that can; and an oracle that does not let through what it should not.
+//! A few worlds in which every event occurs, and tests of the oracle.
 
 use dynamic_rate_limiter::tier::Limit;
 use simulation::oracle::{Oracle, Said};
 use simulation::report::Tally;
 
 #[test]
-fn in_a_few_worlds_everything_happens_and_nothing_is_wrong() {
+fn in_a_few_worlds_every_event_occurs_and_every_check_holds() {
     let (mut tally, mut client) = (Tally::default(), None);
     for index in 0..100 {
         let seed = simulation::world_seed(4, index);
@@ -16,7 +16,7 @@ fn in_a_few_worlds_everything_happens_and_nothing_is_wrong() {
 }
 
 #[test]
-fn a_world_is_its_seed() {
+fn the_seed_determines_the_world() {
     let run = |seed| {
         let mut tally = Tally::default();
         simulation::run(seed, &mut None, &mut tally).expect("nothing wrong");
@@ -33,7 +33,7 @@ fn said(admitted: bool, left_pico: u64, wait_us: u64) -> Said {
 }
 
 #[test]
-fn the_oracle_takes_the_right_answer_and_no_other() {
+fn the_oracle_accepts_only_the_right_decision() {
     let limit = Limit::new(1, 1_000_000).expect("a limit in range");
     // One token, given at 0; the next is due a second later, to the microsecond.
     let cases = [
@@ -53,7 +53,7 @@ fn the_oracle_takes_the_right_answer_and_no_other() {
 }
 
 #[test]
-fn the_oracle_says_how_much_a_redis_without_its_data_may_hand_back() {
+fn the_oracle_bounds_the_tokens_that_a_redis_without_its_data_returns() {
     let limit = Limit::new(2, 1_000_000).expect("a limit in range");
     let mut oracle = Oracle::new(1, 1);
     let take = |oracle: &mut Oracle, left: u64| {
