@@ -1,8 +1,7 @@
-//! Bytes from outside, into the limiter's own functions.
+//! Arbitrary bytes as input of the limiter's functions.
 //!
-//! Everything that an operator, a client or Redis can send reaches the limiter as bytes. Each target takes such bytes
-//! and panics where a property does not hold. libFuzzer changes the inputs of the corpus, keeps those that reach a part
-//! of the limiter that none has reached, and changes these.
+//! All input from an operator, a client or Redis is bytes. Each target takes such bytes and panics if a property does
+//! not hold. libFuzzer mutates the inputs of the corpus, and keeps those that reach new parts of the limiter.
 
 pub mod targets;
 

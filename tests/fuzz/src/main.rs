@@ -1,4 +1,4 @@
-//! libFuzzer on one target, or on each in turn. `cargo xtask soak fuzz` builds this with the instrumentation it needs.
+//! Runs libFuzzer on one target, or on all. `cargo xtask soak fuzz` builds this with instrumentation.
 
 use std::error::Error;
 use std::ffi::{CString, c_char, c_int};
@@ -66,7 +66,7 @@ fn each(seconds: Option<u64>, inputs: Option<u64>, seed: u32, keeps: bool) -> Re
 
 fn search(target: Target, limit: &str, seed: u32, keeps: bool) -> Result<(), Box<dyn Error>> {
     let name = target.name;
-    // Where the build is: what is found and made is nobody's source.
+    // The build's folder: findings and new inputs are not part of the sources.
     let folder = std::env::current_exe()?.with_file_name("fuzz-found").join(name);
     let made = folder.join("made");
     let _ = std::fs::remove_dir_all(&made);

@@ -1,4 +1,4 @@
-//! What must hold, one file for each way in.
+//! The properties, one file for each kind of input.
 
 mod admin;
 mod documents;
@@ -20,7 +20,7 @@ use crate::Random;
 /// A function that panics where a property does not hold.
 #[derive(Clone, Copy)]
 pub struct Target {
-    /// What it is called, and its folder in the corpus.
+    /// Its name, and its folder in the corpus.
     pub name: &'static str,
     /// The property, for any bytes at all.
     pub check: fn(&[u8]),
@@ -44,7 +44,7 @@ pub fn named(name: &str) -> Option<Target> {
     ALL.iter().find(|target| target.name == name).copied()
 }
 
-/// Cuts `bytes` into pieces of random sizes, some of them empty.
+/// Splits `bytes` into pieces of random sizes, some of them empty.
 fn pieces<'a>(bytes: &'a [u8], random: &mut Random) -> Vec<&'a [u8]> {
     let mut pieces = Vec::new();
     let mut rest = bytes;
@@ -57,7 +57,7 @@ fn pieces<'a>(bytes: &'a [u8], random: &mut Random) -> Vec<&'a [u8]> {
     pieces
 }
 
-/// The headers of an answer are whole, in range, and cannot be taken for more than one.
+/// The headers of an answer are complete, in range, and contain no line break.
 fn check_answer(answer: &HeaderValues, wall_clock: WallClock) {
     if let Some(verdict) = answer.verdict {
         assert!(verdict.remaining <= verdict.capacity, "{verdict:?}");

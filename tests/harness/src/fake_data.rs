@@ -1,4 +1,4 @@
-//! Shared data with the host's semantics and a clock that tests move, a limiter on it, and a request as a test writes it.
+//! Shared data with the host's semantics and a virtual clock, a limiter on it, and requests.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use dynamic_rate_limiter::time::StoreTime;
 
 pub const SECOND: u64 = 1_000_000;
 
-/// A request that came in at the start of time; only what waits for Redis is asked when it came.
+/// An arrival at time 0, for tests in which the time of arrival does not matter.
 pub const ARRIVAL: RequestStart = RequestStart { id: 1, at: StoreTime::from_micros(0) };
 
 type Act = Box<dyn FnOnce(&FakeData)>;
@@ -53,12 +53,12 @@ impl FakeData {
         *self.before_next_write.borrow_mut() = Some(Box::new(act));
     }
 
-    /// From now on every write loses its race.
+    /// Every later write loses its race.
     pub fn refuse_writes(&self) {
         self.refuse_writes.set(true);
     }
 
-    /// From now on it cannot be told whether a change was announced.
+    /// The count of announced changes is no longer available.
     pub fn lose_announcements(&self) {
         self.cannot_count_changes.set(true);
     }
@@ -119,7 +119,7 @@ impl SharedData for FakeData {
     }
 }
 
-/// A request as a test writes it.
+/// A request in a test.
 #[derive(Clone, Default)]
 pub struct FakeRequest {
     pub path: Vec<u8>,
@@ -172,9 +172,8 @@ pub fn limit(capacity: u32, refill_micro_per_sec: u64) -> Limit {
     Limit::new(capacity, refill_micro_per_sec).expect("a limit in range")
 }
 
-/// The definition of a token bucket, straight from the specification and with no bucket in it: a request may be
-/// admitted if, over every interval that ends with it, admitted ≤ capacity + rate × elapsed. Elapsed time is
-/// what the clock gained; a step back counts as nothing.
+/// The definition of a token bucket in the specification: a request may be admitted if, over every interval that ends
+/// with it, admitted ≤ capacity + rate × elapsed. Elapsed time is the gain of the clock; a step back counts as nothing.
 pub struct IntervalOracle {
     limit: Limit,
     clock_us: Option<u64>,

@@ -218,7 +218,7 @@ impl FakeSession {
         }
     }
 
-    /// The session is told that its stream is closed.
+    /// Reports to the session that its stream is closed.
     pub fn close(&mut self, detail: &str) {
         self.session.handle_close(detail, self.now());
     }
@@ -252,7 +252,7 @@ impl FakeSession {
         self.session.handle_timeout(self.now());
     }
 
-    /// The next reply that was not told yet, and whose it is.
+    /// The next reply, and the id of its command.
     pub fn next_reply(&mut self) -> Option<(u32, Result<Answer, Failure>)> {
         self.poll();
         self.replies.pop_front()

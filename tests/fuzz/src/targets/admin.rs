@@ -1,4 +1,4 @@
-//! The body of a change of health: taken where a lenient reader finds exactly that in it, and else refused with JSON.
+//! The body of a change of health is accepted if a lenient parser finds exactly that in it, and else refused with JSON.
 
 use dynamic_rate_limiter::admin::{MAX_BODY_BYTES, requested_health};
 use dynamic_rate_limiter::config::HealthThresholds;
@@ -15,10 +15,10 @@ pub(super) fn check(body: &[u8]) {
 fn check_where(body: &[u8], thresholds: Option<HealthThresholds>, words: &[&str]) {
     let read: Option<Value> = serde_json::from_slice(body).ok();
     match requested_health(body, thresholds) {
-        Ok(told) => {
+        Ok(health) => {
             assert!(body.len() <= MAX_BODY_BYTES);
-            assert!(words.contains(&told.name()));
-            assert_eq!(read, Some(serde_json::json!({ "status": told.name() })));
+            assert!(words.contains(&health.name()));
+            assert_eq!(read, Some(serde_json::json!({ "status": health.name() })));
         }
         Err(reply) => {
             let is_long = body.len() > MAX_BODY_BYTES;
@@ -26,7 +26,7 @@ fn check_where(body: &[u8], thresholds: Option<HealthThresholds>, words: &[&str]
             let detail: Value = serde_json::from_str(&reply.body).expect("the answer is JSON");
             assert!(detail["detail"].as_str().is_some_and(|text| !text.is_empty()), "{}", reply.body);
             assert!(reply.body.len() < 4096, "{} bytes", reply.body.len());
-            // A member that is there twice is the one thing that a lenient reader takes and we do not.
+            // Only a duplicate member is accepted by a lenient parser and refused here.
             let names = body.windows(6).filter(|bytes| bytes == b"status").count();
             let is_plain = !body.contains(&b'\\') && names == 1;
             let is_wanted =

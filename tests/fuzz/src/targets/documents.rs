@@ -1,5 +1,5 @@
-//! A tier document and a key document, with a byte of zero between them: read in slices they say what they say when they
-//! are read at once, all of it is in force or none, every worker ends up with the same, and no key is ever shown.
+//! A tier document and a key document, separated by a zero byte: read in slices they have the same content as read at
+//! once, they apply as a whole or not at all, all workers use the same content, and no key is ever shown.
 
 use dynamic_rate_limiter::config::{Config, parse_key_document, parse_tier_document};
 use dynamic_rate_limiter::documents::Fetched;
@@ -36,10 +36,10 @@ pub(super) fn check(bytes: &[u8]) {
             }
             assert_eq!(first.config().keys(), keys.map_or(0, |keys| keys.len()), "keys are lost on the way");
         }
-        (Err(_), Err(_)) => assert_eq!(force, before, "what is wrong holds for nobody"),
+        (Err(_), Err(_)) => assert_eq!(force, before, "an invalid document does not apply"),
         _ => {}
     }
-    // Another worker takes it over at its next request, and the same again is no news.
+    // Another worker uses it at its next request, and the same document again changes nothing.
     let changes = data.changes();
     second.decide(&FakeRequest::get("/"), &data, harness::ARRIVAL);
     assert_eq!(said(second.config()), force);
@@ -60,10 +60,10 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) {
     assert!(slices.count() < MAX_SLICES, "a publication that does not end");
 }
 
-/// A text that is marked as a key's is in no message, wherever in the document it stands.
+/// A text that is marked as part of a key is in no message.
 fn shows_no_key(api_keys: &[u8]) {
     if let Err(error) = parse_key_document(api_keys) {
-        // An id is no secret: it names the bucket wherever that is shown.
+        // An id is no secret: it names the bucket.
         let is_about_an_id = error.contains(", which another entry has too");
         assert!(is_about_an_id || !error.contains("canary"), "a key is shown: {error}");
     }

@@ -1,4 +1,4 @@
-//! What passes the bridge: the same messages however the stream is cut, and back again what went in.
+//! The frames of the bridge: the same messages for any split of the stream, and a round trip.
 
 use dynamic_rate_limiter::store::redis::frame::{Compressed, Unframer, header};
 
@@ -30,7 +30,7 @@ fn unframed(pieces: &[&[u8]]) -> (Vec<u8>, Result<(), Compressed>) {
     (out, end)
 }
 
-/// The frames once more, for a stream that is there as a whole.
+/// A second parser of frames, for a complete stream.
 fn read(mut bytes: &[u8]) -> (Vec<u8>, Result<(), Compressed>) {
     let mut out = Vec::new();
     while let Some(([flag, length @ ..], rest)) = bytes.split_first_chunk::<5>() {

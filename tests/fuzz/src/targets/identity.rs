@@ -11,7 +11,7 @@ pub(super) fn check(bytes: &[u8]) {
     let network = Network::of_source(source, prefix);
     let name = network.to_string();
     assert!(reads_as_address(&name), "an id could be {name}");
-    // The prefix is no part of an address; without it, the name leads back.
+    // Without the prefix, the name parses as the same address.
     let host = name.split('/').next().unwrap_or_default();
     let again = Network::of_source(host.as_bytes(), prefix);
     assert_eq!(again, network, "{name}");
@@ -19,7 +19,7 @@ pub(super) fn check(bytes: &[u8]) {
     let with_port = if host.contains(':') { format!("[{host}]:1") } else { format!("{host}:1") };
     assert_eq!(Network::of_source(with_port.as_bytes(), prefix), network, "{with_port}");
     if let Ok(text) = std::str::from_utf8(source) {
-        // A zone may have a slash in it; no id has one.
+        // A zone may contain a slash; an id may not.
         assert!(network == Network::Unknown || text.contains('/') || reads_as_address(text), "{text}");
         if let Some(secret) = KeyHash::from_hex(text) {
             assert_eq!(secret.to_hex(), text.to_ascii_lowercase());

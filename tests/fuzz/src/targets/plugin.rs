@@ -1,4 +1,5 @@
-//! A plugin configuration: refused with a message of bounded length, or a limiter that decides about anybody.
+//! A plugin configuration is refused with a message of bounded length, or makes a limiter that decides about any
+//! request.
 
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
@@ -36,7 +37,7 @@ pub(super) fn check(bytes: &[u8]) {
     }
 }
 
-/// A few requests, at both healths, over some time.
+/// A few requests, with both values of health, over some time.
 fn serve(plugin: PluginConfig) {
     let data = FakeData::at(SECOND);
     let mut limiter = Limiter::new(plugin, &data, (1, 2)).expect("what parses can be run");

@@ -1,8 +1,9 @@
 //! Requests, as lines of raw bytes: `METHOD path`, then `header: value`, an empty line between two requests. A line
-//! `wait: N` lets microseconds pass before the request, `from:` is Envoy's `source.address`, `body:` what follows.
+//! `wait: N` advances the clock by microseconds before the request, `from:` is Envoy's `source.address`, `body:` the
+//! body.
 //!
-//! The first byte chooses the configuration. No bucket gives out more than it may, health changes by the right token
-//! alone, and nobody is told more than five times a minute that a token is wrong.
+//! The first byte chooses the configuration. No bucket admits more than it may, health changes only with the right
+//! token, and each network gets at most five responses a minute that its token is wrong.
 
 use std::collections::HashMap;
 
@@ -35,7 +36,7 @@ const CONFIGURATIONS: [&str; 4] = [
     r#"{"store": {"kind": "redis", "cluster": "redis"}, "api_keys": {"pro": "pro"}}"#,
 ];
 
-/// Header names that the limiter may look at; anything else is nobody's business.
+/// The header names that the limiter may read.
 const NAMES: [&str; 5] =
     ["x-api-key", "x-admin-token", "origin", "access-control-request-method", "content-length"];
 
@@ -61,9 +62,9 @@ pub(super) fn check(bytes: &[u8]) {
 
 struct World {
     limiter: Limiter,
-    /// When each network was told that its token is wrong.
+    /// The times of responses to each network that its token is wrong.
     forbidden: HashMap<String, Vec<StoreTime>>,
-    /// What came out of the bucket of each caller without a known key since the clock last moved.
+    /// Tokens from the bucket of each caller without a known key since the clock last advanced.
     admitted: HashMap<String, u32>,
     request_id: u32,
 }
@@ -153,7 +154,7 @@ impl World {
         }
     }
 
-    /// Redis never answers here, so whoever waits for it is decided without.
+    /// Redis never replies here, so requests that wait for it are decided without it.
     fn settle(&mut self, data: &FakeData) {
         data.advance(SECOND);
         self.admitted.clear();

@@ -1,4 +1,4 @@
-//! What Redis sends: the same replies however the stream is cut, and the same as a second reader finds.
+//! Redis' protocol: the same replies for any split of the stream, and the same as those of a second parser.
 
 use dynamic_rate_limiter::store::redis::resp::{Decoder, MAX_REPLY_BYTES, Reply};
 use dynamic_rate_limiter::store::redis::script::TakeReply;
@@ -12,7 +12,7 @@ pub(super) const WORDS: &str = "\
     -READONLY \r\n|-OOM \r\n|-CLUSTERDOWN \r\n|-upstream failure\r\n|\
     $37\r\n1 1 9.000000000000 1699564800.123456\r\n|18446744073709551615| 0 0.000000000000 ";
 
-/// A reply, and what the stream came to: its end, or nothing that can be read.
+/// The replies, and the end of the stream: complete, or malformed.
 type Heard = (Vec<String>, Result<(), ()>);
 
 pub(super) fn check(bytes: &[u8]) {
@@ -45,7 +45,7 @@ fn checked(reply: Reply<'_>) -> String {
     if let Reply::Bulk(text) = reply
         && let Some(taken) = TakeReply::parse(text)
     {
-        // There is one way to write each answer, so nothing else is ever taken for one.
+        // Each answer has one form only.
         let TakeReply { sequence, admitted, tokens_pico, now_us } = taken;
         let (tokens, pico) = (tokens_pico / 1_000_000_000_000, tokens_pico % 1_000_000_000_000);
         let (seconds, us) = (now_us / 1_000_000, now_us % 1_000_000);
@@ -55,7 +55,7 @@ fn checked(reply: Reply<'_>) -> String {
     format!("{reply:?}")
 }
 
-/// The protocol once more, for a stream that is there as a whole, and written as differently as may be.
+/// A second, very different parser of the protocol, for a complete stream.
 fn read(mut bytes: &[u8]) -> Heard {
     let mut replies = Vec::new();
     while let Some(kind) = bytes.first() {

@@ -1,10 +1,9 @@
-//! A conversation with Redis, where each byte says what happens next: a question, a reply as a model of Redis gives
-//! it, bytes from the input in its place, a close, time.
+//! A session with Redis, in which each byte of the input is the next event: a command, a reply of the model of Redis,
+//! other bytes in its place, a close, or time.
 //!
-//! Everybody who asks is answered once, at the tick after the deadline at the latest, which begins when the command is
-//! sent, or while it waits, when the last one was; as long as nobody tampers with the stream, with what Redis has
-//! answered to that very question; who has cancelled in time is not answered and costs nothing; and there is a bound to
-//! what is on the wire, and to what is remembered.
+//! Each command is answered once, at the latest at the tick after its deadline. Its timeout begins when it is sent, or,
+//! while it is queued, when the last one was sent. Without tampering, the answer is the one of Redis to that command. A
+//! command that is cancelled in time is not answered. Commands in flight and queued commands are bounded.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -21,12 +20,12 @@ use harness::fake_stream::{FakeSession, get, is_of, set, take};
 const TIMEOUT: Duration = Duration::from_millis(20);
 const TIMEOUT_US: u64 = TIMEOUT.as_micros() as u64;
 
-/// How long a reply to what was sent is waited for: until the check after the deadline.
+/// The longest time until a command fails: until the check after its deadline.
 fn longest_wait_us() -> u64 {
     (TIMEOUT + ReplyClock::new(TIMEOUT).interval()).as_micros() as u64
 }
 
-/// Replies that Redis gives in place of the right one.
+/// Replies in place of the right one.
 const ERRORS: [&[u8]; 8] = [
     b"-NOSCRIPT No matching script.\r\n",
     b"-LOADING Redis is loading\r\n",
@@ -40,43 +39,43 @@ const ERRORS: [&[u8]; 8] = [
 
 pub(super) fn check(bytes: &[u8]) {
     let (flags, mut rest) = bytes.split_first().map_or((0, bytes), |(first, rest)| (*first, rest));
-    let mut talk = Talk::new(flags & 1 != 0, flags & 2 != 0);
+    let mut test = SessionTest::new(flags & 1 != 0, flags & 2 != 0);
     while let Some((act, after)) = rest.split_first() {
         let (argument, after) = after.split_first().map_or((0, after), |(first, after)| (*first, after));
         rest = after;
         match act % 16 {
-            0..4 => (0..=argument % 8).for_each(|kind| talk.ask(kind % 3)),
-            4 => (0..argument).for_each(|_| talk.ask(0)),
-            5 | 6 => talk.flush(),
-            7 | 8 => talk.deliver(usize::from(argument)),
-            9 => talk.deliver(usize::MAX),
-            10 => talk.pass(1 << (argument % 22)),
-            11 => talk.pass(TIMEOUT_US / 4),
-            12 => talk.fake.hang_up(),
+            0..4 => (0..=argument % 8).for_each(|kind| test.send(kind % 3)),
+            4 => (0..argument).for_each(|_| test.send(0)),
+            5 | 6 => test.flush(),
+            7 | 8 => test.deliver(usize::from(argument)),
+            9 => test.deliver(usize::MAX),
+            10 => test.pass(1 << (argument % 22)),
+            11 => test.pass(TIMEOUT_US / 4),
+            12 => test.fake.hang_up(),
             13 => {
                 let (garbage, after) = rest.split_at(rest.len().min(usize::from(argument)));
                 rest = after;
-                talk.tamper(garbage);
+                test.tamper(garbage);
             }
-            14 => talk.replace_reply(ERRORS[usize::from(argument) % ERRORS.len()]),
-            _ if argument % 4 < 2 => talk.fake.redis.knows_script = argument % 2 == 0,
-            _ => talk.cancel(),
+            14 => test.replace_reply(ERRORS[usize::from(argument) % ERRORS.len()]),
+            _ if argument % 4 < 2 => test.fake.redis.knows_script = argument % 2 == 0,
+            _ => test.cancel(),
         }
-        talk.settle();
+        test.settle();
     }
-    talk.end();
+    test.end();
 }
 
-struct Talk {
+struct SessionTest {
     fake: FakeSession,
-    /// Whether all that came on this stream was Redis' own.
+    /// Whether all bytes on this stream came from Redis.
     is_genuine: bool,
-    asked: u32,
-    /// Everybody who has no answer yet.
+    next_id: u32,
+    /// Commands without an answer.
     waiting: HashMap<u32, Waiting>,
-    /// Who may have cancelled too late.
+    /// Commands that may have been cancelled too late.
     cancelled: HashSet<u32>,
-    /// The last who took a token, and by which command.
+    /// The last request that took a token, and its command.
     last_take: Option<(u32, CommandId)>,
 }
 
@@ -85,7 +84,7 @@ struct Waiting {
     is_sent: bool,
 }
 
-impl Talk {
+impl SessionTest {
     fn new(has_password: bool, knows_script: bool) -> Self {
         let credentials = Credentials { username: None, password: has_password.then(|| b"canary".to_vec()) };
         let mut fake = FakeSession::new(credentials, TIMEOUT_US, 7);
@@ -94,16 +93,16 @@ impl Talk {
         Self {
             fake,
             is_genuine: true,
-            asked: 0,
+            next_id: 0,
             waiting: HashMap::new(),
             cancelled: HashSet::new(),
             last_take: None,
         }
     }
 
-    fn ask(&mut self, kind: u8) {
-        let id = self.asked;
-        self.asked += 1;
+    fn send(&mut self, kind: u8) {
+        let id = self.next_id;
+        self.next_id += 1;
         let command = [take, get, set][usize::from(kind)](id);
         if let Ok(command) = self.fake.send(id, command) {
             let deadline_us = self.deadline_us();
@@ -113,12 +112,12 @@ impl Talk {
         assert!(self.waiting.len() <= MAX_COMMANDS);
     }
 
-    /// Of what is sent now, or at the next check at the latest.
+    /// The deadline of a command that is sent now, or at the next check at the latest.
     fn deadline_us(&self) -> u64 {
         self.fake.now_us + longest_wait_us()
     }
 
-    /// Nobody wants the answer of the last who took a token.
+    /// Cancels the last command that took a token.
     fn cancel(&mut self) {
         let Some((id, command)) = self.last_take.take() else { return };
         self.fake.cancel(command);
@@ -127,7 +126,7 @@ impl Talk {
         }
     }
 
-    /// Notes what goes out: its time begins, and so does that of everybody who waits for it to.
+    /// Records a sent command: its timeout begins, and that of all queued commands.
     fn note_sent(&mut self, words: &[Vec<u8>]) {
         let Some(b"EVALSHA") = words.first().map(Vec::as_slice) else { return };
         let key = words.get(3).and_then(|key| std::str::from_utf8(key).ok());
@@ -150,7 +149,7 @@ impl Talk {
         assert!(takes <= window(TIMEOUT), "{takes} at a time");
     }
 
-    /// So many bytes of what is on its way arrive.
+    /// Delivers this number of bytes.
     fn deliver(&mut self, mut bytes: usize) {
         while let Some(reply) = self.fake.stream.replies.front_mut() {
             let piece: Vec<u8> = reply.drain(..bytes.min(reply.len())).collect();
@@ -165,7 +164,7 @@ impl Talk {
         }
     }
 
-    /// Commands and replies go back and forth until there are no more.
+    /// Exchanges commands and replies until there are no more.
     fn exchange(&mut self) {
         while self.fake.wants_turn() || !self.fake.stream.replies.is_empty() {
             self.flush();
@@ -180,13 +179,13 @@ impl Talk {
 
     fn replace_reply(&mut self, reply: &[u8]) {
         if let Some(next) = self.fake.stream.replies.back_mut() {
-            // A Redis that says it has no script has run none; where that is a lie, the command is sent twice.
+            // A false NOSCRIPT makes the session send the command twice.
             self.is_genuine &= reply.starts_with(b"-") && !reply.starts_with(b"-NOSCRIPT");
             *next = reply.to_vec();
         }
     }
 
-    /// Time goes by in an idle worker, whose timeouts are handled when they are due.
+    /// Advances the time in an idle worker, whose timeouts are handled when they are due.
     fn pass(&mut self, us: u64) {
         let until_us = self.fake.now_us + us;
         self.fake.redis.now_us += us;
@@ -203,7 +202,7 @@ impl Talk {
     fn settle(&mut self) {
         while let Some((id, reply)) = self.fake.next_reply() {
             let was_waiting = self.waiting.remove(&id).is_some() || self.cancelled.remove(&id);
-            assert!(was_waiting, "{id} is answered twice, or never asked");
+            assert!(was_waiting, "{id} is answered twice, or never sent");
             match reply {
                 Ok(answer) if self.is_genuine => {
                     assert!(is_of(id, &answer), "{answer:?} is not the answer to {id}");
@@ -214,7 +213,7 @@ impl Talk {
         }
     }
 
-    /// Everybody is answered in the end, and Redis is found again once it behaves.
+    /// In the end each command is answered, and the session finds the healthy Redis again.
     fn end(mut self) {
         self.flush();
         self.pass(longest_wait_us());
@@ -224,10 +223,10 @@ impl Talk {
             self.exchange();
             self.pass(SECOND / 10);
         }
-        self.ask(0);
-        assert_eq!(self.waiting.len(), 1, "Redis is well and is not asked");
+        self.send(0);
+        assert_eq!(self.waiting.len(), 1, "no command is sent to a healthy Redis");
         self.exchange();
         self.settle();
-        assert!(self.waiting.is_empty(), "Redis is well and its answer is not taken");
+        assert!(self.waiting.is_empty(), "the reply of a healthy Redis is ignored");
     }
 }
