@@ -1,4 +1,4 @@
-//! Documents: who fetches them, what of them holds for whom, and what becomes of bad ones.
+//! Documents: fetching, publication to all workers, and invalid documents.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn records(namespace: &str, ttl_seconds: u32) -> SourceRecords {
     SourceRecords::new(namespace, &ConfigSource { cluster: "files".to_owned(), tiers, api_keys, ttl_seconds })
 }
 
-/// Publishes all of it; says in how many slices.
+/// Publishes the documents; returns the number of slices.
 fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
     limiter.begin_publication(fetched, data);
     for slices in 0..100_000 {
@@ -40,7 +40,7 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
         }
         limiter.publish(data);
     }
-    panic!("a publication that does not end");
+    panic!("the publication does not end");
 }
 
 /// Whether a request waits for documents.
@@ -51,11 +51,11 @@ fn waits(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> bool 
 const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
 
 #[test]
-fn documents_that_one_worker_fetched_hold_for_all_at_their_next_request() {
+fn documents_from_one_worker_apply_in_all_at_their_next_request() {
     let data = FakeData::at(SECOND);
     let (mut first, mut second) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
     let gold = FakeRequest::get("/").with("x-api-key", "canary-key");
-    assert!(waits(&mut second, &data, &gold), "until there is a word about the documents");
+    assert!(waits(&mut second, &data, &gold), "until documents are published");
     publish(&mut first, texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
     assert_eq!(seen(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
     assert_eq!(seen(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
@@ -69,17 +69,13 @@ fn documents_that_one_worker_fetched_hold_for_all_at_their_next_request() {
 }
 
 #[test]
-fn documents_hold_for_configurations_with_the_same_source_alone() {
+fn documents_apply_only_to_configurations_with_the_same_source() {
     let data = FakeData::at(SECOND);
     publish(&mut limiter(&data, SOURCE), texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
     assert_eq!(seen(&mut limiter(&data, SOURCE), &data, &gold).0, "gold");
     let slower = SOURCE.replace("\"cluster\"", "\"ttl_seconds\": 60, \"cluster\"");
-    assert_eq!(
-        seen(&mut limiter(&data, &slower), &data, &gold).0,
-        "gold",
-        "how often it is read does not matter"
-    );
+    assert_eq!(seen(&mut limiter(&data, &slower), &data, &gold).0, "gold", "the period does not matter");
     for other in [SOURCE.replace("files", "others"), SOURCE.replace("/tiers", "/t")] {
         assert!(waits(&mut limiter(&data, &other), &data, &gold), "{other}");
     }
@@ -87,7 +83,7 @@ fn documents_hold_for_configurations_with_the_same_source_alone() {
 }
 
 #[test]
-fn bad_documents_change_nothing_and_are_complained_about_once() {
+fn bad_documents_change_nothing_and_are_reported_once() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
@@ -109,25 +105,25 @@ fn bad_documents_change_nothing_and_are_complained_about_once() {
         publish(&mut limiter, texts.clone(), &data);
         assert_eq!(rejected(&mut limiter), 1, "{texts:?}");
         publish(&mut limiter, texts, &data);
-        assert_eq!(rejected(&mut limiter), 0, "the same again is no news");
+        assert_eq!(rejected(&mut limiter), 0, "the same document is not reported again");
         assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
     }
     publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
     publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
-    assert_eq!(rejected(&mut limiter), 1, "news again after a good one");
+    assert_eq!(rejected(&mut limiter), 1, "reported again after a good one");
     publish(&mut limiter, texts("{ ", r#"{"k": "gold"}"#), &data);
-    assert_eq!(rejected(&mut limiter), 1, "another text is news too");
+    assert_eq!(rejected(&mut limiter), 1, "another text is reported too");
 }
 
 #[test]
-fn a_bad_document_does_not_hold_up_the_other() {
+fn a_bad_document_does_not_block_the_other() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
     publish(&mut limiter, texts(TIERS, "{"), &data);
-    assert_eq!(seen(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers hold");
+    assert_eq!(seen(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers apply");
     publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
-    assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "and the keys too");
+    assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "the keys apply");
     let unreachable = Fetched {
         tiers: Some(Ok(TIERS.replace("100", "50").into())),
         api_keys: Some(Err("api_keys: found status 503, wanted 200".to_owned())),
@@ -137,7 +133,7 @@ fn a_bad_document_does_not_hold_up_the_other() {
 }
 
 #[test]
-fn a_document_that_cannot_be_fetched_is_tried_again_soon_and_complained_about_at_the_second_time() {
+fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
     for (published, retry_us) in [(false, SECOND / 10), (true, SECOND)] {
         let data = FakeData::at(SECOND);
         let mut limiter = limiter(&data, SOURCE);
@@ -186,12 +182,12 @@ fn a_busy_worker_leaves_a_fetch_to_others_for_a_moment() {
     data.advance(SECOND);
     assert!(
         claim_fetch(&data, &records("default", 20), Duration::from_secs(1)),
-        "but does it if nobody else has"
+        "it fetches if no other worker has"
     );
 }
 
 #[test]
-fn nobody_fetches_while_a_worker_publishes_unless_it_is_not_heard_of_any_more() {
+fn no_worker_fetches_during_a_publication_unless_the_publisher_is_silent() {
     let data = FakeData::at(SECOND);
     let mut busy = limiter(&data, SOURCE);
     let records = records("default", 1);
@@ -201,9 +197,9 @@ fn nobody_fetches_while_a_worker_publishes_unless_it_is_not_heard_of_any_more() 
     assert!(!claim_fetch(&data, &records, Duration::ZERO));
     busy.publish(&data);
     data.advance(3 * SECOND);
-    assert!(!claim_fetch(&data, &records, Duration::ZERO), "heard of again");
+    assert!(!claim_fetch(&data, &records, Duration::ZERO), "the publisher has worked again");
     data.advance(2 * SECOND);
-    assert!(claim_fetch(&data, &records, Duration::ZERO), "five seconds after it was heard of last");
+    assert!(claim_fetch(&data, &records, Duration::ZERO), "five seconds after the publisher's last work");
 }
 
 fn many_keys(count: usize, tier: &str) -> String {
@@ -216,7 +212,7 @@ fn key(number: usize) -> FakeRequest {
 }
 
 #[test]
-fn a_large_document_comes_into_force_in_slices_and_all_at_once() {
+fn a_large_document_is_processed_in_slices_and_applied_at_once() {
     let data = FakeData::at(SECOND);
     let (mut publisher, mut other) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
     publish(&mut publisher, texts(TIERS, &many_keys(5_000, "gold")), &data);
@@ -239,18 +235,18 @@ fn a_large_document_comes_into_force_in_slices_and_all_at_once() {
     for round in 0..10 {
         publish(&mut publisher, texts(TIERS, &many_keys(5_000 - round, "gold")), &data);
     }
-    assert!(data.keys().len() <= records, "there are two tables, and no more");
+    assert!(data.keys().len() <= records, "at most two tables exist");
 }
 
-/// Shared data has one lock and copies what it hands out, so what a publication costs is counted there.
+/// Shared data has one lock and copies its values, so the cost of a publication is counted there.
 #[test]
 fn a_document_that_has_not_changed_is_not_parsed_again_good_or_bad() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     let keys = many_keys(5_000, "gold");
     let two = format!(r#"{{{}, "a": 1}}"#, &keys[1..keys.len() - 1]);
-    let misfit = many_keys(5_000, "platinum");
-    for (keys, what) in [(&keys, "good"), (&two, "bad"), (&misfit, "a misfit")] {
+    let unknown_tier = many_keys(5_000, "platinum");
+    for (keys, what) in [(&keys, "good"), (&two, "bad"), (&unknown_tier, "without a tier")] {
         let first = publish(&mut limiter, texts(TIERS, keys), &data);
         data.take_calls();
         let again = publish(&mut limiter, texts(TIERS, keys), &data);
@@ -258,25 +254,25 @@ fn a_document_that_has_not_changed_is_not_parsed_again_good_or_bad() {
         assert!(first > 10 && again == 1, "{what}: {first} slices, then {again}");
         assert!(reads < 10 && writes < 3, "{what}: {reads} reads, {writes} writes");
     }
-    // Other tiers beside it are news for keys that did not fit.
+    // With other tiers these keys are parsed again.
     let platinum = TIERS.replace("gold", "platinum");
-    publish(&mut limiter, texts(&platinum, &misfit), &data);
+    publish(&mut limiter, texts(&platinum, &unknown_tier), &data);
     assert_eq!(seen(&mut limiter, &data, &key(1)).0, "platinum");
 }
 
 #[test]
-fn a_worker_that_is_overtaken_changes_nothing() {
+fn an_older_publication_changes_nothing_after_a_newer_one() {
     let data = FakeData::at(SECOND);
-    let (mut slow, mut quick) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
-    publish(&mut quick, texts(TIERS, &many_keys(3_000, "free")), &data);
+    let (mut slow, mut fast) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
+    publish(&mut fast, texts(TIERS, &many_keys(3_000, "free")), &data);
     slow.begin_publication(texts(TIERS, &many_keys(3_000, "gold")), &data);
     (0..5).for_each(|_| slow.publish(&data));
-    publish(&mut quick, texts(TIERS, &many_keys(3_001, "free")), &data);
+    publish(&mut fast, texts(TIERS, &many_keys(3_001, "free")), &data);
     while slow.is_publishing() {
         slow.publish(&data);
-        assert_eq!(seen(&mut quick, &data, &key(1)).0, "free");
+        assert_eq!(seen(&mut fast, &data, &key(1)).0, "free");
     }
-    for worker in [&mut slow, &mut quick] {
+    for worker in [&mut slow, &mut fast] {
         for number in 0..3_000 {
             let found = seen(worker, &data, &key(number)).0;
             assert_eq!(found, "free", "{number}");
@@ -329,7 +325,7 @@ fn keys_and_ids_are_unique_across_a_large_document() {
 }
 
 #[test]
-fn requests_wait_for_documents_for_a_second_from_the_first_on() {
+fn requests_wait_for_documents_until_a_second_after_the_first_one() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     let mut waits_at = |at_us: u64| {
@@ -338,14 +334,14 @@ fn requests_wait_for_documents_for_a_second_from_the_first_on() {
         matches!(limiter.decide(&FakeRequest::get("/"), &data, arrival), Decision::AwaitsDocuments)
     };
     let (first_us, hold_us) = (40 * SECOND, whole_micros(HOLD));
-    assert!(waits_at(first_us), "however long ago the worker started");
+    assert!(waits_at(first_us), "independent of the start of the worker");
     assert!(waits_at(first_us + hold_us - 1));
     assert!(!waits_at(first_us + hold_us));
     assert!(!waits_at(first_us + 2 * hold_us));
 }
 
 #[test]
-fn refused_documents_are_not_waited_for_and_one_that_is_missing_is() {
+fn requests_wait_for_missing_documents_and_not_for_refused_ones() {
     let unreachable = || Some(Err("api_keys: found status 503, wanted 200".to_owned()));
     let cases = [
         (texts("{", "{"), false),

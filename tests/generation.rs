@@ -1,4 +1,4 @@
-//! Which generation of a plugin acts on shared state, in an Envoy with a main thread and workers that lag
+//! The generation of a plugin that acts on shared state, in an Envoy with a main thread and workers that lag
 //! behind it.
 
 mod common;
@@ -17,7 +17,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// Envoy replaces the configuration in force by this one. It uses a root context again that still has it.
+    /// Envoy replaces the current configuration with this one, and reuses a root context that still has it.
     fn deliver(&mut self, configuration: u64, data: &FakeData) {
         if !self.roots.iter().any(|(_, known, _)| *known == configuration) {
             self.last_root += 1;
@@ -30,7 +30,7 @@ impl Thread {
         }
     }
 
-    /// A request begins that does not end.
+    /// Starts a request that does not end.
     fn hold(&mut self, configuration: u64) {
         self.vm.note_request();
         let root = self.roots.iter_mut().find(|(_, known, _)| *known == configuration);
@@ -67,7 +67,7 @@ fn data() -> FakeData {
 }
 
 #[test]
-fn the_main_thread_claims_for_the_configuration_that_came_last() {
+fn the_main_thread_claims_for_the_last_configuration() {
     let (data, mut main, mut worker) = (data(), Thread::default(), Thread::default());
     for thread in [&mut main, &mut worker] {
         thread.deliver(1, &data);
@@ -85,7 +85,7 @@ fn the_main_thread_claims_for_the_configuration_that_came_last() {
 }
 
 #[test]
-fn a_configuration_that_returns_acts_again_although_its_worker_is_told_nothing() {
+fn a_configuration_that_returns_acts_again_without_a_call_in_its_worker() {
     let (data, mut main, mut worker) = (data(), Thread::default(), Thread::default());
     for configuration in [1, 2, 1] {
         main.deliver(configuration, &data);
@@ -98,7 +98,7 @@ fn a_configuration_that_returns_acts_again_although_its_worker_is_told_nothing()
 
 #[test]
 fn a_worker_that_lags_ends_up_with_the_last_configuration() {
-    // Each thread is given configurations 1 to 4 at moments of its own, and each order of ticks is a seed.
+    // Each thread gets configurations 1 to 4 at its own times, and each seed is an order of ticks.
     for seed in 0..500_u32 {
         let (data, mut threads) = (data(), [(); 3].map(|()| Thread::default()));
         let mut delivered = [0_u64; 3];
@@ -130,7 +130,7 @@ fn a_worker_that_lags_ends_up_with_the_last_configuration() {
 }
 
 #[test]
-fn without_a_claim_each_vm_goes_by_its_own_order() {
+fn without_a_claim_each_vm_uses_its_own_order() {
     let (data, mut worker) = (data(), Thread::default());
     worker.deliver(1, &data);
     worker.hold(1);
@@ -153,7 +153,7 @@ fn a_claim_expires_after_three_ticks_and_not_before() {
 }
 
 #[test]
-fn a_plugin_that_no_listener_has_is_silent_and_comes_back() {
+fn a_plugin_without_a_listener_is_passive_until_a_listener_has_it_again() {
     let (data, mut main, mut worker) = (data(), Thread::default(), Thread::default());
     main.deliver(1, &data);
     worker.deliver(1, &data);
@@ -169,7 +169,7 @@ fn a_plugin_that_no_listener_has_is_silent_and_comes_back() {
 }
 
 #[test]
-fn a_vm_that_merely_tries_a_configuration_claims_nothing() {
+fn a_vm_that_only_validates_a_configuration_claims_nothing() {
     let (data, mut main, mut trial) = (data(), Thread::default(), Thread::default());
     main.deliver(1, &data);
     main.tick(&data);
@@ -180,7 +180,7 @@ fn a_vm_that_merely_tries_a_configuration_claims_nothing() {
 }
 
 #[test]
-fn two_vms_of_different_code_agree_on_the_one_that_came_last() {
+fn two_vms_with_different_code_agree_on_the_last_configuration() {
     let (data, mut before, mut after) = (data(), Thread::default(), Thread::default());
     before.deliver(1, &data);
     after.deliver(2, &data);

@@ -1,9 +1,8 @@
-//! Compare-and-swap under every interleaving of several workers, tried one after the other by shuttle.
+//! Compare-and-swap under every interleaving of several workers, explored by shuttle.
 //!
-//! Every host call is one step, before which any other worker may go on: Envoy's shared data is a map under a lock.
-//! Shuttle runs a model again for each order in which the steps can happen, depth first, until there is no other; nothing
-//! is sampled. Each test says how many orders it went through, and one breaks compare-and-swap on purpose to see that it
-//! would be noticed.
+//! Every host call is one step, before which any other worker may run: Envoy's shared data is a map under a lock.
+//! Shuttle runs a model once for each order of the steps, depth first; nothing is sampled. Each test prints the number
+//! of orders. One test breaks compare-and-swap, which has to be detected.
 
 mod common;
 
@@ -24,18 +23,18 @@ use shuttle::thread;
 
 const TTL: Duration = Duration::from_secs(60);
 
-/// A hundred thousandth of a token per microsecond: what the steps of a run refill is less than a token.
+/// A hundred thousandth of a token per microsecond: the steps of a run refill less than a token.
 const RATE: u64 = 10_000_000;
 
-/// Envoy's shared data, with a switch of workers possible at every call, and a clock that each look moves.
+/// Envoy's shared data, with a switch of workers at every call, and a clock that each read advances.
 struct SteppedData {
     state: Mutex<State>,
-    /// Looked at before every call: the point at which shuttle may change workers.
+    /// Read before every call: the point at which shuttle may switch workers.
     step: shuttle::sync::atomic::AtomicUsize,
-    /// Whether workers may also change between a read and the look at the clock. With three of them, that makes too many
-    /// orders to go through in a test that runs every time.
+    /// Whether workers may also switch between a read and the clock. With three of them, that makes too many
+    /// orders for a test that runs every time.
     steps_at_clock: bool,
-    /// Whether a write looks at the version, as Envoy's does.
+    /// Whether a write compares the version, as in Envoy.
     compares: bool,
 }
 
@@ -104,7 +103,7 @@ impl SharedData for SteppedData {
     }
 }
 
-/// Runs `model` under every interleaving and returns how many there were.
+/// Runs `model` under every interleaving; returns their number.
 fn explore(model: impl Fn() + Send + Sync + 'static) -> usize {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
@@ -116,13 +115,13 @@ fn explore(model: impl Fn() + Send + Sync + 'static) -> usize {
     runs.load(Ordering::Relaxed)
 }
 
-/// Several workers at once, each with what it does; returns what each was told, in the order of the workers.
+/// Runs several workers at once; returns their results in the order of the workers.
 fn at_once<T: Send + 'static>(workers: Vec<Box<dyn FnOnce() -> Vec<T> + Send>>) -> Vec<T> {
     let threads: Vec<_> = workers.into_iter().map(|worker| thread::spawn(worker)).collect();
     threads.into_iter().flat_map(|thread| thread.join().expect("a worker that ends")).collect()
 }
 
-/// So many workers take so many tokens each from one bucket that nobody has used.
+/// Each worker takes this number of tokens from one new bucket.
 fn take_from_one_bucket(data: SteppedData, workers: usize, each: usize, limit: Limit) -> Vec<Taken> {
     let data = Arc::new(data);
     at_once(
@@ -130,7 +129,7 @@ fn take_from_one_bucket(data: SteppedData, workers: usize, each: usize, limit: L
             .map(|_| {
                 let data = Arc::clone(&data);
                 let key = keyed_bucket_key("test", "pro");
-                let take = move || take_keyed(&*data, &key, limit).expect("nobody gives up").value;
+                let take = move || take_keyed(&*data, &key, limit).expect("no contention").value;
                 Box::new(move || (0..each).map(|_| take()).collect())
                     as Box<dyn FnOnce() -> Vec<Taken> + Send>
             })
@@ -138,7 +137,7 @@ fn take_from_one_bucket(data: SteppedData, workers: usize, each: usize, limit: L
     )
 }
 
-/// Exactly `min(asks, capacity)` were admitted, and no two of them hold the same token.
+/// Exactly `min(requests, capacity)` were admitted, and no two of them have the same token.
 fn assert_exact(taken: &[Taken], limit: Limit) {
     let admitted: Vec<_> = taken.iter().filter(|taken| taken.verdict.outcome == Outcome::Admitted).collect();
     assert_eq!(admitted.len(), taken.len().min(limit.capacity() as usize), "{taken:?}");
@@ -168,7 +167,7 @@ fn two_workers_take_from_one_bucket_with_steps_at_the_clock() {
 }
 
 #[test]
-fn a_compare_and_swap_that_compares_nothing_is_noticed() {
+fn a_compare_and_swap_without_the_comparison_is_detected() {
     let limit = limit(1, RATE);
     let explored = catch_unwind(AssertUnwindSafe(|| {
         let broken = SteppedData::that_ignores_versions;
@@ -181,28 +180,28 @@ fn network(number: u8) -> Network {
     Network::of_source(format!("10.0.0.{number}").as_bytes(), 64)
 }
 
-/// A table of two buckets in one record, full, and then a worker for each of `asking`.
+/// A table of two buckets in one full record, and then a worker for each of `callers`.
 ///
-/// Afterwards there are no more tokens than before, less those that were taken, plus what the time refilled: whoever was
-/// pushed out comes back to no more than it would have had, and a newcomer started with no more than it took over.
-fn take_from_a_full_record(stored: [(u8, u32); 2], asking: [u8; 3]) -> Vec<(u8, Taken)> {
+/// Afterwards there are at most the tokens before, less the taken ones, plus the refill: an evicted caller that returns
+/// has no more tokens than it would have had, and a new one starts with at most the tokens of the bucket it replaces.
+fn take_from_a_full_record(stored: [(u8, u32); 2], callers: [u8; 3]) -> Vec<(u8, Taken)> {
     let limit = limit(3, RATE);
     let data = Arc::new(SteppedData::new());
-    let table = AddressTable::open(&*data, "test", 2, (1, 2)).expect("nobody else is there");
+    let table = AddressTable::open(&*data, "test", 2, (1, 2)).expect("no contention");
     for (number, takes) in stored {
         for _ in 0..takes {
-            let taken = table.take(&*data, network(number), limit, TTL).expect("nobody else is there");
+            let taken = table.take(&*data, network(number), limit, TTL).expect("no contention");
             assert_eq!(taken.value.verdict.outcome, Outcome::Admitted);
         }
     }
     let before = tokens(&data, limit);
     let taken = at_once(
-        asking
+        callers
             .into_iter()
             .map(|number| {
                 let (data, table) = (Arc::clone(&data), table.clone());
                 let take = move || {
-                    let taken = table.take(&*data, network(number), limit, TTL).expect("nobody gives up");
+                    let taken = table.take(&*data, network(number), limit, TTL).expect("no contention");
                     vec![(number, taken.value)]
                 };
                 Box::new(take) as Box<dyn FnOnce() -> Vec<(u8, Taken)> + Send>
@@ -211,7 +210,7 @@ fn take_from_a_full_record(stored: [(u8, u32); 2], asking: [u8; 3]) -> Vec<(u8, 
     );
     let admitted =
         taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count() as u64;
-    // At most so many looks at the clock, each a microsecond in which both buckets refill.
+    // The most reads of the clock, each a microsecond in which both buckets refill.
     let refilled = 2 * 30 * RATE;
     assert!(
         tokens(&data, limit) + admitted * PICO_PER_TOKEN <= before + refilled,
@@ -235,12 +234,12 @@ fn tokens(data: &SteppedData, limit: Limit) -> u64 {
 }
 
 #[test]
-fn newcomers_that_race_for_a_full_record_mint_nothing() {
-    // One bucket has two tokens left and one has one: of three newcomers, each can only spend what is there.
+fn new_callers_that_race_for_a_full_record_mint_nothing() {
+    // One bucket has two tokens left and the other one: three new callers can spend only these.
     let orders = explore(|| {
         let taken = take_from_a_full_record([(1, 1), (2, 2)], [3, 4, 5]);
         let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
-        assert_eq!(admitted, 3, "every token that is there is spent: {taken:?}");
+        assert_eq!(admitted, 3, "every token is spent: {taken:?}");
     });
     println!("{orders} orders");
     assert!(orders > 100, "{orders}");
@@ -252,22 +251,22 @@ fn one_address_on_three_workers_is_one_bucket_in_a_full_record() {
         let taken = take_from_a_full_record([(1, 2), (2, 1)], [1, 1, 3]);
         let own =
             taken.iter().filter(|(number, taken)| *number == 1 && taken.verdict.outcome == Outcome::Admitted);
-        assert!(own.count() >= 1, "the caller's own token is not lost to a newcomer: {taken:?}");
+        assert!(own.count() >= 1, "the caller's own token is not lost to a new caller: {taken:?}");
     });
     println!("{orders} orders");
     assert!(orders > 100, "{orders}");
 }
 
 #[test]
-fn a_caller_who_is_refused_stays_refused_while_newcomers_race() {
-    // Address 1 has spent all its tokens; 2 has one left, and two newcomers and 1 itself race.
+fn a_refused_caller_stays_refused_while_new_callers_race() {
+    // Address 1 has spent all its tokens; 2 has one left, and two new callers and 1 itself race.
     let orders = explore(|| {
         let taken = take_from_a_full_record([(1, 3), (2, 2)], [1, 3, 4]);
         for (number, taken) in &taken {
             assert!(*number != 1 || taken.verdict.outcome == Outcome::Refused, "{taken:?}");
         }
         let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
-        assert_eq!(admitted, 1, "the one token that is there: {taken:?}");
+        assert_eq!(admitted, 1, "the one remaining token: {taken:?}");
     });
     println!("{orders} orders");
     assert!(orders > 100, "{orders}");

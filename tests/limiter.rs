@@ -1,4 +1,4 @@
-//! The limiter: who is limited how, what the answer says, and how changes reach it.
+//! The limiter: limits, response headers, changes of health, and metrics.
 
 mod common;
 
@@ -51,7 +51,7 @@ fn set_health(limiter: &mut Limiter, data: &FakeData, body: &[u8]) -> (u32, Stri
 }
 
 #[test]
-fn a_known_key_has_a_bucket_of_its_own_and_everybody_else_one_for_each_address() {
+fn a_known_key_has_its_own_bucket_and_each_address_has_one() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro", "other": "pro", "e": "enterprise"}}"#);
     let mut seen = |request: FakeRequest| seen(&mut limiter, &data, &request);
@@ -102,11 +102,11 @@ fn a_limited_request_costs_a_read_and_a_write_and_a_refusal_no_write() {
     assert_eq!(data.take_calls(), (1, 0));
     data.lose_announcements();
     limiter.decide(&FakeRequest::get("/"), &data, ARRIVAL);
-    assert_eq!(data.take_calls(), (2, 0), "a read more where Envoy keeps no count of changes");
+    assert_eq!(data.take_calls(), (2, 0), "one more read if Envoy keeps no count of changes");
 }
 
 #[test]
-fn headers_tell_the_limit_what_is_left_and_when() {
+fn headers_report_limit_remaining_and_reset() {
     let data = FakeData::at(5_250_000);
     let mut limiter = limiter(&data, r#"{"api_keys": {"pro": "pro"}}"#);
     let (unix, now) = (UnixTime::from_micros(1_700_000_000_000_000), StoreTime::from_micros(5_000_000));
@@ -118,7 +118,7 @@ fn headers_tell_the_limit_what_is_left_and_when() {
         [
             "x-ratelimit-limit: 25",
             "x-ratelimit-remaining: 24",
-            // A quarter of a second after the second, and half a second to be full.
+            // A quarter of a second after a full second, and half a second until the bucket is full.
             "x-ratelimit-reset: 1700000001",
             "x-ratelimit-tier: pro",
             "x-system-health: NORMAL",
@@ -162,7 +162,7 @@ fn header_groups_can_be_turned_off_and_the_ietf_ones_on() {
 }
 
 #[test]
-fn wrong_bodies_change_nothing_and_say_what_was_wrong() {
+fn invalid_bodies_change_nothing_and_are_explained() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     let wanted = r#"wanted \"NORMAL\" or \"DEGRADED\""#;
@@ -199,7 +199,7 @@ fn a_change_that_cannot_be_stored_is_an_error_and_changes_nothing() {
 }
 
 #[test]
-fn five_bad_tokens_a_minute_and_then_even_the_right_one_must_wait() {
+fn after_five_bad_tokens_a_minute_the_right_one_is_refused_too() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     let post = |token: &str| FakeRequest::post("/system/health").with("x-admin-token", token);
@@ -208,14 +208,14 @@ fn five_bad_tokens_a_minute_and_then_even_the_right_one_must_wait() {
         data.advance(SECOND);
         let wrong = if attempt == 0 { "" } else { "wrong" };
         let none = FakeRequest::post("/system/health");
-        assert_eq!(reply(&mut limiter, &data, &none), forbidden, "and is no guess");
+        assert_eq!(reply(&mut limiter, &data, &none), forbidden, "a missing token does not count");
         assert_eq!(reply(&mut limiter, &data, &post(wrong)), forbidden);
     }
     assert_eq!(reply(&mut limiter, &data, &post(TOKEN)).0, 429);
     let elsewhere = post(TOKEN).from("198.51.100.1:1");
     assert!(
         matches!(limiter.decide(&elsewhere, &data, ARRIVAL), Decision::AwaitsBody(_)),
-        "others need not wait"
+        "other addresses are not refused"
     );
     // The first bad token was four seconds before the last.
     data.advance(56 * SECOND - 1);
@@ -227,7 +227,7 @@ fn five_bad_tokens_a_minute_and_then_even_the_right_one_must_wait() {
 }
 
 #[test]
-fn the_login_throttle_is_bounded_whatever_the_number_of_addresses() {
+fn the_login_throttle_is_bounded_for_any_number_of_addresses() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     for number in 0..20_000_u32 {
@@ -239,7 +239,7 @@ fn the_login_throttle_is_bounded_whatever_the_number_of_addresses() {
 }
 
 #[test]
-fn a_store_that_gives_no_answer_refuses_and_counts() {
+fn a_store_failure_refuses_the_request_and_is_counted() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     data.refuse_writes();
@@ -250,7 +250,7 @@ fn a_store_that_gives_no_answer_refuses_and_counts() {
 }
 
 #[test]
-fn no_token_is_not_the_token_whose_hash_an_empty_variable_gave() {
+fn a_missing_or_empty_token_does_not_match_the_hash_of_the_empty_string() {
     let data = FakeData::at(SECOND);
     let hash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let plugin = PluginConfig::parse(
@@ -266,7 +266,7 @@ fn no_token_is_not_the_token_whose_hash_an_empty_variable_gave() {
 }
 
 #[test]
-fn bad_tokens_that_come_at_once_are_not_counted_short() {
+fn concurrent_bad_tokens_are_all_counted() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     let wrong = FakeRequest::post("/system/health").with("x-admin-token", "wrong");
@@ -274,10 +274,14 @@ fn bad_tokens_that_come_at_once_are_not_counted_short() {
         assert_eq!(reply(&mut limiter, &data, &wrong).0, 403);
     }
     data.before_next_write(|data| {
-        let theirs = FakeRequest::post("/system/health").with("x-admin-token", "wrong");
-        assert_eq!(reply(&mut self::limiter(data, "{}"), data, &theirs).0, 403, "the fifth is theirs");
+        let other = FakeRequest::post("/system/health").with("x-admin-token", "wrong");
+        assert_eq!(
+            reply(&mut self::limiter(data, "{}"), data, &other).0,
+            403,
+            "the fifth comes from another worker"
+        );
     });
-    assert_eq!(reply(&mut limiter, &data, &wrong).0, 429, "and ours the sixth");
+    assert_eq!(reply(&mut limiter, &data, &wrong).0, 429, "this is the sixth");
 }
 
 #[test]
@@ -288,7 +292,7 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
     for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
         for tier in ["free", "pro", "enterprise"] {
             let name = format!("rate_limiter_requests_total.tier.{tier}.status.{status}");
-            assert!(at_first.contains(&Sample::Count(name.clone(), 0)), "{name} is there from the start");
+            assert!(at_first.contains(&Sample::Count(name.clone(), 0)), "{name} exists from the start");
         }
     }
     assert!(at_first.contains(&Sample::Gauge("rate_limiter_tokens_remaining.tier.pro".to_owned())));
@@ -340,7 +344,7 @@ fn tiers_beyond_the_bound_are_counted_together() {
 }
 
 #[test]
-fn endpoints_match_the_exact_path_and_other_methods_are_told_which_to_use() {
+fn endpoints_match_the_exact_path_and_other_methods_get_the_allowed_ones() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
     let tricks = [
@@ -368,7 +372,7 @@ fn endpoints_match_the_exact_path_and_other_methods_are_told_which_to_use() {
 }
 
 #[test]
-fn a_limit_of_parts_of_places_is_shown_as_the_places_that_may_be_taken() {
+fn a_fractional_limit_is_reported_as_whole_places() {
     for (limit, shown) in [(13.0, 13), (13.078, 14)] {
         let mut metrics = Metrics::default();
         let name = b"upstream".to_vec();

@@ -1,4 +1,4 @@
-//! Buckets in shared data: races, bounds, and the address table's promise.
+//! Buckets in shared data: races, bounds, and the guarantee of the address table.
 
 mod common;
 
@@ -81,22 +81,22 @@ fn a_refusal_reads_once_and_writes_nothing() {
 }
 
 #[test]
-fn bytes_that_no_bucket_has_count_as_no_bucket() {
+fn invalid_bytes_count_as_no_bucket() {
     let data = FakeData::at(SECOND);
     let limit = limit(3, 1);
-    for strange in [&b""[..], b"x", &[0xff; 15], &[0; 17]] {
-        data.put("key", strange);
+    for invalid in [&b""[..], b"x", &[0xff; 15], &[0; 17]] {
+        data.put("key", invalid);
         assert_eq!(take_keyed(&data, "key", limit).map(|taken| taken.value.verdict.remaining), Ok(2));
     }
     let table = table(&data, 8);
-    for strange in [&[7; 23][..], &[7; 25], &[7; 8 * 24 + 24]] {
-        data.put("rate_limiter/test/address/0", strange);
+    for invalid in [&[7; 23][..], &[7; 25], &[7; 8 * 24 + 24]] {
+        data.put("rate_limiter/test/address/0", invalid);
         assert_eq!(take(&data, &table, 1, limit).verdict.remaining, 2);
     }
 }
 
 #[test]
-fn the_table_keeps_the_hash_key_and_size_it_was_made_with() {
+fn the_table_keeps_its_first_hash_key_and_size() {
     let data = FakeData::at(SECOND);
     let limit = limit(2, 1);
     let first = AddressTable::open(&data, "test", 64, (1, 2)).expect("no contention");
@@ -110,7 +110,7 @@ fn the_table_keeps_the_hash_key_and_size_it_was_made_with() {
 }
 
 #[test]
-fn holds_no_more_buckets_than_it_may() {
+fn the_number_of_buckets_is_bounded() {
     for (max_buckets, most) in [(1, 1), (7, 7), (8, 8), (20, 16), (64, 64)] {
         let data = FakeData::at(SECOND);
         let table = table(&data, max_buckets);
@@ -154,7 +154,7 @@ fn an_eviction_is_counted_unless_the_bucket_had_expired() {
 }
 
 #[test]
-fn a_bucket_does_not_expire_before_it_is_full_whatever_its_ttl() {
+fn a_bucket_does_not_expire_before_it_is_full() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 1);
     let slow = limit(2, 1_000);
@@ -167,7 +167,7 @@ fn a_bucket_does_not_expire_before_it_is_full_whatever_its_ttl() {
 }
 
 #[test]
-fn a_newcomer_prefers_a_free_place_then_the_fullest_bucket() {
+fn a_new_bucket_takes_a_free_place_or_replaces_the_fullest_bucket() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 2);
     let limit = limit(4, 1);
@@ -182,7 +182,7 @@ fn a_newcomer_prefers_a_free_place_then_the_fullest_bucket() {
     assert_eq!(back.verdict.remaining, 1, "address 2 comes back to no more than it had");
 }
 
-/// The same promise for one bucket or a flood of them: the table never admits what the definition forbids.
+/// With any number of addresses, the table never admits what the definition forbids.
 fn check_safety(max_buckets: u32, limit: Limit, requests: Vec<(u32, u32)>) -> Result<(), TestCaseError> {
     let data = FakeData::at(1_000 * SECOND);
     let table = table(&data, max_buckets);
@@ -193,7 +193,7 @@ fn check_safety(max_buckets: u32, limit: Limit, requests: Vec<(u32, u32)>) -> Re
         let oracle = oracles.entry(number).or_insert_with(|| IntervalOracle::new(limit));
         let allowed = oracle.may_admit(taken.at.as_micros());
         if taken.verdict.outcome == Outcome::Admitted {
-            prop_assert!(allowed, "address {} was given a token that it did not have", number);
+            prop_assert!(allowed, "address {} got a token that it did not have", number);
             oracle.admit();
         }
     }
@@ -203,7 +203,7 @@ fn check_safety(max_buckets: u32, limit: Limit, requests: Vec<(u32, u32)>) -> Re
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Safety for every address, however many there are for however few places.
+    /// Safety for every address, with any number of addresses and places.
     #[test]
     fn pushing_addresses_out_never_mints_a_token(
         max_buckets in 1..10_u32,
@@ -214,7 +214,7 @@ proptest! {
         check_safety(max_buckets, limit(capacity, rate), requests)?;
     }
 
-    /// While there is room for everybody, nobody notices that there is a table.
+    /// While all addresses fit, the table has no effect.
     #[test]
     fn with_room_for_all_every_address_has_a_bucket_of_its_own(
         requests in prop::collection::vec((0..8_u32, 0..400_000_u32), 1..200),
