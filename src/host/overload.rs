@@ -8,6 +8,7 @@ use super::hostcalls::HostData;
 use super::{metrics, random};
 use crate::admission::LimitedRequest;
 use crate::config::{Config, HealthThresholds};
+use crate::generation::Role;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::parameters::{FLUSH_INTERVAL, TICK};
 use crate::overload::{
@@ -78,8 +79,8 @@ impl Overload {
     }
 
     /// Does what is due; what is to be shown, if it may have changed.
-    pub(super) fn handle_timeout(&mut self, now: StoreTime) -> Option<OverloadReport> {
-        self.control.handle_timeout(now, &self.gauges);
+    pub(super) fn handle_timeout(&mut self, now: StoreTime, role: Role) -> Option<OverloadReport> {
+        self.control.handle_timeout(now, role, &self.gauges);
         if now < self.next_report {
             return None;
         }

@@ -437,7 +437,7 @@ impl Worker {
             }
             return;
         };
-        if let Some(report) = overload.handle_timeout(now).filter(|_| is_newest) {
+        if let Some(report) = overload.handle_timeout(now, role).filter(|_| is_newest) {
             self.limiter.follow_overload(report, &HostData);
         }
         self.serve_queue(now);

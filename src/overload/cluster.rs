@@ -142,10 +142,13 @@ impl ClusterControl {
         self.limit = if has_gauges { limit } else { self.record.share(self.entry.worker, limit, now) };
     }
 
+    pub fn is_idle(&self) -> bool {
+        self.entry.in_flight == 0 && self.observations == Observations::default()
+    }
+
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
     pub fn flush(&mut self, learns: bool, now: StoreTime, shared: &impl Shared) {
-        let is_idle = self.entry.in_flight == 0 && self.observations == Observations::default();
-        if is_idle && now.since(self.entry.at) < MAX_WAIT {
+        if self.is_idle() && now.since(self.entry.at) < MAX_WAIT {
             return;
         }
         let observed = std::mem::take(&mut self.observations);

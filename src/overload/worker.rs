@@ -11,6 +11,7 @@ use super::parameters::*;
 use super::shared::{ClusterId, Shared, change};
 use super::window::{CallerCounts, CallerObservations, RequestOutcome};
 use crate::config::HealthThresholds;
+use crate::generation::Role;
 use crate::health::Health;
 use crate::request::RequestId;
 use crate::store::record_key;
@@ -229,8 +230,8 @@ impl OverloadControl {
         self.pump(request.cluster, now, shared);
     }
 
-    /// Does what is due.
-    pub fn handle_timeout(&mut self, now: StoreTime, shared: &impl Shared) {
+    /// Does what is due. A superseded generation judges no health, and brings its own requests to their end.
+    pub fn handle_timeout(&mut self, now: StoreTime, role: Role, shared: &impl Shared) {
         self.lag = [now.since(self.wanted).saturating_sub(TICK), self.lag[0]];
         let oldest = now.before(MAX_WAIT);
         let queues = self.clusters.iter_mut().map(|cluster| &mut cluster.queue);
@@ -239,9 +240,14 @@ impl OverloadControl {
         if now >= self.next_flush {
             self.next_flush = now.after(FLUSH_INTERVAL);
             self.look_at_requests(now, shared);
-            self.flush_health(now, shared);
+            let is_newest = role == Role::Newest;
+            if is_newest {
+                self.flush_health(now, shared);
+            }
             let learns = self.detector.is_calm();
-            self.clusters.iter_mut().for_each(|cluster| cluster.flush(learns, now, shared));
+            // A superseded generation has to publish only the places that it still holds.
+            let flushed = self.clusters.iter_mut().filter(|cluster| is_newest || !cluster.is_idle());
+            flushed.for_each(|cluster| cluster.flush(learns, now, shared));
         }
         for index in 0..self.clusters.len() {
             self.pump(ClusterId(index as u8), now, shared);

@@ -17,6 +17,7 @@ use super::{
     Admission, Arrival, ClusterId, DegradeReason, Gauge, Output, OverloadControl, RequestOutcome, Shared,
 };
 use crate::config::HealthThresholds;
+use crate::generation::Role;
 use crate::health::Health;
 use crate::request::RequestId;
 use crate::store::{Conflict, SharedData};
@@ -440,7 +441,7 @@ mod workers {
         one.outputs();
         one.control.finish(held[0], GOOD, at(2), &memory);
         assert_eq!(one.outputs(), [], "it leaves the place to the other worker");
-        other.control.handle_timeout(at(5), &memory);
+        other.control.handle_timeout(at(5), Role::Newest, &memory);
         assert_eq!(other.outputs(), [Output::Send(important)]);
     }
 
@@ -458,8 +459,8 @@ mod workers {
                 Output::Shed(_) => None,
             }));
             if ms % 5 == 0 {
-                many.control.handle_timeout(at(*ms), &memory);
-                one.control.handle_timeout(at(*ms), &memory);
+                many.control.handle_timeout(at(*ms), Role::Newest, &memory);
+                one.control.handle_timeout(at(*ms), Role::Newest, &memory);
             }
             one.outputs().contains(&Output::Send(lonely))
         });
@@ -474,9 +475,9 @@ mod workers {
         worker.outputs();
         let (id, _) = worker.admit(8, false, 0, &memory);
         worker.outputs();
-        worker.control.handle_timeout(at(999), &memory);
+        worker.control.handle_timeout(at(999), Role::Newest, &memory);
         assert!(!worker.outputs().contains(&Output::Shed(id)));
-        worker.control.handle_timeout(at(1_000), &memory);
+        worker.control.handle_timeout(at(1_000), Role::Newest, &memory);
         assert!(worker.outputs().contains(&Output::Shed(id)));
     }
 
@@ -505,12 +506,12 @@ mod workers {
         let mut worker = Worker::new(1);
         let (id, _) = worker.admit(2, true, 0, &memory);
         assert_eq!(in_flight(&memory), 1);
-        worker.control.handle_timeout(at(60), &memory);
+        worker.control.handle_timeout(at(60), Role::Newest, &memory);
         assert_eq!(in_flight(&memory), 0);
         worker.control.request_complete(id, at(5_000), &memory);
         assert_eq!(in_flight(&memory), 1);
         worker.control.finish(id, GOOD, at(5_010), &memory);
-        worker.control.handle_timeout(at(5_020), &memory);
+        worker.control.handle_timeout(at(5_020), Role::Newest, &memory);
         assert_eq!((in_flight(&memory), worker.control.report().signals.slow_ratio), (0, 0.0));
     }
 
@@ -519,9 +520,9 @@ mod workers {
         let memory = Memory::default();
         let mut worker = Worker::new(1);
         worker.admit(2, false, 0, &memory);
-        worker.control.handle_timeout(at(500), &memory);
+        worker.control.handle_timeout(at(500), Role::Newest, &memory);
         assert_eq!(worker.control.report().signals.slow_ratio, 0.0);
-        worker.control.handle_timeout(at(551), &memory);
+        worker.control.handle_timeout(at(551), Role::Newest, &memory);
         assert_eq!(worker.control.report().signals.slow_ratio, 1.0);
     }
 
@@ -533,5 +534,22 @@ mod workers {
         worker.control = OverloadControl::new(bounds, "test", 1, at(0));
         worker.cluster = worker.control.cluster_id(b"upstream", at(0));
         assert_eq!(worker.fill(0, &memory).len(), 100);
+    }
+
+    #[test]
+    fn a_superseded_generation_publishes_the_places_that_it_holds_and_nothing_else() {
+        let memory = Memory::default();
+        let mut worker = Worker::new(1);
+        let (held, _) = worker.admit(2, false, 0, &memory);
+        let writes = || memory.values.borrow().values().map(|(_, version)| *version).sum::<u32>();
+        let flush = |worker: &mut Worker, ms| {
+            let before = writes();
+            worker.control.handle_timeout(at(ms), Role::Superseded, &memory);
+            writes() - before
+        };
+        assert_eq!(flush(&mut worker, 60), 1, "it holds a place");
+        worker.control.finish(held, GOOD, at(70), &memory);
+        assert_eq!(flush(&mut worker, 120), 1, "it has given the place back");
+        assert_eq!([flush(&mut worker, 180), flush(&mut worker, 5_000)], [0, 0]);
     }
 }

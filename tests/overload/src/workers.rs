@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 
 use dynamic_rate_limiter::config::HealthThresholds;
+use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::overload::{
     self, Admission, ClusterId, Gauge, OverloadControl, RequestOutcome, Shared,
@@ -162,7 +163,7 @@ impl Protection for Workers {
     fn handle_timeout(&mut self, worker: usize, now_us: u64) {
         let now = self.at(worker, now_us);
         self.timeouts_us[worker] = u64::MAX;
-        self.workers[worker].handle_timeout(now, &self.memory);
+        self.workers[worker].handle_timeout(now, Role::Newest, &self.memory);
         self.after_call(worker, now);
     }
 

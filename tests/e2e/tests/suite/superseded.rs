@@ -43,6 +43,7 @@ impl Gateway {
         let upstream = Upstream::start(|request| match request.target.as_str() {
             "/stream" => Answer::Stream,
             "/fails" => Answer::with(500, &[]),
+            "/waits" => Answer::Late(Duration::from_secs(60), Box::new(Answer::ok("late"))),
             _ => Answer::ok("ok"),
         });
         let limit = FIRST_LIMIT;
@@ -171,6 +172,25 @@ fn health_is_measured_with_the_new_window() {
     for held in BOTH {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.deliver(&measured(4));
+        gateway.fail_until_degraded();
+    }
+}
+
+#[test]
+fn health_is_judged_by_the_new_thresholds_alone() {
+    let with_error_ratio = |error_ratio| {
+        let mut config = measured(3);
+        config["health"]["error_ratio"] = json!(error_ratio);
+        config
+    };
+    for has_request in [false, true] {
+        let mut gateway = Gateway::start(Setup::new().workers(1), &with_error_ratio(1.0), Held::Nothing);
+        // Without response headers, a request keeps the overload control of its generation at work.
+        let mut connection = gateway.envoy.connect();
+        if has_request {
+            connection.write(&caller("/waits", 0).encode()).expect("written");
+        }
+        gateway.deliver(&with_error_ratio(0.2));
         gateway.fail_until_degraded();
     }
 }
