@@ -518,12 +518,19 @@ impl World {
 
     /// What Envoy does for a worker with something to send or to answer, or whose requests wait.
     pub fn wake(&self, index: usize, worker: &Worker) {
-        let envoy = &self.envoys[worker.envoy];
         let limiter = worker.limiter.borrow();
         let Some(redis) = limiter.redis() else { return };
         if redis.has_output() && !worker.is_awake.replace(true) {
             self.after(self.below(TURN_US), Event::Turn(index));
         }
+        drop(limiter);
+        self.await_timeout(index, worker);
+    }
+
+    fn await_timeout(&self, index: usize, worker: &Worker) {
+        let envoy = &self.envoys[worker.envoy];
+        let limiter = worker.limiter.borrow();
+        let Some(redis) = limiter.redis() else { return };
         let wait_us = redis.poll_timeout().map(|timeout| timeout.since(envoy.clock(self.now_us.get())));
         if let Some(wait_us) = wait_us.map(whole_micros)
             && self.now_us.get() + wait_us < worker.tick_us.get()
@@ -553,6 +560,8 @@ impl World {
         }
         // It may be late, and the other workers delay the next one.
         worker.delay(self.now_us.get() - due_us);
+        // The answers, too, delay a check that is due meanwhile.
+        self.await_timeout(index, &worker);
         self.pump(index, &worker);
         if !worker.accepts.get() && worker.pending.borrow().is_empty() {
             self.let_go(&worker);
