@@ -65,12 +65,12 @@ impl World {
             let (found, expected) = (verdict.capacity, limit.capacity());
             self.fail(Some(payer), format!("limited to {found}, but the limit is {expected}"));
         }
-        let how = match (host.read_bucket.get(), has_waited) {
-            (true, _) => {
+        let how = match (host.read_after.get(), has_waited) {
+            (Some(_), _) => {
                 self.decided_locally(index, worker, request_id, (payer, limit), (admitted, &verdict), host)
             }
-            (false, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
-            (false, false) => self.decided_by_deny_cache(worker, (payer, limit), pending.at_us, admitted),
+            (None, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
+            (None, false) => self.decided_by_deny_cache(worker, (payer, limit), pending.at_us, admitted),
         };
         let envoy = worker.envoy;
         let left = verdict.remaining;
@@ -98,7 +98,8 @@ impl World {
         let wait_us = Some(verdict.wait_us);
         let said = Said { admitted, left_pico, left: verdict.remaining, wait_us };
         let bucket = worker.envoy * self.plan.payers() + payer;
-        let judged = self.oracle.borrow_mut().local(bucket, limit, host.clock_us.get(), said);
+        let read_after = host.read_after.get().unwrap_or_default();
+        let judged = self.oracle.borrow_mut().local(bucket, limit, (host.clock_us.get(), read_after), said);
         self.hold(payer, judged);
         match self.plan.store {
             Store::SharedData => {

@@ -98,6 +98,10 @@ impl SharedRecord {
 pub struct Oracle {
     /// By Envoy and payer.
     local: Vec<Option<Reference>>,
+    /// Admissions by shared data so far.
+    pub admissions: u64,
+    /// By Envoy and payer: the number of the last admission, and the reference before it.
+    before: Vec<(u64, Option<Reference>)>,
     /// By namespace and payer.
     redis: Vec<Option<Reference>>,
     /// The replica's copy of `redis`.
@@ -116,6 +120,8 @@ impl Oracle {
     pub fn new(local: usize, redis: usize) -> Self {
         Self {
             local: vec![None; local],
+            admissions: 0,
+            before: vec![(0, None); local],
             redis: vec![None; redis],
             replicated: vec![None; redis],
             disturbed_us: vec![0; redis],
@@ -133,9 +139,28 @@ impl Oracle {
         self.shared_records.push(SharedRecord { ways, excess_of_one: 0, excess_of_all: 0, at_us: 0 });
     }
 
-    /// Checks a decision of a bucket in shared data, at a time of that Envoy's clock.
-    pub fn local(&mut self, bucket: usize, limit: Limit, now_us: u64, said: Said) -> Result<(), String> {
+    /// Checks a decision of a bucket in shared data, at a time of that Envoy's clock. The bucket was read after the
+    /// admission of number `read_after`.
+    pub fn local(
+        &mut self,
+        bucket: usize,
+        limit: Limit,
+        (now_us, read_after): (u64, u64),
+        said: Said,
+    ) -> Result<(), String> {
         let reference = &mut self.local[bucket];
+        match self.before[bucket] {
+            // A worker with another limit has changed the bucket after it was read. A refusal writes nothing, so that
+            // this one does not see it.
+            (number, mut before) if !said.admitted && number > read_after => {
+                return compare(&mut before, limit, now_us, now_us, said);
+            }
+            _ if said.admitted => {
+                self.admissions += 1;
+                self.before[bucket] = (self.admissions, *reference);
+            }
+            _ => {}
+        }
         // Two workers may have read the clock in one order and written in the other only if the clock was read first.
         let now_us = reference.map_or(now_us, |reference| now_us.max(reference.at_us));
         let Some(shared_record) =

@@ -60,8 +60,8 @@ pub struct Host<'a> {
     depth: u32,
     /// What the clock said when it was last read.
     pub clock_us: Cell<u64>,
-    /// Whether a bucket was read.
-    pub read_bucket: Cell<bool>,
+    /// If a bucket was read: after how many admissions, the last time.
+    pub read_after: Cell<Option<u64>>,
     /// Tokens in the bucket of a key that was last written.
     pub written_pico: Cell<Option<u64>>,
 }
@@ -70,7 +70,7 @@ impl<'a> Host<'a> {
     /// A handle for one operation.
     pub fn new(world: &'a World, envoy: usize, depth: u32) -> Self {
         let clock_us = Cell::new(world.envoys[envoy].clock_us(world.now_us.get()));
-        Self { world, envoy, depth, clock_us, read_bucket: Cell::default(), written_pico: Cell::default() }
+        Self { world, envoy, depth, clock_us, read_after: Cell::default(), written_pico: Cell::default() }
     }
 
     fn map(&self) -> &SharedMap {
@@ -82,7 +82,7 @@ impl SharedData for Host<'_> {
     fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
         self.world.interleave(self.envoy, self.depth);
         if key.contains("/key/") || key.contains("/address/") {
-            self.read_bucket.set(true);
+            self.read_after.set(Some(self.world.oracle.borrow().admissions));
         }
         let (value, version) = self.map().get(key);
         value.zip(version)
