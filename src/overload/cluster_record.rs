@@ -34,15 +34,17 @@ pub struct ClusterRecord {
     /// Requests that were shed since the record began.
     pub shed: f64,
     pub workers: Vec<WorkerEntry>,
-    /// What the gauges held beyond all workers at each of so many flushes.
+    /// What the gauges held beyond all workers at each of so many flushes since then.
     excess: Gauges,
-    flushes: usize,
+    excess_since: StoreTime,
+    flushes: u32,
 }
 
 impl ClusterRecord {
     pub fn new(now: StoreTime) -> Self {
         let limit = ConcurrencyLimit::new(now);
-        Self { limit, shed: 0.0, workers: Vec::new(), excess: Gauges::default(), flushes: 0 }
+        let (workers, excess) = (Vec::new(), Gauges::default());
+        Self { limit, shed: 0.0, workers, excess, excess_since: now, flushes: 0 }
     }
 
     /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
@@ -58,8 +60,8 @@ impl ClusterRecord {
         now: StoreTime,
     ) -> Gauges {
         // A worker that has written nothing for so long is dead.
-        let silence = FLUSH_INTERVAL.mul_f64(MIN_SAMPLES);
-        self.workers.retain(|other| other.worker != entry.worker && now.since(other.at) < silence);
+        let is_recent = |at: StoreTime| now.since(at) < FLUSH_INTERVAL.mul_f64(MIN_SAMPLES);
+        self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
         if self.workers.len() < MAX_WORKERS {
             self.workers.push(entry);
         }
@@ -75,10 +77,10 @@ impl ClusterRecord {
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if (self.flushes as f64) < MIN_SAMPLES * self.workers.len() as f64 {
+        if is_recent(self.excess_since) || f64::from(self.flushes) < MIN_SAMPLES {
             return Gauges::default();
         }
-        self.flushes = 0;
+        (self.excess_since, self.flushes) = (now, 0);
         self.excess
     }
 

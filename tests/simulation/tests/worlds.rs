@@ -47,8 +47,8 @@ fn the_oracle_accepts_only_the_right_decision() {
     ];
     for (now_us, second, is_right) in cases {
         let mut oracle = Oracle::new(1, 1);
-        assert_eq!(oracle.local(0, limit, 0, said(true, 0, 1_000_000)), Ok(()));
-        assert_eq!(oracle.local(0, limit, now_us, second).is_ok(), is_right, "{now_us} {second:?}");
+        assert_eq!(oracle.local(0, limit, (0, 0), said(true, 0, 1_000_000)), Ok(()));
+        assert_eq!(oracle.local(0, limit, (now_us, 1), second).is_ok(), is_right, "{now_us} {second:?}");
     }
 }
 
