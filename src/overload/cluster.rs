@@ -148,7 +148,7 @@ impl ClusterControl {
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
     pub fn flush(&mut self, learns: bool, now: StoreTime, shared: &impl Shared) {
-        if self.is_idle() && now.since(self.entry.at) < MAX_WAIT {
+        if self.is_idle() && !self.record.has_excess() && now.since(self.entry.at) < MAX_WAIT {
             return;
         }
         let observed = std::mem::take(&mut self.observations);

@@ -77,11 +77,16 @@ impl ClusterRecord {
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if is_recent(self.excess_since) || f64::from(self.flushes) < MIN_SAMPLES {
+        if self.has_excess() && (is_recent(self.excess_since) || f64::from(self.flushes) < MIN_SAMPLES) {
             return Gauges::default();
         }
         (self.excess_since, self.flushes) = (now, 0);
-        self.excess
+        std::mem::take(&mut self.excess)
+    }
+
+    /// Whether the gauges seem to hold more or less than all workers together.
+    pub fn has_excess(&self) -> bool {
+        self.excess != Gauges::default()
     }
 
     /// Of `limit` places, those that are the worker's own, by its share of the demand. What is less than a place goes

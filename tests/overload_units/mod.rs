@@ -188,7 +188,7 @@ mod record {
             let excess = record.update(&observed, entry(2, 3, *ms), gauges(8), at(*ms));
             excess.in_flight == 5
         });
-        assert!(taken_off.is_some_and(|ms| (500..=1_600).contains(&ms)), "{taken_off:?}");
+        assert!(taken_off.is_some_and(|ms| (500..=1_000).contains(&ms)), "{taken_off:?}");
     }
 
     #[test]
@@ -429,6 +429,22 @@ mod workers {
             worker.control.finish(id, GOOD, at(20), &memory);
             assert_eq!(in_flight(&memory), 0, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn an_idle_worker_releases_the_places_of_a_dead_one_within_two_seconds() {
+        let memory = Memory::default();
+        let (mut dead, mut idle) = (Worker::new(1), Worker::new(2));
+        let held = dead.fill(0, &memory).len() as i32;
+        let released_ms = (50..10_000).step_by(50).find(|ms| {
+            if *ms < 1_000 {
+                dead.control.handle_timeout(at(*ms), Role::Newest, &memory);
+            }
+            idle.control.handle_timeout(at(*ms), Role::Newest, &memory);
+            in_flight(&memory) < held
+        });
+        assert!(released_ms.is_some_and(|ms| (1_400..=2_950).contains(&ms)), "{released_ms:?}");
+        assert_eq!(in_flight(&memory), 0);
     }
 
     #[test]
