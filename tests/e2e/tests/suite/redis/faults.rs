@@ -142,8 +142,10 @@ impl World {
         // Requests from the first moment on, as for Envoys that start under load.
         let ((), exchanges) = world.observe(|_| std::thread::sleep(Duration::from_millis(500)));
         assert!(exchanges.iter().any(|exchange| matches!(decided(exchange), Ok(Decided::Redis { .. }))));
-        for envoy in &world.envoys {
+        for (index, envoy) in world.envoys.iter().enumerate() {
             await_redis(envoy, "connected");
+            // A worker reports its counts a little later.
+            assert_eq!(world.await_counts(index), None);
         }
         world
     }
@@ -234,6 +236,13 @@ impl World {
         }
     }
 
+    /// Waits until every request to this Envoy is counted; returns what is wrong if that does not happen.
+    fn await_counts(&self, index: usize) -> Option<String> {
+        let (envoy, sent) = (&self.envoys[index], self.sent[index]);
+        let counted = wait::poll(wait::SOON, || (total(envoy, REQUESTS) == sent as f64).then_some(()));
+        counted.is_none().then(|| format!("{} requests counted, {sent} sent", total(envoy, REQUESTS)))
+    }
+
     fn check_counts(
         &self,
         case: &Case,
@@ -243,10 +252,8 @@ impl World {
         during: &[&Exchange],
     ) -> Vec<String> {
         let (envoy, policy) = (&self.envoys[index], POLICIES[index]);
-        let counted =
-            wait::poll(wait::SOON, || (total(envoy, REQUESTS) == self.sent[index] as f64).then_some(()));
-        if counted.is_none() {
-            return vec![format!("{} requests counted, {} sent", total(envoy, REQUESTS), self.sent[index])];
+        if let Some(error) = self.await_counts(index) {
+            return vec![error];
         }
         let after = Counts::read(envoy);
         let by_policy = calm
