@@ -202,24 +202,29 @@ impl ConcurrencyLimit {
     }
 
     /// There is room for all: latency is the baseline, and demand says how much room it needs.
+    ///
+    /// Slower than usual is a queue that builds up in the upstream, or an upstream that is slower now. So the baseline
+    /// follows slowly, and not while requests wait, and the limit does not grow with it: it would never stop a queue
+    /// that builds up slowly.
     fn learn(&mut self, seen: Seen) {
         let is_slow = self.is_slow(seen);
-        let Observations { arrivals, ended, .. } = self.totals;
-        // Slower than usual: a queue that builds up, which the limit will stop, or an upstream that is slower now.
-        if is_slow && (seen.mean.error() > TOLERANCE || arrivals - ended > (arrivals + ended).sqrt()) {
+        if is_slow && seen.mean.error() > TOLERANCE {
             return;
         }
-        let baseline_s = self.baseline.seconds;
-        self.baseline = self.baseline.with(seen.mean);
-        self.verified_at = Some(self.updated);
-        let wanted = |requests: f64| {
-            let busy = HEADROOM * baseline_s * requests / self.age_s();
-            INITIAL_LIMIT.max(busy + SIGMAS * busy.sqrt())
-        };
-        // A rise shows in the arrivals first, and a slow upstream in the responses.
-        let wanted = self.target.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
+        let Observations { arrivals, ended, waited, .. } = self.totals;
         if !is_slow {
+            let wanted = |requests: f64| {
+                let busy = HEADROOM * self.baseline.seconds * requests / self.age_s();
+                INITIAL_LIMIT.max(busy + SIGMAS * busy.sqrt())
+            };
+            // A rise shows in the arrivals first, and a slow upstream in the responses.
+            let wanted = self.target.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
             self.target += (self.age_s() / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.target);
+        }
+        if !is_slow || waited == 0.0 {
+            let most = BASELINE_SAMPLES * self.age_s() / VERIFY_INTERVAL.as_secs_f64();
+            self.baseline = self.baseline.with(Mean { samples: seen.mean.samples.min(most), ..seen.mean });
+            self.verified_at = Some(self.updated);
         }
         self.go_on(LimitState::Open);
     }

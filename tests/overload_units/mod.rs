@@ -98,6 +98,19 @@ mod limit {
     }
 
     #[test]
+    fn neither_the_baseline_nor_the_limit_follows_a_queue_that_builds_up() {
+        for waiting_percent in [0.0, 5.0] {
+            let (mut limit, mut now_ms) = learned();
+            let before = limit.limit(at(now_ms));
+            for latency_ms in (150..650).step_by(50) {
+                second(&mut limit, &mut now_ms, latency_ms.into(), waiting_percent);
+            }
+            assert!(limit.baseline() < Some(Duration::from_millis(300)), "{waiting_percent}: {limit:?}");
+            assert!(limit.limit(at(now_ms)) < 1.3 * before, "{waiting_percent}: {limit:?}");
+        }
+    }
+
+    #[test]
     fn a_cut_that_lowers_latency_stays() {
         let (mut limit, mut now_ms) = learned();
         let before = limit.limit(at(now_ms));

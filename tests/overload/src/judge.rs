@@ -21,6 +21,8 @@ const SPARE: f64 = 0.9;
 const CALM: f64 = 0.8;
 /// Below this load of the most important tier, that tier is served.
 const IMPORTANT: f64 = 0.8;
+/// From this load on, the latency of the most important tier is judged.
+const HIGH: f64 = 1.5;
 /// Times in seconds: the begin of an overload, the recovery after it, and the begin of a rise.
 const BEGIN: f64 = 5.0;
 const RECOVERY: f64 = 2.0;
@@ -183,7 +185,7 @@ impl View<'_> {
             rows.push(("most important not served", self.lost(Some(TIERS - 1), 0.0, 0.01)));
             rows.push(("most important not served, after 5 s", self.lost(Some(TIERS - 1), BEGIN, 0.005)));
             let is_usual = is_queue && condition == Condition::Healthy && scenario.pauses_per_second == 0.0;
-            if load >= OVERLOAD && is_usual {
+            if load >= HIGH && is_usual {
                 rows.push((
                     "most important over 3 x usual p50",
                     self.slower(Some(TIERS - 1), 3 * usual.0, 0.5),

@@ -7,8 +7,8 @@ use crate::upstream::{Condition, Discipline, Upstream};
 
 pub const TIERS: usize = 3;
 
-/// The least load that counts as an overload.
-pub const OVERLOAD: f64 = 1.5;
+/// From this load on, the upstream cannot serve all.
+pub const OVERLOAD: f64 = 1.0;
 
 /// Free, pro and enterprise: the default priorities.
 pub const PRIORITIES: [u8; TIERS] = [2, 5, 8];
@@ -97,6 +97,8 @@ const SMALL: Upstream = Upstream {
     discipline: Discipline::Queue(UNBOUNDED),
     notices_leaving: false,
 };
+/// 500 requests a second.
+const MEDIUM: Upstream = Upstream { servers: 50.0, ..SMALL };
 /// 5,000 requests a second.
 const LARGE: Upstream = Upstream { servers: 100.0, service_us: 20_000.0, ..SMALL };
 
@@ -139,6 +141,11 @@ pub fn all() -> Vec<Scenario> {
     let mut all = Vec::new();
     for times in [1.5, 2.0, 3.0, 5.0, 10.0, 20.0] {
         all.push(one(&format!("queue-{times}x"), SMALL, &step(times)));
+    }
+    for times in [1.05, 1.1, 1.2, 1.4] {
+        let rate = MEDIUM.capacity(Condition::Healthy);
+        let phases = [(12.0, 0.5 * rate), (40.0, times * rate), (15.0, 0.5 * rate)];
+        all.push(one(&format!("mild-{times}x"), MEDIUM, &phases));
     }
     for (name, spread) in [("constant", Spread::Constant), ("exponential", Spread::Exponential)] {
         all.push(one(&format!("{name}-10x"), Upstream { spread, ..SMALL }, &step(10.0)));
