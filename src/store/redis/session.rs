@@ -172,11 +172,11 @@ impl Session {
             Command::Take(take) => self.send_take(recipient, take, Script::Hash, wait),
             Command::Get(key) => {
                 push_get(&mut self.outbox.send, &key);
-                self.expect(recipient, Expected::Get, wait);
+                self.note_sent(recipient, Expected::Get, wait);
             }
             Command::Set(key, value, overwrite) => {
                 push_set(&mut self.outbox.send, &key, value, overwrite);
-                self.expect(recipient, Expected::Set, wait);
+                self.note_sent(recipient, Expected::Set, wait);
             }
         }
         Ok(id)
@@ -365,7 +365,7 @@ impl Session {
         self.outbox.open_stream();
         if push_auth(&mut self.outbox.send, &self.credentials) {
             let wait = self.wait(CONNECT_TIMEOUT, now);
-            self.expect(Recipient::Session, Expected::Auth, wait);
+            self.note_sent(Recipient::Session, Expected::Auth, wait);
         }
     }
 
@@ -377,11 +377,11 @@ impl Session {
     fn send_take(&mut self, recipient: Recipient, take: Take, script: Script, wait: Wait) {
         self.sequence = self.sequence.wrapping_add(1);
         take.push(&mut self.outbox.send, self.sequence, script);
-        self.expect(recipient, Expected::Take(take, script), wait);
+        self.note_sent(recipient, Expected::Take(take, script), wait);
     }
 
     /// Notes what has just been sent: its reply is the next after those that are expected already.
-    fn expect(&mut self, recipient: Recipient, expected: Expected, wait: Wait) {
+    fn note_sent(&mut self, recipient: Recipient, expected: Expected, wait: Wait) {
         self.sent.push_back(Sent { recipient, expected, sequence: self.sequence, wait });
         self.unsent += 1;
     }
