@@ -14,7 +14,8 @@ pub const LATENCY_TARGET: f64 = 1.4;
 pub const HEADROOM: f64 = 4.5;
 /// Samples: fewer decide nothing. Source: the mean of eight exponential latencies varies by a third.
 pub const MIN_SAMPLES: f64 = 8.0;
-/// Samples that the baseline remembers. Source: their mean varies by a fourteenth at most.
+/// Samples that the baseline remembers; while there is room for all, it takes at most as many in `VERIFY_INTERVAL`.
+/// Source: their mean varies by a fourteenth at most.
 pub const BASELINE_SAMPLES: f64 = 300.0;
 /// Standard errors by which two means have to differ. Source: one time in forty by chance.
 pub const SIGMAS: f64 = 2.0;
