@@ -83,6 +83,7 @@ pub struct ConcurrencyLimit {
     /// What nine in ten responses usually do not exceed.
     pub usual_s: Option<f64>,
     responded_at: StoreTime,
+    /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
     verified_at: Option<StoreTime>,
 }
 
@@ -91,7 +92,7 @@ impl ConcurrencyLimit {
     pub fn new(now: StoreTime) -> Self {
         Self {
             state: LimitState::Starting,
-            target: INITIAL_LIMIT,
+            target: INITIAL_LIMIT / 2.0,
             baseline: Mean::default(),
             epoch: 0,
             since: now,
@@ -119,6 +120,7 @@ impl ConcurrencyLimit {
     pub fn queue_limit(&self) -> f64 {
         match self.state {
             LimitState::Starting => f64::INFINITY,
+            LimitState::Open if self.verified_at.is_none() => f64::INFINITY,
             LimitState::Cutting(step) | LimitState::Verifying(step) => self.target.max(step.back),
             LimitState::Silent(back) => self.target.max(back),
             LimitState::Open | LimitState::Limiting => self.target,
@@ -150,7 +152,7 @@ impl ConcurrencyLimit {
         }
         let seen = Seen::of(&self.totals, open_s - self.open_before_s);
         if self.state == LimitState::Starting {
-            return self.start(observed, seen);
+            return self.start(seen);
         }
         let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
         if self.waits() && self.seconds_since(self.responded_at) > silence_s {
@@ -184,17 +186,19 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Nothing is known yet: the limit grows by one for each response, and blindly if there is none.
-    fn start(&mut self, observed: &Observations, seen: Seen) {
-        if self.waits() {
-            self.target += observed.samples;
-        }
-        if seen.mean.samples >= 2.0 * INITIAL_LIMIT {
+    /// Nothing is known yet. The first responses are the baseline. They were sent while few requests were in flight:
+    /// an upstream that is overloaded from the first second has no long queue yet.
+    fn start(&mut self, seen: Seen) {
+        let enough = if self.waits() { MIN_SAMPLES } else { INITIAL_LIMIT };
+        if seen.mean.samples >= enough {
             // Of these, too, the short ones came first.
             self.baseline = Mean { seconds: seen.longest_s, ..seen.mean };
             self.usual_s = Some(self.goal_s());
+            if self.waits() {
+                self.target += seen.mean.samples;
+            }
             self.go_on(LimitState::Open);
-        } else if self.waits() && seen.mean.samples < MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64() {
+        } else if self.waits() && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
             // What waits would be shed. There is an end to this, in case there never is a response.
             self.target = (2.0 * self.target).min(BASELINE_SAMPLES.max(self.target));
             self.begin(LimitState::Starting);
@@ -205,14 +209,14 @@ impl ConcurrencyLimit {
     ///
     /// Slower than usual is a queue that builds up in the upstream, or an upstream that is slower now. So the baseline
     /// follows slowly, and not while requests wait, and the limit does not grow with it: it would never stop a queue
-    /// that builds up slowly.
+    /// that builds up slowly. Nor does it grow by a baseline of few samples.
     fn learn(&mut self, seen: Seen) {
         let is_slow = self.is_slow(seen);
         if is_slow && seen.mean.error() > TOLERANCE {
             return;
         }
         let Observations { arrivals, ended, waited, .. } = self.totals;
-        if !is_slow {
+        if !is_slow && self.verified_at.is_some() {
             let wanted = |requests: f64| {
                 let busy = HEADROOM * self.baseline.seconds * requests / self.age_s();
                 INITIAL_LIMIT.max(busy + SIGMAS * busy.sqrt())
@@ -222,9 +226,12 @@ impl ConcurrencyLimit {
             self.target += (self.age_s() / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.target);
         }
         if !is_slow || waited == 0.0 {
-            let most = BASELINE_SAMPLES * self.age_s() / VERIFY_INTERVAL.as_secs_f64();
-            self.baseline = self.baseline.with(Mean { samples: seen.mean.samples.min(most), ..seen.mean });
-            self.verified_at = Some(self.updated);
+            let share = self.age_s() / VERIFY_INTERVAL.as_secs_f64();
+            let samples = seen.mean.samples.min(BASELINE_SAMPLES * share);
+            self.baseline = self.baseline.with(Mean { samples, ..seen.mean }, share);
+            if self.baseline.error() < TOLERANCE {
+                self.verified_at = Some(self.updated);
+            }
         }
         self.go_on(LimitState::Open);
     }
@@ -304,7 +311,7 @@ impl ConcurrencyLimit {
     fn measured(&mut self, limit: f64, seen: Mean) {
         let difference = (seen.seconds / self.baseline.seconds).ln().abs();
         let is_other = difference > SIGMAS * seen.error().hypot(self.baseline.error());
-        self.baseline = if is_other { seen } else { self.baseline.with(seen) };
+        self.baseline = if is_other { seen } else { self.baseline.with(seen, 1.0) };
         // What differs much may be a mistake, and is soon verified.
         self.verified_at = (!is_other).then_some(self.updated);
         self.target = limit;
@@ -376,9 +383,10 @@ impl Mean {
         self.samples.max(1.0).sqrt().recip()
     }
 
-    fn with(self, seen: Self) -> Self {
+    /// Takes in more samples; they count for no more than `most` of the mean.
+    fn with(self, seen: Self, most: f64) -> Self {
         let samples = self.samples.min(BASELINE_SAMPLES) + seen.samples;
-        let share = seen.samples / samples.max(1.0);
+        let share = (seen.samples / samples.max(1.0)).min(most);
         Self { seconds: self.seconds + share * (seen.seconds - self.seconds), samples }
     }
 }

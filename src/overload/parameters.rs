@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-/// Requests in flight before anything is known, and at least while the limit is not reached. Source: sweep.
-pub const INITIAL_LIMIT: f64 = 20.0;
+/// Requests in flight at least while the limit is not reached; half of them before anything is known. Source: sweep.
+pub const INITIAL_LIMIT: f64 = 18.0;
 /// The mean latency that the limit aims at, in multiples of the baseline. Source: the most important tier's latency
 /// may triple at most (SPEC, section 12), and its own wait comes on top.
 pub const LATENCY_TARGET: f64 = 1.4;

@@ -111,7 +111,7 @@ const MIXES: [(&str, [f64; TIERS]); 4] = [
 ];
 
 /// Scenarios and rows of the table that do not hold yet, with the reason. They are printed, and fail no run.
-pub const KNOWN: [(&str, &str, &str); 5] = [
+pub const KNOWN: [(&str, &str, &str); 7] = [
     (
         "slow-3.4x",
         "",
@@ -133,6 +133,16 @@ pub const KNOWN: [(&str, &str, &str); 5] = [
         "another worker finds a free place within 2 ms, two fifths of the service: 0.996",
     ),
     ("hang", "sent before", "the cause is not known yet: 0.0015"),
+    (
+        "cold-medium",
+        "served, first 5 s",
+        "the limit doubles from few requests in flight, which takes half a second: 0.9 of the capacity",
+    ),
+    (
+        "cold-thrashing",
+        "",
+        "in one start of twenty the first limit is too high, and it takes seconds to find that out",
+    ),
 ];
 
 /// Every named scenario.
@@ -147,11 +157,23 @@ pub fn all() -> Vec<Scenario> {
         let phases = [(12.0, 0.5 * rate), (40.0, times * rate), (15.0, 0.5 * rate)];
         all.push(one(&format!("mild-{times}x"), MEDIUM, &phases));
     }
+    // The first request arrives when the overload has begun: Envoy was restarted, or the cluster is new.
+    let thrashing = Upstream { discipline: Discipline::Thrashing, spread: Spread::Exponential, ..SMALL };
+    for (name, upstream) in [("small", SMALL), ("medium", MEDIUM), ("thrashing", thrashing)] {
+        for times in [1.2, 3.0, 10.0] {
+            let rate = upstream.capacity(Condition::Healthy);
+            all.push(one(
+                &format!("cold-{name}-{times}x"),
+                upstream,
+                &[(40.0, times * rate), (15.0, 0.5 * rate)],
+            ));
+        }
+    }
+    all.push(one("cold-spare-0.85", MEDIUM, &[(30.0, 425.0)]));
     for (name, spread) in [("constant", Spread::Constant), ("exponential", Spread::Exponential)] {
         all.push(one(&format!("{name}-10x"), Upstream { spread, ..SMALL }, &step(10.0)));
     }
     for times in [1.5, 3.0, 10.0] {
-        let thrashing = Upstream { discipline: Discipline::Thrashing, spread: Spread::Exponential, ..SMALL };
         all.push(one(&format!("thrashing-{times}x"), thrashing, &step(times)));
     }
     for (name, mix) in MIXES {
