@@ -86,14 +86,14 @@ impl Shape {
     fn plan(&self, options: &Options) -> Vec<String> {
         let mut plan = arguments(&[
             ("capacity", self.slots * 1_000 / SERVICE_MS),
-            ("before", self.before),
+            ("before", if options.cold { 0 } else { self.before }),
             ("overload", self.overload),
             ("after", self.after),
-            ("times", options.times),
             ("timeout-ms", self.timeout_ms),
             ("retries", self.retries),
         ]);
-        plan.extend(["--seed".to_owned(), options.seed.to_string()]);
+        let (times, seed) = (options.times.to_string(), options.seed.to_string());
+        plan.extend(["--times".to_owned(), times, "--seed".to_owned(), seed]);
         plan
     }
 }
@@ -105,8 +105,11 @@ const MAX_CONCURRENCY_FACTOR: u32 = 5;
 #[group(id = "overload")]
 pub(super) struct Options {
     /// The load in overload, as a multiple of the capacity
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    times: u32,
+    #[arg(long, default_value_t = 10.0, value_parser = a_load)]
+    times: f64,
+    /// No load before the overload: Envoy starts in the middle of it
+    #[arg(long)]
+    cold: bool,
     /// Decides which requests arrive when
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -116,6 +119,11 @@ pub(super) struct Options {
     /// Only this variant; may be given more than once
     #[arg(long)]
     only: Vec<Variant>,
+}
+
+fn a_load(text: &str) -> Result<f64, String> {
+    let load = text.parse().ok().filter(|load| (1.0..=100.0).contains(load));
+    load.ok_or_else(|| "a number from 1 to 100 is wanted".to_owned())
 }
 
 /// The protection between the callers and the upstream.

@@ -204,6 +204,25 @@ fn at_ten_times_the_capacity_goodput_the_important_tier_and_another_cluster_are_
     assert!(load_report.success(FREE) < 0.2, "free callers are shed first: {}", load_report.success(FREE));
 }
 
+#[test]
+fn a_mild_overload_from_the_first_request_on_builds_up_no_queue_in_the_upstream() {
+    let _alone = wait::alone();
+    let upstream = limited_upstream(SHAPE);
+    let envoy =
+        Setup::new().config(&load_config()).trusted_hops(1).upstream(upstream.address()).quiet().start();
+    let plan = Plan { before: 0, overload: 16, after: 2, times: 1.4, ..plan() };
+    let load = OpenLoopLoad::start(envoy.address(), plan);
+    let end = Duration::from_secs((plan.overload + plan.after).into());
+    std::thread::sleep(end.saturating_sub(load.elapsed()));
+    let mut report = Report::new("ours", plan);
+    load.stop().iter().for_each(|outcome| report.add(outcome));
+    let [first, after] = report.goodput().map(|served| served / SHAPE.capacity());
+    let enterprise = report.success(ENTERPRISE);
+    eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
+    assert!(first >= 0.9 && after >= 0.8, "goodput {first:.2} in the first seconds, {after:.2} after");
+    assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
+}
+
 /// Checks that as many requests were sent to the upstreams as took a token.
 #[track_caller]
 fn assert_all_admitted_requests_were_sent(envoy: &Envoy) {
