@@ -40,11 +40,13 @@ fn conditions(plan: &Plan) -> String {
     let client = plan.client;
     format!(
         "An upstream with a capacity of {:.0} requests a second gets {:.0} a second for {} s, and {:.0} a second \
-         before and after. Clients time out after {} ms, retry up to {} times, and give up after {} ms; seed {}.",
+         for {} s before and {} s after. Clients time out after {} ms, retry up to {} times, and give up after {} ms; seed {}.",
         plan.capacity,
         plan.rate(Phase::Overload),
         plan.overload,
         plan.rate(Phase::Before),
+        plan.before,
+        plan.after,
         client.timeout_ms,
         client.retries,
         client.deadline_ms,
@@ -55,7 +57,8 @@ fn conditions(plan: &Plan) -> String {
 fn row(report: &Report) -> String {
     let milliseconds = |latency: Option<f32>, usual: Option<f32>| match (latency, usual) {
         (Some(latency), Some(usual)) => format!("{latency:.0} ms (usual {usual:.0})"),
-        _ => "–".to_owned(),
+        (Some(latency), None) => format!("{latency:.0} ms"),
+        (None, _) => "–".to_owned(),
     };
     let overload = report.phase(Phase::Overload);
     let sent = f64::from(overload.sent.iter().sum::<u32>().max(1));
