@@ -194,8 +194,9 @@ impl Limiter {
     /// Follows what was measured of the upstreams.
     pub fn follow_overload(&mut self, report: OverloadReport, data: &impl SharedData) {
         self.in_force.follow(data, self.redis.as_mut(), &mut self.metrics);
-        let (control, key) = (self.in_force.control(), self.in_force.control_key());
-        measured_health::put_into_force(&report, control, key, data, &mut self.metrics);
+        let control = self.in_force.control();
+        let namespace = &self.in_force.config().settings.namespace;
+        measured_health::put_into_force(&report, control, namespace, data, &mut self.metrics);
         self.metrics.signals(report.signals, control.health_override);
         report.clusters.iter().for_each(|cluster| self.metrics.cluster(cluster));
         self.overload_report = Some(report);

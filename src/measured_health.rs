@@ -3,19 +3,25 @@
 use crate::control::Control;
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
-use crate::overload::{DegradeReason, OverloadReport};
+use crate::overload::{self, DegradeReason, OverloadReport};
 use crate::store::SharedData;
 
 /// Makes all workers follow what was measured. The worker that changes it tells the log and counts it.
 pub fn put_into_force(
     report: &OverloadReport,
     current: Control,
-    control_key: &str,
+    namespace: &str,
     data: &impl SharedData,
     metrics: &mut Metrics,
 ) {
     let measured = report.health();
-    if !change(measured, current, control_key, data) {
+    if current.measured == measured {
+        return;
+    }
+    // Another worker may have measured since and put that into force. Then its change is in the record that is read
+    // here, or this one conflicts with it and is tried again.
+    let is_newest = || overload::measured_health(namespace, data) == Some(measured);
+    if !change(measured, is_newest, &Control::key(namespace), data) {
         return;
     }
     let signals = report.signals;
@@ -41,12 +47,14 @@ pub fn put_into_force(
 
 /// Where health is not measured any more, what was measured ends.
 pub fn forget(current: Control, control_key: &str, data: &impl SharedData) {
-    change(Health::default(), current, control_key, data);
+    if current.measured != Health::default() {
+        change(Health::default(), || true, control_key, data);
+    }
 }
 
 /// Whether it was this call that changed what is measured. Where it fails, it is tried again at the next tick.
-fn change(measured: Health, current: Control, control_key: &str, data: &impl SharedData) -> bool {
-    current.measured != measured
-        && Control::change(data, control_key, |control| Control { measured, ..control })
-            .is_ok_and(|previous| previous.measured != measured)
+fn change(measured: Health, is_newest: impl Fn() -> bool, control_key: &str, data: &impl SharedData) -> bool {
+    let changed = |control| if is_newest() { Control { measured, ..control } } else { control };
+    Control::change(data, control_key, changed).is_ok_and(|previous| previous.measured != measured)
+        && is_newest()
 }

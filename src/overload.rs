@@ -20,7 +20,9 @@ pub use cluster::ClusterReport;
 pub use health_detector::{DegradeReason, Signals};
 pub use shared::{ClusterId, Gauge, Shared};
 pub use window::RequestOutcome;
-pub use worker::{Admission, Arrival, Output, OverloadControl, OverloadReport, rotating_order};
+pub use worker::{
+    Admission, Arrival, Output, OverloadControl, OverloadReport, measured_health, rotating_order,
+};
 
 #[cfg(test)]
 #[path = "../tests/overload_units/mod.rs"]

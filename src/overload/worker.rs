@@ -8,13 +8,13 @@ use super::admission_queue::Rank;
 use super::cluster::{ClusterControl, ClusterReport};
 use super::health_detector::{DegradeReason, HealthDetector, Signals};
 use super::parameters::*;
-use super::shared::{ClusterId, Shared, change};
+use super::shared::{ClusterId, Shared, change, decode};
 use super::window::{CallerCounts, CallerObservations, RequestOutcome};
 use crate::config::HealthThresholds;
 use crate::generation::Role;
 use crate::health::Health;
 use crate::request::RequestId;
-use crate::store::record_key;
+use crate::store::{SharedData, record_key};
 use crate::time::StoreTime;
 
 /// Most requests in the queues of a worker.
@@ -68,7 +68,7 @@ pub struct OverloadReport {
 impl OverloadReport {
     /// What the signals say.
     pub fn health(&self) -> Health {
-        self.reason.map_or(Health::Normal, |_| Health::Degraded)
+        health_for(self.reason)
     }
 }
 
@@ -321,9 +321,10 @@ impl OverloadControl {
 
     fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
         let observed = std::mem::take(&mut self.callers);
-        let key = record_key(&self.namespace, "overload/health");
         let new = || HealthDetector::new(now);
-        let changed = change(shared, &key, new, |detector| detector.update(&observed, &self.bounds, now));
+        let changed = change(shared, &health_key(&self.namespace), new, |detector| {
+            detector.update(&observed, &self.bounds, now)
+        });
         if let Some((detector, ())) = changed {
             self.detector = detector;
         }
@@ -357,6 +358,20 @@ impl OverloadControl {
         }
         cluster.publish_queue(shared);
     }
+}
+
+fn health_key(namespace: &str) -> String {
+    record_key(namespace, "overload/health")
+}
+
+fn health_for(reason: Option<DegradeReason>) -> Health {
+    reason.map_or(Health::Normal, |_| Health::Degraded)
+}
+
+/// Health as all workers measured it last; `None` where none has.
+pub fn measured_health(namespace: &str, data: &impl SharedData) -> Option<Health> {
+    let detector: HealthDetector = decode(&data.get(&health_key(namespace))?.0)?;
+    Some(health_for(detector.reason))
 }
 
 /// What takes longer is slow.

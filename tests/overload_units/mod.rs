@@ -17,8 +17,11 @@ use super::{
     Admission, Arrival, ClusterId, DegradeReason, Gauge, Output, OverloadControl, RequestOutcome, Shared,
 };
 use crate::config::HealthThresholds;
+use crate::control::Control;
 use crate::generation::Role;
 use crate::health::Health;
+use crate::measured_health::put_into_force;
+use crate::metrics::Metrics;
 use crate::request::RequestId;
 use crate::store::{Conflict, SharedData};
 use crate::time::StoreTime;
@@ -428,6 +431,22 @@ mod workers {
         let (id, admission) = worker.admit(2, false, 0, &memory);
         worker.control.finish(id, GOOD, at(100), &memory);
         assert_eq!((admission, memory.calls.get()), (Admission::Send, 3));
+    }
+
+    #[test]
+    fn a_worker_that_measured_earlier_does_not_undo_a_change_of_health() {
+        let (memory, mut metrics) = (Memory::default(), Metrics::default());
+        let (mut worker, earlier) = (Worker::new(1), Worker::new(2).control.report());
+        let control = || Control::read(&memory, &Control::key("test"));
+        for ms in (0..10_000).step_by(10) {
+            let (id, _) = worker.admit(2, false, ms, &memory);
+            worker.control.finish(id, RequestOutcome::Response { failed: true }, at(ms), &memory);
+            worker.control.handle_timeout(at(ms), Role::Newest, &memory);
+            for report in [&worker.control.report(), &earlier] {
+                put_into_force(report, control(), "test", &memory, &mut metrics);
+            }
+        }
+        assert_eq!((earlier.health(), control().measured), (Health::Normal, Health::Degraded));
     }
 
     #[test]
