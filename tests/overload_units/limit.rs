@@ -1,0 +1,129 @@
+//! How many requests may be in flight.
+
+use super::*;
+
+const MS: f64 = 1e-3;
+
+/// A second of 100 responses with this latency, while this percentage of requests waits.
+fn second(limit: &mut ConcurrencyLimit, now_ms: &mut u64, latency_ms: f64, waiting_percent: f64) {
+    let (mut epoch, mut since_ms) = (limit.epoch, *now_ms - 1_000);
+    for _ in 0..20 {
+        *now_ms += 50;
+        let waited = 5.0 * waiting_percent / 100.0;
+        let mut observed =
+            Observations { arrivals: 5.0, waited, ended: 5.0, responses: 5.0, ..Observations::default() };
+        if epoch != limit.epoch {
+            (epoch, since_ms) = (limit.epoch, *now_ms);
+        }
+        let age_ms = (*now_ms - since_ms) as f64;
+        if age_ms >= latency_ms {
+            (0..5).for_each(|_| observed.sample(Duration::from_secs_f64(latency_ms * MS)));
+        }
+        let open_s = 0.1 * age_ms.min(latency_ms) * age_ms.min(latency_ms) * MS / 2.0;
+        limit.update(&observed, open_s, limit.limit(at(*now_ms)), at(*now_ms));
+    }
+}
+
+fn learned() -> (ConcurrencyLimit, u64) {
+    let (mut limit, mut now_ms) = (ConcurrencyLimit::new(at(0)), 1_000);
+    (0..60).for_each(|_| second(&mut limit, &mut now_ms, 100.0, 0.0));
+    let baseline_ms = limit.baseline().unwrap().as_millis();
+    assert!(limit.state == LimitState::Open && (95..105).contains(&baseline_ms), "{limit:?}");
+    (limit, now_ms)
+}
+
+#[test]
+fn it_grows_while_requests_wait_and_latency_is_at_the_baseline() {
+    for (percent, grows) in [(10.0, false), (35.0, true)] {
+        let (mut limit, mut now_ms) = learned();
+        let before = limit.limit(at(now_ms));
+        second(&mut limit, &mut now_ms, 100.0, percent);
+        let has_grown = limit.limit(at(now_ms)) > 1.5 * before;
+        assert_eq!(has_grown, grows, "{percent} % wait, {limit:?}");
+    }
+}
+
+#[test]
+fn neither_the_baseline_nor_the_limit_follows_a_queue_that_builds_up() {
+    for waiting_percent in [0.0, 5.0] {
+        let (mut limit, mut now_ms) = learned();
+        let before = limit.limit(at(now_ms));
+        for latency_ms in (150..650).step_by(50) {
+            second(&mut limit, &mut now_ms, latency_ms.into(), waiting_percent);
+        }
+        assert!(limit.baseline() < Some(Duration::from_millis(300)), "{waiting_percent}: {limit:?}");
+        assert!(limit.limit(at(now_ms)) < 1.3 * before, "{waiting_percent}: {limit:?}");
+    }
+}
+
+#[test]
+fn the_baseline_of_a_cold_start_does_not_follow_a_queue_that_builds_up() {
+    let (mut limit, mut now_ms) = (ConcurrencyLimit::new(at(0)), 1_000);
+    assert_eq!(limit.limit(at(0)), INITIAL_LIMIT / 2.0);
+    for latency_ms in (100..600).step_by(50) {
+        second(&mut limit, &mut now_ms, latency_ms.into(), 0.0);
+    }
+    assert!(limit.baseline() < Some(Duration::from_millis(250)), "{limit:?}");
+    assert!(limit.limit(at(now_ms)) < 2.0 * INITIAL_LIMIT, "{limit:?}");
+}
+
+#[test]
+fn a_cut_that_lowers_latency_stays() {
+    let (mut limit, mut now_ms) = learned();
+    let before = limit.limit(at(now_ms));
+    while !matches!(limit.state, LimitState::Cutting(_)) {
+        second(&mut limit, &mut now_ms, 400.0, 90.0);
+    }
+    assert!(limit.queue_limit() >= before, "an unproved cut is no reason to shed");
+    (0..4).for_each(|_| second(&mut limit, &mut now_ms, 140.0, 90.0));
+    assert!(limit.limit(at(now_ms)) < before, "{limit:?}");
+    assert!(limit.baseline() < Some(Duration::from_millis(115)), "{limit:?}");
+}
+
+#[test]
+fn a_cut_that_does_not_lower_latency_is_reverted_and_the_baseline_follows_the_measurement() {
+    let (mut limit, mut now_ms) = learned();
+    (0..30).for_each(|_| second(&mut limit, &mut now_ms, 400.0, 90.0));
+    assert!(limit.baseline() > Some(Duration::from_millis(390)), "{limit:?}");
+    assert!(limit.limit(at(now_ms)) > 1.0, "{limit:?}");
+}
+
+#[test]
+fn without_a_response_the_limit_falls_and_recovers_with_the_first_good_ones() {
+    let (mut limit, mut now_ms) = learned();
+    let waits = Observations { arrivals: 5.0, waited: 5.0, ..Observations::default() };
+    let mut until_silent_ms = 0;
+    while !matches!(limit.state, LimitState::Silent(_)) {
+        (now_ms, until_silent_ms) = (now_ms + 50, until_silent_ms + 50);
+        limit.update(&waits, 0.0, 15.0, at(now_ms));
+    }
+    assert_eq!(until_silent_ms, 1_050, "silence is more than a second");
+    second(&mut limit, &mut now_ms, 100.0, 90.0);
+    assert!(limit.limit(at(now_ms)) >= INITIAL_LIMIT, "{limit:?}");
+}
+
+#[test]
+fn with_any_observations_the_limit_stays_at_least_one() {
+    let wild = [0.0, -1.0, 1.0, 1e300, f64::NAN, f64::INFINITY, f64::MIN_POSITIVE];
+    let mut limit = ConcurrencyLimit::new(at(0));
+    for (step, samples) in (0..).zip(wild.iter().cycle().take(200)) {
+        let latency_s = wild[step as usize * 3 % wild.len()];
+        let observed = Observations {
+            arrivals: 1.0,
+            waited: wild[step as usize * 5 % wild.len()],
+            samples: *samples,
+            latency_s,
+            ended: *samples,
+            responses: 1.0,
+            ..Observations::default()
+        };
+        // A clock that steps back, too.
+        let now = at(step * 997 % 1_500);
+        limit.learn_usual(&observed, now);
+        limit.update(&observed, *samples, *samples, now);
+        // NaN and infinity do not survive the record.
+        let bytes = serde_json::to_vec(&limit).unwrap();
+        limit = serde_json::from_slice(&bytes).unwrap_or_else(|_| ConcurrencyLimit::new(now));
+        assert!(limit.limit(now) >= 1.0, "{limit:?}");
+    }
+}
