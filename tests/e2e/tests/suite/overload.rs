@@ -86,7 +86,7 @@ fn plan() -> Plan {
 
 /// The response of `GET /system/health`.
 #[track_caller]
-fn system_health(envoy: &Envoy) -> Value {
+pub(crate) fn system_health(envoy: &Envoy) -> Value {
     envoy.send(&Request::get("/system/health")).json()
 }
 

@@ -17,7 +17,7 @@ use super::{CAPACITY, is_shed, system_health};
 use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
 
 /// The limit before the first response of an upstream.
-const INITIAL_LIMIT: f64 = 20.0;
+const INITIAL_LIMIT: f64 = 9.0;
 
 /// How many requests wait. A worker's queue has room for at least sixteen.
 const WAITING: usize = 10;
@@ -63,11 +63,17 @@ fn in_flight_and_waiting(envoy: &Envoy) -> (u64, u64) {
     (of("in_flight"), of("waiting"))
 }
 
+/// How many requests may be in flight.
+fn limit(envoy: &Envoy) -> usize {
+    let limit = &system_health(envoy)["clusters"]["upstream"]["limit"];
+    limit.as_f64().unwrap_or(INITIAL_LIMIT).ceil() as usize
+}
+
 /// Sends more requests that hang than may be in flight, until some wait.
 #[track_caller]
 fn open_and_wait(envoy: &Envoy) -> Vec<Connection> {
-    let limit = system_health(envoy)["clusters"]["upstream"]["limit"].as_f64().unwrap_or(INITIAL_LIMIT);
-    let connections = open(envoy, "/hangs", limit.ceil() as usize + WAITING);
+    let limit = limit(envoy);
+    let connections = open(envoy, "/hangs", limit + WAITING);
     let waits = wait::poll(Duration::from_secs(5), || (in_flight_and_waiting(envoy).1 > 0).then_some(()));
     assert!(waits.is_some(), "no request waits: {}", system_health(envoy));
     connections
@@ -169,7 +175,9 @@ fn slow_uploads_do_not_block_other_requests() {
     let upstream = hanging();
     let envoy = start(setup(&upstream));
     let upload = "POST /upload HTTP/1.1\r\nhost: e2e\r\ncontent-length: 5\r\n\r\nab";
-    let mut connections: Vec<Connection> = (0..30)
+    let limit = limit(&envoy);
+    // The queue of each worker has room for those beyond the limit.
+    let mut connections: Vec<Connection> = (0..limit + 6)
         .map(|_| {
             let mut connection = envoy.connect();
             connection.write(upload.as_bytes()).expect("half an upload written");
@@ -400,14 +408,14 @@ fn the_next_place_goes_to_the_most_important_tier_in_any_worker() {
 fn places_of_a_trapped_vm_are_returned() {
     let upstream = hanging();
     let envoy = start(setup(&upstream).traps());
-    let [mut trapped, other] = connections_to_workers(&envoy, [6, 4]);
-    let mut last = trapped.pop().expect("six");
+    let [mut trapped, other] = connections_to_workers(&envoy, [5, 3]);
+    let mut last = trapped.pop().expect("five");
     let hangs = Request::get("/hangs").key("pro").encode();
     let mut hanging: Vec<Connection> = trapped.into_iter().chain(other).collect();
     for connection in &mut hanging {
         connection.write(&hangs).expect("a request written");
     }
-    await_counts(&envoy, (9, 0));
+    await_counts(&envoy, (7, 0));
     // The request that traps loses its own place, too.
     assert_eq!(last.send(&Request::post("/", "traps")).status, 503);
     wait::until("a new VM", || {
@@ -415,7 +423,7 @@ fn places_of_a_trapped_vm_are_returned() {
         let status = envoy.send(&Request::get("/")).status;
         (status == 200 && envoy.connections_by_worker()[0] > before[0]).then_some(())
     });
-    await_counts(&envoy, (4, 0));
+    await_counts(&envoy, (3, 0));
     drop(hanging);
     assert_all_places_returned(&envoy, "a trap");
 
