@@ -41,16 +41,16 @@ impl Control {
         stored.and_then(|(bytes, _)| Self::decode(&bytes)).unwrap_or_default()
     }
 
-    /// Changes the record under `key`; returns what it was before.
+    /// Changes the record under `key`; returns what it was before, and what it is now.
     pub fn change(
         data: &impl SharedData,
         key: &str,
         change: impl Fn(Self) -> Self,
-    ) -> Result<Self, Contended> {
+    ) -> Result<(Self, Self), Contended> {
         let updated = update(data, key, |stored, _| {
             let previous = stored.and_then(Self::decode).unwrap_or_default();
             let next = change(previous);
-            (previous, (next != previous).then(|| next.encode()))
+            ((previous, next), (next != previous).then(|| next.encode()))
         })?;
         data.announce_change();
         Ok(updated.value)

@@ -46,7 +46,7 @@ impl HealthChange {
         let control_key = Control::key(&config.settings.namespace);
         let Self { network, health_override } = self;
         let changed = Control::change(data, &control_key, |control| control.with_override(health_override));
-        let Ok(previous) = changed else { return admin::not_stored() };
+        let Ok((previous, _)) = changed else { return admin::not_stored() };
         let [previous, status] = [previous.health_override, health_override]
             .map(|health_override| shown_override(health_override, config));
         log::info!("health set to {status} (it was {previous}) by {network}");

@@ -97,7 +97,7 @@ impl HealthSync {
                 control
             }
         });
-        if changed.is_ok_and(|previous| previous.health_changes == health_changes) {
+        if changed.is_ok_and(|(previous, _)| previous.health_changes == health_changes) {
             log::info!("health set to {health_override} (it was {}) by Redis", known.health());
         }
         None
@@ -113,7 +113,7 @@ impl HealthSync {
     /// Notes for all workers whether Redis works; returns whether that is news.
     pub fn note_redis(&self, redis: RedisStatus, data: &impl SharedData) -> bool {
         let changed = Control::change(data, &self.control_key, |control| Control { redis, ..control });
-        changed.is_err() || changed.is_ok_and(|previous| previous.redis != redis)
+        changed.is_err() || changed.is_ok_and(|(previous, now)| previous.redis != now.redis)
     }
 
     /// Whether it is this worker that polls.

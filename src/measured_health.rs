@@ -18,10 +18,14 @@ pub fn put_into_force(
     if current.measured == measured {
         return;
     }
-    // Another worker may have measured since and put that into force. Then its change is in the record that is read
-    // here, or this one conflicts with it and is tried again.
-    let is_newest = || overload::measured_health(namespace, data) == Some(measured);
-    if !change(measured, is_newest, &Control::key(namespace), data) {
+    let changed = Control::change(data, &Control::key(namespace), |control| {
+        // Another worker may have measured since and put that into force. Then its change is in the record that is read
+        // here, or this one conflicts with it and is tried again.
+        let is_newest = overload::measured_health(namespace, data) == Some(measured);
+        if is_newest { Control { measured, ..control } } else { control }
+    });
+    // Where it failed, it is tried again at the next tick.
+    if !changed.is_ok_and(|(previous, now)| previous.measured != now.measured) {
         return;
     }
     let signals = report.signals;
@@ -47,14 +51,9 @@ pub fn put_into_force(
 
 /// Where health is not measured any more, what was measured ends.
 pub fn forget(current: Control, control_key: &str, data: &impl SharedData) {
-    if current.measured != Health::default() {
-        change(Health::default(), || true, control_key, data);
+    let measured = Health::default();
+    if current.measured != measured {
+        // Where it fails, it is tried again at the next tick.
+        let _ = Control::change(data, control_key, |control| Control { measured, ..control });
     }
-}
-
-/// Whether it was this call that changed what is measured. Where it fails, it is tried again at the next tick.
-fn change(measured: Health, is_newest: impl Fn() -> bool, control_key: &str, data: &impl SharedData) -> bool {
-    let changed = |control| if is_newest() { Control { measured, ..control } } else { control };
-    Control::change(data, control_key, changed).is_ok_and(|previous| previous.measured != measured)
-        && is_newest()
 }

@@ -116,7 +116,8 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed.
+    /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed, nor is a limit
+    /// before the baseline is confirmed.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
             LimitState::Starting => f64::INFINITY,
@@ -189,16 +190,17 @@ impl ConcurrencyLimit {
     /// Nothing is known yet. The first responses are the baseline. They were sent while few requests were in flight:
     /// an upstream that is overloaded from the first second has no long queue yet.
     fn start(&mut self, seen: Seen) {
-        let enough = if self.waits() { MIN_SAMPLES } else { INITIAL_LIMIT };
+        let waits = self.waits();
+        let enough = if waits { MIN_SAMPLES } else { INITIAL_LIMIT };
         if seen.mean.samples >= enough {
             // Of these, too, the short ones came first.
             self.baseline = Mean { seconds: seen.longest_s, ..seen.mean };
             self.usual_s = Some(self.goal_s());
-            if self.waits() {
+            if waits {
                 self.target += seen.mean.samples;
             }
             self.go_on(LimitState::Open);
-        } else if self.waits() && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
+        } else if waits && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
             // What waits would be shed. There is an end to this, in case there never is a response.
             self.target = (2.0 * self.target).min(BASELINE_SAMPLES.max(self.target));
             self.begin(LimitState::Starting);
