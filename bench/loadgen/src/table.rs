@@ -40,7 +40,8 @@ fn conditions(plan: &Plan) -> String {
     let client = plan.client;
     format!(
         "An upstream with a capacity of {:.0} requests a second gets {:.0} a second for {} s, and {:.0} a second \
-         for {} s before and {} s after. Clients time out after {} ms, retry up to {} times, and give up after {} ms; seed {}.",
+         for {} s before and {} s after. Clients time out after {} ms, retry up to {} times, and give up after {} ms; \
+         seed {}.",
         plan.capacity,
         plan.rate(Phase::Overload),
         plan.overload,

@@ -86,17 +86,20 @@ fn plan() -> Plan {
 
 /// The response of `GET /system/health`.
 #[track_caller]
-pub(crate) fn system_health(envoy: &Envoy) -> Value {
+fn system_health(envoy: &Envoy) -> Value {
     envoy.send(&Request::get("/system/health")).json()
 }
 
 /// Waits until `GET /system/health` reports this health.
 #[track_caller]
-fn await_health(envoy: &Envoy, status: &str) -> Value {
-    wait::until(&format!("{status} by itself"), || {
-        let report = system_health(envoy);
-        (report["health"] == status).then_some(report)
-    })
+pub(crate) fn await_health(envoy: &Envoy, status: &str) -> Value {
+    let mut report = Value::Null;
+    let is_reached = wait::poll(wait::SOON, || {
+        report = system_health(envoy);
+        (report["health"] == status).then_some(())
+    });
+    assert!(is_reached.is_some(), "not {status} by itself: {report}");
+    report
 }
 
 /// Whether the limiter has shed this request: no other 503 has a `retry-after`.

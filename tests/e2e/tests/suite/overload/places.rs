@@ -19,7 +19,7 @@ use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
 /// The limit before the first response of an upstream.
 const INITIAL_LIMIT: f64 = 9.0;
 
-/// How many requests wait. A worker's queue has room for at least sixteen.
+/// How many requests wait. The queues of all workers have room for at least eighteen.
 const WAITING: usize = 10;
 
 /// The gauges with which workers share places. Each is zero when no request is in flight or waiting.

@@ -8,7 +8,7 @@ use e2e::redis::Redis;
 use e2e::{load, upstream, wait};
 
 use super::{HEALTH_PROPAGATION, long_timeout_setup};
-use crate::overload::{measured, system_health};
+use crate::overload::{await_health, measured};
 use crate::support::{health, set_health};
 
 /// The delay that a busy machine may add to a second.
@@ -47,8 +47,7 @@ fn a_failing_upstream_degrades_its_own_envoy_and_an_operator_degrades_all() {
         |_, _| Request::get("/"),
         || {
             let own = ["DEGRADED", "NORMAL"];
-            let noticed = wait::poll(wait::SOON, || (health(&failing) == "DEGRADED").then_some(()));
-            assert!(noticed.is_some(), "{}", system_health(&failing));
+            await_health(&failing, "DEGRADED");
             assert_healths_stay(both, own);
             for (from, status) in
                 [(&healthy, "DEGRADED"), (&failing, "NORMAL"), (&failing, "DEGRADED"), (&healthy, "NORMAL")]
