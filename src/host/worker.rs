@@ -77,6 +77,9 @@ impl Worker {
             Decision::Exempt => Next::GoOn,
             Decision::Admitted(answer) => {
                 self.requests.send_on(id, arrived, answer);
+                if end_of_stream {
+                    self.note_complete_at_headers(id, arrived.at);
+                }
                 Next::GoOn
             }
             Decision::AwaitsDocuments => {
@@ -402,6 +405,14 @@ impl Worker {
         if let (Some(overload), Some(RequestState::SentOn(_))) = (&mut self.overload, self.requests.state(id))
         {
             overload.request_complete(id, HostData.now());
+        }
+    }
+
+    /// A request without a body was sent on at its headers. With Redis it was to be complete only after the reply, but
+    /// no command was sent.
+    fn note_complete_at_headers(&mut self, id: RequestId, now: StoreTime) {
+        if let (Some(overload), Some(_)) = (&mut self.overload, &self.stream) {
+            overload.request_complete(id, now);
         }
     }
 

@@ -156,6 +156,7 @@ macro_rules! scenarios {
             }
             measured_health {
                 requests_aborted_at_a_hanging_upstream_are_measured_with_either_store
+                requests_aborted_at_a_hanging_upstream_are_measured_if_redis_does_not_decide
             }
             redis_buckets {
                 every_kind_of_caller_has_a_bucket_with_the_documented_name
