@@ -170,13 +170,12 @@ impl PluginConfig {
         Ok(plugin)
     }
 
-    /// A hash of what documents have to fit: the names of the tiers and of the default tier.
+    /// A hash of what documents have to fit: the names of the tiers, of the default tier and of the keys' tiers.
     pub fn fingerprint(&self) -> u64 {
+        let tiers: Vec<&str> = self.tiers.iter().flatten().map(|tier| tier.name.as_str()).collect();
+        let key_tiers: Vec<&str> = self.api_keys.iter().map(|entry| entry.tier.as_str()).collect();
         let mut hasher = DefaultHasher::new();
-        self.default_tier.name.hash(&mut hasher);
-        for tier in self.tiers.iter().flatten() {
-            tier.name.hash(&mut hasher);
-        }
+        (&self.default_tier.name, tiers, key_tiers).hash(&mut hasher);
         hasher.finish()
     }
 

@@ -358,3 +358,25 @@ fn requests_wait_for_missing_documents_and_not_for_refused_ones() {
         assert_eq!(waits(&mut limiter, &data, &FakeRequest::get("/")), waits_still, "{fetched:?}");
     }
 }
+
+#[test]
+fn a_document_that_fits_a_new_configuration_applies_without_a_change_of_its_text() {
+    let source = r#""config_source": {"cluster": "files", "tiers": "/tiers.json"}"#;
+    let with = |rest: &str| format!("{{{source}, {rest}}}");
+    let document = || Fetched {
+        tiers: Some(Ok(br#"{"pro": {"base": {"capacity": 7, "refill_rate": 1}}}"#.to_vec())),
+        api_keys: None,
+    };
+    let good = r#""default_tier": "pro", "api_keys": {"k": "pro"}"#;
+    for misfit in [
+        r#""default_tier": "pro", "api_keys": {"k": "gold"}"#,
+        r#""default_tier": "free", "api_keys": {"k": "pro"}"#,
+    ] {
+        let data = FakeData::at(SECOND);
+        publish(&mut limiter(&data, &with(misfit)), document(), &data);
+        let mut limiter = limiter(&data, &with(good));
+        publish(&mut limiter, document(), &data);
+        let keyed = FakeRequest::get("/").with("x-api-key", "k");
+        assert_eq!(seen(&mut limiter, &data, &keyed), ("pro".to_owned(), Some(6)), "{misfit}");
+    }
+}
