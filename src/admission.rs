@@ -165,7 +165,7 @@ impl<D: SharedData> Decider<'_, D> {
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
         let (verdict, at) = match &mut self.redis {
-            Some(redis) => (redis.known_refusal(&charge, start.at)?, start.at),
+            Some(redis) => (redis.known_refusal(start, &charge)?, start.at),
             None => {
                 let taken = self.take(&charge, &ReadOnly(self.data)).ok()?.value;
                 (taken.verdict, taken.at)

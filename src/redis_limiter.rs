@@ -142,8 +142,8 @@ impl RedisLimiter {
     }
 
     /// The refusal of a charge whose bucket is known to be empty. Sends nothing.
-    pub fn known_refusal(&mut self, charge: &Charge, now: StoreTime) -> Option<Verdict> {
-        let wait_us = whole_micros(self.deny_cache.wait(&charge.owner, now)?);
+    pub fn known_refusal(&mut self, start: RequestStart, charge: &Charge) -> Option<Verdict> {
+        let wait_us = whole_micros(self.deny_cache.wait(&charge.owner, start.id, start.at)?);
         let capacity = charge.limit.capacity();
         Some(Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us })
     }
@@ -152,7 +152,7 @@ impl RedisLimiter {
     pub fn charge(&mut self, start: RequestStart, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
         let now = start.at;
-        if let Some(verdict) = self.known_refusal(&charge, now) {
+        if let Some(verdict) = self.known_refusal(start, &charge) {
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::fake_stream::FakeStream;
 use common::redis::ModelRedis;
 use common::{FakeData, FakeRequest, SECOND, TOKEN};
-use dynamic_rate_limiter::admission::Decision;
+use dynamic_rate_limiter::admission::{Decision, Screening};
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::documents::Fetched;
@@ -807,4 +807,31 @@ fn a_read_only_redis_is_not_reported_as_connected() {
     world.redis.is_replica = false;
     world.run(5 * SECOND);
     assert!(world.get((0, 0), "/health").contains(r#""redis":"connected""#));
+}
+
+#[test]
+fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
+    let mut world = World::new(1, 1, &config(SLOW));
+    let (name, get) = ((0, 0), FakeRequest::get("/"));
+    world.remaining(name, &get);
+    assert_eq!(world.remaining(name, &get), None);
+    world.advance(SECOND);
+    let (worker, data, _) = world.worker(name);
+    let start = |id, later_us| {
+        let at = data.now().after(Duration::from_micros(later_us));
+        RequestStart { id, at }
+    };
+    let mut decider = worker.limiter.decider(data);
+    let Screening::Limited(limited) = decider.screen(&get, data.now(), false) else {
+        panic!("it has a bucket")
+    };
+    assert!(decider.refuse_if_empty(&limited, start(101, 0)).is_none(), "it waits for a place");
+    for id in [102, 103] {
+        let refused = decider.refuse_if_empty(&limited, start(id, 1));
+        assert!(matches!(refused, Some(Decision::Refused(_))), "{refused:?}");
+    }
+    let decision = decider.charge(&limited, start(104, MS));
+    assert!(matches!(decision, Decision::Refused(_)), "{decision:?}");
+    let decision = decider.charge(&limited, start(101, 2 * MS));
+    assert!(matches!(decision, Decision::AwaitsRedis(_)), "it has its place: {decision:?}");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::time::StoreTime;
 
-/// Records kept; a power of two. 24 bytes each.
+/// Records kept; a power of two. 32 bytes each.
 const PLACES: usize = 4096;
 
 /// Longest time that a caller is refused without a command to Redis.
@@ -25,6 +25,8 @@ struct Record {
     due: StoreTime,
     /// When to send to Redis again: then, or earlier.
     recheck_at: StoreTime,
+    /// The number of the request that is to do so.
+    rechecked_by: Option<u32>,
 }
 
 /// The records of one worker.
@@ -41,19 +43,22 @@ impl DenyCache {
         Self { seed, records: vec![Record::default(); PLACES] }
     }
 
-    /// How long the caller has to wait for the next token; `None` where Redis is to decide.
+    /// How long the caller has to wait for the next token; `None` where Redis is to decide. `request` numbers the
+    /// request.
     ///
-    /// At a recheck, one request gets `None`; all others are refused until its reply has arrived.
-    pub fn wait(&mut self, owner: &impl Hash, now: StoreTime) -> Option<Duration> {
+    /// At a recheck, one request gets `None`, also when it comes here again; all others are refused until its reply has
+    /// arrived.
+    pub fn wait(&mut self, owner: &impl Hash, request: u32, now: StoreTime) -> Option<Duration> {
         let hash = self.hash(owner);
         let record = self.records.get_mut(place(hash)).filter(|record| record.owner == hash)?;
-        if record.due <= now {
+        if record.due <= now || record.rechecked_by == Some(request) {
             return None;
         }
         if now < record.recheck_at {
             return Some(record.due.since(now));
         }
         record.recheck_at = now.after(RECHECK);
+        record.rechecked_by = Some(request);
         None
     }
 
@@ -65,7 +70,8 @@ impl DenyCache {
         let hash = self.hash(owner);
         if let Some(record) = self.records.get_mut(place(hash)) {
             let due = sent_at.after(wait);
-            *record = Record { owner: hash, due, recheck_at: due.min(sent_at.after(RECHECK)) };
+            let recheck_at = due.min(sent_at.after(RECHECK));
+            *record = Record { owner: hash, due, recheck_at, rechecked_by: None };
         }
     }
 
