@@ -380,3 +380,35 @@ fn a_document_that_fits_a_new_configuration_applies_without_a_change_of_its_text
         assert_eq!(seen(&mut limiter, &data, &keyed), ("pro".to_owned(), Some(6)), "{misfit}");
     }
 }
+
+#[test]
+fn a_document_that_does_not_fit_beside_a_wrong_one_is_reported_and_not_parsed_again() {
+    let (keys, gone) = (many_keys(5_000, "platinum"), r#"{"other": {"unlimited": true}}"#);
+    // Five thousand keys of which one is wrong, beside tiers that lack the default tier.
+    let wrong_keys = format!(r#"{{{}, "a": 1}}"#, &keys[1..keys.len() - 1]);
+    let cases = [
+        (texts("{", &keys), ["tiers: not valid JSON", "api_keys[1]: found the name of no tier"]),
+        (texts(gone, &wrong_keys), ["default_tier: found", "api_keys[5001]: found a number"]),
+    ];
+    for (fetched, reasons) in cases {
+        let data = FakeData::at(SECOND);
+        let plugin =
+            PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
+        let complaints = |fetched: &Fetched| {
+            let mut publication = Publication::new(fetched.clone(), &plugin, records("default", 20), &data);
+            let outcome = (1..1_000).find_map(|slices| Some((slices, publication.work(&plugin, &data)?)));
+            let Some((slices, PublicationOutcome::Finished(finished))) = outcome else {
+                panic!("{outcome:?}")
+            };
+            (slices, finished.complaint)
+        };
+        complaints(&texts(TIERS, r#"{"k": "gold"}"#));
+        let (slices, complaint) = complaints(&fetched);
+        let complaint = complaint.expect("a complaint");
+        assert!(slices > 5, "{slices}");
+        assert!(reasons.iter().all(|reason| complaint.contains(reason)), "{complaint}");
+        for _ in 0..2 {
+            assert_eq!(complaints(&fetched), (1, None), "{complaint}");
+        }
+    }
+}

@@ -157,10 +157,11 @@ impl Publication {
         let in_force =
             [tiers.as_ref().map(|tiers| tiers.fingerprint), keys.as_ref().map(|keys| keys.fingerprint)];
         let [tiers, keys] = in_force;
-        let misfit = self.misfit(self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
         let [wrong_tiers, wrong_keys] = self.verdicts.wrong;
         self.tiers.settle(TIER_DOCUMENT, tiers, wrong_tiers);
         self.keys.settle(KEY_DOCUMENT, keys, wrong_keys);
+        // Beside a document that is known to be wrong, the other has to fit what is in force.
+        let misfit = self.misfit(self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
         if self.verdicts.misfit == misfit {
             let reason = "the documents still do not fit".to_owned();
             let mut failure = Some(DocumentFailure::wrong(reason, misfit));
@@ -194,7 +195,7 @@ impl Publication {
     /// Puts what is good into force, if it fits.
     fn commit(&mut self, plugin: &PluginConfig, data: &impl SharedData) -> Result<Finished, Contended> {
         let mut next = self.base.clone();
-        let tiers_failure = match std::mem::replace(&mut self.tiers, FetchedText::Settled) {
+        let mut tiers_failure = match std::mem::replace(&mut self.tiers, FetchedText::Settled) {
             FetchedText::Parsed(fingerprint) => match std::mem::take(&mut self.tier_builder).finish() {
                 Ok(tiers) => {
                     next.tiers = Some(PublishedTiers { fingerprint, tiers });
@@ -205,7 +206,7 @@ impl Publication {
             FetchedText::Failed(failure) => Some(failure),
             _ => None,
         };
-        let keys_failure =
+        let mut keys_failure =
             match (std::mem::replace(&mut self.keys, FetchedText::Settled), self.key_builder.take()) {
                 (FetchedText::Parsed(fingerprint), Some(KeyBuilder { table, summary, .. })) => {
                     next.keys = Some(PublishedKeys { fingerprint, table, summary });
@@ -225,7 +226,6 @@ impl Publication {
             }
             *is_settled = true;
         }
-        let mut failure = DocumentFailure::of_both(tiers_failure, keys_failure);
 
         let is_new = (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys);
         let misfit = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
@@ -234,9 +234,12 @@ impl Publication {
             let of_tiers = next.tiers.as_ref().map(|published| published.fingerprint);
             let of_keys = next.keys.as_ref().map(|published| published.fingerprint);
             verdicts.misfit = self.misfit(of_tiers, of_keys);
-            failure = failure.or(Some(DocumentFailure::wrong(reason, verdicts.misfit)));
+            // As in `look_up`: the failure of the first document that is good by itself.
+            let is_of_tiers = next.tiers != self.base.tiers;
+            let of_first = if is_of_tiers { &mut tiers_failure } else { &mut keys_failure };
+            *of_first = Some(DocumentFailure::wrong(reason, verdicts.misfit));
             next = Published { is_settled: next.is_settled, ..self.base.clone() };
-        } else if failure.is_none() {
+        } else if tiers_failure.is_none() && keys_failure.is_none() {
             verdicts.misfit = 0;
         }
         let is_changed = next != self.base;
@@ -246,6 +249,7 @@ impl Publication {
             let put = Published::change(data, &self.records, |now| (now == self.base).then(|| next.clone()))?;
             put.ok_or(Contended)?;
         }
+        let failure = DocumentFailure::of_both(tiers_failure, keys_failure);
         let is_news = Schedule::finish(data, &self.records, failure.as_ref(), verdicts, is_missing);
         let complaint = failure.filter(|_| is_news).map(|failure| failure.reason);
         Ok(Finished { is_applied, is_changed, complaint })
