@@ -43,6 +43,15 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
     panic!("the publication does not end");
 }
 
+/// How many rejections were counted since the last call.
+fn rejected(limiter: &mut Limiter) -> u64 {
+    let counted = |sample: &Sample| match sample {
+        Sample::Count(name, count) if name.ends_with("result.rejected") => Some(*count),
+        _ => None,
+    };
+    limiter.drain_metrics().iter().find_map(counted).unwrap_or(0)
+}
+
 /// Whether a request waits for documents.
 fn waits(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> bool {
     matches!(limiter.decide(request, data, ARRIVAL), Decision::AwaitsDocuments)
@@ -88,13 +97,6 @@ fn bad_documents_change_nothing_and_are_reported_once() {
     let mut limiter = limiter(&data, SOURCE);
     publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
-    let rejected = |limiter: &mut Limiter| {
-        let counted = |sample: &Sample| match sample {
-            Sample::Count(name, count) if name.ends_with("result.rejected") => Some(*count),
-            _ => None,
-        };
-        limiter.drain_metrics().iter().find_map(counted).unwrap_or(0)
-    };
     let bad = [
         texts("{", r#"{"k": "gold"}"#),
         texts(r#"{"free": {}}"#, r#"{"k": "gold"}"#),
@@ -410,5 +412,35 @@ fn a_document_that_does_not_fit_beside_a_wrong_one_is_reported_and_not_parsed_ag
         for _ in 0..2 {
             assert_eq!(complaints(&fetched), (1, None), "{complaint}");
         }
+    }
+}
+
+#[test]
+fn a_wrong_document_does_not_delay_the_retry_of_an_unreachable_one() {
+    for (published, retry_us) in [(false, SECOND / 10), (true, SECOND)] {
+        let data = FakeData::at(SECOND);
+        let mut limiter = limiter(&data, SOURCE);
+        if published {
+            publish(&mut limiter, texts(TIERS, "{}"), &data);
+        }
+        let records = records("default", 20);
+        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        let mut one_unreachable = texts("{", "");
+        one_unreachable.api_keys = Some(Err("api_keys: found status 503, wanted 200".to_owned()));
+        publish(&mut limiter, one_unreachable, &data);
+        assert_eq!(rejected(&mut limiter), 1, "the wrong one");
+        data.advance(retry_us - 1);
+        assert!(!claim_fetch(&data, &records, Duration::ZERO), "a tick early");
+        data.advance(1);
+        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        publish(&mut limiter, texts("{", r#"{"k": "free"}"#), &data);
+        assert_eq!(rejected(&mut limiter), 0, "the wrong one is reported once");
+        let keyed = FakeRequest::get("/").with("x-api-key", "k");
+        assert_eq!(seen(&mut limiter, &data, &keyed).0, "free");
+        data.advance(retry_us);
+        assert!(
+            !claim_fetch(&data, &records, Duration::ZERO),
+            "a wrong document is fetched at the usual time"
+        );
     }
 }

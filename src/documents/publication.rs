@@ -249,9 +249,8 @@ impl Publication {
             let put = Published::change(data, &self.records, |now| (now == self.base).then(|| next.clone()))?;
             put.ok_or(Contended)?;
         }
-        let failure = DocumentFailure::of_both(tiers_failure, keys_failure);
-        let is_news = Schedule::finish(data, &self.records, failure.as_ref(), verdicts, is_missing);
-        let complaint = failure.filter(|_| is_news).map(|failure| failure.reason);
+        let failures = [tiers_failure, keys_failure];
+        let complaint = Schedule::finish(data, &self.records, failures, verdicts, is_missing);
         Ok(Finished { is_applied, is_changed, complaint })
     }
 

@@ -26,8 +26,8 @@ pub(super) struct Schedule {
     due_at: StoreTime,
     /// Until when a worker is busy with what was fetched.
     busy_until: StoreTime,
-    /// Failures in a row.
-    failures: u32,
+    /// Fetches in a row in which a document could not be reached.
+    unreachable: u32,
     /// Fingerprint of what was complained about last; 0 where the next complaint is news.
     complaint: Fingerprint,
     /// What is known of texts that are not in force.
@@ -71,35 +71,40 @@ impl Schedule {
         });
     }
 
-    /// Notes what became of a fetch, and says whether a failure is worth a complaint: not if it is the same as last
-    /// time.
+    /// Notes what became of a fetch: the failures of the tier document and of the key document. Returns the complaint
+    /// that they are worth: none if it is the same as last time.
     ///
     /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence:
     /// while Envoy starts, the first fetch may well come before the listener that answers it.
     pub(super) fn finish(
         data: &impl SharedData,
         records: &SourceRecords,
-        failure: Option<&DocumentFailure>,
+        failures: [Option<DocumentFailure>; 2],
         verdicts: Verdicts,
         is_missing: bool,
-    ) -> bool {
-        let mut is_news = false;
+    ) -> Option<String> {
+        let is_unreachable = failures.iter().flatten().any(DocumentFailure::is_unreachable);
+        let mut complaint = None;
         Self::change(data, records, |schedule, now| {
             let busy_until = StoreTime::default();
-            let mut next = Schedule { busy_until, verdicts, failures: 0, complaint: 0, ..schedule };
-            if let Some(failure) = failure {
-                next.failures = schedule.failures.saturating_add(1);
-                let is_worth_it = !failure.is_unreachable() || next.failures > 1;
-                next.complaint = if is_worth_it { failure.fingerprint } else { schedule.complaint };
-                if failure.is_unreachable() {
-                    let retry = if is_missing { FIRST_RETRY } else { RETRY };
-                    next.due_at = schedule.due_at.min(now.after(retry));
-                }
+            let mut next = Schedule { busy_until, verdicts, unreachable: 0, complaint: 0, ..schedule };
+            if is_unreachable {
+                next.unreachable = schedule.unreachable.saturating_add(1);
+                next.complaint = schedule.complaint;
+                let retry = if is_missing { FIRST_RETRY } else { RETRY };
+                next.due_at = schedule.due_at.min(now.after(retry));
             }
-            is_news = failure.is_some() && next.complaint != schedule.complaint;
+            let is_worth_it = |failure: &&DocumentFailure| !failure.is_unreachable() || next.unreachable > 1;
+            complaint = None;
+            if let Some((reason, fingerprint)) =
+                in_words(failures.each_ref().map(|failure| failure.as_ref().filter(is_worth_it)))
+            {
+                next.complaint = fingerprint;
+                complaint = (fingerprint != schedule.complaint).then_some(reason);
+            }
             (next != schedule).then_some(next)
         });
-        is_news
+        complaint
     }
 
     fn change(
@@ -120,7 +125,7 @@ impl Schedule {
         record
             .u64(self.due_at.as_micros())
             .u64(self.busy_until.as_micros())
-            .u32(self.failures)
+            .u32(self.unreachable)
             .u64(self.complaint);
         record.u64(tiers).u64(keys).u64(self.verdicts.misfit);
         record.into_bytes()
@@ -131,10 +136,21 @@ impl Schedule {
         Some(Self {
             due_at: StoreTime::from_micros(record.u64()?),
             busy_until: StoreTime::from_micros(record.u64()?),
-            failures: record.u32()?,
+            unreachable: record.u32()?,
             complaint: record.u64()?,
             verdicts: Verdicts { wrong: [record.u64()?, record.u64()?], misfit: record.u64()? },
         })
+    }
+}
+
+/// These failures in words, and their fingerprint.
+fn in_words(failures: [Option<&DocumentFailure>; 2]) -> Option<(String, Fingerprint)> {
+    match failures {
+        [Some(tiers), Some(keys)] => {
+            let fingerprint = tiers.fingerprint ^ keys.fingerprint.rotate_left(1);
+            Some((format!("{}; {}", tiers.reason, keys.reason), fingerprint))
+        }
+        [tiers, keys] => tiers.or(keys).map(|failure| (failure.reason.clone(), failure.fingerprint)),
     }
 }
 
@@ -148,18 +164,6 @@ impl DocumentFailure {
     /// The text with that fingerprint is wrong.
     pub fn wrong(reason: String, text: Fingerprint) -> Self {
         Self { reason, is_wrong: true, fingerprint: text }
-    }
-
-    /// Both failures as one.
-    pub(super) fn of_both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
-        match (one, other) {
-            (Some(one), Some(other)) => Some(Self {
-                reason: format!("{}; {}", one.reason, other.reason),
-                is_wrong: one.is_wrong || other.is_wrong,
-                fingerprint: one.fingerprint ^ other.fingerprint.rotate_left(1),
-            }),
-            (one, other) => one.or(other),
-        }
     }
 
     /// Whether it is only that no document came.
