@@ -187,6 +187,11 @@ impl Limiter {
         Decision::Replied(reply)
     }
 
+    /// Counts an answer to an admin request whose body did not come, or could not be waited for.
+    pub fn count_reply(&mut self, reply: &EndpointReply) {
+        reply.count(&mut self.metrics);
+    }
+
     fn apply(&self, change: HealthChange, data: &impl SharedData) -> EndpointReply {
         change.apply(self.config(), data, self.wall_clock.at(data.now()))
     }

@@ -10,7 +10,7 @@ use super::overload::{Overload, shed_wait_seconds};
 use super::redis_stream::RedisStream;
 use super::ticks::{Ticks, documents_tick};
 use super::turn::NextTurn;
-use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
+use crate::admin::{self, EndpointReply, MAX_BODY_BYTES, PendingChange};
 use crate::admission::{Decision, LimitedRequest, Screening};
 use crate::documents::Fetched;
 use crate::generation::Role;
@@ -97,7 +97,7 @@ impl Worker {
             }
             Decision::AwaitsBody(change) => {
                 if self.requests.wait_for_body(id, arrived, change).is_err() {
-                    send_reply(&admin::too_many_bodies());
+                    self.refuse_change(&admin::too_many_bodies());
                 }
                 Next::Wait
             }
@@ -484,9 +484,15 @@ impl Worker {
     fn give_up_bodies(&mut self, now: StoreTime) {
         while let Some(id) = self.requests.end_without_body(now) {
             if hostcalls::set_effective_context(id).is_ok() {
-                send_reply(&admin::body_timed_out());
+                self.refuse_change(&admin::body_timed_out());
             }
         }
+    }
+
+    /// Answers the admin request in effect, whose body is not waited for any more.
+    fn refuse_change(&mut self, reply: &EndpointReply) {
+        self.limiter.count_reply(reply);
+        send_reply(reply);
     }
 
     fn wake(&mut self, now: StoreTime) {

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{TOKEN, health, set_health, set_health_request, sha256_hex, statuses, two_tiers};
+use crate::support::{
+    TOKEN, await_metric, health, set_health, set_health_request, sha256_hex, statuses, two_tiers,
+};
 use crate::{Host, Request, Response, Setup};
 
 /// A `POST` with the valid token and this body.
@@ -243,6 +245,7 @@ pub fn if_envoy_passes_no_bodies_the_response_names_the_missing_setting(host: &d
     let reply = gateway.send(&set_health_request("DEGRADED"));
     assert_own_answer(&reply, 408);
     assert!(reply.text().contains("allow_on_headers_stop_iteration"), "{}", reply.text());
+    await_metric(&mut *gateway, "rate_limiter_admin_requests_total", &[("result", "invalid")], 1.0);
     assert_eq!(health(&mut *gateway), "NORMAL");
     assert_eq!(gateway.send(&Request::get("/")).status, 200);
 }
