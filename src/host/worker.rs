@@ -36,6 +36,8 @@ pub(super) struct Worker {
     stream: Option<RedisStream>,
     ticks: Ticks,
     next_turn: NextTurn,
+    /// How many more requests may go on or be answered in this turn.
+    answers_left: usize,
     pub(super) decision_timer: DecisionTimer,
 }
 
@@ -54,6 +56,7 @@ impl Worker {
             stream,
             ticks: Ticks::default(),
             next_turn: NextTurn::default(),
+            answers_left: MAX_ANSWERS,
             decision_timer: DecisionTimer::new(),
         };
         worker.set_ticks();
@@ -167,17 +170,23 @@ impl Worker {
         }
     }
 
+    /// One of the root context's callbacks begins. What exceeds [`MAX_ANSWERS`] in it is left to later ones.
+    pub(super) fn begin_turn(&mut self) {
+        self.answers_left = MAX_ANSWERS;
+    }
+
     /// Begins to put fetched documents into force.
     pub(super) fn publish(&mut self, fetched: Fetched) {
         self.limiter.begin_publication(fetched, &HostData);
         self.go_on_publishing(HostData.now());
     }
 
-    /// Does a slice of a publication, and decides up to [`MAX_ANSWERS`] requests that waited for it.
+    /// Does a slice of a publication, and decides requests that waited for it.
     fn go_on_publishing(&mut self, now: StoreTime) {
         self.limiter.publish(&HostData);
         if self.requests.any_waits_for_documents() && !self.limiter.holds_requests(now, &HostData) {
-            for id in self.requests.waiting_for_documents(MAX_ANSWERS) {
+            for id in self.requests.waiting_for_documents(self.answers_left) {
+                self.answers_left = self.answers_left.saturating_sub(1);
                 let Some(request) = self.requests.end(id) else { continue };
                 if hostcalls::set_effective_context(id).is_ok() {
                     let now = HostData.now();
@@ -194,6 +203,7 @@ impl Worker {
 
     /// Takes in what Redis sent.
     pub(super) fn received(&mut self, id: u32, bytes: &[u8]) {
+        self.begin_turn();
         self.at_stream(|stream, limiter, now| {
             if stream.is_current(id) {
                 limiter.handle_input(bytes, now);
@@ -203,6 +213,7 @@ impl Worker {
 
     /// Notes that a stream is closed.
     pub(super) fn closed(&mut self, id: u32, status: u32) {
+        self.begin_turn();
         self.at_stream(|stream, limiter, now| {
             if stream.is_current(id) {
                 stream.close();
@@ -215,6 +226,7 @@ impl Worker {
     /// Does what was left to this turn: serves the queue for places in flight, or sends the gathered commands to
     /// Redis.
     pub(super) fn take_turn(&mut self, queue: u32) {
+        self.begin_turn();
         if self.next_turn.take(queue) {
             return self.serve_queue(HostData.now());
         }
@@ -227,6 +239,7 @@ impl Worker {
 
     /// Sees to deadlines, and to shared state if this generation is the newest.
     pub(super) fn tick(&mut self, role: Role) {
+        self.begin_turn();
         self.at_stream(|stream, limiter, now| {
             limiter.handle_timeout(now, role, &HostData);
             limiter.flush();
@@ -257,8 +270,8 @@ impl Worker {
 
     /// Answers those for whom Redis, or its absence, has decided: some now, the others next turn.
     fn follow_redis(&mut self, now: StoreTime) {
-        let (mut left_root, mut answers) = (false, 0);
-        while answers < MAX_ANSWERS
+        let mut left_root = false;
+        while self.answers_left > 0
             && let Some(output) = self.limiter.poll_output(now, &HostData)
         {
             let (id, decision) = match (output, &mut self.stream) {
@@ -269,7 +282,7 @@ impl Worker {
                 }
                 (LimiterOutput::Stream(_), None) => continue,
             };
-            answers += 1;
+            self.answers_left -= 1;
             let waits = matches!(self.requests.state(id), Some(RequestState::WaitsForRedis(_)));
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
@@ -358,8 +371,10 @@ impl Worker {
     /// context: Envoy stops the request in whose callback another one is answered, whatever that callback returns.
     fn serve_queue(&mut self, now: StoreTime) {
         let mut left_root = false;
-        for _ in 0..MAX_ANSWERS {
-            let Some(output) = self.overload.as_mut().and_then(Overload::poll_output) else { break };
+        while self.answers_left > 0
+            && let Some(output) = self.overload.as_mut().and_then(Overload::poll_output)
+        {
+            self.answers_left -= 1;
             let (Output::Send(id) | Output::Shed(id)) = output;
             let Some((arrived, decision)) = self.decide_waiting(output, now) else { continue };
             if hostcalls::set_effective_context(id).is_ok() {
@@ -482,7 +497,10 @@ impl Worker {
 
     /// Answers the admin requests that have waited too long for their bodies.
     fn give_up_bodies(&mut self, now: StoreTime) {
-        while let Some(id) = self.requests.end_without_body(now) {
+        while self.answers_left > 0
+            && let Some(id) = self.requests.end_without_body(now)
+        {
+            self.answers_left -= 1;
             if hostcalls::set_effective_context(id).is_ok() {
                 self.refuse_change(&admin::body_timed_out());
             }

@@ -14,6 +14,10 @@ use crate::state::{Event, Guest, MAX_MEMORY_BYTES, VmState};
 /// tens of millions; a callback that exceeds the bound hangs.
 pub const MAX_FUEL: u64 = 2_000_000_000;
 
+/// The maximum of requests that a callback may answer or continue: Envoy does each inside the one before, and some
+/// hundreds overflow its stack.
+const MAX_ANSWERS: usize = 32;
+
 /// One instance of the filter.
 pub struct Vm {
     store: Store<VmState>,
@@ -95,6 +99,7 @@ impl Vm {
         state.note(Event::Callback(name, arguments.shown()));
         let outer = (state.current, state.effective);
         (state.current, state.effective) = (context, 0);
+        let before = state.after.len();
         self.callbacks += 1;
         self.store.set_fuel(MAX_FUEL).expect("an engine that counts fuel");
         let result = function.call(&mut self.store, arguments);
@@ -103,9 +108,11 @@ impl Vm {
         self.most_fuel = self.most_fuel.max(fuel);
         let state = self.store.data_mut();
         (state.current, state.effective) = outer;
+        let answers = state.after.len() - before;
         let bytes = self.memory_bytes();
         match result {
             Ok(_) if bytes > MAX_MEMORY_BYTES => self.fail(&format!("{name} left {bytes} bytes of memory")),
+            Ok(_) if answers > MAX_ANSWERS => self.fail(&format!("{name} answered {answers} requests")),
             Ok(result) => result,
             Err(error) => self.fail(&format!("{name} trapped: {error:?}")),
         }

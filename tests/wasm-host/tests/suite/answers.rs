@@ -174,3 +174,20 @@ fn a_grpc_call_that_fails_at_once_is_a_failure_if_its_code_is_a_server_error() {
         assert_eq!(reported, health, "{status}");
     }
 }
+
+/// A worker waits for 64 bodies. The host bounds how many requests a callback answers.
+#[test]
+fn admin_requests_whose_bodies_do_not_come_are_answered_and_counted() {
+    let mut world = world();
+    let ids: Vec<_> = (0..70).map(|_| world.begin(0, &change("DEGRADED"), false)).collect();
+    let with = |world: &World, status| {
+        let is_it = |id: &&usize| world.response(**id).is_some_and(|response| response.status == status);
+        ids.iter().filter(is_it).count()
+    };
+    assert_eq!((with(&world, 429), with(&world, 408)), (6, 0));
+    world.advance_ms(12_000);
+    assert_eq!((with(&world, 429), with(&world, 408)), (6, 64));
+    let counted =
+        |result: &str| world.processes[0].stat(&format!("rate_limiter_admin_requests_total.result.{result}"));
+    assert_eq!((counted("throttled"), counted("invalid"), counted("ok")), (6, 64, 0));
+}
