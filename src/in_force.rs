@@ -41,6 +41,8 @@ pub(crate) struct InForce {
     hold: Hold,
     /// Fetched documents that this worker is publishing.
     publication: Option<Publication>,
+    /// Whether this worker has published something that the control record does not tell yet.
+    is_unannounced: bool,
 }
 
 /// How long requests wait for documents.
@@ -69,6 +71,7 @@ impl InForce {
             records,
             hold: Hold::Unused,
             publication: None,
+            is_unannounced: false,
             callers: Callers::default(),
             config: Rc::new(config),
             plugin,
@@ -219,26 +222,17 @@ impl InForce {
     }
 
     /// Does a slice of the work that a publication takes, and says at its end what is wrong with documents that it
-    /// leaves out.
+    /// leaves out. To be called at each tick.
     pub(crate) fn publish(
         &mut self,
         data: &impl SharedData,
         redis: Option<&mut RedisLimiter>,
         metrics: &mut Metrics,
     ) {
-        let work = |publication: &mut Publication| publication.work(&self.plugin, data);
-        let Some(outcome) = self.publication.as_mut().and_then(work) else { return };
-        self.publication = None;
-        let PublicationOutcome::Finished(Finished { is_applied, is_changed, complaint }) = outcome else {
-            return;
-        };
-        if is_changed {
-            let next =
-                |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
-            // Where this loses every race, the next change that is announced tells of it.
-            let _ = Control::change(data, &self.control_key, next);
-            self.refresh(data, redis, metrics);
-        }
+        let finished = self.work(data);
+        self.is_unannounced |= finished.as_ref().is_some_and(|finished| finished.is_changed);
+        self.announce(data, redis, metrics);
+        let Some(Finished { is_applied, complaint, .. }) = finished else { return };
         if is_applied {
             log::info!("documents applied: {}", self.summary());
             metrics.count(metrics::CONFIG_APPLIED, 1);
@@ -247,5 +241,26 @@ impl InForce {
             log::warn!("documents rejected, the last good ones stay: {complaint}");
             metrics.count(metrics::CONFIG_REJECTED, 1);
         }
+    }
+
+    /// Does a slice of a publication; what came of it, if it is finished.
+    fn work(&mut self, data: &impl SharedData) -> Option<Finished> {
+        let outcome = self.publication.as_mut()?.work(&self.plugin, data)?;
+        self.publication = None;
+        match outcome {
+            PublicationOutcome::Finished(finished) => Some(finished),
+            PublicationOutcome::Overtaken => None,
+        }
+    }
+
+    /// Has all workers read what is published. Where this loses every race, it is tried again at the next tick.
+    fn announce(&mut self, data: &impl SharedData, redis: Option<&mut RedisLimiter>, metrics: &mut Metrics) {
+        if !self.is_unannounced {
+            return;
+        }
+        let next =
+            |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
+        self.is_unannounced = Control::change(data, &self.control_key, next).is_err();
+        self.refresh(data, redis, metrics);
     }
 }

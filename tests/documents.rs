@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
+use dynamic_rate_limiter::control::Control;
 use dynamic_rate_limiter::documents::{
     Fetched, Finished, Publication, PublicationOutcome, SourceRecords, claim_fetch,
 };
@@ -15,7 +16,7 @@ use dynamic_rate_limiter::in_force::HOLD;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::request::RequestStart;
-use dynamic_rate_limiter::store::SharedData;
+use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 
 const SOURCE: &str =
@@ -443,4 +444,53 @@ fn a_wrong_document_does_not_delay_the_retry_of_an_unreachable_one() {
             "a wrong document is fetched at the usual time"
         );
     }
+}
+
+/// Shared data in which no write to the control record succeeds.
+struct ContendedControl<'a>(&'a FakeData);
+
+impl SharedData for ContendedControl<'_> {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        self.0.get(key)
+    }
+
+    fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict> {
+        if key == Control::key("default") {
+            Err(Conflict)
+        } else {
+            self.0.compare_and_set(key, value, version)
+        }
+    }
+
+    fn changes(&self) -> Option<u64> {
+        self.0.changes()
+    }
+
+    fn announce_change(&self) {
+        self.0.announce_change();
+    }
+
+    fn now(&self) -> StoreTime {
+        self.0.now()
+    }
+}
+
+#[test]
+fn documents_that_could_not_be_announced_are_announced_at_the_next_tick() {
+    let data = FakeData::at(SECOND);
+    let (mut publisher, mut other) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
+    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    publisher.begin_publication(texts(TIERS, r#"{"k": "gold"}"#), &data);
+    for _ in 0..100 {
+        publisher.publish(&ContendedControl(&data));
+    }
+    assert!(!publisher.is_publishing());
+    assert!(waits(&mut other, &data, &gold), "it does not know of the documents");
+    publisher.publish(&data);
+    for worker in [&mut publisher, &mut other] {
+        assert_eq!(seen(worker, &data, &gold).0, "gold");
+    }
+    data.take_calls();
+    publisher.publish(&data);
+    assert_eq!(data.take_calls(), (0, 0), "and once");
 }
