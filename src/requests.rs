@@ -43,7 +43,7 @@ pub enum RequestState {
 pub struct Waiting {
     /// Who it is charged to when it has the place.
     pub limited: LimitedRequest,
-    /// The upstream cluster.
+    /// The upstream cluster; empty where it shares its limit with others.
     pub cluster: Vec<u8>,
 }
 

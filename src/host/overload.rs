@@ -56,6 +56,11 @@ impl Overload {
         self.control.admit(id, arrival, now, &self.gauges)
     }
 
+    /// The name of the limit that holds for a cluster: empty where clusters share one.
+    pub(super) fn name_of_limit(&mut self, cluster: Vec<u8>, now: StoreTime) -> Vec<u8> {
+        if self.control.cluster_id(&cluster, now) == ClusterId::REST { Vec::new() } else { cluster }
+    }
+
     /// The request is complete, and was sent on: its latency is measured from here.
     pub(super) fn request_complete(&mut self, id: u32, now: StoreTime) {
         self.control.request_complete(id, now, &self.gauges);

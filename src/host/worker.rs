@@ -349,6 +349,7 @@ impl Worker {
             Admission::Send => Some(self.charge(id, &limited, now)),
             Admission::Wait => {
                 let output = overload.take_output(id);
+                let cluster = overload.name_of_limit(cluster, now);
                 self.requests.wait_for_place(id, arrived, Waiting { limited, cluster });
                 let (_, decision) = self.decide_waiting(output?, now)?;
                 Some(decision)

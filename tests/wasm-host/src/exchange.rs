@@ -73,6 +73,7 @@ impl World {
         let stream = Stream {
             request_headers: Some(request.headers.clone()),
             source_address: request.source.clone(),
+            cluster: request.cluster.clone(),
             ..Stream::default()
         };
         state.streams.insert(context, stream);

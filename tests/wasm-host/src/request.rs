@@ -7,6 +7,7 @@ pub struct Request {
     pub(crate) headers: Headers,
     pub(crate) body: Vec<u8>,
     pub(crate) source: Vec<u8>,
+    pub(crate) cluster: Vec<u8>,
     pub(crate) upstream: (u32, Headers, Vec<u8>),
     pub(crate) is_echoed: bool,
     pub(crate) upstream_waits: bool,
@@ -21,6 +22,7 @@ impl Request {
             headers,
             body: Vec::new(),
             source: b"192.0.2.1:40000".to_vec(),
+            cluster: b"upstream".to_vec(),
             upstream,
             is_echoed: false,
             upstream_waits: false,
@@ -47,6 +49,12 @@ impl Request {
     /// From this address and port, in Envoy's notation.
     pub fn from(mut self, source: impl AsRef<[u8]>) -> Self {
         self.source = source.as_ref().to_vec();
+        self
+    }
+
+    /// To the upstream cluster of this name.
+    pub fn to_cluster(mut self, name: &str) -> Self {
+        self.cluster = name.into();
         self
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Stream {
     pub(crate) request_body: Option<Vec<u8>>,
     pub(crate) response_body: Option<Vec<u8>>,
     pub(crate) source_address: Vec<u8>,
+    pub(crate) cluster: Vec<u8>,
 }
 
 /// An effect of a callback on its stream, carried out after it has returned.
@@ -298,7 +299,7 @@ impl VmState {
             }
             (b"plugin_vm_id", _) => Ok(self.vm_id.clone().into_bytes()),
             (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
-            (b"xds\0cluster_name", Some(_)) => Ok(b"upstream".to_vec()),
+            (b"xds\0cluster_name", Some(stream)) => Ok(stream.cluster.clone()),
             _ => Err(status::NOT_FOUND),
         }
     }

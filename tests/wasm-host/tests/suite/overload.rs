@@ -45,3 +45,20 @@ fn each_request_of_an_overload_is_sent_on_or_answered() {
         assert!(undecided.is_empty(), "seed {seed}: {undecided:?} are neither sent on nor answered");
     }
 }
+
+/// Thirty-two clusters have series of their own.
+#[test]
+fn requests_of_further_clusters_are_shed_under_the_name_of_their_common_limit() {
+    let mut world = World::start(Setup::new(CONFIGURATION));
+    let to = |n: usize| Request::get("/").to_cluster(&format!("cluster-{n}")).upstream_waits();
+    for n in (0..40).chain([31, 32, 39].repeat(60)) {
+        world.send(0, &to(n));
+    }
+    world.advance_ms(LATER_MS + 1_000);
+    let shed = "rate_limiter_cluster_shed_total.cluster.";
+    let names = world.processes[0].stat_names();
+    let mut series: Vec<_> = names.iter().filter_map(|name| name.strip_prefix(shed)).collect();
+    series.sort_unstable();
+    assert_eq!(series, ["_others", "cluster-31"]);
+    assert!(series.iter().all(|name| world.processes[0].stat(&format!("{shed}{name}")) > 0));
+}
