@@ -18,6 +18,9 @@ use crate::time::UnixTime;
 /// Longest body of a change, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024;
 
+/// How long the body of a change may take.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Longest admin token that is compared, in bytes. Hashing a longer one would only cost time.
 const MAX_TOKEN_BYTES: usize = 1024;
 
@@ -154,7 +157,8 @@ pub fn requested_health(
     thresholds: Option<HealthThresholds>,
 ) -> Result<HealthOverride, EndpointReply> {
     if body.len() > MAX_BODY_BYTES {
-        return Err(refusal(413, "the body is over 1024 bytes", AdminResult::TooLarge));
+        let detail = format!("the body is over {MAX_BODY_BYTES} bytes");
+        return Err(refusal(413, &detail, AdminResult::TooLarge));
     }
     parse_status(body, thresholds).map_err(|error| refusal(400, &error, AdminResult::Invalid))
 }
@@ -176,9 +180,12 @@ pub fn not_stored() -> EndpointReply {
 
 /// The answer to a body that does not come.
 pub fn body_timed_out() -> EndpointReply {
-    let detail = "no body came within 10 seconds; if one was sent, this plugin's configuration in Envoy lacks \
-                  allow_on_headers_stop_iteration: true";
-    refusal(408, detail, AdminResult::Invalid)
+    let seconds = BODY_TIMEOUT.as_secs();
+    let detail = format!(
+        "no body came within {seconds} seconds; if one was sent, this plugin's configuration in Envoy lacks \
+         allow_on_headers_stop_iteration: true"
+    );
+    refusal(408, &detail, AdminResult::Invalid)
 }
 
 /// The answer while too many requests wait for their bodies.

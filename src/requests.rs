@@ -4,18 +4,14 @@
 //! time, and only the transitions here change it. What Envoy does with a request in a state is the host's part.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use crate::admin::PendingChange;
+use crate::admin::{BODY_TIMEOUT, PendingChange};
 use crate::admission::LimitedRequest;
 use crate::headers::HeaderValues;
 use crate::id_map::IdMap;
 use crate::request::RequestId;
 use crate::store::redis::queue::CommandId;
 use crate::time::StoreTime;
-
-/// How long the body of an admin request may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most admin requests of one worker that wait for a body at a time. Each has shown the admin token.
 const MAX_AWAITED_BODIES: usize = 64;

@@ -152,11 +152,11 @@ fn entry(key: &str, field: &Field, number: u32) -> Result<KeyEntry, String> {
 }
 
 fn secret(key: &str, field: &Field) -> Result<KeyHash, String> {
-    let error = |wanted| field.error(format_args!("a key of {} bytes", key.len()), wanted);
+    let error = |wanted: &str| field.error(format_args!("a key of {} bytes", key.len()), wanted);
     match key.strip_prefix("sha256:") {
         Some(hex) => KeyHash::from_hex(hex).ok_or_else(|| error("64 hexadecimal digits after sha256:")),
         None if (1..=MAX_KEY_BYTES).contains(&key.len()) => Ok(KeyHash::of(key.as_bytes())),
-        None => Err(error("1 to 256 bytes")),
+        None => Err(error(&format!("1 to {MAX_KEY_BYTES} bytes"))),
     }
 }
 
@@ -164,7 +164,7 @@ fn id<'a>(field: &Field<'a>) -> Result<&'a str, String> {
     let id = field.text()?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-');
     if id.is_empty() || id.len() > MAX_ID_BYTES || !id.bytes().all(allowed) {
-        return Err(field.wanted("1 to 128 letters, digits or . _ : @ -"));
+        return Err(field.wanted(format_args!("1 to {MAX_ID_BYTES} letters, digits or . _ : @ -")));
     }
     if reads_as_address(id) {
         return Err(field.wanted(

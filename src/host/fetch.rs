@@ -5,7 +5,7 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, Status};
 
-use crate::config::ConfigSource;
+use crate::config::{ConfigSource, KEY_DOCUMENT, TIER_DOCUMENT};
 use crate::documents::{Fetched, MAX_DOCUMENT_BYTES};
 use crate::shown::{Shown, quoted};
 
@@ -65,7 +65,7 @@ impl Fetch {
             Call::Answered(answer) => Some(answer.map_err(|reason| format!("{name}: {reason}"))),
             Call::Waiting(_) => None,
         };
-        Fetched { tiers: answer(self.tiers, "tiers"), api_keys: answer(self.api_keys, "api_keys") }
+        Fetched { tiers: answer(self.tiers, TIER_DOCUMENT), api_keys: answer(self.api_keys, KEY_DOCUMENT) }
     }
 }
 
