@@ -26,7 +26,8 @@ pub struct HeaderValues {
     pub tier: Rc<Tier>,
     /// The health that the limit was chosen by.
     pub health: Health,
-    /// What the bucket said; `None` for an unlimited tier.
+    /// What the bucket said; `None` where none was asked: for an unlimited tier, for a request that was shed, and where
+    /// `on_failure` has admitted or refused.
     pub verdict: Option<Verdict>,
     /// When it was decided.
     pub at: StoreTime,

@@ -330,7 +330,7 @@ impl Metrics {
         }
     }
 
-    /// Notes the health that a request saw.
+    /// Notes the health in force.
     pub fn health(&mut self, health: Health) {
         self.level(SYSTEM_DEGRADED, (health == Health::Degraded).into());
     }

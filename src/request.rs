@@ -5,12 +5,12 @@ use crate::time::StoreTime;
 /// Names a request of one worker from its arrival to its end.
 pub type RequestId = u32;
 
-/// When a request came in, and what to call it if it has to wait.
+/// When the store is asked for a request, and what to call the request if it has to wait for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestStart {
     /// Names it among those that wait.
     pub id: RequestId,
-    /// When its headers came in.
+    /// When it is charged, or changes health: later than its headers came in, if it has waited before.
     pub at: StoreTime,
 }
 

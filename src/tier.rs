@@ -37,7 +37,8 @@ pub struct Tier {
     pub unlimited: bool,
     /// How important it is, 0 to [`MAX_PRIORITY`]: while load is shed, the least important tiers go first.
     pub priority: u8,
-    /// The share of its callers that is never shed, in thousandths.
+    /// The share of its callers that have the priority of the most important tier, in thousandths. Which callers these
+    /// are, changes every ten seconds.
     pub min_share_milli: u16,
 }
 

@@ -81,7 +81,7 @@ pub(super) fn wall_clock(now: StoreTime) -> WallClock {
     WallClock::new(UnixTime::from_micros(whole_micros(since_epoch)), now)
 }
 
-/// The request whose headers have just come in. Not to be read in any other callback.
+/// The request in effect, whose headers have not gone on yet.
 pub(super) struct HostRequest;
 
 impl Request for HostRequest {
@@ -94,7 +94,7 @@ impl Request for HostRequest {
     }
 }
 
-/// The upstream cluster of the request whose headers have just come in; `None` where Envoy answers it itself.
+/// The upstream cluster of that request; `None` where Envoy answers it itself.
 pub(super) fn cluster_name() -> Option<Vec<u8>> {
     let name = hostcalls::get_property(vec!["xds", "cluster_name"]).ok().flatten();
     name.filter(|name| !name.is_empty())
