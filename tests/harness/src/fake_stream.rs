@@ -6,6 +6,7 @@ use std::time::Duration;
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::config::Credentials;
 use dynamic_rate_limiter::store::redis::command::{Answer, Command, Declined, Event, Failure, Overwrite};
+use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use dynamic_rate_limiter::store::redis::queue::CommandId;
 use dynamic_rate_limiter::store::redis::script::Take;
@@ -83,6 +84,9 @@ pub fn is_of(id: u32, answer: &Answer) -> bool {
     }
 }
 
+/// The outcome of a command: an answer, or the kind of its failure.
+pub type Outcome = (u32, Result<(), FailureKind>);
+
 /// What a session did on its stream in one turn.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -126,7 +130,28 @@ impl FakeSession {
         StoreTime::from_micros(self.now_us)
     }
 
-    pub fn send(&mut self, id: u32, command: Command) -> Result<CommandId, Declined> {
+    /// Sends a command that has to be accepted.
+    #[track_caller]
+    pub fn send(&mut self, id: u32, command: Command) -> CommandId {
+        self.try_send(id, command).unwrap_or_else(|why| panic!("{id}: {why:?}"))
+    }
+
+    /// [`FakeSession::send`], and Redis receives it with all that waits for the stream.
+    #[track_caller]
+    pub fn start(&mut self, id: u32, command: Command) -> Turn {
+        self.send(id, command);
+        self.flush()
+    }
+
+    /// [`FakeSession::send`], and Redis replies; returns all outcomes.
+    #[track_caller]
+    pub fn round_trip(&mut self, id: u32, command: Command) -> Vec<Outcome> {
+        self.send(id, command);
+        self.exchange();
+        self.outcomes()
+    }
+
+    pub fn try_send(&mut self, id: u32, command: Command) -> Result<CommandId, Declined> {
         self.send_within(id, command, self.timeout_us)
     }
 
@@ -256,6 +281,20 @@ impl FakeSession {
     pub fn next_reply(&mut self) -> Option<(u32, Result<Answer, Failure>)> {
         self.poll();
         self.replies.pop_front()
+    }
+
+    /// The outcomes since the last call. Each answer has to be that of its command, with a token for each `take`.
+    #[track_caller]
+    pub fn outcomes(&mut self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        while let Some((id, reply)) = self.next_reply() {
+            if let Ok(answer) = &reply {
+                assert!(is_of(id, answer), "{answer:?} is not the answer to {id}");
+                assert!(!matches!(answer, Answer::Taken(taken) if !taken.admitted), "{id} has a token");
+            }
+            outcomes.push((id, reply.map(drop).map_err(|failure| failure.reason)));
+        }
+        outcomes
     }
 
     /// What has become of Redis, if that changed.

@@ -104,7 +104,7 @@ impl SessionTest {
         let id = self.next_id;
         self.next_id += 1;
         let command = [take, get, set][usize::from(kind)](id);
-        if let Ok(command) = self.fake.send(id, command) {
+        if let Ok(command) = self.fake.try_send(id, command) {
             let deadline_us = self.deadline_us();
             self.waiting.insert(id, Waiting { deadline_us, is_sent: false });
             self.last_take = (kind == 0).then_some((id, command)).or(self.last_take);
