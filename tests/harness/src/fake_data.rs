@@ -2,10 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::time::Duration;
 
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
-use dynamic_rate_limiter::headers::HeaderValues;
+use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::{Request, RequestStart};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
@@ -71,6 +72,12 @@ impl FakeData {
         self.records.borrow().keys().cloned().collect()
     }
 
+    /// Each key and its value, as `key=value`.
+    pub fn records(&self) -> Vec<Vec<u8>> {
+        let records = self.records.borrow();
+        records.iter().map(|(key, (value, _))| [key.as_bytes(), b"=", value].concat()).collect()
+    }
+
     pub fn size(&self) -> usize {
         self.records.borrow().values().map(|(value, _)| value.len()).sum()
     }
@@ -120,7 +127,7 @@ impl SharedData for FakeData {
 }
 
 /// A request in a test.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FakeRequest {
     pub path: Vec<u8>,
     pub method: Vec<u8>,
@@ -217,9 +224,13 @@ impl IntervalOracle {
 pub const TOKEN: &str = "the admin token";
 
 pub fn limiter(data: &FakeData, json: &str) -> Limiter {
+    limiter_with(data, json, (1, 2))
+}
+
+pub fn limiter_with(data: &FakeData, json: &str, hash_key: (u64, u64)) -> Limiter {
     let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
     let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
-    Limiter::new(plugin, data, (1, 2)).expect("a limiter")
+    Limiter::new(plugin, data, hash_key).expect("a limiter")
 }
 
 pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> HeaderValues {
@@ -233,4 +244,14 @@ pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> 
 pub fn seen(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (String, Option<u32>) {
     let answer = answer(limiter, data, request);
     (answer.tier.name.clone(), answer.verdict.map(|verdict| verdict.remaining))
+}
+
+/// The response headers as `name: value`, for a request that took this long.
+pub fn headers(limiter: &Limiter, answer: &HeaderValues, processing: Duration) -> Vec<String> {
+    let mut lines = Vec::new();
+    let groups = limiter.config().settings.headers;
+    write_headers(answer, groups, limiter.wall_clock(), processing, |name, value| {
+        lines.push(format!("{name}: {}", String::from_utf8_lossy(value)));
+    });
+    lines
 }

@@ -1,0 +1,167 @@
+//! Callers that Redis has refused are refused by the worker, without a command to Redis.
+
+use std::time::Duration;
+
+use dynamic_rate_limiter::admission::Screening;
+use dynamic_rate_limiter::bucket::{Outcome, Verdict};
+use dynamic_rate_limiter::documents::Fetched;
+use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::request::RequestStart;
+use dynamic_rate_limiter::store::SharedData;
+
+use super::*;
+
+/// A world in which Redis has refused the first worker's caller.
+fn refused(envoys: usize, workers: usize, json: &str) -> World {
+    let mut world = World::new(envoys, workers, json);
+    assert_eq!(kind(&world.decide_with_redis(WORKER, &get())), "Admitted");
+    assert_eq!(kind(&world.decide_with_redis(WORKER, &get())), "Refused");
+    world
+}
+
+#[test]
+fn the_reset_header_follows_the_clock_of_the_envoy_and_not_that_of_redis() {
+    for redis_us in [UNIX_START - 3_600 * SECOND, UNIX_START + 3_600 * SECOND] {
+        let mut world = World::new(1, 1, SLOW);
+        world.redis.now_us = redis_us;
+        // By Redis, and then by the deny cache.
+        for wanted in ["Admitted", "Refused", "Refused"] {
+            let decision = world.decide_with_redis(WORKER, &get());
+            assert_eq!(kind(&decision), wanted);
+            let headers = world.headers(WORKER, &decision);
+            assert!(headers.contains(&"x-ratelimit-reset: 1700000010".to_owned()), "{headers:?}");
+        }
+    }
+}
+
+#[test]
+fn the_deny_cache_refuses_a_caller_for_a_second_at_most() {
+    let mut world = refused(1, 2, SLOW);
+    let sent = world.redis.commands.len();
+    let assert_refused = |world: &mut World, decision: &Decision, wait_us, retry_after| {
+        let wanted = Verdict { outcome: Outcome::Refused, capacity: 1, remaining: 0, wait_us };
+        assert_eq!(answer(decision).verdict, Some(wanted));
+        let headers = world.headers(WORKER, decision);
+        let limits = ["x-ratelimit-limit: 1", "x-ratelimit-remaining: 0", "x-ratelimit-reset: 1700000010"];
+        assert_eq!(headers[..3], limits);
+        assert_eq!(headers[3], format!("retry-after: {retry_after}"));
+    };
+    for (later_us, wait_us) in [(0, 10 * SECOND), (1, 9_999_999), (999_998, 9_000_001)] {
+        world.advance(later_us);
+        let (_, decision) = world.decide(WORKER, &get());
+        assert_refused(&mut world, &decision, wait_us, 10);
+    }
+    assert_eq!(world.redis.commands.len(), sent, "no command was sent");
+    let limited = "rate_limiter_requests_total.tier.slow.status.limited".to_owned();
+    world.assert_sample(WORKER, Sample::Count(limited, 4));
+
+    world.advance(1);
+    // After a second one request waits for Redis.
+    let id = world.start(WORKER, &get());
+    for _ in 0..5 {
+        assert_eq!(world.decided(WORKER, &get()), "Refused", "and the others are refused");
+    }
+    world.advance(MS);
+    let decision = only(world.exchange(WORKER), id);
+    assert_refused(&mut world, &decision, 8_999_000, 9);
+    assert_eq!(world.decided(WORKER, &get()), "Refused");
+    assert_eq!(world.redis.commands.len(), sent + 1);
+
+    let other = world.decide_with_redis(WORKER, &get().from("192.0.2.99:1"));
+    assert_eq!(kind(&other), "Admitted", "another caller is not refused");
+    assert_eq!(world.decided(OTHER, &get()), "AwaitsRedis", "another worker waits for Redis");
+}
+
+#[test]
+fn the_deny_cache_ends_at_the_microsecond_at_which_a_token_is_due() {
+    let tier = r#""default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 3}}}"#;
+    let mut world = refused(1, 1, tier);
+    world.advance(333_333);
+    assert_eq!(world.decided(WORKER, &get()), "Refused", "a tick early");
+    world.advance(1);
+    for _ in 0..2 {
+        assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis", "all wait for Redis again");
+    }
+    let decisions = world.exchange(WORKER);
+    let kinds: Vec<_> = decisions.iter().map(|(_, decision)| kind(decision)).collect();
+    assert_eq!(kinds, ["Admitted", "Refused"]);
+}
+
+#[test]
+fn the_deny_cache_forgets_a_caller_whose_reply_does_not_come() {
+    let mut world = refused(1, 1, SLOW);
+    world.advance(SECOND);
+    let id = world.start(WORKER, &get());
+    assert_eq!(world.decided(WORKER, &get()), "Refused");
+    world.is_frozen = true;
+    let decision = only(world.run(TIMEOUT + 5 * MS), id);
+    assert_eq!(kind(&decision), "Admitted", "by this Envoy's own bucket");
+    assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis", "the next request waits for Redis");
+}
+
+#[test]
+fn a_change_of_health_or_documents_clears_the_deny_cache() {
+    const TIERS: &str = r#"{"slow": {"base": {"capacity": 1, "refill_rate": 0.1}}}"#;
+    type Change = fn(&mut World);
+    let cases: [(&str, Change); 4] = [
+        ("set through this worker", |world| drop(world.post(WORKER, "DEGRADED"))),
+        ("set through another worker", |world| drop(world.post(OTHER, "DEGRADED"))),
+        ("set through another Envoy", |world| {
+            world.post(ELSEWHERE, "DEGRADED");
+            world.run(2 * POLL_US);
+        }),
+        ("documents", |world| {
+            let Worker { limiter, data, .. } = world.worker(OTHER);
+            let fetched = Fetched { tiers: Some(Ok(TIERS.into())), api_keys: None };
+            limiter.begin_publication(fetched, &**data);
+            limiter.publish(&**data);
+        }),
+    ];
+    let json = format!(r#"{SLOW}, "config_source": {{"cluster": "files", "tiers": "/tiers.json"}}"#);
+    for (what, change) in cases {
+        let mut world = refused(2, 2, &json);
+        assert_eq!(world.decided(WORKER, &get()), "Refused", "{what}: in the deny cache");
+        change(&mut world);
+        let (id, decision) = world.decide(WORKER, &get());
+        assert_eq!(kind(&decision), "AwaitsRedis", "{what}: not in the deny cache");
+        let decision = only(world.exchange(WORKER), id);
+        assert_eq!(kind(&decision), "Refused", "{what}: still empty");
+        assert_eq!(world.decided(WORKER, &get()), "Refused", "{what}: in the deny cache again");
+    }
+}
+
+#[test]
+fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
+    let mut world = World::new(1, 2, SLOW);
+    world.decide_with_redis(WORKER, &get());
+    world.is_frozen = true;
+    let id = world.start(WORKER, &get());
+    world.exchange(WORKER);
+    world.is_frozen = false;
+    world.post(OTHER, "DEGRADED");
+    // Its next request sees the change.
+    world.assert_health(WORKER, Health::Degraded);
+    assert_eq!(kind(&only(world.exchange(WORKER), id)), "Refused");
+    // The refusal before the change is not cached.
+    assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis");
+}
+
+#[test]
+fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
+    let mut world = refused(1, 1, SLOW);
+    world.advance(SECOND);
+    let Worker { limiter, data, .. } = world.worker(WORKER);
+    let start = |id, later_us| RequestStart { id, at: data.now().after(Duration::from_micros(later_us)) };
+    let mut decider = limiter.decider(&**data);
+    let Screening::Limited(limited) = decider.screen(&get(), data.now(), false) else {
+        panic!("it has a bucket")
+    };
+    assert!(decider.refuse_if_empty(&limited, start(101, 0)).is_none(), "it waits for a place");
+    for id in [102, 103] {
+        let decision = decider.refuse_if_empty(&limited, start(id, 1)).expect("it is refused");
+        assert_eq!(kind(&decision), "Refused");
+    }
+    assert_eq!(kind(&decider.charge(&limited, start(104, MS))), "Refused");
+    assert_eq!(kind(&decider.charge(&limited, start(101, 2 * MS))), "AwaitsRedis", "it has its place");
+}
