@@ -1,16 +1,14 @@
 //! Buckets in shared data: races, bounds, and the guarantee of the address table.
 
-mod common;
-
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::{FakeData, IntervalOracle, SECOND, limit};
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::identity::Network;
-use dynamic_rate_limiter::store::{AddressTable, Contended, Taken, keyed_bucket_key, take_keyed};
+use dynamic_rate_limiter::store::{AddressTable, Contended, Taken, take_keyed};
 use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::whole_micros;
+use harness::{FakeData, IntervalOracle, SECOND, limit};
 use proptest::prelude::*;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -28,33 +26,19 @@ fn take(data: &FakeData, table: &AddressTable, number: u32, limit: Limit) -> Tak
 }
 
 #[test]
-fn two_workers_that_race_for_a_new_bucket_share_it() {
-    let data = FakeData::at(SECOND);
-    let key = keyed_bucket_key("test", "pro");
-    let limit = limit(2, 1);
-    let theirs = key.clone();
-    data.before_next_write(move |data| {
-        assert_eq!(take_keyed(data, &theirs, limit).map(|taken| taken.value.verdict.remaining), Ok(1));
-    });
-    let ours = take_keyed(&data, &key, limit).expect("no contention");
-    assert_eq!((ours.value.verdict.remaining, ours.retries), (0, 1), "the second token, after a lost race");
-    assert_eq!(take_keyed(&data, &key, limit).map(|taken| taken.value.verdict.outcome), Ok(Outcome::Refused));
-}
-
-#[test]
-fn two_workers_that_race_for_the_last_token_get_it_once() {
-    let data = FakeData::at(SECOND);
-    let key = keyed_bucket_key("test", "pro");
-    let limit = limit(2, 1);
-    take_keyed(&data, &key, limit).expect("no contention");
-    let theirs = key.clone();
-    data.before_next_write(move |data| {
-        assert_eq!(
-            take_keyed(data, &theirs, limit).map(|taken| taken.value.verdict.outcome),
-            Ok(Outcome::Admitted)
-        );
-    });
-    assert_eq!(take_keyed(&data, &key, limit).map(|taken| taken.value.verdict.outcome), Ok(Outcome::Refused));
+fn two_workers_that_race_for_a_bucket_share_its_tokens() {
+    let take = |data: &FakeData| {
+        let taken = take_keyed(data, "key", limit(2, 1)).expect("no contention");
+        (taken.value.verdict.outcome, taken.retries)
+    };
+    // (tokens taken before, whether one is left for the worker that loses the race)
+    for (before, ours) in [(0, Outcome::Admitted), (1, Outcome::Refused)] {
+        let data = FakeData::at(SECOND);
+        (0..before).for_each(|_| assert_eq!(take(&data), (Outcome::Admitted, 0)));
+        data.before_next_write(move |data| assert_eq!(take(data), (Outcome::Admitted, 0)));
+        assert_eq!(take(&data), (ours, 1), "{before} taken before");
+        assert_eq!(take(&data), (Outcome::Refused, 0));
+    }
 }
 
 #[test]
@@ -62,22 +46,21 @@ fn a_worker_that_loses_every_race_gives_up() {
     let data = FakeData::at(SECOND);
     data.refuse_writes();
     assert_eq!(take_keyed(&data, "key", limit(1, 1)), Err(Contended));
-    let (reads, writes) = data.take_calls();
-    assert_eq!((reads, writes), (256, 256));
+    assert_eq!(data.take_calls(), (256, 256));
 }
 
 #[test]
 fn a_refusal_reads_once_and_writes_nothing() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 64);
-    let limit = limit(1, 1);
-    take_keyed(&data, "key", limit).expect("no contention");
-    take(&data, &table, 1, limit);
-    data.take_calls();
-    take_keyed(&data, "key", limit).expect("no contention");
-    assert_eq!(data.take_calls(), (1, 0));
-    take(&data, &table, 1, limit);
-    assert_eq!(data.take_calls(), (1, 0));
+    // (reads and writes of an admission, and of a refusal)
+    for calls in [(1, 1), (1, 0)] {
+        data.take_calls();
+        take_keyed(&data, "key", limit(1, 1)).expect("no contention");
+        assert_eq!(data.take_calls(), calls);
+        take(&data, &table, 1, limit(1, 1));
+        assert_eq!(data.take_calls(), calls);
+    }
 }
 
 #[test]
@@ -98,15 +81,15 @@ fn invalid_bytes_count_as_no_bucket() {
 #[test]
 fn the_table_keeps_its_first_hash_key_and_size() {
     let data = FakeData::at(SECOND);
-    let limit = limit(2, 1);
-    let first = AddressTable::open(&data, "test", 64, (1, 2)).expect("no contention");
-    assert_eq!(take(&data, &first, 1, limit).verdict.remaining, 1);
-    let second = AddressTable::open(&data, "test", 128, (3, 4)).expect("no contention");
-    assert_eq!(second.max_buckets(), 64);
-    assert_eq!(take(&data, &second, 1, limit).verdict.remaining, 0, "a reload hands back no token");
-    let other = AddressTable::open(&data, "other", 128, (3, 4)).expect("no contention");
-    assert_eq!(other.max_buckets(), 128);
-    assert_eq!(take(&data, &other, 1, limit).verdict.remaining, 1, "another namespace is another limiter");
+    // (namespace, size, hash key, size in force, tokens left): a reload hands back no token, and another namespace is
+    // another limiter.
+    let cases = [("test", 64, (1, 2), 64, 1), ("test", 128, (3, 4), 64, 0), ("other", 128, (3, 4), 128, 1)];
+    for (namespace, max_buckets, hash_key, size, left) in cases {
+        let table = AddressTable::open(&data, namespace, max_buckets, hash_key).expect("no contention");
+        assert_eq!(table.max_buckets(), size, "{namespace} with {max_buckets}");
+        let taken = take(&data, &table, 1, limit(2, 1));
+        assert_eq!(taken.verdict.remaining, left, "{namespace} with {max_buckets}");
+    }
 }
 
 #[test]
@@ -142,15 +125,18 @@ fn an_address_that_is_refused_stays_refused_through_a_flood() {
 fn an_eviction_is_counted_unless_the_bucket_had_expired() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 1);
-    let limit = limit(2, 1_000_000);
-    assert!(!take(&data, &table, 1, limit).evicted, "the place was free");
-    assert!(take(&data, &table, 2, limit).evicted, "the bucket was in use");
-    data.advance(2 * SECOND);
-    assert!(take(&data, &table, 3, limit).evicted, "the bucket was full, and not yet expired");
-    data.advance(whole_micros(TTL) - 1);
-    assert!(take(&data, &table, 4, limit).evicted, "a tick before it expired");
-    data.advance(whole_micros(TTL));
-    assert!(!take(&data, &table, 5, limit).evicted, "expired");
+    let ttl_us = whole_micros(TTL);
+    let cases = [
+        (0, false, "the place was free"),
+        (0, true, "the bucket was in use"),
+        (2 * SECOND, true, "the bucket was full, and not yet expired"),
+        (ttl_us - 1, true, "a tick before it expired"),
+        (ttl_us, false, "expired"),
+    ];
+    for (number, (later_us, evicted, what)) in (1..).zip(cases) {
+        data.advance(later_us);
+        assert_eq!(take(&data, &table, number, limit(2, 1_000_000)).evicted, evicted, "{what}");
+    }
 }
 
 #[test]
@@ -171,33 +157,21 @@ fn a_new_bucket_takes_a_free_place_or_replaces_the_fullest_bucket() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 2);
     let limit = limit(4, 1);
-    for _ in 0..3 {
-        take(&data, &table, 1, limit);
-    }
-    take(&data, &table, 2, limit);
-    let newcomer = take(&data, &table, 3, limit);
-    assert_eq!(newcomer.verdict.remaining, 2, "inherits the three tokens of address 2");
-    assert_eq!(take(&data, &table, 1, limit).verdict.remaining, 0, "address 1 kept its bucket");
-    let back = take(&data, &table, 2, limit);
-    assert_eq!(back.verdict.remaining, 1, "address 2 comes back to no more than it had");
+    let remaining = |number| take(&data, &table, number, limit).verdict.remaining;
+    assert_eq!([1, 1, 1, 2].map(remaining), [3, 2, 1, 3]);
+    assert_eq!(remaining(3), 2, "inherits the three tokens of address 2");
+    assert_eq!(remaining(1), 0, "address 1 kept its bucket");
+    assert_eq!(remaining(2), 1, "address 2 comes back to no more than it had");
 }
 
-/// With any number of addresses, the table never admits what the definition forbids.
-fn check_safety(max_buckets: u32, limit: Limit, requests: Vec<(u32, u32)>) -> Result<(), TestCaseError> {
-    let data = FakeData::at(1_000 * SECOND);
-    let table = table(&data, max_buckets);
-    let mut oracles: HashMap<u32, IntervalOracle> = HashMap::new();
-    for (number, step_us) in requests {
-        data.advance(step_us.into());
-        let taken = take(&data, &table, number, limit);
-        let oracle = oracles.entry(number).or_insert_with(|| IntervalOracle::new(limit));
-        let allowed = oracle.may_admit(taken.at.as_micros());
-        if taken.verdict.outcome == Outcome::Admitted {
-            prop_assert!(allowed, "address {} got a token that it did not have", number);
-            oracle.admit();
-        }
-    }
-    Ok(())
+#[test]
+fn a_refused_newcomer_evicts_no_bucket_when_the_clock_steps_back() {
+    let data = FakeData::at(2 * SECOND);
+    let table = table(&data, 1);
+    take(&data, &table, 1, limit(1, 1));
+    data.set_time(SECOND);
+    let newcomer = take(&data, &table, 2, limit(1, 1));
+    assert_eq!((newcomer.verdict.outcome, newcomer.evicted), (Outcome::Refused, false));
 }
 
 proptest! {
@@ -211,7 +185,20 @@ proptest! {
         rate in 1..3_000_000_u64,
         requests in prop::collection::vec((0..20_u32, 0..400_000_u32), 1..300),
     ) {
-        check_safety(max_buckets, limit(capacity, rate), requests)?;
+        let limit = limit(capacity, rate);
+        let data = FakeData::at(1_000 * SECOND);
+        let table = table(&data, max_buckets);
+        let mut oracles: HashMap<u32, IntervalOracle> = HashMap::new();
+        for (number, step_us) in requests {
+            data.advance(step_us.into());
+            let taken = take(&data, &table, number, limit);
+            let oracle = oracles.entry(number).or_insert_with(|| IntervalOracle::new(limit));
+            let allowed = oracle.may_admit(taken.at.as_micros());
+            if taken.verdict.outcome == Outcome::Admitted {
+                prop_assert!(allowed, "address {} got a token that it did not have", number);
+                oracle.admit();
+            }
+        }
     }
 
     /// While all addresses fit, the table has no effect.
