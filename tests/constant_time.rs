@@ -9,14 +9,12 @@
 //! It works as `dudect` does (Reparaz, Balasch, Verbauwhede 2017): two kinds of input come in random order, each call
 //! is timed, and Welch's t shows whether the means differ: above 10 they do, below 4.5 no difference was found.
 
-mod common;
-
 use std::hint::black_box;
 use std::time::Instant;
 
-use common::random::{Random, seed_from_env};
-use common::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, limiter};
 use dynamic_rate_limiter::identity::KeyHash;
+use harness::random::{Random, seed_from_env};
+use harness::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, limiter};
 
 /// Timed calls for each pair.
 const CALLS: u32 = 400_000;

@@ -1,10 +1,7 @@
 //! Documents: fetching, publication to all workers, and invalid documents.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
 use dynamic_rate_limiter::control::Control;
@@ -18,6 +15,7 @@ use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::request::RequestStart;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
+use harness::{ARRIVAL, FakeData, FakeRequest, SECOND, limiter, seen};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;

@@ -1,11 +1,9 @@
 //! The generation of a plugin that acts on shared state, in an Envoy with a main thread and workers that lag
 //! behind it.
 
-mod common;
-
-use common::{FakeData, SECOND};
 use dynamic_rate_limiter::generation::{CLAIM_TTL, Claimed, Generations, PluginIdentity, Role};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
+use harness::{FakeData, SECOND};
 
 /// One thread of Envoy: a VM, and the root contexts that Envoy keeps in it.
 #[derive(Default)]

@@ -4,20 +4,18 @@
 //! Shuttle runs a model once for each order of the steps, depth first; nothing is sampled. Each test prints the number
 //! of orders. One test breaks compare-and-swap, which has to be detected.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{SECOND, limit};
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico};
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::store::{AddressTable, Conflict, SharedData, Taken, keyed_bucket_key, take_keyed};
 use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::StoreTime;
+use harness::{SECOND, limit};
 use shuttle::scheduler::DfsScheduler;
 use shuttle::thread;
 
