@@ -195,24 +195,18 @@ impl IntervalOracle {
 
     /// Whether one more request at `now_us` keeps every interval within its bound.
     pub fn may_admit(&mut self, now_us: u64) -> bool {
-        if let Some(clock_us) = self.clock_us {
-            self.elapsed_us += u128::from(now_us.saturating_sub(clock_us));
-        }
+        let gained_us = self.clock_us.map_or(0, |clock_us| now_us.saturating_sub(clock_us));
         self.clock_us = Some(now_us);
-        let now_us = self.elapsed_us;
+        self.elapsed_us += u128::from(gained_us);
+        let (capacity, rate) =
+            (u128::from(self.limit.capacity()), u128::from(self.limit.refill_micro_per_sec()));
         let pico_per_token = 1_000_000_000_000_u128;
-        let intervals = self.admitted_at_us.iter().rev().chain([&now_us]).enumerate();
-        let bound = |start_us: &u128| {
-            let gained = (now_us - start_us) * u128::from(self.limit.refill_micro_per_sec());
-            u128::from(self.limit.capacity()) * pico_per_token + gained
-        };
-        let mut starts: Vec<(usize, &u128)> = intervals.collect();
         // The interval that starts with the n-th last admission holds n of them and this one.
-        starts.pop();
-        self.limit.capacity() > 0
-            && starts
-                .into_iter()
-                .all(|(earlier, start)| (earlier as u128 + 2) * pico_per_token <= bound(start))
+        let is_within = |(earlier, start_us): (usize, &u128)| {
+            let bound = capacity * pico_per_token + (self.elapsed_us - start_us) * rate;
+            (earlier as u128 + 2) * pico_per_token <= bound
+        };
+        capacity > 0 && self.admitted_at_us.iter().rev().enumerate().all(is_within)
     }
 
     pub fn admit(&mut self) {
