@@ -158,9 +158,9 @@ pub fn requested_health(
 ) -> Result<HealthOverride, EndpointReply> {
     if body.len() > MAX_BODY_BYTES {
         let detail = format!("the body is over {MAX_BODY_BYTES} bytes");
-        return Err(refusal(413, &detail, AdminResult::TooLarge));
+        return Err(error_reply(413, &detail, AdminResult::TooLarge));
     }
-    parse_status(body, thresholds).map_err(|error| refusal(400, &error, AdminResult::Invalid))
+    parse_status(body, thresholds).map_err(|error| error_reply(400, &error, AdminResult::Invalid))
 }
 
 /// The answer to a change that was carried out.
@@ -175,7 +175,7 @@ pub(crate) fn changed(previous: &str, status: &str, unix: UnixTime) -> EndpointR
 
 /// The answer to a change that could not be stored.
 pub fn not_stored() -> EndpointReply {
-    refusal(500, "Failed to update health", AdminResult::Failed)
+    error_reply(500, "Failed to update health", AdminResult::Failed)
 }
 
 /// The answer to a body that does not come.
@@ -185,14 +185,14 @@ pub fn body_timed_out() -> EndpointReply {
         "no body came within {seconds} seconds; if one was sent, this plugin's configuration in Envoy lacks \
          allow_on_headers_stop_iteration: true"
     );
-    refusal(408, &detail, AdminResult::Invalid)
+    error_reply(408, &detail, AdminResult::Invalid)
 }
 
 /// The answer while too many requests wait for their bodies.
 pub fn too_many_bodies() -> EndpointReply {
     EndpointReply {
         header: Some(("retry-after", "1".to_owned())),
-        ..refusal(429, "too many changes are waiting for their bodies", AdminResult::Throttled)
+        ..error_reply(429, "too many changes are waiting for their bodies", AdminResult::Throttled)
     }
 }
 
@@ -268,7 +268,7 @@ fn ok(body: String) -> EndpointReply {
     EndpointReply { status: 200, header: None, body, result: None }
 }
 
-fn refusal(status: u32, detail: &str, result: AdminResult) -> EndpointReply {
+fn error_reply(status: u32, detail: &str, result: AdminResult) -> EndpointReply {
     EndpointReply {
         status,
         header: None,
@@ -278,20 +278,20 @@ fn refusal(status: u32, detail: &str, result: AdminResult) -> EndpointReply {
 }
 
 fn forbidden() -> EndpointReply {
-    refusal(403, "Invalid admin token", AdminResult::Forbidden)
+    error_reply(403, "Invalid admin token", AdminResult::Forbidden)
 }
 
 fn method_not_allowed(allow: &str) -> EndpointReply {
     EndpointReply {
         header: Some(("allow", allow.to_owned())),
-        ..refusal(405, "Method not allowed", AdminResult::Invalid)
+        ..error_reply(405, "Method not allowed", AdminResult::Invalid)
     }
 }
 
 fn throttled(wait: Duration) -> EndpointReply {
     EndpointReply {
         header: Some(("retry-after", seconds(wait).to_string())),
-        ..refusal(429, "Too many invalid admin tokens", AdminResult::Throttled)
+        ..error_reply(429, "Too many invalid admin tokens", AdminResult::Throttled)
     }
 }
 

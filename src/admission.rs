@@ -41,15 +41,15 @@ pub enum Decision {
     Exempt,
     /// It goes on, and its response gets the answer's headers.
     Admitted(HeaderValues),
-    /// It is refused, with the answer's headers.
-    Refused(HeaderValues),
+    /// It is rejected, with the answer's headers.
+    Rejected(HeaderValues),
     /// The filter answers it.
     Replied(EndpointReply),
     /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
     Unavailable(HeaderValues),
     /// It is shed: 503, with the answer's headers; the caller is to wait so many seconds.
     Shed(HeaderValues, u64),
-    /// The first documents have to be applied or refused first; then it is decided anew.
+    /// The first documents have to be applied or rejected first; then it is decided anew.
     AwaitsDocuments,
     /// The filter answers it once its body is there: pass it to `Limiter::change_health`.
     AwaitsBody(PendingChange),
@@ -158,20 +158,20 @@ impl<D: SharedData> Decider<'_, D> {
         }
     }
 
-    /// Refuses a request whose bucket is known to be empty, and charges nothing.
-    pub fn refuse_if_empty(&mut self, limited: &LimitedRequest, start: RequestStart) -> Option<Decision> {
+    /// Rejects a request whose bucket is known to be empty, and charges nothing.
+    pub fn reject_if_empty(&mut self, limited: &LimitedRequest, start: RequestStart) -> Option<Decision> {
         let LimitedRequest { tier, owner: Some(owner) } = limited else { return None };
         let health = self.in_force.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
         let (verdict, at) = match &mut self.redis {
-            Some(redis) => (redis.known_refusal(start, &charge)?, start.at),
+            Some(redis) => (redis.known_rejection(start, &charge)?, start.at),
             None => {
                 let taken = self.take(&charge, &ReadOnly(self.data)).ok()?.value;
                 (taken.verdict, taken.at)
             }
         };
-        (verdict.outcome == Outcome::Refused).then(|| self.decided(&charge, verdict, at))
+        (verdict.outcome == Outcome::Rejected).then(|| self.decided(&charge, verdict, at))
     }
 
     /// Sheds a request: it is charged nothing.
@@ -231,14 +231,14 @@ impl<D: SharedData> Decider<'_, D> {
         None
     }
 
-    /// Which limit holds for a tier now? `None` where it has none; a refusal where it admits nothing.
+    /// Which limit holds for a tier now? `None` where it has none; a rejection where it admits nothing.
     fn limit(&mut self, tier: &Rc<Tier>) -> Result<Option<Limit>, Decision> {
         match tier.allowance(self.in_force.health()) {
             Allowance::Unlimited => Ok(None),
             Allowance::Limited(limit) => Ok(Some(limit)),
             Allowance::Blocked => {
                 self.metrics.request(tier, Status::Blocked, Some(0));
-                Err(Decision::Refused(self.answer(tier, Some(refusal(0, BLOCKED_WAIT)))))
+                Err(Decision::Rejected(self.answer(tier, Some(rejection(0, BLOCKED_WAIT)))))
             }
         }
     }
@@ -254,7 +254,7 @@ impl<D: SharedData> Decider<'_, D> {
             // Nothing may be given out unpaid.
             Err(Contended) => {
                 self.metrics.count(metrics::STORE_CONTENDED, 1);
-                let verdict = refusal(charge.limit.capacity(), CONTENDED_WAIT);
+                let verdict = rejection(charge.limit.capacity(), CONTENDED_WAIT);
                 Taken { verdict, at: self.data.now(), evicted: false }
             }
         };
@@ -301,7 +301,7 @@ impl<D: SharedData> Decider<'_, D> {
         let answer = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), at };
         let (status, decision) = match verdict.outcome {
             Outcome::Admitted => (Status::Allowed, Decision::Admitted(answer)),
-            Outcome::Refused => (Status::Limited, Decision::Refused(answer)),
+            Outcome::Rejected => (Status::Limited, Decision::Rejected(answer)),
         };
         self.metrics.request(tier, status, Some(verdict.remaining));
         decision
@@ -313,8 +313,8 @@ impl<D: SharedData> Decider<'_, D> {
     }
 }
 
-fn refusal(capacity: u32, wait: Duration) -> Verdict {
-    Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us: whole_micros(wait) }
+fn rejection(capacity: u32, wait: Duration) -> Verdict {
+    Verdict { outcome: Outcome::Rejected, capacity, remaining: 0, wait_us: whole_micros(wait) }
 }
 
 fn method(request: &impl Request) -> Vec<u8> {

@@ -26,7 +26,7 @@ pub enum Outcome {
     /// One token was taken.
     Admitted,
     /// Less than one whole token was there.
-    Refused,
+    Rejected,
 }
 
 /// The answer to one request.
@@ -38,15 +38,15 @@ pub struct Verdict {
     pub capacity: u32,
     /// Whole tokens left after this request.
     pub remaining: u32,
-    /// Admitted: microseconds until the bucket is full again. Refused: microseconds until a request would be
+    /// Admitted: microseconds until the bucket is full again. Rejected: microseconds until a request would be
     /// admitted. Rounded up, so that coming back then is never too early.
     pub wait_us: u64,
 }
 
 /// Takes one token at `now_us` from what is stored, or from a full bucket where nothing is.
 ///
-/// The second value is what to store instead; `None` where the stored state still says it all. A refusal
-/// changes nothing, which makes refusing cheap and keeps a flood of refusals from touching the store.
+/// The second value is what to store instead; `None` where the stored state still says it all. A rejection
+/// changes nothing, which makes rejecting cheap and keeps a flood of rejections from touching the store.
 ///
 /// If the clock stepped back (`now_us` is before `refilled_at_us`), no time has passed, and the bucket stores
 /// `now_us`. So the step adds no tokens, and no caller has to wait until the clock catches up.
@@ -54,7 +54,7 @@ pub fn take(stored: Option<Bucket>, limit: Limit, now_us: u64) -> (Verdict, Opti
     let available_pico = available_pico(stored, limit, now_us);
     let (outcome, tokens_pico) = match available_pico.checked_sub(PICO_PER_TOKEN) {
         Some(left_pico) => (Outcome::Admitted, left_pico),
-        None => (Outcome::Refused, available_pico),
+        None => (Outcome::Rejected, available_pico),
     };
     let clock_stepped_back = stored.is_some_and(|bucket| now_us < bucket.refilled_at_us);
     let changed = outcome == Outcome::Admitted || clock_stepped_back;
@@ -72,7 +72,7 @@ impl Verdict {
     pub fn new(outcome: Outcome, tokens_pico: u64, limit: Limit) -> Self {
         let target_pico = match outcome {
             Outcome::Admitted => capacity_pico(limit),
-            Outcome::Refused => PICO_PER_TOKEN,
+            Outcome::Rejected => PICO_PER_TOKEN,
         };
         Verdict {
             outcome,

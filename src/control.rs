@@ -14,7 +14,7 @@ pub struct Control {
     pub health_override: HealthOverride,
     /// What was measured of it; `NORMAL` where it is not measured.
     pub measured: Health,
-    /// Counts the changes of what is published. The first refusal of a document is one, too.
+    /// Counts the changes of what is published. The first rejection of a document is one, too.
     pub documents: u32,
     /// Counts what operators said about health, so that what was read in Redis before cannot undo it.
     pub health_changes: u32,

@@ -11,8 +11,8 @@ use crate::health::Health;
 use crate::tier::{Allowance, Tier};
 use crate::time::{StoreTime, WallClock, whole_micros};
 
-/// Body of a refusal.
-pub const REFUSED_BODY: &str = "Too Many Requests";
+/// Body of a rejection.
+pub const REJECTED_BODY: &str = "Too Many Requests";
 
 /// Body of the answer to a request that could not be decided.
 pub const UNAVAILABLE_BODY: &str = "Service Unavailable";
@@ -27,7 +27,7 @@ pub struct HeaderValues {
     /// The health that the limit was chosen by.
     pub health: Health,
     /// What the bucket said; `None` where none was asked: for an unlimited tier, for a request that was shed, and where
-    /// `on_failure` has admitted or refused.
+    /// `on_failure` has admitted or rejected.
     pub verdict: Option<Verdict>,
     /// When it was decided.
     pub at: StoreTime,
@@ -49,7 +49,7 @@ pub fn write_headers(
             write("x-ratelimit-remaining", HeaderText::new().number(verdict.remaining).bytes());
             write("x-ratelimit-reset", HeaderText::new().number(reset_us.div_ceil(US_PER_SEC)).bytes());
         }
-        if verdict.outcome == Outcome::Refused {
+        if verdict.outcome == Outcome::Rejected {
             write("retry-after", HeaderText::new().number(seconds(verdict.wait())).bytes());
         }
         if headers.ietf {

@@ -36,7 +36,7 @@ pub(crate) struct InForce {
     changes: Option<u64>,
     /// Names the records that documents are published in; `None` without a `config_source`.
     records: Option<SourceRecords>,
-    /// Whether a document has neither been applied nor refused yet.
+    /// Whether a document has neither been applied nor rejected yet.
     lacks_documents: bool,
     hold: Hold,
     /// Fetched documents that this worker is publishing.
@@ -103,7 +103,7 @@ impl InForce {
         self.records.as_ref()
     }
 
-    /// Whether a document has neither been applied nor refused yet.
+    /// Whether a document has neither been applied nor rejected yet.
     pub(crate) fn lacks_documents(&self) -> bool {
         self.lacks_documents
     }

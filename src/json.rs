@@ -1,7 +1,7 @@
 //! JSON from outside, as a tree that remembers where each value stands.
 //!
 //! Configuration and admin bodies are read through [`Field`], so that every error names the field, what was
-//! found and what was wanted. Duplicate members are refused (with most parsers the last one silently wins),
+//! found and what was wanted. Duplicate members are rejected (with most parsers the last one silently wins),
 //! and values are never printed from fields that may hold a secret.
 
 mod members;

@@ -217,7 +217,7 @@ impl Limiter {
         self.in_force.records()
     }
 
-    /// Whether a document has neither been applied nor refused yet.
+    /// Whether a document has neither been applied nor rejected yet.
     pub fn lacks_documents(&self) -> bool {
         self.in_force.lacks_documents()
     }

@@ -18,7 +18,7 @@ use crate::time::whole_micros;
 pub const BUCKET_EVICTIONS: &str = "rate_limiter_bucket_evictions_total";
 /// Counter: compare-and-swap races that were lost and tried again.
 pub const CAS_RETRIES: &str = "rate_limiter_cas_retries_total";
-/// Counter: requests refused because every attempt lost its race.
+/// Counter: requests rejected because every attempt lost its race.
 pub const STORE_CONTENDED: &str = "rate_limiter_store_failures_total.reason.contended";
 /// Counter: commands to Redis without a reply in time.
 pub const STORE_TIMEOUT: &str = "rate_limiter_store_failures_total.reason.timeout";
@@ -48,7 +48,7 @@ pub const FALLBACK_ALLOW: &str = "rate_limiter_fallback_decisions_total.policy.a
 pub const FALLBACK_DENY: &str = "rate_limiter_fallback_decisions_total.policy.deny";
 /// Counter: configurations and documents taken into force.
 pub const CONFIG_APPLIED: &str = "rate_limiter_config_reloads_total.result.applied";
-/// Counter: configurations and documents refused.
+/// Counter: configurations and documents rejected.
 pub const CONFIG_REJECTED: &str = "rate_limiter_config_reloads_total.result.rejected";
 /// Counter: changes of health carried out.
 pub const ADMIN_OK: &str = "rate_limiter_admin_requests_total.result.ok";

@@ -91,7 +91,7 @@ pub struct RedisLimiter {
     /// Why each command was sent that waits for its reply. Those without a purpose, such as probes, need none.
     purposes: IdMap<CommandId, Purpose>,
     deny_cache: DenyCache,
-    /// Counts the changes of limits and health. A refusal goes into the deny cache only if none came after its
+    /// Counts the changes of limits and health. A rejection goes into the deny cache only if none came after its
     /// command.
     limits: u32,
     on_failure: OnFailure,
@@ -141,18 +141,18 @@ impl RedisLimiter {
         self.on_failure
     }
 
-    /// The refusal of a charge whose bucket is known to be empty. Sends nothing.
-    pub fn known_refusal(&mut self, start: RequestStart, charge: &Charge) -> Option<Verdict> {
+    /// The rejection of a charge whose bucket is known to be empty. Sends nothing.
+    pub fn known_rejection(&mut self, start: RequestStart, charge: &Charge) -> Option<Verdict> {
         let wait_us = whole_micros(self.deny_cache.wait(&charge.owner, start.id, start.at)?);
         let capacity = charge.limit.capacity();
-        Some(Verdict { outcome: Outcome::Refused, capacity, remaining: 0, wait_us })
+        Some(Verdict { outcome: Outcome::Rejected, capacity, remaining: 0, wait_us })
     }
 
     /// Charges, unless it is known that there is nothing to take.
     pub fn charge(&mut self, start: RequestStart, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
         let now = start.at;
-        if let Some(verdict) = self.known_refusal(start, &charge) {
+        if let Some(verdict) = self.known_rejection(start, &charge) {
             return Charged::Denied(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();
@@ -353,14 +353,14 @@ impl RedisLimiter {
             self.deny_cache.forget(&charge.owner);
             return Answered::Charge(charge, None);
         };
-        let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Refused };
+        let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Rejected };
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
         match outcome {
             Outcome::Admitted => self.deny_cache.forget(&charge.owner),
-            Outcome::Refused if is_current => {
+            Outcome::Rejected if is_current => {
                 self.deny_cache.note(&charge.owner, sent_at, verdict.wait());
             }
-            Outcome::Refused => {}
+            Outcome::Rejected => {}
         }
         Answered::Charge(charge, Some(verdict))
     }

@@ -22,7 +22,7 @@ const MAX_WAITING_FOR_DOCUMENTS: usize = 2_048;
 /// Where a request is between its headers and its end.
 #[derive(Clone, Debug)]
 pub enum RequestState {
-    /// It is decided when the first documents have been applied or refused. Envoy holds it back, body included.
+    /// It is decided when the first documents have been applied or rejected. Envoy holds it back, body included.
     WaitsForDocuments,
     /// It is charged and sent on when it has a place in flight. Envoy holds it back, body included.
     WaitsForPlace(Waiting),
@@ -75,7 +75,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Holds a request until the first documents have been applied or refused.
+    /// Holds a request until the first documents have been applied or rejected.
     pub fn wait_for_documents(&mut self, id: RequestId, arrived: Arrived) {
         self.enter(id, arrived, RequestState::WaitsForDocuments);
     }

@@ -15,7 +15,7 @@ pub use keyed::take_keyed;
 use crate::bucket::Verdict;
 use crate::time::StoreTime;
 
-/// How often a lost race is tried again before the request is refused.
+/// How often a lost race is tried again before the request is rejected.
 ///
 /// Losing a race means that another worker won it, so with W workers on one key a worker that loses hundreds of
 /// times in a row is not seen in practice; the bound is there so that no loop is without one.

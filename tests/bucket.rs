@@ -20,7 +20,7 @@ fn a_new_bucket_is_full_and_the_first_request_leaves_capacity_minus_one() {
 }
 
 #[test]
-fn refuses_until_the_microsecond_at_which_the_next_token_is_due() {
+fn rejects_until_the_microsecond_at_which_the_next_token_is_due() {
     // (capacity, millionths of a token per second, microseconds until an empty bucket holds a token)
     let cases = [
         (1, 1_000_000, SECOND),
@@ -37,22 +37,22 @@ fn refuses_until_the_microsecond_at_which_the_next_token_is_due() {
         let limit = limit(capacity, rate);
         let empty = Some(Bucket { tokens_pico: 0, refilled_at_us: 1000 });
         let after = |us: u64| take(empty, limit, 1000 + us).0;
-        let refused = |verdict: Verdict| (verdict.outcome == Outcome::Refused).then_some(verdict.wait_us);
-        assert_eq!(refused(after(0)), Some(due_us), "{limit:?} at once");
-        assert_eq!(refused(after(due_us - 1)), Some(1), "{limit:?} one tick early");
-        assert_eq!(refused(after(due_us)), None, "{limit:?} on time");
-        assert_eq!(refused(after(due_us + 1)), None, "{limit:?} one tick late");
+        let rejected = |verdict: Verdict| (verdict.outcome == Outcome::Rejected).then_some(verdict.wait_us);
+        assert_eq!(rejected(after(0)), Some(due_us), "{limit:?} at once");
+        assert_eq!(rejected(after(due_us - 1)), Some(1), "{limit:?} one tick early");
+        assert_eq!(rejected(after(due_us)), None, "{limit:?} on time");
+        assert_eq!(rejected(after(due_us + 1)), None, "{limit:?} one tick late");
     }
 }
 
 #[test]
-fn refusals_change_nothing() {
+fn rejections_change_nothing() {
     let limit = limit(1, 300_000);
     let mut stored = None;
     take_stored(&mut stored, limit, 0);
     let emptied = stored;
     for us in (0..3_333_334).step_by(1_111) {
-        assert_eq!(take_stored(&mut stored, limit, us).outcome, Outcome::Refused, "at {us}");
+        assert_eq!(take_stored(&mut stored, limit, us).outcome, Outcome::Rejected, "at {us}");
     }
     assert_eq!(stored, emptied);
     assert_eq!(take_stored(&mut stored, limit, 3_333_334).outcome, Outcome::Admitted);
@@ -66,16 +66,16 @@ fn a_smaller_capacity_drops_tokens_above_it_and_a_larger_one_fills_at_the_rate()
     // Nine tokens become two, and one is taken.
     assert_eq!(take_stored(&mut stored, degraded, 0).remaining, 1);
     assert_eq!(take_stored(&mut stored, burst, 0).remaining, 0, "the tokens above do not come back");
-    assert_eq!(take_stored(&mut stored, burst, 0).outcome, Outcome::Refused);
+    assert_eq!(take_stored(&mut stored, burst, 0).outcome, Outcome::Rejected);
     assert_eq!(take_stored(&mut stored, burst, 10 * SECOND).remaining, 9, "it fills at its rate");
 }
 
 #[test]
-fn a_capacity_of_zero_refuses_for_ever() {
+fn a_capacity_of_zero_rejects_for_ever() {
     let blocked = limit(0, 0);
-    assert_eq!(take(None, blocked, 0).0.outcome, Outcome::Refused);
+    assert_eq!(take(None, blocked, 0).0.outcome, Outcome::Rejected);
     assert_eq!(take(None, blocked, u64::MAX).0.wait_us, u64::MAX);
-    assert_eq!(take(None, limit(0, 5), 0).0.outcome, Outcome::Refused);
+    assert_eq!(take(None, limit(0, 5), 0).0.outcome, Outcome::Rejected);
 }
 
 /// Every combination of a small domain with all boundaries, compared with the definition in wider numbers.
@@ -135,7 +135,7 @@ fn assert_as_defined(stored: Bucket, limit: Limit, now_us: u64) {
         }
         None => assert!(available < token && now_us >= stored.refilled_at_us, "{case}: not written"),
     }
-    // A refused request does not delay the next token.
+    // A rejected request does not delay the next token.
     if available < token && limit.capacity() > 0 && now_us < u64::MAX / 2 {
         let after = changed.unwrap_or(stored);
         let at = now_us.saturating_add(verdict.wait_us);
@@ -188,7 +188,7 @@ proptest! {
                     prop_assert!(allowed, "at {}", now_us);
                     oracle.admit();
                 }
-                Outcome::Refused => {
+                Outcome::Rejected => {
                     prop_assert!(may_step_back || !allowed, "at {}", now_us);
                     prop_assert!((1..=token_us).contains(&verdict.wait_us), "at {}", now_us);
                 }

@@ -342,7 +342,7 @@ fn requests_wait_for_documents_until_a_second_after_the_first_one() {
 }
 
 #[test]
-fn requests_wait_for_missing_documents_and_not_for_refused_ones() {
+fn requests_wait_for_missing_documents_and_not_for_rejected_ones() {
     let unreachable = || Some(Err("api_keys: found status 503, wanted 200".to_owned()));
     let cases = [
         (texts("{", "{"), false),

@@ -256,12 +256,12 @@ fn one_address_on_three_workers_is_one_bucket_in_a_full_record() {
 }
 
 #[test]
-fn a_refused_caller_stays_refused_while_new_callers_race() {
+fn a_rejected_caller_stays_rejected_while_new_callers_race() {
     // Address 1 has spent all its tokens; 2 has one left, and two new callers and 1 itself race.
     let orders = explore(|| {
         let taken = take_from_a_full_record([(1, 3), (2, 2)], [1, 3, 4]);
         for (number, taken) in &taken {
-            assert!(*number != 1 || taken.verdict.outcome == Outcome::Refused, "{taken:?}");
+            assert!(*number != 1 || taken.verdict.outcome == Outcome::Rejected, "{taken:?}");
         }
         let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
         assert_eq!(admitted, 1, "the one remaining token: {taken:?}");

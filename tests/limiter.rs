@@ -113,7 +113,7 @@ fn no_key_and_no_address_names_a_record() {
 }
 
 #[test]
-fn a_limited_request_costs_a_read_and_a_write_and_a_refusal_no_write() {
+fn a_limited_request_costs_a_read_and_a_write_and_a_rejection_no_write() {
     let mut test =
         Test::new(r#"{"default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 1}}}}"#);
     let calls = |test: &mut Test| {
@@ -142,11 +142,11 @@ fn headers_report_limit_remaining_and_reset() {
     for _ in 0..24 {
         test.answer(keyed("pro"));
     }
-    let refused = test.answer(keyed("pro"));
+    let rejected = test.answer(keyed("pro"));
     let [remaining, retry, took] =
         ["x-ratelimit-remaining: 0", "retry-after: 1", "x-processing-time: 12.3457s"];
     let wanted = [limit, remaining, reset, retry, tier, health, took];
-    assert_eq!(test.headers(&refused, 12_345_678), wanted);
+    assert_eq!(test.headers(&rejected, 12_345_678), wanted);
 }
 
 #[test]
@@ -154,9 +154,9 @@ fn header_groups_can_be_turned_off_and_the_ietf_ones_on() {
     let off = r#"{"headers": {"rate_limit": false, "system_health": false, "processing_time": false},
         "default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 0.3}}}}"#;
     let mut quiet = Test::new(off);
-    let [first, refused] = [(); 2].map(|()| quiet.answer(get()));
+    let [first, rejected] = [(); 2].map(|()| quiet.answer(get()));
     assert!(quiet.headers(&first, 0).is_empty());
-    assert_eq!(quiet.headers(&refused, 0), ["retry-after: 4"]);
+    assert_eq!(quiet.headers(&rejected, 0), ["retry-after: 4"]);
 
     let mut ietf = Test::new(&off.replace(r#""rate_limit": false"#, r#""ietf": true, "rate_limit": false"#));
     let first = ietf.answer(get());
@@ -204,7 +204,7 @@ fn a_change_that_cannot_be_stored_is_an_error_and_changes_nothing() {
 }
 
 #[test]
-fn after_five_bad_tokens_a_minute_the_right_one_is_refused_too() {
+fn after_five_bad_tokens_a_minute_the_right_one_is_rejected_too() {
     let mut test = Test::new("{}");
     let here = "192.0.2.1:40000";
     let forbidden = (403, r#"{"detail":"Invalid admin token"}"#.to_owned());
@@ -215,7 +215,7 @@ fn after_five_bad_tokens_a_minute_the_right_one_is_refused_too() {
         assert_eq!(test.reply(admin(wrong)), forbidden);
     }
     assert_eq!(test.reply(admin(TOKEN)).0, 429);
-    assert!(test.accepts_token("198.51.100.1:1"), "other addresses are not refused");
+    assert!(test.accepts_token("198.51.100.1:1"), "other addresses are not rejected");
     // The first bad token was four seconds before the last.
     test.data.advance(56 * SECOND - 1);
     assert_eq!(test.reply(admin(TOKEN)).0, 429, "a tick early");
@@ -235,11 +235,11 @@ fn the_login_throttle_is_bounded_for_any_number_of_addresses() {
 }
 
 #[test]
-fn a_store_failure_refuses_the_request_and_is_counted() {
+fn a_store_failure_rejects_the_request_and_is_counted() {
     let mut test = Test::new("{}");
     test.data.refuse_writes();
-    let refused = test.answer(get());
-    assert_eq!(refused.verdict.map(|v| (v.outcome, v.wait_us)), Some((Outcome::Refused, SECOND)));
+    let rejected = test.answer(get());
+    assert_eq!(rejected.verdict.map(|v| (v.outcome, v.wait_us)), Some((Outcome::Rejected, SECOND)));
     let failures = Sample::Count("rate_limiter_store_failures_total.reason.contended".to_owned(), 1);
     assert!(test.limiter.drain_metrics().contains(&failures));
 }

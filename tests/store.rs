@@ -32,12 +32,12 @@ fn two_workers_that_race_for_a_bucket_share_its_tokens() {
         (taken.value.verdict.outcome, taken.retries)
     };
     // (tokens taken before, whether one is left for the worker that loses the race)
-    for (before, ours) in [(0, Outcome::Admitted), (1, Outcome::Refused)] {
+    for (before, ours) in [(0, Outcome::Admitted), (1, Outcome::Rejected)] {
         let data = FakeData::at(SECOND);
         (0..before).for_each(|_| assert_eq!(take(&data), (Outcome::Admitted, 0)));
         data.before_next_write(move |data| assert_eq!(take(data), (Outcome::Admitted, 0)));
         assert_eq!(take(&data), (ours, 1), "{before} taken before");
-        assert_eq!(take(&data), (Outcome::Refused, 0));
+        assert_eq!(take(&data), (Outcome::Rejected, 0));
     }
 }
 
@@ -50,10 +50,10 @@ fn a_worker_that_loses_every_race_gives_up() {
 }
 
 #[test]
-fn a_refusal_reads_once_and_writes_nothing() {
+fn a_rejection_reads_once_and_writes_nothing() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 64);
-    // (reads and writes of an admission, and of a refusal)
+    // (reads and writes of an admission, and of a rejection)
     for calls in [(1, 1), (1, 0)] {
         data.take_calls();
         take_keyed(&data, "key", limit(1, 1)).expect("no contention");
@@ -107,7 +107,7 @@ fn the_number_of_buckets_is_bounded() {
 }
 
 #[test]
-fn an_address_that_is_refused_stays_refused_through_a_flood() {
+fn an_address_that_is_rejected_stays_rejected_through_a_flood() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 16);
     let limit = limit(5, 1);
@@ -116,7 +116,7 @@ fn an_address_that_is_refused_stays_refused_through_a_flood() {
         data.advance(10);
         take(&data, &table, number, limit);
         if number % 100 == 0 {
-            assert_eq!(take(&data, &table, 1, limit).verdict.outcome, Outcome::Refused, "after {number}");
+            assert_eq!(take(&data, &table, 1, limit).verdict.outcome, Outcome::Rejected, "after {number}");
         }
     }
 }
@@ -165,13 +165,13 @@ fn a_new_bucket_takes_a_free_place_or_replaces_the_fullest_bucket() {
 }
 
 #[test]
-fn a_refused_newcomer_evicts_no_bucket_when_the_clock_steps_back() {
+fn a_rejected_newcomer_evicts_no_bucket_when_the_clock_steps_back() {
     let data = FakeData::at(2 * SECOND);
     let table = table(&data, 1);
     take(&data, &table, 1, limit(1, 1));
     data.set_time(SECOND);
     let newcomer = take(&data, &table, 2, limit(1, 1));
-    assert_eq!((newcomer.verdict.outcome, newcomer.evicted), (Outcome::Refused, false));
+    assert_eq!((newcomer.verdict.outcome, newcomer.evicted), (Outcome::Rejected, false));
 }
 
 proptest! {

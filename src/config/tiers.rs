@@ -28,7 +28,7 @@ pub fn parse_tiers(document: &Field) -> Result<Vec<Tier>, String> {
 
 /// Reads some members of a tier document.
 ///
-/// Names of tiers are shown in errors. So what reads as API keys, served here by mistake, is refused first.
+/// Names of tiers are shown in errors. So what reads as API keys, served here by mistake, is rejected first.
 pub fn parse_tier_members(document: &Field) -> Result<Vec<Tier>, String> {
     if document.any_member(|field| field.is_text() || field.has("tier") || field.has("id")) {
         return Err(document.error("what reads as API keys", "tiers, each with \"base\" or \"unlimited\""));

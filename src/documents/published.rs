@@ -20,7 +20,7 @@ pub struct Published {
     pub tiers: Option<PublishedTiers>,
     /// The key document in force.
     pub keys: Option<PublishedKeys>,
-    /// Whether the tier document and the key document have been applied or refused at least once.
+    /// Whether the tier document and the key document have been applied or rejected at least once.
     pub is_settled: [bool; 2],
 }
 
@@ -109,7 +109,7 @@ impl Published {
         .map(|updated| updated.value)
     }
 
-    /// Whether a document has neither been applied nor refused yet.
+    /// Whether a document has neither been applied nor rejected yet.
     pub fn is_missing(&self, records: &SourceRecords) -> bool {
         records.has.into_iter().zip(self.is_settled).any(|(has, is_settled)| has && !is_settled)
     }

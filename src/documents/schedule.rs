@@ -11,7 +11,7 @@ use crate::time::StoreTime;
 /// How soon to try again after a failure, where that is sooner than usual.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The same while a document has neither been applied nor refused yet, and requests may wait for it.
+/// The same while a document has neither been applied nor rejected yet, and requests may wait for it.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// How long a worker that publishes keeps others from fetching, if it is not heard of again.

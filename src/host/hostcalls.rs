@@ -10,7 +10,7 @@ use crate::request::Request;
 use crate::store::{Conflict, SharedData};
 use crate::time::{StoreTime, UnixTime, WallClock, whole_micros};
 
-/// gRPC's names for a refusal and for a missing store. Envoy uses them for gRPC requests alone, which it tells apart
+/// gRPC's names for a rejection and for a missing store. Envoy uses them for gRPC requests alone, which it tells apart
 /// by itself.
 const GRPC_RESOURCE_EXHAUSTED: i32 = 8;
 const GRPC_UNAVAILABLE: i32 = 14;

@@ -136,7 +136,7 @@ fn is_grpc_server_error(status: &[u8]) -> bool {
 /// Answers the request in effect, if the decision is an answer.
 pub(super) fn send_local(worker: &Worker, decision: &Decision, started: StoreTime) {
     match decision {
-        Decision::Refused(answer) => send_text(worker, answer, started, 429, None),
+        Decision::Rejected(answer) => send_text(worker, answer, started, 429, None),
         // No bucket says when to come back.
         Decision::Unavailable(answer) => send_text(worker, answer, started, 503, Some(1)),
         Decision::Shed(answer, seconds) => send_shed(worker, answer, started, *seconds),
@@ -180,7 +180,7 @@ fn send_with(
         headers.push("retry-after", seconds.to_string().as_bytes());
     }
     write_headers(worker, answer, started, |name, value| headers.push(name, value));
-    let body = if status == 429 { headers::REFUSED_BODY } else { headers::UNAVAILABLE_BODY };
+    let body = if status == 429 { headers::REJECTED_BODY } else { headers::UNAVAILABLE_BODY };
     send_local_reply(status, headers, body.as_bytes());
 }
 

@@ -104,7 +104,7 @@ impl Worker {
                 }
                 Next::Wait
             }
-            answer @ (Decision::Refused(_)
+            answer @ (Decision::Rejected(_)
             | Decision::Unavailable(_)
             | Decision::Shed(..)
             | Decision::Replied(_)) => {
@@ -307,7 +307,7 @@ impl Worker {
                 }
                 let _ = hostcalls::resume_http_request();
             }
-            Decision::Refused(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
+            Decision::Rejected(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
                 send_local(self, &decision, arrived.at);
                 self.finish_at(id, RequestOutcome::NotSent, now);
             }
@@ -337,8 +337,8 @@ impl Worker {
         // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
         if self.requests.waiting_for_place() > 0 {
             let start = RequestStart { id, at: now };
-            if let Some(refusal) = self.limiter.decider(&HostData).refuse_if_empty(&limited, start) {
-                return Some(refusal);
+            if let Some(rejection) = self.limiter.decider(&HostData).reject_if_empty(&limited, start) {
+                return Some(rejection);
             }
         }
         let config = self.limiter.config().clone();

@@ -8,7 +8,7 @@
 //! without a key share one limit, so an address that was pushed out had no fewer tokens than any record-mate at
 //! that time, all of them have refilled alike since, and whatever it inherits when it comes back is at most what
 //! it would have had. So a flood of addresses can never mint a token. Where even the fullest bucket holds less
-//! than one token the newcomer is refused and no bucket is pushed out: a caller who is being refused stays refused.
+//! than one token the newcomer is rejected and no bucket is pushed out: a rejected caller stays rejected.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -165,7 +165,7 @@ impl AddressRecord {
             None => self.fullest(limit, ttl, now),
         };
         let (verdict, changed) = bucket::take(start, limit, now.as_micros());
-        // A refused newcomer leaves the bucket that it asked to the caller whose bucket it is.
+        // A rejected newcomer leaves the bucket that it asked to the caller whose bucket it is.
         let changed = changed.filter(|_| !evicts || verdict.outcome == Outcome::Admitted);
         if let Some(bucket) = changed {
             self.put(place, Entry { tag, bucket });

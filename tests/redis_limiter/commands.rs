@@ -101,7 +101,7 @@ fn unlimited_and_blocked_tiers_and_exempt_paths_send_no_command() {
     let requests = [keyed("open"), keyed("other"), FakeRequest::get("/metrics"), FakeRequest::get("/health")];
     for _ in 0..10 {
         let decided = requests.clone().map(|request| world.decided(WORKER, &request));
-        assert_eq!(decided, ["Admitted", "Refused", "Exempt", "Replied"]);
+        assert_eq!(decided, ["Admitted", "Rejected", "Exempt", "Replied"]);
         let (_, decision) = world.decide(WORKER, &keyed("open"));
         assert_eq!(answer(&decision).verdict, None);
         world.exchange(WORKER);

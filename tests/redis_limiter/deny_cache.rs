@@ -1,4 +1,4 @@
-//! Callers that Redis has refused are refused by the worker, without a command to Redis.
+//! Callers that Redis has rejected are rejected by the worker, without a command to Redis.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use dynamic_rate_limiter::store::SharedData;
 
 use super::*;
 
-/// A world in which Redis has refused the first worker's caller.
-fn refused(envoys: usize, workers: usize, json: &str) -> World {
+/// A world in which Redis has rejected the first worker's caller.
+fn rejected(envoys: usize, workers: usize, json: &str) -> World {
     let mut world = World::new(envoys, workers, json);
     assert_eq!(kind(&world.decide_with_redis(WORKER, &get())), "Admitted");
-    assert_eq!(kind(&world.decide_with_redis(WORKER, &get())), "Refused");
+    assert_eq!(kind(&world.decide_with_redis(WORKER, &get())), "Rejected");
     world
 }
 
@@ -26,7 +26,7 @@ fn the_reset_header_follows_the_clock_of_the_envoy_and_not_that_of_redis() {
         let mut world = World::new(1, 1, SLOW);
         world.redis.now_us = redis_us;
         // By Redis, and then by the deny cache.
-        for wanted in ["Admitted", "Refused", "Refused"] {
+        for wanted in ["Admitted", "Rejected", "Rejected"] {
             let decision = world.decide_with_redis(WORKER, &get());
             assert_eq!(kind(&decision), wanted);
             let headers = world.headers(WORKER, &decision);
@@ -36,11 +36,11 @@ fn the_reset_header_follows_the_clock_of_the_envoy_and_not_that_of_redis() {
 }
 
 #[test]
-fn the_deny_cache_refuses_a_caller_for_a_second_at_most() {
-    let mut world = refused(1, 2, SLOW);
+fn the_deny_cache_rejects_a_caller_for_a_second_at_most() {
+    let mut world = rejected(1, 2, SLOW);
     let sent = world.redis.commands.len();
-    let assert_refused = |world: &mut World, decision: &Decision, wait_us, retry_after| {
-        let wanted = Verdict { outcome: Outcome::Refused, capacity: 1, remaining: 0, wait_us };
+    let assert_rejected = |world: &mut World, decision: &Decision, wait_us, retry_after| {
+        let wanted = Verdict { outcome: Outcome::Rejected, capacity: 1, remaining: 0, wait_us };
         assert_eq!(answer(decision).verdict, Some(wanted));
         let headers = world.headers(WORKER, decision);
         let limits = ["x-ratelimit-limit: 1", "x-ratelimit-remaining: 0", "x-ratelimit-reset: 1700000010"];
@@ -50,7 +50,7 @@ fn the_deny_cache_refuses_a_caller_for_a_second_at_most() {
     for (later_us, wait_us) in [(0, 10 * SECOND), (1, 9_999_999), (999_998, 9_000_001)] {
         world.advance(later_us);
         let (_, decision) = world.decide(WORKER, &get());
-        assert_refused(&mut world, &decision, wait_us, 10);
+        assert_rejected(&mut world, &decision, wait_us, 10);
     }
     assert_eq!(world.redis.commands.len(), sent, "no command was sent");
     let limited = "rate_limiter_requests_total.tier.slow.status.limited".to_owned();
@@ -60,40 +60,40 @@ fn the_deny_cache_refuses_a_caller_for_a_second_at_most() {
     // After a second one request waits for Redis.
     let id = world.start(WORKER, &get());
     for _ in 0..5 {
-        assert_eq!(world.decided(WORKER, &get()), "Refused", "and the others are refused");
+        assert_eq!(world.decided(WORKER, &get()), "Rejected", "and the others are rejected");
     }
     world.advance(MS);
     let decision = only(world.exchange(WORKER), id);
-    assert_refused(&mut world, &decision, 8_999_000, 9);
-    assert_eq!(world.decided(WORKER, &get()), "Refused");
+    assert_rejected(&mut world, &decision, 8_999_000, 9);
+    assert_eq!(world.decided(WORKER, &get()), "Rejected");
     assert_eq!(world.redis.commands.len(), sent + 1);
 
     let other = world.decide_with_redis(WORKER, &get().from("192.0.2.99:1"));
-    assert_eq!(kind(&other), "Admitted", "another caller is not refused");
+    assert_eq!(kind(&other), "Admitted", "another caller is not rejected");
     assert_eq!(world.decided(OTHER, &get()), "AwaitsRedis", "another worker waits for Redis");
 }
 
 #[test]
 fn the_deny_cache_ends_at_the_microsecond_at_which_a_token_is_due() {
     let tier = r#""default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 3}}}"#;
-    let mut world = refused(1, 1, tier);
+    let mut world = rejected(1, 1, tier);
     world.advance(333_333);
-    assert_eq!(world.decided(WORKER, &get()), "Refused", "a tick early");
+    assert_eq!(world.decided(WORKER, &get()), "Rejected", "a tick early");
     world.advance(1);
     for _ in 0..2 {
         assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis", "all wait for Redis again");
     }
     let decisions = world.exchange(WORKER);
     let kinds: Vec<_> = decisions.iter().map(|(_, decision)| kind(decision)).collect();
-    assert_eq!(kinds, ["Admitted", "Refused"]);
+    assert_eq!(kinds, ["Admitted", "Rejected"]);
 }
 
 #[test]
 fn the_deny_cache_forgets_a_caller_whose_reply_does_not_come() {
-    let mut world = refused(1, 1, SLOW);
+    let mut world = rejected(1, 1, SLOW);
     world.advance(SECOND);
     let id = world.start(WORKER, &get());
-    assert_eq!(world.decided(WORKER, &get()), "Refused");
+    assert_eq!(world.decided(WORKER, &get()), "Rejected");
     world.is_frozen = true;
     let decision = only(world.run(TIMEOUT + 5 * MS), id);
     assert_eq!(kind(&decision), "Admitted", "by this Envoy's own bucket");
@@ -120,14 +120,14 @@ fn a_change_of_health_or_documents_clears_the_deny_cache() {
     ];
     let json = format!(r#"{SLOW}, "config_source": {{"cluster": "files", "tiers": "/tiers.json"}}"#);
     for (what, change) in cases {
-        let mut world = refused(2, 2, &json);
-        assert_eq!(world.decided(WORKER, &get()), "Refused", "{what}: in the deny cache");
+        let mut world = rejected(2, 2, &json);
+        assert_eq!(world.decided(WORKER, &get()), "Rejected", "{what}: in the deny cache");
         change(&mut world);
         let (id, decision) = world.decide(WORKER, &get());
         assert_eq!(kind(&decision), "AwaitsRedis", "{what}: not in the deny cache");
         let decision = only(world.exchange(WORKER), id);
-        assert_eq!(kind(&decision), "Refused", "{what}: still empty");
-        assert_eq!(world.decided(WORKER, &get()), "Refused", "{what}: in the deny cache again");
+        assert_eq!(kind(&decision), "Rejected", "{what}: still empty");
+        assert_eq!(world.decided(WORKER, &get()), "Rejected", "{what}: in the deny cache again");
     }
 }
 
@@ -142,14 +142,14 @@ fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
     world.post(OTHER, "DEGRADED");
     // Its next request sees the change.
     world.assert_health(WORKER, Health::Degraded);
-    assert_eq!(kind(&only(world.exchange(WORKER), id)), "Refused");
-    // The refusal before the change is not cached.
+    assert_eq!(kind(&only(world.exchange(WORKER), id)), "Rejected");
+    // The rejection before the change is not cached.
     assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis");
 }
 
 #[test]
 fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
-    let mut world = refused(1, 1, SLOW);
+    let mut world = rejected(1, 1, SLOW);
     world.advance(SECOND);
     let Worker { limiter, data, .. } = world.worker(WORKER);
     let start = |id, later_us| RequestStart { id, at: data.now().after(Duration::from_micros(later_us)) };
@@ -157,11 +157,11 @@ fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
     let Screening::Limited(limited) = decider.screen(&get(), data.now(), false) else {
         panic!("it has a bucket")
     };
-    assert!(decider.refuse_if_empty(&limited, start(101, 0)).is_none(), "it waits for a place");
+    assert!(decider.reject_if_empty(&limited, start(101, 0)).is_none(), "it waits for a place");
     for id in [102, 103] {
-        let decision = decider.refuse_if_empty(&limited, start(id, 1)).expect("it is refused");
-        assert_eq!(kind(&decision), "Refused");
+        let decision = decider.reject_if_empty(&limited, start(id, 1)).expect("it is rejected");
+        assert_eq!(kind(&decision), "Rejected");
     }
-    assert_eq!(kind(&decider.charge(&limited, start(104, MS))), "Refused");
+    assert_eq!(kind(&decider.charge(&limited, start(104, MS))), "Rejected");
     assert_eq!(kind(&decider.charge(&limited, start(101, 2 * MS))), "AwaitsRedis", "it has its place");
 }

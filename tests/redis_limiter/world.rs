@@ -234,8 +234,8 @@ pub fn only(decisions: Decisions, id: RequestId) -> Decision {
 /// What the response reports of a bucket.
 pub fn answer(decision: &Decision) -> &HeaderValues {
     match decision {
-        Decision::Admitted(answer) | Decision::Refused(answer) => answer,
-        other => panic!("neither admitted nor refused: {other:?}"),
+        Decision::Admitted(answer) | Decision::Rejected(answer) => answer,
+        other => panic!("neither admitted nor rejected: {other:?}"),
     }
 }
 

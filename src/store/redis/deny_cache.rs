@@ -1,4 +1,4 @@
-//! Whose bucket is known to be empty: such callers are refused here, without a command to Redis, until a token is due.
+//! Whose bucket is known to be empty: such callers are rejected here, without a command to Redis, until a token is due.
 //!
 //! Keeps a fixed number of records, each in the place that its hash gives; a newcomer takes the place over, which
 //! costs the other caller nothing but a command to Redis.
@@ -11,7 +11,7 @@ use crate::time::StoreTime;
 /// Records kept; a power of two. 32 bytes each.
 const PLACES: usize = 4096;
 
-/// Longest time that a caller is refused without a command to Redis.
+/// Longest time that a caller is rejected without a command to Redis.
 ///
 /// An operator who deletes a bucket in Redis frees its caller so much later at most, however long the caller
 /// would have had to wait.
@@ -46,7 +46,7 @@ impl DenyCache {
     /// How long the caller has to wait for the next token; `None` where Redis is to decide. `request` numbers the
     /// request.
     ///
-    /// At a recheck, one request gets `None`, also when it comes here again; all others are refused until its reply has
+    /// At a recheck, one request gets `None`, also when it comes here again; all others are rejected until its reply has
     /// arrived.
     pub fn wait(&mut self, owner: &impl Hash, request: u32, now: StoreTime) -> Option<Duration> {
         let hash = self.hash(owner);
@@ -65,7 +65,7 @@ impl DenyCache {
     /// Notes that Redis, by a command sent at `sent_at`, had no token for `wait` to come.
     ///
     /// Redis read its clock after `sent_at`, so the token is really due a little later than noted. The next command
-    /// may be sent too early, but no caller is refused too long.
+    /// may be sent too early, but no caller is rejected too long.
     pub fn note(&mut self, owner: &impl Hash, sent_at: StoreTime, wait: Duration) {
         let hash = self.hash(owner);
         if let Some(record) = self.records.get_mut(place(hash)) {

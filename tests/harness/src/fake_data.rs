@@ -229,7 +229,7 @@ pub fn limiter_with(data: &FakeData, json: &str, hash_key: (u64, u64)) -> Limite
 
 pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> HeaderValues {
     match limiter.decide(request, data, ARRIVAL) {
-        Decision::Admitted(answer) | Decision::Refused(answer) => answer,
+        Decision::Admitted(answer) | Decision::Rejected(answer) => answer,
         other => panic!("not limited: {other:?}"),
     }
 }

@@ -49,7 +49,7 @@ impl World {
         let health = self.envoys[worker.envoy].health.get();
         let (admitted, answer) = match decision {
             Decision::Admitted(answer) => (true, answer),
-            Decision::Refused(answer) => (false, answer),
+            Decision::Rejected(answer) => (false, answer),
             Decision::Unavailable(answer) => {
                 return self.fell_back(index, worker, payer, request_id, "deny", answer.verdict.is_some());
             }
@@ -104,7 +104,7 @@ impl World {
         match self.plan.store {
             Store::SharedData => {
                 if !admitted {
-                    self.count(Happening::RefusedHere);
+                    self.count(Happening::RejectedHere);
                 }
                 "shared data"
             }
@@ -137,7 +137,7 @@ impl World {
             self.fail(Some(payer), "the verdict and the decision differ");
         }
         if !admitted {
-            self.count(Happening::RefusedThere);
+            self.count(Happening::RejectedThere);
         }
         "Redis"
     }
@@ -152,7 +152,7 @@ impl World {
         if admitted {
             self.fail(Some(payer), "admitted without a store");
         }
-        self.count(Happening::RefusedByDenyCache);
+        self.count(Happening::RejectedByDenyCache);
         let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == payer);
         let is_asking = worker.pending.borrow().values().any(pays);
         let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;

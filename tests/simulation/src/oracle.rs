@@ -5,7 +5,7 @@
 //! admitted − rate × elapsed. It obeys `excess ← max(0, excess − rate × elapsed) + 1` at each admission, so one number
 //! stands for all intervals, and the claim is `excess ≤ capacity`. With `tokens = capacity − excess` that is a bucket
 //! that starts full, refills at `rate` up to `capacity` and must hold a whole token at every admission.
-//! Liveness is the other half: a refusal requires less than a whole token. So safety and liveness together
+//! Liveness is the other half: a rejection requires less than a whole token. So safety and liveness together
 //! mean that the decision is *equal* to the reference's, and so are the remaining tokens, to 10⁻¹² tokens.
 //!
 //! Elapsed time is the gain of the store's clock since the last admission (or since its last step back).
@@ -18,9 +18,9 @@
 //! - A bucket that expires in Redis must have been full under every limit of its last request; only then is it new.
 //! - Addresses that share a full record of the address table: each still obeys its own reference as an upper bound
 //!   (exact safety); the record's `ways` slots are as many buckets, so together they admit at most `ways ×` one bucket;
-//!   and a refusal needs one slot to be empty, so that the record as *one* bucket would be empty, too. Holds where the
+//!   and a rejection needs one slot to be empty, so that the record as *one* bucket would be empty, too. Holds where the
 //!   limit does not change, and such worlds do not change it.
-//! - Callers that the deny cache refuses: never while Redis has a token for them, except that changes of Redis from
+//! - Callers that the deny cache rejects: never while Redis has a token for them, except that changes of Redis from
 //!   outside (lost data, a clock set forward, another Envoy's other limits) may stay unknown for [`DENY_US`] and one
 //!   command.
 
@@ -29,7 +29,7 @@ use dynamic_rate_limiter::tier::Limit;
 /// Units in a token.
 const TOKEN: u128 = 1_000_000_000_000;
 
-/// The longest time that the deny cache may refuse a caller, in microseconds.
+/// The longest time that the deny cache may reject a caller, in microseconds.
 pub const DENY_US: u64 = 1_000_000;
 
 /// The content of one decision.
@@ -150,7 +150,7 @@ impl Oracle {
     ) -> Result<(), String> {
         let reference = &mut self.local[bucket];
         match self.before[bucket] {
-            // A worker with another limit has changed the bucket after it was read. A refusal writes nothing, so that
+            // A worker with another limit has changed the bucket after it was read. A rejection writes nothing, so that
             // this one does not see it.
             (number, mut before) if !said.admitted && number > read_after => {
                 return compare(&mut before, limit, now_us, now_us, said);
@@ -175,7 +175,7 @@ impl Oracle {
             return match there < TOKEN || one_is_empty {
                 true => Ok(()),
                 false => {
-                    Err(format!("refused with {} there, and no slot of its record is empty", shown(there)))
+                    Err(format!("rejected with {} there, and no slot of its record is empty", shown(there)))
                 }
             };
         }
@@ -216,7 +216,7 @@ impl Oracle {
         compare(reference, limit, redis_us, redis_us + full_us, said)
     }
 
-    /// Checks a refusal by the deny cache. `is_waiting`: another request of this worker waits for Redis.
+    /// Checks a rejection by the deny cache. `is_waiting`: another request of this worker waits for Redis.
     pub fn denied(
         &self,
         bucket: usize,
@@ -231,7 +231,7 @@ impl Oracle {
         if there < TOKEN || (self.disturbed_us[bucket] > 0 && may_be_unknown) {
             return Ok(());
         }
-        Err(format!("refused without asking although Redis has {}, for {disturbed_us} µs", shown(there)))
+        Err(format!("rejected without asking although Redis has {}, for {disturbed_us} µs", shown(there)))
     }
 
     /// All buckets in Redis may have tokens that the limiters do not know of.
@@ -274,7 +274,7 @@ fn compare(
     let there = available(*reference, limit, now_us);
     match (said.admitted, there >= TOKEN) {
         (true, false) => return Err(format!("admitted with {} there", shown(there))),
-        (false, true) => return Err(format!("refused with {} there", shown(there))),
+        (false, true) => return Err(format!("rejected with {} there", shown(there))),
         _ => {}
     }
     let tokens = if said.admitted { there - TOKEN } else { there };

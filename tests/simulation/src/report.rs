@@ -19,9 +19,9 @@ macro_rules! happenings {
 happenings! {
     "decisions": {
         Admitted "admitted",
-        RefusedHere "refused by shared data",
-        RefusedThere "refused by Redis",
-        RefusedByDenyCache "refused by the deny cache",
+        RejectedHere "rejected by shared data",
+        RejectedThere "rejected by Redis",
+        RejectedByDenyCache "rejected by the deny cache",
         FallbackLocal "fallbacks: local",
         FallbackAllow "fallbacks: allow",
         FallbackDeny "fallbacks: deny",
@@ -166,7 +166,7 @@ impl History {
         let text = |line: &Line| {
             let what = match line.what {
                 What::Decided { envoy, worker, request_id, how, admitted, left } => {
-                    let verdict = if admitted { "admitted" } else { "refused" };
+                    let verdict = if admitted { "admitted" } else { "rejected" };
                     format!(
                         "request {request_id} at envoy {envoy}, worker {worker}: {verdict} by {how}, {left} left"
                     )

@@ -53,7 +53,7 @@ pub const MAX_DEPTH: u32 = 2;
 pub enum Event {
     /// Requests arrive.
     Arrivals,
-    /// A refused caller retries.
+    /// A rejected caller retries.
     Return(usize, Caller),
     /// A worker's shared queue calls it.
     Turn(usize),

@@ -56,7 +56,7 @@ fn serve(plugin: PluginConfig) {
             let arrival = dynamic_rate_limiter::request::RequestStart { id: request_id as u32, ..arrival };
             match limiter.decide(request, &data, arrival) {
                 Decision::Admitted(answer)
-                | Decision::Refused(answer)
+                | Decision::Rejected(answer)
                 | Decision::Shed(answer, _)
                 | Decision::Unavailable(answer) => {
                     check_answer(&answer, limiter.wall_clock());

@@ -126,7 +126,7 @@ impl World {
                     assert!(*admitted <= most && verdict.capacity <= most, "{admitted} at once, of {most}");
                 }
             }
-            Decision::Refused(answer) | Decision::Unavailable(answer) | Decision::Shed(answer, _) => {
+            Decision::Rejected(answer) | Decision::Unavailable(answer) | Decision::Shed(answer, _) => {
                 check_answer(&answer, self.limiter.wall_clock());
             }
             Decision::Replied(reply) => {
@@ -169,7 +169,7 @@ impl World {
             let LimiterOutput::Decided(request_id, decision) = output else { continue };
             assert!((1..=self.request_id).contains(&request_id));
             match decision {
-                Decision::Admitted(answer) | Decision::Refused(answer) => {
+                Decision::Admitted(answer) | Decision::Rejected(answer) => {
                     check_answer(&answer, self.limiter.wall_clock());
                 }
                 Decision::Replied(reply) => assert_eq!(reply.status, 500),
