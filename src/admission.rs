@@ -18,7 +18,7 @@ use crate::in_force::InForce;
 use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{Charged, RedisLimiter};
-use crate::request::{Request, RequestStart};
+use crate::request::{DecisionStart, Request};
 use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Limit, Tier};
@@ -89,7 +89,7 @@ pub struct Decider<'a, D> {
 
 impl<D: SharedData> Decider<'_, D> {
     /// Decides about a request whose upstream is not protected from overload. `may_wait`: for missing documents.
-    pub fn decide(&mut self, request: &impl Request, start: RequestStart, may_wait: bool) -> Decision {
+    pub fn decide(&mut self, request: &impl Request, start: DecisionStart, may_wait: bool) -> Decision {
         match self.screen(request, start.at, may_wait) {
             Screening::Decided(decision) => decision,
             Screening::Limited(limited) => self.charge(&limited, start),
@@ -128,7 +128,7 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// Takes a request's token, and decides by it.
-    pub fn charge(&mut self, limited: &LimitedRequest, start: RequestStart) -> Decision {
+    pub fn charge(&mut self, limited: &LimitedRequest, start: DecisionStart) -> Decision {
         let LimitedRequest { tier, owner } = limited;
         let limit = match self.limit(tier) {
             Err(blocked) => return blocked,
@@ -159,7 +159,7 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// Rejects a request whose bucket is known to be empty, and charges nothing.
-    pub fn reject_if_empty(&mut self, limited: &LimitedRequest, start: RequestStart) -> Option<Decision> {
+    pub fn reject_if_empty(&mut self, limited: &LimitedRequest, start: DecisionStart) -> Option<Decision> {
         let LimitedRequest { tier, owner: Some(owner) } = limited else { return None };
         let health = self.in_force.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };

@@ -6,7 +6,7 @@ use crate::control::Control;
 use crate::health::HealthOverride;
 use crate::identity::Network;
 use crate::redis_limiter::RedisLimiter;
-use crate::request::RequestStart;
+use crate::request::DecisionStart;
 use crate::store::SharedData;
 use crate::store::redis::queue::CommandId;
 use crate::time::UnixTime;
@@ -35,7 +35,7 @@ impl HealthChange {
     pub(crate) fn store(
         self,
         redis: &mut RedisLimiter,
-        start: RequestStart,
+        start: DecisionStart,
     ) -> Result<CommandId, EndpointReply> {
         let command = redis.set_health(start, self.network, self.health_override);
         command.map_err(|_| admin::not_stored())

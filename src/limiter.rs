@@ -16,7 +16,7 @@ use crate::measured_health;
 use crate::metrics::{self, Metrics, Sample};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{Answered, RedisLimiter, RedisOutput};
-use crate::request::{Request, RequestId, RequestStart};
+use crate::request::{DecisionStart, Request, RequestId};
 use crate::store::redis::outbox::StreamAction;
 use crate::store::redis::queue::CommandId;
 use crate::store::{AddressTable, Contended, SharedData};
@@ -102,7 +102,7 @@ impl Limiter {
         &mut self,
         request: &impl Request,
         data: &impl SharedData,
-        start: RequestStart,
+        start: DecisionStart,
     ) -> Decision {
         self.decider(data).decide(request, start, true)
     }
@@ -172,7 +172,7 @@ impl Limiter {
         pending: &PendingChange,
         body: &[u8],
         data: &impl SharedData,
-        start: RequestStart,
+        start: DecisionStart,
     ) -> Decision {
         let change = HealthChange::parse(pending, body, self.config());
         let reply = match (change, &mut self.redis) {

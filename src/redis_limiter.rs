@@ -15,7 +15,7 @@ use crate::health_sync::{HealthSync, POLL_INTERVAL, Poll};
 use crate::id_map::IdMap;
 use crate::identity::Network;
 use crate::metrics::{self, Metrics};
-use crate::request::{RequestId, RequestStart};
+use crate::request::{DecisionStart, RequestId};
 use crate::store::SharedData;
 use crate::store::redis::command::{Answer, Command, Declined, Event, Failure};
 use crate::store::redis::deny_cache::DenyCache;
@@ -69,7 +69,7 @@ pub enum Answered {
 #[derive(Debug)]
 enum Purpose {
     Charge {
-        start: RequestStart,
+        start: DecisionStart,
         charge: Charge,
         limits: u32,
     },
@@ -142,14 +142,14 @@ impl RedisLimiter {
     }
 
     /// The rejection of a charge whose bucket is known to be empty. Sends nothing.
-    pub fn known_rejection(&mut self, start: RequestStart, charge: &Charge) -> Option<Verdict> {
+    pub fn known_rejection(&mut self, start: DecisionStart, charge: &Charge) -> Option<Verdict> {
         let wait_us = whole_micros(self.deny_cache.wait(&charge.owner, start.id, start.at)?);
         let capacity = charge.limit.capacity();
         Some(Verdict { outcome: Outcome::Rejected, capacity, remaining: 0, wait_us })
     }
 
     /// Charges, unless it is known that there is nothing to take.
-    pub fn charge(&mut self, start: RequestStart, charge: Charge, metrics: &mut Metrics) -> Charged {
+    pub fn charge(&mut self, start: DecisionStart, charge: Charge, metrics: &mut Metrics) -> Charged {
         self.is_used = true;
         let now = start.at;
         if let Some(verdict) = self.known_rejection(start, &charge) {
@@ -178,7 +178,7 @@ impl RedisLimiter {
     /// Stores for the fleet what an operator says about health.
     pub fn set_health(
         &mut self,
-        start: RequestStart,
+        start: DecisionStart,
         network: Network,
         health_override: HealthOverride,
     ) -> Result<CommandId, Declined> {

@@ -5,12 +5,12 @@ use crate::time::StoreTime;
 /// Names a request of one worker from its arrival to its end.
 pub type RequestId = u32;
 
-/// When the store is asked for a request, and what to call the request if it has to wait for the answer.
+/// Which request is decided, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestStart {
-    /// Names it among those that wait.
+pub struct DecisionStart {
+    /// Names it while it waits for Redis.
     pub id: RequestId,
-    /// When it is charged, or changes health: later than its headers came in, if it has waited before.
+    /// When it is charged, or changes health: later than its arrival, if it has waited before.
     pub at: StoreTime,
 }
 

@@ -11,7 +11,7 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, Sample};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
-use harness::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN, limiter};
+use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, limiter};
 
 /// A worker's limiter, and the shared data of its Envoy.
 struct Test {
@@ -27,7 +27,7 @@ impl Test {
     }
 
     fn decide(&mut self, request: FakeRequest) -> Decision {
-        self.limiter.decide(&request, &self.data, ARRIVAL)
+        self.limiter.decide(&request, &self.data, START)
     }
 
     fn answer(&mut self, request: FakeRequest) -> HeaderValues {
@@ -41,7 +41,7 @@ impl Test {
 
     fn set_health(&mut self, body: &[u8]) -> (u32, String) {
         let Decision::AwaitsBody(pending) = self.decide(admin(TOKEN)) else { panic!("the token is right") };
-        replied(self.limiter.change_health(&pending, body, &self.data, ARRIVAL))
+        replied(self.limiter.change_health(&pending, body, &self.data, START))
     }
 
     /// Whether a change of health with the right token, from this address, is accepted.
@@ -252,7 +252,7 @@ fn a_missing_or_empty_token_does_not_match_the_hash_of_the_empty_string() {
     let plugin = PluginConfig::parse(json.as_bytes(), &Environment::default()).expect("a configuration");
     let mut limiter = Limiter::new(plugin, &data, (1, 2)).expect("a limiter");
     for request in [FakeRequest::post("/system/health"), admin("")] {
-        assert_eq!(replied(limiter.decide(&request, &data, ARRIVAL)).0, 403);
+        assert_eq!(replied(limiter.decide(&request, &data, START)).0, 403);
     }
 }
 
@@ -263,7 +263,7 @@ fn concurrent_bad_tokens_are_all_counted() {
         assert_eq!(test.reply(admin("wrong")).0, 403);
     }
     test.data.before_next_write(|data| {
-        let decision = limiter(data, "{}").decide(&admin("wrong"), data, ARRIVAL);
+        let decision = limiter(data, "{}").decide(&admin("wrong"), data, START);
         assert_eq!(replied(decision).0, 403, "the fifth comes from another worker");
     });
     assert_eq!(test.reply(admin("wrong")).0, 429, "this is the sixth");

@@ -12,7 +12,7 @@ const OPERATOR: &str = "192.0.2.1:1";
 /// The status of a token from an address; 200 if it is right.
 fn status(limiter: &mut Limiter, data: &FakeData, token: &str, source: &str) -> u32 {
     let request = FakeRequest::post("/system/health").with("x-admin-token", token).from(source);
-    match limiter.decide(&request, data, harness::ARRIVAL) {
+    match limiter.decide(&request, data, harness::START) {
         Decision::Replied(reply) => reply.status,
         Decision::AwaitsBody(_) => 200,
         other => panic!("{other:?}"),

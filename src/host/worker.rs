@@ -16,7 +16,7 @@ use crate::documents::Fetched;
 use crate::generation::Role;
 use crate::limiter::{Limiter, LimiterOutput};
 use crate::overload::{Admission, Output, RequestOutcome};
-use crate::request::{RequestId, RequestStart};
+use crate::request::{DecisionStart, RequestId};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
 use crate::store::SharedData;
 use crate::time::StoreTime;
@@ -336,7 +336,7 @@ impl Worker {
         };
         // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
         if self.requests.waiting_for_place() > 0 {
-            let start = RequestStart { id, at: now };
+            let start = DecisionStart { id, at: now };
             if let Some(rejection) = self.limiter.decider(&HostData).reject_if_empty(&limited, start) {
                 return Some(rejection);
             }
@@ -360,7 +360,7 @@ impl Worker {
     /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the
     /// request does not go on.
     fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now: StoreTime) -> Decision {
-        let start = RequestStart { id, at: now };
+        let start = DecisionStart { id, at: now };
         let decision = self.limiter.decider(&HostData).charge(limited, start);
         if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis(_)) {
             self.finish_at(id, RequestOutcome::NotSent, now);
@@ -484,7 +484,7 @@ impl Worker {
     }
 
     fn change_health(&mut self, id: RequestId, change: &PendingChange, body: &[u8]) {
-        let start = RequestStart { id, at: HostData.now() };
+        let start = DecisionStart { id, at: HostData.now() };
         let decision = self.limiter.change_health(change, body, &HostData, start);
         self.wake(start.at);
         match decision {

@@ -7,7 +7,7 @@ use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::metrics::Sample;
-use dynamic_rate_limiter::request::RequestStart;
+use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::SharedData;
 
 use super::*;
@@ -152,7 +152,7 @@ fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
     let mut world = rejected(1, 1, SLOW);
     world.advance(SECOND);
     let Worker { limiter, data, .. } = world.worker(WORKER);
-    let start = |id, later_us| RequestStart { id, at: data.now().after(Duration::from_micros(later_us)) };
+    let start = |id, later_us| DecisionStart { id, at: data.now().after(Duration::from_micros(later_us)) };
     let mut decider = limiter.decider(&**data);
     let Screening::Limited(limited) = decider.screen(&get(), data.now(), false) else {
         panic!("it has a bucket")

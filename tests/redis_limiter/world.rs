@@ -11,7 +11,7 @@ use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
 use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::redis_limiter::RedisLimiter;
-use dynamic_rate_limiter::request::{RequestId, RequestStart};
+use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use dynamic_rate_limiter::time::{UnixTime, WallClock};
@@ -130,7 +130,7 @@ impl World {
         let id = self.last_id;
         let Worker { limiter, data, .. } = self.worker(name);
         // Tests publish documents themselves; no request waits for them.
-        (id, limiter.decider(&**data).decide(request, RequestStart { id, at: data.now() }, false))
+        (id, limiter.decider(&**data).decide(request, DecisionStart { id, at: data.now() }, false))
     }
 
     /// Starts a request that waits for Redis.
@@ -164,7 +164,7 @@ impl World {
         let (id, decision) = self.decide(name, &request);
         let Decision::AwaitsBody(pending) = decision else { panic!("the token is good: {decision:?}") };
         let Worker { limiter, data, .. } = self.worker(name);
-        let start = RequestStart { id, at: data.now() };
+        let start = DecisionStart { id, at: data.now() };
         (id, limiter.change_health(&pending, body.as_bytes(), &**data, start))
     }
 

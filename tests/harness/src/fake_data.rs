@@ -8,15 +8,15 @@ use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::request::{Request, RequestStart};
+use dynamic_rate_limiter::request::{DecisionStart, Request};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::StoreTime;
 
 pub const SECOND: u64 = 1_000_000;
 
-/// An arrival at time 0, for tests in which the time of arrival does not matter.
-pub const ARRIVAL: RequestStart = RequestStart { id: 1, at: StoreTime::from_micros(0) };
+/// The start of a decision at time 0, for tests in which its time does not matter.
+pub const START: DecisionStart = DecisionStart { id: 1, at: StoreTime::from_micros(0) };
 
 type Act = Box<dyn FnOnce(&FakeData)>;
 
@@ -228,7 +228,7 @@ pub fn limiter_with(data: &FakeData, json: &str, hash_key: (u64, u64)) -> Limite
 }
 
 pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> HeaderValues {
-    match limiter.decide(request, data, ARRIVAL) {
+    match limiter.decide(request, data, START) {
         Decision::Admitted(answer) | Decision::Rejected(answer) => answer,
         other => panic!("not limited: {other:?}"),
     }

@@ -15,7 +15,7 @@ use dynamic_rate_limiter::health_sync::POLL_INTERVAL;
 use dynamic_rate_limiter::limiter::LimiterOutput;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
 use dynamic_rate_limiter::redis_limiter::RedisLimiter;
-use dynamic_rate_limiter::request::{RequestId, RequestStart};
+use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::AddressTable;
 use dynamic_rate_limiter::store::redis::queue::window;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
@@ -445,7 +445,7 @@ impl World {
         let request_id = self.number() as RequestId;
         let host = Host::new(self, worker.envoy, depth);
         let at_us = self.now_us.get();
-        let arrival = RequestStart { id: request_id, at: envoy.clock(at_us) };
+        let start = DecisionStart { id: request_id, at: envoy.clock(at_us) };
         let (limits, health) = (self.limits(&worker), envoy.health.get());
         let payer = limits.payer(caller);
         let limit = limits.limit(payer, health);
@@ -453,7 +453,7 @@ impl World {
         let request = SimulatedRequest { caller, is_post: false };
         let late_us = worker.late_us.get();
         // No request waits for documents: until some are published, the plugin configuration applies.
-        let decision = worker.limiter.borrow_mut().decider(&host).decide(&request, arrival, false);
+        let decision = worker.limiter.borrow_mut().decider(&host).decide(&request, start, false);
         self.check_health(worker.envoy);
         let timeout_us = self.plan.timeout_us;
         // The other workers have delayed it already.
@@ -487,16 +487,16 @@ impl World {
         let request_id = self.number() as RequestId;
         let host = Host::new(self, worker.envoy, 0);
         let at_us = self.now_us.get();
-        let arrival = RequestStart { id: request_id, at: envoy.clock(at_us) };
+        let start = DecisionStart { id: request_id, at: envoy.clock(at_us) };
         let caller = Caller { key: None, address: 0 };
         let request = SimulatedRequest { caller, is_post: true };
-        let decision = worker.limiter.borrow_mut().decide(&request, &host, arrival);
+        let decision = worker.limiter.borrow_mut().decide(&request, &host, start);
         let Decision::AwaitsBody(change) = decision else {
             return self.fail(None, format!("a change of health with the right token: {decision:?}"));
         };
         let late_us = worker.late_us.get();
         let body = format!(r#"{{"status": "{wanted}"}}"#);
-        let decision = worker.limiter.borrow_mut().change_health(&change, body.as_bytes(), &host, arrival);
+        let decision = worker.limiter.borrow_mut().change_health(&change, body.as_bytes(), &host, start);
         worker.delay(self.now_us.get() - at_us);
         let pending = Pending {
             payment: None,

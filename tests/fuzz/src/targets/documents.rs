@@ -41,7 +41,7 @@ pub(super) fn check(bytes: &[u8]) {
     }
     // Another worker uses it at its next request, and the same document again changes nothing.
     let changes = data.changes();
-    second.decide(&FakeRequest::get("/"), &data, harness::ARRIVAL);
+    second.decide(&FakeRequest::get("/"), &data, harness::START);
     assert_eq!(said(second.config()), force);
     publish(&mut second, fetched, &data);
     assert_eq!(data.changes(), changes, "published twice");

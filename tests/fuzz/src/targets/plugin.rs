@@ -4,9 +4,10 @@
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::limiter::Limiter;
+use dynamic_rate_limiter::request::DecisionStart;
 
 use super::check_answer;
-use harness::{ARRIVAL, FakeData, FakeRequest, SECOND, TOKEN};
+use harness::{FakeData, FakeRequest, SECOND, START, TOKEN};
 
 pub(super) const WORDS: &str = "\
     tiers|api_keys|default_tier|config_source|admin|store|headers|ipv6_prefix|namespace|exempt_paths|\
@@ -52,9 +53,8 @@ fn serve(plugin: PluginConfig) {
     for advance_us in [0, 1, SECOND, u64::MAX / 2] {
         data.advance(advance_us);
         for (request_id, request) in requests.iter().enumerate() {
-            let arrival = harness::ARRIVAL;
-            let arrival = dynamic_rate_limiter::request::RequestStart { id: request_id as u32, ..arrival };
-            match limiter.decide(request, &data, arrival) {
+            let start = DecisionStart { id: request_id as u32, ..START };
+            match limiter.decide(request, &data, start) {
                 Decision::Admitted(answer)
                 | Decision::Rejected(answer)
                 | Decision::Shed(answer, _)
@@ -62,7 +62,7 @@ fn serve(plugin: PluginConfig) {
                     check_answer(&answer, limiter.wall_clock());
                 }
                 Decision::AwaitsBody(pending) => {
-                    limiter.change_health(&pending, br#"{"status":"DEGRADED"}"#, &data, ARRIVAL);
+                    limiter.change_health(&pending, br#"{"status":"DEGRADED"}"#, &data, START);
                 }
                 Decision::Exempt
                 | Decision::Replied(_)

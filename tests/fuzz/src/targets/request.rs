@@ -12,7 +12,7 @@ use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW};
-use dynamic_rate_limiter::request::RequestStart;
+use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::time::StoreTime;
 
@@ -97,9 +97,9 @@ impl World {
             }
         }
         self.request_id += 1;
-        let arrival = RequestStart { id: self.request_id, at: data.now() };
-        let decision = self.limiter.decide(&request, data, arrival);
-        self.look_at(decision, &request, &body, arrival, data);
+        let start = DecisionStart { id: self.request_id, at: data.now() };
+        let decision = self.limiter.decide(&request, data, start);
+        self.look_at(decision, &request, &body, start, data);
         if self.request_id.is_multiple_of(3) {
             self.settle(data);
         }
@@ -110,7 +110,7 @@ impl World {
         decision: Decision,
         request: &FakeRequest,
         body: &[u8],
-        arrival: RequestStart,
+        start: DecisionStart,
         data: &FakeData,
     ) {
         let prefix = self.limiter.config().settings.ipv6_prefix;
@@ -134,15 +134,15 @@ impl World {
                 serde_json::from_str::<serde_json::Value>(&reply.body).expect("the answer is JSON");
                 if reply.status == 403 && header("x-admin-token").is_some() {
                     let times = self.forbidden.entry(network).or_default();
-                    times.push(arrival.at);
-                    let within = times.iter().filter(|at| at.after(WINDOW) > arrival.at).count();
+                    times.push(start.at);
+                    let within = times.iter().filter(|at| at.after(WINDOW) > start.at).count();
                     assert!(within <= MAX_BAD_TOKENS, "{within} guesses in a minute");
                 }
             }
             Decision::AwaitsBody(pending) => {
                 assert_eq!(header("x-admin-token").map(Vec::as_slice), Some(TOKEN.as_bytes()));
                 assert_eq!(request.method, b"POST");
-                match self.limiter.change_health(&pending, body, data, arrival) {
+                match self.limiter.change_health(&pending, body, data, start) {
                     Decision::Replied(reply) => {
                         assert!(matches!(reply.status, 200 | 400 | 413 | 500), "{reply:?}")
                     }
