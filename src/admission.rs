@@ -88,14 +88,6 @@ pub struct Decider<'a, D> {
 }
 
 impl<D: SharedData> Decider<'_, D> {
-    /// Decides about a request whose upstream is not protected from overload. `may_wait`: for missing documents.
-    pub fn decide(&mut self, request: &impl Request, start: DecisionStart, may_wait: bool) -> Decision {
-        match self.screen(request, start.at, may_wait) {
-            Screening::Decided(decision) => decision,
-            Screening::Limited(limited) => self.charge(&limited, start),
-        }
-    }
-
     /// Decides what can be decided by a request's headers alone. `may_wait`: for missing documents.
     pub fn screen(&mut self, request: &impl Request, now: StoreTime, may_wait: bool) -> Screening {
         self.in_force.follow(self.data, self.redis.as_deref_mut(), self.metrics);

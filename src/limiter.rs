@@ -1,7 +1,7 @@
 //! The limiter of one worker: its parts, and what its owner does with them.
 //!
-//! Knows nothing of Envoy: what it needs of a request, it reads through [`Request`]; what workers share is in
-//! [`SharedData`], what Envoys share in Redis.
+//! Knows nothing of Envoy: what it needs of a request, it reads through [`Request`](crate::request::Request); what
+//! workers share is in [`SharedData`], what Envoys share in Redis.
 
 use std::rc::Rc;
 
@@ -16,7 +16,7 @@ use crate::measured_health;
 use crate::metrics::{self, Metrics, Sample};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{Answered, RedisLimiter, RedisOutput};
-use crate::request::{DecisionStart, Request, RequestId};
+use crate::request::{DecisionStart, RequestId};
 use crate::store::redis::outbox::StreamAction;
 use crate::store::redis::queue::CommandId;
 use crate::store::{AddressTable, Contended, SharedData};
@@ -95,16 +95,6 @@ impl Limiter {
             metrics: &mut self.metrics,
             data,
         }
-    }
-
-    /// Decides about a request whose upstream is not protected from overload. It may wait for documents.
-    pub fn decide(
-        &mut self,
-        request: &impl Request,
-        data: &impl SharedData,
-        start: DecisionStart,
-    ) -> Decision {
-        self.decider(data).decide(request, start, true)
     }
 
     /// What Redis, or its absence, makes necessary next.

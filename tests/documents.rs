@@ -15,7 +15,7 @@ use dynamic_rate_limiter::metrics::Sample;
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
-use harness::{FakeData, FakeRequest, SECOND, START, limiter, seen};
+use harness::{FakeData, FakeRequest, SECOND, START, decide, limiter, seen};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -53,7 +53,7 @@ fn rejected(limiter: &mut Limiter) -> u64 {
 
 /// Whether a request waits for documents.
 fn waits(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> bool {
-    matches!(limiter.decide(request, data, START), Decision::AwaitsDocuments)
+    matches!(decide(limiter, data, request, START), Decision::AwaitsDocuments)
 }
 
 const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
@@ -332,7 +332,7 @@ fn requests_wait_for_documents_until_a_second_after_the_first_one() {
     let mut waits_at = |at_us: u64| {
         data.set_time(at_us);
         let start = DecisionStart { at: StoreTime::from_micros(at_us), ..START };
-        matches!(limiter.decide(&FakeRequest::get("/"), &data, start), Decision::AwaitsDocuments)
+        matches!(decide(&mut limiter, &data, &FakeRequest::get("/"), start), Decision::AwaitsDocuments)
     };
     let (first_us, hold_us) = (40 * SECOND, whole_micros(HOLD));
     assert!(waits_at(first_us), "independent of the start of the worker");
@@ -354,7 +354,10 @@ fn requests_wait_for_missing_documents_and_not_for_rejected_ones() {
         let data = FakeData::at(SECOND);
         let mut limiter = limiter(&data, SOURCE);
         assert!(waits(&mut limiter, &data, &FakeRequest::get("/")));
-        assert!(matches!(limiter.decide(&FakeRequest::get("/health"), &data, START), Decision::Replied(_)));
+        assert!(matches!(
+            decide(&mut limiter, &data, &FakeRequest::get("/health"), START),
+            Decision::Replied(_)
+        ));
         publish(&mut limiter, fetched.clone(), &data);
         assert_eq!(waits(&mut limiter, &data, &FakeRequest::get("/")), waits_still, "{fetched:?}");
     }

@@ -11,7 +11,7 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, Sample};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
-use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, limiter};
+use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, limiter};
 
 /// A worker's limiter, and the shared data of its Envoy.
 struct Test {
@@ -27,7 +27,7 @@ impl Test {
     }
 
     fn decide(&mut self, request: FakeRequest) -> Decision {
-        self.limiter.decide(&request, &self.data, START)
+        decide(&mut self.limiter, &self.data, &request, START)
     }
 
     fn answer(&mut self, request: FakeRequest) -> HeaderValues {
@@ -252,7 +252,7 @@ fn a_missing_or_empty_token_does_not_match_the_hash_of_the_empty_string() {
     let plugin = PluginConfig::parse(json.as_bytes(), &Environment::default()).expect("a configuration");
     let mut limiter = Limiter::new(plugin, &data, (1, 2)).expect("a limiter");
     for request in [FakeRequest::post("/system/health"), admin("")] {
-        assert_eq!(replied(limiter.decide(&request, &data, START)).0, 403);
+        assert_eq!(replied(decide(&mut limiter, &data, &request, START)).0, 403);
     }
 }
 
@@ -263,7 +263,7 @@ fn concurrent_bad_tokens_are_all_counted() {
         assert_eq!(test.reply(admin("wrong")).0, 403);
     }
     test.data.before_next_write(|data| {
-        let decision = limiter(data, "{}").decide(&admin("wrong"), data, START);
+        let decision = decide(&mut limiter(data, "{}"), data, &admin("wrong"), START);
         assert_eq!(replied(decision).0, 403, "the fifth comes from another worker");
     });
     assert_eq!(test.reply(admin("wrong")).0, 429, "this is the sixth");

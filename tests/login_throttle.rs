@@ -4,7 +4,7 @@ use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW};
 use dynamic_rate_limiter::time::whole_micros;
-use harness::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
+use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, limiter};
 
 /// An address that sent the right token first.
 const OPERATOR: &str = "192.0.2.1:1";
@@ -12,7 +12,7 @@ const OPERATOR: &str = "192.0.2.1:1";
 /// The status of a token from an address; 200 if it is right.
 fn status(limiter: &mut Limiter, data: &FakeData, token: &str, source: &str) -> u32 {
     let request = FakeRequest::post("/system/health").with("x-admin-token", token).from(source);
-    match limiter.decide(&request, data, harness::START) {
+    match decide(limiter, data, &request, START) {
         Decision::Replied(reply) => reply.status,
         Decision::AwaitsBody(_) => 200,
         other => panic!("{other:?}"),

@@ -17,7 +17,7 @@ use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use dynamic_rate_limiter::time::{UnixTime, WallClock};
 use harness::fake_redis::ModelRedis;
 use harness::fake_stream::FakeStream;
-use harness::{FakeData, FakeRequest, SECOND, TOKEN, limiter_with};
+use harness::{FakeData, FakeRequest, SECOND, TOKEN, decide_at_once, limiter_with};
 
 use crate::MS;
 
@@ -130,7 +130,7 @@ impl World {
         let id = self.last_id;
         let Worker { limiter, data, .. } = self.worker(name);
         // Tests publish documents themselves; no request waits for them.
-        (id, limiter.decider(&**data).decide(request, DecisionStart { id, at: data.now() }, false))
+        (id, decide_at_once(limiter, &**data, request, DecisionStart { id, at: data.now() }))
     }
 
     /// Starts a request that waits for Redis.

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::Duration;
 
-use dynamic_rate_limiter::admission::Decision;
+use dynamic_rate_limiter::admission::{Decider, Decision, Screening};
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
 use dynamic_rate_limiter::limiter::Limiter;
@@ -227,8 +227,40 @@ pub fn limiter_with(data: &FakeData, json: &str, hash_key: (u64, u64)) -> Limite
     Limiter::new(plugin, data, hash_key).expect("a limiter")
 }
 
+/// Decides about a request as a worker without overload control does; the request may wait for documents.
+pub fn decide(
+    limiter: &mut Limiter,
+    data: &impl SharedData,
+    request: &impl Request,
+    start: DecisionStart,
+) -> Decision {
+    decide_with(limiter.decider(data), request, start, true)
+}
+
+/// The same for a request that does not wait for documents.
+pub fn decide_at_once(
+    limiter: &mut Limiter,
+    data: &impl SharedData,
+    request: &impl Request,
+    start: DecisionStart,
+) -> Decision {
+    decide_with(limiter.decider(data), request, start, false)
+}
+
+fn decide_with<D: SharedData>(
+    mut decider: Decider<'_, D>,
+    request: &impl Request,
+    start: DecisionStart,
+    may_wait: bool,
+) -> Decision {
+    match decider.screen(request, start.at, may_wait) {
+        Screening::Decided(decision) => decision,
+        Screening::Limited(limited) => decider.charge(&limited, start),
+    }
+}
+
 pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> HeaderValues {
-    match limiter.decide(request, data, START) {
+    match decide(limiter, data, request, START) {
         Decision::Admitted(answer) | Decision::Rejected(answer) => answer,
         other => panic!("not limited: {other:?}"),
     }

@@ -19,6 +19,7 @@ use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::AddressTable;
 use dynamic_rate_limiter::store::redis::queue::window;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
+use harness::{decide, decide_at_once};
 
 use crate::faults::Faults;
 use crate::oracle::Oracle;
@@ -453,7 +454,7 @@ impl World {
         let request = SimulatedRequest { caller, is_post: false };
         let late_us = worker.late_us.get();
         // No request waits for documents: until some are published, the plugin configuration applies.
-        let decision = worker.limiter.borrow_mut().decider(&host).decide(&request, start, false);
+        let decision = decide_at_once(&mut worker.limiter.borrow_mut(), &host, &request, start);
         self.check_health(worker.envoy);
         let timeout_us = self.plan.timeout_us;
         // The other workers have delayed it already.
@@ -490,7 +491,7 @@ impl World {
         let start = DecisionStart { id: request_id, at: envoy.clock(at_us) };
         let caller = Caller { key: None, address: 0 };
         let request = SimulatedRequest { caller, is_post: true };
-        let decision = worker.limiter.borrow_mut().decide(&request, &host, start);
+        let decision = decide(&mut worker.limiter.borrow_mut(), &host, &request, start);
         let Decision::AwaitsBody(change) = decision else {
             return self.fail(None, format!("a change of health with the right token: {decision:?}"));
         };

@@ -6,7 +6,7 @@ use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::store::SharedData;
 
-use harness::{FakeData, FakeRequest, SECOND, limiter};
+use harness::{FakeData, FakeRequest, SECOND, START, decide, limiter};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -41,7 +41,7 @@ pub(super) fn check(bytes: &[u8]) {
     }
     // Another worker uses it at its next request, and the same document again changes nothing.
     let changes = data.changes();
-    second.decide(&FakeRequest::get("/"), &data, harness::START);
+    decide(&mut second, &data, &FakeRequest::get("/"), START);
     assert_eq!(said(second.config()), force);
     publish(&mut second, fetched, &data);
     assert_eq!(data.changes(), changes, "published twice");

@@ -7,7 +7,7 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::DecisionStart;
 
 use super::check_answer;
-use harness::{FakeData, FakeRequest, SECOND, START, TOKEN};
+use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide};
 
 pub(super) const WORDS: &str = "\
     tiers|api_keys|default_tier|config_source|admin|store|headers|ipv6_prefix|namespace|exempt_paths|\
@@ -54,7 +54,7 @@ fn serve(plugin: PluginConfig) {
         data.advance(advance_us);
         for (request_id, request) in requests.iter().enumerate() {
             let start = DecisionStart { id: request_id as u32, ..START };
-            match limiter.decide(request, &data, start) {
+            match decide(&mut limiter, &data, request, start) {
                 Decision::Admitted(answer)
                 | Decision::Rejected(answer)
                 | Decision::Shed(answer, _)

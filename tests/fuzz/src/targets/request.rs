@@ -17,7 +17,7 @@ use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::time::StoreTime;
 
 use super::check_answer;
-use harness::{FakeData, FakeRequest, SECOND, TOKEN, limiter};
+use harness::{FakeData, FakeRequest, SECOND, TOKEN, decide, limiter};
 
 pub(super) const WORDS: &str = "\
     GET /\n|POST /system/health\n|GET /system/health\n|GET /health\n|OPTIONS /\n|PUT |HEAD |CONNECT |\
@@ -98,7 +98,7 @@ impl World {
         }
         self.request_id += 1;
         let start = DecisionStart { id: self.request_id, at: data.now() };
-        let decision = self.limiter.decide(&request, data, start);
+        let decision = decide(&mut self.limiter, data, &request, start);
         self.look_at(decision, &request, &body, start, data);
         if self.request_id.is_multiple_of(3) {
             self.settle(data);
