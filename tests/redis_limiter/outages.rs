@@ -19,7 +19,7 @@ fn a_change_that_redis_does_not_store_is_an_error_and_changes_nothing() {
     };
     // (what happens before the change, and while it waits for Redis)
     let cases: [(&str, Fault<()>, Fault<Decisions>); 5] = [
-        ("refused by Redis", |world| world.redis.error = Some("READONLY"), |_| Vec::new()),
+        ("an error reply", |world| world.redis.error = Some("READONLY"), |_| Vec::new()),
         ("no connection", |world| world.is_down = true, |_| Vec::new()),
         ("connection lost", freeze, lose_connection),
         ("no answer", freeze, |world| world.run(SECOND)),

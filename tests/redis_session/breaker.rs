@@ -102,17 +102,17 @@ fn an_unhealthy_shard_opens_the_breaker_only_when_no_other_shard_responds() {
     ];
     for (error, reason) in errors {
         let mut test = session();
-        let refused = failed(reason, [1]);
-        for _ in 0..10 * MAX_SHARD_REFUSALS {
-            assert_eq!(fail(&mut test, 1, &Fault::Error(error)), refused);
+        let failure = failed(reason, [1]);
+        for _ in 0..10 * MAX_SHARD_ERRORS {
+            assert_eq!(fail(&mut test, 1, &Fault::Error(error)), failure);
             test.send(2, take(0));
             test.exchange();
             assert_eq!(test.next_reply().map(|(id, _)| id), Some(2));
             assert!(test.session.is_accepting(), "{error}: others are served");
         }
-        for count in 1..=MAX_SHARD_REFUSALS {
-            assert_eq!(fail(&mut test, 1, &Fault::Error(error)), refused);
-            assert_eq!(test.session.is_accepting(), count < MAX_SHARD_REFUSALS, "{error}: {count} in a row");
+        for count in 1..=MAX_SHARD_ERRORS {
+            assert_eq!(fail(&mut test, 1, &Fault::Error(error)), failure);
+            assert_eq!(test.session.is_accepting(), count < MAX_SHARD_ERRORS, "{error}: {count} in a row");
         }
     }
 }

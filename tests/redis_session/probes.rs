@@ -77,7 +77,7 @@ fn a_probe_takes_a_token_from_its_own_bucket_and_loads_the_script() {
 }
 
 #[test]
-fn a_refused_probe_keeps_the_breaker_open() {
+fn an_error_reply_to_a_probe_keeps_the_breaker_open() {
     for error in ["READONLY replica", "LOADING", "OOM", "MOVED 1 a:1", "WRONGTYPE bucket", "ERR"] {
         let mut test = session();
         break_the_connection(&mut test);

@@ -9,7 +9,7 @@ use crate::time::StoreTime;
 pub const MAX_FAILURES: u32 = 3;
 
 /// Error replies of one shard in a row, with no token given in between, that open it too.
-pub const MAX_SHARD_REFUSALS: u32 = 32;
+pub const MAX_SHARD_ERRORS: u32 = 32;
 
 /// After so long without trouble, pauses are short again.
 const QUIET: Duration = Duration::from_secs(10);
@@ -25,8 +25,8 @@ pub struct Breaker {
     silences: u32,
     timed_out_at: StoreTime,
     /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
-    refusals: u32,
-    shard_refusals: u32,
+    errors: u32,
+    shard_errors: u32,
     /// Pauses since there was trouble first.
     pauses: u32,
     closed_at: StoreTime,
@@ -39,8 +39,8 @@ impl Breaker {
         Self {
             silences: 0,
             timed_out_at: StoreTime::default(),
-            refusals: 0,
-            shard_refusals: 0,
+            errors: 0,
+            shard_errors: 0,
             pauses: 0,
             closed_at: StoreTime::default(),
             random: seed | 1,
@@ -62,16 +62,16 @@ impl Breaker {
     }
 
     /// Counts an error reply to a command that takes a token.
-    pub fn record_refusal(&mut self, scope: Scope) {
+    pub fn record_error(&mut self, scope: Scope) {
         match scope {
-            Scope::Whole => self.refusals += 1,
-            Scope::Shard => self.shard_refusals += 1,
+            Scope::Whole => self.errors += 1,
+            Scope::Shard => self.shard_errors += 1,
             Scope::Key => {}
         }
     }
 
     /// Redis has replied in time to a command that takes no token. A replica or a full Redis still does that, so the
-    /// counts of refusals stay.
+    /// counts of errors stay.
     pub fn record_answer(&mut self) {
         self.silences = 0;
     }
@@ -79,15 +79,13 @@ impl Breaker {
     /// Redis has answered about a token, which shows that all is well.
     pub fn record_token(&mut self) {
         self.silences = 0;
-        self.refusals = 0;
-        self.shard_refusals = 0;
+        self.errors = 0;
+        self.shard_errors = 0;
     }
 
     /// Whether enough has gone wrong.
     pub fn is_spent(&self) -> bool {
-        self.silences >= MAX_FAILURES
-            || self.refusals >= MAX_FAILURES
-            || self.shard_refusals >= MAX_SHARD_REFUSALS
+        self.silences >= MAX_FAILURES || self.errors >= MAX_FAILURES || self.shard_errors >= MAX_SHARD_ERRORS
     }
 
     /// How long to send nothing: from now on, or for longer yet after a probe that failed.

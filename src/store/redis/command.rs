@@ -100,7 +100,8 @@ pub(super) enum Read {
     Authenticated,
     /// This Redis does not know the script yet.
     UnknownScript(Take),
-    Refused(Failure, Scope),
+    /// Redis replied with an error.
+    Error(Failure, Scope),
 }
 
 /// Reads the reply to a command. One that the command cannot have means that replies and commands are out of step.
@@ -121,12 +122,12 @@ pub(super) fn read(
             let detail =
                 format!("AUTH with our credentials is refused ({})", shown(code.unwrap_or_default()));
             let failure = Failure { reason: FailureKind::Auth, detail };
-            Ok(Read::Refused(failure, Scope::Whole))
+            Ok(Read::Error(failure, Scope::Whole))
         }
         (_, Reply::Error(error)) => {
             let reason = FailureKind::of_error(error, proxy_errors);
             let failure = Failure { reason, detail: shown(error) };
-            Ok(Read::Refused(failure, Scope::of_error(error, reason)))
+            Ok(Read::Error(failure, Scope::of_error(error, reason)))
         }
         (Expected::Take(..), Reply::Bulk(text)) => match TakeReply::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),

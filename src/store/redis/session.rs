@@ -421,12 +421,12 @@ impl Session {
                 Recipient::Gone => {}
                 recipient => self.send_take(recipient, take, Script::Text, sent.wait),
             },
-            Read::Refused(failure, scope) => {
+            Read::Error(failure, scope) => {
                 if let Recipient::Owner(id) = sent.recipient {
                     self.replies.push_back((id, Err(failure.clone())));
                     // What is wrong with other commands, such as a right to read health, is no reason to stop.
                     if matches!(sent.expected, Expected::Take(..)) {
-                        self.breaker.record_refusal(scope);
+                        self.breaker.record_error(scope);
                     }
                 }
                 if self.has_failed() || matches!(sent.expected, Expected::Auth) {
