@@ -17,7 +17,7 @@ use crate::identity::Network;
 use crate::metrics::{self, Metrics};
 use crate::request::{DecisionStart, RequestId};
 use crate::store::SharedData;
-use crate::store::redis::command::{Answer, Command, Declined, Event, Failure};
+use crate::store::redis::command::{Command, Declined, Event, Failure, ReplyValue};
 use crate::store::redis::deny_cache::DenyCache;
 use crate::store::redis::failure::FailureKind;
 use crate::store::redis::outbox::StreamAction;
@@ -289,7 +289,7 @@ impl RedisLimiter {
     fn settle(
         &mut self,
         id: CommandId,
-        reply: Result<Answer, Failure>,
+        reply: Result<ReplyValue, Failure>,
         now: StoreTime,
         data: &impl SharedData,
     ) -> Option<(RequestId, Answered)> {
@@ -311,13 +311,13 @@ impl RedisLimiter {
 
     fn polled(
         &mut self,
-        reply: Result<Answer, Failure>,
+        reply: Result<ReplyValue, Failure>,
         health_changes: u32,
         now: StoreTime,
         data: &impl SharedData,
     ) {
         match reply {
-            Ok(Answer::Text(text)) if self.role == Role::Newest => {
+            Ok(ReplyValue::Text(text)) if self.role == Role::Newest => {
                 if let Some(restore) = self.health_sync.found(text.as_deref(), health_changes, data) {
                     let _ = self.session.send(restore, SET_HEALTH_TIMEOUT, now);
                 }
@@ -347,9 +347,9 @@ impl RedisLimiter {
         charge: Charge,
         sent_at: StoreTime,
         is_current: bool,
-        reply: Result<Answer, Failure>,
+        reply: Result<ReplyValue, Failure>,
     ) -> Answered {
-        let Ok(Answer::Taken(taken)) = reply else {
+        let Ok(ReplyValue::Taken(taken)) = reply else {
             self.deny_cache.forget(&charge.owner);
             return Answered::Charge(charge, None);
         };

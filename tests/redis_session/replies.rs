@@ -30,7 +30,10 @@ fn a_missing_value_and_a_value_that_is_not_overwritten_are_answers() {
     assert_eq!(words(&test.flush()), ["GET nothing", "SET s NORMAL NX", "SET s DEGRADED NX"]);
     test.deliver();
     let replies: Vec<_> = std::iter::from_fn(|| test.next_reply()).collect();
-    assert_eq!(replies, [(1, Ok(Answer::Text(None))), (2, Ok(Answer::Done)), (3, Ok(Answer::Done))]);
+    assert_eq!(
+        replies,
+        [(1, Ok(ReplyValue::Text(None))), (2, Ok(ReplyValue::Done)), (3, Ok(ReplyValue::Done))]
+    );
     assert_eq!(test.redis.strings["s"], b"NORMAL");
 }
 

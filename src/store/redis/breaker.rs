@@ -72,7 +72,7 @@ impl Breaker {
 
     /// Redis has replied in time to a command that takes no token. A replica or a full Redis still does that, so the
     /// counts of errors stay.
-    pub fn record_answer(&mut self) {
+    pub fn record_reply(&mut self) {
         self.silences = 0;
     }
 

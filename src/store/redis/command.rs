@@ -26,9 +26,9 @@ pub enum Overwrite {
     Never,
 }
 
-/// What Redis says to a command, in the form that the command calls for.
+/// What Redis replies to a command, in the form that the command calls for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ReplyValue {
     /// To [`Command::Take`].
     Taken(TakeReply),
     /// To [`Command::Get`].
@@ -37,7 +37,7 @@ pub enum Answer {
     Done,
 }
 
-/// Redis has not answered, or not as it should.
+/// Why a command got no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: FailureKind,
@@ -96,7 +96,7 @@ pub(super) fn push_auth(out: &mut Vec<u8>, credentials: &Credentials) -> bool {
 
 /// What a reply says.
 pub(super) enum Read {
-    Answer(Answer),
+    Value(ReplyValue),
     Authenticated,
     /// This Redis does not know the script yet.
     UnknownScript(Take),
@@ -130,13 +130,13 @@ pub(super) fn read(
             Ok(Read::Error(failure, Scope::of_error(error, reason)))
         }
         (Expected::Take(..), Reply::Bulk(text)) => match TakeReply::parse(text) {
-            Some(taken) if taken.sequence == sequence => Ok(Read::Answer(Answer::Taken(taken))),
+            Some(taken) if taken.sequence == sequence => Ok(Read::Value(ReplyValue::Taken(taken))),
             Some(_) => Err(protocol("the reply to another command came")),
             None => Err(protocol("what came is no reply of our script")),
         },
-        (Expected::Get, Reply::Bulk(text)) => Ok(Read::Answer(Answer::Text(Some(text.to_vec())))),
-        (Expected::Get, Reply::Null) => Ok(Read::Answer(Answer::Text(None))),
-        (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Answer(Answer::Done)),
+        (Expected::Get, Reply::Bulk(text)) => Ok(Read::Value(ReplyValue::Text(Some(text.to_vec())))),
+        (Expected::Get, Reply::Null) => Ok(Read::Value(ReplyValue::Text(None))),
+        (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Value(ReplyValue::Done)),
         (Expected::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
         _ => Err(protocol("the reply is of another kind than the command")),
     }

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use super::breaker::Breaker;
 use super::command::{
-    Answer, Command, Declined, Event, Expected, Failure, Read, protocol, push_auth, push_get, push_set, read,
-    timeout,
+    Command, Declined, Event, Expected, Failure, Read, ReplyValue, protocol, push_auth, push_get, push_set,
+    read, timeout,
 };
 use super::failure::FailureKind;
 use super::outbox::{Outbox, StreamAction};
@@ -53,7 +53,7 @@ pub enum SessionOutput {
     /// What has become of Redis.
     Event(Event),
     /// What has become of a command: once for each that was sent and not cancelled in time.
-    Reply(CommandId, Result<Answer, Failure>),
+    Reply(CommandId, Result<ReplyValue, Failure>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub struct Session {
     unsent: usize,
     decoder: Decoder,
     outbox: Outbox,
-    replies: VecDeque<(CommandId, Result<Answer, Failure>)>,
+    replies: VecDeque<(CommandId, Result<ReplyValue, Failure>)>,
     event: Option<Event>,
 }
 
@@ -402,16 +402,16 @@ impl Session {
     /// Does what follows from a reply.
     fn settle(&mut self, sent: Sent, read: Read, now: StoreTime) {
         match read {
-            Read::Answer(answer) => match sent.recipient {
+            Read::Value(value) => match sent.recipient {
                 Recipient::Owner(id) => {
-                    match answer {
-                        Answer::Taken(_) => {
+                    match value {
+                        ReplyValue::Taken(_) => {
                             self.breaker.record_token();
                             self.note_connected();
                         }
-                        Answer::Text(_) | Answer::Done => self.breaker.record_answer(),
+                        ReplyValue::Text(_) | ReplyValue::Done => self.breaker.record_reply(),
                     }
-                    self.replies.push_back((id, Ok(answer)));
+                    self.replies.push_back((id, Ok(value)));
                 }
                 Recipient::Session => self.probe_succeeded(now),
                 Recipient::Gone => {}

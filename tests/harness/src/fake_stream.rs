@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::config::Credentials;
-use dynamic_rate_limiter::store::redis::command::{Answer, Command, Declined, Event, Failure, Overwrite};
+use dynamic_rate_limiter::store::redis::command::{Command, Declined, Event, Failure, Overwrite, ReplyValue};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use dynamic_rate_limiter::store::redis::queue::CommandId;
@@ -75,16 +75,16 @@ pub fn set(id: u32) -> Command {
     Command::Set(format!("set:{id}").into(), "DEGRADED", Overwrite::Always)
 }
 
-/// Whether it is the answer that Redis gave to `id`, and no other.
-pub fn is_of(id: u32, answer: &Answer) -> bool {
-    match answer {
-        Answer::Taken(taken) => taken.tokens_pico == u64::from(id) * PICO_PER_TOKEN,
-        Answer::Text(text) => text.as_deref() == Some(id.to_string().as_bytes()),
-        Answer::Done => true,
+/// Whether Redis replied so to `id`, and to no other command.
+pub fn is_of(id: u32, value: &ReplyValue) -> bool {
+    match value {
+        ReplyValue::Taken(taken) => taken.tokens_pico == u64::from(id) * PICO_PER_TOKEN,
+        ReplyValue::Text(text) => text.as_deref() == Some(id.to_string().as_bytes()),
+        ReplyValue::Done => true,
     }
 }
 
-/// The outcome of a command: an answer, or the kind of its failure.
+/// The outcome of a command: a value, or the kind of its failure.
 pub type Outcome = (u32, Result<(), FailureKind>);
 
 /// What a session did on its stream in one turn.
@@ -104,7 +104,7 @@ pub struct FakeSession {
     timeout_us: u64,
     /// Which command is which, as tests call them.
     ids: BTreeMap<CommandId, u32>,
-    replies: VecDeque<(u32, Result<Answer, Failure>)>,
+    replies: VecDeque<(u32, Result<ReplyValue, Failure>)>,
     events: VecDeque<Event>,
 }
 
@@ -278,19 +278,19 @@ impl FakeSession {
     }
 
     /// The next reply, and the id of its command.
-    pub fn next_reply(&mut self) -> Option<(u32, Result<Answer, Failure>)> {
+    pub fn next_reply(&mut self) -> Option<(u32, Result<ReplyValue, Failure>)> {
         self.poll();
         self.replies.pop_front()
     }
 
-    /// The outcomes since the last call. Each answer has to be that of its command, with a token for each `take`.
+    /// The outcomes since the last call. Each value has to be that of its command, with a token for each `take`.
     #[track_caller]
     pub fn outcomes(&mut self) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         while let Some((id, reply)) = self.next_reply() {
-            if let Ok(answer) = &reply {
-                assert!(is_of(id, answer), "{answer:?} is not the answer to {id}");
-                assert!(!matches!(answer, Answer::Taken(taken) if !taken.admitted), "{id} has a token");
+            if let Ok(value) = &reply {
+                assert!(is_of(id, value), "{value:?} is not the reply to {id}");
+                assert!(!matches!(value, ReplyValue::Taken(taken) if !taken.admitted), "{id} has a token");
             }
             outcomes.push((id, reply.map(drop).map_err(|failure| failure.reason)));
         }
