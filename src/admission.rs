@@ -27,7 +27,7 @@ use crate::time::{StoreTime, WallClock, whole_micros};
 /// What a caller whose tier is blocked is told to wait: nothing will change by itself.
 const BLOCKED_WAIT: Duration = Duration::from_secs(60);
 
-/// What a caller is told to wait when the store gave no answer.
+/// What a caller is told to wait when the store was contended.
 const CONTENDED_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a key is looked up again because documents have changed meanwhile. Each time is a whole publication
@@ -39,15 +39,15 @@ const MAX_LOOKUPS: usize = 4;
 pub enum Decision {
     /// It goes on, and its response is left alone.
     Exempt,
-    /// It goes on, and its response gets the answer's headers.
+    /// It goes on, and its response gets these headers.
     Admitted(HeaderValues),
-    /// It is rejected, with the answer's headers.
+    /// It is rejected with 429 and these headers.
     Rejected(HeaderValues),
     /// The filter answers it.
     Replied(EndpointReply),
-    /// Its bucket could not be asked, and `on_failure` is `deny`: 503, with the answer's headers.
+    /// Redis did not decide, and `on_failure` is `deny`: 503, with these headers.
     Unavailable(HeaderValues),
-    /// It is shed: 503, with the answer's headers; the caller is to wait so many seconds.
+    /// It is shed: 503, with these headers; the caller is to wait so many seconds.
     Shed(HeaderValues, u64),
     /// The first documents have to be applied or rejected first; then it is decided anew.
     AwaitsDocuments,
@@ -71,7 +71,7 @@ pub enum Screening {
 pub struct LimitedRequest {
     /// The caller's tier.
     pub tier: Rc<Tier>,
-    /// Whose bucket pays; `None` where the tier has none and the overload control does not ask either.
+    /// Whose bucket is charged; `None` where the tier has no bucket and overload control is off.
     pub owner: Option<BucketOwner>,
 }
 
@@ -128,7 +128,7 @@ impl<D: SharedData> Decider<'_, D> {
         };
         let (Some(limit), Some(owner)) = (limit, owner.clone()) else {
             self.metrics.request(tier, Status::Exempt, None);
-            return Decision::Admitted(self.answer(tier, None));
+            return Decision::Admitted(self.header_values(tier, None));
         };
         let charge = Charge { owner, tier: tier.clone(), health: self.in_force.health(), limit };
         let Some(redis) = &mut self.redis else {
@@ -178,8 +178,8 @@ impl<D: SharedData> Decider<'_, D> {
         self.metrics.request(tier, Status::Shed, None);
         self.metrics.shed(cluster);
         let health = self.in_force.health();
-        let answer = HeaderValues { tier: tier.clone(), health, verdict: None, at: now };
-        Decision::Shed(answer, retry_after_seconds)
+        let header_values = HeaderValues { tier: tier.clone(), health, verdict: None, at: now };
+        Decision::Shed(header_values, retry_after_seconds)
     }
 
     /// Is it for an endpoint?
@@ -230,7 +230,7 @@ impl<D: SharedData> Decider<'_, D> {
             Allowance::Limited(limit) => Ok(Some(limit)),
             Allowance::Blocked => {
                 self.metrics.request(tier, Status::Blocked, Some(0));
-                Err(Decision::Rejected(self.answer(tier, Some(rejection(0, BLOCKED_WAIT)))))
+                Err(Decision::Rejected(self.header_values(tier, Some(rejection(0, BLOCKED_WAIT)))))
             }
         }
     }
@@ -264,7 +264,7 @@ impl<D: SharedData> Decider<'_, D> {
     fn fall_back(&mut self, charge: &Charge) -> Decision {
         let policy = self.redis.as_ref().map_or(OnFailure::Local, |redis| redis.on_failure());
         let Charge { tier, health, .. } = charge;
-        let answer = |at| HeaderValues { tier: tier.clone(), health: *health, verdict: None, at };
+        let header_values = |at| HeaderValues { tier: tier.clone(), health: *health, verdict: None, at };
         match policy {
             OnFailure::Local => {
                 self.metrics.count(metrics::FALLBACK_LOCAL, 1);
@@ -273,12 +273,12 @@ impl<D: SharedData> Decider<'_, D> {
             OnFailure::Allow => {
                 self.metrics.count(metrics::FALLBACK_ALLOW, 1);
                 self.metrics.request(tier, Status::Allowed, None);
-                Decision::Admitted(answer(self.data.now()))
+                Decision::Admitted(header_values(self.data.now()))
             }
             OnFailure::Deny => {
                 self.metrics.count(metrics::FALLBACK_DENY, 1);
                 self.metrics.request(tier, Status::Blocked, None);
-                Decision::Unavailable(answer(self.data.now()))
+                Decision::Unavailable(header_values(self.data.now()))
             }
         }
     }
@@ -290,16 +290,16 @@ impl<D: SharedData> Decider<'_, D> {
             let (bucket, outcome, left) = (owner.bucket(), verdict.outcome, verdict.remaining);
             log::debug!("{bucket} (tier {}, {health}): {outcome:?}, {left} tokens left", tier.name);
         }
-        let answer = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), at };
+        let header_values = HeaderValues { tier: tier.clone(), health: *health, verdict: Some(verdict), at };
         let (status, decision) = match verdict.outcome {
-            Outcome::Admitted => (Status::Allowed, Decision::Admitted(answer)),
-            Outcome::Rejected => (Status::Limited, Decision::Rejected(answer)),
+            Outcome::Admitted => (Status::Allowed, Decision::Admitted(header_values)),
+            Outcome::Rejected => (Status::Limited, Decision::Rejected(header_values)),
         };
         self.metrics.request(tier, status, Some(verdict.remaining));
         decision
     }
 
-    fn answer(&self, tier: &Rc<Tier>, verdict: Option<Verdict>) -> HeaderValues {
+    fn header_values(&self, tier: &Rc<Tier>, verdict: Option<Verdict>) -> HeaderValues {
         let (health, at) = (self.in_force.health(), self.data.now());
         HeaderValues { tier: tier.clone(), health, verdict, at }
     }

@@ -33,17 +33,17 @@ pub struct HeaderValues {
     pub at: StoreTime,
 }
 
-/// Writes the headers of `answer`. `processing` is the time since the request's headers came in.
+/// Writes these values as headers. `processing` is the time since the request's headers came in.
 pub fn write_headers(
-    answer: &HeaderValues,
+    header_values: &HeaderValues,
     headers: Headers,
     wall_clock: WallClock,
     processing: Duration,
     mut write: impl FnMut(&'static str, &[u8]),
 ) {
-    let tier = answer.tier.name.as_bytes();
-    if let Some(verdict) = answer.verdict {
-        let reset_us = wall_clock.at(answer.at).as_micros().saturating_add(verdict.wait_us);
+    let tier = header_values.tier.name.as_bytes();
+    if let Some(verdict) = header_values.verdict {
+        let reset_us = wall_clock.at(header_values.at).as_micros().saturating_add(verdict.wait_us);
         if headers.rate_limit {
             write("x-ratelimit-limit", HeaderText::new().number(verdict.capacity).bytes());
             write("x-ratelimit-remaining", HeaderText::new().number(verdict.remaining).bytes());
@@ -53,7 +53,7 @@ pub fn write_headers(
             write("retry-after", HeaderText::new().number(seconds(verdict.wait())).bytes());
         }
         if headers.ietf {
-            let window = match answer.tier.allowance(answer.health) {
+            let window = match header_values.tier.allowance(header_values.health) {
                 Allowance::Limited(limit) => Duration::from_micros(bucket::time_to_fill_us(limit)),
                 Allowance::Unlimited | Allowance::Blocked => verdict.wait(),
             };
@@ -67,7 +67,7 @@ pub fn write_headers(
         write("x-ratelimit-tier", tier);
     }
     if headers.system_health {
-        write("x-system-health", answer.health.name().as_bytes());
+        write("x-system-health", header_values.health.name().as_bytes());
     }
     if headers.processing_time {
         write("x-processing-time", processing_time(processing).bytes());

@@ -134,8 +134,8 @@ impl Requests {
     }
 
     /// The request goes on, at once or after it has waited.
-    pub fn send_on(&mut self, id: RequestId, arrived: Arrived, answer: HeaderValues) {
-        self.enter(id, arrived, RequestState::SentOn(answer));
+    pub fn send_on(&mut self, id: RequestId, arrived: Arrived, header_values: HeaderValues) {
+        self.enter(id, arrived, RequestState::SentOn(header_values));
     }
 
     /// Where a request is; `None` where it has ended or never had to be remembered.

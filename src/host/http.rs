@@ -136,10 +136,10 @@ fn is_grpc_server_error(status: &[u8]) -> bool {
 /// Answers the request in effect, if the decision is an answer.
 pub(super) fn send_local(worker: &Worker, decision: &Decision, started: StoreTime) {
     match decision {
-        Decision::Rejected(answer) => send_text(worker, answer, started, 429, None),
+        Decision::Rejected(header_values) => send_text(worker, header_values, started, 429, None),
         // No bucket says when to come back.
-        Decision::Unavailable(answer) => send_text(worker, answer, started, 503, Some(1)),
-        Decision::Shed(answer, seconds) => send_shed(worker, answer, started, *seconds),
+        Decision::Unavailable(header_values) => send_text(worker, header_values, started, 503, Some(1)),
+        Decision::Shed(header_values, seconds) => send_shed(worker, header_values, started, *seconds),
         Decision::Replied(reply) => send_reply(reply),
         Decision::Exempt
         | Decision::Admitted(_)
@@ -150,26 +150,26 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started: StoreTim
 }
 
 /// Of the two headers that tell a calling Envoy of it, the second keeps it from trying again.
-fn send_shed(worker: &Worker, answer: &HeaderValues, started: StoreTime, retry_after: u64) {
+fn send_shed(worker: &Worker, header_values: &HeaderValues, started: StoreTime, retry_after: u64) {
     let mut headers = HeaderBlock::default();
     headers.push("x-envoy-overloaded", b"true");
     headers.push("x-envoy-ratelimited", b"true");
-    send_with(worker, answer, started, 503, Some(retry_after), headers);
+    send_with(worker, header_values, started, 503, Some(retry_after), headers);
 }
 
 fn send_text(
     worker: &Worker,
-    answer: &HeaderValues,
+    header_values: &HeaderValues,
     started: StoreTime,
     status: u32,
     retry_after: Option<u64>,
 ) {
-    send_with(worker, answer, started, status, retry_after, HeaderBlock::default());
+    send_with(worker, header_values, started, status, retry_after, HeaderBlock::default());
 }
 
 fn send_with(
     worker: &Worker,
-    answer: &HeaderValues,
+    header_values: &HeaderValues,
     started: StoreTime,
     status: u32,
     retry_after: Option<u64>,
@@ -179,7 +179,7 @@ fn send_with(
     if let Some(seconds) = retry_after {
         headers.push("retry-after", seconds.to_string().as_bytes());
     }
-    write_headers(worker, answer, started, |name, value| headers.push(name, value));
+    write_headers(worker, header_values, started, |name, value| headers.push(name, value));
     let body = if status == 429 { headers::REJECTED_BODY } else { headers::UNAVAILABLE_BODY };
     send_local_reply(status, headers, body.as_bytes());
 }
@@ -196,7 +196,7 @@ pub(super) fn send_reply(reply: &EndpointReply) {
 /// Writes the headers; what the clock says, where a header needs that.
 pub(super) fn write_headers(
     worker: &Worker,
-    answer: &HeaderValues,
+    header_values: &HeaderValues,
     started: StoreTime,
     write: impl FnMut(&'static str, &[u8]),
 ) -> Option<StoreTime> {
@@ -204,6 +204,6 @@ pub(super) fn write_headers(
     let headers = limiter.config().settings.headers;
     let now = headers.processing_time.then(|| HostData.now());
     let processing = now.map(|now| now.since(started)).unwrap_or_default();
-    headers::write_headers(answer, headers, limiter.wall_clock(), processing, write);
+    headers::write_headers(header_values, headers, limiter.wall_clock(), processing, write);
     now
 }

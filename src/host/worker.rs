@@ -78,8 +78,8 @@ impl Worker {
         }
         let next = match decision {
             Decision::Exempt => Next::GoOn,
-            Decision::Admitted(answer) => {
-                self.requests.send_on(id, arrived, answer);
+            Decision::Admitted(header_values) => {
+                self.requests.send_on(id, arrived, header_values);
                 if end_of_stream {
                     self.note_complete_at_headers(id, arrived.at);
                 }
@@ -104,11 +104,11 @@ impl Worker {
                 }
                 Next::Wait
             }
-            answer @ (Decision::Rejected(_)
+            decision @ (Decision::Rejected(_)
             | Decision::Unavailable(_)
             | Decision::Shed(..)
             | Decision::Replied(_)) => {
-                send_local(self, &answer, arrived.at);
+                send_local(self, &decision, arrived.at);
                 Next::Wait
             }
         };
@@ -148,8 +148,8 @@ impl Worker {
     /// answered the request, and nothing waits for it any more.
     pub(super) fn on_response_headers(&mut self, id: RequestId, end_of_stream: bool) {
         let Some(InProgress { arrived, state }) = self.requests.end(id) else { return };
-        let RequestState::SentOn(answer) = state else { return self.finish_unsent(id, &state) };
-        let now = write_headers(self, &answer, arrived.at, set_response_header);
+        let RequestState::SentOn(header_values) = state else { return self.finish_unsent(id, &state) };
+        let now = write_headers(self, &header_values, arrived.at, set_response_header);
         if self.overload.is_some() {
             // A gRPC request has a body, if an empty one.
             let outcome = outcome(end_of_stream && arrived.has_body);
@@ -300,8 +300,8 @@ impl Worker {
     /// Does what was decided about a request that waits, which is the one in effect.
     fn carry_out(&mut self, id: RequestId, arrived: Arrived, now: StoreTime, decision: Decision) {
         match decision {
-            Decision::Admitted(answer) => {
-                self.requests.send_on(id, arrived, answer);
+            Decision::Admitted(header_values) => {
+                self.requests.send_on(id, arrived, header_values);
                 if !arrived.has_body {
                     self.note_complete(id);
                 }
