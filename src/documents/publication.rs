@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use super::key_table::{Inserted, KeyTable};
 use super::published::{Fingerprint, Published, PublishedKeys, PublishedTiers, SourceRecords};
-use super::schedule::{Schedule, Verdicts};
+use super::schedule::{KnownWrong, Schedule};
 use super::{DocumentFailure, Fetched, fingerprint};
 use crate::config::{
     Config, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_TIERS, NamedTier, PluginConfig, TIER_DOCUMENT,
@@ -23,7 +23,7 @@ use crate::tier::Tier;
 /// Work of one call, counted as bytes that are parsed.
 const SLICE: usize = 24 << 10;
 
-/// What an entry costs beside its bytes: its hash, and its place in the table.
+/// What an entry costs beside its bytes: its hash, and its write to the table.
 const ENTRY: usize = 128;
 
 /// How many bytes are hashed for what a parsed one costs.
@@ -65,7 +65,7 @@ pub struct Publication {
     key_builder: Option<KeyBuilder>,
     /// What was in force when it began.
     base: Published,
-    verdicts: Verdicts,
+    known_wrong: KnownWrong,
     /// What documents have to fit beside each other.
     plugin: Fingerprint,
 }
@@ -107,7 +107,7 @@ impl Publication {
             tier_builder: TierBuilder::default(),
             key_builder: None,
             base: Published::read(data, &records),
-            verdicts: Schedule::read(data, &records).verdicts,
+            known_wrong: Schedule::read(data, &records).known_wrong,
             plugin: plugin.fingerprint(),
             records,
         }
@@ -157,12 +157,12 @@ impl Publication {
         let in_force =
             [tiers.as_ref().map(|tiers| tiers.fingerprint), keys.as_ref().map(|keys| keys.fingerprint)];
         let [tiers, keys] = in_force;
-        let [wrong_tiers, wrong_keys] = self.verdicts.wrong;
+        let [wrong_tiers, wrong_keys] = self.known_wrong.each;
         self.tiers.settle(TIER_DOCUMENT, tiers, wrong_tiers);
         self.keys.settle(KEY_DOCUMENT, keys, wrong_keys);
         // Beside a document that is known to be wrong, the other has to fit what is in force.
         let misfit = self.misfit(self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
-        if self.verdicts.misfit == misfit {
+        if self.known_wrong.misfit == misfit {
             let reason = "the documents still do not fit".to_owned();
             let mut failure = Some(DocumentFailure::wrong(reason, misfit));
             for text in [&mut self.tiers, &mut self.keys] {
@@ -215,9 +215,9 @@ impl Publication {
                 (FetchedText::Failed(failure), _) => Some(failure),
                 _ => None,
             };
-        let mut verdicts = self.verdicts;
+        let mut known_wrong = self.known_wrong;
         for ((wrong, is_settled), failure) in
-            verdicts.wrong.iter_mut().zip(&mut next.is_settled).zip([&tiers_failure, &keys_failure])
+            known_wrong.each.iter_mut().zip(&mut next.is_settled).zip([&tiers_failure, &keys_failure])
         {
             match failure {
                 Some(failure) if failure.is_unreachable() => continue,
@@ -233,14 +233,14 @@ impl Publication {
         if let Some(reason) = misfit {
             let of_tiers = next.tiers.as_ref().map(|published| published.fingerprint);
             let of_keys = next.keys.as_ref().map(|published| published.fingerprint);
-            verdicts.misfit = self.misfit(of_tiers, of_keys);
+            known_wrong.misfit = self.misfit(of_tiers, of_keys);
             // As in `look_up`: the failure of the first document that is good by itself.
             let is_of_tiers = next.tiers != self.base.tiers;
             let of_first = if is_of_tiers { &mut tiers_failure } else { &mut keys_failure };
-            *of_first = Some(DocumentFailure::wrong(reason, verdicts.misfit));
+            *of_first = Some(DocumentFailure::wrong(reason, known_wrong.misfit));
             next = Published { is_settled: next.is_settled, ..self.base.clone() };
         } else if tiers_failure.is_none() && keys_failure.is_none() {
-            verdicts.misfit = 0;
+            known_wrong.misfit = 0;
         }
         let is_changed = next != self.base;
         let is_missing = next.is_missing(&self.records);
@@ -250,7 +250,7 @@ impl Publication {
             put.ok_or(Contended)?;
         }
         let failures = [tiers_failure, keys_failure];
-        let complaint = Schedule::finish(data, &self.records, failures, verdicts, is_missing);
+        let complaint = Schedule::finish(data, &self.records, failures, known_wrong, is_missing);
         Ok(Finished { is_applied, is_changed, complaint })
     }
 

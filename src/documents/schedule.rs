@@ -31,14 +31,14 @@ pub(super) struct Schedule {
     /// Fingerprint of what was complained about last; 0 where the next complaint is news.
     complaint: Fingerprint,
     /// What is known of texts that are not in force.
-    pub(super) verdicts: Verdicts,
+    pub(super) known_wrong: KnownWrong,
 }
 
 /// Fingerprints of texts that are known to be wrong, so that they are not parsed again; 0 stands for none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Verdicts {
-    /// The tier document and the key document that were last found wrong by themselves.
-    pub(super) wrong: [Fingerprint; 2],
+pub(super) struct KnownWrong {
+    /// The tier document and the key document that were last found wrong, each by itself.
+    pub(super) each: [Fingerprint; 2],
     /// The documents that were last found not to fit each other or the plugin configuration.
     pub(super) misfit: Fingerprint,
 }
@@ -80,14 +80,14 @@ impl Schedule {
         data: &impl SharedData,
         records: &SourceRecords,
         failures: [Option<DocumentFailure>; 2],
-        verdicts: Verdicts,
+        known_wrong: KnownWrong,
         is_missing: bool,
     ) -> Option<String> {
         let is_unreachable = failures.iter().flatten().any(DocumentFailure::is_unreachable);
         let mut complaint = None;
         Self::change(data, records, |schedule, now| {
             let busy_until = StoreTime::default();
-            let mut next = Schedule { busy_until, verdicts, unreachable: 0, complaint: 0, ..schedule };
+            let mut next = Schedule { busy_until, known_wrong, unreachable: 0, complaint: 0, ..schedule };
             if is_unreachable {
                 next.unreachable = schedule.unreachable.saturating_add(1);
                 next.complaint = schedule.complaint;
@@ -120,14 +120,14 @@ impl Schedule {
     }
 
     fn encode(self) -> Vec<u8> {
-        let [tiers, keys] = self.verdicts.wrong;
+        let [tiers, keys] = self.known_wrong.each;
         let mut record = Writer::default();
         record
             .u64(self.due_at.as_micros())
             .u64(self.busy_until.as_micros())
             .u32(self.unreachable)
             .u64(self.complaint);
-        record.u64(tiers).u64(keys).u64(self.verdicts.misfit);
+        record.u64(tiers).u64(keys).u64(self.known_wrong.misfit);
         record.into_bytes()
     }
 
@@ -138,7 +138,7 @@ impl Schedule {
             busy_until: StoreTime::from_micros(record.u64()?),
             unreachable: record.u32()?,
             complaint: record.u64()?,
-            verdicts: Verdicts { wrong: [record.u64()?, record.u64()?], misfit: record.u64()? },
+            known_wrong: KnownWrong { each: [record.u64()?, record.u64()?], misfit: record.u64()? },
         })
     }
 }
