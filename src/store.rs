@@ -116,6 +116,6 @@ pub struct Taken {
     pub verdict: Verdict,
     /// When it said so.
     pub at: StoreTime,
-    /// Whether another address lost its place in the table.
+    /// Whether another address lost its bucket in the table.
     pub evicted: bool,
 }

@@ -159,27 +159,27 @@ impl AddressRecord {
 
     /// The answer to `tag`, and whether this record changed.
     fn take(&mut self, tag: u64, limit: Limit, ttl: Duration, now: StoreTime) -> (Taken, bool) {
-        let (place, start, evicts) = match self.place_of(tag) {
-            Some((place, bucket)) => (place, Some(bucket), false),
+        let (offset, start, evicts) = match self.find(tag) {
+            Some((offset, bucket)) => (offset, Some(bucket), false),
             None if self.used < self.room => (self.used, None, false),
             None => self.fullest(limit, ttl, now),
         };
         let (verdict, changed) = bucket::take(start, limit, now.as_micros());
-        // A rejected newcomer leaves the bucket that it asked to the caller whose bucket it is.
+        // A rejected newcomer evicts no bucket.
         let changed = changed.filter(|_| !evicts || verdict.outcome == Outcome::Admitted);
         if let Some(bucket) = changed {
-            self.put(place, Entry { tag, bucket });
+            self.put(offset, Entry { tag, bucket });
         }
         let taken = Taken { verdict, at: now, evicted: evicts && changed.is_some() };
         (taken, changed.is_some())
     }
 
-    fn place_of(&self, tag: u64) -> Option<(usize, Bucket)> {
-        let found = |(place, entry): (usize, Entry)| (entry.tag == tag).then_some((place, entry.bucket));
+    fn find(&self, tag: u64) -> Option<(usize, Bucket)> {
+        let found = |(offset, entry): (usize, Entry)| (entry.tag == tag).then_some((offset, entry.bucket));
         self.entries().find_map(found)
     }
 
-    /// In a full record: the place for a newcomer, the bucket that it inherits, and whether that counts as an
+    /// In a full record: the offset of a newcomer's entry, the bucket that it inherits, and whether that counts as an
     /// eviction. The newcomer gets the bucket with the most tokens; of several, the one that was idle longest. Tokens
     /// are compared before they are cut off at the capacity. A small degraded limit would make many buckets look
     /// full, and hide which of them holds less by the normal limit. Then an evicted caller could inherit more than it
@@ -190,10 +190,10 @@ impl AddressRecord {
         let idle_us = |bucket: Bucket| now_us.saturating_sub(bucket.refilled_at_us);
         let fullest = self.entries().max_by_key(|(_, entry)| (tokens(entry.bucket), idle_us(entry.bucket)));
         match fullest {
-            Some((place, entry)) => {
+            Some((offset, entry)) => {
                 let expires_us = whole_micros(ttl).max(bucket::time_to_fill_us(limit));
                 let evicts = idle_us(entry.bucket) < expires_us;
-                (place, Some(entry.bucket), evicts)
+                (offset, Some(entry.bucket), evicts)
             }
             None => (0, None, false),
         }
@@ -208,9 +208,9 @@ impl AddressRecord {
         self.as_ref().chunks_exact(ENTRY_BYTES).enumerate().filter_map(entry)
     }
 
-    fn put(&mut self, place: usize, entry: Entry) {
-        let end = place + ENTRY_BYTES;
-        if let Some(bytes) = self.bytes.get_mut(place..end) {
+    fn put(&mut self, offset: usize, entry: Entry) {
+        let end = offset + ENTRY_BYTES;
+        if let Some(bytes) = self.bytes.get_mut(offset..end) {
             let (tag, bucket) = bytes.split_at_mut(TAG_BYTES);
             tag.copy_from_slice(&entry.tag.to_le_bytes());
             bucket.copy_from_slice(&encode(entry.bucket));

@@ -1,15 +1,15 @@
 //! Whose bucket is known to be empty: such callers are rejected here, without a command to Redis, until a token is due.
 //!
-//! Keeps a fixed number of records, each in the place that its hash gives; a newcomer takes the place over, which
-//! costs the other caller nothing but a command to Redis.
+//! Keeps a fixed number of entries, each in the slot that the hash of its bucket gives. A newcomer takes over the slot,
+//! which costs the other caller nothing but a command to Redis.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use crate::time::StoreTime;
 
-/// Records kept; a power of two. 32 bytes each.
-const PLACES: usize = 4096;
+/// Entries kept; a power of two. 32 bytes each.
+const SLOTS: usize = 4096;
 
 /// Longest time that a caller is rejected without a command to Redis.
 ///
@@ -18,8 +18,8 @@ const PLACES: usize = 4096;
 const RECHECK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Record {
-    /// Hash of the caller who pays; 0 for no record.
+struct Entry {
+    /// Hash of the bucket's owner; 0 for no entry.
     owner: u64,
     /// When the next token is due, on this Envoy's clock.
     due: StoreTime,
@@ -29,18 +29,18 @@ struct Record {
     rechecked_by: Option<u32>,
 }
 
-/// The records of one worker.
+/// The entries of one worker.
 #[derive(Debug)]
 pub struct DenyCache {
-    /// Mixed into every hash, so that no caller can aim at another caller's place.
+    /// Mixed into every hash, so that no caller can aim at another caller's slot.
     seed: u64,
-    records: Vec<Record>,
+    entries: Vec<Entry>,
 }
 
 impl DenyCache {
-    /// No records. `seed` is random, and the only thing here that is: a test that gives it sees the same again.
+    /// No entries. `seed` is random, and the only thing here that is: a test that gives it sees the same again.
     pub fn new(seed: u64) -> Self {
-        Self { seed, records: vec![Record::default(); PLACES] }
+        Self { seed, entries: vec![Entry::default(); SLOTS] }
     }
 
     /// How long the caller has to wait for the next token; `None` where Redis is to decide. `request` numbers the
@@ -50,15 +50,15 @@ impl DenyCache {
     /// arrived.
     pub fn wait(&mut self, owner: &impl Hash, request: u32, now: StoreTime) -> Option<Duration> {
         let hash = self.hash(owner);
-        let record = self.records.get_mut(place(hash)).filter(|record| record.owner == hash)?;
-        if record.due <= now || record.rechecked_by == Some(request) {
+        let entry = self.entries.get_mut(slot(hash)).filter(|entry| entry.owner == hash)?;
+        if entry.due <= now || entry.rechecked_by == Some(request) {
             return None;
         }
-        if now < record.recheck_at {
-            return Some(record.due.since(now));
+        if now < entry.recheck_at {
+            return Some(entry.due.since(now));
         }
-        record.recheck_at = now.after(RECHECK);
-        record.rechecked_by = Some(request);
+        entry.recheck_at = now.after(RECHECK);
+        entry.rechecked_by = Some(request);
         None
     }
 
@@ -68,24 +68,24 @@ impl DenyCache {
     /// may be sent too early, but no caller is rejected too long.
     pub fn note(&mut self, owner: &impl Hash, sent_at: StoreTime, wait: Duration) {
         let hash = self.hash(owner);
-        if let Some(record) = self.records.get_mut(place(hash)) {
+        if let Some(entry) = self.entries.get_mut(slot(hash)) {
             let due = sent_at.after(wait);
             let recheck_at = due.min(sent_at.after(RECHECK));
-            *record = Record { owner: hash, due, recheck_at, rechecked_by: None };
+            *entry = Entry { owner: hash, due, recheck_at, rechecked_by: None };
         }
     }
 
     /// Forgets a caller: it has been admitted, or Redis has not replied.
     pub fn forget(&mut self, owner: &impl Hash) {
         let hash = self.hash(owner);
-        if let Some(record) = self.records.get_mut(place(hash)).filter(|record| record.owner == hash) {
-            *record = Record::default();
+        if let Some(entry) = self.entries.get_mut(slot(hash)).filter(|entry| entry.owner == hash) {
+            *entry = Entry::default();
         }
     }
 
     /// Forgets all callers: after a change of limits nothing is known.
     pub fn forget_all(&mut self) {
-        self.records.fill(Record::default());
+        self.entries.fill(Entry::default());
     }
 
     fn hash(&self, owner: &impl Hash) -> u64 {
@@ -96,7 +96,7 @@ impl DenyCache {
     }
 }
 
-fn place(hash: u64) -> usize {
-    // The remainder is below `PLACES`.
-    (hash % PLACES as u64) as usize
+fn slot(hash: u64) -> usize {
+    // The remainder is below `SLOTS`.
+    (hash % SLOTS as u64) as usize
 }

@@ -45,8 +45,8 @@ impl Unframer {
 
     /// A byte that is no message's is a header's.
     fn push_header(&mut self, byte: u8) -> Result<(), Compressed> {
-        if let Some(place) = self.header.get_mut(self.header_bytes) {
-            *place = byte;
+        if let Some(slot) = self.header.get_mut(self.header_bytes) {
+            *slot = byte;
         }
         self.header_bytes += 1;
         if self.header_bytes == HEADER_BYTES {
