@@ -1,7 +1,7 @@
 //! Buckets in Redis, shared by any number of Envoys.
 //!
 //! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`command`],
-//! [`breaker`], [`reply_clock`], `sent`, [`queue`], [`outbox`] and [`session`] (the conversation and its deadlines),
+//! [`breaker`], [`reply_clock`], `pending_reply`, [`queue`], [`outbox`] and [`session`] (the conversation and its deadlines),
 //! [`deny_cache`] (which buckets are known to be empty), [`frame`] (gRPC's frames around it all). Nothing here knows
 //! Envoy, tiers or headers. From outside come a limit, the unit of its tokens, the credentials and the store's clock.
 
@@ -11,11 +11,11 @@ pub mod deny_cache;
 pub mod failure;
 pub mod frame;
 pub mod outbox;
+mod pending_reply;
 pub mod queue;
 pub mod reply_clock;
 pub mod resp;
 pub mod script;
-mod sent;
 pub mod session;
 
 /// The key of the health that an operator has set for all Envoys of `namespace`.

@@ -18,7 +18,7 @@ use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_ERRORS
 use dynamic_rate_limiter::store::redis::command::{Command, Declined, Event, Overwrite, ReplyValue};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
-use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
+use dynamic_rate_limiter::store::redis::queue::{CommandId, max_on_wire};
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, ReplyClock, TIMER_RESOLUTION};
 use dynamic_rate_limiter::store::redis::session::{MAX_COMMANDS, SessionOutput};
 use harness::SECOND;
@@ -31,7 +31,7 @@ const MS: u64 = 1_000;
 const TIMEOUT: u64 = 20 * MS;
 
 /// Commands in flight at a time.
-const WINDOW: u32 = 125;
+const MAX_ON_WIRE: u32 = 125;
 
 /// The timeout of a probe that has to connect first.
 const CONNECT_TIMEOUT: u64 = SECOND;

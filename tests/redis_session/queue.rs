@@ -1,59 +1,60 @@
-//! Commands beyond the window wait in the worker.
+//! Commands beyond the most that may be on the wire wait in the worker.
 
 use super::*;
 
 #[test]
 fn commands_beyond_the_window_wait_and_are_sent_in_order_as_replies_come() {
     let mut test = session_with(None, "secret");
-    send_many(&mut test, 0..2 * WINDOW + 1);
-    assert_eq!(words(&test.flush()).len(), WINDOW as usize, "AUTH is one of them");
+    send_many(&mut test, 0..2 * MAX_ON_WIRE + 1);
+    assert_eq!(words(&test.flush()).len(), MAX_ON_WIRE as usize, "AUTH is one of them");
     receive_one(&mut test);
     assert_eq!(words(&test.flush()).len(), 1, "one for each reply");
     test.exchange();
-    assert_eq!(test.outcomes(), ok(0..2 * WINDOW + 1));
+    assert_eq!(test.outcomes(), ok(0..2 * MAX_ON_WIRE + 1));
     assert!(!test.is_waiting());
 
-    // A Redis without the script receives it once for each command of a window.
+    // A Redis without the script receives it once for each command on the wire.
     let mut test = session();
     test.redis.knows_script = false;
-    send_many(&mut test, 0..3 * WINDOW);
+    send_many(&mut test, 0..3 * MAX_ON_WIRE);
     test.exchange();
-    assert_eq!(test.outcomes().len(), 3 * WINDOW as usize);
+    assert_eq!(test.outcomes().len(), 3 * MAX_ON_WIRE as usize);
 }
 
 #[test]
 fn the_window_grows_with_the_timeout_within_its_bounds() {
-    let windows = [MS, 2_720, 20 * MS, 100 * MS, 163_840, 10 * SECOND].map(Duration::from_micros).map(window);
-    assert_eq!(windows, [16, 17, WINDOW as usize, 625, 1_024, 1_024]);
+    let bounds =
+        [MS, 2_720, 20 * MS, 100 * MS, 163_840, 10 * SECOND].map(Duration::from_micros).map(max_on_wire);
+    assert_eq!(bounds, [16, 17, MAX_ON_WIRE as usize, 625, 1_024, 1_024]);
 }
 
 #[test]
 fn commands_about_health_do_not_wait() {
     let mut test = session();
-    send_many(&mut test, 0..2 * WINDOW);
+    send_many(&mut test, 0..2 * MAX_ON_WIRE);
     test.flush();
     test.send(1_000, get(1_000));
     assert_eq!(words(&test.start(1_001, set(1_001))), ["GET text:1000", "SET set:1001 DEGRADED"]);
     test.exchange();
-    assert_eq!(test.outcomes().len(), 2 * WINDOW as usize + 2);
+    assert_eq!(test.outcomes().len(), 2 * MAX_ON_WIRE as usize + 2);
 }
 
 #[test]
-fn no_queued_command_times_out_while_redis_replies_to_each_window() {
+fn no_queued_command_times_out_while_redis_replies_to_what_is_on_the_wire() {
     let mut test = session();
-    send_many(&mut test, 0..20 * WINDOW);
+    send_many(&mut test, 0..20 * MAX_ON_WIRE);
     for _ in 0..20 {
         test.flush();
         test.pass(TIMEOUT - 1);
         test.deliver();
     }
-    assert_eq!(test.outcomes(), ok(0..20 * WINDOW));
+    assert_eq!(test.outcomes(), ok(0..20 * MAX_ON_WIRE));
 }
 
 #[test]
 fn queued_commands_fail_together_when_redis_does_not_reply() {
     let mut test = session();
-    send_many(&mut test, 0..3 * WINDOW);
+    send_many(&mut test, 0..3 * MAX_ON_WIRE);
     test.flush();
     test.pass(5 * MS);
     receive_one(&mut test);
@@ -61,9 +62,9 @@ fn queued_commands_fail_together_when_redis_does_not_reply() {
     test.flush();
     test.pass(15 * MS);
     // The deadline of the first commands has passed.
-    assert_eq!(test.outcomes(), failed(FailureKind::Timeout, 1..WINDOW));
+    assert_eq!(test.outcomes(), failed(FailureKind::Timeout, 1..MAX_ON_WIRE));
     // The command sent last, and all queued ones.
-    assert_timeout(&mut test, 5 * MS, WINDOW..3 * WINDOW);
+    assert_timeout(&mut test, 5 * MS, MAX_ON_WIRE..3 * MAX_ON_WIRE);
     assert!(test.session.is_accepting(), "these are two failures");
 
     // A new command waits behind the outstanding replies, with the usual timeout.
@@ -76,39 +77,39 @@ fn queued_commands_fail_together_when_redis_does_not_reply() {
 #[test]
 fn in_a_busy_worker_queued_commands_do_not_time_out() {
     let mut test = session();
-    send_many(&mut test, 0..4 * WINDOW);
+    send_many(&mut test, 0..4 * MAX_ON_WIRE);
     for _ in 0..4 {
         test.flush();
         test.stall(10 * TIMEOUT);
         test.deliver();
     }
-    assert_eq!(test.outcomes(), ok(0..4 * WINDOW));
+    assert_eq!(test.outcomes(), ok(0..4 * MAX_ON_WIRE));
     // The turn that sends comes late; the timeout of queued commands begins with it.
-    send_many(&mut test, 0..2 * WINDOW);
+    send_many(&mut test, 0..2 * MAX_ON_WIRE);
     test.pass(TIMEOUT);
     test.flush();
-    assert_timeout(&mut test, TIMEOUT, 0..2 * WINDOW);
+    assert_timeout(&mut test, TIMEOUT, 0..2 * MAX_ON_WIRE);
 }
 
 #[test]
 fn queued_commands_fail_when_the_connection_is_lost() {
     let mut test = session();
-    send_many(&mut test, 0..3 * WINDOW);
+    send_many(&mut test, 0..3 * MAX_ON_WIRE);
     test.flush();
     test.hang_up();
-    assert_eq!(test.outcomes(), failed(FailureKind::Disconnected, 0..3 * WINDOW));
+    assert_eq!(test.outcomes(), failed(FailureKind::Disconnected, 0..3 * MAX_ON_WIRE));
     assert_eq!(words(&test.start(1, take(1))).len(), 1, "no earlier command is left");
 }
 
 #[test]
 fn a_queued_command_that_is_cancelled_is_never_sent_nor_answered() {
     let mut test = session();
-    let commands = send_many(&mut test, 0..2 * WINDOW);
+    let commands = send_many(&mut test, 0..2 * MAX_ON_WIRE);
     assert!(!test.cancel(commands[0]), "the first is in flight, and cannot be cancelled");
-    (WINDOW..2 * WINDOW - 1).for_each(|id| assert!(test.cancel(commands[id as usize])));
+    (MAX_ON_WIRE..2 * MAX_ON_WIRE - 1).for_each(|id| assert!(test.cancel(commands[id as usize])));
     test.exchange();
-    assert_eq!(test.outcomes(), ok((0..WINDOW).chain([2 * WINDOW - 1])));
-    assert!(!test.redis.buckets.contains_key(&format!("bucket:{WINDOW}")));
+    assert_eq!(test.outcomes(), ok((0..MAX_ON_WIRE).chain([2 * MAX_ON_WIRE - 1])));
+    assert!(!test.redis.buckets.contains_key(&format!("bucket:{MAX_ON_WIRE}")));
     test.cancel(commands[0]);
     assert!(!test.is_waiting() && !test.session.has_output());
 }
@@ -123,7 +124,7 @@ fn the_number_of_waiting_commands_is_bounded() {
     test.cancel(commands[MAX_COMMANDS - 1]);
     assert_eq!(declined(&mut test), None, "there is room for one");
     assert_eq!(declined(&mut test), Some(Declined::QueueFull));
-    for _ in 0..most.div_ceil(WINDOW) {
+    for _ in 0..most.div_ceil(MAX_ON_WIRE) {
         test.session.flush();
         while let Some(SessionOutput::Stream(action)) = test.session.poll_output() {
             let is_last = matches!(action, StreamAction::Send(_));

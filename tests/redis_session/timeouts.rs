@@ -43,15 +43,15 @@ fn the_timeout_of_a_command_begins_when_it_is_sent() {
 fn a_busy_worker_reads_its_socket_before_commands_time_out() {
     let tick_us = ReplyClock::new(Duration::from_micros(TIMEOUT)).interval().as_micros() as u64;
     let late_us = tick_us + TIMER_RESOLUTION.as_micros() as u64;
-    // (time of the first tick, whether the time until then is charged to Redis)
+    // (time of the first tick, whether the time until then is counted against Redis)
     let cases = [(tick_us, true), (late_us, true), (late_us + 1, false), (TIMEOUT, false), (SECOND, false)];
-    for (first_tick_us, is_charged) in cases {
+    for (first_tick_us, is_counted) in cases {
         let mut test = session();
         test.start(1, take(1));
         test.stall(first_tick_us);
         assert_eq!(test.outcomes(), [], "{first_tick_us} µs: no reply could be read");
-        let charged_us = if is_charged { first_tick_us } else { TIMEOUT / u64::from(MAX_TURNS) };
-        assert_timeout(&mut test, TIMEOUT - charged_us, [1]);
+        let counted_us = if is_counted { first_tick_us } else { TIMEOUT / u64::from(MAX_TURNS) };
+        assert_timeout(&mut test, TIMEOUT - counted_us, [1]);
     }
     let mut test = session();
     for id in 1..=5 {

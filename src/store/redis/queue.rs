@@ -6,18 +6,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::reply_clock::ChargedTime;
+use super::reply_clock::ReplyTime;
 use super::script::Take;
 
 /// A worker may have so many commands on the wire that Redis needs so large a part of `timeout_ms` to carry them out.
 /// Several workers can do that at a time, and each command is still answered in time.
-const WINDOW_SHARE: u32 = 8;
+const ON_WIRE_SHARE: u32 = 8;
 
 /// What a command takes in Redis at most, on a machine that is not fast.
 const COMMAND: Duration = Duration::from_micros(20);
 
 /// Least and most on the wire, whatever the timeout: enough to fill a message; a message of some 200 KB.
-const WINDOW: (usize, usize) = (16, 1_024);
+const ON_WIRE: (usize, usize) = (16, 1_024);
 
 /// Names a command of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,9 +25,9 @@ pub struct CommandId(pub u64);
 
 /// Most commands on the wire, where each may take `timeout`. At the default, with a round trip of 1 ms: over 100,000 a
 /// second; with the longest that the timeout allows, 6,250 a second.
-pub fn window(timeout: Duration) -> usize {
-    let (least, most) = WINDOW;
-    let commands = timeout.as_micros() / (COMMAND * WINDOW_SHARE).as_micros();
+pub fn max_on_wire(timeout: Duration) -> usize {
+    let (least, most) = ON_WIRE;
+    let commands = timeout.as_micros() / (COMMAND * ON_WIRE_SHARE).as_micros();
     usize::try_from(commands).unwrap_or(most).clamp(least, most)
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Queue {
     /// In the order in which they were sent. A map, because clients leave from the middle of it, thousands at a time.
     waiting: BTreeMap<CommandId, Queued>,
     /// When a command was last handed over, or the first of these began to wait.
-    moved_at: ChargedTime,
+    moved_at: ReplyTime,
 }
 
 impl Queue {
@@ -56,7 +56,7 @@ impl Queue {
     }
 
     /// The last in the queue.
-    pub fn push(&mut self, id: CommandId, queued: Queued, at: ChargedTime) {
+    pub fn push(&mut self, id: CommandId, queued: Queued, at: ReplyTime) {
         if self.waiting.is_empty() {
             self.moved_at = at;
         }
@@ -64,7 +64,7 @@ impl Queue {
     }
 
     /// The first in the queue, which is handed over now.
-    pub fn pop(&mut self, at: ChargedTime) -> Option<(CommandId, Queued)> {
+    pub fn pop(&mut self, at: ReplyTime) -> Option<(CommandId, Queued)> {
         let first = self.waiting.pop_first()?;
         self.moved_at = at;
         Some(first)
@@ -78,12 +78,12 @@ impl Queue {
     /// Updates `moved_at` at a check of the reply clock. A check may withhold time: then the clock shows less than
     /// `moved_at`, and `moved_at` follows it. While a command that was handed over is not sent yet, the queue cannot
     /// move: then its time begins now.
-    pub fn check(&mut self, charged: ChargedTime, is_all_sent: bool) {
-        self.moved_at = if is_all_sent { self.moved_at.min(charged) } else { charged };
+    pub fn check(&mut self, reply_time: ReplyTime, is_all_sent: bool) {
+        self.moved_at = if is_all_sent { self.moved_at.min(reply_time) } else { reply_time };
     }
 
     /// Whether Redis has let nothing be handed over for as long as the first may take.
-    pub fn is_stuck(&self, at: ChargedTime) -> bool {
+    pub fn is_stuck(&self, at: ReplyTime) -> bool {
         let first = self.waiting.first_key_value();
         first.is_some_and(|(_, queued)| at.since(self.moved_at) >= queued.timeout)
     }

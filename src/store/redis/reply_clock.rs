@@ -2,8 +2,8 @@
 //!
 //! A reply reaches the limiter when the worker's event loop gets round to reading it. A worker with hundreds of busy
 //! connections spends tens of milliseconds in one turn of that loop, and a reply then lies unread although Redis sent
-//! it at once. So the time between two checks is charged to Redis in full only if the second check came when it was
-//! due, which shows that the loop had nothing else to do. A check that came late is charged as one turn.
+//! it at once. So the time between two checks is counted against Redis in full only if the second check came when it
+//! was due, which shows that the loop had nothing else to do. Before a late check, one turn is counted.
 
 use std::time::Duration;
 
@@ -25,12 +25,12 @@ pub const TIMER_RESOLUTION: Duration = Duration::from_millis(5);
 /// Shortest and longest time between two checks.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
-/// A moment on the session's own clock, which stands still where time is not charged to Redis.
+/// A moment on a reply clock, which stands still while time is not counted against Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ChargedTime(StoreTime);
+pub struct ReplyTime(StoreTime);
 
-impl ChargedTime {
-    /// The time charged since `earlier`.
+impl ReplyTime {
+    /// The time counted since `earlier`.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.since(earlier.0)
     }
@@ -39,11 +39,11 @@ impl ChargedTime {
 /// The clock of one session.
 #[derive(Debug)]
 pub struct ReplyClock {
-    /// What a late check is charged as.
+    /// What is counted before a late check.
     turn: Duration,
     interval: Duration,
     checked_at: StoreTime,
-    /// Time that has passed and was not charged to Redis.
+    /// Time that has passed and was not counted.
     withheld: Duration,
 }
 
@@ -57,12 +57,12 @@ impl ReplyClock {
         Self { turn, interval, checked_at: StoreTime::default(), withheld: Duration::ZERO }
     }
 
-    /// Between two checks while Redis owes a reply, in whole milliseconds.
+    /// Between two checks while a reply is outstanding, in whole milliseconds.
     pub fn interval(&self) -> Duration {
         self.interval
     }
 
-    /// Redis owes no reply until now.
+    /// Starts the clock: no reply was outstanding before `now`.
     pub fn start(&mut self, now: StoreTime) {
         self.checked_at = now;
     }
@@ -73,12 +73,12 @@ impl ReplyClock {
     }
 
     /// What this clock shows.
-    pub fn at(&self, now: StoreTime) -> ChargedTime {
-        ChargedTime(now.before(self.withheld))
+    pub fn at(&self, now: StoreTime) -> ReplyTime {
+        ReplyTime(now.before(self.withheld))
     }
 
-    /// Charges the time since the last check, or since the start; returns what this clock shows now.
-    pub fn check(&mut self, now: StoreTime) -> ChargedTime {
+    /// Counts the time since the last check, or since the start; returns what this clock shows now.
+    pub fn check(&mut self, now: StoreTime) -> ReplyTime {
         let passed = now.since(self.checked_at);
         self.checked_at = now;
         if passed > self.interval + TIMER_RESOLUTION {

@@ -11,7 +11,7 @@
 //!
 //! Replies come in the order of the commands, so a queue says whose each one is; a command keeps its place there when
 //! its deadline has passed, and its late reply is thrown away. Where replies and commands may be out of step, the
-//! stream is closed. Beyond a [`window`] of commands on the wire the next ones wait in a `Queue`, so that Redis can
+//! stream is closed. Beyond [`max_on_wire`] commands the next ones wait in a `Queue`, so that Redis can
 //! keep the deadline of each that it was given, however many wait.
 //!
 //! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row, and then no request
@@ -28,11 +28,12 @@ use super::command::{
 };
 use super::failure::FailureKind;
 use super::outbox::{Outbox, StreamAction};
-use super::queue::{CommandId, Queue, Queued, window};
+use super::pending_reply::{PendingReply, Recipient, Wait};
+use super::queue::{CommandId, Queue, Queued, max_on_wire};
 use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed};
 use super::script::{Script, Take};
-use super::sent::{Recipient, Sent, Wait};
+
 use crate::config::Credentials;
 use crate::limit::Limit;
 use crate::time::StoreTime;
@@ -87,13 +88,14 @@ pub struct Session {
     connected: Option<bool>,
     sequence: u32,
     last_id: u64,
-    sent: VecDeque<Sent>,
+    /// The replies that are still to come, in order.
+    pending: VecDeque<PendingReply>,
     /// Most commands on the wire, but for those about health, which are few.
-    window: usize,
-    /// Commands that wait inside the worker. While there is one, as many as the window allows are on the wire.
+    max_on_wire: usize,
+    /// Commands that wait inside the worker. While there is one, as many as may be are on the wire.
     queue: Queue,
-    /// How many of those sent, at the end, are still in the outbox.
-    unsent: usize,
+    /// How many of the pending ones, at the end, are still in the outbox.
+    unflushed: usize,
     decoder: Decoder,
     outbox: Outbox,
     replies: VecDeque<(CommandId, Result<ReplyValue, Failure>)>,
@@ -115,10 +117,10 @@ impl Session {
             connected: None,
             sequence: 0,
             last_id: 0,
-            sent: VecDeque::new(),
-            window: window(timeout),
+            pending: VecDeque::new(),
+            max_on_wire: max_on_wire(timeout),
             queue: Queue::default(),
-            unsent: 0,
+            unflushed: 0,
             decoder: Decoder::default(),
             outbox: Outbox::default(),
             replies: VecDeque::new(),
@@ -157,7 +159,7 @@ impl Session {
         if !self.is_accepting() {
             return Err(Declined::BreakerOpen);
         }
-        if self.sent.len() + self.queue.len() + self.replies.len() >= MAX_COMMANDS {
+        if self.pending.len() + self.queue.len() + self.replies.len() >= MAX_COMMANDS {
             return Err(Declined::QueueFull);
         }
         self.connect(now);
@@ -166,17 +168,17 @@ impl Session {
         let recipient = Recipient::Owner(id);
         let wait = self.wait(timeout, now);
         match command {
-            Command::Take(take) if self.sent.len() >= self.window => {
-                self.queue.push(id, Queued { take, timeout }, wait.charged_at);
+            Command::Take(take) if self.pending.len() >= self.max_on_wire => {
+                self.queue.push(id, Queued { take, timeout }, wait.reply_time);
             }
             Command::Take(take) => self.send_take(recipient, take, Script::Hash, wait),
             Command::Get(key) => {
                 push_get(&mut self.outbox.send, &key);
-                self.note_sent(recipient, Expected::Get, wait);
+                self.note_pending(recipient, Expected::Get, wait);
             }
             Command::Set(key, value, overwrite) => {
                 push_set(&mut self.outbox.send, &key, value, overwrite);
-                self.note_sent(recipient, Expected::Set, wait);
+                self.note_pending(recipient, Expected::Set, wait);
             }
         }
         Ok(id)
@@ -199,7 +201,7 @@ impl Session {
     /// Notes that the stream is closed, or could not be opened.
     pub fn handle_close(&mut self, detail: &str, now: StoreTime) {
         if self.is_on_stream() {
-            if self.sent.is_empty() && self.state == SessionState::Open {
+            if self.pending.is_empty() && self.state == SessionState::Open {
                 // Redis may close what has been idle. The next command finds out more.
                 self.drop_stream();
                 self.state = SessionState::Idle;
@@ -221,23 +223,24 @@ impl Session {
             }
             return;
         }
-        if self.sent.is_empty() {
+        if self.pending.is_empty() {
             return;
         }
-        let charged = self.clock.check(now);
+        let reply_time = self.clock.check(now);
         // What has not been sent yet has used up none of its time.
-        let is_new = |sent: &&mut Sent| !matches!(sent.expected, Expected::Take(_, Script::Text));
-        let unsent = self.sent.iter_mut().rev().take(self.unsent).filter(is_new);
+        let is_new =
+            |pending: &&mut PendingReply| !matches!(pending.expected, Expected::Take(_, Script::Text));
+        let unflushed = self.pending.iter_mut().rev().take(self.unflushed).filter(is_new);
         let mut is_all_sent = true;
-        for sent in unsent {
-            sent.wait = Wait { charged_at: charged, at: now, ..sent.wait };
-            is_all_sent &= !matches!(sent.expected, Expected::Take(..));
+        for pending in unflushed {
+            pending.wait = Wait { reply_time, at: now, ..pending.wait };
+            is_all_sent &= !matches!(pending.expected, Expected::Take(..));
         }
         let mut late = 0_usize;
-        for Sent { recipient, wait, .. } in &mut self.sent {
+        for PendingReply { recipient, wait, .. } in &mut self.pending {
             // Neither has what was sent while the worker was busy.
-            wait.charged_at = wait.charged_at.min(charged);
-            if !wait.is_over(charged, now, self.timeout) {
+            wait.reply_time = wait.reply_time.min(reply_time);
+            if !wait.is_over(reply_time, now, self.timeout) {
                 continue;
             }
             match std::mem::replace(recipient, Recipient::Gone) {
@@ -247,8 +250,8 @@ impl Session {
             }
             late += 1;
         }
-        self.queue.check(charged, is_all_sent);
-        if self.queue.is_stuck(charged) {
+        self.queue.check(reply_time, is_all_sent);
+        if self.queue.is_stuck(reply_time) {
             late += self.queue.len();
             self.replies.extend(self.queue.drain().map(|id| (id, Err(timeout()))));
         }
@@ -269,9 +272,10 @@ impl Session {
             SessionState::Broken { until } if now < until => {}
             SessionState::Broken { .. } => self.state = SessionState::Idle,
             SessionState::Open | SessionState::Probing(_) => {
-                let is_idle = !self.sent.iter().any(|sent| matches!(sent.recipient, Recipient::Owner(_)));
+                let is_idle =
+                    !self.pending.iter().any(|pending| matches!(pending.recipient, Recipient::Owner(_)));
                 if is_idle && self.queue.is_empty() {
-                    self.sent.clear();
+                    self.pending.clear();
                     self.drop_stream();
                     self.state = SessionState::Idle;
                 }
@@ -293,7 +297,7 @@ impl Session {
     pub fn poll_output(&mut self) -> Option<SessionOutput> {
         if let Some(action) = self.outbox.poll() {
             if let StreamAction::Send(_) = action {
-                self.unsent = 0;
+                self.unflushed = 0;
             }
             return Some(SessionOutput::Stream(action));
         }
@@ -308,7 +312,7 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<StoreTime> {
         match self.state {
             SessionState::Broken { until } => Some(until),
-            _ => (!self.sent.is_empty()).then(|| self.clock.next_check()),
+            _ => (!self.pending.is_empty()).then(|| self.clock.next_check()),
         }
     }
 
@@ -318,20 +322,22 @@ impl Session {
             let outcome = match self.decoder.next_reply() {
                 Ok(None) => return,
                 Err(Malformed) => Err(protocol("what came is no reply of Redis")),
-                Ok(Some(reply)) => match self.sent.pop_front() {
+                Ok(Some(reply)) => match self.pending.pop_front() {
                     None => Err(protocol("a reply came to no command")),
-                    Some(sent) => match read(&sent.expected, sent.sequence, reply, self.proxy_errors) {
-                        Ok(read) => Ok((sent, read)),
-                        Err(failure) => {
-                            // Its request is still to be answered, with all others.
-                            self.sent.push_front(sent);
-                            Err(failure)
+                    Some(pending) => {
+                        match read(&pending.expected, pending.sequence, reply, self.proxy_errors) {
+                            Ok(read) => Ok((pending, read)),
+                            Err(failure) => {
+                                // Its request is still to be answered, with all others.
+                                self.pending.push_front(pending);
+                                Err(failure)
+                            }
                         }
-                    },
+                    }
                 },
             };
             match outcome {
-                Ok((sent, read)) => self.settle(sent, read, now),
+                Ok((pending, read)) => self.settle(pending, read, now),
                 Err(failure) => self.break_off(failure, now),
             }
             if !self.is_on_stream() {
@@ -342,7 +348,7 @@ impl Session {
 
     /// Hands over what waits, as far as there is room on the wire.
     fn hand_over(&mut self, now: StoreTime) {
-        while self.sent.len() < self.window {
+        while self.pending.len() < self.max_on_wire {
             let Some((id, Queued { take, timeout })) = self.queue.pop(self.clock.at(now)) else { return };
             let wait = self.wait(timeout, now);
             self.send_take(Recipient::Owner(id), take, Script::Hash, wait);
@@ -365,7 +371,7 @@ impl Session {
         self.outbox.open_stream();
         if push_auth(&mut self.outbox.send, &self.credentials) {
             let wait = self.wait(CONNECT_TIMEOUT, now);
-            self.note_sent(Recipient::Session, Expected::Auth, wait);
+            self.note_pending(Recipient::Session, Expected::Auth, wait);
         }
     }
 
@@ -377,21 +383,21 @@ impl Session {
     fn send_take(&mut self, recipient: Recipient, take: Take, script: Script, wait: Wait) {
         self.sequence = self.sequence.wrapping_add(1);
         take.push(&mut self.outbox.send, self.sequence, script);
-        self.note_sent(recipient, Expected::Take(take, script), wait);
+        self.note_pending(recipient, Expected::Take(take, script), wait);
     }
 
     /// Notes what has just been sent: its reply is the next after those that are expected already.
-    fn note_sent(&mut self, recipient: Recipient, expected: Expected, wait: Wait) {
-        self.sent.push_back(Sent { recipient, expected, sequence: self.sequence, wait });
-        self.unsent += 1;
+    fn note_pending(&mut self, recipient: Recipient, expected: Expected, wait: Wait) {
+        self.pending.push_back(PendingReply { recipient, expected, sequence: self.sequence, wait });
+        self.unflushed += 1;
     }
 
     /// A wait that begins now.
     fn wait(&mut self, timeout: Duration, now: StoreTime) -> Wait {
-        if self.sent.is_empty() {
+        if self.pending.is_empty() {
             self.clock.start(now);
         }
-        Wait { charged_at: self.clock.at(now), at: now, timeout }
+        Wait { reply_time: self.clock.at(now), at: now, timeout }
     }
 
     /// Whether the breaker has to open; a probe has one try.
@@ -400,9 +406,9 @@ impl Session {
     }
 
     /// Does what follows from a reply.
-    fn settle(&mut self, sent: Sent, read: Read, now: StoreTime) {
+    fn settle(&mut self, pending: PendingReply, read: Read, now: StoreTime) {
         match read {
-            Read::Value(value) => match sent.recipient {
+            Read::Value(value) => match pending.recipient {
                 Recipient::Owner(id) => {
                     match value {
                         ReplyValue::Taken(_) => {
@@ -417,19 +423,19 @@ impl Session {
                 Recipient::Gone => {}
             },
             Read::Authenticated => {}
-            Read::UnknownScript(take) => match sent.recipient {
+            Read::UnknownScript(take) => match pending.recipient {
                 Recipient::Gone => {}
-                recipient => self.send_take(recipient, take, Script::Text, sent.wait),
+                recipient => self.send_take(recipient, take, Script::Text, pending.wait),
             },
             Read::Error(failure, scope) => {
-                if let Recipient::Owner(id) = sent.recipient {
+                if let Recipient::Owner(id) = pending.recipient {
                     self.replies.push_back((id, Err(failure.clone())));
                     // What is wrong with other commands, such as a right to read health, is no reason to stop.
-                    if matches!(sent.expected, Expected::Take(..)) {
+                    if matches!(pending.expected, Expected::Take(..)) {
                         self.breaker.record_error(scope);
                     }
                 }
-                if self.has_failed() || matches!(sent.expected, Expected::Auth) {
+                if self.has_failed() || matches!(pending.expected, Expected::Auth) {
                     self.trip(failure, now);
                 }
             }
@@ -482,8 +488,8 @@ impl Session {
     }
 
     fn fail_all(&mut self, failure: &Failure) {
-        for sent in self.sent.drain(..) {
-            if let Recipient::Owner(id) = sent.recipient {
+        for pending in self.pending.drain(..) {
+            if let Recipient::Owner(id) = pending.recipient {
                 self.replies.push_back((id, Err(failure.clone())));
             }
         }
@@ -493,6 +499,6 @@ impl Session {
     fn drop_stream(&mut self) {
         self.outbox.drop_stream();
         self.decoder = Decoder::default();
-        self.unsent = 0;
+        self.unflushed = 0;
     }
 }

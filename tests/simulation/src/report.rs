@@ -26,7 +26,7 @@ happenings! {
         FallbackAllow "fallbacks: allow",
         FallbackDeny "fallbacks: deny",
         Busy "turns of an event loop that took long",
-        Burst "more requests at once than the window",
+        Burst "more requests at once than may be on the wire",
         AtTheInstant "a request within a microsecond of the time of a token",
     }
     "shared data": {

@@ -17,7 +17,7 @@ use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
 use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::AddressTable;
-use dynamic_rate_limiter::store::redis::queue::window;
+use dynamic_rate_limiter::store::redis::queue::max_on_wire;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 use harness::{decide, decide_at_once};
 
@@ -350,16 +350,16 @@ impl World {
         }
     }
 
-    /// More requests arrive at once at one worker than its window.
+    /// More requests arrive at once at one worker than may be on the wire.
     fn burst(&self) {
         let envoy = self.below(self.envoys.len() as u64) as usize;
         let Some(index) = self.some_worker(envoy) else { return };
-        let window = window(Duration::from_micros(self.plan.timeout_us));
-        if self.worker(index).pending.borrow().len() > window {
+        let max_on_wire = max_on_wire(Duration::from_micros(self.plan.timeout_us));
+        if self.worker(index).pending.borrow().len() > max_on_wire {
             return;
         }
         self.count(Happening::Burst);
-        for _ in 0..window as u64 + self.below(2 * window as u64) {
+        for _ in 0..max_on_wire as u64 + self.below(2 * max_on_wire as u64) {
             let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
             self.request(index, caller, MAX_DEPTH);
         }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use dynamic_rate_limiter::config::Credentials;
-use dynamic_rate_limiter::store::redis::queue::{CommandId, window};
+use dynamic_rate_limiter::store::redis::queue::{CommandId, max_on_wire};
 use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
 use dynamic_rate_limiter::store::redis::session::MAX_COMMANDS;
 
@@ -146,7 +146,7 @@ impl SessionTest {
         let commands = parse_commands(&turn.sent);
         let takes = commands.iter().filter(|words| words[0].starts_with(b"EVAL")).count();
         commands.iter().for_each(|words| self.note_sent(words));
-        assert!(takes <= window(TIMEOUT), "{takes} at a time");
+        assert!(takes <= max_on_wire(TIMEOUT), "{takes} at a time");
     }
 
     /// Delivers this number of bytes.

@@ -1,15 +1,15 @@
-//! What is on the wire.
+//! The replies that are still to come.
 
 use std::time::Duration;
 
 use super::command::Expected;
 use super::queue::CommandId;
-use super::reply_clock::ChargedTime;
+use super::reply_clock::ReplyTime;
 use crate::time::StoreTime;
 
-/// A command whose reply is still to come.
+/// A command whose reply is still to come: it is on the wire, or in the outbox.
 #[derive(Debug)]
-pub(super) struct Sent {
+pub(super) struct PendingReply {
     pub recipient: Recipient,
     /// What was sent; the text is kept for `Take` alone, which may have to be sent again.
     pub expected: Expected,
@@ -31,18 +31,18 @@ pub(super) enum Recipient {
 /// How long a reply is waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
-    /// When it began, on the session's clock and on the worker's.
-    pub charged_at: ChargedTime,
+    /// When it began, on the reply clock and on the worker's.
+    pub reply_time: ReplyTime,
     pub at: StoreTime,
     pub timeout: Duration,
 }
 
 impl Wait {
-    /// Whether the time is over: `timeout` on the worker's clock, of which Redis was charged no less than a request
-    /// may take. A busy worker charges one turn of the event loop for each check; to charge a whole second would take
-    /// it half a minute.
-    pub fn is_over(&self, charged: ChargedTime, now: StoreTime, request_timeout: Duration) -> bool {
-        charged.since(self.charged_at) >= self.timeout.min(request_timeout)
+    /// Whether the time is over: `timeout` on the worker's clock, of which no less than a request may take was counted
+    /// against Redis. In a busy worker, one turn of the event loop is counted before each check; to count a whole
+    /// second would take it half a minute.
+    pub fn is_over(&self, reply_time: ReplyTime, now: StoreTime, request_timeout: Duration) -> bool {
+        reply_time.since(self.reply_time) >= self.timeout.min(request_timeout)
             && now.since(self.at) >= self.timeout
     }
 }
