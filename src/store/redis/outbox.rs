@@ -15,13 +15,13 @@ pub(super) struct Outbox {
     close: bool,
     open: bool,
     /// To be sent after that.
-    pub send: Vec<u8>,
+    commands: Vec<u8>,
     is_flushing: bool,
 }
 
 impl Outbox {
     pub fn is_empty(&self) -> bool {
-        !self.close && !self.open && self.send.is_empty()
+        !self.close && !self.open && self.commands.is_empty()
     }
 
     pub fn open_stream(&mut self) {
@@ -31,6 +31,11 @@ impl Outbox {
     /// Whether what goes out next goes out on a stream that is still to be opened.
     pub fn opens_stream(&self) -> bool {
         self.open
+    }
+
+    /// The commands that have gathered, for one more to be appended.
+    pub fn commands(&mut self) -> &mut Vec<u8> {
+        &mut self.commands
     }
 
     /// The stream is to be closed, and what has gathered for it is dropped.
@@ -60,7 +65,7 @@ impl Outbox {
             return Some(StreamAction::Open);
         }
         self.is_flushing = false;
-        let send = std::mem::take(&mut self.send);
-        (!send.is_empty()).then_some(StreamAction::Send(send))
+        let commands = std::mem::take(&mut self.commands);
+        (!commands.is_empty()).then_some(StreamAction::Send(commands))
     }
 }

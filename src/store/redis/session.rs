@@ -173,11 +173,11 @@ impl Session {
             }
             Command::Take(take) => self.send_take(recipient, take, Script::Hash, wait),
             Command::Get(key) => {
-                push_get(&mut self.outbox.send, &key);
+                push_get(self.outbox.commands(), &key);
                 self.note_pending(recipient, Expected::Get, wait);
             }
             Command::Set(key, value, overwrite) => {
-                push_set(&mut self.outbox.send, &key, value, overwrite);
+                push_set(self.outbox.commands(), &key, value, overwrite);
                 self.note_pending(recipient, Expected::Set, wait);
             }
         }
@@ -369,7 +369,7 @@ impl Session {
 
     fn open_stream(&mut self, now: StoreTime) {
         self.outbox.open_stream();
-        if push_auth(&mut self.outbox.send, &self.credentials) {
+        if push_auth(self.outbox.commands(), &self.credentials) {
             let wait = self.wait(CONNECT_TIMEOUT, now);
             self.note_pending(Recipient::Session, Expected::Auth, wait);
         }
@@ -382,7 +382,7 @@ impl Session {
 
     fn send_take(&mut self, recipient: Recipient, take: Take, script: Script, wait: Wait) {
         self.sequence = self.sequence.wrapping_add(1);
-        take.push(&mut self.outbox.send, self.sequence, script);
+        take.push(self.outbox.commands(), self.sequence, script);
         self.note_pending(recipient, Expected::Take(take, script), wait);
     }
 
