@@ -200,7 +200,7 @@ pub(super) fn write_headers(
     started: StoreTime,
     write: impl FnMut(&'static str, &[u8]),
 ) -> Option<StoreTime> {
-    let limiter = &worker.limiter;
+    let limiter = worker.limiter();
     let headers = limiter.config().settings.headers;
     let now = headers.processing_time.then(|| HostData.now());
     let processing = now.map(|now| now.since(started)).unwrap_or_default();

@@ -79,16 +79,16 @@ impl Root {
     fn fetch(&mut self) {
         let Some(worker) = &self.worker else { return };
         let worker = worker.borrow();
-        let limiter = &worker.limiter;
+        let limiter = worker.limiter();
         let settings = limiter.config().settings.clone();
         let (Some(source), Some(records)) = (&settings.config_source, limiter.records()) else { return };
         if self.fetch.is_some() || limiter.is_publishing() {
             return;
         }
         // A VM that serves no requests, such as the main thread's, has the time.
-        let is_busy = worker.decision_timer.decisions != self.decisions || self.was_unreachable;
+        let is_busy = worker.decisions() != self.decisions || self.was_unreachable;
         let grace = if is_busy && !limiter.lacks_documents() { SECOND } else { Duration::ZERO };
-        self.decisions = worker.decision_timer.decisions;
+        self.decisions = worker.decisions();
         if claim_fetch(&HostData, records, grace) {
             drop(worker);
             self.fetch = Some(Fetch::start(source));
@@ -155,18 +155,15 @@ impl RootContext for Root {
         let is_due = now >= self.next_second;
         if is_due {
             let claimed = GENERATIONS.with_borrow(|generations| generations.claim(self.id, &HostData));
-            announce(&mut worker.limiter, claimed);
+            announce(&mut worker, claimed);
         }
         let role = self.role();
         worker.tick(role);
-        let may_fetch = role == Role::Newest && (is_due || worker.limiter.lacks_documents());
+        let may_fetch = role == Role::Newest && (is_due || worker.limiter().lacks_documents());
         if is_due {
             self.next_second = now.after(SECOND);
             super::log::follow_level();
-            let limiter = &mut worker.limiter;
-            limiter.set_wall_clock(wall_clock(now));
-            limiter.refresh(&HostData);
-            metrics::report(limiter.drain_metrics());
+            metrics::report(worker.each_second(now));
         }
         drop(worker);
         if may_fetch {
@@ -195,19 +192,19 @@ impl Drop for Root {
     fn drop(&mut self) {
         GENERATIONS.with_borrow_mut(|generations| generations.remove(self.id, &HostData));
         if let Some(worker) = &self.worker {
-            metrics::report(worker.borrow_mut().limiter.drain_metrics());
+            metrics::report(worker.borrow_mut().drain_metrics());
         }
     }
 }
 
 /// Says that a configuration is in force.
-fn announce(limiter: &mut Limiter, claimed: Claimed) {
+fn announce(worker: &mut Worker, claimed: Claimed) {
     match claimed {
         Claimed::Unchanged => return,
         Claimed::First => log::info!("dynamic-rate-limiter {} started", env!("CARGO_PKG_VERSION")),
         Claimed::Replaced => {}
     }
-    limiter.announce_configuration();
+    worker.announce_configuration();
 }
 
 /// Differs between configurations, environments and versions of the filter.

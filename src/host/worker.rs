@@ -3,7 +3,7 @@
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, BufferType};
 
-use super::hostcalls::{HostData, HostRequest, cluster_name, set_response_header};
+use super::hostcalls::{HostData, HostRequest, cluster_name, set_response_header, wall_clock};
 use super::http::{Next, action, outcome, send_local, send_reply, write_headers};
 use super::metrics::DecisionTimer;
 use super::overload::{Overload, shed_wait_seconds};
@@ -15,6 +15,7 @@ use crate::admission::{Decision, LimitedRequest, Screening};
 use crate::documents::Fetched;
 use crate::generation::Role;
 use crate::limiter::{Limiter, LimiterOutput};
+use crate::metrics::Sample;
 use crate::overload::{Admission, Output, RequestOutcome};
 use crate::request::{DecisionStart, RequestId};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
@@ -28,7 +29,7 @@ const MAX_ANSWERS: usize = 32;
 
 /// One worker of Envoy.
 pub(super) struct Worker {
-    pub(super) limiter: Limiter,
+    limiter: Limiter,
     overload: Option<Overload>,
     requests: Requests,
     /// The root context, on whose behalf the stream is used.
@@ -38,7 +39,7 @@ pub(super) struct Worker {
     next_turn: NextTurn,
     /// How many more requests may go on or be answered in this turn.
     answers_left: usize,
-    pub(super) decision_timer: DecisionTimer,
+    decision_timer: DecisionTimer,
 }
 
 impl Worker {
@@ -61,6 +62,32 @@ impl Worker {
         };
         worker.set_ticks();
         worker
+    }
+
+    pub(super) fn limiter(&self) -> &Limiter {
+        &self.limiter
+    }
+
+    /// How many requests have been decided.
+    pub(super) fn decisions(&self) -> u32 {
+        self.decision_timer.decisions
+    }
+
+    /// Says that the plugin configuration is in force.
+    pub(super) fn announce_configuration(&mut self) {
+        self.limiter.announce_configuration();
+    }
+
+    /// Does what is due once a second; returns what was counted since the last time.
+    pub(super) fn each_second(&mut self, now: StoreTime) -> Vec<Sample> {
+        self.limiter.set_wall_clock(wall_clock(now));
+        self.limiter.refresh(&HostData);
+        self.drain_metrics()
+    }
+
+    /// Takes out what was counted.
+    pub(super) fn drain_metrics(&mut self) -> Vec<Sample> {
+        self.limiter.drain_metrics()
     }
 
     /// Decides about a request whose headers have come in.
