@@ -29,7 +29,6 @@ pub fn put_into_force(
         return;
     }
     let signals = report.signals;
-    let permille = |share: f64| (share * 1_000.0).round() as u64;
     match report.reason {
         Some(reason) => {
             let (counter, bound, value) = match reason {
@@ -40,7 +39,8 @@ pub fn put_into_force(
                 DegradeReason::Shed => (metrics::DEGRADED_BY_SHEDDING, "shed", signals.shed_ratio),
             };
             metrics.count(counter, 1);
-            log::warn!("health measured as {measured}: {} of 1000 requests were {bound}", permille(value));
+            let permille = metrics::permille(value);
+            log::warn!("health measured as {measured}: {permille} of 1000 requests were {bound}");
         }
         None => {
             metrics.count(metrics::RECOVERED, 1);

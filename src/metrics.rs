@@ -415,7 +415,8 @@ fn tokens_remaining(tier: &str) -> String {
     format!("{TOKENS_REMAINING}.tier.{tier}")
 }
 
-fn permille(share: f64) -> u64 {
+/// A share in thousandths.
+pub fn permille(share: f64) -> u64 {
     // Casts of floats saturate, and make zero of what is no number.
     (share * 1_000.0).round() as u64
 }
