@@ -13,7 +13,7 @@ use crate::generation::Role;
 use crate::health_change::HealthChange;
 use crate::in_force::InForce;
 use crate::measured_health;
-use crate::metrics::{self, Metrics, Sample};
+use crate::metrics::{self, Metrics, StatUpdate};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{Answered, RedisLimiter, RedisOutput};
 use crate::request::{DecisionStart, RequestId};
@@ -245,7 +245,7 @@ impl Limiter {
     }
 
     /// Takes out what was counted.
-    pub fn drain_metrics(&mut self) -> Vec<Sample> {
+    pub fn drain_metrics(&mut self) -> Vec<StatUpdate> {
         self.metrics.drain()
     }
 }

@@ -244,9 +244,9 @@ impl Status {
     }
 }
 
-/// A value for one of Envoy's stats.
+/// A change of one of Envoy's stats.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sample {
+pub enum StatUpdate {
     Count(String, u64),
     Level(String, u64),
     /// Makes a gauge, which is 0 until it is set.
@@ -378,32 +378,32 @@ impl Metrics {
     }
 
     /// Takes out what has gathered.
-    pub fn drain(&mut self) -> Vec<Sample> {
-        let mut samples = Vec::new();
+    pub fn drain(&mut self) -> Vec<StatUpdate> {
+        let mut updates = Vec::new();
         for counts in std::mem::take(&mut self.tiers) {
             let tier = self.label(&counts.tier.name);
             for (status, requests) in Status::ALL.into_iter().zip(counts.requests) {
                 if requests > 0 {
-                    samples.push(Sample::Count(requests_total(tier, status), requests));
+                    updates.push(StatUpdate::Count(requests_total(tier, status), requests));
                 }
             }
             if let Some(tokens) = counts.tokens_remaining {
-                samples.push(Sample::Level(tokens_remaining(tier), tokens.into()));
+                updates.push(StatUpdate::Level(tokens_remaining(tier), tokens.into()));
             }
         }
         for tier in self.labels.iter().skip(self.drained_labels) {
-            samples.extend(Status::ALL.map(|status| Sample::Count(requests_total(tier, status), 0)));
-            samples.push(Sample::Gauge(tokens_remaining(tier)));
+            updates.extend(Status::ALL.map(|status| StatUpdate::Count(requests_total(tier, status), 0)));
+            updates.push(StatUpdate::Gauge(tokens_remaining(tier)));
         }
         self.drained_labels = self.labels.len();
         for (name, amount) in self.counts.drain(..) {
-            samples.push(Sample::Count(name.into_owned(), amount));
+            updates.push(StatUpdate::Count(name.into_owned(), amount));
         }
         for level in self.levels.iter_mut().filter(|level| level.reported != Some(level.current)) {
-            samples.push(Sample::Level(level.name.clone().into_owned(), level.current));
+            updates.push(StatUpdate::Level(level.name.clone().into_owned(), level.current));
             level.reported = Some(level.current);
         }
-        samples
+        updates
     }
 }
 

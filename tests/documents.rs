@@ -11,7 +11,7 @@ use dynamic_rate_limiter::documents::{
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::in_force::HOLD;
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
@@ -44,8 +44,8 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
 
 /// How many rejections were counted since the last call.
 fn rejected(limiter: &mut Limiter) -> u64 {
-    let counted = |sample: &Sample| match sample {
-        Sample::Count(name, count) if name.ends_with("result.rejected") => Some(*count),
+    let counted = |update: &StatUpdate| match update {
+        StatUpdate::Count(name, count) if name.ends_with("result.rejected") => Some(*count),
         _ => None,
     };
     limiter.drain_metrics().iter().find_map(counted).unwrap_or(0)
@@ -145,7 +145,11 @@ fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
         let mut rejections = || {
             let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
             publish(&mut limiter, Fetched { tiers, api_keys: None }, &data);
-            limiter.drain_metrics().iter().filter(|sample| matches!(sample, Sample::Count(_, 1..))).count()
+            limiter
+                .drain_metrics()
+                .iter()
+                .filter(|update| matches!(update, StatUpdate::Count(_, 1..)))
+                .count()
         };
         let records = records("default", 20);
         assert!(claim_fetch(&data, &records, Duration::ZERO));

@@ -8,7 +8,7 @@ use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::HeaderValues;
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, Sample};
+use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, StatUpdate};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
 use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, limiter};
@@ -240,7 +240,7 @@ fn a_store_failure_rejects_the_request_and_is_counted() {
     test.data.refuse_writes();
     let rejected = test.answer(get());
     assert_eq!(rejected.verdict.map(|v| (v.outcome, v.wait_us)), Some((Outcome::Rejected, SECOND)));
-    let failures = Sample::Count("rate_limiter_store_failures_total.reason.contended".to_owned(), 1);
+    let failures = StatUpdate::Count("rate_limiter_store_failures_total.reason.contended".to_owned(), 1);
     assert!(test.limiter.drain_metrics().contains(&failures));
 }
 
@@ -276,17 +276,18 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
     for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
         for tier in ["free", "pro", "enterprise"] {
             let name = format!("rate_limiter_requests_total.tier.{tier}.status.{status}");
-            assert!(at_first.contains(&Sample::Count(name.clone(), 0)), "{name} exists from the start");
+            assert!(at_first.contains(&StatUpdate::Count(name.clone(), 0)), "{name} exists from the start");
         }
     }
-    assert!(at_first.contains(&Sample::Gauge("rate_limiter_tokens_remaining.tier.pro".to_owned())));
-    assert!(at_first.contains(&Sample::Level("rate_limiter_system_degraded".to_owned(), 0)));
+    assert!(at_first.contains(&StatUpdate::Gauge("rate_limiter_tokens_remaining.tier.pro".to_owned())));
+    assert!(at_first.contains(&StatUpdate::Level("rate_limiter_system_degraded".to_owned(), 0)));
     for _ in 0..12 {
         test.decide(get());
     }
     test.decide(keyed("pro"));
-    let count = |name: &str, count| Sample::Count(format!("rate_limiter_requests_total.tier.{name}"), count);
-    let level = |name: &str, level| Sample::Level(format!("rate_limiter_{name}"), level);
+    let count =
+        |name: &str, count| StatUpdate::Count(format!("rate_limiter_requests_total.tier.{name}"), count);
+    let level = |name: &str, level| StatUpdate::Level(format!("rate_limiter_{name}"), level);
     let wanted = [
         count("free.status.allowed", 10),
         count("free.status.limited", 2),
@@ -309,8 +310,8 @@ fn tiers_beyond_the_bound_are_counted_together() {
         test.decide(keyed(format!("key-{n}")));
     }
     let mut counted = BTreeMap::new();
-    for sample in test.limiter.drain_metrics() {
-        if let Sample::Count(name, count) = sample {
+    for update in test.limiter.drain_metrics() {
+        if let StatUpdate::Count(name, count) = update {
             *counted.entry(name).or_insert(0) += count;
         }
     }
@@ -342,7 +343,7 @@ fn a_fractional_limit_is_reported_as_whole_places() {
         let mut metrics = Metrics::default();
         let name = b"upstream".to_vec();
         metrics.cluster(&ClusterReport { name, limit, baseline: None, in_flight: 0, waiting: 0, shed: 0 });
-        let level = Sample::Level(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);
+        let level = StatUpdate::Level(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);
         assert!(metrics.drain().contains(&level), "{limit}");
     }
 }

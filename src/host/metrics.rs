@@ -8,7 +8,7 @@ use proxy_wasm::types::MetricType;
 
 use super::hostcalls::HostData;
 use crate::metrics::{
-    CONTROL_CHANGES, COUNTERS, DECISION_DURATION, MEASURED_COUNTERS, REDIS_COUNTERS, Sample,
+    CONTROL_CHANGES, COUNTERS, DECISION_DURATION, MEASURED_COUNTERS, REDIS_COUNTERS, StatUpdate,
 };
 use crate::store::SharedData;
 use crate::time::{StoreTime, whole_micros};
@@ -36,19 +36,19 @@ pub(super) fn define(with_redis: bool, is_measured: bool) {
     }
 }
 
-/// Hands gathered samples to Envoy.
-pub(super) fn report(samples: Vec<Sample>) {
-    for sample in samples {
+/// Hands the updates of stats to Envoy.
+pub(super) fn report(updates: Vec<StatUpdate>) {
+    for update in updates {
         // A stat that Envoy does not take is lost; no request depends on it.
-        let _ = match sample {
-            Sample::Count(name, amount) => {
+        let _ = match update {
+            StatUpdate::Count(name, amount) => {
                 let offset = i64::try_from(amount).unwrap_or(i64::MAX);
                 id(MetricType::Counter, &name).map(|id| hostcalls::increment_metric(id, offset))
             }
-            Sample::Level(name, level) => {
+            StatUpdate::Level(name, level) => {
                 id(MetricType::Gauge, &name).map(|id| hostcalls::record_metric(id, level))
             }
-            Sample::Gauge(name) => {
+            StatUpdate::Gauge(name) => {
                 id(MetricType::Gauge, &name);
                 None
             }

@@ -18,7 +18,7 @@ use crate::config::{Credentials, Environment, PluginConfig};
 use crate::documents::claim_fetch;
 use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
-use crate::metrics::{CONFIG_REJECTED, Sample};
+use crate::metrics::{CONFIG_REJECTED, StatUpdate};
 use crate::store::SharedData;
 use crate::time::StoreTime;
 
@@ -142,7 +142,7 @@ impl RootContext for Root {
             Ok(()) => true,
             Err(error) => {
                 log::error!("configuration rejected: {error}");
-                metrics::report(vec![Sample::Count(CONFIG_REJECTED.to_owned(), 1)]);
+                metrics::report(vec![StatUpdate::Count(CONFIG_REJECTED.to_owned(), 1)]);
                 false
             }
         }

@@ -15,7 +15,7 @@ use crate::admission::{Decision, LimitedRequest, Screening};
 use crate::documents::Fetched;
 use crate::generation::Role;
 use crate::limiter::{Limiter, LimiterOutput};
-use crate::metrics::Sample;
+use crate::metrics::StatUpdate;
 use crate::overload::{Admission, Output, RequestOutcome};
 use crate::request::{DecisionStart, RequestId};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
@@ -79,14 +79,14 @@ impl Worker {
     }
 
     /// Does what is due once a second; returns what was counted since the last time.
-    pub(super) fn each_second(&mut self, now: StoreTime) -> Vec<Sample> {
+    pub(super) fn each_second(&mut self, now: StoreTime) -> Vec<StatUpdate> {
         self.limiter.set_wall_clock(wall_clock(now));
         self.limiter.refresh(&HostData);
         self.drain_metrics()
     }
 
     /// Takes out what was counted.
-    pub(super) fn drain_metrics(&mut self) -> Vec<Sample> {
+    pub(super) fn drain_metrics(&mut self) -> Vec<StatUpdate> {
         self.limiter.drain_metrics()
     }
 

@@ -6,7 +6,7 @@ use dynamic_rate_limiter::admission::Screening;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::SharedData;
 
@@ -54,7 +54,7 @@ fn the_deny_cache_rejects_a_caller_for_a_second_at_most() {
     }
     assert_eq!(world.redis.commands.len(), sent, "no command was sent");
     let limited = "rate_limiter_requests_total.tier.slow.status.limited".to_owned();
-    world.assert_sample(WORKER, Sample::Count(limited, 4));
+    world.assert_update(WORKER, StatUpdate::Count(limited, 4));
 
     world.advance(1);
     // After a second one request waits for Redis.

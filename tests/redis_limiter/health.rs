@@ -1,7 +1,7 @@
 //! The health that an operator sets, shared by all Envoys through Redis.
 
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::metrics::StatUpdate;
 
 use super::*;
 
@@ -82,7 +82,10 @@ fn a_change_of_health_applies_when_redis_has_stored_it() {
     assert_eq!(status, 200);
     assert!(body.contains(r#""previous_status":"NORMAL","new_status":"DEGRADED""#), "{body}");
     world.assert_health(OTHER, Health::Degraded);
-    world.assert_sample(WORKER, Sample::Count("rate_limiter_admin_requests_total.result.ok".to_owned(), 1));
+    world.assert_update(
+        WORKER,
+        StatUpdate::Count("rate_limiter_admin_requests_total.result.ok".to_owned(), 1),
+    );
 }
 
 #[test]

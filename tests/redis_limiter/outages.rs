@@ -1,7 +1,7 @@
 //! A Redis that cannot be reached or does not write: changes of health fail, and the health check reports it.
 
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::metrics::StatUpdate;
 
 use super::*;
 
@@ -37,7 +37,7 @@ fn a_change_that_redis_does_not_store_is_an_error_and_changes_nothing() {
         assert_eq!(replied(only(decisions, id)), failed, "{what}");
         world.assert_health_everywhere(Health::Normal);
         let failed = "rate_limiter_admin_requests_total.result.failed".to_owned();
-        world.assert_sample(WORKER, Sample::Count(failed, 1));
+        world.assert_update(WORKER, StatUpdate::Count(failed, 1));
     }
 }
 
@@ -49,13 +49,13 @@ fn the_health_check_reports_the_state_of_redis() {
         assert_eq!(first, second, "workers report the same");
         first
     };
-    let gauge = |level| Sample::Level("rate_limiter_redis_connected".to_owned(), level);
+    let gauge = |level| StatUpdate::Level("rate_limiter_redis_connected".to_owned(), level);
     let connected = r#"{"status":"healthy","redis":"connected","health":"NORMAL"}"#;
     let disconnected = r#"{"status":"degraded","redis":"disconnected","health":"NORMAL"}"#;
     assert_eq!(reported(&mut world), disconnected, "before the first reply");
     world.run(POLL_US + 5 * MS);
     assert_eq!(reported(&mut world), connected, "connected without a request");
-    world.assert_sample(WORKER, gauge(1));
+    world.assert_update(WORKER, gauge(1));
     for name in [WORKER, OTHER] {
         world.decide_with_redis(name, &get());
     }
@@ -65,7 +65,7 @@ fn the_health_check_reports_the_state_of_redis() {
         (0..3).for_each(|_| drop(world.decide_with_redis(name, &get())));
     }
     assert_eq!(reported(&mut world), disconnected);
-    world.assert_sample(WORKER, gauge(0));
+    world.assert_update(WORKER, gauge(0));
     world.is_down = false;
     world.run(3 * SECOND);
     assert_eq!(reported(&mut world), connected, "by itself");

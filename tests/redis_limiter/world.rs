@@ -9,7 +9,7 @@ use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::headers::HeaderValues;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
-use dynamic_rate_limiter::metrics::Sample;
+use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::SharedData;
@@ -200,9 +200,9 @@ impl World {
 
     /// Asserts that this was counted or shown since the last call.
     #[track_caller]
-    pub fn assert_sample(&mut self, name: Name, wanted: Sample) {
-        let samples = self.worker(name).limiter.drain_metrics();
-        assert!(samples.contains(&wanted), "{wanted:?}: {samples:?}");
+    pub fn assert_update(&mut self, name: Name, wanted: StatUpdate) {
+        let updates = self.worker(name).limiter.drain_metrics();
+        assert!(updates.contains(&wanted), "{wanted:?}: {updates:?}");
     }
 
     /// The response headers.

@@ -13,7 +13,7 @@ use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health_sync::POLL_INTERVAL;
 use dynamic_rate_limiter::limiter::LimiterOutput;
-use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, Sample};
+use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, StatUpdate};
 use dynamic_rate_limiter::redis_limiter::RedisLimiter;
 use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::AddressTable;
@@ -569,10 +569,10 @@ impl World {
         }
     }
 
-    fn count_evictions(&self, samples: Vec<Sample>) {
-        for sample in samples {
-            match sample {
-                Sample::Count(name, count) if name == BUCKET_EVICTIONS => {
+    fn count_evictions(&self, updates: Vec<StatUpdate>) {
+        for update in updates {
+            match update {
+                StatUpdate::Count(name, count) if name == BUCKET_EVICTIONS => {
                     self.tally.borrow_mut().add(Happening::Eviction, count);
                 }
                 _ => {}
