@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::health::HealthOverride;
 use crate::identity::Network;
+use crate::in_force::InForce;
 use crate::redis_limiter::RedisLimiter;
 use crate::request::DecisionStart;
 use crate::store::SharedData;
@@ -42,10 +43,10 @@ impl HealthChange {
     }
 
     /// Puts it into force for this Envoy.
-    pub(crate) fn apply(self, config: &Config, data: &impl SharedData, unix: UnixTime) -> EndpointReply {
-        let control_key = Control::key(&config.settings.namespace);
+    pub(crate) fn apply(self, in_force: &InForce, data: &impl SharedData, unix: UnixTime) -> EndpointReply {
+        let (config, key) = (in_force.config(), in_force.control_key());
         let Self { network, health_override } = self;
-        let changed = Control::change(data, &control_key, |control| control.with_override(health_override));
+        let changed = Control::change(data, key, |control| control.with_override(health_override));
         let Ok((previous, _)) = changed else { return admin::not_stored() };
         let [previous, status] = [previous.health_override, health_override]
             .map(|health_override| shown_override(health_override, config));

@@ -183,7 +183,7 @@ impl Limiter {
     }
 
     fn apply(&self, change: HealthChange, data: &impl SharedData) -> EndpointReply {
-        change.apply(self.config(), data, self.wall_clock.at(data.now()))
+        change.apply(&self.in_force, data, self.wall_clock.at(data.now()))
     }
 
     /// Follows what was measured of the upstreams.
