@@ -20,7 +20,7 @@ use crate::store::SharedData;
 use crate::time::StoreTime;
 
 /// How long requests of a worker wait for its first documents, counted from the first that does.
-pub const HOLD: Duration = Duration::from_secs(1);
+pub const DOCUMENT_WAIT: Duration = Duration::from_secs(1);
 
 /// What is in force in one worker.
 #[derive(Debug)]
@@ -183,13 +183,13 @@ impl InForce {
     }
 
     /// Whether requests wait for documents now: from the first one on, for as long as a document is missing, but for
-    /// [`HOLD`] at most.
+    /// [`DOCUMENT_WAIT`] at most.
     pub(crate) fn holds_requests(&mut self, now: StoreTime, data: &impl SharedData) -> bool {
         if !self.lacks_documents {
             return false;
         }
         let until = match self.hold {
-            Hold::Unused => now.after(HOLD),
+            Hold::Unused => now.after(DOCUMENT_WAIT),
             Hold::Until(until) => until,
             Hold::Over => return false,
         };

@@ -9,7 +9,7 @@ use dynamic_rate_limiter::documents::{
     Fetched, Finished, Publication, PublicationOutcome, SourceRecords, claim_fetch,
 };
 use dynamic_rate_limiter::identity::KeyHash;
-use dynamic_rate_limiter::in_force::HOLD;
+use dynamic_rate_limiter::in_force::DOCUMENT_WAIT;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
@@ -338,7 +338,7 @@ fn requests_wait_for_documents_until_a_second_after_the_first_one() {
         let start = DecisionStart { at: StoreTime::from_micros(at_us), ..START };
         matches!(decide(&mut limiter, &data, &FakeRequest::get("/"), start), Decision::AwaitsDocuments)
     };
-    let (first_us, hold_us) = (40 * SECOND, whole_micros(HOLD));
+    let (first_us, hold_us) = (40 * SECOND, whole_micros(DOCUMENT_WAIT));
     assert!(waits_at(first_us), "independent of the start of the worker");
     assert!(waits_at(first_us + hold_us - 1));
     assert!(!waits_at(first_us + hold_us));

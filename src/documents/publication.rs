@@ -21,7 +21,7 @@ use crate::store::{Contended, SharedData};
 use crate::tier::Tier;
 
 /// Work of one call, counted as bytes that are parsed.
-const SLICE: usize = 24 << 10;
+const WORK_PER_CALL_BYTES: usize = 24 << 10;
 
 /// What an entry costs beside its bytes: its hash, and its write to the table.
 const ENTRY: usize = 128;
@@ -116,7 +116,7 @@ impl Publication {
     /// Does a slice of the work; once all is done, says what became of it.
     pub fn work(&mut self, plugin: &PluginConfig, data: &impl SharedData) -> Option<PublicationOutcome> {
         let mut done = 0;
-        while done < SLICE {
+        while done < WORK_PER_CALL_BYTES {
             match self.step(data) {
                 Ok(Some(cost)) => done += cost.max(1),
                 Ok(None) => {
@@ -284,7 +284,7 @@ impl FetchedText {
     /// Hashes a piece. Returns what that cost; `None` if the text is not being hashed.
     fn hash(&mut self) -> Option<usize> {
         let FetchedText::Hashing(text, hasher, at) = self else { return None };
-        let end = (*at + SLICE * HASHED_PER_PARSED).min(text.len());
+        let end = (*at + WORK_PER_CALL_BYTES * HASHED_PER_PARSED).min(text.len());
         hasher.write(text.get(*at..end).unwrap_or_default());
         let cost = (end - *at) / HASHED_PER_PARSED;
         *at = end;

@@ -5,19 +5,19 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 
 /// Between ticks while nothing waits: metrics are at most so old, and so is the wall clock.
-const SLOWEST: Duration = Duration::from_secs(1);
+const SLOWEST_TICK: Duration = Duration::from_secs(1);
 
 /// Before the first tick, and between two while a document is missing: it is asked for as soon as Envoy can serve it.
-const FIRST: Duration = Duration::from_millis(100);
+const FIRST_TICK: Duration = Duration::from_millis(100);
 
 /// Between two looks whether documents are there, while requests wait for them.
-const HOLD: Duration = Duration::from_millis(10);
+const DOCUMENT_WAIT_TICK: Duration = Duration::from_millis(10);
 
 /// Between two slices of a publication, so that requests go on between them.
-const SLICE: Duration = Duration::from_millis(5);
+const PUBLICATION_TICK: Duration = Duration::from_millis(5);
 
 /// The same while requests may wait for it.
-const FIRST_SLICE: Duration = Duration::from_millis(1);
+const FIRST_PUBLICATION_TICK: Duration = Duration::from_millis(1);
 
 /// The timer of a root context.
 #[derive(Default)]
@@ -29,7 +29,7 @@ pub(super) struct Ticks {
 impl Ticks {
     /// Ticks as often as the shortest of these periods says.
     pub(super) fn set(&mut self, periods: impl IntoIterator<Item = Option<Duration>>) {
-        let slowest = if self.has_ticked { SLOWEST } else { FIRST };
+        let slowest = if self.has_ticked { SLOWEST_TICK } else { FIRST_TICK };
         let period = periods.into_iter().flatten().min().unwrap_or(slowest).min(slowest);
         if period != self.period {
             self.period = period;
@@ -50,9 +50,9 @@ pub(super) fn documents_tick(
     any_request_waits: bool,
 ) -> Option<Duration> {
     match is_publishing {
-        true if lacks_documents => Some(FIRST_SLICE),
-        true => Some(SLICE),
-        false if any_request_waits => Some(HOLD),
-        false => lacks_documents.then_some(FIRST),
+        true if lacks_documents => Some(FIRST_PUBLICATION_TICK),
+        true => Some(PUBLICATION_TICK),
+        false if any_request_waits => Some(DOCUMENT_WAIT_TICK),
+        false => lacks_documents.then_some(FIRST_TICK),
     }
 }
