@@ -14,8 +14,8 @@ pub struct Control {
     pub health_override: HealthOverride,
     /// What was measured of it; `NORMAL` where it is not measured.
     pub measured: Health,
-    /// Counts the changes of what is published. The first rejection of a document is one, too.
-    pub documents: u32,
+    /// Grows when other documents come into force, and when a document is applied or rejected for the first time.
+    pub documents_version: u32,
     /// Counts what operators said about health, so that what was read in Redis before cannot undo it.
     pub health_changes: u32,
     /// What the worker that last had news of Redis had to tell.
@@ -75,7 +75,7 @@ impl Control {
         let (flags, counts) = bytes.split_at_mut(2);
         flags.copy_from_slice(&[self.health_override as u8 | (self.measured as u8) << 4, self.redis as u8]);
         let (documents, health_changes) = counts.split_at_mut(4);
-        documents.copy_from_slice(&self.documents.to_le_bytes());
+        documents.copy_from_slice(&self.documents_version.to_le_bytes());
         health_changes.copy_from_slice(&self.health_changes.to_le_bytes());
         bytes
     }
@@ -97,7 +97,7 @@ impl Control {
                 1 => RedisStatus::Connected,
                 _ => RedisStatus::Disconnected,
             },
-            documents: u32::from_le_bytes(documents.try_into().ok()?),
+            documents_version: u32::from_le_bytes(documents.try_into().ok()?),
             health_changes: u32::from_le_bytes(health_changes.try_into().ok()?),
         })
     }

@@ -129,15 +129,16 @@ impl InForce {
         self.changes = changes;
         let control = Control::read(data, &self.control_key);
         let previous = std::mem::replace(&mut self.control, control);
-        if control.documents != previous.documents {
+        if control.documents_version != previous.documents_version {
             self.adopt_documents(data);
             metrics.define_tiers(&self.config.tiers);
         }
         metrics.health(control.health());
         if let Some(redis) = redis {
             metrics.redis_connected(control.redis == RedisStatus::Connected);
-            let limits = |control: Control| (control.health_changes, control.health(), control.documents);
-            if limits(previous) != limits(control) {
+            let what_decides =
+                |control: Control| (control.health_changes, control.health(), control.documents_version);
+            if what_decides(previous) != what_decides(control) {
                 redis.forget_denied();
             }
         }
@@ -258,8 +259,10 @@ impl InForce {
         if !self.is_unannounced {
             return;
         }
-        let next =
-            |control: Control| Control { documents: control.documents.wrapping_add(1).max(1), ..control };
+        let next = |control: Control| {
+            let documents_version = control.documents_version.wrapping_add(1).max(1);
+            Control { documents_version, ..control }
+        };
         self.is_unannounced = Control::change(data, &self.control_key, next).is_err();
         self.refresh(data, redis, metrics);
     }

@@ -71,7 +71,7 @@ enum Purpose {
     Charge {
         start: DecisionStart,
         charge: Charge,
-        limits: u32,
+        limits_version: u32,
     },
     SetHealth {
         id: RequestId,
@@ -93,7 +93,7 @@ pub struct RedisLimiter {
     deny_cache: DenyCache,
     /// Counts the changes of limits and health. A rejection goes into the deny cache only if none came after its
     /// command.
-    limits: u32,
+    limits_version: u32,
     on_failure: OnFailure,
     bucket_prefix: String,
     health_sync: HealthSync,
@@ -123,7 +123,7 @@ impl RedisLimiter {
                 .with_proxy_errors(&PROXY_ERRORS),
             purposes: IdMap::default(),
             deny_cache: DenyCache::new(random),
-            limits: 0,
+            limits_version: 0,
             on_failure: settings.on_failure,
             bucket_prefix,
             health_sync: HealthSync::new(namespace, random),
@@ -160,7 +160,8 @@ impl RedisLimiter {
         let command = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
         match self.session.send(command, self.session.timeout(), now) {
             Ok(id) => {
-                self.purposes.insert(id, Purpose::Charge { start, charge, limits: self.limits });
+                self.purposes
+                    .insert(id, Purpose::Charge { start, charge, limits_version: self.limits_version });
                 Charged::Waits(id)
             }
             Err(declined) => {
@@ -198,7 +199,7 @@ impl RedisLimiter {
 
     /// Forgets who is known to be empty: limits or health have changed.
     pub fn forget_denied(&mut self) {
-        self.limits = self.limits.wrapping_add(1);
+        self.limits_version = self.limits_version.wrapping_add(1);
         self.deny_cache.forget_all();
     }
 
@@ -294,8 +295,8 @@ impl RedisLimiter {
         data: &impl SharedData,
     ) -> Option<(RequestId, Answered)> {
         match self.purposes.remove(&id)? {
-            Purpose::Charge { start, charge, limits } => {
-                let is_current = limits == self.limits;
+            Purpose::Charge { start, charge, limits_version } => {
+                let is_current = limits_version == self.limits_version;
                 let sent_at = start.at;
                 Some((start.id, self.charged(charge, sent_at, is_current, reply)))
             }
