@@ -4,6 +4,7 @@
 //! each other, and is announced once it is there: every worker compares the count of announcements at every
 //! request, which is cheap, and reads the record when it differs.
 
+use crate::codec::{Reader, Writer};
 use crate::health::{Health, HealthOverride};
 use crate::store::{Contended, SharedData, record_key, update};
 
@@ -70,22 +71,18 @@ impl Control {
         Self { health_override, health_changes: self.health_changes.wrapping_add(1), ..self }
     }
 
-    fn encode(self) -> [u8; 10] {
-        let mut bytes = [0; 10];
-        let (flags, counts) = bytes.split_at_mut(2);
-        flags.copy_from_slice(&[self.health_override as u8 | (self.measured as u8) << 4, self.redis as u8]);
-        let (documents, health_changes) = counts.split_at_mut(4);
-        documents.copy_from_slice(&self.documents_version.to_le_bytes());
-        health_changes.copy_from_slice(&self.health_changes.to_le_bytes());
-        bytes
+    fn encode(self) -> Vec<u8> {
+        let mut record = Writer::default();
+        record.u8(self.health_override as u8 | (self.measured as u8) << 4).u8(self.redis as u8);
+        record.u32(self.documents_version).u32(self.health_changes);
+        record.into_bytes()
     }
 
     /// The record that these bytes are; `None` where they are none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (flags, counts) = bytes.split_at_checked(2)?;
-        let (documents, health_changes) = counts.split_at_checked(4)?;
-        let [health, redis] = flags else { return None };
-        Some(Self {
+        let mut record = Reader::new(bytes);
+        let (health, redis) = (record.u8()?, record.u8()?);
+        let control = Self {
             health_override: match health & 0x0f {
                 0 => HealthOverride::Auto,
                 1 => HealthOverride::Normal,
@@ -97,8 +94,9 @@ impl Control {
                 1 => RedisStatus::Connected,
                 _ => RedisStatus::Disconnected,
             },
-            documents_version: u32::from_le_bytes(documents.try_into().ok()?),
-            health_changes: u32::from_le_bytes(health_changes.try_into().ok()?),
-        })
+            documents_version: record.u32()?,
+            health_changes: record.u32()?,
+        };
+        record.is_at_end().then_some(control)
     }
 }

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::codec::{Reader, Writer};
 use crate::control::{Control, RedisStatus};
 use crate::health::HealthOverride;
 use crate::store::redis::command::{Command, Overwrite};
@@ -120,14 +121,14 @@ impl HealthSync {
     fn holds_lease(&self, data: &impl SharedData) -> bool {
         let claimed = update(data, &self.lease_key, |stored, now| {
             let lease = stored.and_then(|bytes| {
-                let (worker, until_us) = bytes.split_first_chunk()?;
-                let until_us = u64::from_le_bytes(until_us.try_into().ok()?);
-                Some((u64::from_le_bytes(*worker), StoreTime::from_micros(until_us)))
+                let mut record = Reader::new(bytes);
+                let (worker, until_us) = (record.u64()?, record.u64()?);
+                record.is_at_end().then_some((worker, StoreTime::from_micros(until_us)))
             });
             let is_free = lease.is_none_or(|(worker, until)| worker == self.worker || until <= now);
-            let until_us = now.after(POLL_LEASE).as_micros();
-            let bytes = [self.worker.to_le_bytes(), until_us.to_le_bytes()].concat();
-            (is_free, is_free.then_some(bytes))
+            let mut next = Writer::default();
+            next.u64(self.worker).u64(now.after(POLL_LEASE).as_micros());
+            (is_free, is_free.then(|| next.into_bytes()))
         });
         claimed.is_ok_and(|updated| updated.value)
     }

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use crate::codec::{Reader, Writer};
 use crate::identity::Network;
 use crate::store::{AddressTable, Contended, SharedData, record_key, update};
 use crate::time::StoreTime;
@@ -22,7 +23,6 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 
 const RECORDS: u64 = 256;
 const ADDRESSES_PER_RECORD: usize = 16;
-const ADDRESS_BYTES: usize = 17 + 8 * MAX_BAD_TOKENS;
 
 /// The throttle of one namespace.
 #[derive(Debug)]
@@ -143,22 +143,25 @@ fn take(addresses: &mut Vec<BadTokens>, network: Network) -> Option<BadTokens> {
 
 /// A record with `first` in front; the last address of a full one goes.
 fn encode(first: BadTokens, rest: &[BadTokens]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity((rest.len() + 1) * ADDRESS_BYTES);
+    let mut record = Writer::default();
     for address in std::iter::once(&first).chain(rest).take(ADDRESSES_PER_RECORD) {
-        bytes.extend(address.network);
-        bytes.extend(address.bad_at.iter().flat_map(|at| at.as_micros().to_le_bytes()));
+        record.array(address.network);
+        for at in address.bad_at {
+            record.u64(at.as_micros());
+        }
     }
-    bytes
+    record.into_bytes()
 }
 
 fn decode(bytes: &[u8]) -> Vec<BadTokens> {
-    let address = |bytes: &[u8]| {
-        let (network, times) = bytes.split_first_chunk()?;
+    let mut record = Reader::new(bytes);
+    let address = || {
+        let network = record.array()?;
         let mut bad_at = [StoreTime::default(); MAX_BAD_TOKENS];
-        for (at, bytes) in bad_at.iter_mut().zip(times.chunks_exact(8)) {
-            *at = StoreTime::from_micros(u64::from_le_bytes(bytes.try_into().ok()?));
+        for at in &mut bad_at {
+            *at = StoreTime::from_micros(record.u64()?);
         }
-        Some(BadTokens { network: *network, bad_at })
+        Some(BadTokens { network, bad_at })
     };
-    bytes.chunks_exact(ADDRESS_BYTES).filter_map(address).take(ADDRESSES_PER_RECORD).collect()
+    std::iter::from_fn(address).take(ADDRESSES_PER_RECORD).collect()
 }

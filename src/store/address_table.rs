@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::keyed::{BUCKET_BYTES, decode, encode};
 use super::{Contended, SharedData, Taken, Updated, record_key, update};
 use crate::bucket::{self, Bucket, Outcome};
+use crate::codec::{Reader, Writer};
 use crate::identity::Network;
 use crate::tier::Limit;
 use crate::time::{StoreTime, whole_micros};
@@ -103,24 +104,17 @@ struct Shape {
 
 impl Shape {
     fn encode(self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(24);
-        bytes.extend(self.hash_key.0.to_le_bytes());
-        bytes.extend(self.hash_key.1.to_le_bytes());
-        bytes.extend(self.ways.to_le_bytes());
-        bytes.extend(self.records.to_le_bytes());
-        bytes
+        let mut record = Writer::default();
+        record.u64(self.hash_key.0).u64(self.hash_key.1).u32(self.ways).u32(self.records);
+        record.into_bytes()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (first, rest) = bytes.split_first_chunk()?;
-        let (second, rest) = rest.split_first_chunk()?;
-        let (ways, rest) = rest.split_first_chunk()?;
-        let ways = u32::from_le_bytes(*ways);
-        let records = u32::from_le_bytes(rest.try_into().ok()?);
-        if !(1..=WAYS).contains(&ways) || records == 0 {
-            return None;
-        }
-        Some(Self { hash_key: (u64::from_le_bytes(*first), u64::from_le_bytes(*second)), ways, records })
+        let mut record = Reader::new(bytes);
+        let hash_key = (record.u64()?, record.u64()?);
+        let shape = Self { hash_key, ways: record.u32()?, records: record.u32()? };
+        let is_possible = (1..=WAYS).contains(&shape.ways) && shape.records > 0;
+        (is_possible && record.is_at_end()).then_some(shape)
     }
 }
 
