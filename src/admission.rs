@@ -15,13 +15,14 @@ use crate::documents::Outdated;
 use crate::headers::HeaderValues;
 use crate::identity::{KeyHash, MAX_KEY_BYTES};
 use crate::in_force::InForce;
+use crate::limit::Limit;
 use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{Charged, RedisLimiter};
 use crate::request::{DecisionStart, Request};
 use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
-use crate::tier::{Allowance, Limit, Tier};
+use crate::tier::{Allowance, Tier};
 use crate::time::{StoreTime, WallClock, whole_micros};
 
 /// What a caller whose tier is blocked is told to wait: nothing will change by itself.

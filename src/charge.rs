@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::config::Caller;
 use crate::health::Health;
 use crate::identity::Network;
-use crate::tier::{Limit, Tier};
+use crate::limit::Limit;
+use crate::tier::Tier;
 
 #[derive(Clone, Debug)]
 pub enum BucketOwner {

@@ -1,9 +1,9 @@
-//! Tiers and their limits: how much a caller may ask for, and at which health.
+//! Tiers and their limits: how much a caller may send, and at which health.
 //!
 //! Knows nothing of who the caller is, where buckets are kept, or what time it is.
 
 use crate::health::Health;
-pub use crate::limit::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
+use crate::limit::Limit;
 
 /// Longest time an idle bucket may be kept, in seconds (a year).
 pub const MAX_TTL_SECONDS: u32 = 31_536_000;

@@ -1,7 +1,7 @@
 //! The token bucket: its boundaries, and its definition as a property.
 
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, Verdict, take, time_to_fill_us};
-use dynamic_rate_limiter::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
+use dynamic_rate_limiter::limit::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use harness::{IntervalOracle, SECOND, limit};
 use proptest::prelude::*;
 

@@ -3,7 +3,8 @@
 use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, PluginConfig};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::identity::KeyHash;
-use dynamic_rate_limiter::tier::{Allowance, Limit};
+use dynamic_rate_limiter::limit::Limit;
+use dynamic_rate_limiter::tier::Allowance;
 
 fn parse(json: &str) -> Result<PluginConfig, String> {
     PluginConfig::parse(json.as_bytes(), &Environment::default())

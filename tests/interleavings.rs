@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico};
 use dynamic_rate_limiter::identity::Network;
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::store::{AddressTable, Conflict, SharedData, Taken, keyed_bucket_key, take_keyed};
-use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::StoreTime;
 use harness::{SECOND, limit};
 use shuttle::scheduler::DfsScheduler;

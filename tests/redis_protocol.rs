@@ -2,10 +2,10 @@
 //! bytes.
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
+use dynamic_rate_limiter::limit::{MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use dynamic_rate_limiter::store::redis::frame::{Compressed, Unframer, header};
 use dynamic_rate_limiter::store::redis::resp::{Decoder, MAX_REPLY_BYTES, Malformed, Reply, push_command};
 use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, TakeReply};
-use dynamic_rate_limiter::tier::{MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use harness::fake_redis::{bulk, parse_commands, taken_reply};
 use harness::limit;
 use proptest::collection::vec;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::bucket::Outcome;
 use dynamic_rate_limiter::identity::Network;
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::store::{AddressTable, Contended, Taken, take_keyed};
-use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::whole_micros;
 use harness::{FakeData, IntervalOracle, SECOND, limit};
 use proptest::prelude::*;

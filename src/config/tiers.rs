@@ -2,7 +2,8 @@
 
 use super::{NAME_WANTED, is_name};
 use crate::json::{Document, Field};
-use crate::tier::{Limit, MAX_CAPACITY, MAX_PRIORITY, MAX_REFILL_MICRO_PER_SEC, MAX_TTL_SECONDS, Tier};
+use crate::limit::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
+use crate::tier::{MAX_PRIORITY, MAX_TTL_SECONDS, Tier};
 
 const MAX_REFILL_PER_SEC: u32 = (MAX_REFILL_MICRO_PER_SEC / 1_000_000) as u32;
 const DEFAULT_TTL_SECONDS: u32 = 60;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::key_table::KeyTable;
 use crate::codec::{Reader, Writer};
 use crate::config::{ConfigSource, Documents, KeySummary, NamedTier};
+use crate::limit::Limit;
 use crate::store::{Contended, SharedData, record_key, update};
-use crate::tier::{Limit, Tier};
+use crate::tier::Tier;
 
 /// Fingerprint of a document.
 pub type Fingerprint = u64;

@@ -18,7 +18,7 @@ use super::{Contended, SharedData, Taken, Updated, record_key, update};
 use crate::bucket::{self, Bucket, Outcome};
 use crate::codec::{Reader, Writer};
 use crate::identity::Network;
-use crate::tier::Limit;
+use crate::limit::Limit;
 use crate::time::{StoreTime, whole_micros};
 
 /// Most buckets in one record.

@@ -2,7 +2,7 @@
 
 use super::{Contended, SharedData, Taken, Updated, update};
 use crate::bucket::{self, Bucket};
-use crate::tier::Limit;
+use crate::limit::Limit;
 
 /// Bytes of a stored bucket.
 pub(super) const BUCKET_BYTES: usize = 16;

@@ -1,9 +1,9 @@
 //! The bucket in Lua at any time, and what the bucket in Rust expects of it.
 
 use dynamic_rate_limiter::bucket::{self, Bucket, Outcome, PICO_PER_TOKEN, Verdict, available_pico};
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::store::redis::resp::push_command;
 use dynamic_rate_limiter::store::redis::script::{Script, TAKE, Take, TakeReply};
-use dynamic_rate_limiter::tier::Limit;
 use harness::SECOND;
 use harness::fake_redis::parse_command;
 use harness::redis::Redis;

@@ -14,8 +14,8 @@ mod lua_bucket;
 mod random;
 
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN};
+use dynamic_rate_limiter::limit::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use dynamic_rate_limiter::store::redis::script::Take;
-use dynamic_rate_limiter::tier::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use harness::{SECOND, limit};
 use lua_bucket::{Client, LuaBucket, Stored, decimal};
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use dynamic_rate_limiter::admission::{Decider, Decision, Screening};
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::{DecisionStart, Request};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
-use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::StoreTime;
 
 pub const SECOND: u64 = 1_000_000;

@@ -3,8 +3,8 @@
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::headers::HeaderValues;
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::request::RequestId;
-use dynamic_rate_limiter::tier::Limit;
 
 use crate::oracle::Said;
 use crate::report::{Happening, What};

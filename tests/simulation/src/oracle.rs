@@ -24,7 +24,7 @@
 //!   outside (lost data, a clock set forward, another Envoy's other limits) may stay unknown for [`DENY_US`] and one
 //!   command.
 
-use dynamic_rate_limiter::tier::Limit;
+use dynamic_rate_limiter::limit::Limit;
 
 /// Units in a token.
 const TOKEN: u128 = 1_000_000_000_000;

@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico, take};
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::store::redis::resp::push_command;
 use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1};
-use dynamic_rate_limiter::tier::Limit;
 
 use crate::oracle::Said;
 

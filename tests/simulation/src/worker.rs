@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::reply_clock::{ReplyClock, TIMER_RESOLUTION};
-use dynamic_rate_limiter::tier::Limit;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 
 use crate::oracle::Said;

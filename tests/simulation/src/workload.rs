@@ -1,8 +1,8 @@
 //! The random parameters of a world: stores, limits, callers, and their rates.
 
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::request::Request;
-use dynamic_rate_limiter::tier::Limit;
 
 use crate::random::Random;
 

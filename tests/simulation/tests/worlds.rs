@@ -1,6 +1,6 @@
 //! A few worlds in which every event occurs, and tests of the oracle.
 
-use dynamic_rate_limiter::tier::Limit;
+use dynamic_rate_limiter::limit::Limit;
 use simulation::oracle::{Oracle, Said};
 use simulation::report::Tally;
 
