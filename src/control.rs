@@ -6,7 +6,8 @@
 
 use crate::codec::{Reader, Writer};
 use crate::health::{Health, HealthOverride};
-use crate::store::{Contended, SharedData, record_key, update};
+use crate::record_key::record_key;
+use crate::store::{Contended, SharedData, update};
 
 /// The control record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

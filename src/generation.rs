@@ -18,7 +18,8 @@
 use std::time::Duration;
 
 use crate::codec::{Reader, Writer};
-use crate::store::{SharedData, record_key, update};
+use crate::record_key::record_key;
+use crate::store::{SharedData, update};
 use crate::time::StoreTime;
 
 /// A claim that was not renewed for so long is void: three ticks.

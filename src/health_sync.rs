@@ -10,9 +10,10 @@ use std::time::Duration;
 use crate::codec::{Reader, Writer};
 use crate::control::{Control, RedisStatus};
 use crate::health::HealthOverride;
+use crate::record_key::record_key;
 use crate::store::redis::command::{Command, Overwrite};
 use crate::store::redis::health_key;
-use crate::store::{SharedData, record_key, update};
+use crate::store::{SharedData, update};
 use crate::time::StoreTime;
 
 /// Between two polls. A change is to be known everywhere within a second.

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::codec::{Reader, Writer};
 use crate::identity::Network;
-use crate::store::{AddressTable, Contended, SharedData, record_key, update};
+use crate::record_key::record_key;
+use crate::store::{AddressTable, Contended, SharedData, update};
 use crate::time::StoreTime;
 
 /// Bad tokens that one address may send within [`WINDOW`].

@@ -8,7 +8,6 @@ mod address_table;
 mod keyed;
 pub mod redis;
 
-pub use crate::record_key::{keyed_bucket_key, record_key};
 pub use address_table::AddressTable;
 pub use keyed::take_keyed;
 

@@ -6,7 +6,8 @@ use super::key_table::KeyTable;
 use crate::codec::{Reader, Writer};
 use crate::config::{ConfigSource, Documents, KeySummary, NamedTier};
 use crate::limit::Limit;
-use crate::store::{Contended, SharedData, record_key, update};
+use crate::record_key::record_key;
+use crate::store::{Contended, SharedData, update};
 use crate::tier::Tier;
 
 /// Fingerprint of a document.

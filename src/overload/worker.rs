@@ -13,8 +13,9 @@ use super::window::{CallerCounts, CallerObservations, RequestOutcome};
 use crate::config::HealthThresholds;
 use crate::generation::Role;
 use crate::health::Health;
+use crate::record_key::record_key;
 use crate::request::RequestId;
-use crate::store::{SharedData, record_key};
+use crate::store::SharedData;
 use crate::time::StoreTime;
 
 /// Most requests in the queues of a worker.

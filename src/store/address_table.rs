@@ -14,11 +14,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::keyed::{BUCKET_BYTES, decode, encode};
-use super::{Contended, SharedData, Taken, Updated, record_key, update};
+use super::{Contended, SharedData, Taken, Updated, update};
 use crate::bucket::{self, Bucket, Outcome};
 use crate::codec::{Reader, Writer};
 use crate::identity::Network;
 use crate::limit::Limit;
+use crate::record_key::record_key;
 use crate::time::{StoreTime, whole_micros};
 
 /// Most buckets in one record.
