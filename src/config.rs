@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
+use crate::credentials::Credentials;
 use crate::identity::{KeyHash, Network};
 use crate::json::{Document, Field, Fields};
 use crate::shown::{listed, quoted};
@@ -23,7 +24,7 @@ pub use keys::{
     Caller, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_ID_BYTES, NamedTier, parse_api_keys, parse_key_document,
     parse_key_members,
 };
-pub use store::{Credentials, OnFailure, RedisSettings};
+pub use store::{OnFailure, RedisSettings};
 pub use tiers::{
     MAX_TIERS, TIER_DOCUMENT, built_in_tiers, check_count, parse_tier_document, parse_tier_members,
     parse_tiers,

@@ -38,6 +38,7 @@ pub mod charge;
 pub mod codec;
 pub mod config;
 pub mod control;
+pub mod credentials;
 pub mod documents;
 pub mod generation;
 pub mod headers;

@@ -29,7 +29,10 @@ const LAYERS: [(&str, &[&str]); 8] = [
     ("where buckets live", &["store"]),
     ("checked configuration", &["config"]),
     ("limits and their arithmetic", &["bucket", "limit", "tier"]),
-    ("nouns", &["codec", "health", "id_map", "identity", "json", "record_key", "shown", "time"]),
+    (
+        "nouns",
+        &["codec", "credentials", "health", "id_map", "identity", "json", "record_key", "shown", "time"],
+    ),
 ];
 
 /// Pairs of a module and a module that it imports, with a file that does.

@@ -1,6 +1,7 @@
 //! Where buckets are kept: `store`.
 
 use super::{MAX_BUCKETS, non_empty};
+use crate::credentials::Credentials;
 use crate::json::{Field, Fields};
 
 const DEFAULT_MAX_BUCKETS: u32 = 65_536;
@@ -28,24 +29,8 @@ pub struct RedisSettings {
     pub on_failure: OnFailure,
     /// What the names of buckets begin with.
     pub key_prefix: String,
-    /// What is sent with `AUTH`; from the environment alone.
+    /// Sent with `AUTH`; from the environment alone.
     pub credentials: Credentials,
-}
-
-/// What `AUTH` is sent with.
-#[derive(Clone, Default)]
-pub struct Credentials {
-    /// The user; without one, the password is the default user's.
-    pub username: Option<Vec<u8>>,
-    /// The password; without one, `AUTH` is not sent.
-    pub password: Option<Vec<u8>>,
-}
-
-/// Shows nothing of them.
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Credentials(…)")
-    }
 }
 
 /// What decides about a request when Redis does not.

@@ -13,7 +13,7 @@ mod timeouts;
 use std::time::Duration;
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
-use dynamic_rate_limiter::config::Credentials;
+use dynamic_rate_limiter::credentials::Credentials;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_ERRORS};
 use dynamic_rate_limiter::store::redis::command::{Command, Declined, Event, Overwrite, ReplyValue};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::failure::{FailureKind, Scope};
 use super::resp::{Reply, push_command};
 use super::script::{Script, Take, TakeReply};
-use crate::config::Credentials;
+use crate::credentials::Credentials;
 
 /// Longest part of an error reply that is shown.
 const MAX_SHOWN_BYTES: usize = 120;

@@ -34,7 +34,7 @@ use super::reply_clock::ReplyClock;
 use super::resp::{Decoder, Malformed};
 use super::script::{Script, Take};
 
-use crate::config::Credentials;
+use crate::credentials::Credentials;
 use crate::limit::Limit;
 use crate::time::StoreTime;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
-use dynamic_rate_limiter::config::Credentials;
+use dynamic_rate_limiter::credentials::Credentials;
 use dynamic_rate_limiter::store::redis::command::{Command, Declined, Event, Failure, Overwrite, ReplyValue};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
