@@ -137,7 +137,7 @@ impl<D: SharedData> Decider<'_, D> {
         };
         match redis.charge(start, charge, self.metrics) {
             Charged::Waits(command) => Decision::AwaitsRedis(command),
-            Charged::Denied(charge, verdict) => self.decided(&charge, verdict, start.at),
+            Charged::KnownEmpty(charge, verdict) => self.decided(&charge, verdict, start.at),
             Charged::Declined(charge) => self.fall_back(&charge),
         }
     }

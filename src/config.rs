@@ -115,7 +115,7 @@ pub struct Settings {
     pub max_buckets: u32,
     /// The Redis that keeps the buckets; without one, they are in shared data.
     pub redis: Option<RedisSettings>,
-    /// The bounds that health is measured against; without them it is told by operators alone.
+    /// The bounds that health is measured against; without them only operators set it.
     pub health_thresholds: Option<HealthThresholds>,
     /// How many bits of an IPv6 address name a caller: 1 to 128.
     pub ipv6_prefix: u8,

@@ -40,7 +40,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub enum Charged {
     /// Its bucket is known to be empty.
-    Denied(Charge, Verdict),
+    KnownEmpty(Charge, Verdict),
     /// Redis decides; [`RedisLimiter::poll_output`] has the rest.
     Waits(CommandId),
     /// Nothing was sent: the charge is for `on_failure` to decide.
@@ -98,7 +98,7 @@ pub struct RedisLimiter {
     bucket_prefix: String,
     health_sync: HealthSync,
     /// A change of Redis' state that the other workers and the log do not have yet.
-    news: Option<Event>,
+    pending_event: Option<Event>,
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
     /// has nothing to tell.
     is_used: bool,
@@ -127,7 +127,7 @@ impl RedisLimiter {
             on_failure: settings.on_failure,
             bucket_prefix,
             health_sync: HealthSync::new(namespace, random),
-            news: None,
+            pending_event: None,
             is_used: false,
             was_connected: false,
             role: Role::Newest,
@@ -153,7 +153,7 @@ impl RedisLimiter {
         self.is_used = true;
         let now = start.at;
         if let Some(verdict) = self.known_rejection(start, &charge) {
-            return Charged::Denied(charge, verdict);
+            return Charged::KnownEmpty(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();
         let (other_limit, ttl_ms) = (charge.other_limit(), u64::from(charge.tier.ttl_seconds) * 1_000);
@@ -256,13 +256,13 @@ impl RedisLimiter {
         data: &impl SharedData,
         metrics: &mut Metrics,
     ) -> Option<RedisOutput> {
-        self.tell_news(data);
+        self.publish_event(data);
         while let Some(output) = self.session.poll_output() {
             match output {
                 SessionOutput::Stream(action) => return Some(RedisOutput::Stream(action)),
                 SessionOutput::Event(event) => {
-                    self.news = Some(event);
-                    self.tell_news(data);
+                    self.pending_event = Some(event);
+                    self.publish_event(data);
                 }
                 SessionOutput::Reply(id, reply) => {
                     if let Err(failure) = &reply {
@@ -367,10 +367,10 @@ impl RedisLimiter {
     }
 
     /// Tells the other workers, and the log, what has become of Redis.
-    fn tell_news(&mut self, data: &impl SharedData) {
-        let is_known = self.is_used || self.was_connected || self.news == Some(Event::Connected);
+    fn publish_event(&mut self, data: &impl SharedData) {
+        let is_known = self.is_used || self.was_connected || self.pending_event == Some(Event::Connected);
         let is_ours_to_tell = is_known && self.role == Role::Newest;
-        let Some(event) = self.news.take_if(|_| is_ours_to_tell) else {
+        let Some(event) = self.pending_event.take_if(|_| is_ours_to_tell) else {
             return;
         };
         let redis = match event {

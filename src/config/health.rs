@@ -1,11 +1,11 @@
-//! The field `health`: whether health is told by operators or measured, and the bounds that it is measured against.
+//! The field `health`: whether operators set health or it is measured, and its thresholds.
 
 use crate::json::{Field, Fields};
 
 /// Bounds of the upstream's health, and what follows from breaking them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HealthThresholds {
-    /// How long signals are looked back at, in seconds: 1 to 300.
+    /// How far back the signals reach, in seconds: 1 to 300.
     pub window_seconds: u32,
     /// Fewer responses than this in a window decide nothing: 1 to 1,000,000.
     pub min_requests: u32,
@@ -38,7 +38,7 @@ impl Default for HealthThresholds {
     }
 }
 
-/// Reads the field; `None` where health is told and not measured, which is the default.
+/// Reads the field; `None` where health is not measured, which is the default.
 pub(super) fn parse_health(field: Option<Field>) -> Result<Option<HealthThresholds>, String> {
     let Some(field) = field else { return Ok(None) };
     let fields = field.fields(&[
@@ -52,16 +52,16 @@ pub(super) fn parse_health(field: Option<Field>) -> Result<Option<HealthThreshol
         "recover_after_seconds",
         "shed",
     ])?;
-    let measured = measured(&fields)?;
+    let thresholds = thresholds(&fields)?;
     let mode = fields.get("mode");
     match mode.as_ref().map_or(Some("manual"), Field::as_text) {
-        Some("auto") => Ok(Some(measured)),
+        Some("auto") => Ok(Some(thresholds)),
         Some("manual") => Ok(None),
         _ => Err(mode.map_or_else(String::new, |mode| mode.wanted("\"manual\" or \"auto\""))),
     }
 }
 
-fn measured(fields: &Fields) -> Result<HealthThresholds, String> {
+fn thresholds(fields: &Fields) -> Result<HealthThresholds, String> {
     let default = HealthThresholds::default();
     let whole = |name, most, default| fields.get(name).map_or(Ok(default), |field| field.whole(1, most));
     Ok(HealthThresholds {

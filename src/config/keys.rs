@@ -136,7 +136,7 @@ fn path(number: u32) -> String {
 }
 
 fn entry(key: &str, field: &Field, number: u32) -> Result<KeyEntry, String> {
-    let key = secret(key, field)?;
+    let key = key_hash(key, field)?;
     let (tier, id) = match field.as_text() {
         Some(tier) => (tier, None),
         None => {
@@ -151,7 +151,7 @@ fn entry(key: &str, field: &Field, number: u32) -> Result<KeyEntry, String> {
     Ok(KeyEntry { key, tier: tier.to_owned(), id: id.map(str::to_owned), number })
 }
 
-fn secret(key: &str, field: &Field) -> Result<KeyHash, String> {
+fn key_hash(key: &str, field: &Field) -> Result<KeyHash, String> {
     let error = |wanted: &str| field.error(format_args!("a key of {} bytes", key.len()), wanted);
     match key.strip_prefix("sha256:") {
         Some(hex) => KeyHash::from_hex(hex).ok_or_else(|| error("64 hexadecimal digits after sha256:")),
