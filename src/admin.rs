@@ -73,7 +73,7 @@ pub enum AdminResult {
 /// A change whose token was right and whose body is still to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingChange {
-    /// Who asked, for the log.
+    /// Where it comes from, for the log.
     pub network: Network,
 }
 

@@ -1,8 +1,8 @@
 //! Decides about a request, and does nothing else.
 //!
-//! The questions, in this order: Is it for an endpoint? Is it exempt? Are the documents there? Whose key is it? Which
-//! limit holds? Where upstreams are protected from overload, its owner then asks for a place in flight. The last
-//! question is whether its bucket has a token.
+//! The checks, in this order: Is it for an endpoint? Is it exempt? Are the documents there? Which caller has the key?
+//! Which limit holds? With overload control, the worker then takes a place in flight for it. The last check is whether
+//! its bucket has a token.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,10 +25,10 @@ use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, U
 use crate::tier::{Allowance, Tier};
 use crate::time::{StoreTime, WallClock, whole_micros};
 
-/// What a caller whose tier is blocked is told to wait: nothing will change by itself.
+/// `Retry-After` for a caller whose tier is blocked: nothing will change by itself.
 const BLOCKED_WAIT: Duration = Duration::from_secs(60);
 
-/// What a caller is told to wait when the store was contended.
+/// `Retry-After` where shared data was contended.
 const CONTENDED_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a key is looked up again because documents have changed meanwhile. Each time is a whole publication
@@ -145,7 +145,7 @@ impl<D: SharedData> Decider<'_, D> {
     /// Decides about a charge by what Redis said; `None`: it failed.
     pub(crate) fn charged(&mut self, charge: &Charge, verdict: Option<Verdict>, now: StoreTime) -> Decision {
         match verdict {
-            // Redis' clock fills the bucket; what the caller is told follows this Envoy's.
+            // Redis' clock fills the bucket; the headers follow this Envoy's.
             Some(verdict) => self.decided(charge, verdict, now),
             None => self.fall_back(charge),
         }
@@ -208,7 +208,7 @@ impl<D: SharedData> Decider<'_, D> {
         })
     }
 
-    /// Whose key is it?
+    /// The caller with that key.
     fn caller(&mut self, request: &impl Request) -> Option<Rc<Caller>> {
         let key = request.header("x-api-key").filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()))?;
         let key = KeyHash::of(&key);
@@ -244,7 +244,7 @@ impl<D: SharedData> Decider<'_, D> {
                 self.metrics.count(metrics::BUCKET_EVICTIONS, value.evicted.into());
                 value
             }
-            // Nothing may be given out unpaid.
+            // No request is admitted without a token.
             Err(Contended) => {
                 self.metrics.count(metrics::STORE_CONTENDED, 1);
                 let verdict = rejection(charge.limit.capacity(), CONTENDED_WAIT);

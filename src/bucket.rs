@@ -2,7 +2,7 @@
 //!
 //! Exact by its choice of units. Tokens are counted in 10⁻¹² and time in microseconds, so that
 //! `microseconds × millionths of a token per second` is a whole number of units: refilling never rounds, and
-//! asking often gains or loses nothing. Knows nothing of callers, stores or where the time comes from.
+//! taking often gains or loses nothing. Knows nothing of callers, stores or where the time comes from.
 
 use std::time::Duration;
 

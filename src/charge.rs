@@ -1,4 +1,4 @@
-//! What a limited request owes: a token, from whose bucket, under which limit.
+//! A charge: one token, the bucket that it is taken from, and the bucket's limit.
 
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
@@ -39,7 +39,7 @@ impl Hash for BucketOwner {
     }
 }
 
-/// One token, and the caller who pays it.
+/// One token, and the caller who is charged.
 #[derive(Clone, Debug)]
 pub struct Charge {
     pub owner: BucketOwner,

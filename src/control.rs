@@ -12,22 +12,22 @@ use crate::store::{Contended, SharedData, update};
 /// The control record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// What an operator has said about health.
+    /// The health that an operator has set.
     pub health_override: HealthOverride,
     /// What was measured of it; `NORMAL` where it is not measured.
     pub measured: Health,
     /// Grows when other documents come into force, and when a document is applied or rejected for the first time.
     pub documents_version: u32,
-    /// Counts what operators said about health, so that what was read in Redis before cannot undo it.
+    /// Counts the changes of the override, so that what was read in Redis before cannot undo them.
     pub health_changes: u32,
-    /// What the worker that last had news of Redis had to tell.
+    /// Whether Redis answers, by the worker that last heard from it or lost it.
     pub redis: RedisStatus,
 }
 
-/// Whether Redis answers, by the last worker that had news of it.
+/// Whether Redis answers, by the worker that last heard from it or lost it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RedisStatus {
-    /// No worker has had news of Redis yet.
+    /// No worker has heard from Redis yet.
     #[default]
     Unknown,
     /// It answers.
@@ -62,12 +62,12 @@ impl Control {
         record_key(namespace, "control")
     }
 
-    /// Which limits hold: an operator's word counts before what was measured.
+    /// Which limits hold: what an operator has set comes before what was measured.
     pub fn health(self) -> Health {
         self.health_override.health().unwrap_or(self.measured)
     }
 
-    /// The same after an operator has said something about health.
+    /// The same with what an operator has set now.
     pub fn with_override(self, health_override: HealthOverride) -> Self {
         Self { health_override, health_changes: self.health_changes.wrapping_add(1), ..self }
     }

@@ -19,15 +19,15 @@ pub const UNAVAILABLE_BODY: &str = "Service Unavailable";
 
 const US_PER_SEC: u64 = 1_000_000;
 
-/// What the response headers tell.
+/// What the response headers say.
 #[derive(Clone, Debug)]
 pub struct HeaderValues {
     /// The caller's tier.
     pub tier: Rc<Tier>,
     /// The health that the limit was chosen by.
     pub health: Health,
-    /// What the bucket said; `None` where none was asked: for an unlimited tier, for a request that was shed, and where
-    /// `on_failure` has admitted or rejected.
+    /// `None` where no bucket was used: for an unlimited tier, for a request that was shed, and where `on_failure` has
+    /// admitted or rejected.
     pub verdict: Option<Verdict>,
     /// When it was decided.
     pub at: StoreTime,

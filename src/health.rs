@@ -1,4 +1,4 @@
-//! System health: `NORMAL` or `DEGRADED`, as an operator has told it, or as it was measured.
+//! System health: `NORMAL` or `DEGRADED`, set by an operator, or measured.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ impl fmt::Display for Health {
     }
 }
 
-/// What an operator has said about health.
+/// The health that an operator has set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HealthOverride {
     /// No override: health is measured. If it is not measured, it is `NORMAL`.

@@ -1,4 +1,4 @@
-//! A change of health that an operator asks for: for all Envoys on one Redis, or for this one.
+//! A change of health by an operator: for all Envoys on one Redis, or for this one.
 
 use crate::admin::{self, EndpointReply, PendingChange};
 use crate::config::Config;
@@ -15,9 +15,9 @@ use crate::time::UnixTime;
 /// A change of health.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HealthChange {
-    /// Who asks for it, for the log.
+    /// Where it comes from, for the log.
     pub(crate) network: Network,
-    /// What the operator says.
+    /// The health to set.
     pub(crate) health_override: HealthOverride,
 }
 
@@ -55,7 +55,7 @@ impl HealthChange {
     }
 }
 
-/// What was said about health, as it is shown: where nothing is measured, to have said nothing means `NORMAL`.
+/// The override as it is shown: where health is not measured, no override means `NORMAL`.
 fn shown_override(health_override: HealthOverride, config: &Config) -> &'static str {
     match config.settings.health_thresholds {
         Some(_) => health_override.name(),

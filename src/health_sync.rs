@@ -78,17 +78,17 @@ impl HealthSync {
         })
     }
 
-    /// Takes over what Redis says, unless this Envoy has learnt of something newer since it sent the poll.
+    /// Takes over what Redis says, unless health has changed in this Envoy since the poll was sent.
     ///
-    /// A Redis without a health has lost its data, or never had any: what this Envoy was told holds, and the command
-    /// that is returned gives it back.
+    /// A Redis without a health has lost its data, or never had any: then the override of this Envoy holds, and the
+    /// command that is returned stores it again.
     pub fn found(&self, text: Option<&[u8]>, health_changes: u32, data: &impl SharedData) -> Option<Command> {
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
-            let is_told = known.health_override != HealthOverride::default();
+            let is_set = known.health_override != HealthOverride::default();
             let restore =
                 || Command::Set(self.health_key.clone(), known.health_override.name(), Overwrite::Never);
-            return is_told.then(restore);
+            return is_set.then(restore);
         };
         let found = std::str::from_utf8(text).ok().and_then(HealthOverride::from_name);
         let health_override = found.filter(|health_override| *health_override != known.health_override)?;
@@ -112,7 +112,7 @@ impl HealthSync {
         }
     }
 
-    /// Notes for all workers whether Redis works; returns whether that is news.
+    /// Notes for all workers whether Redis works; returns whether that has changed.
     pub fn note_redis(&self, redis: RedisStatus, data: &impl SharedData) -> bool {
         let changed = Control::change(data, &self.control_key, |control| Control { redis, ..control });
         changed.is_err() || changed.is_ok_and(|(previous, now)| previous.redis != now.redis)

@@ -1,4 +1,4 @@
-//! Who is asking: API keys and client addresses, as hashes and canonical networks.
+//! Who the caller is: API keys and client addresses, as hashes and canonical networks.
 //!
 //! A key is known here only by its SHA-256; an address only as Envoy reports it. No request header is ever
 //! taken for an address.

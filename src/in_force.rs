@@ -41,7 +41,7 @@ pub(crate) struct InForce {
     hold: Hold,
     /// Fetched documents that this worker is publishing.
     publication: Option<Publication>,
-    /// Whether this worker has published something that the control record does not tell yet.
+    /// Whether this worker has published something that the control record does not announce yet.
     is_unannounced: bool,
 }
 
@@ -244,7 +244,7 @@ impl InForce {
         }
     }
 
-    /// Does a slice of a publication; what came of it, if it is finished.
+    /// Does a slice of a publication; returns its outcome, if it is finished.
     fn work(&mut self, data: &impl SharedData) -> Option<Finished> {
         let outcome = self.publication.as_mut()?.work(&self.plugin, data)?;
         self.publication = None;

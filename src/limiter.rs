@@ -142,7 +142,7 @@ impl Limiter {
         }
     }
 
-    /// Lets out what has gathered for the stream to Redis. For a worker whose turn to send it is.
+    /// Lets [`Limiter::poll_output`] return what has gathered for the stream to Redis. For the turn that sends it.
     pub fn flush(&mut self) {
         if let Some(redis) = &mut self.redis {
             redis.flush();
@@ -156,7 +156,7 @@ impl Limiter {
         }
     }
 
-    /// Carries out a change of health whose body has come.
+    /// Carries out a change of health whose body is complete.
     pub fn change_health(
         &mut self,
         pending: &PendingChange,

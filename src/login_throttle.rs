@@ -3,7 +3,7 @@
 //! Exact over every sliding minute, shared by all workers, and bounded: a fixed number of records of a few
 //! addresses each, found by the keyed hash of the address table, so that no client can choose addresses that
 //! share one. A record is crowded while all of its addresses have sent bad tokens within the last minute.
-//! Then no token of another address that belongs there is compared, right or wrong: it is told to wait until
+//! Then no token of another address that belongs there is compared, right or wrong: it is rejected until
 //! there is room. So an attacker with any number of addresses has at most 5 × 4,096 guesses a minute.
 //!
 //! An operator is not locked out by that. 127.0.0.1 and ::1 have a record of their own, and so do the last 16
@@ -46,8 +46,8 @@ impl<D: SharedData> LoginThrottle<'_, D> {
 
     /// Counts a bad token from `network`; returns what [`LoginThrottle::wait`] did before.
     ///
-    /// Where that is not zero, others have used the address up since it was asked, and nothing is counted:
-    /// however many bad tokens come at once, no more than [`MAX_BAD_TOKENS`] are told that they are bad.
+    /// Where that is not zero, others have used up the address since [`LoginThrottle::wait`], and nothing is counted:
+    /// however many bad tokens come at once, no more than [`MAX_BAD_TOKENS`] get the answer that they are bad.
     pub fn count_bad_token(&self, network: Network) -> Result<Duration, Contended> {
         update(self.data, &self.key(network), |stored, now| {
             let mut addresses = decode(stored.unwrap_or_default());

@@ -6,7 +6,7 @@ use crate::metrics::{self, Metrics};
 use crate::overload::{self, DegradeReason, OverloadReport};
 use crate::store::SharedData;
 
-/// Makes all workers follow what was measured. The worker that changes it tells the log and counts it.
+/// Makes all workers follow what was measured. The worker that changes it logs and counts the change.
 pub fn put_into_force(
     report: &OverloadReport,
     current: Control,

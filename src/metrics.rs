@@ -134,7 +134,7 @@ pub fn store_failures(reason: FailureKind) -> &'static str {
 
 /// Counter, by tier and status: requests.
 pub const REQUESTS: &str = "rate_limiter_requests_total";
-/// Gauge, by tier: what the bucket that was asked last holds.
+/// Gauge, by tier: what the bucket that was charged last holds.
 pub const TOKENS_REMAINING: &str = "rate_limiter_tokens_remaining";
 /// Gauge: 1 while health follows what is measured, 0 while an operator has set it.
 pub const HEALTH_MODE_AUTO: &str = "rate_limiter_health_mode_auto";
@@ -184,7 +184,7 @@ pub const REDIS_CONNECTED: &str = "rate_limiter_redis_connected";
 /// Gauge: 1 while health is `DEGRADED`.
 pub const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
 
-/// Gauge: by which workers tell each other of changes. No number for operators.
+/// Gauge: by which workers announce changes to each other. No number for operators.
 pub const CONTROL_CHANGES: &str = "rate_limiter_control_changes";
 
 /// The metrics for operators, without their labels.
@@ -224,7 +224,7 @@ pub enum Status {
     Exempt,
     /// Its tier's capacity is zero, or `on_failure` is `deny` and Redis did not answer.
     Blocked,
-    /// It was turned away because the upstream cannot bear more.
+    /// It was shed: the upstream is at its concurrency limit, or latency is too high.
     Shed,
 }
 

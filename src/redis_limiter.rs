@@ -27,7 +27,7 @@ use crate::store::redis::session::{MAX_COMMANDS, Session, SessionOutput};
 use crate::store::redis::{PROBE_BUCKET, bucket_prefix};
 use crate::time::{StoreTime, whole_micros};
 
-/// How long Redis may take to store a new health. The operator who sets it would rather wait.
+/// How long Redis may take to store a new health. The operator who sets it waits for the reply.
 const SET_HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What Envoy's `redis_proxy` says when it finds no node to pass a command on to.
@@ -59,9 +59,9 @@ pub enum RedisOutput {
 /// An answer to a request.
 #[derive(Debug)]
 pub enum Answered {
-    /// A charge, and what Redis said; nothing where it failed.
+    /// A charge, and the verdict of Redis; `None` where it failed.
     Charge(Charge, Option<Verdict>),
-    /// What an operator said about health, and whether Redis has it.
+    /// The health that an operator sets, and whether Redis has stored it.
     Health(Network, HealthOverride, bool),
 }
 
@@ -100,7 +100,7 @@ pub struct RedisLimiter {
     /// A change of Redis' state that the other workers and the log do not have yet.
     pending_event: Option<Event>,
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
-    /// has nothing to tell.
+    /// publishes nothing.
     is_used: bool,
     was_connected: bool,
     /// What this generation of the plugin may do, as of the last tick. Before the first one, nothing can
@@ -176,7 +176,7 @@ impl RedisLimiter {
         }
     }
 
-    /// Stores for the fleet what an operator says about health.
+    /// Stores the health that an operator sets, for all Envoys on this Redis.
     pub fn set_health(
         &mut self,
         start: DecisionStart,
@@ -197,13 +197,13 @@ impl RedisLimiter {
         }
     }
 
-    /// Forgets who is known to be empty: limits or health have changed.
+    /// Forgets which buckets are known to be empty: limits or health have changed.
     pub fn forget_denied(&mut self) {
         self.limits_version = self.limits_version.wrapping_add(1);
         self.deny_cache.forget_all();
     }
 
-    /// Takes in what came on the stream.
+    /// Takes in the bytes received on the stream.
     pub fn handle_input(&mut self, bytes: &[u8], now: StoreTime) {
         self.session.handle_input(bytes, now);
     }
@@ -213,7 +213,7 @@ impl RedisLimiter {
         self.session.handle_close(detail, now);
     }
 
-    /// Sees to deadlines; in the newest generation to probes and the health in Redis, too.
+    /// Does what is due: deadlines, and in the newest generation probes and polls of the health in Redis.
     pub fn handle_timeout(&mut self, now: StoreTime, role: Role, data: &impl SharedData) {
         self.role = role;
         self.next_look = Some(now.after(POLL_INTERVAL));
@@ -249,7 +249,7 @@ impl RedisLimiter {
         self.session.has_output()
     }
 
-    /// What is to be done next. Sees to the worker's own commands and to news on the way.
+    /// What is to be done next. Handles the worker's own commands and publishes events on the way.
     pub fn poll_output(
         &mut self,
         now: StoreTime,
@@ -332,7 +332,7 @@ impl RedisLimiter {
         }
     }
 
-    /// Says why a command failed: at `warn` once a minute for each kind, for many of them open no breaker.
+    /// Logs why a command failed: at `warn` once a minute for each kind, because many of them open no breaker.
     fn log_failure(&mut self, failure: &Failure, now: StoreTime) {
         match self.next_log.get_mut(failure.reason as usize) {
             Some(next) if *next <= now => {
@@ -366,11 +366,11 @@ impl RedisLimiter {
         Answered::Charge(charge, Some(verdict))
     }
 
-    /// Tells the other workers, and the log, what has become of Redis.
+    /// Publishes to the other workers, and logs, that Redis is connected or lost.
     fn publish_event(&mut self, data: &impl SharedData) {
         let is_known = self.is_used || self.was_connected || self.pending_event == Some(Event::Connected);
-        let is_ours_to_tell = is_known && self.role == Role::Newest;
-        let Some(event) = self.pending_event.take_if(|_| is_ours_to_tell) else {
+        let may_publish = is_known && self.role == Role::Newest;
+        let Some(event) = self.pending_event.take_if(|_| may_publish) else {
             return;
         };
         let redis = match event {

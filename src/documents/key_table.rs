@@ -2,7 +2,7 @@
 //!
 //! A table is a fixed number of records, and a key's hash says in which of them its entry is. There are two tables for
 //! each source, and the next document is written to the one that is not in force. Shared data has no delete, so this
-//! bounds what a source can ever take; what is left of an older document is told by its number.
+//! bounds what a source can ever take; what is left of an older document has another number.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};

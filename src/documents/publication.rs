@@ -51,7 +51,7 @@ pub struct Finished {
     pub is_applied: bool,
     /// Whether workers have to read the record again: documents are new, or one was settled for the first time.
     pub is_changed: bool,
-    /// What is wrong with documents that are left out, where that is news.
+    /// What is wrong with documents that are left out, if that was not reported before.
     pub complaint: Option<String>,
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Schedule {
     busy_until: StoreTime,
     /// Fetches in a row in which a document could not be reached.
     unreachable: u32,
-    /// Fingerprint of what was complained about last; 0 where the next complaint is news.
+    /// Fingerprint of what was complained about last; 0 where the next one is reported in any case.
     complaint: Fingerprint,
     /// What is known of texts that are not in force.
     pub(super) known_wrong: KnownWrong,

@@ -24,7 +24,7 @@ enum Call {
 }
 
 impl Fetch {
-    /// Asks for the documents.
+    /// Sends the requests for the documents.
     pub(super) fn start(source: &ConfigSource) -> Self {
         let timeout = TIMEOUT.min(Duration::from_secs(source.ttl_seconds.into()));
         let call = |path: &String| {

@@ -16,7 +16,7 @@ use crate::requests::RequestState;
 use crate::store::SharedData;
 use crate::time::StoreTime;
 
-/// Envoy's `StopAllIterationAndWatermark`: the request waits with its body, which its client may not send on.
+/// Envoy's `StopAllIterationAndWatermark`: the request waits, and Envoy reads no more of its body.
 const PAUSE_WITH_BODY: u32 = 4;
 
 thread_local! {
@@ -45,7 +45,7 @@ pub(super) enum Next {
     GoOn,
     /// It waits, and Envoy collects its body; or it was answered.
     Wait,
-    /// It waits, and Envoy reads no more of its body.
+    /// The request waits, and Envoy reads no more of its body.
     WaitWithBody,
 }
 
@@ -149,7 +149,7 @@ pub(super) fn send_local(worker: &Worker, decision: &Decision, started: StoreTim
     }
 }
 
-/// Of the two headers that tell a calling Envoy of it, the second keeps it from trying again.
+/// Two headers mark it for a calling Envoy; because of the second one that Envoy does not retry.
 fn send_shed(worker: &Worker, header_values: &HeaderValues, started: StoreTime, retry_after: u64) {
     let mut headers = HeaderBlock::default();
     headers.push("x-envoy-overloaded", b"true");

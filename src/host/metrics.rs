@@ -106,7 +106,7 @@ pub(super) fn probe_changes() {
     CHANGES.set(gauge(CHANGES_GAUGE).filter(|gauge| counts(*gauge)));
 }
 
-/// How many changes were announced; `None` where that cannot be told.
+/// How many changes were announced; `None` where Envoy does not count them.
 pub(super) fn change_count() -> Option<u64> {
     CHANGES.get().and_then(|gauge| hostcalls::get_metric(gauge).ok())
 }

@@ -19,8 +19,8 @@ use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
 use crate::time::StoreTime;
 
-/// What a caller that is shed is told to wait, in seconds: the first, and up to the second more, so that not all come
-/// back at once.
+/// `Retry-After` of a request that is shed, in seconds: the first, and up to the second more, so that not all callers
+/// retry at once.
 const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
 
 /// The overload control of one worker.
@@ -37,7 +37,7 @@ impl Overload {
         Self { control, gauges: ClusterGauges::new(namespace), next_report: now }
     }
 
-    /// Asks for a place in flight to the cluster of that name.
+    /// Takes a place in flight to the cluster of that name, or puts the request into the queue.
     pub(super) fn admit(
         &mut self,
         id: u32,
@@ -99,7 +99,7 @@ impl Overload {
     }
 }
 
-/// What a caller that is shed is told to wait, in seconds.
+/// `Retry-After` of a request that is shed, in seconds.
 pub(super) fn shed_wait_seconds() -> u64 {
     let (least, more) = SHED_WAIT_SECONDS;
     least + random() % (more + 1)

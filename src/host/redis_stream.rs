@@ -1,8 +1,7 @@
 //! The stream to Redis: one for each worker, through an Envoy cluster.
 //!
-//! What requests ask is gathered and goes out together, in the next turn of the worker's event loop: a message on a
-//! shared queue that only this worker reads brings that turn about. One message for many requests is what makes Redis
-//! cheap.
+//! Commands are gathered and sent together, in the next turn of the worker's event loop: a message on a shared queue
+//! that only this worker reads causes that turn. One message for many requests is what makes Redis cheap.
 
 use std::time::Duration;
 
@@ -94,7 +93,7 @@ impl RedisStream {
         }
     }
 
-    /// Lets go of the stream, closed from the other side or not: Envoy keeps it in mind until it is told.
+    /// Cancels the stream, closed from the other side or not: until then Envoy keeps it.
     pub(super) fn close(&mut self) {
         if let Some(stream) = self.stream.take() {
             let _ = hostcalls::cancel_grpc_stream(stream);

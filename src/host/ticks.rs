@@ -7,7 +7,7 @@ use proxy_wasm::hostcalls;
 /// Between ticks while nothing waits: metrics are at most so old, and so is the wall clock.
 const SLOWEST_TICK: Duration = Duration::from_secs(1);
 
-/// Before the first tick, and between two while a document is missing: it is asked for as soon as Envoy can serve it.
+/// Before the first tick, and between two while a document is missing: it is fetched as soon as Envoy can serve it.
 const FIRST_TICK: Duration = Duration::from_millis(100);
 
 /// Between two looks whether documents are there, while requests wait for them.

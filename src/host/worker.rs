@@ -24,7 +24,7 @@ use crate::time::StoreTime;
 
 /// Most requests that go on or are answered in one turn of the event loop.
 ///
-/// Envoy carries out what a callback asked for after it, each action inside the one before: hundreds overflow its stack.
+/// Envoy carries out the actions of a callback after it, each inside the one before: hundreds overflow its stack.
 const MAX_ANSWERS: usize = 32;
 
 /// One worker of Envoy.

@@ -1,4 +1,4 @@
-//! When to stop sending to Redis, and for how long: what went wrong since it last went well.
+//! When to stop sending to Redis, and for how long: counts the failures since Redis last worked.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub const MAX_FAILURES: u32 = 3;
 /// Error replies of one shard in a row, with no token given in between, that open it too.
 pub const MAX_SHARD_ERRORS: u32 = 32;
 
-/// After so long without trouble, pauses are short again.
+/// After so long without a failure, pauses are short again.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The first pause of an open breaker; each following one is twice as long, up to the last.
@@ -27,7 +27,7 @@ pub struct Breaker {
     /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
     errors: u32,
     shard_errors: u32,
-    /// Pauses since there was trouble first.
+    /// Pauses since the first failure.
     pauses: u32,
     closed_at: StoreTime,
     random: u64,
@@ -76,14 +76,14 @@ impl Breaker {
         self.silences = 0;
     }
 
-    /// Redis has answered about a token, which shows that all is well.
+    /// Redis has replied to a command that takes a token, which shows that it works.
     pub fn record_token(&mut self) {
         self.silences = 0;
         self.errors = 0;
         self.shard_errors = 0;
     }
 
-    /// Whether enough has gone wrong.
+    /// Whether there were enough failures to open.
     pub fn is_spent(&self) -> bool {
         self.silences >= MAX_FAILURES || self.errors >= MAX_FAILURES || self.shard_errors >= MAX_SHARD_ERRORS
     }
@@ -100,7 +100,7 @@ impl Breaker {
         pause * 3 / 4 + Duration::from_micros(self.next_random() % jitter_us)
     }
 
-    /// Redis is well again.
+    /// Redis works again.
     pub fn close(&mut self, now: StoreTime) {
         self.record_token();
         self.closed_at = now;

@@ -132,7 +132,7 @@ pub(super) fn read(
         (Expected::Take(..), Reply::Bulk(text)) => match TakeReply::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Value(ReplyValue::Taken(taken))),
             Some(_) => Err(protocol("the reply to another command came")),
-            None => Err(protocol("what came is no reply of our script")),
+            None => Err(protocol("the bytes are no reply of our script")),
         },
         (Expected::Get, Reply::Bulk(text)) => Ok(Read::Value(ReplyValue::Text(Some(text.to_vec())))),
         (Expected::Get, Reply::Null) => Ok(Read::Value(ReplyValue::Text(None))),
@@ -142,7 +142,7 @@ pub(super) fn read(
     }
 }
 
-/// What Redis says is not in step with what was sent, or not its protocol.
+/// The bytes from Redis are out of step with the commands, or not its protocol.
 pub(super) fn protocol(detail: &str) -> Failure {
     Failure { reason: FailureKind::Protocol, detail: detail.to_owned() }
 }

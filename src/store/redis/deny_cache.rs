@@ -1,4 +1,4 @@
-//! Whose bucket is known to be empty: such callers are rejected here, without a command to Redis, until a token is due.
+//! Buckets that are known to be empty: their owners are rejected without a command to Redis, until a token is due.
 //!
 //! Keeps a fixed number of entries, each in the slot that the hash of its bucket gives. A newcomer takes over the slot,
 //! which costs the other caller nothing but a command to Redis.
@@ -46,8 +46,8 @@ impl DenyCache {
     /// How long the caller has to wait for the next token; `None` where Redis is to decide. `request` numbers the
     /// request.
     ///
-    /// At a recheck, one request gets `None`, also when it comes here again; all others are rejected until its reply has
-    /// arrived.
+    /// At a recheck, one request gets `None`, also when it comes here again; all others are rejected until its reply
+    /// has arrived.
     pub fn wait(&mut self, owner: &impl Hash, request: u32, now: StoreTime) -> Option<Duration> {
         let hash = self.hash(owner);
         let entry = self.entries.get_mut(slot(hash)).filter(|entry| entry.owner == hash)?;

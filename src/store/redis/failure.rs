@@ -6,7 +6,7 @@ pub enum FailureKind {
     Timeout,
     /// The connection was refused or lost.
     Disconnected,
-    /// What came was no reply to what was sent.
+    /// The bytes received were no reply to the command.
     Protocol,
     /// As many commands wait as may.
     QueueFull,

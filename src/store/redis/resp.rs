@@ -49,7 +49,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Adds what has come. Call [`Decoder::next_reply`] until it has no more before adding again: then no more
+    /// Adds the bytes received. Call [`Decoder::next_reply`] until it has no more before adding again: then no more
     /// than one unfinished reply is ever kept.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.read.min(self.buffer.len()));
@@ -57,7 +57,7 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole reply; `None` until more has come.
+    /// The next whole reply; `None` until more bytes are added.
     pub fn next_reply(&mut self) -> Result<Option<Reply<'_>>, Malformed> {
         let unread = self.buffer.get(self.read..).unwrap_or_default();
         let Some((reply, length)) = parse(unread)? else {

@@ -9,8 +9,8 @@
 //!
 //! What is to be sent gathers until the owner flushes, so that one message carries the commands of many requests.
 //!
-//! Replies come in the order of the commands, so a queue says whose each one is; a command keeps its place there when
-//! its deadline has passed, and its late reply is thrown away. Where replies and commands may be out of step, the
+//! Replies come in the order of the commands, so a queue shows which command each one is for. A command stays there
+//! when its deadline has passed, and its late reply is dropped. Where replies and commands may be out of step, the
 //! stream is closed. Beyond [`max_on_wire`] commands the next ones wait in a `Queue`, so that Redis can
 //! keep the deadline of each that it was given, however many wait.
 //!
@@ -66,7 +66,7 @@ enum SessionState {
     Broken {
         until: StoreTime,
     },
-    /// Only the probe goes out: the first may have to connect, the second has to be as quick as any command.
+    /// Only the probe goes out: the first may have to connect, the second has the timeout of a command.
     Probing(Probe),
 }
 
@@ -138,7 +138,7 @@ impl Session {
         matches!(self.state, SessionState::Idle | SessionState::Open)
     }
 
-    /// The command that finds out whether Redis is well. Its reply matters to the session alone.
+    /// The command that finds out whether Redis works. Its reply matters to the session alone.
     pub fn probe(&self) -> Command {
         Command::Take(self.probe.clone())
     }
@@ -190,7 +190,7 @@ impl Session {
         self.queue.remove(id).is_some()
     }
 
-    /// Takes in what came on the stream.
+    /// Takes in the bytes received on the stream.
     pub fn handle_input(&mut self, bytes: &[u8], now: StoreTime) {
         if self.is_on_stream() {
             self.read_replies(bytes, now);
@@ -321,7 +321,7 @@ impl Session {
         loop {
             let outcome = match self.decoder.next_reply() {
                 Ok(None) => return,
-                Err(Malformed) => Err(protocol("what came is no reply of Redis")),
+                Err(Malformed) => Err(protocol("the bytes are no reply of Redis")),
                 Ok(Some(reply)) => match self.pending.pop_front() {
                     None => Err(protocol("a reply came to no command")),
                     Some(pending) => {
@@ -355,7 +355,7 @@ impl Session {
         }
     }
 
-    /// Whether what comes belongs to the stream that commands go out on, and not to one that is to be closed.
+    /// Whether the bytes received belong to the stream that commands go out on, and not to one that is to be closed.
     fn is_on_stream(&self) -> bool {
         matches!(self.state, SessionState::Open | SessionState::Probing(_)) && !self.outbox.opens_stream()
     }
