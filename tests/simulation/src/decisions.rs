@@ -154,13 +154,13 @@ impl World {
         }
         self.count(Happening::RejectedByDenyCache);
         let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == payer);
-        let is_asking = worker.pending.borrow().values().any(pays);
+        let is_waiting = worker.pending.borrow().values().any(pays);
         let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;
         let now_us = self.now_us.get();
         // The worker read its clock when the request arrived, and others may have acted since.
         let times = (self.redis.borrow().clock_us(at_us), now_us);
         let patience_us = self.plan.timeout_us + worker.check_interval_us + SLACK_US;
-        let judged = self.oracle.borrow().denied(bucket, limit, times, is_asking, patience_us);
+        let judged = self.oracle.borrow().denied(bucket, limit, times, is_waiting, patience_us);
         self.hold(payer, judged);
         "what Redis said before"
     }

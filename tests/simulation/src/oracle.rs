@@ -231,7 +231,7 @@ impl Oracle {
         if there < TOKEN || (self.disturbed_us[bucket] > 0 && may_be_unknown) {
             return Ok(());
         }
-        Err(format!("rejected without asking although Redis has {}, for {disturbed_us} µs", shown(there)))
+        Err(format!("rejected by the deny cache although Redis has {}, for {disturbed_us} µs", shown(there)))
     }
 
     /// All buckets in Redis may have tokens that the limiters do not know of.

@@ -1,4 +1,4 @@
-//! The body of a change of health is accepted if a lenient parser finds exactly that in it, and else refused with JSON.
+//! The body of a change of health is accepted if a lenient parser finds exactly that in it, and else rejected with JSON.
 
 use dynamic_rate_limiter::admin::{MAX_BODY_BYTES, requested_health};
 use dynamic_rate_limiter::config::HealthThresholds;
@@ -26,7 +26,7 @@ fn check_where(body: &[u8], thresholds: Option<HealthThresholds>, words: &[&str]
             let detail: Value = serde_json::from_str(&reply.body).expect("the answer is JSON");
             assert!(detail["detail"].as_str().is_some_and(|text| !text.is_empty()), "{}", reply.body);
             assert!(reply.body.len() < 4096, "{} bytes", reply.body.len());
-            // Only a duplicate member is accepted by a lenient parser and refused here.
+            // Only a duplicate member is accepted by a lenient parser and rejected here.
             let names = body.windows(6).filter(|bytes| bytes == b"status").count();
             let is_plain = !body.contains(&b'\\') && names == 1;
             let is_wanted =

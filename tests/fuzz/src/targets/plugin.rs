@@ -1,4 +1,4 @@
-//! A plugin configuration is refused with a message of bounded length, or makes a limiter that decides about any
+//! A plugin configuration is rejected with a message of bounded length, or makes a limiter that decides about any
 //! request.
 
 use dynamic_rate_limiter::admission::Decision;
