@@ -286,7 +286,7 @@ impl RedisLimiter {
         }
     }
 
-    /// Does what follows from a reply; the answer, where a request waits for it.
+    /// Does what follows from a reply; returns the answer to the request that waits for it, if one does.
     fn settle(
         &mut self,
         id: CommandId,

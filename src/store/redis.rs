@@ -2,8 +2,9 @@
 //!
 //! In reading order: [`resp`] (the protocol), [`script`] (the bucket's twin in Lua), [`failure`], [`command`],
 //! [`breaker`], [`reply_clock`], `pending_reply`, [`queue`], [`outbox`] and [`session`] (the conversation and its
-//! deadlines), [`deny_cache`] (which buckets are known to be empty), [`frame`] (gRPC's frames around it all). Nothing here knows
-//! Envoy, tiers or headers. From outside come a limit, the unit of its tokens, the credentials and the store's clock.
+//! deadlines), [`deny_cache`] (which buckets are known to be empty), [`frame`] (gRPC's frames around it all). Nothing
+//! here knows Envoy, tiers or headers. From outside come a limit, the unit of its tokens, the credentials and the
+//! store's clock.
 
 pub mod breaker;
 pub mod command;

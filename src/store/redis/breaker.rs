@@ -21,10 +21,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// The counts of one session.
 #[derive(Debug)]
 pub struct Breaker {
-    /// Lost connections and missed deadlines since the last answer.
+    /// Lost connections and missed deadlines since the last reply in time.
     silences: u32,
     timed_out_at: StoreTime,
-    /// Error replies since the last answer about a token: of Redis as a whole, and of a shard.
+    /// Error replies since the last verdict: of Redis as a whole, and of a shard.
     errors: u32,
     shard_errors: u32,
     /// Pauses since the first failure.

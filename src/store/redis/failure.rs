@@ -1,4 +1,4 @@
-//! Why Redis gave no answer, in the few kinds that operators can act on.
+//! Why a command failed, in the few kinds that operators can act on.
 
 /// A kind of failure; each is counted by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
