@@ -68,7 +68,8 @@ pub struct Run {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Phase(usize, usize),
-    Call(usize),
+    /// The next call to a cluster, if it is still in this phase.
+    Call(usize, usize),
     Try(usize),
     Response { request: u64, is_failed: bool },
     RouteTimeout(u64),
@@ -166,7 +167,6 @@ impl World<'_> {
                 from_us += us(of.seconds);
             }
             self.end_us = self.end_us.max(from_us);
-            self.at(0, Event::Call(cluster));
         }
         if self.scenario.pauses_per_second > 0.0 {
             (0..self.paused_until_us.len()).for_each(|worker| self.at(0, Event::Pause(worker)));
@@ -253,8 +253,10 @@ impl World<'_> {
                 let client = &mut self.clients[cluster];
                 client.phase = phase;
                 client.work.set(self.scenario.clusters[cluster].phases[phase].condition, self.now_us);
+                self.schedule_call(cluster);
             }
-            Event::Call(cluster) => self.call(cluster),
+            Event::Call(cluster, phase) if phase == self.clients[cluster].phase => self.call(cluster),
+            Event::Call(..) => {}
             Event::Try(call) => self.try_once(call),
             Event::Response { request, is_failed } => self.respond(request, is_failed),
             Event::RouteTimeout(request) => self.give_up(request, End::Timeout),
@@ -283,12 +285,19 @@ impl World<'_> {
         self.after(BIN_US as f64 / 1e6, Event::Note);
     }
 
+    /// Schedules the next call, at the rate of the phase.
+    fn schedule_call(&mut self, cluster: usize) {
+        let client = &mut self.clients[cluster];
+        let rate = self.scenario.clusters[cluster].phases[client.phase].rate;
+        let (wait, next) = (exponential(&mut client.rng, 1.0 / rate), Event::Call(cluster, client.phase));
+        self.after(wait, next);
+    }
+
     /// Starts a call, and schedules the next one.
     fn call(&mut self, cluster: usize) {
-        let of = &self.scenario.clusters[cluster];
+        self.schedule_call(cluster);
         let client = &mut self.clients[cluster];
-        let wait = exponential(&mut client.rng, 1.0 / of.phases[client.phase].rate);
-        let tier = weighted(&mut client.rng, &of.mix);
+        let tier = weighted(&mut client.rng, &self.scenario.clusters[cluster].mix);
         // Some callers send many more requests than others.
         let callers = [2_000.0, 200.0, 40.0][tier];
         let number = (callers * client.rng.f64().powi(2)) as u64;
@@ -307,7 +316,6 @@ impl World<'_> {
             worker: self.connections[connection],
             arrived_us: 0,
         });
-        self.after(wait, Event::Call(cluster));
         self.happen(Event::Try(self.run.calls.len() - 1));
     }
 
