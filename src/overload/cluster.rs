@@ -38,8 +38,6 @@ pub struct ClusterControl {
     pub queues: i32,
     /// What this worker holds; `at` and `waiting` are those of the last flush.
     pub entry: WorkerEntry,
-    /// The epoch of the limit that the request which took the last place is a sample of.
-    pub sample_of: Option<u32>,
     pub yields_until: StoreTime,
     id: ClusterId,
     key: String,
@@ -60,7 +58,6 @@ impl ClusterControl {
             yields_until: now,
             id,
             key,
-            sample_of: None,
             places_in_a_row: 0.0,
         }
     }
@@ -74,8 +71,6 @@ impl ClusterControl {
         };
         let mut gauges = Gauges::new(in_flight, 0);
         let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
-        self.sample_of =
-            self.sample_of.filter(|_| f64::from(gauges.in_flight) <= self.record.limit.target.ceil());
         self.queues = gauges.queues;
         if is_free && gauges.queues > 0 {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
@@ -87,7 +82,6 @@ impl ClusterControl {
     pub fn take_place_anyway(&mut self, shared: &impl Shared) {
         shared.add(self.id, Gauge::InFlight, 1);
         self.entry.in_flight = self.entry.in_flight.saturating_add(1);
-        self.sample_of = Some(self.record.limit.epoch);
     }
 
     pub fn give_back(&mut self, shared: &impl Shared) {
@@ -124,15 +118,26 @@ impl ClusterControl {
         }
     }
 
+    /// Counts the time since the last flush that a request was in flight which was sent at `since`.
+    pub fn note_in_flight(&mut self, since: StoreTime, until: StoreTime) {
+        self.observations.in_flight_s += until.since(since.max(self.entry.at)).as_secs_f64();
+    }
+
     /// Counts a response that is no server error.
-    pub fn note_response(&mut self, latency: Duration, epoch: Option<u32>) {
+    pub fn note_response(&mut self, since: StoreTime, latency: Duration) {
+        self.note_in_flight(since, since.after(latency));
         self.observations.responses += 1.0;
         if self.record.limit.usual_s.is_some_and(|usual_s| latency.as_secs_f64() > usual_s) {
             self.observations.over_usual += 1.0;
         }
-        if epoch == Some(self.record.limit.epoch) {
-            self.observations.sample(latency);
-        }
+        self.observations.samples += 1.0;
+        self.observations.latency_s += latency.as_secs_f64();
+    }
+
+    /// Takes back what was counted of a request that got no such response.
+    pub fn note_no_response(&mut self, since: StoreTime) {
+        let from = since.max(self.record.limit.begun);
+        self.observations.in_flight_s -= self.entry.at.since(from).as_secs_f64();
     }
 
     /// Looks how many requests may be in flight now.
@@ -152,18 +157,17 @@ impl ClusterControl {
             return;
         }
         let observed = std::mem::take(&mut self.observations);
-        self.entry.at = now;
+        let from = std::mem::replace(&mut self.entry.at, now);
         self.entry.waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         self.entry.demand += TOLERANCE * (observed.arrivals - self.entry.demand);
-        self.entry.epoch = self.record.limit.epoch;
         let (entry, read) = (self.entry, |gauge| shared.read(self.id, gauge));
         let gauges = read(Gauge::InFlight)
             .map(|in_flight| Gauges::new(in_flight, read(Gauge::Waiting).unwrap_or_default()));
         let new = || ClusterRecord::new(now);
         let changed = change(shared, &self.key, new, |record| {
             let mut observed = observed;
-            if record.limit.epoch != entry.epoch {
-                (observed.samples, observed.latency_s) = (0.0, 0.0);
+            if from < record.limit.begun {
+                (observed.samples, observed.latency_s, observed.in_flight_s) = (0.0, 0.0, 0.0);
             }
             if learns {
                 record.limit.learn_usual(&observed, now);

@@ -22,9 +22,6 @@ pub struct WorkerEntry {
     pub priorities: u64,
     /// Arrivals in a flush interval, on average.
     pub demand: f64,
-    /// What its requests in flight of this epoch have taken so far, in seconds.
-    pub epoch: u32,
-    pub open_s: f64,
 }
 
 /// The record of one cluster.
@@ -71,9 +68,7 @@ impl ClusterRecord {
             sum.zip(Gauges::new(queues + u64::from(entry.in_flight), entry.priorities), i32::saturating_add)
         });
         let gauges = gauges.unwrap_or(held);
-        let epoch = self.limit.epoch;
-        let open_s = self.workers.iter().filter(|entry| entry.epoch == epoch).map(|entry| entry.open_s).sum();
-        self.limit.update(observed, open_s, gauges.in_flight.into(), now);
+        self.limit.update(observed, gauges.in_flight.into(), now);
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);

@@ -4,10 +4,10 @@
 //! upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to prove that it helps:
 //! where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
 //!
-//! A sample is a response to a request that was sent under the current limit. Short requests are answered first, so
-//! the mean of the samples is too low at first. It is too high if the time that requests in flight have taken so far
-//! is added. The true mean lies between the two; a decision that has to be certain uses the less favourable one.
-//! Samples are added up until there are enough to decide.
+//! Latency is measured in two ways: the mean of the responses, and by Little's law the time in flight of all requests
+//! for each response. Where latency rises, the first lags behind; where more are in flight than before, the second is
+//! too high for one latency. The true mean lies between the two; a decision that has to be certain uses the less
+//! favourable one. When the limit fell and no more are in flight than it allows, the second is right at once.
 
 use std::time::Duration;
 
@@ -37,13 +37,23 @@ pub enum LimitState {
 /// A step to a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// The limit before it, and the latency in seconds; `None` where that was still changing.
+    /// The limit before the step.
     from: f64,
-    before_s: Option<f64>,
+    /// What the latency at the lower limit is compared with; `None` if latency was still changing.
+    before: Option<Measurement>,
     /// The limit to go back to: the lowest that has proved itself.
     back: f64,
     /// The limit falls slowly enough that the most important requests go on meanwhile.
     places_per_s: f64,
+    /// Whether no more requests are in flight than the lower limit allows.
+    is_reached: bool,
+}
+
+/// The latency at a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Measurement {
+    limit: f64,
+    latency: Mean,
 }
 
 /// A mean of latencies.
@@ -53,14 +63,16 @@ struct Mean {
     samples: f64,
 }
 
-/// What samples say of the latency now, in seconds: the mean, and what it surely lies between.
+/// The latency since the last decision.
 #[derive(Clone, Copy)]
-struct Seen {
+struct Estimate {
+    samples: f64,
+    /// By Little's law.
+    little: Mean,
+    /// The lower and the higher of the two, and the mean of both.
+    low: Mean,
+    high: Mean,
     mean: Mean,
-    low_s: f64,
-    high_s: f64,
-    /// `high_s` without the standard error.
-    longest_s: f64,
 }
 
 /// The limit of one cluster, as all workers share it.
@@ -70,21 +82,19 @@ pub struct ConcurrencyLimit {
     /// The limit, or what it falls to.
     pub target: f64,
     baseline: Mean,
-    /// Counts changes of the limit. A request is a sample of the epoch if no more than `target` were in flight when it
-    /// was sent.
-    pub epoch: u32,
-    /// `totals` were observed from `since` to `updated`. At these two moments, the requests of the epoch in flight
-    /// had taken `open_before_s` and `open_s`, added up.
+    /// When the epoch of the limit began: latencies that were observed before do not count.
+    pub begun: StoreTime,
+    /// `totals` were observed from `since` to `updated`.
     since: StoreTime,
     updated: StoreTime,
     totals: Observations,
-    open_before_s: f64,
-    open_s: f64,
     /// What nine in ten responses usually do not exceed.
     pub usual_s: Option<f64>,
     responded_at: StoreTime,
     /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
     verified_at: Option<StoreTime>,
+    /// The baseline then, in seconds.
+    verified_s: f64,
 }
 
 impl ConcurrencyLimit {
@@ -94,22 +104,21 @@ impl ConcurrencyLimit {
             state: LimitState::Starting,
             target: INITIAL_LIMIT / 2.0,
             baseline: Mean::default(),
-            epoch: 0,
+            begun: now,
             since: now,
             updated: now,
             totals: Observations::default(),
-            open_before_s: 0.0,
-            open_s: 0.0,
             usual_s: None,
             responded_at: now,
             verified_at: None,
+            verified_s: f64::INFINITY,
         }
     }
 
     /// How many requests may be in flight.
     pub fn limit(&self, now: StoreTime) -> f64 {
         match self.state {
-            LimitState::Cutting(step) | LimitState::Verifying(step) => {
+            LimitState::Cutting(step) | LimitState::Verifying(step) if !step.is_reached => {
                 self.target.max(step.from - step.places_per_s * now.since(self.since).as_secs_f64())
             }
             _ => self.target,
@@ -143,27 +152,34 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Takes in what one worker observed, and decides if there is enough to decide by. `open_s`: what samples of this
-    /// epoch that are in flight have taken so far, added up.
-    pub fn update(&mut self, observed: &Observations, open_s: f64, in_flight: f64, now: StoreTime) {
-        (self.updated, self.open_s) = (now, open_s);
+    /// Takes in what one worker observed, and decides if there is enough to decide by.
+    pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
+        self.updated = now;
         self.totals.merge(observed);
-        if observed.responses > 0.0 {
+        if observed.responses > 0.0 || in_flight <= 0.0 {
             self.responded_at = now;
         }
-        let seen = Seen::of(&self.totals, open_s - self.open_before_s);
+        let estimate = Estimate::of(&self.totals);
         if self.state == LimitState::Starting {
-            return self.start(seen);
+            return self.start(estimate);
         }
         let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
-        if self.waits() && self.seconds_since(self.responded_at) > silence_s {
+        let is_wanted = self.waits() || self.totals.ended > self.totals.responses;
+        if is_wanted && self.seconds_since(self.responded_at) > silence_s {
             let back = self.queue_limit();
-            self.target = (self.target / 2.0).max(MIN_SAMPLES.min(self.target));
+            self.target = (self.target.min(in_flight) / 2.0).max(MIN_SAMPLES.min(self.target));
             self.responded_at = now;
             return self.begin(LimitState::Silent(back));
         }
+        if let LimitState::Cutting(step) | LimitState::Verifying(step) = &mut self.state
+            && !step.is_reached
+            && in_flight <= self.target.ceil()
+        {
+            step.is_reached = true;
+            return self.begin(self.state);
+        }
         // Each worker has to have said what it observed.
-        if seen.mean.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
+        if estimate.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
             return;
         }
         match self.state {
@@ -172,32 +188,32 @@ impl ConcurrencyLimit {
                 self.target = step.back;
                 self.begin(LimitState::Open);
             }
-            // The first responses are the short ones: with one for each request in flight, all kinds have come.
-            LimitState::Cutting(_) | LimitState::Verifying(_) if seen.mean.samples < self.target => {}
-            LimitState::Cutting(step) => self.prove(step, seen),
-            LimitState::Verifying(step) => self.verify(step, seen),
+            // With one response for each request in flight, all kinds have come.
+            LimitState::Cutting(step) | LimitState::Verifying(step)
+                if !step.is_reached || estimate.samples < self.target => {}
+            LimitState::Cutting(step) => self.prove(step, estimate.little),
+            LimitState::Verifying(step) => self.verify(step, estimate.little),
             LimitState::Silent(back) => {
-                if !self.is_slow(seen) {
+                if !self.is_slow(estimate.low) {
                     self.target = back.min(INITIAL_LIMIT).max(self.target);
                 }
                 self.begin(LimitState::Limiting);
             }
-            _ if self.waits() => self.follow(seen, in_flight),
-            _ => self.learn(seen),
+            _ if self.waits() => self.follow(estimate, in_flight),
+            _ => self.learn(estimate),
         }
     }
 
     /// Nothing is known yet. The first responses are the baseline. They were sent while few requests were in flight:
     /// an upstream that is overloaded from the first second has no long queue yet.
-    fn start(&mut self, seen: Seen) {
+    fn start(&mut self, estimate: Estimate) {
         let waits = self.waits();
         let enough = if waits { MIN_SAMPLES } else { INITIAL_LIMIT };
-        if seen.mean.samples >= enough {
-            // Of these, too, the short ones came first.
-            self.baseline = Mean { seconds: seen.longest_s, ..seen.mean };
+        if estimate.samples >= enough {
+            self.baseline = estimate.high;
             self.usual_s = Some(self.goal_s());
             if waits {
-                self.target += seen.mean.samples;
+                self.target += estimate.samples;
             }
             self.go_on(LimitState::Open);
         } else if waits && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
@@ -212,9 +228,9 @@ impl ConcurrencyLimit {
     /// Slower than usual is a queue that builds up in the upstream, or an upstream that is slower now. So the baseline
     /// follows slowly, and not while requests wait, and the limit does not grow with it: it would never stop a queue
     /// that builds up slowly. Nor does it grow by a baseline of few samples.
-    fn learn(&mut self, seen: Seen) {
-        let is_slow = self.is_slow(seen);
-        if is_slow && seen.mean.error() > TOLERANCE {
+    fn learn(&mut self, estimate: Estimate) {
+        let is_slow = self.is_slow(estimate.low);
+        if is_slow && estimate.mean.error() > TOLERANCE {
             return;
         }
         let Observations { arrivals, ended, waited, .. } = self.totals;
@@ -229,118 +245,149 @@ impl ConcurrencyLimit {
         }
         if !is_slow || waited == 0.0 {
             let share = self.age_s() / VERIFY_INTERVAL.as_secs_f64();
-            let samples = seen.mean.samples.min(BASELINE_SAMPLES * share);
-            self.baseline = self.baseline.with(Mean { samples, ..seen.mean }, share);
-            if self.baseline.error() < TOLERANCE {
+            let samples = estimate.samples.min(BASELINE_SAMPLES * share);
+            self.baseline = self.baseline.with(Mean { samples, ..estimate.mean }, share);
+            // A rise may be a queue that builds up.
+            let is_risen = self.baseline.seconds > self.verified_s * (1.0 + TOLERANCE);
+            if self.baseline.error() < TOLERANCE && !is_risen {
                 self.verified_at = Some(self.updated);
+                self.verified_s = self.verified_s.min(self.baseline.seconds);
             }
         }
         self.go_on(LimitState::Open);
     }
 
     /// Requests wait: the limit follows latency.
-    fn follow(&mut self, seen: Seen, in_flight: f64) {
-        let (goal_s, mean, is_limiting) = (self.goal_s(), seen.mean, self.state == LimitState::Limiting);
-        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
-        let is_due = self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s);
-        if is_due && is_limiting {
-            self.lower(self.target / 2.0, Some(mean.seconds), self.target, LimitState::Verifying);
-        } else if self.is_slow(seen) {
-            // Where the limit has just been reached, earlier samples were of fewer in flight.
-            let is_steady = mean.samples >= if is_limiting { in_flight } else { 2.0 * in_flight };
+    fn follow(&mut self, estimate: Estimate, in_flight: f64) {
+        let (goal_s, is_limiting) = (self.goal_s(), self.state == LimitState::Limiting);
+        let is_steady = is_limiting && estimate.samples >= in_flight;
+        let before = Some(Measurement { limit: self.target, latency: estimate.little });
+        if self.is_slow(estimate.low) {
             if is_steady {
-                self.cut(HEADROOM, Some(mean.seconds), self.target, mean);
+                self.cut(before, self.target, estimate.mean);
             } else if !is_limiting {
-                self.cut(2.0, None, self.target, mean);
+                // Earlier samples were of fewer in flight: only the next cut can prove that it helps.
+                self.lower(self.target / LATENCY_TARGET, None, self.target, LimitState::Cutting);
             }
-        } else if seen.high_s < goal_s || self.verified_at.is_none() && mean.seconds < goal_s {
+        } else if is_limiting && self.is_verification_due() {
+            if is_steady {
+                self.lower(self.target / 2.0, before, self.target, LimitState::Verifying);
+            }
+        } else if estimate.high.most_s() < goal_s
+            || self.verified_at.is_none() && estimate.mean.seconds < goal_s
+        {
             // Before there ever was room for all, nothing says that there is a queue.
-            let growth = (goal_s - mean.seconds) / (goal_s - self.baseline.seconds).max(f64::EPSILON);
+            let growth =
+                (goal_s - estimate.mean.seconds) / (goal_s - self.baseline.seconds).max(f64::EPSILON);
             let growth = growth.clamp(0.0, 1.0);
             if is_limiting {
                 self.target *= 1.0 + growth;
                 self.begin(LimitState::Limiting);
             } else {
                 // There was room for all so far, and there is no queue. By one for each response it grows evenly.
-                self.target += growth * mean.samples.min(self.target);
+                self.target += growth * estimate.samples.min(self.target);
                 self.go_on(LimitState::Open);
             }
-        } else if mean.samples >= BASELINE_SAMPLES {
+        } else if estimate.samples >= BASELINE_SAMPLES {
             self.go_on(LimitState::Limiting);
         }
     }
 
-    /// Keeps a cut only where it is sure that latency has fallen with the limit.
-    fn prove(&mut self, step: Step, seen: Seen) {
-        let before_s = Some(seen.mean.seconds);
-        let is_sure = seen.mean.error() < TOLERANCE;
-        let is_slow = self.is_slow(seen);
-        let is_below = |bound_s: f64| seen.high_s < bound_s || is_sure && seen.mean.seconds < bound_s;
-        match step.helped_s(self.target) {
-            // The next cut proves both.
-            None if is_below(self.goal_s()) => self.begin(LimitState::Limiting),
-            None if is_slow || is_sure => self.cut(2.0, before_s, step.back, seen.mean),
-            None => {}
-            Some(helped_s) if is_below(helped_s) && !is_slow => self.begin(LimitState::Limiting),
-            Some(helped_s) if is_below(helped_s) && self.target > 1.0 => {
-                self.cut(2.0, before_s, self.target, seen.mean);
+    /// Keeps a cut if it is sure that latency has fallen with the limit.
+    fn prove(&mut self, step: Step, latency: Mean) {
+        let is_sure = latency.error() < TOLERANCE;
+        let is_slow = self.is_slow(latency);
+        let is_below = |bound_s: f64| latency.most_s() < bound_s || is_sure && latency.seconds < bound_s;
+        let now = Measurement { limit: self.target, latency };
+        let Some(before) = step.before else {
+            if is_below(self.goal_s()) {
+                self.begin(LimitState::Limiting);
+            } else if is_slow || is_sure {
+                self.cut(Some(now), step.back, latency);
             }
-            Some(helped_s) if is_sure || seen.low_s > helped_s => self.measured(step.back, seen.mean),
-            Some(_) => {}
+            return;
+        };
+        let is_last = self.target <= 1.0;
+        let failed_by = before.failed_by(now);
+        if is_below(before.helped_s(self.target)) && (is_last || !is_slow) {
+            self.begin(LimitState::Limiting);
+        } else if is_below(before.helped_s(self.target)) {
+            self.cut(Some(now), self.target, latency);
+        } else if failed_by > SIGMAS || is_sure && is_last {
+            if self.totals.responses < (1.0 - TOLERANCE) * self.totals.ended {
+                // The upstream still works on requests that were given up.
+                self.begin(LimitState::Limiting);
+            } else {
+                self.set_baseline(step.back, latency, failed_by > 2.0 * SIGMAS);
+            }
+        } else if is_sure {
+            // A lower limit shows more.
+            self.cut(step.before, step.back, latency);
         }
     }
 
     /// Measures the baseline, at ever lower limits while latency is lower there.
-    fn verify(&mut self, step: Step, seen: Seen) {
-        // Exact enough to tell the baseline from the goal; more exact, where that takes no time.
+    fn verify(&mut self, step: Step, latency: Mean) {
+        // Exact enough to tell the baseline from the goal; more exact, if that takes no time.
         let is_early = self.age_s() < MIN_SAMPLES * FLUSH_INTERVAL.as_secs_f64();
         let most = if is_early { TOLERANCE } else { (LATENCY_TARGET - 1.0) / SIGMAS };
-        if seen.mean.error() > most {
+        if latency.error() > most {
             return;
         }
         // After a mistake the baseline says nothing.
-        let is_lower = (self.verified_at.is_none() || seen.high_s < self.baseline.seconds)
-            && step.helped_s(self.target).is_some_and(|helped_s| seen.mean.seconds < helped_s);
-        if is_lower && self.target > 1.0 {
-            self.baseline = seen.mean;
-            self.lower(self.target / 2.0, Some(seen.mean.seconds), step.back, LimitState::Verifying);
+        let is_known = self.verified_at.is_some()
+            && (latency.least_s()..latency.most_s()).contains(&self.baseline.seconds);
+        let has_fallen = step.before.is_some_and(|before| latency.seconds < before.helped_s(self.target));
+        if has_fallen && !is_known && self.target > 1.0 {
+            self.baseline = latency;
+            let now = Measurement { limit: self.target, latency };
+            self.lower(self.target / 2.0, Some(now), step.back, LimitState::Verifying);
         } else {
-            self.measured(step.back, seen.mean);
+            self.set_baseline(step.back, latency, false);
         }
     }
 
     /// A lower limit has shown what latency is without a queue.
-    fn measured(&mut self, limit: f64, seen: Mean) {
-        let difference = (seen.seconds / self.baseline.seconds).ln().abs();
-        let is_other = difference > SIGMAS * seen.error().hypot(self.baseline.error());
-        self.baseline = if is_other { seen } else { self.baseline.with(seen, 1.0) };
+    fn set_baseline(&mut self, limit: f64, latency: Mean, is_certain: bool) {
+        let difference = (latency.seconds / self.baseline.seconds).ln().abs();
+        let is_other = difference > SIGMAS * latency.error().hypot(self.baseline.error());
+        self.baseline = if is_other { latency } else { self.baseline.with(latency, 1.0) };
         // What differs much may be a mistake, and is soon verified.
-        self.verified_at = (!is_other).then_some(self.updated);
+        self.verified_at = (is_certain || !is_other).then_some(self.updated);
+        self.verified_s = self.baseline.seconds;
         self.target = limit;
         self.begin(LimitState::Limiting);
     }
 
-    /// Cuts the limit to what would bring latency to its goal by Little's law. The step is large enough to show an
-    /// effect.
-    fn cut(&mut self, most: f64, before_s: Option<f64>, back: f64, seen: Mean) {
-        let to = self.target * self.goal_s() / seen.seconds;
-        let to = to.clamp(self.target / most, self.target / LATENCY_TARGET);
-        self.lower(to, before_s, back, LimitState::Cutting);
+    /// Under load, the baseline is measured from time to time, and when it has risen without a measurement.
+    fn is_verification_due(&self) -> bool {
+        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
+        let is_risen = self.baseline.seconds > self.verified_s * (1.0 + SIGMAS * TOLERANCE);
+        is_risen || self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s)
     }
 
-    fn lower(&mut self, to: f64, before_s: Option<f64>, back: f64, state: fn(Step) -> LimitState) {
+    /// Cuts the limit to what would bring latency to its goal by Little's law. The step is large enough to show an
+    /// effect.
+    fn cut(&mut self, before: Option<Measurement>, back: f64, latency: Mean) {
+        let to = self.target * self.goal_s() / latency.seconds;
+        let to = to.clamp(self.target / HEADROOM, self.target / LATENCY_TARGET);
+        self.lower(to, before, back, LimitState::Cutting);
+    }
+
+    fn lower(&mut self, to: f64, before: Option<Measurement>, back: f64, state: fn(Step) -> LimitState) {
         let places_per_s = DRAIN * self.totals.ended.max(1.0) / self.age_s();
-        let step = Step { from: self.target, before_s, back, places_per_s };
+        let step = Step { from: self.target, before, back, places_per_s, is_reached: false };
         self.target = to.max(1.0);
         self.begin(state(step));
     }
 
     fn goal_s(&self) -> f64 {
-        self.baseline.seconds * LATENCY_TARGET
+        let is_known = self.verified_at.is_some();
+        LATENCY_TARGET * self.baseline.seconds * if is_known { 1.0 } else { 1.0 + self.baseline.error() }
     }
 
-    fn is_slow(&self, seen: Seen) -> bool {
-        seen.low_s > self.goal_s()
+    fn is_slow(&self, latency: Mean) -> bool {
+        latency.least_s() > self.goal_s()
     }
 
     /// Whether requests wait because of the limit, by more than chance.
@@ -359,23 +406,30 @@ impl ConcurrencyLimit {
 
     /// Begins an epoch.
     fn begin(&mut self, state: LimitState) {
-        self.epoch = self.epoch.wrapping_add(1);
-        self.open_s = 0.0;
+        self.begun = self.updated;
         self.go_on(state);
     }
 
     /// Begins to observe anew.
     fn go_on(&mut self, state: LimitState) {
-        (self.state, self.since, self.open_before_s) = (state, self.updated, self.open_s);
+        (self.state, self.since) = (state, self.updated);
         self.totals = Observations::default();
     }
 }
 
-impl Step {
-    /// The latency below which the step has helped. With a queue in the upstream, latency falls in proportion to the
-    /// limit; half of that fall, on a logarithmic scale, is enough.
-    fn helped_s(&self, limit: f64) -> Option<f64> {
-        self.before_s.map(|before_s| before_s * (limit / self.from).sqrt())
+impl Measurement {
+    /// The latency below which a lower limit has helped. With a queue in the upstream, latency falls in proportion to
+    /// the limit; half of that fall, on a logarithmic scale, is enough.
+    fn helped_s(&self, limit: f64) -> f64 {
+        self.latency.seconds * (limit / self.limit).sqrt()
+    }
+
+    /// By how many standard errors the latency at a lower limit exceeds what a queue would have left of it; 0 where the
+    /// lower limit has helped.
+    fn failed_by(&self, now: Self) -> f64 {
+        let error = self.latency.error() + now.latency.error();
+        let rise = now.latency.seconds / self.latency.seconds * self.limit / now.limit;
+        if now.latency.seconds > self.helped_s(now.limit) { rise.ln() / error } else { 0.0 }
     }
 }
 
@@ -385,23 +439,35 @@ impl Mean {
         self.samples.max(1.0).sqrt().recip()
     }
 
+    /// What the true mean surely is at least, and at most, in seconds.
+    fn least_s(self) -> f64 {
+        self.seconds / (1.0 + SIGMAS * self.error())
+    }
+
+    fn most_s(self) -> f64 {
+        self.seconds * (1.0 + SIGMAS * self.error())
+    }
+
     /// Takes in more samples; they count for no more than `most` of the mean.
-    fn with(self, seen: Self, most: f64) -> Self {
-        let samples = self.samples.min(BASELINE_SAMPLES) + seen.samples;
-        let share = (seen.samples / samples.max(1.0)).min(most);
-        Self { seconds: self.seconds + share * (seen.seconds - self.seconds), samples }
+    fn with(self, newer: Self, most: f64) -> Self {
+        let samples = self.samples.min(BASELINE_SAMPLES) + newer.samples;
+        let share = (newer.samples / samples.max(1.0)).min(most);
+        Self { seconds: self.seconds + share * (newer.seconds - self.seconds), samples }
     }
 }
 
-impl Seen {
-    /// `open_s`: what those in flight have taken so far.
-    fn of(observed: &Observations, open_s: f64) -> Self {
-        let n = observed.samples.max(1.0);
-        let answered_s = (observed.latency_s / n).max(1e-6);
-        let whole_s = (answered_s + open_s / n).max(1e-6);
-        let mean = Mean { seconds: (answered_s * whole_s).sqrt(), samples: observed.samples };
-        let margin = 1.0 + SIGMAS * mean.error();
-        let longest_s = answered_s.max(whole_s);
-        Self { mean, low_s: answered_s.min(whole_s) / margin, high_s: longest_s * margin, longest_s }
+impl Estimate {
+    fn of(observed: &Observations) -> Self {
+        let samples = observed.samples;
+        let of = |seconds: f64| Mean { seconds, samples };
+        let [responses_s, little_s] =
+            [observed.latency_s, observed.in_flight_s].map(|sum| (sum / samples.max(1.0)).max(1e-6));
+        Self {
+            samples,
+            little: of(little_s),
+            low: of(responses_s.min(little_s)),
+            high: of(responses_s.max(little_s)),
+            mean: of((responses_s * little_s).sqrt()),
+        }
     }
 }

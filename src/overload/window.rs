@@ -1,7 +1,5 @@
 //! What a worker observes between two flushes. All of it adds up, over workers and over time.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 /// How a request that asked for a place ended.
@@ -32,9 +30,11 @@ pub struct Observations {
     /// Responses that are no server errors; of these, those that took longer than nine in ten usually do.
     pub responses: f64,
     pub over_usual: f64,
-    /// Of the responses, those that count for the limit as it is now; their latencies, added up.
+    /// Of the responses, those under the limit as it is now; their latencies, added up.
     pub samples: f64,
     pub latency_s: f64,
+    /// How long requests were in flight, added up.
+    pub in_flight_s: f64,
 }
 
 impl Observations {
@@ -47,11 +47,7 @@ impl Observations {
         self.over_usual += other.over_usual;
         self.samples += other.samples;
         self.latency_s += other.latency_s;
-    }
-
-    pub fn sample(&mut self, latency: Duration) {
-        self.samples += 1.0;
-        self.latency_s += latency.as_secs_f64();
+        self.in_flight_s += other.in_flight_s;
     }
 }
 

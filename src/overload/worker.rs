@@ -81,8 +81,6 @@ enum Stage {
         since: StoreTime,
         has_place: bool,
         is_counted: bool,
-        /// The epoch of the limit that it is a sample of.
-        epoch: Option<u32>,
     },
 }
 
@@ -96,8 +94,8 @@ struct TrackedRequest {
 
 impl Stage {
     /// That of a request which has just taken a place.
-    fn in_flight(cluster: &ClusterControl, now: StoreTime) -> Self {
-        Self::InFlight { since: now, has_place: true, is_counted: false, epoch: cluster.sample_of }
+    fn in_flight(now: StoreTime) -> Self {
+        Self::InFlight { since: now, has_place: true, is_counted: false }
     }
 }
 
@@ -171,7 +169,7 @@ impl OverloadControl {
         let tracked =
             |stage| TrackedRequest { cluster: cluster_id, caller, is_complete: !completes_later, stage };
         if is_sent {
-            self.requests.insert(id, tracked(Stage::in_flight(cluster, now)));
+            self.requests.insert(id, tracked(Stage::in_flight(now)));
             return Admission::Send;
         }
         cluster.observations.waited += 1.0;
@@ -205,7 +203,7 @@ impl OverloadControl {
         let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { return };
         match request.stage {
             Stage::Waiting(rank) => _ = cluster.queue.remove(rank),
-            Stage::InFlight { since, has_place, is_counted, epoch } => {
+            Stage::InFlight { since, has_place, is_counted } => {
                 if has_place {
                     cluster.give_back(shared);
                     cluster.yield_place(now, shared);
@@ -218,7 +216,9 @@ impl OverloadControl {
                 let [lag, lag_before] = self.lag;
                 let latency = now.since(since).saturating_sub(lag.max(lag_before));
                 if request.is_complete && is_good {
-                    cluster.note_response(latency, epoch);
+                    cluster.note_response(since, latency);
+                } else if request.is_complete {
+                    cluster.note_no_response(since);
                 }
                 let is_slow = request.is_complete && latency > latency_bound(cluster, &self.bounds);
                 if is_good || is_failed || outcome == RequestOutcome::ClientLeft && is_slow {
@@ -295,12 +295,9 @@ impl OverloadControl {
 
     /// Takes the place away from requests whose upload is slow, and counts requests that have taken too long already.
     fn look_at_requests(&mut self, now: StoreTime, shared: &impl Shared) {
-        self.clusters.iter_mut().for_each(|cluster| cluster.entry.open_s = 0.0);
         for request in self.requests.values_mut() {
             let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { continue };
-            let Stage::InFlight { since, has_place, is_counted, epoch } = &mut request.stage else {
-                continue;
-            };
+            let Stage::InFlight { since, has_place, is_counted } = &mut request.stage else { continue };
             let age = now.since(*since);
             if !request.is_complete {
                 if age >= FLUSH_INTERVAL && std::mem::take(has_place) {
@@ -308,10 +305,7 @@ impl OverloadControl {
                 }
                 continue;
             }
-            if *epoch == Some(cluster.record.limit.epoch) {
-                let most = cluster.record.limit.baseline().map_or(age, |s| s.mul_f64(HEADROOM));
-                cluster.entry.open_s += age.min(most).as_secs_f64();
-            }
+            cluster.note_in_flight(*since, now);
             if !*is_counted && age > latency_bound(cluster, &self.bounds) {
                 *is_counted = true;
                 let counts = CallerCounts { requests: 1.0, slow: 1.0, ..CallerCounts::default() };
@@ -353,7 +347,7 @@ impl OverloadControl {
             }
             let Some(id) = cluster.queue.pop_best() else { break };
             if let Some(request) = self.requests.get_mut(&id) {
-                request.stage = Stage::in_flight(cluster, now);
+                request.stage = Stage::in_flight(now);
             }
             self.outputs.push_back(Output::Send(id));
         }

@@ -2,25 +2,33 @@
 
 use super::*;
 
-const MS: f64 = 1e-3;
-
 /// A second of 100 responses with this latency, while this percentage of requests waits.
 fn second(limit: &mut ConcurrencyLimit, now_ms: &mut u64, latency_ms: f64, waiting_percent: f64) {
-    let (mut epoch, mut since_ms) = (limit.epoch, *now_ms - 1_000);
+    second_with_timeouts(limit, now_ms, latency_ms, waiting_percent, 0.0);
+}
+
+/// The same with so many timeouts.
+fn second_with_timeouts(
+    limit: &mut ConcurrencyLimit,
+    now_ms: &mut u64,
+    latency_ms: f64,
+    waiting_percent: f64,
+    timeouts: f64,
+) {
+    let (waited, latency_s) = (5.0 * waiting_percent / 100.0, 5.0 * latency_ms / 1e3);
     for _ in 0..20 {
         *now_ms += 50;
-        let waited = 5.0 * waiting_percent / 100.0;
-        let mut observed =
-            Observations { arrivals: 5.0, waited, ended: 5.0, responses: 5.0, ..Observations::default() };
-        if epoch != limit.epoch {
-            (epoch, since_ms) = (limit.epoch, *now_ms);
-        }
-        let age_ms = (*now_ms - since_ms) as f64;
-        if age_ms >= latency_ms {
-            (0..5).for_each(|_| observed.sample(Duration::from_secs_f64(latency_ms * MS)));
-        }
-        let open_s = 0.1 * age_ms.min(latency_ms) * age_ms.min(latency_ms) * MS / 2.0;
-        limit.update(&observed, open_s, limit.limit(at(*now_ms)), at(*now_ms));
+        let observed = Observations {
+            arrivals: 5.0,
+            waited,
+            ended: 5.0 + timeouts / 20.0,
+            responses: 5.0,
+            samples: 5.0,
+            latency_s,
+            in_flight_s: latency_s,
+            ..Observations::default()
+        };
+        limit.update(&observed, limit.limit(at(*now_ms)), at(*now_ms));
     }
 }
 
@@ -89,17 +97,49 @@ fn a_cut_that_does_not_lower_latency_is_reverted_and_the_baseline_follows_the_me
 }
 
 #[test]
+fn while_requests_time_out_a_cut_stays_even_if_latency_does_not_fall() {
+    let (mut limit, mut now_ms) = learned();
+    (0..30).for_each(|_| second_with_timeouts(&mut limit, &mut now_ms, 400.0, 90.0, 30.0));
+    assert!(limit.baseline() < Some(Duration::from_millis(115)), "{limit:?}");
+}
+
+#[test]
+fn where_all_requests_time_out_the_limit_falls_although_none_waits() {
+    let (mut limit, mut now_ms) = learned();
+    let timeouts = Observations { arrivals: 5.0, ended: 5.0, ..Observations::default() };
+    let before = limit.limit(at(now_ms));
+    for _ in 0..22 {
+        now_ms += 50;
+        limit.update(&timeouts, before, at(now_ms));
+    }
+    assert!(matches!(limit.state, LimitState::Silent(_)), "{limit:?}");
+    assert!(limit.limit(at(now_ms)) < 0.6 * before, "{limit:?}");
+}
+
+#[test]
 fn without_a_response_the_limit_falls_and_recovers_with_the_first_good_ones() {
     let (mut limit, mut now_ms) = learned();
     let waits = Observations { arrivals: 5.0, waited: 5.0, ..Observations::default() };
     let mut until_silent_ms = 0;
     while !matches!(limit.state, LimitState::Silent(_)) {
         (now_ms, until_silent_ms) = (now_ms + 50, until_silent_ms + 50);
-        limit.update(&waits, 0.0, 15.0, at(now_ms));
+        limit.update(&waits, 15.0, at(now_ms));
     }
     assert_eq!(until_silent_ms, 1_050, "silence is more than a second");
     second(&mut limit, &mut now_ms, 100.0, 90.0);
     assert!(limit.limit(at(now_ms)) >= INITIAL_LIMIT, "{limit:?}");
+}
+
+#[test]
+fn a_burst_after_an_idle_time_is_no_silence_of_the_upstream() {
+    let (mut limit, mut now_ms) = learned();
+    for _ in 0..10 {
+        now_ms += 1_000;
+        limit.update(&Observations::default(), 0.0, at(now_ms));
+    }
+    let burst = Observations { arrivals: 40.0, waited: 20.0, ..Observations::default() };
+    limit.update(&burst, 20.0, at(now_ms + 50));
+    assert_eq!(limit.state, LimitState::Open);
 }
 
 #[test]
@@ -113,6 +153,7 @@ fn with_any_observations_the_limit_stays_at_least_one() {
             waited: wild[step as usize * 5 % wild.len()],
             samples: *samples,
             latency_s,
+            in_flight_s: wild[step as usize * 2 % wild.len()],
             ended: *samples,
             responses: 1.0,
             ..Observations::default()
@@ -120,7 +161,7 @@ fn with_any_observations_the_limit_stays_at_least_one() {
         // A clock that steps back, too.
         let now = at(step * 997 % 1_500);
         limit.learn_usual(&observed, now);
-        limit.update(&observed, *samples, *samples, now);
+        limit.update(&observed, *samples, now);
         // NaN and infinity do not survive the record.
         let bytes = serde_json::to_vec(&limit).unwrap();
         limit = serde_json::from_slice(&bytes).unwrap_or_else(|_| ConcurrencyLimit::new(now));

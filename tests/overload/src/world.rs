@@ -71,10 +71,15 @@ enum Event {
     /// The next call to a cluster, if it is still in this phase.
     Call(usize, usize),
     Try(usize),
-    Response { request: u64, is_failed: bool },
+    Response {
+        request: u64,
+        is_failed: bool,
+    },
     RouteTimeout(u64),
     Leave(u64),
-    StreamEnd { request: u64 },
+    StreamEnd {
+        request: u64,
+    },
     Pause(usize),
     Trap,
     Note,
