@@ -148,7 +148,7 @@ impl ClusterControl {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.entry.in_flight == 0 && self.observations == Observations::default()
+        self.entry.in_flight == 0 && self.queue.len() == 0 && self.observations == Observations::default()
     }
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
@@ -190,7 +190,7 @@ impl ClusterControl {
         let sum = |number: fn(&WorkerEntry) -> u32| workers.iter().map(number).map(u64::from).sum();
         ClusterReport {
             name: self.name.clone(),
-            limit: self.limit,
+            limit: limit.limit(self.entry.at),
             baseline: limit.baseline(),
             in_flight: sum(|worker| worker.in_flight),
             waiting: sum(|worker| worker.waiting),

@@ -177,10 +177,15 @@ impl OverloadControl {
         // The queues hold as many requests as may be in flight, at least `INITIAL_LIMIT`. Workers with a queue share
         // that.
         let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
-        if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) || all_waiting >= MAX_QUEUE {
-            let worst = cluster.queue.pop_worst();
-            worst.into_iter().for_each(|worst| self.shed(worst));
-        }
+        let worst = if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) {
+            cluster.queue.pop_worst()
+        } else if all_waiting >= MAX_QUEUE {
+            let longest = self.clusters.iter_mut().max_by_key(|cluster| cluster.queue.len());
+            longest.and_then(|cluster| cluster.queue.pop_worst())
+        } else {
+            None
+        };
+        worst.into_iter().for_each(|worst| self.shed(worst));
         self.pump(cluster_id, now, shared);
         Admission::Wait
     }

@@ -170,6 +170,36 @@ fn a_more_important_request_of_another_worker_goes_first() {
 }
 
 #[test]
+fn a_full_queue_to_one_cluster_costs_no_request_to_another() {
+    let memory = Memory::default();
+    let mut worker = Worker::new(1);
+    let to_the_first = worker.fill(0, &memory).len() + 1_100;
+    (0..1_000).for_each(|_| _ = worker.admit(2, false, 1, &memory));
+    worker.outputs();
+    worker.cluster = worker.control.cluster_id(b"another", at(2));
+    worker.fill(2, &memory);
+    let shed = worker.outputs();
+    assert!(!shed.is_empty());
+    for output in shed {
+        assert!(matches!(output, Output::Shed(id) if id as usize <= to_the_first), "{output:?}");
+    }
+}
+
+#[test]
+fn a_worker_whose_requests_only_wait_is_not_taken_for_dead() {
+    let memory = Memory::default();
+    let (mut one, mut other) = (Worker::new(1), Worker::new(2));
+    let waiting = 100 - one.fill(0, &memory).len() as u64;
+    let (_, admission) = other.admit(8, false, 1, &memory);
+    assert_eq!(admission, Admission::Wait);
+    for ms in (50..500).step_by(50) {
+        one.control.handle_timeout(at(ms), Role::Newest, &memory);
+        other.control.handle_timeout(at(ms), Role::Newest, &memory);
+    }
+    assert_eq!(one.control.report().clusters[0].waiting, waiting + 1);
+}
+
+#[test]
 fn a_worker_with_one_request_does_not_starve_beside_one_with_many() {
     let memory = Memory::default();
     let (mut many, mut one) = (Worker::new(1), Worker::new(2));
