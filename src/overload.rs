@@ -3,7 +3,7 @@
 //!
 //! Pure: the time is an argument, what workers share is a trait ([`Shared`]), and what to do is polled. There is one
 //! [`OverloadControl`] in each worker; call `handle_timeout` when `poll_timeout` is due, and after each call
-//! `poll_output` until it returns `None`. In reading order: [`parameters`], `window`, `concurrency_limit`,
+//! `poll_output` until it returns `None`. In reading order: [`parameters`], `observations`, `concurrency_limit`,
 //! `health_detector`, `admission_queue`, `shared`, `cluster_record`, `cluster`, `worker`.
 
 mod admission_queue;
@@ -11,17 +11,17 @@ mod cluster;
 mod cluster_record;
 mod concurrency_limit;
 mod health_detector;
+mod observations;
 pub mod parameters;
 mod shared;
-mod window;
 mod worker;
 
 pub use cluster::ClusterReport;
 pub use health_detector::{DegradeReason, Signals};
+pub use observations::RequestOutcome;
 pub use shared::{ClusterId, Gauge, Shared};
-pub use window::RequestOutcome;
 pub use worker::{
-    Admission, Arrival, Output, OverloadControl, OverloadReport, measured_health, rotating_order,
+    Admission, Output, OverloadControl, OverloadReport, PlaceRequest, measured_health, rotating_order,
 };
 
 #[cfg(test)]

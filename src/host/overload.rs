@@ -12,8 +12,8 @@ use crate::generation::Role;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::parameters::{FLUSH_INTERVAL, TICK};
 use crate::overload::{
-    Admission, Arrival, ClusterId, Gauge, Output, OverloadControl, OverloadReport, RequestOutcome, Shared,
-    rotating_order,
+    Admission, ClusterId, Gauge, Output, OverloadControl, OverloadReport, PlaceRequest, RequestOutcome,
+    Shared, rotating_order,
 };
 use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
@@ -52,8 +52,8 @@ impl Overload {
         let caller = limited.owner.as_ref().map_or(0, hash_of);
         let order = rotating_order(&caller, now);
         let priority = priority_of(&limited.tier, order, config);
-        let arrival = Arrival { cluster: cluster_id, priority, order, caller, completes_later };
-        self.control.admit(id, arrival, now, &self.gauges)
+        let request = PlaceRequest { cluster: cluster_id, priority, order, caller, completes_later };
+        self.control.admit(id, request, now, &self.gauges)
     }
 
     /// The name of the limit that holds for a cluster: empty where clusters share one.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
+use super::observations::Observations;
 use super::parameters::*;
 use super::shared::{ClusterId, Gauge, Gauges, Shared, change};
-use super::window::Observations;
 use crate::time::StoreTime;
 
 /// What all workers together have of one cluster.

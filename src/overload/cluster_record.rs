@@ -1,15 +1,21 @@
 //! What all workers know of one cluster: one record in shared data, written a few times a second.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::concurrency_limit::ConcurrencyLimit;
+use super::observations::Observations;
 use super::parameters::*;
 use super::shared::Gauges;
-use super::window::Observations;
 use crate::time::StoreTime;
 
 /// Most workers in a record.
 const MAX_WORKERS: usize = 256;
+/// A worker that has written nothing for so long is dead.
+const WORKER_TIMEOUT: Duration = FLUSH_INTERVAL.saturating_mul(MIN_FLUSHES);
+/// What the gauges hold too much is taken off after at least so many flushes.
+const MIN_FLUSHES: u32 = 8;
 
 /// What one worker holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,9 +37,10 @@ pub struct ClusterRecord {
     /// Requests that were shed since the record began.
     pub shed: f64,
     pub workers: Vec<WorkerEntry>,
-    /// What the gauges held beyond all workers at each of so many flushes since then.
+    /// What the gauges hold beyond `workers`: the smallest difference of all flushes since `excess_since`.
     excess: Gauges,
     excess_since: StoreTime,
+    /// How many flushes that were.
     flushes: u32,
 }
 
@@ -56,8 +63,7 @@ impl ClusterRecord {
         gauges: Option<Gauges>,
         now: StoreTime,
     ) -> Gauges {
-        // A worker that has written nothing for so long is dead.
-        let is_recent = |at: StoreTime| now.since(at) < FLUSH_INTERVAL.mul_f64(MIN_SAMPLES);
+        let is_recent = |at: StoreTime| now.since(at) < WORKER_TIMEOUT;
         self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
         if self.workers.len() < MAX_WORKERS {
             self.workers.push(entry);
@@ -72,7 +78,7 @@ impl ClusterRecord {
         let excess = gauges.zip(held, i32::saturating_sub);
         self.excess = if self.flushes == 0 { excess } else { self.excess.zip(excess, nearer_to_zero) };
         self.flushes = self.flushes.saturating_add(1);
-        if self.has_excess() && (is_recent(self.excess_since) || f64::from(self.flushes) < MIN_SAMPLES) {
+        if self.has_excess() && (is_recent(self.excess_since) || self.flushes < MIN_FLUSHES) {
             return Gauges::default();
         }
         (self.excess_since, self.flushes) = (now, 0);
@@ -92,8 +98,8 @@ impl ClusterRecord {
             meant.map(|entry| entry.demand).sum()
         };
         let whole = demand(|_, _| true).max(f64::MIN_POSITIVE);
-        let turn = (now.as_micros() as f64 / MAX_WAIT.as_micros() as f64 * 10.0).floor() / 10.0;
-        let places = |demand: f64| (limit.ceil() * demand / whole + turn.fract()).floor();
+        let rotation = (now.as_micros() as f64 / MAX_WAIT.as_micros() as f64 * 10.0).floor() / 10.0;
+        let places = |demand: f64| (limit.ceil() * demand / whole + rotation.fract()).floor();
         places(demand(u64::le)) - places(demand(u64::lt))
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::observations::Observations;
 use super::parameters::*;
-use super::window::Observations;
 use crate::time::StoreTime;
 
 /// What the limit does.
@@ -30,7 +30,8 @@ pub enum LimitState {
     Cutting(Step),
     /// A lower limit measures the baseline.
     Verifying(Step),
-    /// Requests wait, and no response arrives. The limit falls until one does; it was this before.
+    /// Requests wait or end, and none gets a response. The limit falls until one does; the number is the queue limit
+    /// before.
     Silent(f64),
 }
 
@@ -184,7 +185,7 @@ impl ConcurrencyLimit {
         }
         match self.state {
             LimitState::Cutting(step) | LimitState::Verifying(step) if !self.waits() => {
-                // Nothing can be proved while less is asked for.
+                // Nothing can be proved with less demand.
                 self.target = step.back;
                 self.begin(LimitState::Open);
             }
@@ -217,7 +218,7 @@ impl ConcurrencyLimit {
             }
             self.go_on(LimitState::Open);
         } else if waits && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
-            // What waits would be shed. There is an end to this, in case there never is a response.
+            // What waits longer is shed. There is an end to this, in case no response ever arrives.
             self.target = (2.0 * self.target).min(BASELINE_SAMPLES.max(self.target));
             self.begin(LimitState::Starting);
         }
@@ -225,9 +226,9 @@ impl ConcurrencyLimit {
 
     /// There is room for all: latency is the baseline, and demand says how much room it needs.
     ///
-    /// Slower than usual is a queue that builds up in the upstream, or an upstream that is slower now. So the baseline
-    /// follows slowly, and not while requests wait, and the limit does not grow with it: it would never stop a queue
-    /// that builds up slowly. Nor does it grow by a baseline of few samples.
+    /// Latency above the baseline has two causes: a queue that grows in the upstream, or a slower upstream. So the
+    /// baseline follows slowly, and only while no request waits. The limit does not grow with a slow baseline: it would
+    /// not stop a queue that grows slowly. Nor does it grow while the baseline has few samples.
     fn learn(&mut self, estimate: Estimate) {
         let is_slow = self.is_slow(estimate.low);
         if is_slow && estimate.mean.error() > TOLERANCE {

@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::observations::CallerObservations;
 use super::parameters::*;
-use super::window::CallerObservations;
 use crate::config::HealthThresholds;
 use crate::time::StoreTime;
 
@@ -38,14 +38,14 @@ pub struct Signals {
 pub struct HealthDetector {
     pub reason: Option<DegradeReason>,
     pub signals: Signals,
-    turn: Option<Turn>,
+    pending: Option<PendingTransition>,
     window: CallerObservations,
     updated: StoreTime,
 }
 
 /// What has to last for health to change: a broken bound, or that all hold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Turn {
+struct PendingTransition {
     since: StoreTime,
     requests: f64,
 }
@@ -53,12 +53,12 @@ struct Turn {
 impl HealthDetector {
     pub fn new(now: StoreTime) -> Self {
         let (signals, window) = (Signals::default(), CallerObservations::default());
-        Self { reason: None, signals, turn: None, window, updated: now }
+        Self { reason: None, signals, pending: None, window, updated: now }
     }
 
     /// Whether health is `NORMAL` and no bound is broken: then latency is usual.
     pub fn is_calm(&self) -> bool {
-        self.reason.is_none() && self.turn.is_none()
+        self.reason.is_none() && self.pending.is_none()
     }
 
     /// Takes in what one worker observed.
@@ -79,18 +79,19 @@ impl HealthDetector {
         }
         let new = observed.total(f64::INFINITY);
         let min_requests = f64::from(bounds.min_requests);
-        let (turns, after_seconds) = if is_degraded {
+        let (is_wanted, after_seconds) = if is_degraded {
             (pressure <= 1.0 - TOLERANCE && new.shed == 0.0, bounds.recover_after_seconds)
         } else {
             (pressure > 1.0 && requests >= min_requests, bounds.degrade_after_seconds)
         };
-        let mut turn = self.turn.filter(|_| turns).unwrap_or(Turn { since: now, requests: 0.0 });
-        turn.requests += new.requests;
-        self.turn = turns.then_some(turn);
-        let lasts = now.since(turn.since).as_secs_f64() >= f64::from(after_seconds);
-        if turns && lasts && (!is_degraded || turn.requests >= min_requests) {
+        let mut pending =
+            self.pending.filter(|_| is_wanted).unwrap_or(PendingTransition { since: now, requests: 0.0 });
+        pending.requests += new.requests;
+        self.pending = is_wanted.then_some(pending);
+        let lasts = now.since(pending.since).as_secs_f64() >= f64::from(after_seconds);
+        if is_wanted && lasts && (!is_degraded || pending.requests >= min_requests) {
             self.reason = (!is_degraded).then_some(reason);
-            self.turn = None;
+            self.pending = None;
         }
     }
 }

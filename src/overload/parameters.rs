@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-/// Requests in flight at least while the limit is not reached; half of them before anything is known. Source: sweep.
+/// The lowest limit while no request waits; half of it is the limit at the start. Source: sweep.
 pub const INITIAL_LIMIT: f64 = 18.0;
 /// The mean latency that the limit aims at, in multiples of the baseline. Source: the most important tier's latency
 /// may triple at most (SPEC, section 12), and its own wait comes on top.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::admission_queue::Rank;
 use super::cluster::{ClusterControl, ClusterReport};
 use super::health_detector::{DegradeReason, HealthDetector, Signals};
+use super::observations::{CallerCounts, CallerObservations, RequestOutcome};
 use super::parameters::*;
 use super::shared::{ClusterId, Shared, change, decode};
-use super::window::{CallerCounts, CallerObservations, RequestOutcome};
 use crate::config::HealthThresholds;
 use crate::generation::Role;
 use crate::health::Health;
@@ -23,9 +23,9 @@ const MAX_QUEUE: usize = 1_024;
 /// How long the order of callers within a priority stays.
 const ROTATION: Duration = Duration::from_secs(10);
 
-/// A request as it arrives.
+/// A request that needs a place in flight.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Arrival {
+pub struct PlaceRequest {
     /// The cluster that it goes to.
     pub cluster: ClusterId,
     /// Its tier's priority: 0, the least important, to 9.
@@ -111,8 +111,9 @@ pub struct OverloadControl {
     callers: CallerObservations,
     detector: HealthDetector,
     next_flush: StoreTime,
-    /// When the next call is wanted, and how late the last two were.
+    /// When `handle_timeout` is due.
     wanted: StoreTime,
+    /// How late the last two calls of it were, the last one first.
     lag: [Duration; 2],
 }
 
@@ -149,15 +150,15 @@ impl OverloadControl {
         id
     }
 
-    /// Asks for a place in flight for a request whose headers have arrived.
+    /// Requests a place in flight for a request whose headers have arrived.
     pub fn admit(
         &mut self,
         id: RequestId,
-        arrival: Arrival,
+        request: PlaceRequest,
         now: StoreTime,
         shared: &impl Shared,
     ) -> Admission {
-        let Arrival { cluster: cluster_id, priority, order, caller, completes_later } = arrival;
+        let PlaceRequest { cluster: cluster_id, priority, order, caller, completes_later } = request;
         let all_waiting = self.waiting();
         let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return Admission::Send };
         cluster.observations.arrivals += 1.0;
@@ -271,7 +272,7 @@ impl OverloadControl {
         !self.outputs.is_empty()
     }
 
-    /// What to do with this request, before what comes first.
+    /// Takes the output for this request, ahead of earlier outputs.
     pub fn take_output(&mut self, id: RequestId) -> Option<Output> {
         let is_its = |output: &Output| [Output::Send(id), Output::Shed(id)].contains(output);
         self.outputs.iter().position(is_its).and_then(|index| self.outputs.remove(index))

@@ -10,11 +10,11 @@ use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
 use super::concurrency_limit::{ConcurrencyLimit, LimitState};
 use super::health_detector::HealthDetector;
+use super::observations::{CallerCounts, CallerObservations, Observations};
 use super::parameters::INITIAL_LIMIT;
 use super::shared::{Gauges, decode, encode};
-use super::window::{CallerCounts, CallerObservations, Observations};
 use super::{
-    Admission, Arrival, ClusterId, DegradeReason, Gauge, Output, OverloadControl, RequestOutcome, Shared,
+    Admission, ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared,
 };
 use crate::config::HealthThresholds;
 use crate::control::Control;

@@ -71,8 +71,8 @@ impl Worker {
         memory: &Memory,
     ) -> (RequestId, Admission) {
         self.next += 1;
-        let arrival = Arrival { cluster: self.cluster, priority, order: 0, caller: 1, completes_later };
-        (self.next, self.control.admit(self.next, arrival, at(ms), memory))
+        let request = PlaceRequest { cluster: self.cluster, priority, order: 0, caller: 1, completes_later };
+        (self.next, self.control.admit(self.next, request, at(ms), memory))
     }
 
     /// Takes all free places.

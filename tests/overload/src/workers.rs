@@ -127,8 +127,8 @@ impl Protection for Workers {
         let id = control.cluster_id(format!("cluster {cluster}").as_bytes(), now);
         self.memory.clusters.borrow_mut().insert((worker, id), cluster);
         let order = overload::rotating_order(&caller, now);
-        let arrival = overload::Arrival { cluster: id, priority, order, caller, completes_later: false };
-        if control.admit(request as u32, arrival, now, &self.memory) == Admission::Send {
+        let place = overload::PlaceRequest { cluster: id, priority, order, caller, completes_later: false };
+        if control.admit(request as u32, place, now, &self.memory) == Admission::Send {
             self.outputs.push_back(Output::Send(request));
         }
         self.after_call(worker, now);

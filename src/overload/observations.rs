@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a request that asked for a place ended.
+/// How a request that needed a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
     /// Response headers of the upstream.
@@ -27,13 +27,15 @@ pub struct Observations {
     pub shed: f64,
     /// Places that were given back.
     pub ended: f64,
-    /// Responses that are no server errors; of these, those that took longer than nine in ten usually do.
+    /// Responses that are no server errors.
     pub responses: f64,
+    /// Of the responses, those that took longer than nine in ten usually do.
     pub over_usual: f64,
-    /// Of the responses, those under the limit as it is now; their latencies, added up.
+    /// Of the responses, those of the current epoch.
     pub samples: f64,
+    /// Sum of the samples' latencies.
     pub latency_s: f64,
-    /// How long requests were in flight, added up.
+    /// Sum of the times that requests were in flight in the current epoch, without those that got no such response.
     pub in_flight_s: f64,
 }
 
