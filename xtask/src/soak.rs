@@ -81,8 +81,8 @@ impl Part {
                 let wasm = filter::build(Toolchain::find()?)?;
                 run(timed("wasm-host", &["fuzz"])?.env("FILTER_WASM", wasm))
             }
-            Self::Bucket => rounds(time, seed, "bucket", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 2_000_000),
-            Self::Script => rounds(time, seed, "redis_script", ("BUCKET_SEED", "BUCKET_OPERATIONS"), 500_000),
+            Self::Bucket => BUCKET.run(time, seed),
+            Self::Script => SCRIPT.run(time, seed),
         }
     }
 }
@@ -106,34 +106,45 @@ const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// Runs a test binary repeatedly until the time is up, each round with a larger amount than in CI and the next seed.
-fn rounds(time: Duration, seed: u64, test: &str, names: (&str, &str), amount: u64) -> Result<()> {
-    let (seed_name, amount_name) = names;
-    let redis_server = tools::redis_server()?;
-    let start = Instant::now();
-    let mut round = 0;
-    while round == 0 || start.elapsed() < time {
-        let seed = seed.wrapping_add(round);
-        let mut command = workspace::cargo();
-        command.args([
-            "test",
-            "--quiet",
-            "--profile",
-            "soak",
-            "--package",
-            "dynamic-rate-limiter",
-            "--test",
-            test,
-        ]);
-        command.env("REDIS_SERVER", &redis_server);
-        command.env(seed_name, seed.to_string()).env(amount_name, amount.to_string());
-        let again =
-            format!("{seed_name}={seed} {amount_name}={amount} cargo test --profile soak --test {test}");
-        run(&mut command).with_context(|| format!("to repeat it, run\n  {again}"))?;
-        round += 1;
-        step(format!("{test}: {round} rounds of {amount}, {} s", start.elapsed().as_secs()));
+/// A test binary that is run repeatedly, and the variables with its seed and its amount.
+struct Rounds {
+    test: &'static str,
+    seed: &'static str,
+    amount: (&'static str, u64),
+}
+
+/// proptest's own variables; each round is this many sequences of requests for each property.
+const BUCKET: Rounds =
+    Rounds { test: "bucket", seed: "PROPTEST_RNG_SEED", amount: ("PROPTEST_CASES", 100_000) };
+
+const SCRIPT: Rounds =
+    Rounds { test: "redis_script", seed: "BUCKET_SEED", amount: ("BUCKET_OPERATIONS", 500_000) };
+
+impl Rounds {
+    /// Runs it until the time is up, each round with a larger amount than in CI and the next seed.
+    fn run(&self, time: Duration, seed: u64) -> Result<()> {
+        let Self { test, seed: seed_name, amount: (amount_name, amount) } = *self;
+        let redis_server = tools::redis_server()?;
+        let start = Instant::now();
+        for round in 1.. {
+            let seed = seed.wrapping_add(round - 1).to_string();
+            let mut command = workspace::cargo();
+            command.args("test --quiet --profile soak --package dynamic-rate-limiter --test".split(' '));
+            command.arg(test).env("REDIS_SERVER", &redis_server);
+            command.env(seed_name, &seed).env(amount_name, amount.to_string());
+            run(&mut command).with_context(|| {
+                format!(
+                    "to repeat it, run\n  \
+                     {seed_name}={seed} {amount_name}={amount} cargo test --profile soak --test {test}"
+                )
+            })?;
+            step(format!("{test}: {round} rounds of {amount}, {} s", start.elapsed().as_secs()));
+            if start.elapsed() >= time {
+                break;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Reads `90s`, `10m` or `8h`.
