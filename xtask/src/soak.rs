@@ -7,7 +7,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// The parts to run; by default all, one after the other
     parts: Vec<Part>,
     /// How long each part runs, such as 90s, 10m or 8h
-    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = duration)]
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     time: Duration,
     /// The seed of the search; it is printed, so that a run can be repeated
     #[arg(long)]
@@ -144,38 +144,5 @@ impl Rounds {
             }
         }
         Ok(())
-    }
-}
-
-/// Reads `90s`, `10m` or `8h`.
-fn duration(text: &str) -> Result<Duration> {
-    let wanted = || {
-        format!("found {text:?}, wanted a whole number of seconds, minutes or hours, such as 90s, 10m or 8h")
-    };
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).with_context(wanted)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        _ => bail!(wanted()),
-    };
-    let number: u64 = number.parse().ok().filter(|number| *number > 0).with_context(wanted)?;
-    Ok(Duration::from_secs(number.checked_mul(seconds).with_context(wanted)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::duration;
-
-    #[test]
-    fn times_are_whole_numbers_with_a_unit() {
-        for (text, seconds) in [("90s", Some(90)), ("10m", Some(600)), ("8h", Some(28_800))] {
-            assert_eq!(duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
-        }
-        for text in ["", "s", "0s", "10", "-1s", "1.5m", "18446744073709551615h", "ä"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
     }
 }
