@@ -29,10 +29,9 @@ use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 
-use crate::envoy::Envoy;
 use crate::filter::{self, Toolchain};
-use crate::process::run as run_program;
-use crate::{soak, step, tools, workspace};
+use crate::process::{Running, run as run_program};
+use crate::{envoy, soak, step, tools, workspace};
 
 /// Long enough for V8 to have optimised what the load runs through.
 const WARM_UP_SECONDS: u32 = 2;
@@ -145,10 +144,8 @@ impl Machine {
     }
 
     /// The Envoy that is measured: one worker, ready.
-    fn measured_envoy(&self, name: &str, bootstrap: &Value, admin: SocketAddr) -> Result<Envoy> {
-        let mut envoy = start_envoy(self.on_first_cpu(&self.envoy), name, bootstrap)?;
-        envoy.wait_for(admin, "/ready")?;
-        Ok(envoy)
+    fn measured_envoy(&self, name: &str, bootstrap: &Value, admin: SocketAddr) -> Result<Running> {
+        start_envoy(self.on_first_cpu(&self.envoy), name, bootstrap, (admin, "/ready"))
     }
 
     fn wrk(&self) -> Command {
@@ -156,12 +153,18 @@ impl Machine {
     }
 }
 
-fn start_envoy(mut command: Command, name: &str, bootstrap: &Value) -> Result<Envoy> {
+/// Starts an Envoy with one worker, and waits until this path at this address is answered.
+fn start_envoy(
+    mut command: Command,
+    name: &str,
+    bootstrap: &Value,
+    (address, path): (SocketAddr, &str),
+) -> Result<Running> {
     let file = directory()?.join(name).with_extension("json");
     fs::write(&file, serde_json::to_vec_pretty(bootstrap)?)?;
     command.arg("--config-path").arg(&file);
     command.args(["--concurrency", "1", "--log-level", "warning"]);
-    Envoy::start(&mut command, &file.with_extension("log"))
+    envoy::start(&mut command, &file.with_extension("log"), address, path)
 }
 
 /// The directory for configurations, logs and data.

@@ -1,10 +1,11 @@
 //! `cargo xtask demo`: Envoy with the filter on port 8000, until Ctrl-C.
 
 mod overload;
+mod redis;
 
 use std::env;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,20 +13,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use overload::{Lines, Overload};
+use redis::Redis;
 
-use crate::envoy::{Envoy, ensure_free};
+use crate::envoy::{self, ensure_free};
 use crate::filter::{self, Toolchain};
-use crate::process::{interrupted, pause};
-use crate::redis::Redis;
+use crate::process::{Running, interrupted, pause};
 use crate::watch::{self, Watched};
 use crate::{step, tools, workspace};
 
 /// The ports of the configurations: on any address, and on the loopback.
 const SERVICE_PORT: u16 = 8000;
 const ADMIN_PORT: u16 = 9901;
-
-/// The loopback port of Redis in `deploy/redis/envoy.yaml`.
-const REDIS_PORT: u16 = 6379;
 
 /// The token whose hash is in the configurations.
 const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
@@ -74,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         print_instructions();
     }
     if let Some(redis) = &demo.redis {
-        print_redis_instructions(redis);
+        redis.print_instructions();
     }
     println!("\nCtrl-C ends it.\n");
     if options.watch { demo.watch_until_interrupted() } else { demo.wait_until_interrupted() }?;
@@ -95,7 +93,7 @@ pub(crate) fn start_each(envoy: &Path) -> Result<()> {
 /// The running processes; they end in this order.
 struct Demo {
     overload: Option<Overload>,
-    envoy: Envoy,
+    envoy: Running,
     redis: Option<Redis>,
 }
 
@@ -104,7 +102,7 @@ impl Demo {
         ensure_free((Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into())?;
         ensure_free((Ipv4Addr::LOCALHOST, ADMIN_PORT).into())?;
         if options.store == Store::Redis {
-            ensure_redis_port_free()?;
+            redis::ensure_port_free()?;
         }
         let redis_server = match options.store {
             Store::SharedData => None,
@@ -112,7 +110,7 @@ impl Demo {
         };
         filter::build(Toolchain::find()?)?;
 
-        let redis = redis_server.as_deref().map(start_redis).transpose()?;
+        let redis = redis_server.as_deref().map(Redis::start).transpose()?;
         let lines = if options.watch { Lines::Kept } else { Lines::Shown };
         let overload = options.overload.then(|| Overload::start(lines)).transpose()?;
         Ok(Self { overload, envoy: start_envoy(options, binary)?, redis })
@@ -147,28 +145,15 @@ impl Demo {
     fn check(&mut self) -> Result<Vec<String>> {
         self.envoy.check()?;
         let begun = self.overload.as_mut().map(Overload::tick).transpose()?.flatten();
-        Ok(ended(&mut self.redis)?.into_iter().chain(begun).collect())
+        let ended = self.redis.as_mut().map(Redis::notice_of_end).transpose()?.flatten();
+        if ended.is_some() {
+            self.redis = None;
+        }
+        Ok(ended.into_iter().chain(begun).collect())
     }
 }
 
-fn ensure_redis_port_free() -> Result<()> {
-    ensure_free((Ipv4Addr::LOCALHOST, REDIS_PORT).into()).with_context(|| {
-        format!(
-            "the demo starts a Redis of its own on port {REDIS_PORT}, so another must not be there \
-             (a Debian service ends with `sudo systemctl stop redis-server`)"
-        )
-    })
-}
-
-fn start_redis(binary: &Path) -> Result<Redis> {
-    // Again: an installation of the package may have started its service.
-    ensure_redis_port_free()?;
-    let log = workspace::target().join("demo/redis.log");
-    step(format!("starting Redis on port {REDIS_PORT}; its log: {}", workspace::shown(&log)));
-    Redis::start(binary, REDIS_PORT, &log)
-}
-
-fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
+fn start_envoy(options: &Options, binary: &Path) -> Result<Running> {
     let log = workspace::target().join("demo/envoy.log");
     let bootstrap =
         if options.overload { Overload::bootstrap() } else { shipped(options.store.bootstrap(), binary)? };
@@ -182,10 +167,8 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Envoy> {
     command.args(["--log-level", &options.log_level]);
     // Credentials in our environment are for another Redis; the demo's requires none.
     command.env_remove("REDIS_USERNAME").env_remove("REDIS_PASSWORD");
-    let mut envoy = Envoy::start(&mut command, &log)?;
     // The filter answers this path itself, so it is running then.
-    envoy.wait_for(SocketAddr::from((Ipv4Addr::LOCALHOST, SERVICE_PORT)), "/health")?;
-    Ok(envoy)
+    envoy::start(&mut command, &log, (Ipv4Addr::LOCALHOST, SERVICE_PORT).into(), "/health")
 }
 
 /// The shipped bootstrap, or a copy of it that this Envoy accepts.
@@ -207,21 +190,6 @@ fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// A notice if Redis has just ended. A user may stop Redis to test that, so the demo continues.
-fn ended(redis: &mut Option<Redis>) -> Result<Option<String>> {
-    let Some(redis) = redis else {
-        return Ok(None);
-    };
-    let status = redis.just_ended()?;
-    Ok(status.map(|status| {
-        format!(
-            "Redis has ended ({status}). The same limits apply without it. Start it again, and the limiter \
-             uses it within five seconds:\n    {}",
-            redis.command_line()
-        )
-    }))
-}
-
 fn print_instructions() {
     // An operator's own token overrides the one in the configuration, and must not be printed.
     let token = if env::var_os("ADMIN_TOKEN").is_some() { "$ADMIN_TOKEN" } else { DEMO_TOKEN };
@@ -236,18 +204,5 @@ The limiter is running. Try, in another terminal:
 
 Save config/tiers.json with other numbers: they apply within two seconds.
 Metrics: http://localhost:{ADMIN_PORT}/stats/prometheus?filter=rate_limiter"#
-    );
-}
-
-fn print_redis_instructions(redis: &Redis) {
-    let client = redis.client();
-    println!(
-        r#"
-Buckets and health are in Redis:
-
-  {client} HGETALL rate_limit:pro           a caller's bucket, after its first request
-  {client} DEL rate_limit:127.0.0.1         a full bucket for that address, within a second
-  {client} GET system:health:status         NORMAL or DEGRADED, if it was set
-  {client} SHUTDOWN NOSAVE                  stop Redis: the same limits apply without it"#
     );
 }

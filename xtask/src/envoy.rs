@@ -1,68 +1,25 @@
-//! One running Envoy.
+//! Starting an Envoy.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
-use crate::process::{Running, log_tail, pause};
+use crate::process::Running;
 use crate::{http, workspace};
 
 /// How long Envoy may take to start: reading its configuration and compiling the filter.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// An Envoy that ends with its handle.
-#[derive(Debug)]
-pub(crate) struct Envoy {
-    process: Running,
-    log: PathBuf,
-}
-
-impl Envoy {
-    /// Starts Envoy in the repository's root, with its output in `log`.
-    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        // Without the shared memory for hot restarts, several Envoys can run at once.
-        command.current_dir(workspace::root()).arg("--disable-hot-restart");
-        Ok(Self { process: Running::start_logged(command, log)?, log: log.to_owned() })
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Waits until a GET is answered with 200.
-    pub(crate) fn wait_for(&mut self, address: SocketAddr, path: &str) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let response = http::get(address, path, &[]);
-            if response.as_ref().is_ok_and(|response| response.status == 200) {
-                return Ok(());
-            }
-            self.check()?;
-            if start.elapsed() > START_LIMIT {
-                let found = match response {
-                    Ok(response) => format!("it answers {}", response.status),
-                    Err(error) => format!("{error:#}"),
-                };
-                bail!(
-                    "Envoy is not ready: no 200 from http://{address}{path} within {} s; {found}\n{}",
-                    START_LIMIT.as_secs(),
-                    log_tail(&self.log)
-                );
-            }
-            pause(Duration::from_millis(100))?;
-        }
-    }
-
-    /// Returns an error if it has ended.
-    pub(crate) fn check(&mut self) -> Result<()> {
-        if let Some(status) = self.process.exited()? {
-            bail!("Envoy ended by itself ({status})\n{}", log_tail(&self.log));
-        }
-        Ok(())
-    }
+/// Starts Envoy in the repository's root, with its output in `log`, and waits until a GET of `path` is answered with 200.
+pub(crate) fn start(command: &mut Command, log: &Path, address: SocketAddr, path: &str) -> Result<Running> {
+    // Without the shared memory for hot restarts, several Envoys can run at once.
+    command.current_dir(workspace::root()).arg("--disable-hot-restart");
+    let mut envoy = Running::start_logged(command, log)?;
+    envoy.wait_until_ready(START_LIMIT, || http::get_ok(address, path))?;
+    Ok(envoy)
 }
 
 /// Returns an error if the port is in use. Envoy itself would not fail: it shares ports with other Envoys, and the

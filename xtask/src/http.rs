@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -28,4 +28,11 @@ pub(crate) fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> 
     let mut response = request.build().call().with_context(|| format!("no answer from {address}"))?;
     let body = response.body_mut().read_to_string()?;
     Ok(Response { status: response.status().as_u16(), headers: response.headers().clone(), body })
+}
+
+/// Sends one GET, which must be answered with 200.
+pub(crate) fn get_ok(address: SocketAddr, path: &str) -> Result<()> {
+    let status = get(address, path, &[])?.status;
+    ensure!(status == 200, "http://{address}{path} answers {status}, wanted 200");
+    Ok(())
 }

@@ -2,8 +2,8 @@
 //! to install it.
 //!
 //! In reading order: `filter` and `exports` build the `.wasm`; `demo`, `watch`, `ci`, `soak`, `mutants`, `audit`,
-//! `bench`, `conformance`, `dist` and `check_config` are the commands; they use `envoy`, `redis`, `tools`,
-//! `validators`, `http` and `process`.
+//! `bench`, `conformance`, `dist` and `check_config` are the commands; they use `envoy`, `tools`, `validators`,
+//! `http` and `process`.
 
 mod audit;
 mod bench;
@@ -22,7 +22,6 @@ mod http;
 mod mutants;
 mod overload;
 mod process;
-mod redis;
 mod soak;
 mod tools;
 mod validators;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::process::{Running, interrupted, log_tail, pause, run_within};
+use crate::process::{Running, log_tail, run_within};
 use crate::{step, tools, workspace};
 
 /// How long the simulation may search for one mutant.
@@ -181,17 +181,10 @@ impl Copy {
 
     fn build(&self, search: Search) -> Result<()> {
         let mut command = workspace::cargo();
-        command.current_dir(&self.root).args([
-            "build",
-            "--quiet",
-            "--profile",
-            "soak",
-            "--package",
-            search.package(),
-        ]);
+        command.args("build --quiet --profile soak --package".split(' ')).arg(search.package());
         // A mutant may leave something unused.
         command.env("CARGO_TARGET_DIR", Self::target()).env("RUSTFLAGS", "--cap-lints=allow");
-        run_within(&mut command, BUILD_LIMIT).context("it does not build")
+        run_within(command.current_dir(&self.root), BUILD_LIMIT).context("it does not build")
     }
 
     /// Runs a search until it has found something or its time is up.
@@ -213,17 +206,12 @@ impl Copy {
         let start = Instant::now();
         let mut running = Running::start_logged(command.env("REDIS_SERVER", redis_server), &log)?;
         // A mutant that hangs counts as found; the simulation itself ends in time.
-        let limit = Duration::from_secs(seconds + SEARCH_SECONDS / 2);
-        loop {
-            match running.exited()?.map(|status| status.code()) {
-                Some(Some(0)) => return Ok(Found::Nothing),
-                // 1 is a violation, 101 a panic.
-                Some(Some(1 | 101)) => return Ok(Found::Violation(start.elapsed())),
-                Some(code) => bail!("the search ended with {code:?}\n{}", log_tail(&log)),
-                None if start.elapsed() > limit => return Ok(Found::Violation(start.elapsed())),
-                None => pause(Duration::from_millis(50))?,
-            }
-            ensure!(!interrupted(), "interrupted");
+        let ended = running.wait_within(Duration::from_secs(seconds + SEARCH_SECONDS / 2))?;
+        match ended.map(|status| status.code()) {
+            Some(Some(0)) => Ok(Found::Nothing),
+            // 1 is a violation, 101 a panic.
+            None | Some(Some(1 | 101)) => Ok(Found::Violation(start.elapsed())),
+            Some(code) => bail!("the search ended with {code:?}\n{}", log_tail(&log)),
         }
     }
 

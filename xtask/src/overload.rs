@@ -6,14 +6,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use harness::bootstrap;
 use serde_json::{Map, Value, json};
 
 use crate::bench::config::{limiter, socket};
-use crate::process::{Running, log_tail, pause, run as run_program};
+use crate::process::{Running, run};
 use crate::{http, step, workspace};
 
 /// The timeout until the upstream listens.
@@ -39,14 +39,7 @@ pub(crate) struct Program(PathBuf);
 impl Program {
     pub(crate) fn build() -> Result<Self> {
         step("building the load and the upstream");
-        run_program(workspace::cargo().args([
-            "build",
-            "--quiet",
-            "--profile",
-            "soak",
-            "--package",
-            "loadgen",
-        ]))?;
+        run(workspace::cargo().args("build --quiet --profile soak --package loadgen".split(' ')))?;
         Ok(Self(workspace::target().join("soak/loadgen")))
     }
 
@@ -62,14 +55,7 @@ impl Program {
         let mut command = self.subcommand("upstream");
         command.args(["--listen", &address.to_string()]).args(arguments);
         let mut running = Running::start_logged(&mut command, log)?;
-        let start = Instant::now();
-        while http::get(address, "/", &[]).is_err() {
-            if let Some(status) = running.exited()? {
-                bail!("the upstream ended by itself ({status})\n{}", log_tail(log));
-            }
-            ensure!(start.elapsed() < START_LIMIT, "the upstream does not listen\n{}", log_tail(log));
-            pause(Duration::from_millis(20))?;
-        }
+        running.wait_until_ready(START_LIMIT, || http::get(address, "/", &[]).map(drop))?;
         Ok(running)
     }
 

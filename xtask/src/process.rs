@@ -6,14 +6,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -57,6 +57,9 @@ pub(crate) fn pause(duration: Duration) -> Result<()> {
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
+    /// Its command line, and the file with its output, for errors.
+    command: String,
+    log: Option<PathBuf>,
 }
 
 impl Running {
@@ -67,7 +70,7 @@ impl Running {
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {:?}", command.get_program()))?;
-        Ok(Self { child })
+        Ok(Self { child, command: shown(command), log: None })
     }
 
     /// Like [`Running::start`], with the program's output in `log`.
@@ -76,7 +79,9 @@ impl Running {
             fs::create_dir_all(directory)?;
         }
         let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        Self::start(command.stdout(output.try_clone()?).stderr(output))
+        let mut running = Self::start(command.stdout(output.try_clone()?).stderr(output))?;
+        running.log = Some(log.to_owned());
+        Ok(running)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -86,6 +91,50 @@ impl Running {
     /// How it ended, or `None` while it runs.
     pub(crate) fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
+    }
+
+    /// Returns an error if it has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        let ended = self.exited()?;
+        ensure!(ended.is_none(), "`{}` ended by itself: {ended:?}{}", self.command, self.log_tail());
+        Ok(())
+    }
+
+    /// Waits until `probe` succeeds.
+    pub(crate) fn wait_until_ready(
+        &mut self,
+        limit: Duration,
+        mut probe: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        while let Err(error) = probe() {
+            self.check()?;
+            ensure!(
+                start.elapsed() < limit,
+                "`{}` is not ready within {} s: {error:#}{}",
+                self.command,
+                limit.as_secs(),
+                self.log_tail()
+            );
+            pause(POLL)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it ends; `None` after `limit`.
+    pub(crate) fn wait_within(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        let start = Instant::now();
+        loop {
+            let ended = self.exited()?;
+            if ended.is_some() || start.elapsed() > limit {
+                return Ok(ended);
+            }
+            pause(POLL)?;
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        self.log.as_ref().map_or_else(String::new, |log| format!("\n{}", log_tail(log)))
     }
 
     fn signal(&self, signal: Signal) {
@@ -115,13 +164,8 @@ impl Drop for Running {
 pub(crate) fn log_tail(log: &Path) -> String {
     let content = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = content.lines().collect();
-    let tail = lines.iter().skip(lines.len().saturating_sub(LOG_TAIL_LINES));
-    let mut text = format!("{} ends with", workspace::shown(log));
-    for line in tail {
-        text += "\n  ";
-        text += line;
-    }
-    text
+    let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    format!("{} ends with\n  {}", workspace::shown(log), tail.join("\n  "))
 }
 
 /// Runs a program to its end; any status but success is an error.
@@ -131,33 +175,19 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Like [`run`], with a limit on how long it may take.
 pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
-    let mut running = Running::start(command)?;
-    let start = Instant::now();
-    loop {
-        if let Some(status) = running.exited()? {
-            ensure!(status.success(), "`{}`: {status}", shown(command));
-            return Ok(());
-        }
-        ensure!(!interrupted(), "interrupted");
-        if start.elapsed() > limit {
-            bail!("`{}`: not done after {} s, ended", shown(command), limit.as_secs());
-        }
-        sleep(POLL);
-    }
+    let status = ended_within(Running::start(command)?, limit)?;
+    ensure!(status.success(), "`{}`: {status}", shown(command));
+    Ok(())
 }
 
 /// Runs a program to its end, with its output in `log`; returns whether it succeeded.
 pub(crate) fn run_logged_within(command: &mut Command, log: &Path, limit: Duration) -> Result<bool> {
-    let mut running = Running::start_logged(command, log)?;
-    let start = Instant::now();
-    loop {
-        if let Some(status) = running.exited()? {
-            return Ok(status.success());
-        }
-        ensure!(!interrupted(), "interrupted");
-        ensure!(start.elapsed() < limit, "`{}`: not done after {} s", shown(command), limit.as_secs());
-        sleep(POLL);
-    }
+    Ok(ended_within(Running::start_logged(command, log)?, limit)?.success())
+}
+
+fn ended_within(mut running: Running, limit: Duration) -> Result<ExitStatus> {
+    let ended = running.wait_within(limit)?;
+    ended.with_context(|| format!("`{}`: not done after {} s, ended", running.command, limit.as_secs()))
 }
 
 /// Runs a program to its end and returns its output.
@@ -177,7 +207,7 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String> {
 }
 
 /// The command line, without its environment.
-pub(crate) fn shown(command: &Command) -> String {
+fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 
 use super::config::{answer, listener, socket, wasm};
 use super::load::rss_mib;
-use super::{Machine, loopback, start_envoy};
-use crate::envoy::{Envoy, ensure_free};
+use super::{Machine, loopback};
+use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
+use crate::process::Running;
 use crate::step;
 
 const SERVICE_PORT: u16 = 18010;
@@ -78,10 +79,9 @@ fn measure(machine: &Machine, filter: &str, keys: usize) -> Result<()> {
     let files = serve(Arc::clone(&served))?;
     step(format!("{keys} keys, {} KiB", size / 1024));
     let bootstrap = bootstrap(service, admin, files, filter);
-    let mut envoy = start_envoy(machine.on_first_cpu(&machine.envoy), "documents", &bootstrap)?;
-    envoy.wait_for(admin, "/ready")?;
+    let envoy = machine.measured_envoy("documents", &bootstrap, admin)?;
     let row =
-        |phase: &str, applied: Option<Duration>, latencies: &mut Latencies, envoy: &Envoy| -> Result<()> {
+        |phase: &str, applied: Option<Duration>, latencies: &mut Latencies, envoy: &Running| -> Result<()> {
             let applied = applied.map_or(String::new(), |after| format!("{:.1} s", after.as_secs_f64()));
             let [longest, p99] =
                 latencies.max_and_p99().map(|took| format!("{:.1} ms", took.as_secs_f64() * 1e3));

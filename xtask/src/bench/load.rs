@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::directory;
-use crate::process::{Running, log_tail, pause};
+use crate::process::{log_tail, run_logged_within};
 
 /// The unit of CPU times in `/proc`: `USER_HZ`, which is 100 on every Linux architecture we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -59,14 +59,8 @@ impl Load {
             }
         };
         let printed = directory.join("wrk.log");
-        let mut running = Running::start_logged(&mut wrk, &printed)?;
-        let status = loop {
-            if let Some(status) = running.exited()? {
-                break status;
-            }
-            pause(Duration::from_millis(20))?;
-        };
-        ensure!(status.success(), "wrk: {status}\n{}", log_tail(&printed));
+        let has_succeeded = run_logged_within(&mut wrk, &printed, Duration::MAX)?;
+        ensure!(has_succeeded, "wrk failed\n{}", log_tail(&printed));
         Report::parse(&fs::read_to_string(&printed)?)
             .with_context(|| format!("cannot parse wrk's output\n{}", log_tail(&printed)))
     }

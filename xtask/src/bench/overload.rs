@@ -15,7 +15,7 @@ use harness::bootstrap::extension;
 use serde_json::{Value, json};
 
 use super::{chosen, description, directory, loopback, name};
-use crate::envoy::{Envoy, ensure_free};
+use crate::envoy::{self, ensure_free};
 use crate::filter::{self, Toolchain};
 use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, write};
 use crate::process::run as run_program;
@@ -222,7 +222,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
 /// Runs the load against one variant; returns the file of its report.
 fn measure(
     program: &Program,
-    envoy: &Path,
+    program_of_envoy: &Path,
     (upstream_kind, variant): (UpstreamKind, Variant),
     options: &Options,
 ) -> Result<PathBuf> {
@@ -242,10 +242,9 @@ fn measure(
     let config = file("json");
     let (route_timeout, protection) = (shape.route_timeout, variant.filter(shape.slots));
     write(&bootstrap(Between { service, admin, upstream, route_timeout, protection }), &config)?;
-    let mut command = Command::new(envoy);
+    let mut command = Command::new(program_of_envoy);
     command.arg("--config-path").arg(&config).args(["--concurrency", "2", "--log-level", "warning"]);
-    let mut envoy = Envoy::start(&mut command, &file("log"))?;
-    envoy.wait_for(admin, "/ready")?;
+    let mut envoy = envoy::start(&mut command, &file("log"), admin, "/ready")?;
 
     let report = file("report.json");
     let mut load = program.load(service, &shape.plan(options));

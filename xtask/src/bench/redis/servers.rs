@@ -2,19 +2,18 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::slice;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use harness::redis::Redis;
 use harness::redis_cluster::RedisCluster;
 use serde_json::json;
 
 use super::super::{Machine, directory, loopback, start_envoy};
 use super::variant::{self, Variant};
-use crate::envoy::{Envoy, ensure_free};
-use crate::process::{Running, log_tail, pause};
+use crate::envoy::ensure_free;
+use crate::process::Running;
 use crate::{http, step, tools};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -31,8 +30,8 @@ const WEBDIS_PORT: u16 = 18020;
 
 /// The servers that the variants need; they end when this is dropped.
 pub(super) struct Servers {
-    upstream: Envoy,
-    webdis: Option<Webdis>,
+    upstream: Running,
+    webdis: Option<Running>,
     redis: Option<Redis>,
     cluster: Option<RedisCluster>,
     /// The hash of the limiter's script in the one Redis.
@@ -45,15 +44,14 @@ impl Servers {
         let address = loopback(UPSTREAM_PORT);
         ensure_free(address)?;
         let command = machine.on_other_cpus(&machine.envoy);
-        let mut upstream = start_envoy(command, "upstream", &variant::upstream(address))?;
-        upstream.wait_for(address, "/")?;
+        let upstream = start_envoy(command, "upstream", &variant::upstream(address), (address, "/"))?;
 
         let redis = variants.iter().any(|variant| variant.needs_redis()).then(Redis::start);
         let cluster = variants.contains(&Variant::RedisCluster).then(RedisCluster::of_masters);
         let script = redis.as_ref().map(|redis| redis.command(&["SCRIPT", "LOAD", SCRIPT]).text());
         let webdis = match &redis {
             Some(redis) if variants.contains(&Variant::Webdis) => {
-                Some(Webdis::start(machine, redis.address())?)
+                Some(start_webdis(machine, redis.address())?)
             }
             _ => None,
         };
@@ -92,7 +90,7 @@ impl Servers {
     /// Ids of other processes between a variant's Envoy and Redis.
     pub(super) fn other_processes(&self, variant: Variant) -> Vec<u32> {
         let webdis = self.webdis.iter().filter(|_| variant == Variant::Webdis);
-        webdis.map(|webdis| webdis.process.id()).collect()
+        webdis.map(Running::id).collect()
     }
 
     /// The script calls in each Redis that a variant uses so far; in all of them if it should use none. A failed
@@ -107,8 +105,8 @@ impl Servers {
 
     /// Returns an error if a server has ended.
     pub(super) fn check(&mut self) -> Result<()> {
-        self.upstream.check().context("the upstream")?;
-        self.webdis.as_mut().map_or(Ok(()), Webdis::check)
+        self.upstream.check()?;
+        self.webdis.as_mut().map_or(Ok(()), Running::check)
     }
 
     fn redis_of(&self, variant: Variant) -> &[Redis] {
@@ -124,46 +122,27 @@ impl Servers {
     }
 }
 
-struct Webdis {
-    process: Running,
-    log: PathBuf,
-}
-
-impl Webdis {
-    /// With Debian's settings, but without a log of each request.
-    fn start(machine: &Machine, redis: SocketAddr) -> Result<Self> {
-        let address = loopback(WEBDIS_PORT);
-        ensure_free(address)?;
-        let (binary, _) = tools::program("WEBDIS", &["webdis"], "webdis")?;
-        let directory = directory()?;
-        let (file, log) = (directory.join("webdis-settings.json"), directory.join("webdis.log"));
-        let settings = json!({
-            "redis_host": redis.ip(),
-            "redis_port": redis.port(),
-            "http_host": address.ip(),
-            "http_port": address.port(),
-            "threads": 2,
-            "daemonize": false,
-            "database": 0,
-            "verbosity": 0,
-            "logfile": directory.join("webdis-requests.log"),
-        });
-        fs::write(&file, serde_json::to_vec_pretty(&settings)?)?;
-        let process = Running::start_logged(machine.on_other_cpus(&binary).arg(&file), &log)?;
-        let mut webdis = Self { process, log };
-        let start = Instant::now();
-        while !http::get(address, "/PING", &[]).is_ok_and(|reply| reply.status == 200) {
-            webdis.check()?;
-            ensure!(start.elapsed() < START_LIMIT, "webdis is not ready\n{}", log_tail(&webdis.log));
-            pause(Duration::from_millis(50))?;
-        }
-        Ok(webdis)
-    }
-
-    fn check(&mut self) -> Result<()> {
-        if let Some(status) = self.process.exited()? {
-            bail!("webdis ended by itself ({status})\n{}", log_tail(&self.log));
-        }
-        Ok(())
-    }
+/// Starts webdis with Debian's settings, but without a log of each request.
+fn start_webdis(machine: &Machine, redis: SocketAddr) -> Result<Running> {
+    let address = loopback(WEBDIS_PORT);
+    ensure_free(address)?;
+    let (binary, _) = tools::program("WEBDIS", &["webdis"], "webdis")?;
+    let directory = directory()?;
+    let file = directory.join("webdis-settings.json");
+    let settings = json!({
+        "redis_host": redis.ip(),
+        "redis_port": redis.port(),
+        "http_host": address.ip(),
+        "http_port": address.port(),
+        "threads": 2,
+        "daemonize": false,
+        "database": 0,
+        "verbosity": 0,
+        "logfile": directory.join("webdis-requests.log"),
+    });
+    fs::write(&file, serde_json::to_vec_pretty(&settings)?)?;
+    let mut command = machine.on_other_cpus(&binary);
+    let mut webdis = Running::start_logged(command.arg(&file), &directory.join("webdis.log"))?;
+    webdis.wait_until_ready(START_LIMIT, || http::get_ok(address, "/PING"))?;
+    Ok(webdis)
 }
