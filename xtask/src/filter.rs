@@ -208,20 +208,15 @@ fn install_debian_compiler() -> Result<()> {
 
 /// Compares by major and minor version, as `rust-version` does.
 fn debian_compiler_is_at_least(needed: &str) -> Result<bool> {
-    let version = Toolchain::Debian.rustc_version()?;
-    let numbers = |text: &str| -> Vec<u32> { text.split('.').take(2).flat_map(str::parse).collect() };
-    Ok(numbers(&version) >= numbers(needed))
+    Ok(tools::major_and_minor(&Toolchain::Debian.rustc_version()?) >= tools::major_and_minor(needed))
 }
 
 /// Whether the compiler that cargo uses has a standard library for the target.
 fn has_target() -> bool {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let libraries = output_of(Command::new(rustc).current_dir(workspace::root()).args([
-        "--print",
-        "target-libdir",
-        "--target",
-        TARGET,
-    ]));
+    let mut command = Command::new(rustc);
+    command.current_dir(workspace::root()).args(["--print", "target-libdir", "--target", TARGET]);
+    let libraries = output_of(&mut command);
     libraries.is_ok_and(|directory| Path::new(directory.trim()).is_dir())
 }
 

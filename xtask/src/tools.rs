@@ -34,6 +34,12 @@ pub(crate) fn version_of(envoy: &Path) -> Result<String> {
     Ok(harness::envoy_version::version(&printed).with_context(is_none)?.to_owned())
 }
 
+/// The first two numbers of a version.
+pub(crate) fn major_and_minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 fn find_envoy() -> Result<(PathBuf, &'static str)> {
     if let Some(binary) = env::var_os("ENVOY_BIN") {
         return Ok((binary.into(), "ENVOY_BIN"));

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Docker;
 use crate::process::{output_of, run};
-use crate::tools::on_path;
+use crate::tools::{major_and_minor, on_path};
 use crate::{step, workspace};
 
 /// The version that the shipped files need, for `depends_on.restart`.
@@ -56,8 +56,7 @@ fn usable(docker: &Docker) -> Option<String> {
     output_of(&mut docker.command(&["buildx", "version"])).ok()?;
     let version = output_of(&mut docker.command(&["compose", "version", "--short"])).ok()?;
     let version = version.trim().trim_start_matches('v').to_owned();
-    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
-    let found = (numbers.next()??, numbers.next()??);
+    let found = major_and_minor(&version)?;
     (found >= COMPOSE).then_some(version)
 }
 
