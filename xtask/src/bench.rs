@@ -60,7 +60,7 @@ enum Part {
     #[command(long_flag = "overload")]
     Overload(overload::Options),
     /// Measure fetched key documents: how long a request waits while one arrives, is fetched again, and changes
-    Documents(documents::Options),
+    Documents,
     /// Count the instructions and host calls of each kind of request, the same on every machine
     Costs,
 }
@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         None => alone::run(&options.alone).and_then(|()| costs()),
         Some(Part::Redis(options)) => redis::run(options),
         Some(Part::Overload(options)) => overload::run(options),
-        Some(Part::Documents(options)) => documents::run(options),
+        Some(Part::Documents) => documents::run(),
         Some(Part::Costs) => costs(),
     }
 }

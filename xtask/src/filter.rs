@@ -183,7 +183,7 @@ fn put(artifact: &Path, wasm: &[u8]) -> Result<()> {
 }
 
 /// Replaces a file atomically, because an Envoy may read it. An unchanged file is not written.
-fn replace(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
     }

@@ -20,12 +20,17 @@ impl Response {
     }
 }
 
+/// A client for which no status is an error.
+pub(crate) fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false);
+    config.proxy(None).build().into()
+}
+
 /// Sends one GET on its own connection.
 pub(crate) fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
-    let request = ureq::get(format!("http://{address}{path}")).header("connection", "close");
+    let request = agent().get(format!("http://{address}{path}"));
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    let request = request.config().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None);
-    let mut response = request.build().call().with_context(|| format!("no answer from {address}"))?;
+    let mut response = request.call().with_context(|| format!("no answer from {address}"))?;
     let body = response.body_mut().read_to_string()?;
     Ok(Response { status: response.status().as_u16(), headers: response.headers().clone(), body })
 }

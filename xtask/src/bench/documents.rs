@@ -5,10 +5,9 @@
 //! which has ten keys.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,16 +15,20 @@ use anyhow::{Context, Result, bail};
 use harness::bootstrap;
 use serde_json::{Value, json};
 
-use super::config::{answer, listener, socket, wasm};
+use super::config::{FILTER, answer, listener, socket, wasm};
 use super::load::rss_mib;
-use super::{Machine, loopback};
+use super::{Machine, directory, loopback};
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::process::Running;
-use crate::step;
+use crate::{http, step};
 
 const SERVICE_PORT: u16 = 18010;
 const ADMIN_PORT: u16 = 18011;
+const FILES_PORT: u16 = 18012;
+
+/// The numbers of keys.
+const KEYS: [usize; 3] = [10, 20_000, 100_000];
 
 /// How often the documents are fetched.
 const TTL: Duration = Duration::from_secs(2);
@@ -36,85 +39,61 @@ const UNCHANGED: Duration = Duration::from_secs(6);
 /// The longest wait until a document applies.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-#[derive(clap::Args)]
-pub(super) struct Options {
-    /// The numbers of keys
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 20_000, 100_000])]
-    keys: Vec<usize>,
-    /// Measure this filter instead of building one
-    #[arg(long, value_name = "WASM")]
-    filter: Option<PathBuf>,
-}
-
-/// The served document; it may be replaced.
-type Served = Arc<Mutex<Arc<Vec<u8>>>>;
-
-/// The latencies of one caller.
-#[derive(Debug, Default)]
-struct Latencies {
-    took: Vec<Duration>,
-}
-
-pub(super) fn run(options: &Options) -> Result<()> {
+pub(super) fn run() -> Result<()> {
     let machine = Machine::find()?;
-    let filter = match &options.filter {
-        Some(filter) => std::path::absolute(filter)?,
-        None => std::path::absolute(filter::build(Toolchain::find()?)?)?,
-    };
+    filter::build(Toolchain::find()?)?;
     println!("| keys | document | phase | applied after | longest request | 99 % | memory |");
     println!("|--:|--:|---|--:|--:|--:|--:|");
-    for keys in &options.keys {
-        measure(&machine, &filter.display().to_string(), *keys).with_context(|| format!("{keys} keys"))?;
-    }
-    Ok(())
+    KEYS.into_iter().try_for_each(|keys| measure(&machine, keys).with_context(|| format!("{keys} keys")))
 }
 
-fn measure(machine: &Machine, filter: &str, keys: usize) -> Result<()> {
-    let [service, admin] = [SERVICE_PORT, ADMIN_PORT].map(loopback);
-    ensure_free(service)?;
-    ensure_free(admin)?;
-    let first = document(keys, "key-a");
-    let size = first.len();
-    let served: Served = Arc::new(Mutex::new(Arc::new(first)));
-    let files = serve(Arc::clone(&served))?;
-    step(format!("{keys} keys, {} KiB", size / 1024));
-    let bootstrap = bootstrap(service, admin, files, filter);
-    let envoy = machine.measured_envoy("documents", &bootstrap, admin)?;
-    let row =
-        |phase: &str, applied: Option<Duration>, latencies: &mut Latencies, envoy: &Running| -> Result<()> {
-            let applied = applied.map_or(String::new(), |after| format!("{:.1} s", after.as_secs_f64()));
-            let [longest, p99] =
-                latencies.max_and_p99().map(|took| format!("{:.1} ms", took.as_secs_f64() * 1e3));
-            let memory = rss_mib(envoy.id())?;
-            println!(
-                "| {keys} | {} KiB | {phase} | {applied} | {longest} | {p99} | {memory:.0} MiB |",
-                size / 1024
-            );
-            Ok(())
-        };
+fn measure(machine: &Machine, keys: usize) -> Result<()> {
+    let [service, admin, files] = [SERVICE_PORT, ADMIN_PORT, FILES_PORT].map(loopback);
+    [service, admin, files].into_iter().try_for_each(ensure_free)?;
+    let file = directory()?.join("documents").join("api_keys.json");
+    let size_kib = save(&file, keys, "key-a")? / 1024;
+    step(format!("{keys} keys, {size_kib} KiB"));
+    let _server = serve(machine, &file, files)?;
+    let envoy = machine.measured_envoy("documents", &bootstrap(service, admin, files), admin)?;
+    let row = |phase: &str, applied: &str, latencies: Vec<Duration>| -> Result<()> {
+        let [longest, p99] = max_and_p99(latencies).map(|took| format!("{:.1} ms", took.as_secs_f64() * 1e3));
+        let memory = rss_mib(envoy.id())?;
+        println!("| {keys} | {size_kib} KiB | {phase} | {applied} | {longest} | {p99} | {memory:.0} MiB |");
+        Ok(())
+    };
 
-    let mut caller = Caller::connect(service)?;
-    let (after, mut latencies) = caller.until("key-a")?;
-    row("start", Some(after), &mut latencies, &envoy)?;
-    let mut latencies = caller.watch("key-a", UNCHANGED)?;
-    row("unchanged", None, &mut latencies, &envoy)?;
-    *served.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(document(keys, "key-b"));
-    let (after, mut latencies) = caller.until("key-b")?;
-    row("one key changed", Some(after), &mut latencies, &envoy)
+    let caller = Caller { http: http::agent(), url: format!("http://{service}/") };
+    let (after, latencies) = caller.until("key-a")?;
+    row("start", &after, latencies)?;
+    row("unchanged", "", caller.watch("key-a", UNCHANGED)?)?;
+    save(&file, keys, "key-b")?;
+    let (after, latencies) = caller.until("key-b")?;
+    row("one key changed", &after, latencies)
 }
 
-/// A document with `keys` entries of about forty bytes; one of them is `key`.
-fn document(keys: usize, key: &str) -> Vec<u8> {
+/// Writes a document with `keys` entries of about forty bytes, one of which is `key`; returns its size.
+fn save(file: &Path, keys: usize, key: &str) -> Result<usize> {
     let mut document = format!("{{\"{key}\": \"pro\"");
     for number in 1..keys {
-        // Writing to a string cannot fail.
-        let _ = write!(document, ",\n\"caller-{number:06}\": {{\"tier\":\"pro\"}}");
+        write!(document, ",\n\"caller-{number:06}\": {{\"tier\":\"pro\"}}")?;
     }
     document.push('}');
-    document.into_bytes()
+    fs::create_dir_all(file.parent().context("it is in a folder")?)?;
+    filter::replace(file, document.as_bytes())?;
+    Ok(document.len())
 }
 
-fn bootstrap(service: SocketAddr, admin: SocketAddr, files: SocketAddr, filter: &str) -> Value {
+/// Serves the document with Python's file server.
+fn serve(machine: &Machine, file: &Path, address: SocketAddr) -> Result<Running> {
+    let mut python = machine.on_other_cpus(Path::new("python3"));
+    python.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]);
+    python.arg(file.with_file_name("")).arg(address.port().to_string());
+    let mut server = Running::start_logged(&mut python, &directory()?.join("files.log"))?;
+    server.wait_until_ready(TIMEOUT, || http::get_ok(address, "/"))?;
+    Ok(server)
+}
+
+fn bootstrap(service: SocketAddr, admin: SocketAddr, files: SocketAddr) -> Value {
     let configuration = json!({"config_source": {
         "cluster": "files", "api_keys": "/api_keys.json", "ttl_seconds": TTL.as_secs(),
     }});
@@ -122,111 +101,63 @@ fn bootstrap(service: SocketAddr, admin: SocketAddr, files: SocketAddr, filter: 
     json!({
         "admin": {"address": socket(admin)},
         "static_resources": {
-            "listeners": [listener(service, [wasm("rate_limiter", filter, &configuration)], &host)],
+            "listeners": [listener(service, [wasm("rate_limiter", FILTER, &configuration)], &host)],
             "clusters": [bootstrap::cluster("files", &[socket(files)])],
         },
     })
 }
 
-/// Serves the document at every path, until the process ends.
-fn serve(served: Served) -> Result<SocketAddr> {
-    let server = TcpListener::bind(loopback(0))?;
-    let address = server.local_addr()?;
-    thread::spawn(move || {
-        for stream in server.incoming().flatten() {
-            let served = Arc::clone(&served);
-            thread::spawn(move || answer_all(stream, &served));
-        }
-    });
-    Ok(address)
-}
-
-fn answer_all(stream: TcpStream, served: &Served) -> std::io::Result<()> {
-    let mut requests = BufReader::new(stream.try_clone()?).lines();
-    let mut stream = stream;
-    while let Some(line) = requests.next().transpose()? {
-        if line.is_empty() {
-            let document = Arc::clone(&served.lock().unwrap_or_else(PoisonError::into_inner));
-            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", document.len())?;
-            stream.write_all(&document)?;
-        }
-    }
-    Ok(())
-}
-
 /// One connection, and one request a millisecond.
 struct Caller {
-    stream: TcpStream,
+    http: ureq::Agent,
+    url: String,
 }
 
 impl Caller {
-    fn connect(service: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(service)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        Ok(Self { stream })
-    }
-
     /// Sends requests until a key is known; returns the time, and the latencies of all requests but the first.
-    fn until(&mut self, key: &str) -> Result<(Duration, Latencies)> {
+    fn until(&self, key: &str) -> Result<(String, Vec<Duration>)> {
         let begun = Instant::now();
-        let mut latencies = Latencies::default();
-        self.send(key)?;
+        let mut latencies = Vec::new();
+        self.tier(key)?;
         while begun.elapsed() < TIMEOUT {
             if self.timed(key, &mut latencies)? == "pro" {
-                return Ok((begun.elapsed(), latencies));
+                return Ok((format!("{:.1} s", begun.elapsed().as_secs_f64()), latencies));
             }
         }
         bail!("the document is not applied after {} s", TIMEOUT.as_secs())
     }
 
     /// Sends requests for this time.
-    fn watch(&mut self, key: &str, time: Duration) -> Result<Latencies> {
+    fn watch(&self, key: &str, time: Duration) -> Result<Vec<Duration>> {
         let begun = Instant::now();
-        let mut latencies = Latencies::default();
+        let mut latencies = Vec::new();
         while begun.elapsed() < time {
             self.timed(key, &mut latencies)?;
         }
         Ok(latencies)
     }
 
-    fn timed(&mut self, key: &str, latencies: &mut Latencies) -> Result<String> {
+    fn timed(&self, key: &str, latencies: &mut Vec<Duration>) -> Result<String> {
         thread::sleep(Duration::from_millis(1));
         let begun = Instant::now();
-        let tier = self.send(key)?;
-        latencies.took.push(begun.elapsed());
+        let tier = self.tier(key)?;
+        latencies.push(begun.elapsed());
         Ok(tier)
     }
 
     /// Sends a request; returns the tier in the response.
-    fn send(&mut self, key: &str) -> Result<String> {
-        write!(self.stream, "GET / HTTP/1.1\r\nhost: bench\r\nx-api-key: {key}\r\n\r\n")?;
-        let mut response = Vec::new();
-        let mut piece = [0; 4096];
-        loop {
-            let read = self.stream.read(&mut piece)?;
-            response.extend_from_slice(&piece[..read]);
-            let text = String::from_utf8_lossy(&response);
-            if let Some((headers, body)) = text.split_once("\r\n\r\n") {
-                let header =
-                    |name: &str| headers.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-                let length: usize =
-                    header("content-length:").and_then(|length| length.parse().ok()).unwrap_or(0);
-                if body.len() >= length {
-                    return Ok(header("x-ratelimit-tier:").unwrap_or_default().to_owned());
-                }
-            }
-            if read == 0 {
-                bail!("Envoy closed the connection");
-            }
-        }
+    fn tier(&self, key: &str) -> Result<String> {
+        let mut response = self.http.get(&self.url).header("x-api-key", key).call()?;
+        // The connection can be used again once the body is read.
+        response.body_mut().read_to_string()?;
+        let tier = response.headers().get("x-ratelimit-tier").context("no tier in the response")?;
+        Ok(tier.to_str()?.to_owned())
     }
 }
 
-impl Latencies {
-    fn max_and_p99(&mut self) -> [Duration; 2] {
-        self.took.sort_unstable();
-        let at = |share: usize| self.took.get((self.took.len() * share / 100).min(self.took.len() - 1));
-        [at(100), at(99)].map(|took| took.copied().unwrap_or_default())
-    }
+fn max_and_p99(mut latencies: Vec<Duration>) -> [Duration; 2] {
+    latencies.sort_unstable();
+    let last = latencies.len().saturating_sub(1);
+    [last, last.min(latencies.len() * 99 / 100)]
+        .map(|index| latencies.get(index).copied().unwrap_or_default())
 }
