@@ -54,7 +54,7 @@ enum Subcommand {
     /// Inject defects into the limiter, one at a time, and check that the simulation finds each
     Mutants(mutants::Options),
     /// Check the dependency tree: licences, sources and, if they can be reached, advisories
-    Audit(audit::Options),
+    Audit,
     /// Compare the filter with Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis;
     /// `bench overload`: the goodput of a service under ten times its capacity
     Bench(bench::Options),
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         Subcommand::Test(options) => ci::run(&options),
         Subcommand::Soak(options) => soak::run_parts(&options),
         Subcommand::Mutants(options) => mutants::run(&options),
-        Subcommand::Audit(options) => audit::run_checks(&options),
+        Subcommand::Audit => audit::run_checks(),
         Subcommand::Bench(options) => bench::run(&options),
         Subcommand::Conformance(options) => conformance::run(&options),
         Subcommand::Dist(options) => dist::run(&options),
