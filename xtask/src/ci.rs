@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if wanted(Part::Unit) {
         let mut tests = workspace::cargo();
-        tests.args(["test", "--workspace", "--exclude", "e2e", "--exclude", "wasm-host"]);
+        tests.args("test --workspace --exclude e2e --exclude wasm-host".split(' '));
         check("unit tests", tests.env("REDIS_SERVER", tools::redis_server()?))?;
     }
     if wanted(Part::Search) {
@@ -66,21 +66,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if wanted(Part::E2e) {
         end_to_end(&options.e2e)?;
     }
-    if options.part == Some(Part::Containers) || (options.part.is_none() && containers::has_engine()) {
+    if options.part.is_none() && containers::engine().is_err() {
+        step("containers: NOT RUN, no Docker engine answers here");
+    } else if wanted(Part::Containers) {
         step("containers");
         containers::run(&options.e2e)?;
-    } else if options.part.is_none() {
-        step("containers: NOT RUN, no Docker engine answers here");
     }
     if wanted(Part::Dist) {
         step("release");
-        dist::run(&dist::Options::verifying())?;
+        dist::run(&dist::Options { verify: true })?;
         dist::check_sbom()?;
     }
     if wanted(Part::Mutants) {
         step("mutants");
-        let all = mutants::Options::default();
-        mutants::run(&if options.part.is_some() { all } else { mutants::Options::few() })?;
+        mutants::run_tested(options.part.is_some())?;
     }
     step(format!("all passed in {} s", start.elapsed().as_secs()));
     Ok(())
@@ -125,14 +124,12 @@ fn lint() -> Result<()> {
     check("format", workspace::cargo().args(["fmt", "--all", "--check"]))?;
 
     ensure_component("clippy", "clippy")?;
-    let mut clippy = workspace::cargo();
-    clippy.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
-    check("clippy", &mut clippy)?;
+    let arguments = "clippy --workspace --all-targets -- --deny warnings";
+    check("clippy", workspace::cargo().args(arguments.split(' ')))?;
 
+    let packages = "--package dynamic-rate-limiter --package empty-filter --package probe-filter --lib";
     let mut clippy = Toolchain::find()?.clippy();
-    clippy.args(["--package", "dynamic-rate-limiter", "--package", "empty-filter"]);
-    clippy.args(["--package", "probe-filter", "--lib"]);
-    check("clippy for wasm", clippy.args(["--", "--deny", "warnings"]))
+    check("clippy for wasm", clippy.args(packages.split(' ')).args(["--", "--deny", "warnings"]))
 }
 
 fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
@@ -153,9 +150,8 @@ pub(crate) type Variables = Vec<(&'static str, PathBuf)>;
 /// The programs and filters that the end-to-end tests need besides Envoy.
 pub(crate) fn end_to_end_variables() -> Result<Variables> {
     let redis_server = tools::redis_server()?;
-    let (prometheus, promtool) = validators::prometheus()?;
-    let (check_jsonschema, kubernetes_validate) =
-        (validators::check_jsonschema()?, validators::kubernetes_validate()?);
+    let [prometheus, promtool] = validators::prometheus()?;
+    let [check_jsonschema, kubernetes_validate] = validators::of_schemas()?;
     tools::documented_programs()?;
     let toolchain = Toolchain::find()?;
     let limiter = filter::build(toolchain)?;

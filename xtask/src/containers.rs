@@ -29,16 +29,15 @@ const PORTS: [u16; 3] = [8000, 9090, 3000];
 /// A cold run builds the filter in an image, which takes minutes.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// Whether there is an engine.
-pub(crate) fn has_engine() -> bool {
-    output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).is_ok()
+/// The version of the engine.
+pub(crate) fn engine() -> Result<String> {
+    output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]))
+        .context("no Docker engine answers: `docker version`")
 }
 
 /// Runs all chapters, or these.
 pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
-    let version = output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]))
-        .context("no Docker engine answers: `docker version`")?;
-    step(format!("Docker engine {}", version.trim()));
+    step(format!("Docker engine {}", engine()?.trim()));
     for port in PORTS {
         let is_free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
         ensure!(is_free, "port {port}, which the shipped files publish, is taken");
@@ -50,34 +49,30 @@ pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
 
     let mut build = workspace::cargo();
     run_within(build.args(["build", "--quiet", "--package", "containers"]), LIMIT)?;
-    let _cleaned = Cleaned { docker: docker.clone() };
-    remove_containers(&docker);
+    let cleaned = Cleaned(docker);
+    cleaned.remove_containers();
+    let docker = &cleaned.0;
     let mut tests = Command::new(workspace::target().join("debug/containers"));
     docker.set_up(&mut tests);
     run_within(tests.args(chapters).env("CONTAINERS_FOLDER", &folder), LIMIT)
 }
 
-/// Copies the sources as a user has them, with a built filter, and resets files that tests have edited.
+/// Copies the sources as a user has them, with a built filter. Files that tests have edited are reset, and a developer's
+/// own secrets are not part of the sources.
 fn copy(folder: &Path) -> Result<()> {
-    let secrets = folder.join("deploy/compose/secrets");
-    if secrets.exists() {
-        fs::remove_dir_all(&secrets)?;
-    }
     workspace::copy_sources(folder)?;
-    // A developer's own secrets are not part of the sources.
+    let secrets = folder.join("deploy/compose/secrets");
     if secrets.exists() {
         fs::remove_dir_all(&secrets)?;
     }
     let wasm = filter::build(Toolchain::find()?)?;
     let target = folder.join("target");
     fs::create_dir_all(&target)?;
-    let name = wasm.file_name().context("the filter is a file")?;
-    fs::copy(&wasm, target.join(name))?;
+    fs::copy(&wasm, target.join(wasm.file_name().context("the filter is a file")?))?;
     Ok(())
 }
 
 /// The configuration with which `docker` finds Compose.
-#[derive(Clone)]
 pub(crate) struct Docker {
     /// A folder with plugins, if the machine's own are not usable.
     config: Option<PathBuf>,
@@ -99,33 +94,34 @@ impl Docker {
 }
 
 /// Removes the containers of the tests when it is dropped: at the end, after a failure, on Ctrl-C.
-struct Cleaned {
-    docker: Docker,
-}
+struct Cleaned(Docker);
 
 impl Drop for Cleaned {
     fn drop(&mut self) {
-        remove_containers(&self.docker);
+        self.remove_containers();
     }
 }
 
-/// Containers, networks and volumes of the tests' own projects, found by Compose's label.
-fn remove_containers(docker: &Docker) {
-    for project in PROJECTS {
-        let filter = format!("label=com.docker.compose.project={project}");
-        let kinds: [(&[&str], &[&str]); 3] = [
-            (&["ps", "--all", "--quiet"], &["rm", "--force", "--volumes"]),
-            (&["network", "ls", "--quiet"], &["network", "rm"]),
-            (&["volume", "ls", "--quiet"], &["volume", "rm"]),
+impl Cleaned {
+    /// Removes containers, networks and volumes of the tests' own projects, found by Compose's label.
+    fn remove_containers(&self) {
+        let kinds = [
+            ("ps --all --quiet", "rm --force --volumes"),
+            ("network ls --quiet", "network rm"),
+            ("volume ls --quiet", "volume rm"),
         ];
-        for (list, remove) in kinds {
-            let listed = output_of(docker.command(list).args(["--filter", &filter])).unwrap_or_default();
-            let names: Vec<_> = listed.split_whitespace().collect();
-            if names.is_empty() {
-                continue;
-            }
-            if let Err(error) = output_of(docker.command(remove).args(names)) {
-                step(format!("left behind by {project}: {error:#}"));
+        let docker = |arguments: &str| self.0.command(&arguments.split(' ').collect::<Vec<_>>());
+        for project in PROJECTS {
+            for (list, remove) in kinds {
+                let mut list = docker(list);
+                list.args(["--filter", &format!("label=com.docker.compose.project={project}")]);
+                let listed = output_of(&mut list).unwrap_or_default();
+                if listed.trim().is_empty() {
+                    continue;
+                }
+                if let Err(error) = output_of(docker(remove).args(listed.split_whitespace())) {
+                    step(format!("left behind by {project}: {error:#}"));
+                }
             }
         }
     }

@@ -18,17 +18,11 @@ const SIZE_LIMIT_KIB: usize = 512;
 
 const NAME: &str = "dynamic_rate_limiter";
 
-#[derive(Default, clap::Args)]
+#[derive(clap::Args)]
 pub(crate) struct Options {
     /// Build everything a second time, from scratch and in another directory, and compare every byte
     #[arg(long)]
-    verify: bool,
-}
-
-impl Options {
-    pub(crate) fn verifying() -> Self {
-        Self { verify: true }
-    }
+    pub(crate) verify: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {

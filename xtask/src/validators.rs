@@ -19,19 +19,16 @@ const PACKAGES: [&str; 3] = [
 ];
 
 /// Prometheus and promtool: installed ones if there are any, else Debian's.
-pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn prometheus() -> Result<[PathBuf; 2]> {
     let find = |variable, name| program(variable, &[name], "prometheus");
-    Ok((find("PROMETHEUS", "prometheus")?.0, find("PROMTOOL", "promtool")?.0))
+    Ok([find("PROMETHEUS", "prometheus")?.0, find("PROMTOOL", "promtool")?.0])
 }
 
-/// The validator of JSON schemas, in its own virtual environment, whose Python also reads YAML.
-pub(crate) fn check_jsonschema() -> Result<PathBuf> {
-    Ok(environment()?.join("bin/check-jsonschema"))
-}
-
-/// The validator of Kubernetes' own objects.
-pub(crate) fn kubernetes_validate() -> Result<PathBuf> {
-    Ok(environment()?.join("bin/kubernetes-validate"))
+/// The validator of JSON schemas, in a virtual environment whose Python also reads YAML, and that of Kubernetes' own
+/// objects.
+pub(crate) fn of_schemas() -> Result<[PathBuf; 2]> {
+    let programs = environment()?.join("bin");
+    Ok([programs.join("check-jsonschema"), programs.join("kubernetes-validate")])
 }
 
 /// Validates a CycloneDX document with the strict schema of its specification.
@@ -52,15 +49,12 @@ fn environment() -> Result<PathBuf> {
     // An environment cannot be moved, so this file shows that it is complete, and with which packages.
     let complete = environment.join("complete");
     let wanted = PACKAGES.join("\n");
-    if fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
-        return Ok(environment);
+    if !fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+        step(format!("installing {} into {}", PACKAGES.join(", "), workspace::shown(&environment)));
+        make_python(&environment).context("the validators need Python 3 with venv")?;
+        let mut pip = Command::new(environment.join("bin/pip"));
+        run(pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES))?;
+        fs::write(complete, wanted)?;
     }
-    step(format!("installing {} into {}", PACKAGES.join(", "), workspace::shown(&environment)));
-    make_python(&environment).context("the validators need Python 3 with venv")?;
-    run(Command::new(environment.join("bin/pip"))
-        .args(["install", "--quiet", "--disable-pip-version-check"])
-        .args(PACKAGES))
-    .with_context(|| format!("cannot install {}", PACKAGES.join(", ")))?;
-    fs::write(complete, wanted)?;
     Ok(environment)
 }

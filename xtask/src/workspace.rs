@@ -47,33 +47,34 @@ pub(crate) fn forget_our_package(command: &mut Command) {
     }
 }
 
-/// Copies the sources into a folder, over an older copy if there is one.
+/// Makes a folder a copy of the sources. An older copy is changed where it differs: cargo uses the age of files to decide
+/// what to build.
 pub(crate) fn copy_sources(to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(root())? {
-        let entry = entry?;
-        if NOT_SOURCES.iter().all(|name| entry.file_name() != *name) {
-            copy_changed(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
+    copy_changed(root(), to, &NOT_SOURCES)
 }
 
-/// Copies a file or a folder, except for files that are unchanged: cargo uses their age to decide what to build.
-fn copy_changed(from: &Path, to: &Path) -> Result<()> {
-    if from.is_dir() {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            copy_changed(&entry.path(), &to.join(entry.file_name()))?;
+fn copy_changed(from: &Path, to: &Path, except: &[&str]) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(to)? {
+        let (old, source) = entry.map(|entry| (entry.path(), from.join(entry.file_name())))?;
+        if old.is_dir() && !source.is_dir() {
+            fs::remove_dir_all(old)?;
+        } else if old.is_file() && !source.is_file() {
+            fs::remove_file(old)?;
         }
-        return Ok(());
     }
-    let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-    if fs::read(to).is_ok_and(|old| old == content) {
-        return Ok(());
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, copy) = (entry.path(), to.join(entry.file_name()));
+        if except.iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
+        if source.is_dir() {
+            copy_changed(&source, &copy, &[])?;
+        } else if !fs::read(&copy).is_ok_and(|old| fs::read(&source).is_ok_and(|new| old == new)) {
+            // With its permissions: some files are programs.
+            fs::copy(&source, &copy).with_context(|| format!("cannot copy {}", source.display()))?;
+        }
     }
-    // With its permissions: some files are programs.
-    fs::copy(from, to).with_context(|| format!("cannot write {}", to.display()))?;
     Ok(())
 }

@@ -18,9 +18,8 @@ const COMPOSE: (u32, u32) = (2, 17);
 /// The first Debian release with these versions.
 const SUITE: &str = "trixie";
 
-/// The packages and their plugins for docker.
-const PACKAGES: [(&str, &str); 2] =
-    [("docker-compose", "docker-compose"), ("docker-buildx", "docker-buildx")];
+/// The packages, whose plugins for docker have the same names.
+const PACKAGES: [&str; 2] = ["docker-compose", "docker-buildx"];
 
 /// Finds Compose and buildx, or installs them.
 pub(super) fn install() -> Result<Docker> {
@@ -34,17 +33,11 @@ pub(super) fn install() -> Result<Docker> {
     if usable(&docker).is_none() {
         step(format!("installing Compose and buildx from Debian {SUITE} into {}", workspace::shown(&config)));
         let packages = workspace::target().join("tools/docker-packages");
-        let apt = Apt::new()?;
-        apt.unpack(&PACKAGES.map(|(package, _)| package), &packages)?;
+        Apt::new()?.unpack(&PACKAGES, &packages)?;
         let plugins = config.join("cli-plugins");
-        fs::create_dir_all(&plugins)?;
-        for (_, plugin) in PACKAGES {
-            let link = plugins.join(plugin);
-            if link.symlink_metadata().is_ok() {
-                fs::remove_file(&link)?;
-            }
-            symlink(packages.join("usr/libexec/docker/cli-plugins").join(plugin), link)?;
-        }
+        let _ = fs::remove_dir_all(&plugins);
+        fs::create_dir_all(&config)?;
+        symlink(packages.join("usr/libexec/docker/cli-plugins"), plugins)?;
     }
     let version = usable(&docker).context("Debian's Compose does not run with this `docker`")?;
     step(format!("Compose {version}, Debian's"));

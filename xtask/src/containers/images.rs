@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -51,13 +51,13 @@ pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
     let recipe = recipe(&folder)?;
     let mut has_registry = true;
     for (image, stage) in named(sources)? {
-        let label = label(docker, &image);
-        if label.as_deref() == Some("") {
-            step(format!("{image}: exists"));
-            continue;
-        }
-        if label.as_deref() == Some(&recipe) {
-            step(format!("{image}: a stand-in, exists"));
+        let exists = match label(docker, &image).as_deref() {
+            Some("") => Some("exists"),
+            Some(label) if label == recipe => Some("a stand-in, exists"),
+            _ => None,
+        };
+        if let Some(exists) = exists {
+            step(format!("{image}: {exists}"));
             continue;
         }
         let log = workspace::target().join("containers/pull.log");
@@ -68,13 +68,13 @@ pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
         }
         has_registry = false;
         step(format!("{image}: cannot be pulled, building a stand-in"));
-        let base = base(docker)?;
+        provide_base(docker)?;
         let envoy = folder.join("envoy");
         if !envoy.exists() {
             fs::copy(install_envoy(ENVOY_VERSION)?, &envoy)?;
         }
         let mut build = docker.command(&["buildx", "build", "--quiet", "--load", "--target", stage]);
-        build.args(["--build-arg", &format!("BASE={base}"), "--label", &format!("{LABEL}={recipe}")]);
+        build.args(["--build-arg", &format!("BASE={BASE}"), "--label", &format!("{LABEL}={recipe}")]);
         build.args(["--tag", &image]).arg(&folder).stdout(Stdio::null());
         run_within(&mut build, BUILD_LIMIT).with_context(|| format!("a stand-in for {image}"))?;
     }
@@ -86,11 +86,10 @@ fn named(sources: &Path) -> Result<BTreeMap<String, &'static str>> {
     let mut images = BTreeMap::new();
     for file in FILES {
         let text = fs::read_to_string(sources.join(file))?;
-        let words = text.split([' ', '\n', ',', '"']);
-        for word in words {
+        for word in text.split([' ', '\n', ',', '"']) {
             let Some((name, tag)) = word.split_once(':') else { continue };
-            let stage = STAND_INS.iter().find(|(image, _)| *image == name);
-            if let Some((_, stage)) = stage.filter(|_| tag.chars().any(|digit| digit.is_ascii_digit())) {
+            let stand_in = STAND_INS.iter().find(|(image, _)| *image == name);
+            if let Some((_, stage)) = stand_in.filter(|_| tag.contains(|c: char| c.is_ascii_digit())) {
                 images.insert(word.to_owned(), *stage);
             }
         }
@@ -116,29 +115,25 @@ fn label(docker: &Docker, image: &str) -> Option<String> {
     Some(printed.trim().trim_matches('\'').to_owned())
 }
 
-/// A minimal Debian as an image.
-fn base(docker: &Docker) -> Result<&'static str> {
+/// Makes a minimal Debian an image.
+fn provide_base(docker: &Docker) -> Result<()> {
     if output_of(&mut docker.command(&["image", "inspect", BASE])).is_ok() {
-        return Ok(BASE);
+        return Ok(());
     }
     ensure!(
         rustix::process::geteuid().is_root(),
         "building stand-ins for images needs root, for debootstrap"
     );
-    let folder = workspace::target().join("containers/debian");
-    let remove = |folder: &PathBuf| if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) };
-    remove(&folder)?;
-    fs::create_dir_all(&folder)?;
-    Apt::new()?.debootstrap(&folder)?;
-    let mut docker = docker.command(&["import", "-", BASE]);
+    let folder = tempfile::tempdir_in(workspace::target().join("containers"))?;
+    // Not the temporary folder itself, which only root may read.
+    let root = folder.path().join("root");
+    Apt::new()?.debootstrap(&root)?;
     let mut tar = Command::new("tar");
-    tar.arg("-C")
-        .arg(&folder)
-        .args(["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*"]);
-    let mut tar = tar.args(["-c", "."]).stdout(Stdio::piped()).spawn()?;
-    docker.stdin(tar.stdout.take().context("tar writes")?).stdout(Stdio::null());
-    let imported = docker.status()?;
+    tar.arg("-C").arg(root);
+    tar.args(["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*", "-c", "."]);
+    let mut tar = tar.stdout(Stdio::piped()).spawn()?;
+    let mut import = docker.command(&["import", "-", BASE]);
+    let imported = import.stdin(tar.stdout.take().context("tar writes")?).stdout(Stdio::null()).status()?;
     ensure!(tar.wait()?.success() && imported.success(), "importing Debian as an image failed");
-    remove(&folder)?;
-    Ok(BASE)
+    Ok(())
 }
