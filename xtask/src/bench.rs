@@ -174,7 +174,7 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn loopback(port: u16) -> SocketAddr {
+pub(crate) fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 

@@ -51,18 +51,18 @@ impl Program {
     }
 
     /// Starts an upstream, and waits until it listens.
-    pub(crate) fn upstream(&self, address: SocketAddr, arguments: &[String], log: &Path) -> Result<Running> {
+    pub(crate) fn upstream(&self, address: SocketAddr, arguments: &str, log: &Path) -> Result<Running> {
         let mut command = self.subcommand("upstream");
-        command.args(["--listen", &address.to_string()]).args(arguments);
+        command.args(["--listen", &address.to_string()]).args(arguments.split(' '));
         let mut running = Running::start_logged(&mut command, log)?;
         running.wait_until_ready(START_LIMIT, || http::get(address, "/", &[]).map(drop))?;
         Ok(running)
     }
 
     /// The command that sends the load of a plan.
-    pub(crate) fn load(&self, to: SocketAddr, plan: &[String]) -> Command {
+    pub(crate) fn load(&self, to: SocketAddr, plan: &str) -> Command {
         let mut command = self.subcommand("load");
-        command.args(["--to", &to.to_string()]).args(plan);
+        command.args(["--to", &to.to_string()]).args(plan.split(' '));
         command
     }
 }
@@ -113,11 +113,12 @@ pub(crate) fn tiers() -> Value {
 }
 
 fn api_keys() -> Value {
-    let of_tier = |(tier, count): (&'static str, u32)| {
-        (0..count).map(move |number| format!("{tier}-{number}")).map(move |key| (tier, key))
+    let keys = KEYS.into_iter().flat_map(|(tier, count)| (0..count).map(move |number| (tier, number)));
+    let entry = |(tier, number)| {
+        let key = format!("{tier}-{number}");
+        (key.clone(), json!({"tier": tier, "id": key}))
     };
-    let keys = KEYS.into_iter().flat_map(of_tier);
-    keys.map(|(tier, key)| (key.clone(), json!({"tier": tier, "id": key}))).collect::<Map<_, _>>().into()
+    keys.map(entry).collect::<Map<_, _>>().into()
 }
 
 /// Writes a bootstrap to a file.

@@ -37,64 +37,30 @@ enum UpstreamKind {
 /// The arguments of the upstream and the load.
 struct Shape {
     slots: u32,
-    queue: Option<u32>,
+    upstream: &'static str,
     route_timeout: &'static str,
     before: u32,
-    overload: u32,
-    after: u32,
-    timeout_ms: u32,
-    retries: u32,
+    plan: &'static str,
 }
-
-/// The upstream's mean service time of a request.
-const SERVICE_MS: u32 = 100;
 
 impl UpstreamKind {
     fn shape(self) -> Shape {
         match self {
             Self::Unbounded => Shape {
                 slots: 5,
-                queue: None,
+                upstream: "--slots 5 --service-ms 100",
                 route_timeout: "2s",
                 before: 12,
-                overload: 25,
-                after: 15,
-                timeout_ms: 3_000,
-                retries: 0,
+                plan: "--capacity 50 --overload 25 --after 15 --timeout-ms 3000 --retries 0",
             },
             Self::Bounded => Shape {
                 slots: 10,
-                queue: Some(200),
+                upstream: "--slots 10 --service-ms 100 --queue 200",
                 route_timeout: ROUTE_TIMEOUT,
                 before: 10,
-                overload: 30,
-                after: 30,
-                timeout_ms: 1_000,
-                retries: 2,
+                plan: "--capacity 100 --overload 30 --after 30 --timeout-ms 1000 --retries 2",
             },
         }
-    }
-}
-
-impl Shape {
-    fn upstream(&self) -> Vec<String> {
-        let mut arguments = arguments(&[("slots", self.slots), ("service-ms", SERVICE_MS)]);
-        arguments.extend(self.queue.iter().flat_map(|queue| ["--queue".to_owned(), queue.to_string()]));
-        arguments
-    }
-
-    fn plan(&self, options: &Options) -> Vec<String> {
-        let mut plan = arguments(&[
-            ("capacity", self.slots * 1_000 / SERVICE_MS),
-            ("before", if options.cold { 0 } else { self.before }),
-            ("overload", self.overload),
-            ("after", self.after),
-            ("timeout-ms", self.timeout_ms),
-            ("retries", self.retries),
-        ]);
-        let (times, seed) = (options.times.to_string(), options.seed.to_string());
-        plan.extend(["--times".to_owned(), times, "--seed".to_owned(), seed]);
-        plan
     }
 }
 
@@ -198,19 +164,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
         filter::build(Toolchain::find()?)?;
     }
     let program = Program::build()?;
-    for upstream_kind in [UpstreamKind::Unbounded, UpstreamKind::Bounded] {
-        if options.upstream.is_some_and(|only| only != upstream_kind) {
-            continue;
-        }
+    for upstream in chosen(options.upstream.as_slice()) {
         let mut reports = Vec::new();
         for variant in &variants {
-            step(format!("upstream {}: {}", name(upstream_kind), description(*variant)));
-            reports.push(
-                measure(&program, &envoy, (upstream_kind, *variant), options)
-                    .with_context(|| name(*variant))?,
-            );
+            step(format!("upstream {}: {}", name(upstream), description(*variant)));
+            let report = measure(&program, &envoy, (upstream, *variant), options);
+            reports.push(report.with_context(|| name(*variant))?);
         }
-        let svg = directory()?.join(format!("overload-{}.svg", name(upstream_kind)));
+        let svg = directory()?.join(format!("overload-{}.svg", name(upstream)));
         run_program(program.subcommand("table").args(&reports).arg("--svg").arg(&svg))?;
         step(format!("the plot: {}", workspace::shown(&svg)));
     }
@@ -222,32 +183,29 @@ pub(super) fn run(options: &Options) -> Result<()> {
 /// Runs the load against one variant; returns the file of its report.
 fn measure(
     program: &Program,
-    program_of_envoy: &Path,
-    (upstream_kind, variant): (UpstreamKind, Variant),
+    envoy_bin: &Path,
+    (kind, variant): (UpstreamKind, Variant),
     options: &Options,
 ) -> Result<PathBuf> {
     let [service, admin, upstream] = [SERVICE_PORT, ADMIN_PORT, UPSTREAM_PORT].map(loopback);
-    for address in [service, admin, upstream] {
-        ensure_free(address)?;
-    }
-    let directory = directory()?;
-    let file = |extension: &str| {
-        directory
-            .join(format!("overload-{}-{}", name(upstream_kind), name(variant)))
-            .with_extension(extension)
-    };
-    let shape = upstream_kind.shape();
-    let _upstream = program.upstream(upstream, &shape.upstream(), &file("upstream.log"))?;
+    [service, admin, upstream].into_iter().try_for_each(ensure_free)?;
+    let stem = directory()?.join(format!("overload-{}-{}", name(kind), name(variant)));
+    let file = |extension: &str| stem.with_extension(extension);
+    let shape = kind.shape();
+    let _upstream = program.upstream(upstream, shape.upstream, &file("upstream.log"))?;
 
     let config = file("json");
     let (route_timeout, protection) = (shape.route_timeout, variant.filter(shape.slots));
     write(&bootstrap(Between { service, admin, upstream, route_timeout, protection }), &config)?;
-    let mut command = Command::new(program_of_envoy);
+    let mut command = Command::new(envoy_bin);
     command.arg("--config-path").arg(&config).args(["--concurrency", "2", "--log-level", "warning"]);
     let mut envoy = envoy::start(&mut command, &file("log"), admin, "/ready")?;
 
     let report = file("report.json");
-    let mut load = program.load(service, &shape.plan(options));
+    let before = if options.cold { 0 } else { shape.before };
+    let (times, seed) = (options.times, options.seed);
+    let plan = format!("{} --before {before} --times {times} --seed {seed}", shape.plan);
+    let mut load = program.load(service, &plan);
     load.args(["--name", &description(variant)]).arg("--report").arg(&report);
     if variant == Variant::Ours {
         load.args(["--health", HEALTH_PATH]);
@@ -257,8 +215,4 @@ fn measure(
     run_program(&mut load)?;
     envoy.check()?;
     Ok(report)
-}
-
-fn arguments(values: &[(&str, u32)]) -> Vec<String> {
-    values.iter().flat_map(|(name, value)| [format!("--{name}"), value.to_string()]).collect()
 }

@@ -2,13 +2,14 @@
 //!
 //! It does not draw: the lines of the load go to the terminal, or to a file if the terminal is used otherwise.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::{ADMIN_PORT, SERVICE_PORT};
+use crate::bench::loopback;
 use crate::envoy::ensure_free;
 use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, tiers, write};
 use crate::process::Running;
@@ -25,7 +26,7 @@ const AFTER_SECONDS: u32 = 30;
 const TIMES: u32 = 5;
 
 /// A queue of one second, so that recovery after an overload is fast.
-const QUEUE: [&str; 2] = ["--queue", "100"];
+const QUEUE: &str = "--queue 100";
 
 /// The destination of the load's lines.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,12 +61,7 @@ impl Overload {
         write(&tiers(), &Self::tiers())?;
         let log = workspace::target().join("demo/upstream.log");
         step(format!("starting an upstream of limited capacity; its log: {}", workspace::shown(&log)));
-        Ok(Self {
-            _upstream: program.upstream(upstream, &QUEUE.map(str::to_owned), &log)?,
-            program,
-            load: None,
-            lines,
-        })
+        Ok(Self { _upstream: program.upstream(upstream, QUEUE, &log)?, program, load: None, lines })
     }
 
     pub(super) fn bootstrap() -> PathBuf {
@@ -83,14 +79,9 @@ impl Overload {
             let Some(status) = load.exited()? else { return Ok(None) };
             ensure!(status.success(), "the load ended by itself ({status})");
         }
-        let numbers = [
-            ("before", BEFORE_SECONDS),
-            ("overload", OVERLOAD_SECONDS),
-            ("after", AFTER_SECONDS),
-            ("times", TIMES),
-        ];
-        let plan: Vec<String> =
-            numbers.iter().flat_map(|(name, value)| [format!("--{name}"), value.to_string()]).collect();
+        let plan = format!(
+            "--before {BEFORE_SECONDS} --overload {OVERLOAD_SECONDS} --after {AFTER_SECONDS} --times {TIMES}"
+        );
         let mut command = self.program.load(loopback(SERVICE_PORT), &plan);
         command.args(["--health", HEALTH_PATH]);
         self.load = Some(match self.lines {
@@ -119,8 +110,4 @@ Metrics: http://localhost:{ADMIN_PORT}/stats/prometheus?filter=rate_limiter"#,
             100 * TIMES
         );
     }
-}
-
-fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
 }
