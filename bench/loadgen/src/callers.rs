@@ -43,11 +43,8 @@ struct Caller {
     policy: ClientPolicy,
 }
 
-/// The result of one try.
-struct Answer {
-    fate: Fate,
-    retry_after: Option<Duration>,
-}
+/// The result of one try, and `retry-after`.
+type Answer = (Fate, Option<Duration>);
 
 impl Caller {
     fn new(to: SocketAddr, policy: ClientPolicy) -> Self {
@@ -65,17 +62,12 @@ impl Caller {
         let mut tries = 0;
         loop {
             let until = deadline.min(Instant::now() + Duration::from_millis(self.policy.timeout_ms));
-            let answer = match timeout_at(until, self.try_once(arrival)).await {
-                Ok(answer) => answer,
-                Err(_) => Answer { fate: Fate::TimedOut, retry_after: None },
-            };
+            let answer = timeout_at(until, self.try_once(arrival)).await;
+            let (fate, retry_after) = answer.unwrap_or((Fate::TimedOut, None));
             tries += 1;
-            if !answer.fate.is_worth_a_retry() || tries > self.policy.retries {
-                return (answer.fate, tries);
-            }
-            let pause = back_off(self.policy.back_off_ms, tries).max(answer.retry_after.unwrap_or_default());
-            if Instant::now() + pause >= deadline {
-                return (answer.fate, tries);
+            let pause = back_off(self.policy.back_off_ms, tries).max(retry_after.unwrap_or_default());
+            if !fate.is_worth_a_retry() || tries > self.policy.retries || Instant::now() + pause >= deadline {
+                return (fate, tries);
             }
             sleep(pause).await;
         }
@@ -89,7 +81,7 @@ impl Caller {
             request.headers_mut().insert(name, value);
         }
         let Ok(response) = self.http.request(request).await else {
-            return Answer { fate: Fate::Broken, retry_after: None };
+            return (Fate::Broken, None);
         };
         let status = response.status();
         let seconds =
@@ -97,9 +89,9 @@ impl Caller {
         let retry_after = seconds.map(Duration::from_secs);
         // A connection can be used again once the body is read.
         if response.into_body().collect().await.is_err() {
-            return Answer { fate: Fate::Broken, retry_after: None };
+            return (Fate::Broken, None);
         }
-        Answer { fate: fate(status, retry_after.is_some()), retry_after }
+        (fate(status, retry_after.is_some()), retry_after)
     }
 }
 

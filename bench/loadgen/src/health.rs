@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
@@ -29,17 +30,14 @@ impl Health {
     pub(crate) async fn line(&self) -> String {
         match timeout(TIMEOUT, self.get()).await {
             Ok(Ok(report)) => shown(&report),
-            Ok(Err(error)) => format!("health unknown: {error}"),
+            Ok(Err(error)) => format!("health unknown: {error:#}"),
             Err(_) => "health unknown: no answer".to_owned(),
         }
     }
 
-    async fn get(&self) -> Result<Value, String> {
-        let url = self.url.parse().map_err(|error| format!("{}: {error}", self.url))?;
-        let response = self.http.get(url).await.map_err(|error| error.to_string())?;
-        let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
-        serde_json::from_slice(&body)
-            .map_err(|error| format!("{error} in {:?}", String::from_utf8_lossy(&body)))
+    async fn get(&self) -> anyhow::Result<Value> {
+        let body = self.http.get(self.url.parse()?).await?.into_body().collect().await?.to_bytes();
+        serde_json::from_slice(&body).with_context(|| format!("found {:?}", String::from_utf8_lossy(&body)))
     }
 }
 

@@ -3,16 +3,15 @@
 
 mod health;
 
-use std::error::Error;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use clap::Parser;
 use health::Health;
-use loadgen::plan::Plan;
+use loadgen::plan::{Phase, Plan};
 use loadgen::report::{Report, Second};
 use loadgen::upstream::{Shape, Upstream};
 use loadgen::{callers, plot, table};
@@ -24,7 +23,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 enum Verb {
     /// Serve with limited capacity until Ctrl-C
     Upstream {
-        /// Where to listen
         #[arg(long)]
         listen: SocketAddr,
         #[command(flatten)]
@@ -32,7 +30,6 @@ enum Verb {
     },
     /// Send more requests than can be served; print a line a second
     Load {
-        /// The address to send to
         #[arg(long)]
         to: SocketAddr,
         /// The name in the report
@@ -49,7 +46,6 @@ enum Verb {
     },
     /// Print a table of reports
     Table {
-        /// The reports
         #[arg(required = true)]
         reports: Vec<PathBuf>,
         /// Where to write a plot of them, as SVG
@@ -58,21 +54,11 @@ enum Verb {
     },
 }
 
-fn main() -> ExitCode {
-    match run(Verb::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
+fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match verb {
+    match Verb::parse() {
         Verb::Upstream { listen, shape } => {
-            let upstream = Upstream::start(shape, listen).map_err(|error| format!("{listen}: {error}"))?;
+            let upstream = Upstream::start(shape, listen).with_context(|| listen.to_string())?;
             println!("serving {:.0} requests a second at {}", shape.capacity(), upstream.address());
             runtime.block_on(tokio::signal::ctrl_c())?;
         }
@@ -80,28 +66,27 @@ fn run(verb: Verb) -> Result<(), Box<dyn Error>> {
             let health = health.map(|path| Health::new(to, &path));
             let report = runtime.block_on(load(to, &name, health.as_ref(), &plan));
             if let Some(file) = file {
-                fs::write(&file, serde_json::to_vec(&report)?).map_err(|error| write_error(&file, &error))?;
+                write(&file, serde_json::to_vec(&report)?)?;
             }
         }
         Verb::Table { reports, svg } => {
-            let reports = reports.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+            let reports = reports.iter().map(read).collect::<Result<Vec<_>>>()?;
             print!("{}", table::markdown(&reports));
             if let Some(file) = svg {
-                fs::write(&file, plot::svg(&reports)).map_err(|error| write_error(&file, &error))?;
+                write(&file, plot::svg(&reports))?;
             }
         }
     }
     Ok(())
 }
 
-fn read(file: &PathBuf) -> Result<Report, Box<dyn Error>> {
-    let shown = file.display();
-    let bytes = fs::read(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    Ok(serde_json::from_slice(&bytes).map_err(|error| format!("{shown} is not a report: {error}"))?)
+fn read(file: &PathBuf) -> Result<Report> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is not a report", file.display()))
 }
 
-fn write_error(file: &std::path::Path, error: &std::io::Error) -> String {
-    format!("cannot write {}: {error}", file.display())
+fn write(file: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Runs the plan and prints the outcomes of each second.
@@ -140,5 +125,10 @@ async fn load(to: SocketAddr, name: &str, health: Option<&Health>, plan: &Plan) 
 
 /// The phase of the last second.
 fn phase_name(plan: &Plan, second: u32) -> &'static str {
-    if second > plan.seconds() { "waiting" } else { plan.phase(second.saturating_sub(1)).name() }
+    match plan.phase(second.saturating_sub(1)) {
+        _ if second > plan.seconds() => "waiting",
+        Phase::Before => "before",
+        Phase::Overload => "overload",
+        Phase::After => "after",
+    }
 }

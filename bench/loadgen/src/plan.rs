@@ -44,7 +44,6 @@ pub struct Plan {
     pub seed: u64,
     #[command(flatten)]
     #[serde(flatten)]
-    #[allow(missing_docs)]
     pub client: ClientPolicy,
 }
 
@@ -65,41 +64,24 @@ pub struct ClientPolicy {
     pub back_off_ms: u64,
 }
 
-/// One request of a caller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
-    /// Time from the start.
+    /// From the start.
     pub at: Duration,
     /// The caller's tier: an index into [`TIER_NAMES`].
     pub tier: usize,
-    /// The number of the caller in that tier.
     pub caller: u32,
 }
 
-/// A phase of the load.
+/// A phase of the load: normal before and after the overload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Normal load before the overload.
     Before,
-    /// More load than the capacity of the upstream.
     Overload,
-    /// Normal load after the overload.
     After,
 }
 
-impl Phase {
-    /// As reports print it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Phase::Before => "before",
-            Phase::Overload => "overload",
-            Phase::After => "after",
-        }
-    }
-}
-
 impl Plan {
-    /// The duration of the load.
     pub fn seconds(&self) -> u32 {
         self.before + self.overload + self.after
     }
@@ -143,14 +125,7 @@ impl Plan {
 }
 
 fn tier(chance: f64) -> usize {
-    let mut below = 0.0;
-    for (tier, share) in SHARES.into_iter().enumerate() {
-        below += share;
-        if chance < below {
-            return tier;
-        }
-    }
-    0
+    (0..TIERS).find(|tier| chance < SHARES[..=*tier].iter().sum()).unwrap_or(0)
 }
 
 impl Arrival {
@@ -164,7 +139,6 @@ impl Arrival {
     }
 }
 
-/// The API key of a caller.
 pub fn key(tier: usize, caller: u32) -> String {
     format!("{}-{caller}", TIER_NAMES[tier])
 }
@@ -198,7 +172,7 @@ mod tests {
         for (phase, wanted) in [(Phase::Before, 500.0), (Phase::Overload, 30_000.0), (Phase::After, 1_500.0)]
         {
             let found = of(phase).count() as f64;
-            assert!((found - wanted).abs() < 5.0 * f64::sqrt(wanted), "{}: {found}", phase.name());
+            assert!((found - wanted).abs() < 5.0 * f64::sqrt(wanted), "{phase:?}: {found}");
         }
         for (tier, share) in SHARES.into_iter().enumerate() {
             let found = of(Phase::Overload).filter(|arrival| arrival.tier == tier).count() as f64 / 30_000.0;

@@ -9,13 +9,11 @@ use crate::plan::{Arrival, Phase, Plan, TIER_NAMES, TIERS};
 /// The final outcome of a request for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// A successful response in time.
     Served,
     /// 429.
     Limited,
     /// 503 with `retry-after`.
     Shed,
-    /// Any other error.
     Error,
     /// No response in time, or a 504.
     TimedOut,
@@ -23,25 +21,17 @@ pub enum Fate {
     Broken,
 }
 
-/// The number of fates.
 pub const FATES: usize = 6;
 
 impl Fate {
-    /// All fates, in the order of [`Second::fates`].
-    pub const ALL: [Fate; FATES] =
-        [Fate::Served, Fate::Limited, Fate::Shed, Fate::Error, Fate::TimedOut, Fate::Broken];
-
-    /// As reports print it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Fate::Served => "served",
-            Fate::Limited => "limited",
-            Fate::Shed => "shed",
-            Fate::Error => "error",
-            Fate::TimedOut => "timed out",
-            Fate::Broken => "broken",
-        }
-    }
+    /// All but [`Fate::Served`], with their names in reports.
+    const FAILURES: [(Fate, &'static str); FATES - 1] = [
+        (Fate::Limited, "limited"),
+        (Fate::Shed, "shed"),
+        (Fate::Error, "error"),
+        (Fate::TimedOut, "timed out"),
+        (Fate::Broken, "broken"),
+    ];
 
     /// Whether a client would retry.
     pub fn is_worth_a_retry(self) -> bool {
@@ -52,13 +42,10 @@ impl Fate {
 /// The outcome of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// The request.
     pub arrival: Arrival,
-    /// What its caller got.
     pub fate: Fate,
     /// The time from when it was due, including retries and pauses.
     pub took: Duration,
-    /// How often its client tried.
     pub tries: u32,
     /// How much later than due it was sent. If it is more than a few milliseconds, this machine is too slow for the
     /// load, and the measurement is invalid.
@@ -81,9 +68,7 @@ pub struct Second {
 pub struct Report {
     /// The protection between the callers and the upstream.
     pub name: String,
-    /// The load.
     pub plan: Plan,
-    /// Second by second.
     pub seconds: Vec<Second>,
     /// Latency of served requests of the most important tier in the overload, in milliseconds.
     pub served_ms: Vec<f32>,
@@ -103,7 +88,6 @@ const GOOD_SECONDS: usize = 3;
 const GOOD_SHARE: f64 = 0.99;
 
 impl Second {
-    /// Counts one.
     pub fn add(&mut self, outcome: &Outcome) {
         self.sent[outcome.arrival.tier] += 1;
         self.fates[outcome.fate as usize][outcome.arrival.tier] += 1;
@@ -115,7 +99,6 @@ impl Second {
         self.fates[fate as usize]
     }
 
-    /// How many had this fate.
     pub fn sum(&self, fate: Fate) -> u32 {
         self.of(fate).iter().sum()
     }
@@ -130,15 +113,14 @@ impl Second {
         let tiers = (0..TIERS)
             .rev()
             .map(|tier| format!("{} {:3} of {:4}", TIER_NAMES[tier], served[tier], self.sent[tier]));
-        let rest = Fate::ALL.into_iter().filter(|fate| *fate != Fate::Served && self.sum(*fate) > 0);
-        let rest = rest.map(|fate| format!("{} {}", fate.name(), self.sum(fate)));
+        let rest = Fate::FAILURES.into_iter().map(|(fate, name)| (name, self.sum(fate)));
+        let rest = rest.filter(|(_, sum)| *sum > 0).map(|(name, sum)| format!("{name} {sum}"));
         let served = tiers.collect::<Vec<_>>().join(", ");
         format!("served: {served} | {}", rest.collect::<Vec<_>>().join(", "))
     }
 }
 
 impl Report {
-    /// An empty report.
     pub fn new(name: &str, plan: Plan) -> Self {
         Self {
             name: name.to_owned(),
@@ -150,7 +132,6 @@ impl Report {
         }
     }
 
-    /// Counts one.
     pub fn add(&mut self, outcome: &Outcome) {
         let second = outcome.arrival.at.as_secs() as u32;
         let Some(counts) = self.seconds.get_mut(second as usize) else { return };
@@ -166,14 +147,12 @@ impl Report {
         self.late_ms.push(outcome.late.as_secs_f32() * 1_000.0);
     }
 
-    /// The sum of all seconds of a phase.
     pub fn phase(&self, phase: Phase) -> Second {
         let mut sum = Second::default();
         for (_, second) in (0..).zip(&self.seconds).filter(|(index, _)| self.plan.phase(*index) == phase) {
-            add(&mut sum.sent, &second.sent);
-            for (fate, more) in sum.fates.iter_mut().zip(&second.fates) {
-                add(fate, more);
-            }
+            let sums = sum.fates.iter_mut().chain([&mut sum.sent]).flatten();
+            let more = second.fates.iter().chain([&second.sent]).flatten();
+            sums.zip(more).for_each(|(sum, more)| *sum += more);
             sum.tries += second.tries;
         }
         sum
@@ -202,7 +181,6 @@ impl Report {
         [(from, begin), (begin, to)].map(|(from, to)| self.served(from, to) / f64::from((to - from).max(1)))
     }
 
-    /// The served requests of these seconds.
     pub fn served(&self, from: u32, to: u32) -> f64 {
         let seconds = self.seconds.get(from as usize..to as usize).unwrap_or_default();
         seconds.iter().map(|second| f64::from(second.sum(Fate::Served))).sum()
@@ -224,7 +202,6 @@ impl Report {
         percentile(&self.usual_ms, quantile)
     }
 
-    /// A quantile of how late requests were sent.
     pub fn late_ms(&self, quantile: f64) -> f32 {
         percentile(&self.late_ms, quantile).unwrap_or_default()
     }
@@ -234,10 +211,6 @@ impl Report {
         let after = self.seconds.get((self.plan.before + self.plan.overload) as usize..)?;
         after.windows(GOOD_SECONDS).position(|seconds| seconds.iter().all(Second::is_good))
     }
-}
-
-fn add(sum: &mut [u32; TIERS], more: &[u32; TIERS]) {
-    sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
 }
 
 fn percentile(values: &[f32], quantile: f64) -> Option<f32> {

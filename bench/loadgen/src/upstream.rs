@@ -83,11 +83,6 @@ struct State {
 }
 
 impl Upstream {
-    /// Starts a server.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot listen at this address.
     pub fn start(shape: Shape, address: SocketAddr) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -100,7 +95,6 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// The address it listens at.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
