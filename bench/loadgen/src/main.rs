@@ -73,7 +73,7 @@ fn main() -> Result<()> {
             let reports = reports.iter().map(read).collect::<Result<Vec<_>>>()?;
             print!("{}", table::markdown(&reports));
             if let Some(file) = svg {
-                write(&file, plot::svg(&reports))?;
+                write(&file, plot::svg(&reports)?)?;
             }
         }
     }

@@ -1,160 +1,91 @@
 //! Reports one below the other, as an SVG: the served requests by second and tier.
 
-use std::fmt::Write as _;
+use anyhow::Result;
+use plotters::prelude::*;
 
 use crate::plan::{TIER_NAMES, TIERS};
-use crate::report::{Fate, Report};
+use crate::report::{Fate, Report, Second};
 
-const WIDTH: f64 = 760.0;
-const PANEL_HEIGHT: f64 = 120.0;
-/// Around each panel: room for its title above, and for the numbers to its left.
-const LEFT: f64 = 50.0;
-const RIGHT: f64 = 20.0;
-const TOP: f64 = 70.0;
-const GAP: f64 = 46.0;
-const BOTTOM: f64 = 40.0;
+const WIDTH: u32 = 760;
+const TITLE_HEIGHT: u32 = 30;
+const PANEL_HEIGHT: u32 = 190;
 
 /// The tiers' colours, the least important first; distinguishable with colour blindness.
-const COLOURS: [&str; TIERS] = ["#9ecae1", "#fdae61", "#1b7837"];
+const COLOURS: [RGBColor; TIERS] =
+    [RGBColor(0x9e, 0xca, 0xe1), RGBColor(0xfd, 0xae, 0x61), RGBColor(0x1b, 0x78, 0x37)];
+const OVERLOAD: RGBColor = RGBColor(0xee, 0xee, 0xee);
 
 /// The plot with one panel for each report, all on one scale.
-pub fn svg(reports: &[Report]) -> String {
-    let height = TOP + reports.len() as f64 * (PANEL_HEIGHT + GAP) + BOTTOM - GAP;
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"12\" role=\"img\">\n\
-         <title>Requests served, by second and tier, with each kind of protection</title>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    legend(&mut text);
-    let most = scale(reports);
-    for (index, report) in reports.iter().enumerate() {
-        let top = TOP + index as f64 * (PANEL_HEIGHT + GAP);
-        Panel { report, top, most }.draw(&mut text);
-    }
-    text + "</svg>\n"
-}
-
-/// The value at the top of a panel.
-fn scale(reports: &[Report]) -> f64 {
+pub fn svg(reports: &[Report]) -> Result<String> {
+    let mut text = String::new();
+    let height = TITLE_HEIGHT + PANEL_HEIGHT * reports.len() as u32;
+    let root = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let title = "Requests served, by the second in which they were sent";
+    let panels = root.titled(title, ("sans-serif", 16))?.split_evenly((reports.len(), 1));
     let served = reports.iter().flat_map(|report| &report.seconds).map(|second| second.sum(Fate::Served));
     let capacity = reports.iter().map(|report| report.plan.capacity).fold(0.0, f64::max);
-    f64::from(served.max().unwrap_or(0)).max(capacity) * 1.05
+    let most = f64::from(served.max().unwrap_or(0)).max(capacity) * 1.05;
+    for (report, panel) in reports.iter().zip(&panels) {
+        draw(report, most, panel)?;
+    }
+    root.present()?;
+    drop((panels, root));
+    Ok(text)
 }
 
-fn legend(text: &mut String) {
-    let _ = writeln!(
-        text,
-        "<text x=\"{LEFT}\" y=\"22\" font-size=\"14\" font-weight=\"bold\">Requests served, by the second in which they \
-         were sent</text>"
-    );
-    for tier in (0..TIERS).rev() {
-        let x = LEFT + (TIERS - 1 - tier) as f64 * 110.0;
-        let _ = writeln!(
-            text,
-            "<rect x=\"{x}\" y=\"33\" width=\"12\" height=\"12\" fill=\"{}\"/><text x=\"{}\" y=\"43\">{}</text>",
-            COLOURS[tier],
-            x + 17.0,
-            TIER_NAMES[tier]
-        );
+fn draw(report: &Report, most: f64, panel: &DrawingArea<SVGBackend, plotters::coord::Shift>) -> Result<()> {
+    let plan = &report.plan;
+    let end = report.seconds.len() as f64;
+    let mut chart = ChartBuilder::on(panel)
+        .caption(&report.name, ("sans-serif", 14))
+        .margin_right(20)
+        .x_label_area_size(20)
+        .y_label_area_size(50)
+        .build_cartesian_2d(0.0..end, 0.0..most)?;
+    let key = |colour: RGBColor| {
+        move |(x, y): (i32, i32)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled())
+    };
+    let (from, to) = (f64::from(plan.before), f64::from(plan.before + plan.overload));
+    let overload = Rectangle::new([(from, 0.0), (to, most)], OVERLOAD.filled());
+    chart.draw_series([overload])?.label("overload").legend(key(OVERLOAD));
+    for (tier, colour) in COLOURS.into_iter().enumerate() {
+        // The most important tier is at the bottom, where losses are visible.
+        let bar = |(second, counts): (u32, &Second)| {
+            let served: u32 = counts.of(Fate::Served)[tier..].iter().sum();
+            let (from, to) = (f64::from(second), f64::from(second + 1));
+            Rectangle::new([(from, 0.0), (to, f64::from(served))], colour.filled())
+        };
+        chart.draw_series((0..).zip(&report.seconds).map(bar))?.label(TIER_NAMES[tier]).legend(key(colour));
     }
-    let x = LEFT + TIERS as f64 * 110.0;
-    let _ = writeln!(
-        text,
-        "<line x1=\"{x}\" x2=\"{}\" y1=\"39\" y2=\"39\" stroke=\"#333\" stroke-dasharray=\"4 3\"/><text x=\"{}\" y=\"43\">\
-         capacity of the upstream</text><rect x=\"{}\" y=\"33\" width=\"12\" height=\"12\" fill=\"#eee\"/>\
-         <text x=\"{}\" y=\"43\">overload</text>",
-        x + 20.0,
-        x + 25.0,
-        x + 210.0,
-        x + 227.0
-    );
-}
-
-struct Panel<'a> {
-    report: &'a Report,
-    top: f64,
-    most: f64,
-}
-
-impl Panel<'_> {
-    fn draw(&self, text: &mut String) {
-        let plan = &self.report.plan;
-        let (right, bottom) = (WIDTH - RIGHT, self.top + PANEL_HEIGHT);
-        let from = self.x(plan.before as usize);
-        let width = self.x((plan.before + plan.overload) as usize) - from;
-        let _ = writeln!(
-            text,
-            "<text x=\"{LEFT}\" y=\"{}\" font-weight=\"bold\">{}</text>\n\
-             <rect x=\"{from:.1}\" y=\"{}\" width=\"{width:.1}\" height=\"{PANEL_HEIGHT}\" fill=\"#eee\"/>",
-            self.top - 7.0,
-            escaped(&self.report.name),
-            self.top
-        );
-        for (tier, colour) in COLOURS.iter().enumerate() {
-            // The most important tier is at the bottom, where losses are visible.
-            let _ = writeln!(text, "<path d=\"{}\" fill=\"{colour}\"/>", self.area(tier));
-        }
-        let capacity = self.y(plan.capacity);
-        let _ = writeln!(
-            text,
-            "<line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{capacity:.1}\" y2=\"{capacity:.1}\" stroke=\"#333\" \
-             stroke-dasharray=\"4 3\"/>\n\
-             <line x1=\"{LEFT}\" x2=\"{right}\" y1=\"{bottom}\" y2=\"{bottom}\" stroke=\"#333\"/>"
-        );
-        for value in [0.0, plan.capacity] {
-            let (x, y) = (LEFT - 6.0, self.y(value) + 4.0);
-            let _ = writeln!(text, "<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{value:.0}/s</text>");
-        }
-        for second in (0..=self.report.seconds.len()).step_by(10) {
-            let (x, y) = (self.x(second), bottom + 14.0);
-            let _ = writeln!(text, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{second} s</text>");
-        }
-    }
-
-    /// The area from the bottom up to the served requests of this tier and all more important ones.
-    fn area(&self, tier: usize) -> String {
-        let mut path = format!("M{LEFT} {:.1}", self.y(0.0));
-        for (index, second) in self.report.seconds.iter().enumerate() {
-            let served: u32 = second.of(Fate::Served)[tier..].iter().sum();
-            let _ = write!(path, "V{:.1}H{:.1}", self.y(served.into()), self.x(index + 1));
-        }
-        let _ = write!(path, "V{:.1}Z", self.y(0.0));
-        path
-    }
-
-    fn x(&self, second: usize) -> f64 {
-        LEFT + (WIDTH - LEFT - RIGHT) * second as f64 / self.report.seconds.len().max(1) as f64
-    }
-
-    fn y(&self, a_second: f64) -> f64 {
-        self.top + PANEL_HEIGHT * (1.0 - a_second / self.most)
-    }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    let capacity = [(0.0, plan.capacity), (end, plan.capacity)];
+    chart
+        .draw_series(DashedLineSeries::new(capacity, 4, 3, BLACK.into()))?
+        .label("capacity")
+        .legend(|(x, y)| PathElement::new([(x, y), (x + 12, y)], BLACK));
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .y_labels(3)
+        .x_label_formatter(&|second| format!("{second} s"))
+        .y_label_formatter(&|served| format!("{served}/s"))
+        .draw()?;
+    chart.configure_series_labels().background_style(WHITE.mix(0.8)).draw()?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::svg;
-    use crate::plan::{Plan, TIERS};
-    use crate::report::Report;
+    use super::*;
+    use crate::plan::Plan;
 
     #[test]
-    fn every_report_has_a_panel_with_an_area_for_each_tier() {
+    fn every_report_has_a_panel_with_a_bar_for_each_second_and_tier() {
         let reports = ["nothing", "a < b & c"].map(|name| Report::new(name, Plan::example()));
-        let text = svg(&reports);
-        assert_eq!(text.matches("<path").count(), 2 * TIERS);
-        assert!(text.contains("a &lt; b &amp; c"));
-        for tag in ["svg", "text", "title"] {
-            let count = |tag: &str| text.matches(tag).count();
-            assert_eq!(
-                count(&format!("<{tag}>")) + count(&format!("<{tag} ")),
-                count(&format!("</{tag}>")),
-                "{tag}"
-            );
+        let text = svg(&reports).expect("a plot");
+        for colour in ["#9ECAE1", "#FDAE61", "#1B7837"] {
+            assert_eq!(text.matches(colour).count(), 2 * (70 + 1), "with the legend");
         }
+        assert!(text.contains("a &lt; b &amp; c"));
     }
 }
