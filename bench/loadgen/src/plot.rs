@@ -70,7 +70,11 @@ fn draw(report: &Report, most: f64, panel: &DrawingArea<SVGBackend, plotters::co
         .x_label_formatter(&|second| format!("{second} s"))
         .y_label_formatter(&|served| format!("{served}/s"))
         .draw()?;
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
     Ok(())
 }
 

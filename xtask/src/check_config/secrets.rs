@@ -2,20 +2,13 @@
 //! in the shell's history and in the list of processes.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dynamic_rate_limiter::identity::{KeyHash, MAX_KEY_BYTES};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-
-use crate::process::interrupted;
+use inquire::{Password, PasswordDisplayMode};
 
 /// 192 bits, which cannot be guessed.
 const NEW_KEY_BYTES: usize = 24;
-
-/// How often a prompt checks for Ctrl-C.
-const POLL: Duration = Duration::from_millis(100);
 
 /// Prints the hash of each line of the standard input; a terminal gets a prompt, and does not show the input.
 pub(super) fn hash_input() -> Result<()> {
@@ -23,15 +16,14 @@ pub(super) fn hash_input() -> Result<()> {
     if !input.is_terminal() {
         return hash_lines(input.lock(), &mut io::stdout());
     }
-    let _echo = NoEcho::begin()?;
     loop {
-        eprint!("Key or token (not shown; an empty one ends): ");
-        let line = typed_line()?;
-        eprintln!();
-        if line.trim_ascii_end().is_empty() {
+        let prompt = Password::new("Key or token (not shown; an empty one ends):");
+        let prompt = prompt.with_display_mode(PasswordDisplayMode::Hidden).without_confirmation();
+        let line = prompt.prompt()?;
+        if line.is_empty() {
             return Ok(());
         }
-        hash_lines(line.as_slice(), &mut io::stdout())?;
+        hash_lines(line.as_bytes(), &mut io::stdout())?;
     }
 }
 
@@ -77,41 +69,4 @@ pub(super) fn new_key() -> Result<String> {
 /// The hash of a key for a key document; `admin.token_sha256` has only the digits.
 fn hash(key: &[u8]) -> String {
     format!("sha256:{}", KeyHash::of(key).to_hex())
-}
-
-/// The terminal does not show the input until this is dropped.
-struct NoEcho {
-    before: Termios,
-}
-
-impl NoEcho {
-    fn begin() -> Result<Self> {
-        let before = tcgetattr(io::stdin())?;
-        let mut no_echo = before.clone();
-        no_echo.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &no_echo)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for NoEcho {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
-    }
-}
-
-/// A line from the terminal. Checks for Ctrl-C meanwhile, so that the terminal's echo is restored.
-fn typed_line() -> Result<Vec<u8>> {
-    let input = io::stdin();
-    let pause = Timespec::try_from(POLL)?;
-    loop {
-        ensure!(!interrupted(), "interrupted");
-        let mut waiting = [PollFd::new(&input, PollFlags::IN)];
-        // An interruption by a signal is no error: the loop checks again.
-        if poll(&mut waiting, Some(&pause)).is_ok_and(|ready| ready > 0) {
-            let mut line = Vec::new();
-            input.lock().read_until(b'\n', &mut line)?;
-            return Ok(line);
-        }
-    }
 }
