@@ -18,7 +18,7 @@ use redis::Redis;
 use crate::envoy::{self, ensure_free};
 use crate::filter::{self, Toolchain};
 use crate::process::{Running, interrupted, pause};
-use crate::watch::{self, Watched};
+use crate::watch::Watched;
 use crate::{step, tools, workspace};
 
 /// The ports of the configurations: on any address, and on the loopback.
@@ -131,7 +131,7 @@ impl Demo {
         let tiers = if self.overload.is_some() { Overload::tiers() } else { configured };
         let watched = Watched { admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(), tiers };
         let mut is_first = self.overload.is_none();
-        watch::watch(&watched, |notices| {
+        watched.watch(|notices| {
             if std::mem::take(&mut is_first) {
                 notices
                     .push(format!("Try, in another terminal: curl -i http://localhost:{SERVICE_PORT}/test"));

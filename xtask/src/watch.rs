@@ -15,7 +15,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
 
@@ -50,11 +50,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let watched = Watched { admin, tiers: workspace::root().join(&options.tiers) };
     let first = watched.sample(Duration::ZERO)?;
     ensure!(
-        first.is_limiter(),
+        first.is_limiter,
         "the Envoy at {admin} has no stats of the rate limiter: is the filter in its chain, does `stats_matcher` leave \
          them out, and has there been a request?"
     );
-    watch(&watched, |_| Ok(()))
+    watched.watch(|_| Ok(()))
 }
 
 /// The Envoy and the tiers that are watched.
@@ -65,99 +65,68 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
+    /// Shows the limiter until Ctrl-C, or `q` in a terminal. `on_sample` is called at every sample; it may add a notice,
+    /// and its error ends the watch.
+    pub(crate) fn watch(&self, mut on_sample: impl FnMut(&mut Vec<String>) -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        let mut board = Board::new(self.admin);
+        // Returns the number of older notices.
+        let take_sample = |board: &mut Board| {
+            let known = board.notices.len();
+            on_sample(&mut board.notices)?;
+            match self.sample(start.elapsed()) {
+                // The tiers are read at every sample, because saving that file reloads it.
+                Ok(sample) => {
+                    board.add(sample, Capacities::parse(&fs::read_to_string(&self.tiers).unwrap_or_default()))
+                }
+                Err(error) => board.error = Some(format!("{error:#}")),
+            }
+            Ok(known)
+        };
+        if !stdout().is_terminal() {
+            return in_lines(&mut board, take_sample);
+        }
+        let shown = ratatui::try_init()
+            .context("this terminal cannot be drawn on; `| cat` gives lines instead")
+            .and_then(|mut terminal| on_screen(&mut terminal, &mut board, take_sample));
+        // ratatui's hook does this after a panic.
+        ratatui::restore();
+        shown
+    }
+
     fn sample(&self, at: Duration) -> Result<Sample> {
         let response = http::get(self.admin, STATS, &[])
             .with_context(|| format!("no answer from Envoy's admin endpoint {}", self.admin))?;
         ensure!(response.status == 200, "{} answers {}, wanted Envoy's stats", self.admin, response.status);
         Ok(Sample::parse(at, &response.body))
     }
-
-    /// Read at every sample, because saving that file reloads it.
-    fn capacities(&self) -> Capacities {
-        Capacities::parse(&fs::read_to_string(&self.tiers).unwrap_or_default())
-    }
 }
 
-/// Shows the limiter until Ctrl-C, or `q` in a terminal. `on_sample` is called at every sample; it may add a notice,
-/// and its error ends the watch.
-pub(crate) fn watch(watched: &Watched, on_sample: impl FnMut(&mut Vec<String>) -> Result<()>) -> Result<()> {
-    let watch =
-        Watch { watched, on_sample, start: Instant::now(), board: Board::new(&watched.admin.to_string()) };
-    if stdout().is_terminal() { watch.on_screen() } else { watch.in_lines() }
-}
-
-struct Watch<'a, L> {
-    watched: &'a Watched,
-    on_sample: L,
-    start: Instant,
-    board: Board,
-}
-
-impl<L: FnMut(&mut Vec<String>) -> Result<()>> Watch<'_, L> {
-    fn on_screen(mut self) -> Result<()> {
-        let mut screen = Screen::open()?;
-        loop {
-            self.take_sample()?;
-            screen.terminal.draw(|frame| screen::draw(&self.board, frame))?;
-            if has_quit(Instant::now() + REFRESH, &mut screen.terminal, &self.board)? {
-                return Ok(());
-            }
-        }
-    }
-
-    fn in_lines(mut self) -> Result<()> {
-        for n in 0.. {
-            let notices = self.take_sample()?;
-            notices.iter().for_each(step);
-            let is_due = n % SAMPLES_PER_LINE == 0;
-            // The reader may have closed the pipe, as `head` does.
-            if is_due && writeln!(stdout(), "{}", screen::line(&self.board)).is_err() {
-                break;
-            }
-            if pause(REFRESH).is_err() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a sample; returns the new notices.
-    fn take_sample(&mut self) -> Result<Vec<String>> {
-        let mut notices = Vec::new();
-        (self.on_sample)(&mut notices)?;
-        match self.watched.sample(self.start.elapsed()) {
-            Ok(sample) => self.board.add(sample, self.watched.capacities()),
-            Err(error) => self.board.fail(format!("{error:#}")),
-        }
-        self.board.notices.extend(notices.iter().cloned());
-        Ok(notices)
-    }
-}
-
-/// The terminal. It is restored when this is dropped, and also by ratatui's panic hook.
-struct Screen {
-    terminal: DefaultTerminal,
-}
-
-impl Screen {
-    fn open() -> Result<Self> {
-        match ratatui::try_init() {
-            Ok(terminal) => Ok(Self { terminal }),
-            Err(error) => {
-                ratatui::restore();
-                bail!("this terminal cannot be drawn on ({error}); `| cat` gives lines instead")
-            }
+fn on_screen(
+    terminal: &mut DefaultTerminal,
+    board: &mut Board,
+    mut take_sample: impl FnMut(&mut Board) -> Result<usize>,
+) -> Result<()> {
+    loop {
+        take_sample(board)?;
+        terminal.draw(|frame| screen::draw(board, frame))?;
+        if has_quit(Instant::now() + REFRESH, terminal, board)? {
+            return Ok(());
         }
     }
 }
 
-impl Drop for Screen {
-    fn drop(&mut self) {
-        // The hook has restored it before it printed; a second time would move the cursor into the message.
-        if !std::thread::panicking() {
-            ratatui::restore();
+fn in_lines(board: &mut Board, mut take_sample: impl FnMut(&mut Board) -> Result<usize>) -> Result<()> {
+    for n in 0.. {
+        let known = take_sample(board)?;
+        board.notices[known..].iter().for_each(step);
+        let is_due = n % SAMPLES_PER_LINE == 0;
+        // The reader may have closed the pipe, as `head` does.
+        if is_due && writeln!(stdout(), "{}", screen::line(board)).is_err() || pause(REFRESH).is_err() {
+            break;
         }
     }
+    Ok(())
 }
 
 /// Waits until the next sample; returns whether the user has quit. A resized window is redrawn at once.

@@ -1,6 +1,7 @@
 //! The shown values: the last sample, and the rates since earlier ones.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::stats::{Capacities, Sample, Tier};
@@ -54,8 +55,8 @@ pub(super) struct Board {
 }
 
 impl Board {
-    pub(super) fn new(admin: &str) -> Self {
-        Self { admin: admin.to_owned(), ..Self::default() }
+    pub(super) fn new(admin: SocketAddr) -> Self {
+        Self { admin: admin.to_string(), ..Self::default() }
     }
 
     /// Adds a sample.
@@ -79,17 +80,8 @@ impl Board {
         self.samples.push_back(sample);
     }
 
-    /// Records why there is no new sample.
-    pub(super) fn fail(&mut self, why: String) {
-        self.error = Some(why);
-    }
-
     pub(super) fn now(&self) -> Option<&Sample> {
         self.samples.back()
-    }
-
-    pub(super) fn is_degraded(&self) -> bool {
-        self.now().and_then(|sample| sample.degraded) == Some(true)
     }
 
     /// The tiers that are configured or counted, small buckets first.
@@ -103,7 +95,7 @@ impl Board {
     }
 
     pub(super) fn capacity(&self, tier: &str) -> Option<u64> {
-        self.capacities.of(tier, self.is_degraded())
+        self.capacities.of(tier, self.now().and_then(|sample| sample.degraded) == Some(true))
     }
 
     pub(super) fn tier(&self, name: &str) -> Option<&Tier> {

@@ -26,7 +26,8 @@ pub(super) struct Sample {
     pub(super) store_failures: u64,
     pub(super) reloads_applied: u64,
     pub(super) reloads_rejected: u64,
-    is_limiter: bool,
+    /// Whether it contains stats of the limiter.
+    pub(super) is_limiter: bool,
 }
 
 /// The counts of one tier.
@@ -71,22 +72,17 @@ impl Sample {
         sample
     }
 
-    /// Whether it contains stats of the limiter.
-    pub(super) fn is_limiter(&self) -> bool {
-        self.is_limiter
-    }
-
     fn add(&mut self, name: &str, value: u64) {
         let parts: Vec<_> = name.split('.').collect();
         match parts[..] {
             [metrics::REQUESTS, "tier", tier, "status", status] => {
-                let is = |wanted: Status| status == wanted.label();
+                let is = |wanted: &[Status]| wanted.iter().any(|wanted| status == wanted.label());
                 let tier = self.tier(tier);
-                if is(Status::Allowed) || is(Status::Exempt) {
+                if is(&[Status::Allowed, Status::Exempt]) {
                     tier.allowed += value;
-                } else if is(Status::Limited) || is(Status::Blocked) {
+                } else if is(&[Status::Limited, Status::Blocked]) {
                     tier.refused += value;
-                } else if is(Status::Shed) {
+                } else if is(&[Status::Shed]) {
                     tier.shed += value;
                 }
             }
