@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::load::{Callers, Load, cpu_us, rss_mib};
+use super::load::{Callers, Load, Report, cpu_us, rss_mib};
 use super::{
     Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_response, ensure_responses, loopback,
     median, name,
@@ -39,10 +39,8 @@ pub(super) struct Options {
 struct Measurement {
     /// Envoy's CPU time for a request: all threads, user and system.
     cpu_us: f64,
-    requests_per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
     rss_mib: f64,
+    report: Report,
 }
 
 pub(super) fn run(options: &Options) -> Result<()> {
@@ -61,7 +59,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
                 "round {round} of {rounds}: {:15} {:6.1} µs CPU a request, {:6.0} requests/s",
                 name(*variant),
                 measured.cpu_us,
-                measured.requests_per_second
+                measured.report.requests_per_second
             ));
             measurements.push(measured);
         }
@@ -73,8 +71,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
 
 fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Measurement> {
     let [service, admin] = [SERVICE_PORT, ADMIN_PORT].map(loopback);
-    ensure_free(service)?;
-    ensure_free(admin)?;
+    [service, admin].into_iter().try_for_each(ensure_free)?;
     let mut envoy = machine.measured_envoy(&name(variant), &variant.bootstrap(service, admin), admin)?;
     verify(variant, service)?;
 
@@ -86,13 +83,7 @@ fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Mea
     let spent = cpu_us(&[envoy.id()])? - before;
     envoy.check()?;
     ensure_responses(&report, variant.refuses())?;
-    Ok(Measurement {
-        cpu_us: spent / report.requests,
-        requests_per_second: report.requests_per_second,
-        p50_ms: report.p50_ms,
-        p99_ms: report.p99_ms,
-        rss_mib: rss_mib(envoy.id())?,
-    })
+    Ok(Measurement { cpu_us: spent / report.requests, rss_mib: rss_mib(envoy.id())?, report })
 }
 
 /// Checks that a variant behaves as expected: a variant that is configured wrongly would look fast.
@@ -117,16 +108,17 @@ fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinne
     );
     println!("|---|--:|--:|--:|--:|--:|--:|--:|");
     for (variant, measured) in results {
+        let median = |of: fn(&Measurement) -> f64| median(measured.iter().map(of));
         println!(
             "| {} | {:.1} | {} | {} | {:.0} | {:.2} | {:.2} | {:.0} |",
             description(*variant),
-            median(measured.iter().map(|m| m.cpu_us)),
+            median(|m| m.cpu_us),
             cpu_ratio(measured, native),
             cpu_ratio(measured, none),
-            median(measured.iter().map(|m| m.requests_per_second)),
-            median(measured.iter().map(|m| m.p50_ms)),
-            median(measured.iter().map(|m| m.p99_ms)),
-            median(measured.iter().map(|m| m.rss_mib)),
+            median(|m| m.report.requests_per_second),
+            median(|m| m.report.p50_ms),
+            median(|m| m.report.p99_ms),
+            median(|m| m.rss_mib),
         );
     }
 }

@@ -14,13 +14,14 @@ use anyhow::{Context, Result, ensure};
 
 use super::load::{Load, Report, cpu_us};
 use super::{
-    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_response, ensure_responses, median, name,
+    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_response, ensure_responses, loopback,
+    median, name,
 };
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::process::pause;
 use crate::{http, step, tools};
-use servers::Servers;
+use servers::{ADMIN_PORT, SERVICE_PORT, Servers};
 use variant::Variant;
 
 /// How often a measurement is repeated if the number of commands to Redis was wrong, or requests were decided without
@@ -200,9 +201,8 @@ impl Bench<'_> {
 
     fn measure_once(&mut self, variant: Variant, connections: u32) -> Result<Measurement> {
         let Self { servers, machine, options } = self;
-        let (service, admin) = (servers.service(), servers.admin());
-        ensure_free(service)?;
-        ensure_free(admin)?;
+        let [service, admin] = [SERVICE_PORT, ADMIN_PORT].map(loopback);
+        [service, admin].into_iter().try_for_each(ensure_free)?;
         let bootstrap = variant.bootstrap(servers)?;
         let mut envoy = machine.measured_envoy(&format!("upstream-{}", name(variant)), &bootstrap, admin)?;
         verify(variant, service)?;
@@ -212,25 +212,25 @@ impl Bench<'_> {
         let (redis, other) = (servers.redis_processes(variant), servers.other_processes(variant));
         let spent = || Ok::<_, anyhow::Error>([cpu_us(&[envoy.id()])?, cpu_us(&redis)?, cpu_us(&other)?]);
         let counts = || Ok::<_, anyhow::Error>((servers.commands(variant), fallbacks(variant, admin)?));
-        let (counts_before, before) = (counts()?, spent()?);
+        let ((commands, fallbacks_before), before) = (counts()?, spent()?);
         let report = load.run(machine.wrk(), options.timing.seconds)?;
-        let (after, counts_after) = (spent()?, counts()?);
+        let (after, (commands_after, fallbacks_after)) = (spent()?, counts()?);
         envoy.check()?;
         servers.check()?;
         ensure_responses(&report, variant.refuses())?;
 
-        let each = |index: usize| (after[index] - before[index]) / report.requests;
+        let a_request = |count: f64| count / report.requests;
+        let each = |index: usize| a_request(after[index] - before[index]);
         Ok(Measurement {
             envoy_us: each(0),
             redis_us: (!redis.is_empty()).then(|| each(1)),
             other_us: (!other.is_empty()).then(|| each(2)),
-            commands: counts_after
-                .0
+            commands: commands_after
                 .iter()
-                .zip(counts_before.0)
-                .map(|(after, before)| (after - before) / report.requests)
+                .zip(commands)
+                .map(|(after, before)| a_request(after - before))
                 .collect(),
-            fallbacks: (counts_after.1 - counts_before.1) / report.requests,
+            fallbacks: a_request(fallbacks_after - fallbacks_before),
             report,
         })
     }

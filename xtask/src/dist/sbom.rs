@@ -20,25 +20,12 @@ use crate::workspace;
 
 /// The SBOM of the filter that was built from the sources at `root`.
 pub(super) fn document(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result<Value> {
-    let tree = output_of(workspace::cargo().current_dir(root).args([
-        "tree",
-        "--locked",
-        "--package",
-        LIMITER,
-        "--target",
-        TARGET,
-        "--edges",
-        "normal,no-proc-macro",
-        "--prefix",
-        "depth",
-        "--no-dedupe",
-        "--format",
-        "|{p}|{l}|{r}|{f}",
-    ]))?;
+    let mut tree = workspace::cargo();
+    tree.args(["tree", "--locked", "--package", LIMITER, "--target", TARGET]);
+    tree.args("--edges normal,no-proc-macro --prefix depth --no-dedupe --format |{p}|{l}|{r}|{f}".split(' '));
+    let tree = output_of(tree.current_dir(root))?;
     let lock = fs::read_to_string(root.join("Cargo.lock")).context("cannot read Cargo.lock")?;
-    let crates = Crates::read(&tree, &lock)?;
-    let mut document = crates.document(wasm)?;
-    add_runtime(&mut document, toolchain)?;
+    let document = Crates::read(&tree, &lock)?.document(wasm, runtime(toolchain)?)?;
     check(&document, wasm)?;
     Ok(document)
 }
@@ -54,22 +41,15 @@ struct Crate {
 }
 
 impl Crate {
-    /// Reads `|itoa v1.0.19|MIT OR Apache-2.0|https://…|std`.
-    fn read(line: &str) -> Result<Self> {
+    /// Reads `1|itoa v1.0.19|MIT OR Apache-2.0|https://…|std`; returns the depth and the crate.
+    fn read(line: &str) -> Option<(usize, Self)> {
         let fields: Vec<&str> = line.split('|').collect();
-        let ["", package, license, repository, features] = fields[..] else {
-            anyhow::bail!("`cargo tree` printed `{line}`, which is not a crate");
-        };
-        let mut words = package.split(' ');
-        let name = words.next().unwrap_or_default();
-        let version = words.next().and_then(|version| version.strip_prefix('v'));
-        Ok(Self {
-            name: name.to_owned(),
-            version: version.with_context(|| format!("no version in `{package}`"))?.to_owned(),
-            license: license.to_owned(),
-            repository: repository.to_owned(),
-            features: features.to_owned(),
-        })
+        let [depth, package, license, repository, features] = fields[..] else { return None };
+        let (name, version) = package.split_once(" v")?;
+        let version = version.split(' ').next()?;
+        let [name, version, license, repository, features] =
+            [name, version, license, repository, features].map(str::to_owned);
+        Some((depth.parse().ok()?, Self { name, version, license, repository, features }))
     }
 
     /// The package URL of the crate.
@@ -117,7 +97,8 @@ struct Crates {
     filter: Crate,
     /// Each crate with its dependencies.
     dependencies: BTreeMap<Crate, BTreeSet<String>>,
-    checksums: BTreeMap<(String, String), String>,
+    /// By package URL.
+    checksums: BTreeMap<String, String>,
 }
 
 impl Crates {
@@ -126,12 +107,10 @@ impl Crates {
         let mut path: Vec<Crate> = Vec::new();
         let mut dependencies = BTreeMap::<Crate, BTreeSet<String>>::new();
         for line in tree.lines().filter(|line| !line.is_empty()) {
-            let bar = line.find('|').with_context(|| format!("`cargo tree` printed `{line}`"))?;
-            let (depth, package) = line.split_at(bar);
-            let depth: usize = depth.parse().with_context(|| format!("no depth in `{line}`"))?;
+            let (depth, package) = Crate::read(line)
+                .with_context(|| format!("`cargo tree` printed `{line}`, which is not a crate"))?;
             ensure!(depth <= path.len(), "`cargo tree` printed `{line}` below nothing");
             path.truncate(depth);
-            let package = Crate::read(package)?;
             if let Some(parent) = path.last() {
                 dependencies.entry(parent.clone()).or_default().insert(package.purl());
             }
@@ -140,22 +119,31 @@ impl Crates {
         }
         let filter = path.first().context("`cargo tree` printed nothing")?.clone();
         let locked = toml::from_str::<Lock>(lock).context("Cargo.lock")?.package;
-        let checksum = |locked: Locked| Some(((locked.name, locked.version), locked.checksum?));
+        let checksum = |Locked { name, version, checksum }: Locked| {
+            Some((format!("pkg:cargo/{name}@{version}"), checksum?))
+        };
         Ok(Self { filter, dependencies, checksums: locked.into_iter().filter_map(checksum).collect() })
     }
 
-    fn document(&self, wasm: &[u8]) -> Result<Value> {
+    fn document(&self, wasm: &[u8], runtime: Vec<Value>) -> Result<Value> {
         let mut components = Vec::new();
         for package in self.dependencies.keys().filter(|package| **package != self.filter) {
-            let Crate { name, version, .. } = package;
-            let checksum = self.checksums.get(&(name.clone(), version.clone()));
-            let checksum =
-                checksum.with_context(|| format!("no checksum of {name} {version} in Cargo.lock"))?;
+            let checksum = self.checksums.get(&package.purl());
+            let checksum = checksum.with_context(|| {
+                format!("no checksum of {} {} in Cargo.lock", package.name, package.version)
+            })?;
             components.push(package.component(checksum));
         }
         let mut filter = self.filter.component(&sha256(wasm));
         filter["description"] = description()?.into();
-        let edge = |(package, needs): (&Crate, &BTreeSet<String>)| json!({"ref": package.purl(), "dependsOn": needs});
+        let edge = |(package, needs): (&Crate, &BTreeSet<String>)| {
+            let runtime = runtime.iter().filter(|_| *package == self.filter);
+            let needs = needs.iter().map(|purl| json!(purl));
+            let needs: Vec<_> = needs.chain(runtime.map(|library| library["bom-ref"].clone())).collect();
+            json!({"ref": package.purl(), "dependsOn": needs})
+        };
+        let dependencies: Vec<_> = self.dependencies.iter().map(edge).collect();
+        components.extend(runtime);
         Ok(json!({
             "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
             "bomFormat": "CycloneDX",
@@ -163,13 +151,13 @@ impl Crates {
             "version": 1,
             "metadata": {"component": filter},
             "components": components,
-            "dependencies": self.dependencies.iter().map(edge).collect::<Vec<_>>(),
+            "dependencies": dependencies,
         }))
     }
 }
 
-/// Adds the libraries of the compiler: the standard library, and the C library that it uses.
-fn add_runtime(document: &mut Value, toolchain: Toolchain) -> Result<()> {
+/// The libraries of the compiler: the standard library, and the C library that it uses.
+fn runtime(toolchain: Toolchain) -> Result<Vec<Value>> {
     let mut runtime = vec![json!({
         "type": "library",
         "bom-ref": "std",
@@ -180,38 +168,22 @@ fn add_runtime(document: &mut Value, toolchain: Toolchain) -> Result<()> {
     })];
     if toolchain == Toolchain::Debian {
         let query = ["--show", "--showformat=${Version}", "wasi-libc"];
-        let version = output_of(Command::new("dpkg-query").args(query))?;
         runtime.push(json!({
             "type": "library",
             "bom-ref": "wasi-libc",
             "name": "wasi-libc",
-            "version": version,
+            "version": output_of(Command::new("dpkg-query").args(query))?,
             "description": "The C library under the standard library, from Debian",
         }));
     }
-    let references: Vec<Value> = runtime.iter().map(|component| component["bom-ref"].clone()).collect();
-    let list = |value: &mut Value, added: &[Value]| {
-        if let Some(list) = value.as_array_mut() {
-            list.extend_from_slice(added);
-        }
-    };
-    list(&mut document["components"], &runtime);
-    let filter = document["metadata"]["component"]["bom-ref"].clone();
-    for edge in document["dependencies"].as_array_mut().into_iter().flatten() {
-        if edge["ref"] == filter {
-            list(&mut edge["dependsOn"], &references);
-        }
-    }
-    Ok(())
+    Ok(runtime)
 }
 
 /// Panic messages in the module contain file names, and with them crates: each of these must be listed.
 fn check(document: &Value, wasm: &[u8]) -> Result<()> {
-    let listed = document["components"].as_array().into_iter().flatten();
-    let listed: BTreeSet<String> = listed
-        .filter_map(|component| {
-            Some(format!("{}-{}", component["name"].as_str()?, component["version"].as_str()?))
-        })
+    let components = document["components"].as_array().into_iter().flatten();
+    let listed: BTreeSet<String> = components
+        .filter_map(|one| Some(format!("{}-{}", one["name"].as_str()?, one["version"].as_str()?)))
         .collect();
     let named = crates_named_in(wasm);
     ensure!(!named.is_empty(), "the module names none of its crates");
@@ -243,51 +215,35 @@ mod tests {
         1|wasm v0.1.0|Zlib||\n\
         2|log v0.4.1|MIT/Apache-2.0|https://example.com/log|\n";
 
-    fn lock(names: &[(&str, &str)]) -> String {
-        let package = |(name, version): &(&str, &str)| {
-            format!(
-                "[[package]]\nname = \"{name}\"\nversion = \"{version}\"\nchecksum = \"{}\"\n",
-                "ab".repeat(32)
-            )
+    fn document(locked: &[&str]) -> Result<Value> {
+        let package = |package: &&str| {
+            let (name, version) = package.split_once(' ').expect("a version");
+            let checksum = "ab".repeat(32);
+            format!("[[package]]\nname = {name:?}\nversion = {version:?}\nchecksum = {checksum:?}\n")
         };
-        names.iter().map(package).collect()
+        let lock: String = locked.iter().map(package).collect();
+        Crates::read(TREE, &lock).expect("a tree").document(b"wasm", vec![json!({"bom-ref": "std"})])
     }
 
-    fn crates() -> Crates {
-        let lock = lock(&[
-            ("log", "0.4.1"),
-            ("serde", "1.2.3"),
-            ("serde_core", "1.2.3"),
-            ("wasm", "0.1.0"),
-            ("clap", "4.0.0"),
-        ]);
-        Crates::read(TREE, &lock).expect("a tree")
-    }
+    const LOCKED: [&str; 5] = ["log 0.4.1", "serde 1.2.3", "serde_core 1.2.3", "wasm 0.1.0", "clap 4.0.0"];
 
     #[test]
     fn each_crate_of_the_tree_is_listed_once_with_its_dependencies() {
-        let document = crates().document(b"wasm").expect("a document");
+        let document = document(&LOCKED).expect("a document");
+        let [log, serde, core, wasm] = ["log@0.4.1", "serde@1.2.3", "serde_core@1.2.3", "wasm@0.1.0"]
+            .map(|name| format!("pkg:cargo/{name}"));
         let components = document["components"].as_array().expect("a list");
-        let names: Vec<_> =
-            components.iter().map(|component| component["purl"].as_str().expect("a purl")).collect();
-        assert_eq!(
-            names,
-            [
-                "pkg:cargo/log@0.4.1",
-                "pkg:cargo/serde@1.2.3",
-                "pkg:cargo/serde_core@1.2.3",
-                "pkg:cargo/wasm@0.1.0"
-            ]
-        );
-        let needs = |reference: &str| {
-            let edges = document["dependencies"].as_array().expect("a list");
-            edges.iter().find(|edge| edge["ref"] == reference).expect("an entry")["dependsOn"].clone()
-        };
-        assert_eq!(
-            needs("pkg:cargo/dynamic-rate-limiter@0.1.0"),
-            json!(["pkg:cargo/log@0.4.1", "pkg:cargo/serde@1.2.3", "pkg:cargo/wasm@0.1.0"])
-        );
-        assert_eq!(needs("pkg:cargo/wasm@0.1.0"), json!(["pkg:cargo/log@0.4.1"]));
+        let references: Vec<_> = components.iter().map(|component| &component["bom-ref"]).collect();
+        assert_eq!(references, [&log, &serde, &core, &wasm, "std"]);
+        let filter = "pkg:cargo/dynamic-rate-limiter@0.1.0";
+        let dependencies = json!([
+            {"ref": filter, "dependsOn": [log, serde, wasm, "std"]},
+            {"ref": log, "dependsOn": []},
+            {"ref": serde, "dependsOn": [core]},
+            {"ref": core, "dependsOn": []},
+            {"ref": wasm, "dependsOn": [log]},
+        ]);
+        assert_eq!(document["dependencies"], dependencies);
         assert_eq!(components[0]["licenses"], json!([{"expression": "MIT OR Apache-2.0"}]));
         let filter = &document["metadata"]["component"];
         assert_eq!(filter["hashes"][0]["content"], sha256(b"wasm"));
@@ -296,14 +252,13 @@ mod tests {
 
     #[test]
     fn a_crate_without_a_checksum_is_an_error_with_its_name() {
-        let crates = Crates::read(TREE, &lock(&[("log", "0.4.1")])).expect("a tree");
-        let error = crates.document(b"wasm").expect_err("no checksum").to_string();
+        let error = document(&LOCKED[..1]).expect_err("no checksum").to_string();
         assert_eq!(error, "no checksum of serde 1.2.3 in Cargo.lock");
     }
 
     #[test]
     fn a_crate_in_the_module_must_be_listed() {
-        let document = crates().document(b"wasm").expect("a document");
+        let document = document(&LOCKED).expect("a document");
         check(&document, b"\0crates/log-0.4.1/src/lib.rs\0crates/serde-1.2.3/src/a.rs").expect("all listed");
         let error = check(&document, b"\0crates/log-0.4.1/src/lib.rs\0crates/rogue-2.0.0/src/lib.rs");
         assert!(error.expect_err("not listed").to_string().ends_with("rogue-2.0.0"));

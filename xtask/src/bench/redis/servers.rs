@@ -23,10 +23,10 @@ const SCRIPT: &str = include_str!("../../../../src/store/redis/take.lua");
 
 /// Different from the ports of the demo and of the other table, and below the kernel's ports for outgoing connections.
 /// Redis has reserved ports.
-const SERVICE_PORT: u16 = 18010;
-const ADMIN_PORT: u16 = 18011;
-const UPSTREAM_PORT: u16 = 18012;
-const WEBDIS_PORT: u16 = 18020;
+pub(super) const SERVICE_PORT: u16 = 18010;
+pub(super) const ADMIN_PORT: u16 = 18011;
+pub(super) const UPSTREAM_PORT: u16 = 18012;
+pub(super) const WEBDIS_PORT: u16 = 18020;
 
 /// The servers that the variants need; they end when this is dropped.
 pub(super) struct Servers {
@@ -56,22 +56,6 @@ impl Servers {
             _ => None,
         };
         Ok(Self { upstream, webdis, redis, cluster, script: script.unwrap_or_default() })
-    }
-
-    pub(super) fn service(&self) -> SocketAddr {
-        loopback(SERVICE_PORT)
-    }
-
-    pub(super) fn admin(&self) -> SocketAddr {
-        loopback(ADMIN_PORT)
-    }
-
-    pub(super) fn upstream(&self) -> SocketAddr {
-        loopback(UPSTREAM_PORT)
-    }
-
-    pub(super) fn webdis(&self) -> SocketAddr {
-        loopback(WEBDIS_PORT)
     }
 
     pub(super) fn redis(&self) -> Result<SocketAddr> {

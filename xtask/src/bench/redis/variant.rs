@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::super::config::{FILTER, KEYS, REFUSED_KEY, answer, callers, limiter, listener};
 use super::super::load::Callers;
-use super::servers::Servers;
+use super::super::loopback;
+use super::servers::{ADMIN_PORT, SERVICE_PORT, Servers, UPSTREAM_PORT, WEBDIS_PORT};
 
 /// The name of the cluster with the Redis bridge.
 const BRIDGE: &str = "redis";
@@ -85,8 +86,8 @@ impl Variant {
             "domains": ["*"],
             "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}],
         });
-        let mut listeners = vec![listener(servers.service(), self.filter(&servers.script), &host)];
-        let mut clusters = vec![cluster("upstream", &[socket(servers.upstream())])];
+        let mut listeners = vec![listener(loopback(SERVICE_PORT), self.filter(&servers.script), &host)];
+        let mut clusters = vec![cluster("upstream", &[socket(loopback(UPSTREAM_PORT))])];
         let bridge = |endpoint| redis_bridge(BRIDGE, &endpoint, Path::new(FILTER));
         match self {
             Self::None | Self::SharedData | Self::SharedDataRefusing => {}
@@ -96,10 +97,10 @@ impl Variant {
                 clusters.push(redis_nodes(NODES, &servers.nodes()?, refresh()));
                 listeners.push(redis_proxy(NODES, &proxy_settings()));
             }
-            Self::Webdis => clusters.push(cluster("webdis", &[socket(servers.webdis())])),
+            Self::Webdis => clusters.push(cluster("webdis", &[socket(loopback(WEBDIS_PORT))])),
         }
         Ok(json!({
-            "admin": {"address": socket(servers.admin())},
+            "admin": {"address": socket(loopback(ADMIN_PORT))},
             "bootstrap_extensions": [internal_listeners()],
             "static_resources": {"listeners": listeners, "clusters": clusters},
         }))
