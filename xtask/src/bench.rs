@@ -93,7 +93,6 @@ fn costs() -> Result<()> {
     run_program(soak::search("wasm-host")?.arg("costs").env("FILTER_WASM", wasm))
 }
 
-/// The programs and CPUs for a measurement.
 struct Machine {
     envoy: PathBuf,
     wrk: PathBuf,
@@ -124,7 +123,6 @@ impl Machine {
         Ok(())
     }
 
-    /// The program on the measured Envoy's CPU.
     fn on_first_cpu(&self, program: &Path) -> Command {
         self.on_cpus("0", program)
     }
@@ -167,7 +165,6 @@ fn start_envoy(
     envoy::start(&mut command, &file.with_extension("log"), address, path)
 }
 
-/// The directory for configurations, logs and data.
 fn directory() -> Result<PathBuf> {
     let directory = workspace::target().join("bench");
     fs::create_dir_all(&directory)?;

@@ -63,7 +63,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A document, its name, and the result of its check.
 struct Found {
     name: String,
     what: Result<Checked, String>,

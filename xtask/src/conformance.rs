@@ -17,7 +17,6 @@ use crate::process::{log_tail, output_of, run_logged_within};
 use crate::tools::{self, ENVOY_VERSION, major_and_minor};
 use crate::{demo, step, workspace};
 
-/// The timeout for one Envoy.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// The oldest version for `--all`.
@@ -63,9 +62,7 @@ struct Column {
 }
 
 struct Results {
-    /// Whether each of the probe's facts is true.
     facts: BTreeMap<String, bool>,
-    /// Whether each test has passed.
     tests: BTreeMap<String, bool>,
     /// Whether each demo starts, if that was checked.
     demo: Option<bool>,
@@ -104,7 +101,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Column {
-    /// Whether each demo starts, and every test has passed.
     fn is_complete(&self) -> bool {
         let is_complete =
             |results: &Results| results.demo == Some(true) && results.tests.values().all(|passed| *passed);
@@ -166,7 +162,6 @@ fn folder() -> PathBuf {
     workspace::target().join("conformance")
 }
 
-/// The end-to-end tests.
 struct Suite {
     program: PathBuf,
     variables: Variables,
@@ -243,7 +238,6 @@ fn matches_name(name: &str, wanted: &str) -> bool {
     name == wanted || (wanted.ends_with("::") && name.starts_with(wanted))
 }
 
-/// Facts and tests.
 type Read = (BTreeMap<String, bool>, BTreeMap<String, bool>);
 
 /// Parses the output of the tests: `fact group/name: yes`, and libtest's list of failures.
@@ -268,7 +262,6 @@ fn read(log: &str) -> Read {
     (facts, tests)
 }
 
-/// The table in Markdown.
 fn table(rows: &[Row], columns: &[Column], with_suite: bool) -> String {
     let versions: String = columns.iter().map(|column| format!(" {} |", column.version)).collect();
     let mut text = format!("| fact |{versions}\n|---|{}\n", "---|".repeat(columns.len()));
@@ -300,7 +293,6 @@ fn table(rows: &[Row], columns: &[Column], with_suite: bool) -> String {
     text
 }
 
-/// The probe's groups, sorted by name.
 fn groups(columns: &[Column]) -> BTreeSet<String> {
     let results = columns.iter().filter_map(|column| column.results.as_ref());
     let names = results.flat_map(|results| results.facts.keys());

@@ -13,7 +13,6 @@ use sha2::{Digest, Sha256};
 use crate::filter::{self, Toolchain};
 use crate::{step, validators, workspace};
 
-/// The maximum size of a released filter.
 const SIZE_LIMIT_KIB: usize = 512;
 
 const NAME: &str = "dynamic_rate_limiter";
@@ -103,7 +102,6 @@ fn verify(toolchain: Toolchain, directory: &Path) -> Result<()> {
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Every file below a directory.
 fn files_in(directory: &Path) -> Result<Files> {
     let mut files = Files::new();
     let mut left = vec![directory.to_owned()];
@@ -140,7 +138,6 @@ fn differences(first: &Files, second: &Files) -> Vec<String> {
     names.iter().filter_map(|name| difference(name).or_else(|| missing(name))).collect()
 }
 
-/// The description in the filter's manifest.
 fn description() -> Result<String> {
     let manifest: toml::Table = toml::from_str(include_str!("../../Cargo.toml"))?;
     let description = manifest["package"].get("description").and_then(toml::Value::as_str);

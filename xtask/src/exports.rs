@@ -73,7 +73,6 @@ pub(crate) fn trapping(wasm: &[u8]) -> Result<Vec<u8>> {
     Ok(module.emit_wasm())
 }
 
-/// The callbacks of the SDK that the filter replaces.
 fn replaced(module: &Module) -> Vec<String> {
     module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()
 }

@@ -16,7 +16,6 @@ use crate::{exports, step, tools, workspace};
 
 pub(crate) const TARGET: &str = "wasm32-wasip1";
 
-/// The filter's package.
 pub(crate) const LIMITER: &str = "dynamic-rate-limiter";
 
 const DEBIAN_PACKAGES: &[&str] =

@@ -89,7 +89,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints the next step.
 pub(crate) fn step(what: impl std::fmt::Display) {
     eprintln!("==> {what}");
 }

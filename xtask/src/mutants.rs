@@ -16,13 +16,11 @@ use serde::Deserialize;
 use crate::process::{Running, log_tail, run_within};
 use crate::{step, tools, workspace};
 
-/// How long the simulation may search for one mutant.
 const SEARCH_SECONDS: u64 = 60;
 
 /// The arguments of the overload simulation in `cargo xtask test`, and in the search for mutants.
 pub(crate) const OVERLOAD: [&str; 5] = ["--short", "--seeds", "3", "--seed", "900"];
 
-/// The timeout of a build.
 const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 #[derive(Default, clap::Args)]
@@ -48,7 +46,6 @@ struct List {
 #[serde(deny_unknown_fields)]
 struct Mutant {
     name: String,
-    /// The effect of the defect.
     why: String,
     file: PathBuf,
     /// Occurs once in the file.
@@ -128,7 +125,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Found {
     Violation(Duration),

@@ -16,14 +16,12 @@ use crate::bench::config::{limiter, socket};
 use crate::process::{Running, run};
 use crate::{http, step, workspace};
 
-/// The timeout until the upstream listens.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The route timeout for clients with a timeout of one second: it is shorter, so that Envoy itself detects that the
 /// upstream did not answer.
 pub(crate) const ROUTE_TIMEOUT: &str = "0.9s";
 
-/// The path of the limiter's health report.
 pub(crate) const HEALTH_PATH: &str = "/system/health";
 
 /// The number of callers with keys of each tier, as in `bench/loadgen/src/plan.rs`.
@@ -33,7 +31,6 @@ const KEYS: [(&str, u32); 2] = [("pro", 200), ("enterprise", 40)];
 const CAPACITY: u32 = 100_000;
 const REFILL_RATE: u32 = 10_000;
 
-/// The built program.
 pub(crate) struct Program(PathBuf);
 
 impl Program {
@@ -43,7 +40,6 @@ impl Program {
         Ok(Self(workspace::target().join("soak/loadgen")))
     }
 
-    /// One of its subcommands.
     pub(crate) fn subcommand(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.0);
         command.current_dir(workspace::root()).arg(subcommand);
@@ -59,7 +55,6 @@ impl Program {
         Ok(running)
     }
 
-    /// The command that sends the load of a plan.
     pub(crate) fn load(&self, to: SocketAddr, plan: &str) -> Command {
         let mut command = self.subcommand("load");
         command.args(["--to", &to.to_string()]).args(plan.split(' '));
@@ -67,7 +62,6 @@ impl Program {
     }
 }
 
-/// The addresses and the protection of an Envoy between load and upstream.
 pub(crate) struct Between {
     pub(crate) service: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -106,7 +100,6 @@ pub(crate) fn ours(bounds: &Value) -> Value {
     limiter(&json!({"tiers": tiers(), "default_tier": "free", "api_keys": api_keys(), "health": health}))
 }
 
-/// The tier document.
 pub(crate) fn tiers() -> Value {
     let tier = json!({"base": {"capacity": CAPACITY, "refill_rate": REFILL_RATE}, "ttl": 60});
     json!({"free": tier, "pro": tier, "enterprise": tier})
@@ -121,7 +114,6 @@ fn api_keys() -> Value {
     keys.map(entry).collect::<Map<_, _>>().into()
 }
 
-/// Writes a bootstrap to a file.
 pub(crate) fn write(bootstrap: &Value, file: &Path) -> Result<()> {
     if let Some(directory) = file.parent() {
         std::fs::create_dir_all(directory)?;

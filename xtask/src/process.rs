@@ -22,10 +22,8 @@ use crate::workspace;
 /// The pause between two checks of a wait.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a program may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How much of a log an error shows.
 const LOG_TAIL_LINES: usize = 15;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
@@ -38,7 +36,6 @@ pub(crate) fn catch_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Whether this program was interrupted.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
@@ -160,7 +157,6 @@ impl Drop for Running {
     }
 }
 
-/// The end of a log, for an error message.
 pub(crate) fn log_tail(log: &Path) -> String {
     let content = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = content.lines().collect();

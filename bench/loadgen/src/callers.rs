@@ -36,7 +36,6 @@ pub async fn run(to: SocketAddr, plan: &Plan, started: Instant, outcomes: mpsc::
     }
 }
 
-/// The client of all callers.
 struct Caller {
     http: Http,
     uri: Uri,

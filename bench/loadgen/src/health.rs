@@ -15,7 +15,6 @@ use tokio::time::timeout;
 /// Longer than a response takes, and shorter than the second between two lines.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Reads the limiter's health.
 pub(crate) struct Health {
     http: Client<HttpConnector, Empty<Bytes>>,
     url: String,

@@ -89,7 +89,6 @@ fn write(file: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Runs the plan and prints the outcomes of each second.
 async fn load(to: SocketAddr, name: &str, health: Option<&Health>, plan: &Plan) -> Report {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let started = Instant::now();

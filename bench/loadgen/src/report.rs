@@ -66,7 +66,6 @@ pub struct Second {
 /// The outcomes of a complete plan.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    /// The protection between the callers and the upstream.
     pub name: String,
     pub plan: Plan,
     pub seconds: Vec<Second>,

@@ -24,7 +24,6 @@ pub const CONDITION_PATH: &str = "/upstream/condition";
 /// connections, and the bench measures a queue of requests, not one of connections.
 const BACKLOG: u32 = 4_096;
 
-/// The capacity and the queue of the server.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Shape {
     /// How many requests it works on at once
@@ -145,7 +144,6 @@ impl State {
     }
 }
 
-/// With a mean of 1.
 fn lognormal(rng: &mut fastrand::Rng) -> f64 {
     let normal = (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos();
     (SIGMA * normal - SIGMA * SIGMA / 2.0).exp()

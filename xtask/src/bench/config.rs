@@ -26,12 +26,10 @@ pub(super) fn listener(address: SocketAddr, filters: impl IntoIterator<Item = Va
     bootstrap::listener("bench", &socket(address), fields, filters)
 }
 
-/// A route with a direct response.
 pub(super) fn answer() -> Value {
     json!({"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}}})
 }
 
-/// Our limiter.
 pub(crate) fn limiter(configuration: &Value) -> Value {
     wasm("rate_limiter", FILTER, configuration)
 }

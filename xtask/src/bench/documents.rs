@@ -27,7 +27,6 @@ const SERVICE_PORT: u16 = 18010;
 const ADMIN_PORT: u16 = 18011;
 const FILES_PORT: u16 = 18012;
 
-/// The numbers of keys.
 const KEYS: [usize; 3] = [10, 20_000, 100_000];
 
 /// How often the documents are fetched.
@@ -36,7 +35,6 @@ const TTL: Duration = Duration::from_secs(2);
 /// Long enough for two fetches of every document.
 const UNCHANGED: Duration = Duration::from_secs(6);
 
-/// The longest wait until a document applies.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn run() -> Result<()> {
@@ -127,7 +125,6 @@ impl Caller {
         bail!("the document is not applied after {} s", TIMEOUT.as_secs())
     }
 
-    /// Sends requests for this time.
     fn watch(&self, key: &str, time: Duration) -> Result<Vec<Duration>> {
         let begun = Instant::now();
         let mut latencies = Vec::new();

@@ -22,7 +22,6 @@ pub(super) struct Load {
     pub(super) connections: u32,
 }
 
-/// The API keys of the requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Callers {
     /// The same key in all requests.
@@ -31,7 +30,6 @@ pub(super) enum Callers {
     InTurn(usize),
 }
 
-/// wrk's results of a run.
 #[derive(Debug, PartialEq)]
 pub(super) struct Report {
     pub(super) requests: f64,
@@ -43,7 +41,6 @@ pub(super) struct Report {
 }
 
 impl Load {
-    /// Runs the load from one thread.
     pub(super) fn run(&self, mut wrk: Command, seconds: u32) -> Result<Report> {
         let directory = directory()?;
         wrk.args(["--threads", "1", "--latency"])
@@ -67,7 +64,6 @@ impl Load {
 }
 
 impl Report {
-    /// From 0 to 1.
     pub(super) fn refused_share(&self) -> f64 {
         self.refused / self.requests
     }

@@ -92,7 +92,6 @@ fn a_load(text: &str) -> Result<f64, String> {
     load.ok_or_else(|| "a number from 1 to 100 is wanted".to_owned())
 }
 
-/// The protection between the callers and the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Variant {
     /// no protection

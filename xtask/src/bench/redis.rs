@@ -308,7 +308,6 @@ fn print_table(results: &[Series], connections: u32) {
     }
 }
 
-/// Prints the aims and the results.
 fn print_aims(results: &[Series]) {
     println!("\n| aim | wanted | Redis | Redis Cluster |");
     println!("|---|--:|--:|--:|");

@@ -23,7 +23,6 @@ pub(super) enum Kind {
     Yaml,
 }
 
-/// A valid document.
 pub(super) enum Checked {
     PluginConfig(PluginConfig),
     Tiers(Vec<Tier>),
@@ -122,7 +121,6 @@ fn no_key_among_fields(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The members of an object; empty for any other value.
 fn members(bytes: &[u8]) -> Map<String, Value> {
     serde_json::from_slice(bytes).unwrap_or_default()
 }

@@ -47,7 +47,6 @@ pub(super) fn hash_lines(input: impl BufRead, output: &mut impl Write) -> Result
     Ok(())
 }
 
-/// Prints new keys, each with its hash.
 pub(super) fn generate(count: u16) -> Result<()> {
     eprintln!(
         "Each line: a key for the caller, and its hash for api_keys.json, as \"sha256:…\": {{\"tier\": \"…\", \"id\": \"…\"}}"

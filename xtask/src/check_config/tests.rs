@@ -16,7 +16,6 @@ fn check(name: &str, text: &str) -> Result<String, String> {
     found.remove(0).what.map(|checked| checked.to_string())
 }
 
-/// The results of several documents that are given together.
 fn together(documents: &[(&str, &str)]) -> Vec<(String, Result<String, String>)> {
     let mut found: Vec<Found> =
         documents.iter().flat_map(|(name, text)| read(name, text.as_bytes(), None)).collect();

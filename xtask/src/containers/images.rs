@@ -15,7 +15,6 @@ use crate::process::{output_of, run_logged_within, run_within};
 use crate::tools::{ENVOY_VERSION, install_envoy};
 use crate::{step, workspace};
 
-/// The files that contain image names.
 const FILES: [&str; 3] = ["Dockerfile", "docker-compose.yml", "deploy/compose/production.yml"];
 
 /// The images with a stand-in, and its stage in `tests/containers/stand-ins/Dockerfile`.
@@ -34,11 +33,9 @@ const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const BASE: &str = "rate-limiter-stand-in-base";
 
-/// The timeout for pulling an image.
 const PULL_LIMIT: Duration = Duration::from_secs(300);
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 
-/// Provides all images.
 pub(super) fn provide(docker: &Docker, sources: &Path) -> Result<()> {
     let folder = workspace::target().join("containers/stand-ins");
     fs::create_dir_all(&folder)?;

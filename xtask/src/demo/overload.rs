@@ -28,16 +28,13 @@ const TIMES: u32 = 5;
 /// A queue of one second, so that recovery after an overload is fast.
 const QUEUE: &str = "--queue 100";
 
-/// The destination of the load's lines.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Lines {
-    /// The terminal.
     Shown,
     /// `target/demo/load.log`, because the terminal is used otherwise.
     Kept,
 }
 
-/// The upstream and the load.
 pub(super) struct Overload {
     program: Program,
     _upstream: Running,
@@ -68,7 +65,6 @@ impl Overload {
         workspace::target().join("demo/overload.json")
     }
 
-    /// The file with the tiers of the bootstrap.
     pub(super) fn tiers() -> PathBuf {
         workspace::target().join("demo/overload-tiers.json")
     }

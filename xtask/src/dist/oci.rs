@@ -84,7 +84,6 @@ fn annotations() -> Result<Value> {
     }))
 }
 
-/// An image layout that is being written.
 struct Layout<'a> {
     directory: &'a Path,
 }

@@ -30,7 +30,6 @@ pub(super) fn document(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result
     Ok(document)
 }
 
-/// A crate in the output of `cargo tree`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Crate {
     name: String,
@@ -52,7 +51,6 @@ impl Crate {
         Some((depth.parse().ok()?, Self { name, version, license, repository, features }))
     }
 
-    /// The package URL of the crate.
     fn purl(&self) -> String {
         format!("pkg:cargo/{}@{}", self.name, self.version)
     }
@@ -91,13 +89,11 @@ struct Locked {
     checksum: Option<String>,
 }
 
-/// The filter and its crates.
 #[derive(Debug)]
 struct Crates {
     filter: Crate,
     /// Each crate with its dependencies.
     dependencies: BTreeMap<Crate, BTreeSet<String>>,
-    /// By package URL.
     checksums: BTreeMap<String, String>,
 }
 

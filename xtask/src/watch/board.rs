@@ -12,7 +12,6 @@ const RATE_OVER: Duration = Duration::from_secs(2);
 /// The maximum of points of a curve: more than the columns of a terminal.
 const HISTORY: usize = 300;
 
-/// Per second, between two samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rates {
     pub(super) allowed: f64,
@@ -39,12 +38,10 @@ pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
     now.tiers.iter().map(|(name, tier)| (name.clone(), of(name, tier))).collect()
 }
 
-/// All shown values.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     pub(super) admin: String,
     pub(super) capacities: Capacities,
-    /// Why there is no new sample.
     pub(super) error: Option<String>,
     /// Notices for the user, the newest last.
     pub(super) notices: Vec<String>,
@@ -59,7 +56,6 @@ impl Board {
         Self { admin: admin.to_string(), ..Self::default() }
     }
 
-    /// Adds a sample.
     pub(super) fn add(&mut self, sample: Sample, capacities: Capacities) {
         self.capacities = capacities;
         self.error = None;
@@ -112,7 +108,6 @@ impl Board {
         points.map(|rates| (rate(rates) * 10.0).round() as u64).collect()
     }
 
-    /// Whether this limiter can measure health.
     pub(super) fn measures_health(&self) -> bool {
         self.now().is_some_and(|sample| sample.is_automatic.is_some())
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use dynamic_rate_limiter::metrics::{self, Status, without_labels};
 use serde_json::Value;
 
-/// The limiter's stats at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sample {
     /// Since the watch began.
@@ -20,7 +19,6 @@ pub(super) struct Sample {
     pub(super) is_automatic: Option<bool>,
     /// The share of shed requests, in thousandths; missing if measured health is not configured.
     pub(super) shed_permille: Option<u64>,
-    /// By upstream cluster.
     pub(super) clusters: BTreeMap<String, Cluster>,
     pub(super) fallbacks: u64,
     pub(super) store_failures: u64,
@@ -30,7 +28,6 @@ pub(super) struct Sample {
     pub(super) is_limiter: bool,
 }
 
-/// The counts of one tier.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Tier {
     /// `allowed` and `exempt`.
@@ -49,7 +46,6 @@ impl Tier {
     }
 }
 
-/// Requests to one upstream cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Cluster {
     pub(super) in_flight: u64,

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::super::config::{REFUSED_KEY, answer, callers, keys, limiter, listener, socket, wasm};
 
-/// One way to run Envoy.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum Variant {
     /// no filter
@@ -28,17 +27,14 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    /// Whether its responses have rate limit headers.
     pub(super) fn has_limit_headers(self) -> bool {
         matches!(self, Self::Native | Self::Ours | Self::OursRefusing)
     }
 
-    /// Whether it refuses nearly all requests.
     pub(super) fn refuses(self) -> bool {
         self == Self::OursRefusing
     }
 
-    /// A key in the variant's configuration.
     pub(super) fn api_key(self) -> &'static str {
         if self.refuses() { REFUSED_KEY } else { "key-50" }
     }

@@ -28,7 +28,6 @@ pub(super) const ADMIN_PORT: u16 = 18011;
 pub(super) const UPSTREAM_PORT: u16 = 18012;
 pub(super) const WEBDIS_PORT: u16 = 18020;
 
-/// The servers that the variants need; they end when this is dropped.
 pub(super) struct Servers {
     upstream: Running,
     webdis: Option<Running>,
@@ -66,7 +65,6 @@ impl Servers {
         Ok(self.cluster.as_ref().context("no cluster was started")?.addresses())
     }
 
-    /// Ids of the Redis processes that a variant uses.
     pub(super) fn redis_processes(&self, variant: Variant) -> Vec<u32> {
         self.redis_of(variant).iter().map(Redis::id).collect()
     }
@@ -87,7 +85,6 @@ impl Servers {
         }
     }
 
-    /// Returns an error if a server has ended.
     pub(super) fn check(&mut self) -> Result<()> {
         self.upstream.check()?;
         self.webdis.as_mut().map_or(Ok(()), Running::check)

@@ -40,12 +40,10 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    /// Whether its responses have rate limit headers.
     pub(super) fn has_limit_headers(self) -> bool {
         !matches!(self, Self::None | Self::Webdis)
     }
 
-    /// Whether it refuses nearly all requests.
     pub(super) fn refuses(self) -> bool {
         matches!(self, Self::SharedDataRefusing | Self::RedisRefusing)
     }
@@ -64,7 +62,6 @@ impl Variant {
         if self.refuses() { Callers::One(REFUSED_KEY) } else { Callers::InTurn(KEYS) }
     }
 
-    /// A key in the variant's configuration.
     pub(super) fn api_key(self) -> &'static str {
         if self.refuses() { REFUSED_KEY } else { "key-50" }
     }
