@@ -121,21 +121,16 @@ fn files_in(directory: &Path) -> Result<Files> {
 /// The files that are missing in one directory, or differ.
 fn differences(first: &Files, second: &Files) -> Vec<String> {
     let names: BTreeSet<&PathBuf> = first.keys().chain(second.keys()).collect();
-    let difference = |name: &&PathBuf| {
-        let text = match (first.get(*name)?, second.get(*name)) {
-            (one, Some(other)) if one == other => return None,
-            (one, Some(other)) => {
-                let same = one.iter().zip(other).take_while(|(one, other)| one == other).count();
-                format!("{} and {} bytes, the same up to byte {same}", one.len(), other.len())
-            }
-            (_, None) => "not in the second".to_owned(),
-        };
-        Some(format!("{}: {text}", name.display()))
+    let difference = |name: &PathBuf| match (first.get(name), second.get(name)) {
+        (Some(one), Some(other)) => (one != other).then(|| {
+            let same = one.iter().zip(other).take_while(|(one, other)| one == other).count();
+            format!("{} and {} bytes, the same up to byte {same}", one.len(), other.len())
+        }),
+        (Some(_), None) => Some("not in the second".to_owned()),
+        (None, _) => Some("not in the first".to_owned()),
     };
-    let missing = |name: &&PathBuf| {
-        (!first.contains_key(*name)).then(|| format!("{}: not in the first", name.display()))
-    };
-    names.iter().filter_map(|name| difference(name).or_else(|| missing(name))).collect()
+    let named = |name: &PathBuf| Some(format!("{}: {}", name.display(), difference(name)?));
+    names.into_iter().filter_map(named).collect()
 }
 
 fn description() -> Result<String> {
