@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use overload::{Lines, Overload};
+use overload::Overload;
 use redis::Redis;
 
 use crate::envoy::{self, ensure_free};
 use crate::filter::{self, Toolchain};
-use crate::process::{Running, interrupted, pause};
+use crate::process::{Running, pause};
 use crate::watch::Watched;
 use crate::{step, tools, workspace};
 
@@ -53,15 +53,6 @@ enum Store {
     SharedData,
     /// In Redis, which is started, too
     Redis,
-}
-
-impl Store {
-    fn bootstrap(self) -> &'static str {
-        match self {
-            Self::SharedData => "envoy.yaml",
-            Self::Redis => "deploy/redis/envoy.yaml",
-        }
-    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -101,29 +92,24 @@ impl Demo {
     fn start(options: &Options, binary: &Path) -> Result<Self> {
         ensure_free((Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into())?;
         ensure_free((Ipv4Addr::LOCALHOST, ADMIN_PORT).into())?;
-        if options.store == Store::Redis {
-            redis::ensure_port_free()?;
-        }
         let redis_server = match options.store {
             Store::SharedData => None,
-            Store::Redis => Some(tools::redis_server()?),
+            Store::Redis => Some(redis::ensure_port_free().and_then(|()| tools::redis_server())?),
         };
         filter::build(Toolchain::find()?)?;
-
         let redis = redis_server.as_deref().map(Redis::start).transpose()?;
-        let lines = if options.watch { Lines::Kept } else { Lines::Shown };
-        let overload = options.overload.then(|| Overload::start(lines)).transpose()?;
+        let log = options.watch.then(|| workspace::target().join("demo/load.log"));
+        let overload = options.overload.then(|| Overload::start(log)).transpose()?;
         Ok(Self { overload, envoy: start_envoy(options, binary)?, redis })
     }
 
     fn wait_until_interrupted(&mut self) -> Result<()> {
-        while !interrupted() {
+        loop {
             self.check()?.iter().for_each(step);
             if pause(Duration::from_millis(200)).is_err() {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     fn watch_until_interrupted(&mut self) -> Result<()> {
@@ -155,13 +141,13 @@ impl Demo {
 
 fn start_envoy(options: &Options, binary: &Path) -> Result<Running> {
     let log = workspace::target().join("demo/envoy.log");
-    let bootstrap =
-        if options.overload { Overload::bootstrap() } else { shipped(options.store.bootstrap(), binary)? };
-    step(format!(
-        "starting Envoy with {}; its log: {}",
-        workspace::shown(&bootstrap),
-        workspace::shown(&log)
-    ));
+    let bootstrap = match options.store {
+        _ if options.overload => Overload::bootstrap(),
+        Store::SharedData => shipped("envoy.yaml", binary)?,
+        Store::Redis => shipped("deploy/redis/envoy.yaml", binary)?,
+    };
+    let shown = workspace::shown;
+    step(format!("starting Envoy with {}; its log: {}", shown(&bootstrap), shown(&log)));
     let mut command = Command::new(binary);
     command.arg("--config-path").arg(&bootstrap).args(["--concurrency", "2"]);
     command.args(["--log-level", &options.log_level]);
@@ -175,9 +161,8 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Running> {
 fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
     let file = workspace::root().join(bootstrap);
     let version = tools::version_of(envoy)?;
-    if harness::envoy_version::follows_writing_in_place(&version)
-        .with_context(|| format!("not a version: {version}"))?
-    {
+    let follows = harness::envoy_version::follows_writing_in_place(&version);
+    if follows.with_context(|| format!("not a version: {version}"))? {
         return Ok(file);
     }
     step(format!(

@@ -4,7 +4,7 @@
 //! So the callbacks that the filter does not implement are removed, with the code that only they use.
 
 use anyhow::{Context, Result, ensure};
-use walrus::{Module, ModuleConfig, passes};
+use walrus::{ModuleConfig, passes};
 
 /// The exports that remain, and why.
 ///
@@ -45,7 +45,9 @@ pub(crate) fn strip(wasm: &[u8]) -> Result<Vec<u8>> {
         let exported = module.exports.iter().any(|export| export.name == *name);
         ensure!(exported, "it does not export `{name}` ({why})");
     }
-    for name in replaced(&module) {
+    // The callbacks of the SDK that the filter replaces.
+    let replaced = module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES));
+    for name in replaced.map(str::to_owned).collect::<Vec<_>>() {
         module.exports.remove(&name)?;
         let ours = module.exports.iter_mut().find(|export| export.name == [REPLACES, &name].concat());
         ours.context("an export has disappeared")?.name = name;
@@ -71,8 +73,4 @@ pub(crate) fn trapping(wasm: &[u8]) -> Result<Vec<u8>> {
         body.unreachable();
     })?;
     Ok(module.emit_wasm())
-}
-
-fn replaced(module: &Module) -> Vec<String> {
-    module.exports.iter().filter_map(|export| export.name.strip_prefix(REPLACES)).map(str::to_owned).collect()
 }

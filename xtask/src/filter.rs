@@ -50,11 +50,9 @@ impl Toolchain {
             Self::Rustup => step(format!("wasm toolchain: the one in use, with {TARGET}")),
             Self::Debian => {
                 step("wasm toolchain: Debian's");
+                let other = "either run\n  rustup target add";
                 install_debian_compiler().with_context(|| {
-                    format!(
-                        "no toolchain for {TARGET}: either run\n  rustup target add {TARGET}\n\
-                         or install Debian's"
-                    )
+                    format!("no toolchain for {TARGET}: {other} {TARGET}\nor install Debian's")
                 })?;
             }
         }
@@ -131,29 +129,22 @@ impl Toolchain {
 
 /// Builds the limiter into `target/dynamic_rate_limiter.wasm`, the path in all configurations.
 pub(crate) fn build(toolchain: Toolchain) -> Result<PathBuf> {
-    let artifact = workspace::target().join("dynamic_rate_limiter.wasm");
-    build_package(toolchain, LIMITER, &artifact)?;
-    Ok(artifact)
+    build_package(toolchain, LIMITER)
+}
+
+/// Builds one package into `target`, without the exports that are not needed.
+pub(crate) fn build_package(toolchain: Toolchain, package: &str) -> Result<PathBuf> {
+    put(package, &build_at(toolchain, workspace::root(), package)?)
 }
 
 /// Builds the probe filter into `target/probe_filter.wasm`, with all its exports.
 pub(crate) fn build_probe(toolchain: Toolchain) -> Result<PathBuf> {
-    let artifact = workspace::target().join("probe_filter.wasm");
-    let built = compile(toolchain, workspace::root(), "probe-filter")?;
-    put(&artifact, &fs::read(built)?)?;
-    Ok(artifact)
+    put("probe-filter", &fs::read(compile(toolchain, workspace::root(), "probe-filter")?)?)
 }
 
 /// Writes the limiter with a trap at every request's body to `target/trapping_filter.wasm`.
 pub(crate) fn make_trapping(limiter: &Path) -> Result<PathBuf> {
-    let artifact = workspace::target().join("trapping_filter.wasm");
-    put(&artifact, &exports::trapping(&fs::read(limiter)?)?)?;
-    Ok(artifact)
-}
-
-/// Builds one package, removes the exports that are not needed, and writes the result to `artifact`.
-pub(crate) fn build_package(toolchain: Toolchain, package: &str, artifact: &Path) -> Result<()> {
-    put(artifact, &build_at(toolchain, workspace::root(), package)?)
+    put("trapping-filter", &exports::trapping(&fs::read(limiter)?)?)
 }
 
 /// Builds one package of the sources at `root`, and removes the exports that are not needed.
@@ -167,18 +158,18 @@ pub(crate) fn build_at(toolchain: Toolchain, root: &Path, package: &str) -> Resu
 fn compile(toolchain: Toolchain, root: &Path, package: &str) -> Result<PathBuf> {
     step(format!("building {package} (the first time takes a minute or two)"));
     run(toolchain.cargo_build(root).args(["--package", package]))?;
-    Ok(root
-        .join(toolchain.target_dir())
-        .join(TARGET)
-        .join("release")
-        .join(package.replace('-', "_"))
-        .with_extension("wasm"))
+    Ok(module_in(&root.join(toolchain.target_dir()).join(TARGET).join("release"), package))
 }
 
-fn put(artifact: &Path, wasm: &[u8]) -> Result<()> {
-    replace(artifact, wasm)?;
-    step(format!("{}: {} KiB", workspace::shown(artifact), wasm.len().div_ceil(1024)));
-    Ok(())
+fn module_in(folder: &Path, package: &str) -> PathBuf {
+    folder.join(package.replace('-', "_")).with_extension("wasm")
+}
+
+fn put(package: &str, wasm: &[u8]) -> Result<PathBuf> {
+    let artifact = module_in(&workspace::target(), package);
+    replace(&artifact, wasm)?;
+    step(format!("{}: {} KiB", workspace::shown(&artifact), wasm.len().div_ceil(1024)));
+    Ok(artifact)
 }
 
 /// Replaces a file atomically, because an Envoy may read it. An unchanged file is not written.

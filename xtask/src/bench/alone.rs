@@ -13,7 +13,7 @@ use super::{
 };
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
-use crate::{http, step, workspace};
+use crate::{http, step};
 use variant::Variant;
 
 /// Different from the demo's ports, and below the kernel's ports for outgoing connections.
@@ -47,7 +47,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let machine = Machine::find()?;
     let toolchain = Toolchain::find()?;
     filter::build(toolchain)?;
-    filter::build_package(toolchain, "empty-filter", &workspace::target().join("empty_filter.wasm"))?;
+    filter::build_package(toolchain, "empty-filter")?;
 
     let mut results: Vec<(Variant, Vec<Measurement>)> =
         chosen(&options.only).into_iter().map(|variant| (variant, Vec::new())).collect();

@@ -76,8 +76,7 @@ impl Measurement {
         self.envoy_us + self.redis_us.unwrap_or(0.0) + self.other_us.unwrap_or(0.0)
     }
 
-    /// Percentage of the time in which Envoy was busy. If it is not near 100, another process is
-    /// the bottleneck.
+    /// Percentage of the time in which Envoy was busy. If it is not near 100, another process is the bottleneck.
     fn busy(&self) -> f64 {
         1e-4 * self.envoy_us * self.report.requests_per_second
     }
@@ -146,11 +145,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut bench = Bench { servers: Servers::start(&machine, &variants)?, machine, options };
 
     // The variants of one number of connections are adjacent, because they are compared.
-    let mut results: Vec<Series> = Vec::new();
-    for &connections in &options.connections {
-        let series = |&variant| Series { variant, connections, measured: Vec::new() };
-        results.extend(variants.iter().map(series));
-    }
+    let series = |&connections: &u32| {
+        variants.iter().map(move |&variant| Series { variant, connections, measured: Vec::new() })
+    };
+    let mut results: Vec<Series> = options.connections.iter().flat_map(series).collect();
     let ended = (1..=options.timing.rounds).try_for_each(|round| bench.round(round, &mut results));
     // A run takes long. If it is aborted, the complete rounds are still printed.
     let complete = results.iter().map(|series| series.measured.len()).min().unwrap_or(0);
@@ -171,9 +169,9 @@ impl Bench<'_> {
     fn round(&mut self, round: u32, results: &mut [Series]) -> Result<()> {
         let rounds = self.options.timing.rounds;
         for Series { variant, connections, measured } in results {
-            let measurement = self
-                .measure(*variant, *connections)
-                .with_context(|| format!("{}, {}", name(*variant), counted(*connections)))?;
+            let measurement = self.measure(*variant, *connections);
+            let measurement =
+                measurement.with_context(|| format!("{}, {}", name(*variant), counted(*connections)))?;
             step(format!(
                 "round {round} of {rounds}: {connections:3} connections, {:20} {:6.1} µs CPU a request, p50 {:6.3} ms, {:6.0} requests/s",
                 name(*variant),

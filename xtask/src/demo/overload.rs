@@ -28,23 +28,17 @@ const TIMES: u32 = 5;
 /// A queue of one second, so that recovery after an overload is fast.
 const QUEUE: &str = "--queue 100";
 
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Lines {
-    Shown,
-    /// `target/demo/load.log`, because the terminal is used otherwise.
-    Kept,
-}
-
 pub(super) struct Overload {
     program: Program,
     _upstream: Running,
     load: Option<Running>,
-    lines: Lines,
+    /// The file for the load's lines, if the terminal is used otherwise.
+    log: Option<PathBuf>,
 }
 
 impl Overload {
     /// Starts the upstream, and writes the bootstrap for Envoy.
-    pub(super) fn start(lines: Lines) -> Result<Self> {
+    pub(super) fn start(log: Option<PathBuf>) -> Result<Self> {
         let upstream = loopback(UPSTREAM_PORT);
         ensure_free(upstream)?;
         let program = Program::build()?;
@@ -56,9 +50,10 @@ impl Overload {
         let between = Between { service, admin, upstream, route_timeout, protection };
         write(&bootstrap(between), &Self::bootstrap())?;
         write(&tiers(), &Self::tiers())?;
-        let log = workspace::target().join("demo/upstream.log");
-        step(format!("starting an upstream of limited capacity; its log: {}", workspace::shown(&log)));
-        Ok(Self { _upstream: program.upstream(upstream, QUEUE, &log)?, program, load: None, lines })
+        let upstream_log = workspace::target().join("demo/upstream.log");
+        let shown = workspace::shown(&upstream_log);
+        step(format!("starting an upstream of limited capacity; its log: {shown}"));
+        Ok(Self { _upstream: program.upstream(upstream, QUEUE, &upstream_log)?, program, load: None, log })
     }
 
     pub(super) fn bootstrap() -> PathBuf {
@@ -80,9 +75,9 @@ impl Overload {
         );
         let mut command = self.program.load(loopback(SERVICE_PORT), &plan);
         command.args(["--health", HEALTH_PATH]);
-        self.load = Some(match self.lines {
-            Lines::Shown => Running::start(&mut command),
-            Lines::Kept => Running::start_logged(&mut command, &workspace::target().join("demo/load.log")),
+        self.load = Some(match &self.log {
+            None => Running::start(&mut command),
+            Some(log) => Running::start_logged(&mut command, log),
         }?);
         Ok(Some(format!(
             "load: normal for {BEFORE_SECONDS} s, overload for {OVERLOAD_SECONDS} s, normal for {AFTER_SECONDS} s"
