@@ -22,7 +22,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
 use crate::process::{interrupted, pause};
 use crate::{http, step, workspace};
 use board::Board;
-use stats::{Capacities, Sample};
+use stats::Sample;
 
 /// How often the stats are read.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -76,9 +76,7 @@ impl Watched {
             on_sample(&mut board.notices)?;
             match self.sample(start.elapsed()) {
                 // The tiers are read at every sample, because saving that file reloads it.
-                Ok(sample) => {
-                    board.add(sample, Capacities::parse(&fs::read_to_string(&self.tiers).unwrap_or_default()))
-                }
+                Ok(sample) => board.add(sample, &fs::read(&self.tiers).unwrap_or_default()),
                 Err(error) => board.error = Some(format!("{error:#}")),
             }
             Ok(known)

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::stats::{Capacities, Sample, Tier};
+use dynamic_rate_limiter::config::parse_tier_document;
+use dynamic_rate_limiter::tier::Tier;
+
+use super::stats::{Counts, Sample};
 
 /// Workers report once a second. Over two seconds their reports even out.
 const RATE_OVER: Duration = Duration::from_secs(2);
@@ -22,8 +25,8 @@ pub(super) struct Rates {
 /// The rates a second between two samples. If a counter has fallen, Envoy was restarted, and it counts from zero.
 pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
     let seconds = now.at.saturating_sub(before.at).as_secs_f64();
-    let none = Tier::default();
-    let of = |name: &String, tier: &Tier| {
+    let none = Counts::default();
+    let of = |name: &String, tier: &Counts| {
         let old = before.tiers.get(name).unwrap_or(&none);
         let per_second = |old: u64, new: u64| {
             let gained = new.checked_sub(old).unwrap_or(new);
@@ -41,7 +44,8 @@ pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
 #[derive(Debug, Default)]
 pub(super) struct Board {
     pub(super) admin: String,
-    pub(super) capacities: Capacities,
+    /// The configured tiers: no stat has their capacities.
+    configured: Vec<Tier>,
     pub(super) error: Option<String>,
     /// Notices for the user, the newest last.
     pub(super) notices: Vec<String>,
@@ -56,8 +60,9 @@ impl Board {
         Self { admin: admin.to_string(), ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, sample: Sample, capacities: Capacities) {
-        self.capacities = capacities;
+    /// Adds a sample, and the tiers file. Errors in that are ignored, because it may be edited meanwhile.
+    pub(super) fn add(&mut self, sample: Sample, tiers: &[u8]) {
+        self.configured = parse_tier_document(tiers).unwrap_or_default();
         self.error = None;
         // The first remaining sample is the newest one that is at least [`RATE_OVER`] old.
         let is_old = |other: &Sample| sample.at.saturating_sub(other.at) >= RATE_OVER;
@@ -83,7 +88,8 @@ impl Board {
     /// The tiers that are configured or counted, small buckets first.
     pub(super) fn tiers(&self) -> Vec<String> {
         let counted = self.now().into_iter().flat_map(|sample| sample.tiers.keys());
-        let mut names: Vec<_> = self.capacities.tiers().chain(counted).cloned().collect();
+        let configured = self.configured.iter().filter(|tier| !tier.unlimited).map(|tier| &tier.name);
+        let mut names: Vec<_> = configured.chain(counted).cloned().collect();
         let order = |name: &String| (self.capacity(name).unwrap_or(u64::MAX), name.clone());
         names.sort_by_key(order);
         names.dedup();
@@ -91,10 +97,13 @@ impl Board {
     }
 
     pub(super) fn capacity(&self, tier: &str) -> Option<u64> {
-        self.capacities.of(tier, self.now().and_then(|sample| sample.degraded) == Some(true))
+        let tier = self.configured.iter().find(|other| other.name == tier && !other.unlimited)?;
+        let is_degraded = self.now().and_then(|sample| sample.degraded) == Some(true);
+        let limit = if is_degraded { tier.degraded } else { tier.normal };
+        Some(limit.capacity().into())
     }
 
-    pub(super) fn tier(&self, name: &str) -> Option<&Tier> {
+    pub(super) fn tier(&self, name: &str) -> Option<&Counts> {
         self.now()?.tiers.get(name)
     }
 

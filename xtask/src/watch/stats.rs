@@ -1,16 +1,15 @@
-//! Parses Envoy's stats and the tiers file.
+//! Parses Envoy's stats.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dynamic_rate_limiter::metrics::{self, Status, without_labels};
-use serde_json::Value;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sample {
     /// Since the watch began.
     pub(super) at: Duration,
-    pub(super) tiers: BTreeMap<String, Tier>,
+    pub(super) tiers: BTreeMap<String, Counts>,
     /// Missing until a worker has reported it.
     pub(super) degraded: Option<bool>,
     /// Missing without Redis.
@@ -29,7 +28,7 @@ pub(super) struct Sample {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Tier {
+pub(super) struct Counts {
     /// `allowed` and `exempt`.
     pub(super) allowed: u64,
     /// `limited` and `blocked`.
@@ -39,7 +38,7 @@ pub(super) struct Tier {
     tokens_remaining: Option<u64>,
 }
 
-impl Tier {
+impl Counts {
     /// The tokens of the last caller; missing if there was none.
     pub(super) fn tokens_remaining(&self) -> Option<u64> {
         self.tokens_remaining.filter(|left| *left > 0 || self.allowed + self.refused > 0)
@@ -106,34 +105,7 @@ impl Sample {
         self.clusters.entry(name.to_owned()).or_default()
     }
 
-    fn tier(&mut self, name: &str) -> &mut Tier {
+    fn tier(&mut self, name: &str) -> &mut Counts {
         self.tiers.entry(name.to_owned()).or_default()
     }
-}
-
-/// The capacity of each tier's buckets, `(NORMAL, DEGRADED)`. There is no stat with it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Capacities(BTreeMap<String, (u64, u64)>);
-
-impl Capacities {
-    /// Parses the tiers file, and ignores errors, because it may be edited meanwhile.
-    pub(super) fn parse(text: &str) -> Self {
-        let document: Value = serde_json::from_str(text).unwrap_or_default();
-        let tiers = document.as_object().into_iter().flatten();
-        Self(tiers.filter_map(|(name, tier)| Some((name.clone(), capacities(tier)?))).collect())
-    }
-
-    pub(super) fn of(&self, tier: &str, is_degraded: bool) -> Option<u64> {
-        self.0.get(tier).map(|(normal, degraded)| if is_degraded { *degraded } else { *normal })
-    }
-
-    pub(super) fn tiers(&self) -> impl Iterator<Item = &String> {
-        self.0.keys()
-    }
-}
-
-fn capacities(tier: &Value) -> Option<(u64, u64)> {
-    let capacity = |limit: &str| tier[limit]["capacity"].as_u64();
-    let base = capacity("base")?;
-    Some((capacity("burst").unwrap_or(base), capacity("degraded").unwrap_or(base)))
 }

@@ -9,7 +9,7 @@ use ratatui::style::Color;
 
 use super::board::{Board, Rates, rates};
 use super::screen;
-use super::stats::{Capacities, Cluster, Sample};
+use super::stats::{Cluster, Sample};
 
 /// Recorded from an Envoy, shortened.
 const BEFORE: &str = "\
@@ -48,14 +48,16 @@ wasmcustom.rate_limiter_requests_total.tier.free.status.shed: 2509
 wasmcustom.rate_limiter_requests_total.tier.pro.status.shed: 29
 ";
 
-const TIERS: &str = r#"{"free": {"base": {"capacity": 5}, "burst": {"capacity": 10}, "degraded": {"capacity": 2}},
-                        "pro": {"base": {"capacity": 25}}, "internal": {"unlimited": true}}"#;
+const TIERS: &[u8] = br#"{
+    "free": {"base": {"capacity": 5, "refill_rate": 1}, "burst": {"capacity": 10},
+             "degraded": {"capacity": 2, "refill_rate": 1}},
+    "pro": {"base": {"capacity": 25, "refill_rate": 1}}, "internal": {"unlimited": true}}"#;
 
 /// A board with a sample of each text, two seconds apart.
 fn board(before: &str, now: &str) -> Board {
     let mut board = Board::default();
     for (second, text) in [(1, before), (3, now)] {
-        board.add(Sample::parse(Duration::from_secs(second), text), Capacities::parse(TIERS));
+        board.add(Sample::parse(Duration::from_secs(second), text), TIERS);
     }
     board
 }
@@ -98,7 +100,7 @@ fn rates_are_over_two_seconds() {
     let mut board = Board::default();
     for half_seconds in 0..10 {
         let text = if half_seconds < 5 { BEFORE } else { NOW };
-        board.add(Sample::parse(Duration::from_millis(half_seconds * 500), text), Capacities::default());
+        board.add(Sample::parse(Duration::from_millis(half_seconds * 500), text), &[]);
     }
     // The first sample has none before it; 20 requests in two seconds are 100 tenths a second.
     assert_eq!(board.curve("free", |rates| rates.allowed), [0, 0, 0, 0, 100, 100, 100, 100, 0]);
@@ -130,10 +132,7 @@ fn allowed_and_refused_requests_are_curves() {
     assert_eq!((buffer[(28, refused)].symbol(), buffer[(28, refused)].fg), ("█", Color::Red));
 
     // Half the rate later is half as high, beside the first.
-    board.add(
-        Sample::parse(Duration::from_secs(5), &NOW.replace("allowed: 30", "allowed: 40")),
-        Capacities::default(),
-    );
+    board.add(Sample::parse(Duration::from_secs(5), &NOW.replace("allowed: 30", "allowed: 40")), &[]);
     let buffer = drawn(&board, 80, 24);
     assert_eq!([buffer[(28, allowed)].symbol(), buffer[(29, allowed)].symbol()], ["█", "▄"]);
 }
@@ -221,7 +220,7 @@ fn a_new_tier_an_error_and_a_notice_are_shown() {
     }
     assert_eq!(place(&buffer, "    redis-server"), (0, 23));
     let unknown = "wasmcustom.rate_limiter_tokens_remaining.tier.gold: 7\n";
-    board.add(Sample::parse(Duration::from_secs(9), unknown), Capacities::default());
+    board.add(Sample::parse(Duration::from_secs(9), unknown), &[]);
     place(&drawn(&board, 80, 24), "gold");
 }
 
@@ -230,7 +229,7 @@ fn tiers_that_do_not_fit_are_named_and_any_window_size_works() {
     let many: String =
         (0..9).map(|n| format!("wasmcustom.rate_limiter_tokens_remaining.tier.t{n}: {n}\n")).collect();
     let mut board = Board::default();
-    board.add(Sample::parse(Duration::ZERO, &many), Capacities::default());
+    board.add(Sample::parse(Duration::ZERO, &many), &[]);
     place(&drawn(&board, 80, 24), "4 more: t5, t6, t7, t8.");
     assert!(!rows(&drawn(&board, 80, 44)).join("\n").contains("more:"));
     for (columns, lines) in [(1, 1), (10, 3), (26, 8), (300, 100)] {
