@@ -37,12 +37,6 @@ const NODE_SHARE: f64 = 0.1;
 /// The limiter's counter of requests that `on_failure` decided.
 const FALLBACKS: &str = "wasmcustom.rate_limiter_fallback_decisions_total.policy.local:";
 
-/// The aims of the project's specification, for `many` connections and for one.
-const AIM_ADDED_CPU_US: f64 = 25.0;
-const AIM_RATE: f64 = 0.9;
-const AIM_ADDED_P50_US: f64 = 300.0;
-const MANY_CONNECTIONS: u32 = 64;
-
 #[derive(clap::Args)]
 pub(super) struct Options {
     #[command(flatten)]
@@ -243,7 +237,6 @@ impl Bench<'_> {
         for &connections in connections {
             print_table(results, connections);
         }
-        print_aims(results);
     }
 }
 
@@ -303,36 +296,6 @@ fn print_table(results: &[Series], connections: u32) {
             dash(none.map(|none| series.rate(none)), 2),
             series.median(Measurement::busy),
         );
-    }
-}
-
-fn print_aims(results: &[Series]) {
-    println!("\n| aim | wanted | Redis | Redis Cluster |");
-    println!("|---|--:|--:|--:|");
-    let row = |aim: &str, wanted: &str, connections: u32, digits: usize, of: fn(&Series, &Series) -> f64| {
-        let none = find(results, Variant::None, connections);
-        let found = [Variant::Redis, Variant::RedisCluster].map(|variant| {
-            let found = find(results, variant, connections).zip(none);
-            dash(found.map(|(series, none)| of(series, none)), digits)
-        });
-        println!("| {aim}, {} | {wanted} | {} | {} |", counted(connections), found[0], found[1]);
-    };
-    let mut connections: Vec<u32> = results.iter().map(|series| series.connections).collect();
-    connections.dedup();
-    for &many in connections.iter().filter(|&&connections| connections >= MANY_CONNECTIONS) {
-        row("µs of CPU added", &format!("≤ {AIM_ADDED_CPU_US}"), many, 1, Series::added_cpu_us);
-        row("requests/s × no limiter", &format!("≥ {AIM_RATE}"), many, 2, Series::rate);
-    }
-    if connections.contains(&1) {
-        row("p50 added µs", &format!("≤ {AIM_ADDED_P50_US}"), 1, 0, Series::added_p50_us);
-    }
-    for &connections in &connections {
-        let refusing = [Variant::RedisRefusing, Variant::SharedDataRefusing]
-            .map(|variant| find(results, variant, connections));
-        if let [Some(redis), Some(shared_data)] = refusing {
-            let ratio = redis.compared_with(shared_data, |m, b| m.cpu_us() / b.cpu_us());
-            println!("| CPU of a refusal × shared data's, {} | ≤ 1 | {ratio:.2} | – |", counted(connections));
-        }
     }
 }
 
