@@ -45,10 +45,7 @@ enum Part {
 }
 
 pub(crate) fn run_parts(options: &Options) -> Result<()> {
-    let seed = match options.seed {
-        Some(seed) => seed,
-        None => std::time::UNIX_EPOCH.elapsed()?.as_secs(),
-    };
+    let seed = options.seed.map_or_else(|| std::time::UNIX_EPOCH.elapsed().map(|now| now.as_secs()), Ok)?;
     let parts = if options.parts.is_empty() { Part::value_variants() } else { &options.parts };
     for part in parts {
         let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -63,11 +60,11 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
 
 impl Part {
     fn run(self, time: Duration, seed: u64) -> Result<()> {
-        let timed = |package: &str, arguments: &[&str]| {
+        let timed = |package: &str, arguments: &[&str]| -> Result<Command> {
             let mut command = search(package)?;
-            command.args(arguments);
-            command.args(["--seconds", &time.as_secs().to_string(), "--seed", &seed.to_string()]);
-            Ok::<_, anyhow::Error>(command)
+            let (seconds, seed) = (time.as_secs().to_string(), seed.to_string());
+            command.args(arguments).args(["--seconds", &seconds, "--seed", &seed]);
+            Ok(command)
         };
         match self {
             Self::Simulation => run(&mut timed("simulation", &[])?),

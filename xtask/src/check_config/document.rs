@@ -1,5 +1,6 @@
 //! One JSON document: its kind, its check, and its summary.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use dynamic_rate_limiter::config::{
@@ -139,9 +140,7 @@ impl fmt::Display for Checked {
                 write!(formatter, "{}: {}", counted(tiers.len(), "tier"), names.join(", "))
             }
             Checked::ApiKeys { entries, plain } => {
-                let mut tiers: Vec<&str> = entries.iter().map(|entry| entry.tier.as_str()).collect();
-                tiers.sort_unstable();
-                tiers.dedup();
+                let tiers: BTreeSet<_> = entries.iter().map(|entry| &entry.tier).collect();
                 let (keys, tiers) = (counted(entries.len(), "key"), counted(tiers.len(), "tier"));
                 write!(formatter, "{keys} of {tiers}")?;
                 match plain {
@@ -157,18 +156,15 @@ fn plugin_summary(plugin: &PluginConfig, formatter: &mut fmt::Formatter<'_>) -> 
     let settings = &plugin.settings;
     let config = Config::new(plugin, &Documents::default()).map_err(|_| fmt::Error)?;
     write!(formatter, "plugin configuration: ")?;
-    let from = |path: &Option<String>| path.as_deref().map(str::to_owned);
     let source = settings.config_source.as_ref();
-    match source.and_then(|source| from(&source.tiers)) {
+    match source.and_then(|source| source.tiers.as_ref()) {
         Some(path) => write!(formatter, "tiers from {path}")?,
-        None => write!(
-            formatter,
-            "{}, default {}",
-            counted(config.tiers.len(), "tier"),
-            config.default_tier.name
-        )?,
+        None => {
+            let (tiers, default) = (counted(config.tiers.len(), "tier"), &config.default_tier.name);
+            write!(formatter, "{tiers}, default {default}")?;
+        }
     }
-    match source.and_then(|source| from(&source.api_keys)) {
+    match source.and_then(|source| source.api_keys.as_ref()) {
         Some(path) => write!(formatter, "; keys from {path}")?,
         None => write!(formatter, "; {}", counted(config.keys(), "key"))?,
     }

@@ -32,16 +32,11 @@ pub(super) fn hash_lines(input: impl BufRead, output: &mut impl Write) -> Result
     for (number, line) in (1..).zip(input.split(b'\n')) {
         let line = line?;
         let key = line.strip_suffix(b"\r").unwrap_or(&line);
-        let length = key.len();
-        ensure!(
-            (1..=MAX_KEY_BYTES).contains(&length),
-            "line {number}: found {length} bytes, wanted 1 to {MAX_KEY_BYTES}"
-        );
+        let (length, most) = (key.len(), MAX_KEY_BYTES);
+        ensure!((1..=most).contains(&length), "line {number}: found {length} bytes, wanted 1 to {most}");
         // Envoy removes spaces around a header's value, so such a key could never be sent.
-        ensure!(
-            key.trim_ascii().len() == length,
-            "line {number}: found a space at the start or the end, wanted none"
-        );
+        let is_trimmed = key.trim_ascii().len() == length;
+        ensure!(is_trimmed, "line {number}: found a space at the start or the end, wanted none");
         writeln!(output, "{}", hash(key))?;
     }
     Ok(())

@@ -40,15 +40,8 @@ pub(super) fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&tar))]},
     });
     let config = layout.json_blob(IMAGE_CONFIG, &config)?;
-    let mut annotations = annotations()?;
-    annotations["module.wasm.image/variant"] = "compat".into();
-    layout.finish(&json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": config,
-        "layers": [layer],
-        "annotations": annotations,
-    }))
+    let variant = json!({"module.wasm.image/variant": "compat"});
+    layout.finish(json!({"config": config, "layers": [layer], "annotations": variant}))
 }
 
 /// Writes a wasm artifact: the module itself, and a description for its loader.
@@ -65,23 +58,8 @@ pub(super) fn write_artifact(directory: &Path, wasm: &[u8]) -> Result<()> {
     };
     let description = titled(layout.json_blob(WASM_CONFIG, &description)?, "runtime-config.json");
     let module = titled(layout.blob(WASM_LAYER, wasm)?, PLUGIN);
-    layout.finish(&json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "artifactType": WASM_CONFIG,
-        "config": layout.json_blob(EMPTY, &json!({}))?,
-        "layers": [description, module],
-        "annotations": annotations()?,
-    }))
-}
-
-fn annotations() -> Result<Value> {
-    Ok(json!({
-        "org.opencontainers.image.title": "dynamic-rate-limiter",
-        "org.opencontainers.image.description": description()?,
-        "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
-        "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
-    }))
+    let (config, layers) = (layout.json_blob(EMPTY, &json!({}))?, [description, module]);
+    layout.finish(json!({"artifactType": WASM_CONFIG, "config": config, "layers": layers}))
 }
 
 struct Layout<'a> {
@@ -109,12 +87,22 @@ impl<'a> Layout<'a> {
         self.blob(media_type, &serde_json::to_vec(content)?)
     }
 
-    fn finish(&self, manifest: &Value) -> Result<()> {
-        let manifest = self.json_blob(MANIFEST, manifest)?;
+    fn finish(&self, mut manifest: Value) -> Result<()> {
+        manifest["schemaVersion"] = 2.into();
+        manifest["mediaType"] = MANIFEST.into();
+        let annotations = [
+            ("title", "dynamic-rate-limiter"),
+            ("description", &description()?),
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("licenses", env!("CARGO_PKG_LICENSE")),
+        ];
+        for (name, value) in annotations {
+            manifest["annotations"][format!("org.opencontainers.image.{name}")] = value.into();
+        }
         let index = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [manifest],
+            "manifests": [self.json_blob(MANIFEST, &manifest)?],
         });
         fs::write(self.directory.join("index.json"), serde_json::to_vec(&index)?)?;
         fs::write(self.directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -229,31 +217,26 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_contain_the_same_module() {
+    fn both_formats_contain_the_same_module_and_are_reproducible() {
         for (form, write) in FORMS {
-            assert_eq!(load(written(write).path()).expect(form), WASM, "{form}");
+            let (first, second) = (written(write), written(write));
+            assert_eq!(load(first.path()).expect(form), WASM, "{form}");
+            assert_eq!(manifest(first.path()), manifest(second.path()), "{form}");
         }
     }
 
     #[test]
     fn the_manifests_have_the_media_types_that_istio_and_envoy_gateway_distinguish() {
-        let types = |write| {
+        let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let [config, module] = ["config.v1+json", "content.layer.v1+wasm"]
+            .map(|kind| format!("application/vnd.module.wasm.{kind}"));
+        let forms: [(Write, &[&str]); 2] = [(write_image, &[tar]), (write_artifact, &[&config, &module])];
+        for (write, expected) in forms {
             let manifest = manifest(written(write).path());
             let layers = list(&manifest, "layers").expect("layers");
             assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
-            layers
-                .iter()
-                .map(|layer| layer["mediaType"].as_str().expect("a type").to_owned())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(types(write_image), ["application/vnd.oci.image.layer.v1.tar+gzip"]);
-        assert_eq!(
-            types(write_artifact),
-            [
-                "application/vnd.module.wasm.config.v1+json",
-                "application/vnd.module.wasm.content.layer.v1+wasm"
-            ]
-        );
+            assert_eq!(layers.iter().map(|layer| &layer["mediaType"]).collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]
@@ -294,13 +277,5 @@ mod tests {
             format!("blobs/sha256/{}", entry.expect("an entry").file_name().to_string_lossy())
         };
         entries.map(name).collect()
-    }
-
-    #[test]
-    fn the_layout_of_a_module_is_reproducible() {
-        for (form, write) in FORMS {
-            let (first, second) = (written(write), written(write));
-            assert_eq!(manifest(first.path()), manifest(second.path()), "{form}");
-        }
     }
 }
