@@ -107,10 +107,9 @@ fn compiled_filter() -> Result<()> {
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let envoy = tools::envoy()?;
     let mut tests = workspace::cargo();
-    tests.args(["test", "--profile", "soak", "--package", "wasm-host"]);
+    tests.args("test --profile soak --package wasm-host".split(' '));
     tests.env("FILTER_WASM", &wasm).env("PROBE_WASM", &probe).env("ENVOY_BIN", envoy);
-    tests.env("REDIS_SERVER", tools::redis_server()?);
-    check("the filter in a hostile host", &mut tests)?;
+    check("the filter in a hostile host", tests.env("REDIS_SERVER", tools::redis_server()?))?;
 
     // The binary that was built for the tests. Building it without their features would take minutes.
     let mut search = Command::new(workspace::target().join("soak/wasm-host"));

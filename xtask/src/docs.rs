@@ -106,12 +106,8 @@ fn every_xtask_command_in_a_document_is_valid() {
             let line = [&["cargo xtask"], words.as_slice()].concat();
             if let Err(error) = Subcommand::command().try_get_matches_from(&line) {
                 let is_help = [ErrorKind::DisplayHelp, ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand];
-                assert!(
-                    is_help.contains(&error.kind()),
-                    "{}: `{}`: {error}",
-                    document.path.display(),
-                    line.join(" ")
-                );
+                let (path, line) = (document.path.display(), line.join(" "));
+                assert!(is_help.contains(&error.kind()), "{path}: `{line}`: {error}");
             }
             seen += 1;
         }
@@ -129,12 +125,9 @@ fn missing_files_headings_and_commands_are_detected() {
     for link in ["#try-it", "docs/operating.md#reasons", "xtask", "https://example.org/nowhere"] {
         assert_eq!(broken(link, readme, &documents), None, "{link}");
     }
-    let words: Vec<_> =
-        commands("XTASK=1 cargo xtask test e2e -- x  # why\nls\n`cargo xtask demo`").collect();
-    assert_eq!(words, [vec!["test", "e2e", "--", "x"], vec!["demo"]]);
-    for line in
-        [["cargo xtask", "demos", ""], ["cargo xtask", "demo", "--wtch"], ["cargo xtask", "test", "e3e"]]
-    {
+    let words = commands("XTASK=1 cargo xtask test e2e -- x  # why\nls\n`cargo xtask demo`");
+    assert_eq!(words.collect::<Vec<_>>(), [vec!["test", "e2e", "--", "x"], vec!["demo"]]);
+    for line in [["", "demos", ""], ["", "demo", "--wtch"], ["", "test", "e3e"]] {
         let error = Subcommand::command().try_get_matches_from(line).expect_err("no such command");
         assert_ne!(error.kind(), ErrorKind::DisplayHelp, "{line:?}");
     }

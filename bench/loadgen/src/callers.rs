@@ -152,10 +152,7 @@ mod tests {
         let sent: u32 = report.seconds.iter().flat_map(|second| second.sent).sum();
         assert_eq!(sent as usize, plan().arrivals().len());
         let served = of(Fate::Served);
-        assert!(
-            (60..=170).contains(&served),
-            "about 125 of 325 requests in four seconds are served: {served}"
-        );
+        assert!((60..=170).contains(&served), "about 125 of 325 requests in four seconds: {served}");
         assert!(of(Fate::Error) > 50, "the others are refused at once");
         assert!(report.usual_ms(0.5).expect("some are served") >= 20.0);
     }

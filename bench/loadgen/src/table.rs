@@ -69,24 +69,18 @@ fn row(report: &Report) -> String {
     };
     let [begin, after] = report.goodput();
     let important = TIERS - 1;
-    let mut row =
-        format!("| {} | {begin:.1} | {after:.1} | {} |", report.name, percent(report.success(important)));
-    row += &format!(" {} |", percent(report.settled_success(important)));
-    for tier in (0..important).rev() {
-        row += &format!(" {} |", percent(report.success(tier)));
-    }
-    for quantile in [0.5, 0.99] {
-        row += &format!(" {} |", milliseconds(report.latency_ms(quantile), report.usual_ms(quantile)));
-    }
-    let recovery = report.recovery_seconds();
-    row += &format!(
-        " {} | {} | {} | {} |\n",
-        share(&[Fate::Shed, Fate::Limited]),
-        share(&[Fate::Error, Fate::TimedOut, Fate::Broken]),
-        percent(report.success_after()),
-        recovery.map_or(format!("not within {} s", report.plan.after), |seconds| format!("{seconds} s")),
+    let mut cells = vec![report.name.clone(), format!("{begin:.1}"), format!("{after:.1}")];
+    cells.extend([report.success(important), report.settled_success(important)].map(percent));
+    cells.extend((0..important).rev().map(|tier| percent(report.success(tier))));
+    cells.extend(
+        [0.5, 0.99].map(|quantile| milliseconds(report.latency_ms(quantile), report.usual_ms(quantile))),
     );
-    row
+    cells.push(share(&[Fate::Shed, Fate::Limited]));
+    cells.push(share(&[Fate::Error, Fate::TimedOut, Fate::Broken]));
+    cells.push(percent(report.success_after()));
+    let never = format!("not within {} s", report.plan.after);
+    cells.push(report.recovery_seconds().map_or(never, |seconds| format!("{seconds} s")));
+    format!("| {} |\n", cells.join(" | "))
 }
 
 /// In how many windows the first report has fewer served requests than the second, and the largest difference.

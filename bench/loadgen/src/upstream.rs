@@ -193,15 +193,12 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
 
 async fn change(request: Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    match serde_json::from_slice(&body) {
-        Ok(condition) => {
-            state.set(condition);
-            reply(StatusCode::OK, "changed\n")
+    match serde_json::from_slice(&body).map(|condition| state.set(condition)) {
+        Ok(()) => reply(StatusCode::OK, "changed\n"),
+        Err(error) => {
+            let wanted = r#"{"slowdown": 1.0, "failing": 0.0} with other numbers"#;
+            reply(StatusCode::BAD_REQUEST, &format!("found {error}, wanted {wanted}\n"))
         }
-        Err(error) => reply(
-            StatusCode::BAD_REQUEST,
-            &format!("found {error}, wanted {{\"slowdown\": 1.0, \"failing\": 0.0}} with other numbers\n"),
-        ),
     }
 }
 

@@ -116,8 +116,4 @@ impl Board {
         let points = self.history.get(tier).into_iter().flatten();
         points.map(|rates| (rate(rates) * 10.0).round() as u64).collect()
     }
-
-    pub(super) fn measures_health(&self) -> bool {
-        self.now().is_some_and(|sample| sample.is_automatic.is_some())
-    }
 }

@@ -63,21 +63,15 @@ fn state(board: &Board) -> Vec<Span<'static>> {
 
 /// Mode, requests in flight, and shed requests of each tier; empty if health is not measured.
 fn measured_health(board: &Board) -> Vec<Line<'static>> {
-    if !board.measures_health() {
+    let Some((sample, is_automatic)) = board.now().and_then(|sample| Some((sample, sample.is_automatic?)))
+    else {
         return Vec::new();
-    }
-    let sample = board.now();
-    let mode = match sample.and_then(|sample| sample.is_automatic) {
-        Some(true) => "auto",
-        Some(false) => "manual",
-        None => "unknown",
     };
-    let mut in_flight = format!("Mode {mode}");
-    for (name, cluster) in sample.into_iter().flat_map(|sample| &sample.clusters) {
-        let Cluster { in_flight: now, limit, waiting } = cluster;
+    let mut in_flight = format!("Mode {}", if is_automatic { "auto" } else { "manual" });
+    for (name, Cluster { in_flight: now, limit, waiting }) in &sample.clusters {
         in_flight += &format!("   {name} {now} of {limit} in flight, {waiting} waiting");
     }
-    let share = sample.and_then(|sample| sample.shed_permille).unwrap_or(0) as f64 / 10.0;
+    let share = sample.shed_permille.unwrap_or(0) as f64 / 10.0;
     let colour = if share > 0.0 { Color::Yellow } else { Color::Reset };
     let of_tiers: Vec<_> =
         board.tiers().iter().map(|name| format!("{name} {:.1}", board.rates(name).shed)).collect();
@@ -122,12 +116,10 @@ fn draw_tier(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
 
 fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
     let Some(left) = board.tier(name).and_then(|tier| tier.tokens_remaining()) else {
-        frame.render_widget("none seen yet".dim(), area);
-        return;
+        return frame.render_widget("none seen yet".dim(), area);
     };
     let Some(capacity) = board.capacity(name) else {
-        frame.render_widget(format!("{left}"), area);
-        return;
+        return frame.render_widget(left.to_string(), area);
     };
     // The value may be from before the capacity was reduced.
     let left = left.min(capacity);
@@ -147,13 +139,13 @@ fn draw_curve(what: &str, rate: f64, curve: Vec<u64>, colour: Color, frame: &mut
 }
 
 fn counts(board: &Board) -> Paragraph<'static> {
-    let Some(sample) = board.now() else {
-        return Paragraph::default();
-    };
-    Paragraph::new(format!(
-        "configurations applied {}, rejected {}   without Redis {}   store failures {}",
-        sample.reloads_applied, sample.reloads_rejected, sample.fallbacks, sample.store_failures
-    ))
+    let text = board.now().map(|sample| {
+        format!(
+            "configurations applied {}, rejected {}   without Redis {}   store failures {}",
+            sample.reloads_applied, sample.reloads_rejected, sample.fallbacks, sample.store_failures
+        )
+    });
+    Paragraph::new(text.unwrap_or_default())
 }
 
 /// All values in one line, if there is no terminal.
@@ -162,12 +154,7 @@ pub(super) fn line(board: &Board) -> String {
         return why.clone();
     }
     let mut text: String = state(board).iter().map(|span| span.content.as_ref()).collect();
-    if board.measures_health() {
-        for line in measured_health(board) {
-            text += "   ";
-            text += &line.to_string();
-        }
-    }
+    measured_health(board).iter().for_each(|line| text += &format!("   {line}"));
     for name in board.tiers() {
         let Rates { allowed, refused, .. } = board.rates(&name);
         let left = board.tier(&name).and_then(|tier| tier.tokens_remaining());
