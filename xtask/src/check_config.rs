@@ -91,18 +91,16 @@ fn read(name: &str, bytes: &[u8], kind: Option<Kind>) -> Vec<Found> {
 
 /// Checks each pair of documents for a match. A mismatch is an error of the document that names a tier.
 fn join(found: &mut [Found]) {
-    let mut mismatches = Vec::new();
-    for (index, one) in found.iter().enumerate() {
-        for other in found.iter() {
-            let (Ok(checked), Ok(beside)) = (&one.what, &other.what) else { continue };
-            if let Err(message) = fits(checked, beside) {
-                mismatches.push((index, format!("{message} (with {})", other.name)));
-            }
-        }
-    }
-    // In reverse order, so that the first error of each document remains.
-    for (index, message) in mismatches.into_iter().rev() {
-        if let Some(found) = found.get_mut(index) {
+    let mismatch = |one: &Found| {
+        let checked = one.what.as_ref().ok()?;
+        found.iter().find_map(|other| {
+            let message = fits(checked, other.what.as_ref().ok()?).err()?;
+            Some(format!("{message} (with {})", other.name))
+        })
+    };
+    let mismatches: Vec<_> = found.iter().map(mismatch).collect();
+    for (found, mismatch) in found.iter_mut().zip(mismatches) {
+        if let Some(message) = mismatch {
             found.what = Err(message);
         }
     }

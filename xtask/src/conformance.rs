@@ -102,11 +102,8 @@ impl Column {
 
 /// Whether each demo starts; prints the error if not.
 fn demo_starts(envoy: &Path) -> bool {
-    let started = demo::start_each(envoy);
-    if let Err(error) = &started {
-        step(format!("the demo does not start: {error:#}"));
-    }
-    started.is_ok()
+    let report = |error| step(format!("the demo does not start: {error:#}"));
+    demo::start_each(envoy).map_err(report).is_ok()
 }
 
 /// For each column the versions to try, in order.

@@ -51,8 +51,8 @@ pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
     cleaned.remove_containers();
     let docker = &cleaned.0;
     let mut tests = Command::new(workspace::target().join("debug/containers"));
-    docker.set_up(&mut tests);
-    run_within(tests.args(chapters).env("CONTAINERS_FOLDER", &folder), LIMIT)
+    tests.args(chapters).env("CONTAINERS_FOLDER", &folder).envs(docker.variable());
+    run_within(&mut tests, LIMIT)
 }
 
 /// Copies the sources as a user has them, with a built filter. Files that tests have edited are reset, and a developer's
@@ -79,15 +79,12 @@ pub(crate) struct Docker {
 impl Docker {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
-        self.set_up(&mut command);
-        command.args(arguments);
+        command.args(arguments).envs(self.variable());
         command
     }
 
-    fn set_up(&self, command: &mut Command) {
-        if let Some(config) = &self.config {
-            command.env("DOCKER_CONFIG", config);
-        }
+    fn variable(&self) -> Option<(&str, &Path)> {
+        self.config.as_deref().map(|config| ("DOCKER_CONFIG", config))
     }
 }
 

@@ -84,13 +84,18 @@ impl Toolchain {
 
     /// The compiler's version: `1.96.0`.
     pub(crate) fn rustc_version(self) -> Result<String> {
-        let rustc = match self {
+        let printed = output_of(self.rustc().arg("--version"))?;
+        let version = printed.split(' ').nth(1);
+        Ok(version.with_context(|| format!("`{printed}` is no version of rustc"))?.to_owned())
+    }
+
+    fn rustc(self) -> Command {
+        let mut command = Command::new(match self {
             Self::Rustup => env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()),
             Self::Debian => DEBIAN_RUSTC.into(),
-        };
-        let printed = output_of(Command::new(&rustc).current_dir(workspace::root()).arg("--version"))?;
-        let version = printed.split(' ').nth(1);
-        Ok(version.with_context(|| format!("{} is not rustc", rustc.display()))?.to_owned())
+        });
+        command.current_dir(workspace::root());
+        command
     }
 
     fn target_dir(self) -> &'static str {
@@ -203,17 +208,16 @@ fn debian_compiler_is_at_least(needed: &str) -> Result<bool> {
 
 /// Whether the compiler that cargo uses has a standard library for the target.
 fn has_target() -> bool {
-    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let mut command = Command::new(rustc);
-    command.current_dir(workspace::root()).args(["--print", "target-libdir", "--target", TARGET]);
-    let libraries = output_of(&mut command);
+    let mut rustc = Toolchain::Rustup.rustc();
+    let libraries = output_of(rustc.args(["--print", "target-libdir", "--target", TARGET]));
     libraries.is_ok_and(|directory| Path::new(directory.trim()).is_dir())
 }
 
 /// Flags that remove paths of this machine from panic messages, so that the build is reproducible on every machine.
 /// Each folder of the registry's crates has its own flag, because its name depends on the mirror of the registry.
 fn without_paths(root: &Path) -> Vec<String> {
-    let cargo_home = cargo_home();
+    let default = || env::home_dir().unwrap_or_default().join(".cargo");
+    let cargo_home = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
     let registries = fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten().flatten();
     let mut registries: Vec<PathBuf> = registries.map(|registry| registry.path()).collect();
     registries.sort();
@@ -223,9 +227,4 @@ fn without_paths(root: &Path) -> Vec<String> {
     // Last, because the last match applies.
     flags.push(remap(root, "."));
     flags
-}
-
-fn cargo_home() -> PathBuf {
-    let default = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
-    env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from)
 }

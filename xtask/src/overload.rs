@@ -92,11 +92,8 @@ pub(crate) fn bootstrap(between: Between) -> Value {
 }
 
 /// Our limiter with measured health and these settings.
-pub(crate) fn ours(bounds: &Value) -> Value {
-    let mut health = json!({"mode": "auto"});
-    for (name, value) in bounds.as_object().into_iter().flatten() {
-        health[name] = value.clone();
-    }
+pub(crate) fn ours(mut health: Value) -> Value {
+    health["mode"] = "auto".into();
     limiter(&json!({"tiers": tiers(), "default_tier": "free", "api_keys": api_keys(), "health": health}))
 }
 

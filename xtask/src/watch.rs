@@ -95,8 +95,9 @@ impl Watched {
     fn sample(&self, at: Duration) -> Result<Sample> {
         let response = http::get(self.admin, STATS, &[])
             .with_context(|| format!("no answer from Envoy's admin endpoint {}", self.admin))?;
-        ensure!(response.status == 200, "{} answers {}, wanted Envoy's stats", self.admin, response.status);
-        Ok(Sample::parse(at, &response.body))
+        let status = response.status();
+        ensure!(status == 200, "{} answers {status}, wanted Envoy's stats", self.admin);
+        Ok(Sample::parse(at, response.body()))
     }
 }
 

@@ -36,13 +36,9 @@ pub(crate) fn cargo() -> Command {
 /// Removes the variables that `cargo run` has set for this package. Build scripts that depend on them would otherwise
 /// run again on every change between `cargo xtask` and plain `cargo`.
 pub(crate) fn forget_our_package(command: &mut Command) {
-    for (name, _) in env::vars_os() {
-        let ours = name
-            .to_str()
-            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"));
-        if ours {
-            command.env_remove(name);
-        }
+    let is_ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_ours)) {
+        command.env_remove(name);
     }
 }
 

@@ -111,7 +111,7 @@ impl Variant {
             Self::AdmissionControl => Some(admission_control()),
             Self::AdaptiveConcurrency => Some(adaptive_concurrency(slots)),
             // With the documented defaults.
-            Self::Ours => Some(ours(&json!({}))),
+            Self::Ours => Some(ours(json!({}))),
         }
     }
 }

@@ -260,7 +260,7 @@ fn fallbacks(variant: Variant, admin: SocketAddr) -> Result<f64> {
     if !variant.uses_redis_store() {
         return Ok(0.0);
     }
-    let stats = http::get(admin, "/stats?filter=fallback_decisions", &[])?.body;
+    let stats = http::get(admin, "/stats?filter=fallback_decisions", &[])?.into_body();
     let count = stats.lines().find_map(|line| line.trim().strip_prefix(FALLBACKS)?.trim().parse().ok());
     count.with_context(|| format!("no `{FALLBACKS} <number>` among Envoy's stats"))
 }

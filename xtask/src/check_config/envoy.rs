@@ -21,24 +21,24 @@ pub(super) fn plugins(yaml: &[u8]) -> Result<Vec<(String, Configuration)>, Strin
         })?;
     let mut found = Vec::new();
     documents.iter().for_each(|document| walk(document, &mut found));
-    match found.is_empty() {
-        true => Err("found no rate limiter in it, wanted a Wasm filter that has `rate_limiter` or `rate-limiter` in its \
-                     name, root_id or code"
-            .to_owned()),
-        false => Ok(found),
+    if found.is_empty() {
+        return Err("found no rate limiter in it, wanted a Wasm filter that has `rate_limiter` or `rate-limiter` in its \
+                    name, root_id or code"
+            .to_owned());
     }
+    Ok(found)
 }
 
 fn walk(value: &Value, found: &mut Vec<(String, Configuration)>) {
     if value["@type"] == WASM {
-        envoy_filter(&value["config"], found);
+        found.extend(envoy_filter(&value["config"]));
     } else if value["kind"] == "WasmPlugin" {
-        let spec = &value["spec"];
-        control_plane(&value["metadata"]["name"], spec, &["url", "pluginName"], "pluginConfig", found);
+        let (name, spec) = (&value["metadata"]["name"], &value["spec"]);
+        found.extend(control_plane(name, spec, &["url", "pluginName"], "pluginConfig"));
     } else if value["kind"] == "EnvoyExtensionPolicy" {
-        for wasm in value["spec"]["wasm"].as_array().into_iter().flatten() {
-            control_plane(&wasm["name"], wasm, &["name", "rootID", "code"], "config", found);
-        }
+        let list = value["spec"]["wasm"].as_array().into_iter().flatten();
+        let plugin = |wasm: &Value| control_plane(&wasm["name"], wasm, &["name", "rootID", "code"], "config");
+        found.extend(list.filter_map(plugin));
     } else {
         let list = value.as_array().into_iter().flatten();
         let members = value.as_object().into_iter().flat_map(|members| members.values());
@@ -46,9 +46,9 @@ fn walk(value: &Value, found: &mut Vec<(String, Configuration)>) {
     }
 }
 
-fn envoy_filter(config: &Value, found: &mut Vec<(String, Configuration)>) {
+fn envoy_filter(config: &Value) -> Option<(String, Configuration)> {
     if config["root_id"] == BRIDGE || !is_ours(config, &["name", "root_id", "vm_config"]) {
-        return;
+        return None;
     }
     let configuration = match (&config["configuration"]["@type"], &config["configuration"]["value"]) {
         (Value::Null, _) if config["configuration"].is_null() => Ok(Vec::new()),
@@ -60,7 +60,7 @@ fn envoy_filter(config: &Value, found: &mut Vec<(String, Configuration)>) {
                   protobuf bytes, which are rejected because they are not JSON"
             .to_owned()),
     };
-    found.push((name_of(&config["name"]), configuration));
+    Some((name_of(&config["name"]), configuration))
 }
 
 /// Control planes have the configuration as YAML, and pass it to the filter as JSON text.
@@ -69,16 +69,10 @@ fn control_plane(
     plugin: &Value,
     fields: &[&str],
     field: &str,
-    found: &mut Vec<(String, Configuration)>,
-) {
-    if !is_ours(plugin, fields) {
-        return;
-    }
-    let configuration = match &plugin[field] {
-        Value::Null => Vec::new(),
-        configuration => configuration.to_string().into_bytes(),
-    };
-    found.push((name_of(name), Ok(configuration)));
+) -> Option<(String, Configuration)> {
+    let configuration = Some(&plugin[field]).filter(|value| !value.is_null());
+    let bytes = configuration.map_or_else(Vec::new, |value| value.to_string().into_bytes());
+    is_ours(plugin, fields).then(|| (name_of(name), Ok(bytes)))
 }
 
 fn is_ours(config: &Value, fields: &[&str]) -> bool {

@@ -46,7 +46,7 @@ impl Overload {
         let bounds = json!({"degrade_after_seconds": 1, "recover_after_seconds": 5});
         let service = (Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into();
         let admin = loopback(ADMIN_PORT);
-        let (route_timeout, protection) = (ROUTE_TIMEOUT, Some(ours(&bounds)));
+        let (route_timeout, protection) = (ROUTE_TIMEOUT, Some(ours(bounds)));
         let between = Between { service, admin, upstream, route_timeout, protection };
         write(&bootstrap(between), &Self::bootstrap())?;
         write(&tiers(), &Self::tiers())?;
