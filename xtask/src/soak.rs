@@ -7,7 +7,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// The parts to run; by default all, one after the other
     parts: Vec<Part>,
     /// How long each part runs, such as 90s, 10m or 8h
-    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = duration)]
     time: Duration,
     /// The seed of the search; it is printed, so that a run can be repeated
     #[arg(long)]
@@ -142,4 +142,10 @@ impl Rounds {
         }
         Ok(())
     }
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    let time = humantime::parse_duration(text)?;
+    ensure!(time.as_secs() > 0, "wanted at least a second");
+    Ok(time)
 }
