@@ -196,7 +196,6 @@ fn ensure_response(service: SocketAddr, api_key: &str, refuses: bool, has_limit_
     Ok(())
 }
 
-/// The selected variants, or all.
 fn chosen<V: ValueEnum + PartialEq + Copy>(only: &[V]) -> Vec<V> {
     V::value_variants().iter().filter(|variant| only.is_empty() || only.contains(variant)).copied().collect()
 }

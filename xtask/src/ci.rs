@@ -143,7 +143,6 @@ fn end_to_end(arguments: &[OsString]) -> Result<()> {
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 
-/// Variables with the paths of programs and filters.
 pub(crate) type Variables = Vec<(&'static str, PathBuf)>;
 
 /// The programs and filters that the end-to-end tests need besides Envoy.

@@ -68,7 +68,6 @@ struct Results {
     demo: Option<bool>,
 }
 
-/// Checks every Envoy, then prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let variables = end_to_end_variables()?;
     let suite = Suite { program: build_suite()?, variables };

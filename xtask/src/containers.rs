@@ -30,7 +30,6 @@ const PORTS: [u16; 3] = [8000, 9090, 3000];
 /// A cold run builds the filter in an image, which takes minutes.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// The version of the engine.
 pub(crate) fn engine() -> Result<String> {
     output_of(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]))
         .context("no Docker engine answers: `docker version`")

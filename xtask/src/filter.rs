@@ -28,7 +28,6 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 pub(crate) enum Toolchain {
     /// The toolchain that compiled this program, with the target added by rustup.
     Rustup,
-    /// Debian's packages.
     Debian,
 }
 

@@ -72,10 +72,7 @@ enum Search {
 
 impl Search {
     fn package(self) -> &'static str {
-        match self {
-            Self::Simulation => "simulation",
-            Self::Overload => "overload",
-        }
+        if self == Self::Overload { "overload" } else { "simulation" }
     }
 }
 
@@ -131,7 +128,6 @@ enum Found {
     Nothing,
 }
 
-/// A copy of the sources for defects.
 struct Copy {
     root: PathBuf,
     redis_server: PathBuf,

@@ -27,10 +27,6 @@ pub(crate) const HEALTH_PATH: &str = "/system/health";
 /// The number of callers with keys of each tier, as in `bench/loadgen/src/plan.rs`.
 const KEYS: [(&str, u32); 2] = [("pro", 200), ("enterprise", 40)];
 
-/// The limit of all tiers, which no caller reaches: the load tests shedding, not buckets.
-const CAPACITY: u32 = 100_000;
-const REFILL_RATE: u32 = 10_000;
-
 pub(crate) struct Program(PathBuf);
 
 impl Program {
@@ -46,7 +42,6 @@ impl Program {
         command
     }
 
-    /// Starts an upstream, and waits until it listens.
     pub(crate) fn upstream(&self, address: SocketAddr, arguments: &str, log: &Path) -> Result<Running> {
         let mut command = self.subcommand("upstream");
         command.args(["--listen", &address.to_string()]).args(arguments.split(' '));
@@ -91,14 +86,14 @@ pub(crate) fn bootstrap(between: Between) -> Value {
     })
 }
 
-/// Our limiter with measured health and these settings.
 pub(crate) fn ours(mut health: Value) -> Value {
     health["mode"] = "auto".into();
     limiter(&json!({"tiers": tiers(), "default_tier": "free", "api_keys": api_keys(), "health": health}))
 }
 
+/// No caller reaches a limit: the load tests shedding, not buckets.
 pub(crate) fn tiers() -> Value {
-    let tier = json!({"base": {"capacity": CAPACITY, "refill_rate": REFILL_RATE}, "ttl": 60});
+    let tier = json!({"base": {"capacity": 100_000, "refill_rate": 10_000}, "ttl": 60});
     json!({"free": tier, "pro": tier, "enterprise": tier})
 }
 

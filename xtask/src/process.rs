@@ -19,7 +19,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::workspace;
 
-/// The pause between two checks of a wait.
 const POLL: Duration = Duration::from_millis(20);
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -85,19 +84,16 @@ impl Running {
         self.child.id()
     }
 
-    /// How it ended, or `None` while it runs.
     pub(crate) fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
-    /// Returns an error if it has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         let ended = self.exited()?;
         ensure!(ended.is_none(), "`{}` ended by itself: {ended:?}{}", self.command, self.log_tail());
         Ok(())
     }
 
-    /// Waits until `probe` succeeds.
     pub(crate) fn wait_until_ready(
         &mut self,
         limit: Duration,
@@ -169,7 +165,6 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     run_within(command, Duration::MAX)
 }
 
-/// Like [`run`], with a limit on how long it may take.
 pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     let status = ended_within(Running::start(command)?, limit)?;
     ensure!(status.success(), "`{}`: {status}", shown(command));
@@ -186,7 +181,6 @@ fn ended_within(mut running: Running, limit: Duration) -> Result<ExitStatus> {
     ended.with_context(|| format!("`{}`: not done after {} s, ended", running.command, limit.as_secs()))
 }
 
-/// Runs a program to its end and returns its output.
 pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())

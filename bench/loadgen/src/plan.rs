@@ -5,7 +5,6 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// The number of tiers.
 pub const TIERS: usize = 3;
 
 /// The callers' tiers, the least important first.

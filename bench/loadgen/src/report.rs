@@ -10,14 +10,12 @@ use crate::plan::{Arrival, Phase, Plan, TIER_NAMES, TIERS};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Served,
-    /// 429.
     Limited,
     /// 503 with `retry-after`.
     Shed,
     Error,
     /// No response in time, or a 504.
     TimedOut,
-    /// A refused or broken connection.
     Broken,
 }
 
@@ -39,7 +37,6 @@ impl Fate {
     }
 }
 
-/// The outcome of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     pub arrival: Arrival,
@@ -52,18 +49,14 @@ pub struct Outcome {
     pub late: Duration,
 }
 
-/// The outcomes of the requests of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Second {
-    /// Sent requests by tier.
     pub sent: [u32; TIERS],
     /// Outcomes by fate and tier.
     pub fates: [[u32; TIERS]; FATES],
-    /// Tries of all clients.
     pub tries: u32,
 }
 
-/// The outcomes of a complete plan.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     pub name: String,
@@ -93,7 +86,6 @@ impl Second {
         self.tries += outcome.tries;
     }
 
-    /// How many had this fate, by tier.
     pub fn of(&self, fate: Fate) -> [u32; TIERS] {
         self.fates[fate as usize]
     }
@@ -106,7 +98,6 @@ impl Second {
         f64::from(self.sum(Fate::Served)) >= GOOD_SHARE * f64::from(self.sent.iter().sum::<u32>())
     }
 
-    /// A summary for the terminal.
     pub fn line(&self) -> String {
         let served = self.of(Fate::Served);
         let tiers = (0..TIERS)

@@ -98,7 +98,6 @@ impl Upstream {
         self.address
     }
 
-    /// Changes the condition, from the next request on.
     pub fn set(&self, condition: Condition) {
         self.state.set(condition);
     }
@@ -113,10 +112,6 @@ impl State {
             rng: Mutex::new(fastrand::Rng::with_seed(1)),
             accepted: AtomicUsize::new(0),
         }
-    }
-
-    fn condition(&self) -> Condition {
-        *self.condition.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, condition: Condition) {
@@ -134,7 +129,7 @@ impl State {
     async fn work(&self) -> bool {
         // The semaphore is fair, so that requests are processed in the order received, and it is never closed.
         let slot = self.slots.acquire().await;
-        let condition = self.condition();
+        let condition = *self.condition.lock().unwrap_or_else(PoisonError::into_inner);
         let mean = self.shape.service_ms as f64 / 1_000.0 * condition.slowdown;
         let seconds = mean * lognormal(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;

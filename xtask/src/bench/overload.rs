@@ -179,7 +179,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs the load against one variant; returns the file of its report.
 fn measure(
     program: &Program,
     envoy_bin: &Path,

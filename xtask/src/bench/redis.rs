@@ -99,7 +99,6 @@ impl Measurement {
     }
 }
 
-/// All measurements of a variant with a number of connections, one of each round.
 struct Series {
     variant: Variant,
     connections: u32,

@@ -21,7 +21,6 @@ const SUITE: &str = "trixie";
 /// The packages, whose plugins for docker have the same names.
 const PACKAGES: [&str; 2] = ["docker-compose", "docker-buildx"];
 
-/// Finds Compose and buildx, or installs them.
 pub(super) fn install() -> Result<Docker> {
     let own = Docker { config: None };
     if let Some(version) = usable(&own) {
@@ -85,7 +84,6 @@ impl Apt {
         Ok(apt)
     }
 
-    /// Downloads these packages and unpacks them into a folder.
     pub(super) fn unpack(&self, packages: &[&str], folder: &Path) -> Result<()> {
         let downloads = folder.with_extension("downloads");
         fs::create_dir_all(&downloads)?;
@@ -99,7 +97,6 @@ impl Apt {
         Ok(fs::remove_dir_all(&downloads)?)
     }
 
-    /// Creates a minimal Debian in a folder.
     pub(super) fn debootstrap(&self, folder: &Path) -> Result<()> {
         let tool = workspace::target().join("tools/debootstrap");
         self.unpack(&["debootstrap"], &tool)?;

@@ -95,7 +95,6 @@ fn named(sources: &Path) -> Result<BTreeMap<String, &'static str>> {
     Ok(images)
 }
 
-/// A hash of the sources of the stand-ins.
 fn recipe(folder: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for file in ["Dockerfile", "envoy-entrypoint.sh", "ca-certificates.crt"] {
@@ -112,7 +111,6 @@ fn label(docker: &Docker, image: &str) -> Option<String> {
     Some(printed.trim().trim_matches('\'').to_owned())
 }
 
-/// Makes a minimal Debian an image.
 fn provide_base(docker: &Docker) -> Result<()> {
     if output_of(&mut docker.command(&["image", "inspect", BASE])).is_ok() {
         return Ok(());

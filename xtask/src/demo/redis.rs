@@ -14,7 +14,6 @@ use crate::{step, workspace};
 /// The address of Redis in `deploy/redis/envoy.yaml`.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6379);
 
-/// How long Redis may take to start, and to answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 

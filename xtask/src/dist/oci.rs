@@ -148,7 +148,6 @@ pub(super) fn load(directory: &Path) -> Result<Vec<u8>> {
     Ok(wasm)
 }
 
-/// The module in a tar layer.
 fn unpack(compressed: &[u8], diff_ids: &Value) -> Result<Vec<u8>> {
     let mut tar = Vec::new();
     GzDecoder::new(compressed).read_to_end(&mut tar).context("the layer is not gzip")?;

@@ -152,7 +152,6 @@ impl Crates {
     }
 }
 
-/// The libraries of the compiler: the standard library, and the C library that it uses.
 fn runtime(toolchain: Toolchain) -> Result<Vec<Value>> {
     let mut runtime = vec![json!({
         "type": "library",

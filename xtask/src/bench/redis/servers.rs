@@ -33,7 +33,6 @@ pub(super) struct Servers {
     webdis: Option<Running>,
     redis: Option<Redis>,
     cluster: Option<RedisCluster>,
-    /// The hash of the limiter's script in the one Redis.
     pub(super) script: String,
 }
 
