@@ -17,7 +17,6 @@
 
 use std::time::Duration;
 
-use crate::codec::{Reader, Writer};
 use crate::record_key::record_key;
 use crate::store::{SharedData, update};
 use crate::time::StoreTime;
@@ -196,19 +195,17 @@ impl Claim {
     }
 
     fn encode(self) -> Vec<u8> {
-        let mut record = Writer::default();
-        record.u64(self.fingerprint);
-        record.u64(self.configured_at.as_micros()).u64(self.renewed_at.as_micros());
-        record.into_bytes()
+        let numbers = [self.fingerprint, self.configured_at.as_micros(), self.renewed_at.as_micros()];
+        numbers.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut record = Reader::new(bytes);
-        let claim = Self {
-            fingerprint: record.u64()?,
-            configured_at: StoreTime::from_micros(record.u64()?),
-            renewed_at: StoreTime::from_micros(record.u64()?),
-        };
-        record.is_at_end().then_some(claim)
+        let (fingerprint, rest) = bytes.split_first_chunk()?;
+        let (configured_at, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            fingerprint: u64::from_le_bytes(*fingerprint),
+            configured_at: StoreTime::from_micros(u64::from_le_bytes(*configured_at)),
+            renewed_at: StoreTime::from_micros(u64::from_le_bytes(rest.try_into().ok()?)),
+        })
     }
 }
