@@ -199,7 +199,9 @@ proptest! {
     /// The same over the whole domain, with limits that change from request to request.
     #[test]
     fn every_request_is_as_defined(
-        requests in prop::collection::vec((any_limit(), any_step()), 1..100), tokens_pico in any::<u64>(), start_us in any::<u64>(),
+        requests in prop::collection::vec((any_limit(), any_step()), 1..100),
+        tokens_pico in any::<u64>(),
+        start_us in any::<u64>(),
     ) {
         let mut stored = Some(Bucket { tokens_pico, refilled_at_us: start_us });
         let mut now_us = start_us;

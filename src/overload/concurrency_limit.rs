@@ -249,8 +249,7 @@ impl ConcurrencyLimit {
             let samples = estimate.samples.min(BASELINE_SAMPLES * share);
             self.baseline = self.baseline.with(Mean { samples, ..estimate.mean }, share);
             // A rise may be a queue that builds up.
-            let is_risen = self.baseline.seconds > self.verified_s * (1.0 + TOLERANCE);
-            if self.baseline.error() < TOLERANCE && !is_risen {
+            if self.baseline.error() < TOLERANCE && !self.has_risen_by(TOLERANCE) {
                 self.verified_at = Some(self.updated);
                 self.verified_s = self.verified_s.min(self.baseline.seconds);
             }
@@ -363,8 +362,13 @@ impl ConcurrencyLimit {
     /// Under load, the baseline is measured from time to time, and when it has risen without a measurement.
     fn is_verification_due(&self) -> bool {
         let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
-        let is_risen = self.baseline.seconds > self.verified_s * (1.0 + SIGMAS * TOLERANCE);
-        is_risen || self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s)
+        self.has_risen_by(SIGMAS * TOLERANCE)
+            || self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s)
+    }
+
+    /// Whether the baseline is above its last confirmed value by this share of it.
+    fn has_risen_by(&self, share: f64) -> bool {
+        self.baseline.seconds > self.verified_s * (1.0 + share)
     }
 
     /// Cuts the limit to what would bring latency to its goal by Little's law. The step is large enough to show an
