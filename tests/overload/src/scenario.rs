@@ -259,8 +259,7 @@ pub fn all() -> Vec<Scenario> {
 
 /// The scenarios of every test run: all except the slow ones.
 pub fn short() -> Vec<Scenario> {
-    const SLOW: [&str; 6] =
-        ["large-5x", "beside-large", "5ms-10x", "delay-400", "long-medium", "long-thrashing"];
+    const SLOW: [&str; 5] = ["large-5x", "beside-large", "5ms-10x", "long-medium", "long-thrashing"];
     all().into_iter().filter(|scenario| !SLOW.iter().any(|slow| scenario.name.starts_with(slow))).collect()
 }
 
