@@ -16,8 +16,11 @@ const LIMIT: usize = 4096;
 /// The number of connections over the limit.
 const EXTRA: usize = 200;
 
-/// Time for the load balancer to open its connections before the limiter is full.
-const POOLS_FILL: Duration = Duration::from_secs(3);
+/// Clients for which the load balancer opens more connections than for [`CLIENTS`].
+const CROWD: usize = 4 * CLIENTS;
+
+/// Each client of the crowd sends some requests.
+const CROWD_STAYS: Duration = Duration::from_secs(2);
 
 /// Opens connections from inside the limiter's container, whose port is not published, and sends half a request on
 /// each. Prints the number of opened connections, the number that Envoy has closed at once since its start, and the
@@ -45,13 +48,15 @@ echo "$opened $closed $(cat memory/memory.usage_in_bytes memory.current 2>/dev/n
 
 pub(crate) fn run(compose: &Compose, progress: &mut Progress) {
     let limiter = compose.names("limiter").remove(0);
+    // The full limiter closes further connections, some with a request on them: the load balancer must have enough.
+    let crowd = Clients::start(CROWD, Duration::ZERO, &request());
+    std::thread::sleep(CROWD_STAYS);
+    assert_all_served(&crowd.stop());
     let load = Clients::start(CLIENTS, Duration::ZERO, &request());
-    // The load balancer opens its connections first: the full limiter would close further ones.
-    std::thread::sleep(POOLS_FILL);
     let (opened, closed, memory) = open(&limiter, LIMIT + EXTRA);
     assert_eq!(opened, LIMIT + EXTRA);
     // The connections of the load balancer count too.
-    assert!((EXTRA..EXTRA + 2 * CLIENTS).contains(&closed), "{closed} were closed at once");
+    assert!((EXTRA..EXTRA + CROWD).contains(&closed), "{closed} were closed at once");
     assert!(memory < 512 << 20, "{memory} bytes");
     let count = assert_all_served(&load.stop());
     wait::until("connections are accepted again", || {
