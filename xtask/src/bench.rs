@@ -31,7 +31,7 @@ use serde_json::Value;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{Running, run as run_program};
-use crate::{envoy, soak, step, tools, workspace};
+use crate::{envoy, search, step, tools, workspace};
 
 /// Long enough for V8 to have optimised what the load runs through.
 const WARM_UP_SECONDS: u32 = 2;
@@ -90,7 +90,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn costs() -> Result<()> {
     let wasm = filter::build(Toolchain::find()?)?;
     step("counting instructions and host calls");
-    run_program(soak::search("wasm-host")?.arg("costs").env("FILTER_WASM", wasm))
+    run_program(search::program("wasm-host")?.arg("costs").env("FILTER_WASM", wasm))
 }
 
 struct Machine {

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
-use crate::{containers, dist, mutants, soak, step, tools, validators, workspace};
+use crate::{containers, dist, mutants, search, step, tools, validators, workspace};
 
 /// The timeout of all end-to-end tests. They need much less; a test that hangs must not block CI.
 const E2E_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -30,7 +30,7 @@ enum Part {
     Lint,
     /// Unit and property tests, all interleavings of three workers, the Lua script on a real Redis
     Unit,
-    /// The simulations and the fuzzing of the limiter's own functions, for some seconds; `soak` runs them longer
+    /// The simulations and the fuzzing of the limiter's own functions, for some seconds; `search` runs them longer
     Search,
     /// Build the filter and run it in a hostile host: scenarios, failures, costs, callbacks in any order, and the same
     /// random scripts as a real Envoy
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The searches of `soak`, each with a fixed amount and a fixed seed.
+/// The searches of `cargo xtask search`, each with a fixed amount and a fixed seed.
 fn search() -> Result<()> {
     let redis_server = tools::redis_server()?;
     let searches: [(&str, &str, &[&str]); 4] = [
@@ -95,7 +95,7 @@ fn search() -> Result<()> {
         ("fuzzing", "fuzz", &["--inputs", "20000", "--seed", "1"]),
     ];
     for (what, package, amount) in searches {
-        let mut search = soak::search(package)?;
+        let mut search = search::program(package)?;
         check(what, search.args(amount).env("REDIS_SERVER", &redis_server))?;
     }
     Ok(())
@@ -107,12 +107,12 @@ fn compiled_filter() -> Result<()> {
     let (wasm, probe) = (filter::build(toolchain)?, filter::build_probe(toolchain)?);
     let envoy = tools::envoy()?;
     let mut tests = workspace::cargo();
-    tests.args("test --profile soak --package wasm-host".split(' '));
+    tests.args("test --profile search --package wasm-host".split(' '));
     tests.env("FILTER_WASM", &wasm).env("PROBE_WASM", &probe).env("ENVOY_BIN", envoy);
     check("the filter in a hostile host", tests.env("REDIS_SERVER", tools::redis_server()?))?;
 
     // The binary that was built for the tests. Building it without their features would take minutes.
-    let mut search = Command::new(workspace::target().join("soak/wasm-host"));
+    let mut search = Command::new(workspace::target().join("search/wasm-host"));
     search.current_dir(workspace::root());
     search.args(["fuzz", "--inputs", "2000", "--seed", "1"]).env("FILTER_WASM", wasm);
     check("callbacks in any order", &mut search)

@@ -1,7 +1,7 @@
 //! The project's own commands. Each installs what it needs and prints its steps; an error says what is missing and how
 //! to install it.
 //!
-//! In reading order: `filter` and `exports` build the `.wasm`; `demo`, `watch`, `ci`, `soak`, `mutants`, `audit`,
+//! In reading order: `filter` and `exports` build the `.wasm`; `demo`, `watch`, `ci`, `search`, `mutants`, `audit`,
 //! `bench`, `conformance`, `dist` and `check_config` are the commands; they use `envoy`, `tools`, `validators`,
 //! `http` and `process`.
 
@@ -22,7 +22,7 @@ mod http;
 mod mutants;
 mod overload;
 mod process;
-mod soak;
+mod search;
 mod tools;
 mod validators;
 mod watch;
@@ -50,7 +50,7 @@ enum Subcommand {
     /// Run all checks of CI: format, clippy, unit tests, end-to-end tests
     Test(ci::Options),
     /// Search for counter-examples: the same searches as in `test`, for any time
-    Soak(soak::Options),
+    Search(search::Options),
     /// Inject defects into the limiter, one at a time, and check that the simulation finds each
     Mutants(mutants::Options),
     /// Check the dependency tree: licences, sources and, if they can be reached, advisories
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Subcommand::Demo(options) => demo::run(&options),
         Subcommand::Watch(options) => watch::run(&options),
         Subcommand::Test(options) => ci::run(&options),
-        Subcommand::Soak(options) => soak::run_parts(&options),
+        Subcommand::Search(options) => search::run_parts(&options),
         Subcommand::Mutants(options) => mutants::run(&options),
         Subcommand::Audit => audit::run_checks(),
         Subcommand::Bench(options) => bench::run(&options),

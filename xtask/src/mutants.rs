@@ -161,7 +161,7 @@ impl Copy {
 
     fn build(&self, search: Search) -> Result<()> {
         let mut command = workspace::cargo();
-        command.args("build --quiet --profile soak --package".split(' ')).arg(search.package());
+        command.args("build --quiet --profile search --package".split(' ')).arg(search.package());
         // A mutant may leave something unused.
         command.env("CARGO_TARGET_DIR", Self::target()).env("RUSTFLAGS", "--cap-lints=allow");
         run_within(command.current_dir(&self.root), BUILD_LIMIT).context("it does not build")
@@ -170,7 +170,7 @@ impl Copy {
     /// Runs a search until it has found something or its time is up.
     fn search(&self, search: Search, name: &str, arguments: &[String], seconds: u64) -> Result<Found> {
         let log = self.log(name);
-        let mut command = Command::new(Self::target().join("soak").join(search.package()));
+        let mut command = Command::new(Self::target().join("search").join(search.package()));
         match search {
             Search::Simulation => command.args(["--seed", "1", "--seconds", &seconds.to_string()]),
             Search::Overload => command.args(OVERLOAD),

@@ -32,8 +32,8 @@ pub(crate) struct Program(PathBuf);
 impl Program {
     pub(crate) fn build() -> Result<Self> {
         step("building the load and the upstream");
-        run(workspace::cargo().args("build --quiet --profile soak --package loadgen".split(' ')))?;
-        Ok(Self(workspace::target().join("soak/loadgen")))
+        run(workspace::cargo().args("build --quiet --profile search --package loadgen".split(' ')))?;
+        Ok(Self(workspace::target().join("search/loadgen")))
     }
 
     pub(crate) fn subcommand(&self, subcommand: &str) -> Command {

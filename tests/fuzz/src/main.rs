@@ -1,4 +1,4 @@
-//! Runs libFuzzer on one target, or on all. `cargo xtask soak fuzz` builds this with instrumentation.
+//! Runs libFuzzer on one target, or on all. `cargo xtask search fuzz` builds this with instrumentation.
 
 use std::error::Error;
 use std::ffi::{CString, c_char, c_int};

@@ -1,4 +1,4 @@
-//! `cargo xtask soak overload`: runs worlds for a given time. The table applies to all runs of a scenario together;
+//! `cargo xtask search overload`: runs worlds for a given time. The table applies to all runs of a scenario together;
 //! few single runs may miss it by far.
 
 use std::collections::BTreeMap;

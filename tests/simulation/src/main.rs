@@ -1,4 +1,4 @@
-//! `cargo xtask soak simulation`: runs worlds one after the other until the time is over or a check fails.
+//! `cargo xtask search simulation`: runs worlds one after the other until the time is over or a check fails.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -34,7 +34,7 @@ enum Redis {
 }
 
 fn main() -> ExitCode {
-    match soak(&Arguments::parse()) {
+    match search(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => {
             eprintln!("{report}");
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn soak(arguments: &Arguments) -> Result<(), String> {
+fn search(arguments: &Arguments) -> Result<(), String> {
     let is_real = arguments.redis == Redis::Real;
     let mut client = is_real.then(Client::start);
     let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000_000);
@@ -59,10 +59,10 @@ fn soak(arguments: &Arguments) -> Result<(), String> {
         let world_seed = simulation::world_seed(seed, worlds);
         simulation::run(world_seed, &mut client, &mut tally).map_err(|found| {
             let real = if is_real { " --redis real" } else { "" };
-            // Not `cargo xtask soak`, which runs for a time and not for a number of worlds.
+            // Not `cargo xtask search`, which runs for a time and not for a number of worlds.
             format!(
                 "{found}\nafter {worlds} worlds and {} operations, {:.1} s. To see it again:\n\
-                 cargo run --profile soak --package simulation -- --seed {world_seed} --worlds 1{real}",
+                 cargo run --profile search --package simulation -- --seed {world_seed} --worlds 1{real}",
                 tally.operations,
                 started.elapsed().as_secs_f64()
             )

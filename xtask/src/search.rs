@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: the searches for counter-examples, for any time.
+//! `cargo xtask search`: the searches for counter-examples, for any time.
 //!
 //! `cargo xtask test` runs each of them for seconds, with a fixed seed. Here the seed is new each time, unless it is
 //! given, and is printed: the same part with the same seed runs the same search. A violation is printed with the
@@ -61,7 +61,7 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
 impl Part {
     fn run(self, time: Duration, seed: u64) -> Result<()> {
         let timed = |package: &str, arguments: &[&str]| -> Result<Command> {
-            let mut command = search(package)?;
+            let mut command = program(package)?;
             let (seconds, seed) = (time.as_secs().to_string(), seed.to_string());
             command.args(arguments).args(["--seconds", &seconds, "--seed", &seed]);
             Ok(command)
@@ -85,9 +85,9 @@ impl Part {
 }
 
 /// A search that is a separate program, built with optimisations and all checks.
-pub(crate) fn search(package: &str) -> Result<Command> {
+pub(crate) fn program(package: &str) -> Result<Command> {
     let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--profile", "soak", "--package", package]);
+    command.args(["run", "--quiet", "--profile", "search", "--package", package]);
     if package == "fuzz" {
         tools::program("CXX", &["c++"], "g++").context("libFuzzer is C++")?;
         // With an explicit target, build scripts and macros are not instrumented.
@@ -126,13 +126,13 @@ impl Rounds {
         for round in 1.. {
             let seed = seed.wrapping_add(round - 1).to_string();
             let mut command = workspace::cargo();
-            command.args("test --quiet --profile soak --package dynamic-rate-limiter --test".split(' '));
+            command.args("test --quiet --profile search --package dynamic-rate-limiter --test".split(' '));
             command.arg(test).env("REDIS_SERVER", &redis_server);
             command.env(seed_name, &seed).env(amount_name, amount.to_string());
             run(&mut command).with_context(|| {
                 format!(
                     "to repeat it, run\n  \
-                     {seed_name}={seed} {amount_name}={amount} cargo test --profile soak --test {test}"
+                     {seed_name}={seed} {amount_name}={amount} cargo test --profile search --test {test}"
                 )
             })?;
             step(format!("{test}: {round} rounds of {amount}, {} s", start.elapsed().as_secs()));
