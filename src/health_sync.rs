@@ -28,8 +28,6 @@ pub struct Poll {
     pub command: Command,
     /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::found`] with the reply.
     pub health_changes: u32,
-    /// Whether it is not known that Redis works, so that a probe should go with it.
-    pub needs_probe: bool,
 }
 
 /// One worker's part.
@@ -69,12 +67,8 @@ impl HealthSync {
         }
         self.next_poll = now.after(POLL_INTERVAL);
         (is_accepting && self.holds_lease(data)).then(|| {
-            let control = Control::read(data, &self.control_key);
-            Poll {
-                command: Command::Get(self.health_key.clone()),
-                health_changes: control.health_changes,
-                needs_probe: control.redis != RedisStatus::Connected,
-            }
+            let Control { health_changes, .. } = Control::read(data, &self.control_key);
+            Poll { command: Command::Get(self.health_key.clone()), health_changes }
         })
     }
 

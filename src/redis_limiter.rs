@@ -190,9 +190,11 @@ impl RedisLimiter {
         Ok(id)
     }
 
-    /// The request that waited for a command has ended.
+    /// The request that waited for a command has ended: nothing is charged for it here. A change of health that was
+    /// sent applies.
     pub fn cancel(&mut self, id: CommandId) {
-        if self.session.cancel(id) {
+        let is_unsent = self.session.cancel(id);
+        if is_unsent || matches!(self.purposes.get(&id), Some(Purpose::Charge { .. })) {
             self.purposes.remove(&id);
         }
     }
@@ -225,16 +227,15 @@ impl RedisLimiter {
             return;
         }
         let is_accepting = self.session.is_accepting();
-        if let Some(Poll { command, health_changes, needs_probe }) =
-            self.health_sync.poll(now, is_accepting, data)
-        {
+        if let Some(Poll { command, health_changes }) = self.health_sync.poll(now, is_accepting, data) {
             let timeout = self.session.timeout();
+            // The probe goes first: what a replica says of health may be old.
+            if let Some(probe) = self.session.probe() {
+                let _ = self.session.send(probe, timeout, now);
+            }
             // Where the queue is full, the next poll is soon enough.
             if let Ok(id) = self.session.send(command, timeout, now) {
                 self.purposes.insert(id, Purpose::PollHealth { health_changes });
-            }
-            if needs_probe {
-                let _ = self.session.send(self.session.probe(), timeout, now);
             }
         }
     }

@@ -65,6 +65,22 @@ fn one_worker_of_each_envoy_polls_health_and_another_takes_over() {
 }
 
 #[test]
+fn a_worker_that_only_polls_does_not_stay_with_a_replica() {
+    let mut world = World::new(1, 1, "");
+    world.run(SECOND);
+    // Redis closes an idle connection, and the next one reaches a replica that has lost its master.
+    world.go_down();
+    world.is_down = false;
+    world.redis.is_replica = true;
+    store_health(&mut world, b"DEGRADED");
+    world.run(SECOND);
+    world.assert_health(WORKER, Health::Normal);
+    world.redis.is_replica = false;
+    world.run(2 * SECOND);
+    world.assert_health(WORKER, Health::Degraded);
+}
+
+#[test]
 fn a_change_of_health_applies_when_redis_has_stored_it() {
     let mut world = World::new(1, 2, "");
     world.is_frozen = true;

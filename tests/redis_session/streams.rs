@@ -39,6 +39,21 @@ fn a_stream_out_of_step_is_closed_and_each_waiting_command_fails_once() {
 }
 
 #[test]
+fn a_stream_to_a_replica_is_closed_since_the_next_one_may_reach_the_master() {
+    for command in [take(1), set(1)] {
+        let mut test = session();
+        test.redis.is_replica = true;
+        test.start(1, command);
+        test.start(2, get(2));
+        test.deliver();
+        assert_eq!(test.outcomes(), failed(FailureKind::ReadOnly, [1, 2]));
+        assert!(test.take_turn().has_closed);
+        test.redis.is_replica = false;
+        assert_eq!(test.round_trip(3, take(3)), ok([3]));
+    }
+}
+
+#[test]
 fn an_unexpected_reply_closes_the_stream() {
     let mut test = session();
     assert_eq!(test.round_trip(1, take(1)), ok([1]));

@@ -14,9 +14,10 @@ pub const MAX_SHARD_ERRORS: u32 = 32;
 /// After so long without a failure, pauses are short again.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The first pause of an open breaker; each following one is twice as long, up to the last.
+/// The first pause of an open breaker; each following one is twice as long, up to the last. After a failover, each node
+/// that is not the master may cost one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(2);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The counts of one session.
 #[derive(Debug)]

@@ -86,6 +86,8 @@ pub struct Session {
     state: SessionState,
     breaker: Breaker,
     connected: Option<bool>,
+    /// Whether a token was taken on this stream: it reaches no replica.
+    has_taken: bool,
     sequence: u32,
     last_id: u64,
     /// The replies that are still to come, in order.
@@ -115,6 +117,7 @@ impl Session {
             state: SessionState::Idle,
             breaker: Breaker::new(seed),
             connected: None,
+            has_taken: false,
             sequence: 0,
             last_id: 0,
             pending: VecDeque::new(),
@@ -138,9 +141,10 @@ impl Session {
         matches!(self.state, SessionState::Idle | SessionState::Open)
     }
 
-    /// The command that finds out whether Redis works. Its reply matters to the session alone.
-    pub fn probe(&self) -> Command {
-        Command::Take(self.probe.clone())
+    /// The command that finds out whether Redis works, unless this stream has shown that it does. Its reply matters to
+    /// the session alone.
+    pub fn probe(&self) -> Option<Command> {
+        (!self.has_taken).then(|| Command::Take(self.probe.clone()))
     }
 
     /// How long a command of a request may take.
@@ -412,6 +416,7 @@ impl Session {
                 Recipient::Owner(id) => {
                     match value {
                         ReplyValue::Taken(_) => {
+                            self.has_taken = true;
                             self.breaker.record_token();
                             self.note_connected();
                         }
@@ -428,15 +433,19 @@ impl Session {
                 recipient => self.send_take(recipient, take, Script::Text, pending.wait),
             },
             Read::Error(failure, scope) => {
+                let is_replica = failure.reason == FailureKind::ReadOnly;
                 if let Recipient::Owner(id) = pending.recipient {
                     self.replies.push_back((id, Err(failure.clone())));
                     // What is wrong with other commands, such as a right to read health, is no reason to stop.
-                    if matches!(pending.expected, Expected::Take(..)) {
+                    if is_replica || matches!(pending.expected, Expected::Take(..)) {
                         self.breaker.record_error(scope);
                     }
                 }
                 if self.has_failed() || matches!(pending.expected, Expected::Auth) {
                     self.trip(failure, now);
+                } else if is_replica {
+                    // The next stream may reach the master.
+                    self.break_off(failure, now);
                 }
             }
         }
@@ -500,5 +509,6 @@ impl Session {
         self.outbox.drop_stream();
         self.decoder = Decoder::default();
         self.unflushed = 0;
+        self.has_taken = false;
     }
 }
