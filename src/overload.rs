@@ -20,9 +20,7 @@ pub use cluster::ClusterReport;
 pub use health_detector::{DegradeReason, Signals};
 pub use observations::RequestOutcome;
 pub use shared::{ClusterId, Gauge, Shared};
-pub use worker::{
-    Admission, Output, OverloadControl, OverloadReport, PlaceRequest, measured_health, rotating_order,
-};
+pub use worker::{Output, OverloadControl, OverloadReport, PlaceRequest, measured_health, rotating_order};
 
 #[cfg(test)]
 #[path = "../tests/overload_units/mod.rs"]

@@ -26,10 +26,13 @@ enum Call {
 impl Fetch {
     /// Sends the requests for the documents.
     pub(super) fn start(source: &ConfigSource) -> Self {
+        // Names that a control plane gives to clusters may have characters that no host has.
+        let is_of_host = |char: &char| char.is_ascii_alphanumeric() || matches!(char, '-' | '.' | '_');
+        let host: String =
+            source.cluster.chars().map(|char| if is_of_host(&char) { char } else { '-' }).collect();
         let timeout = TIMEOUT.min(Duration::from_secs(source.ttl_seconds.into()));
         let call = |path: &String| {
-            let headers =
-                vec![(":method", "GET"), (":path", path.as_str()), (":authority", source.cluster.as_str())];
+            let headers = vec![(":method", "GET"), (":path", path.as_str()), (":authority", host.as_str())];
             let called = hostcalls::dispatch_http_call(&source.cluster, headers, None, vec![], timeout);
             match called {
                 Ok(token) => Call::Waiting(token),

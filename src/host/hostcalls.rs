@@ -106,6 +106,12 @@ pub(super) fn set_response_header(name: &str, value: &[u8]) {
     let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value));
 }
 
+/// Whether the upstream has sent the response whose headers have just come in, and not Envoy or another filter.
+pub(super) fn is_from_upstream() -> bool {
+    let details = hostcalls::get_property(vec!["response", "code_details"]).ok().flatten();
+    details.is_none_or(|details| details == b"via_upstream")
+}
+
 /// A header of the response whose headers have just come in.
 pub(super) fn response_header(name: &str) -> Option<Vec<u8>> {
     hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten()

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
-use super::hostcalls::{HeaderBlock, HostData, response_header, send_local_reply};
+use super::hostcalls::{HeaderBlock, HostData, is_from_upstream, response_header, send_local_reply};
 use super::worker::Worker;
 use crate::admin::EndpointReply;
 use crate::admission::Decision;
@@ -116,7 +116,7 @@ pub(super) fn action(state: Option<&RequestState>) -> Action {
 }
 
 /// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says
-/// so in another header.
+/// so in another header. An error may be Envoy's own, such as a timeout.
 pub(super) fn outcome(may_be_grpc_headers_only: bool) -> RequestOutcome {
     let status = response_header(":status").unwrap_or_default();
     let failed = if may_be_grpc_headers_only && status == b"200" {
@@ -124,6 +124,9 @@ pub(super) fn outcome(may_be_grpc_headers_only: bool) -> RequestOutcome {
     } else {
         status.first() == Some(&b'5')
     };
+    if failed && !is_from_upstream() {
+        return RequestOutcome::NoResponse;
+    }
     RequestOutcome::Response { failed }
 }
 

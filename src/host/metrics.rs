@@ -101,9 +101,14 @@ pub(super) fn counts(id: u32) -> bool {
     counts
 }
 
-/// Finds out whether changes can be counted.
+/// Finds out whether changes can be counted. This counts as one: taken back, it could hide a change from a worker that
+/// has seen it.
 pub(super) fn probe_changes() {
-    CHANGES.set(gauge(CHANGES_GAUGE).filter(|gauge| counts(*gauge)));
+    let counts = |gauge: &u32| {
+        add(*gauge, 1);
+        read(*gauge).is_some_and(|value| value > 0)
+    };
+    CHANGES.set(gauge(CHANGES_GAUGE).filter(counts));
 }
 
 /// How many changes were announced; `None` where Envoy does not count them.

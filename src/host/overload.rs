@@ -12,8 +12,8 @@ use crate::generation::Role;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::parameters::{FLUSH_INTERVAL, TICK};
 use crate::overload::{
-    Admission, ClusterId, Gauge, Output, OverloadControl, OverloadReport, PlaceRequest, RequestOutcome,
-    Shared, rotating_order,
+    ClusterId, Gauge, Output, OverloadControl, OverloadReport, PlaceRequest, RequestOutcome, Shared,
+    rotating_order,
 };
 use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
@@ -46,7 +46,7 @@ impl Overload {
         config: &Config,
         completes_later: bool,
         now: StoreTime,
-    ) -> Admission {
+    ) -> Option<Output> {
         let cluster_id = self.control.cluster_id(cluster, now);
         self.gauges.define(cluster_id, cluster);
         let caller = limited.owner.as_ref().map_or(0, hash_of);
@@ -79,13 +79,14 @@ impl Overload {
         self.control.has_output()
     }
 
-    pub(super) fn take_output(&mut self, id: u32) -> Option<Output> {
-        self.control.take_output(id)
-    }
-
     /// Does what is due; what is to be shown, if it may have changed.
-    pub(super) fn handle_timeout(&mut self, now: StoreTime, role: Role) -> Option<OverloadReport> {
-        self.control.handle_timeout(now, role, &self.gauges);
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: StoreTime,
+        period: Duration,
+        role: Role,
+    ) -> Option<OverloadReport> {
+        self.control.handle_timeout(now, period, role, &self.gauges);
         if now < self.next_report {
             return None;
         }

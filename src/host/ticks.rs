@@ -37,6 +37,11 @@ impl Ticks {
         }
     }
 
+    /// Between two ticks.
+    pub(super) fn period(&self) -> Duration {
+        self.period
+    }
+
     /// A tick has come.
     pub(super) fn note_tick(&mut self) {
         self.has_ticked = true;

@@ -16,7 +16,7 @@ use crate::documents::Fetched;
 use crate::generation::Role;
 use crate::limiter::{Limiter, LimiterOutput};
 use crate::metrics::StatUpdate;
-use crate::overload::{Admission, Output, RequestOutcome};
+use crate::overload::{Output, RequestOutcome};
 use crate::request::{DecisionStart, RequestId};
 use crate::requests::{Arrived, InProgress, RequestState, Requests, Waiting};
 use crate::store::SharedData;
@@ -211,6 +211,13 @@ impl Worker {
     /// Does a slice of a publication, and decides requests that waited for it.
     fn go_on_publishing(&mut self, now: StoreTime) {
         self.limiter.publish(&HostData);
+        self.decide_held_requests(now);
+        self.wake(now);
+        self.set_ticks();
+    }
+
+    /// Decides requests that waited for documents, if they wait no more: some now, the others next turn.
+    fn decide_held_requests(&mut self, now: StoreTime) {
         if self.requests.any_waits_for_documents() && !self.limiter.holds_requests(now, &HostData) {
             for id in self.requests.waiting_for_documents(self.answers_left) {
                 self.answers_left = self.answers_left.saturating_sub(1);
@@ -223,9 +230,10 @@ impl Worker {
                 }
             }
             self.return_to_root();
+            if self.requests.any_waits_for_documents() {
+                self.next_turn.call();
+            }
         }
-        self.wake(now);
-        self.set_ticks();
     }
 
     /// Takes in what Redis sent.
@@ -250,12 +258,15 @@ impl Worker {
         });
     }
 
-    /// Does what was left to this turn: serves the queue for places in flight, or sends the gathered commands to
-    /// Redis.
+    /// Does what was left to this turn: serves the queue for places in flight and requests that waited for documents, or
+    /// sends the gathered commands to Redis.
     pub(super) fn take_turn(&mut self, queue: u32) {
         self.begin_turn();
         if self.next_turn.take(queue) {
-            return self.serve_queue(HostData.now());
+            let now = HostData.now();
+            self.serve_queue(now);
+            self.decide_held_requests(now);
+            return self.wake(now);
         }
         self.at_stream(|stream, limiter, _| {
             if stream.take_turn(queue) {
@@ -313,10 +324,13 @@ impl Worker {
             let waits = matches!(self.requests.state(id), Some(RequestState::WaitsForRedis(_)));
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
-            if let Some(request) = request.filter(|_| hostcalls::set_effective_context(id).is_ok()) {
+            let Some(request) = request else { continue };
+            if hostcalls::set_effective_context(id).is_ok() {
                 left_root = true;
                 self.decision_timer.decided(request.arrived.at);
                 self.carry_out(id, request.arrived, now, decision);
+            } else {
+                self.finish_at(id, RequestOutcome::NotSent, now);
             }
         }
         if left_root {
@@ -372,16 +386,21 @@ impl Worker {
         let overload = self.overload.as_mut()?;
         // What waits for Redis is not complete before Redis has answered.
         let completes_later = arrived.has_body || self.stream.is_some();
-        match overload.admit(id, &cluster, &limited, &config, completes_later, now) {
-            Admission::Send => Some(self.charge(id, &limited, now)),
-            Admission::Wait => {
-                let output = overload.take_output(id);
-                let cluster = overload.name_of_limit(cluster, now);
-                self.requests.wait_for_place(id, arrived, Waiting { limited, cluster });
-                let (_, decision) = self.decide_waiting(output?, now)?;
-                Some(decision)
-            }
+        let output = overload.admit(id, &cluster, &limited, &config, completes_later, now);
+        if let Some(Output::Send(_)) = output {
+            return Some(self.charge(id, &limited, now));
         }
+        let waiting = Waiting { limited, cluster: overload.name_of_limit(cluster, now) };
+        if output.is_some() {
+            return Some(self.shed(&waiting, now));
+        }
+        self.requests.wait_for_place(id, arrived, waiting);
+        None
+    }
+
+    fn shed(&mut self, waiting: &Waiting, now: StoreTime) -> Decision {
+        let mut decider = self.limiter.decider(&HostData);
+        decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now)
     }
 
     /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the
@@ -434,11 +453,9 @@ impl Worker {
         else {
             return None;
         };
-        let decision = if let Output::Send(_) = output {
-            self.charge(id, &waiting.limited, now)
-        } else {
-            let mut decider = self.limiter.decider(&HostData);
-            decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now)
+        let decision = match output {
+            Output::Send(_) => self.charge(id, &waiting.limited, now),
+            Output::Shed(_) => self.shed(&waiting, now),
         };
         Some((arrived, decision))
     }
@@ -491,7 +508,7 @@ impl Worker {
             }
             return;
         };
-        if let Some(report) = overload.handle_timeout(now, role).filter(|_| is_newest) {
+        if let Some(report) = overload.handle_timeout(now, self.ticks.period(), role).filter(|_| is_newest) {
             self.limiter.follow_overload(report, &HostData);
         }
         self.serve_queue(now);

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
-use super::observations::Observations;
+use super::observations::{Observations, RequestOutcome};
 use super::parameters::*;
-use super::shared::{ClusterId, Gauge, Gauges, Shared, change};
+use super::shared::{ClusterId, Gauge, Gauges, MAX_QUEUES, Shared, change, decode};
 use crate::time::StoreTime;
 
 /// What all workers together have of one cluster.
@@ -67,7 +67,7 @@ impl ClusterControl {
         self.take_place_anyway(shared);
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
             let is_free = f64::from(self.entry.in_flight) <= self.limit;
-            return is_free || self.return_place(shared);
+            return is_free || self.give_back(shared);
         };
         let mut gauges = Gauges::new(in_flight, 0);
         let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
@@ -76,7 +76,7 @@ impl ClusterControl {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
         }
         let is_next = gauges.highest_waiting().is_none_or(|highest| highest <= priority);
-        is_free && is_next || self.return_place(shared)
+        is_free && is_next || self.give_back(shared)
     }
 
     pub fn take_place_anyway(&mut self, shared: &impl Shared) {
@@ -84,12 +84,8 @@ impl ClusterControl {
         self.entry.in_flight = self.entry.in_flight.saturating_add(1);
     }
 
-    pub fn give_back(&mut self, shared: &impl Shared) {
-        self.return_place(shared);
-        self.observations.ended += 1.0;
-    }
-
-    fn return_place(&mut self, shared: &impl Shared) -> bool {
+    /// Gives a place back; returns that there is none.
+    pub fn give_back(&mut self, shared: &impl Shared) -> bool {
         shared.add(self.id, Gauge::InFlight, -1);
         self.entry.in_flight = self.entry.in_flight.saturating_sub(1);
         false
@@ -108,11 +104,12 @@ impl ClusterControl {
         }
     }
 
-    /// Publishes which priorities wait here.
+    /// Publishes which priorities wait here, unless so many workers have a queue that their numbers would not fit.
     pub fn publish_queue(&mut self, shared: &impl Shared) {
-        let before = std::mem::replace(&mut self.entry.priorities, self.queue.priorities());
-        let now = self.entry.priorities;
+        let before = self.entry.priorities;
+        let now = if before == 0 && self.queues >= MAX_QUEUES { 0 } else { self.queue.priorities() };
         if now != before {
+            self.entry.priorities = now;
             shared.add(self.id, Gauge::Waiting, now.wrapping_sub(before) as i64);
             shared.add(self.id, Gauge::InFlight, (i64::from(now != 0) - i64::from(before != 0)) << 32);
         }
@@ -123,11 +120,24 @@ impl ClusterControl {
         self.observations.in_flight_s += until.since(since.max(self.entry.at)).as_secs_f64();
     }
 
+    /// Counts the end of a request that had a place or, with a slow upload, none.
+    pub fn note_end(&mut self, outcome: RequestOutcome, is_complete: bool) {
+        let counts = &mut self.observations;
+        match outcome {
+            RequestOutcome::NotSent => counts.arrivals -= 1.0,
+            RequestOutcome::Response { .. } => counts.answered += 1.0,
+            RequestOutcome::NoResponse | RequestOutcome::ClientLeft => {}
+        }
+        if is_complete && outcome != RequestOutcome::NotSent {
+            counts.ended += 1.0;
+        }
+    }
+
     /// Counts a response that is no server error.
     pub fn note_response(&mut self, since: StoreTime, latency: Duration) {
         self.note_in_flight(since, since.after(latency));
         self.observations.responses += 1.0;
-        if self.record.limit.usual_s.is_some_and(|usual_s| latency.as_secs_f64() > usual_s) {
+        if self.record.limit.exceeds_usual(latency) {
             self.observations.over_usual += 1.0;
         }
         self.observations.samples += 1.0;
@@ -138,6 +148,15 @@ impl ClusterControl {
     pub fn note_no_response(&mut self, since: StoreTime) {
         let from = since.max(self.record.limit.begun);
         self.observations.in_flight_s -= self.entry.at.since(from).as_secs_f64();
+    }
+
+    /// Reads the record again if this worker was idle for some time: others may have changed the limit.
+    pub fn catch_up(&mut self, now: StoreTime, shared: &impl Shared) -> bool {
+        let record = (now.since(self.entry.at) > 2 * FLUSH_INTERVAL).then(|| shared.get(&self.key)).flatten();
+        let Some(record) = record.and_then(|(bytes, _)| decode(&bytes)) else { return false };
+        (self.record, self.entry.at) = (record, now);
+        self.refresh(now, shared);
+        true
     }
 
     /// Looks how many requests may be in flight now.

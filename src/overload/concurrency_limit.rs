@@ -30,8 +30,8 @@ pub enum LimitState {
     Cutting(Step),
     /// A lower limit measures the baseline.
     Verifying(Step),
-    /// Requests wait or end, and none gets a response. The limit falls until one does; the number is the queue limit
-    /// before.
+    /// Requests wait or are given up, and none gets a response. The limit falls until one does, unless those in flight
+    /// just hang; the number is the queue limit before.
     Silent(f64),
 }
 
@@ -89,8 +89,9 @@ pub struct ConcurrencyLimit {
     since: StoreTime,
     updated: StoreTime,
     totals: Observations,
-    /// What nine in ten responses usually do not exceed.
-    pub usual_s: Option<f64>,
+    /// What nine in ten responses usually do not exceed. Before the baseline is confirmed, it is learned quickly, and
+    /// no request is called slow by it.
+    usual_s: f64,
     responded_at: StoreTime,
     /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
     verified_at: Option<StoreTime>,
@@ -109,7 +110,7 @@ impl ConcurrencyLimit {
             since: now,
             updated: now,
             totals: Observations::default(),
-            usual_s: None,
+            usual_s: f64::INFINITY,
             responded_at: now,
             verified_at: None,
             verified_s: f64::INFINITY,
@@ -144,33 +145,42 @@ impl ConcurrencyLimit {
         baseline.filter(|_| self.state != LimitState::Starting)
     }
 
-    /// Adjusts `usual_s`: the share of responses that exceed it shows how far off it is.
+    /// Adjusts what is usual: the share of responses that exceed it shows how far off it is.
     pub fn learn_usual(&mut self, observed: &Observations, now: StoreTime) {
-        if let Some(usual_s) = self.usual_s.as_mut().filter(|_| observed.responses > 0.0) {
+        if observed.responses > 0.0 {
             let off = observed.over_usual / observed.responses - TOLERANCE;
             let elapsed_s = now.since(self.updated).min(MAX_WAIT).as_secs_f64();
-            *usual_s *= (off * elapsed_s / VERIFY_INTERVAL.as_secs_f64()).exp();
+            let gain = match self.usual() {
+                Some(_) => elapsed_s / VERIFY_INTERVAL.as_secs_f64(),
+                None => (TOLERANCE * observed.responses).min(1.0),
+            };
+            self.usual_s *= (off * gain).exp();
         }
+    }
+
+    /// Whether a response took longer than nine in ten usually do.
+    pub fn exceeds_usual(&self, latency: Duration) -> bool {
+        latency.as_secs_f64() > self.usual_s
+    }
+
+    /// What nine in ten responses usually do not exceed, in seconds; `None` before the baseline was confirmed.
+    pub fn usual(&self) -> Option<f64> {
+        self.verified_s.is_finite().then_some(self.usual_s)
     }
 
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
         self.updated = now;
         self.totals.merge(observed);
-        if observed.responses > 0.0 || in_flight <= 0.0 {
+        if observed.answered > 0.0 || in_flight <= 0.0 {
             self.responded_at = now;
         }
         let estimate = Estimate::of(&self.totals);
         if self.state == LimitState::Starting {
             return self.start(estimate);
         }
-        let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
-        let is_wanted = self.waits() || self.totals.ended > self.totals.responses;
-        if is_wanted && self.seconds_since(self.responded_at) > silence_s {
-            let back = self.queue_limit();
-            self.target = (self.target.min(in_flight) / 2.0).max(MIN_SAMPLES.min(self.target));
-            self.responded_at = now;
-            return self.begin(LimitState::Silent(back));
+        if self.is_silent() {
+            return self.end_silence(in_flight);
         }
         if let LimitState::Cutting(step) | LimitState::Verifying(step) = &mut self.state
             && !step.is_reached
@@ -212,7 +222,7 @@ impl ConcurrencyLimit {
         let enough = if waits { MIN_SAMPLES } else { INITIAL_LIMIT };
         if estimate.samples >= enough {
             self.baseline = estimate.high;
-            self.usual_s = Some(self.goal_s());
+            self.usual_s = self.goal_s();
             if waits {
                 self.target += estimate.samples;
             }
@@ -222,6 +232,35 @@ impl ConcurrencyLimit {
             self.target = (2.0 * self.target).min(BASELINE_SAMPLES.max(self.target));
             self.begin(LimitState::Starting);
         }
+    }
+
+    /// Whether requests wait or were given up, and none has got a response for long.
+    fn is_silent(&self) -> bool {
+        let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
+        (self.waits() || self.any_given_up()) && self.seconds_since(self.responded_at) > silence_s
+    }
+
+    fn any_given_up(&self) -> bool {
+        self.totals.ended > self.totals.answered
+    }
+
+    fn end_silence(&mut self, in_flight: f64) {
+        let back = self.queue_limit();
+        self.responded_at = self.updated;
+        match self.state {
+            LimitState::Cutting(step) | LimitState::Verifying(step) if !step.is_reached => {
+                // Some of those in flight hang, and the lower limit cannot be measured.
+                self.target = step.back;
+                self.verified_at = self.verified_at.map(|_| self.updated);
+                return self.begin(LimitState::Limiting);
+            }
+            _ if self.any_given_up() => {
+                self.target = (self.target.min(in_flight) / 2.0).max(MIN_SAMPLES.min(self.target));
+            }
+            // They may hang while others would get a response.
+            _ => self.target = in_flight + MIN_SAMPLES,
+        }
+        self.begin(LimitState::Silent(back));
     }
 
     /// There is room for all: latency is the baseline, and demand says how much room it needs.
@@ -234,7 +273,8 @@ impl ConcurrencyLimit {
         if is_slow && estimate.mean.error() > TOLERANCE {
             return;
         }
-        let Observations { arrivals, ended, waited, .. } = self.totals;
+        let Observations { ended, waited, .. } = self.totals;
+        let arrivals = self.arrivals();
         if !is_slow && self.verified_at.is_some() {
             let wanted = |requests: f64| {
                 let busy = HEADROOM * self.baseline.seconds * requests / self.age_s();
@@ -314,7 +354,7 @@ impl ConcurrencyLimit {
         } else if is_below(before.helped_s(self.target)) {
             self.cut(Some(now), self.target, latency);
         } else if failed_by > SIGMAS || is_sure && is_last {
-            if self.totals.responses < (1.0 - TOLERANCE) * self.totals.ended {
+            if self.totals.answered < (1.0 - TOLERANCE) * self.totals.ended {
                 // The upstream still works on requests that were given up.
                 self.begin(LimitState::Limiting);
             } else {
@@ -397,8 +437,12 @@ impl ConcurrencyLimit {
 
     /// Whether requests wait because of the limit, by more than chance.
     fn waits(&self) -> bool {
-        let allowed = TOLERANCE * self.totals.arrivals;
+        let allowed = TOLERANCE * self.arrivals();
         self.totals.waited > allowed + SIGMAS * allowed.sqrt()
+    }
+
+    fn arrivals(&self) -> f64 {
+        self.totals.arrivals.max(0.0)
     }
 
     fn age_s(&self) -> f64 {

@@ -10,7 +10,7 @@ pub enum RequestOutcome {
         /// Whether the status is 5xx.
         failed: bool,
     },
-    /// None: a timeout, a reset, no healthy host.
+    /// None, as Envoy says: a timeout, a reset, no healthy host.
     NoResponse,
     /// The client left before the response headers.
     ClientLeft,
@@ -21,13 +21,17 @@ pub enum RequestOutcome {
 /// What was observed of one cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observations {
+    /// Without those that were not sent for another reason than the limit. An arrival is taken back when that shows, so
+    /// the number may be negative.
     pub arrivals: f64,
     /// Of the arrivals, those that had to wait.
     pub waited: f64,
     pub shed: f64,
-    /// Places that were given back.
+    /// Requests that were sent whole, and have ended in any way.
     pub ended: f64,
-    /// Responses that are no server errors.
+    /// Requests that got response headers of the upstream.
+    pub answered: f64,
+    /// Responses to whole requests that are no server errors.
     pub responses: f64,
     /// Of the responses, those that took longer than nine in ten usually do.
     pub over_usual: f64,
@@ -45,6 +49,7 @@ impl Observations {
         self.waited += other.waited;
         self.shed += other.shed;
         self.ended += other.ended;
+        self.answered += other.answered;
         self.responses += other.responses;
         self.over_usual += other.over_usual;
         self.samples += other.samples;

@@ -24,6 +24,9 @@ pub enum Gauge {
     Waiting,
 }
 
+/// Most workers that publish their queue: a number of six bits has room for more that do so at the same time.
+pub const MAX_QUEUES: i32 = 48;
+
 /// Shared data, and gauges: each one atomic number for all workers.
 pub trait Shared: SharedData {
     /// Adds `difference` to a gauge.

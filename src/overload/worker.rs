@@ -38,16 +38,7 @@ pub struct PlaceRequest {
     pub completes_later: bool,
 }
 
-/// Whether a request may be sent to the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// Now.
-    Send,
-    /// It waits for [`Output::Send`] or [`Output::Shed`].
-    Wait,
-}
-
-/// What to do with a request that waits.
+/// What to do with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send it to the upstream: it has a place in flight.
@@ -111,8 +102,9 @@ pub struct OverloadControl {
     callers: CallerObservations,
     detector: HealthDetector,
     next_flush: StoreTime,
-    /// When `handle_timeout` is due.
-    wanted: StoreTime,
+    /// When `handle_timeout` was called last, and when it is due.
+    ticked: StoreTime,
+    due: StoreTime,
     /// How late the last two calls of it were, the last one first.
     lag: [Duration; 2],
 }
@@ -131,7 +123,8 @@ impl OverloadControl {
             callers: CallerObservations::default(),
             detector: HealthDetector::new(now),
             next_flush,
-            wanted: next_flush,
+            ticked: now,
+            due: next_flush,
             lag: [Duration::ZERO; 2],
         }
     }
@@ -150,20 +143,27 @@ impl OverloadControl {
         id
     }
 
-    /// Requests a place in flight for a request whose headers have arrived.
+    /// Requests a place in flight for a request whose headers have arrived. `None`: it waits, and
+    /// [`OverloadControl::poll_output`] says later what to do with it.
     pub fn admit(
         &mut self,
         id: RequestId,
         request: PlaceRequest,
         now: StoreTime,
         shared: &impl Shared,
-    ) -> Admission {
+    ) -> Option<Output> {
         let PlaceRequest { cluster: cluster_id, priority, order, caller, completes_later } = request;
         let all_waiting = self.waiting();
-        let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else { return Admission::Send };
+        let Some(cluster) = self.clusters.get_mut(usize::from(cluster_id.0)) else {
+            return Some(Output::Send(id));
+        };
         cluster.observations.arrivals += 1.0;
         let is_next = cluster.queue.best_priority().is_none_or(|best| best < priority);
-        let is_sent = !self.bounds.shed || is_next && cluster.take_place(priority, shared);
+        let is_sent = !self.bounds.shed
+            || is_next && cluster.take_place(priority, shared)
+            || cluster.queue.len() == 0
+                && cluster.catch_up(now, shared)
+                && cluster.take_place(priority, shared);
         if !self.bounds.shed {
             cluster.take_place_anyway(shared);
         }
@@ -171,7 +171,7 @@ impl OverloadControl {
             |stage| TrackedRequest { cluster: cluster_id, caller, is_complete: !completes_later, stage };
         if is_sent {
             self.requests.insert(id, tracked(Stage::in_flight(now)));
-            return Admission::Send;
+            return Some(Output::Send(id));
         }
         cluster.observations.waited += 1.0;
         self.requests.insert(id, tracked(Stage::Waiting(cluster.queue.push(id, priority, order, now))));
@@ -188,7 +188,8 @@ impl OverloadControl {
         };
         worst.into_iter().for_each(|worst| self.shed(worst));
         self.pump(cluster_id, now, shared);
-        Admission::Wait
+        let is_its = |output: &Output| [Output::Send(id), Output::Shed(id)].contains(output);
+        self.outputs.iter().position(is_its).and_then(|index| self.outputs.remove(index))
     }
 
     /// The last byte of the request has arrived: its latency is measured from here.
@@ -214,6 +215,7 @@ impl OverloadControl {
                     cluster.give_back(shared);
                     cluster.yield_place(now, shared);
                 }
+                cluster.note_end(outcome, request.is_complete);
                 let (is_good, is_failed) = match outcome {
                     RequestOutcome::Response { failed } => (!failed, failed),
                     RequestOutcome::NoResponse => (false, true),
@@ -237,9 +239,11 @@ impl OverloadControl {
         self.pump(request.cluster, now, shared);
     }
 
-    /// Does what is due. A superseded generation judges no health, and brings its own requests to their end.
-    pub fn handle_timeout(&mut self, now: StoreTime, role: Role, shared: &impl Shared) {
-        self.lag = [now.since(self.wanted).saturating_sub(TICK), self.lag[0]];
+    /// Does what is due. A superseded generation judges no health, and brings its own requests to their end. `period` is
+    /// the time between two calls where these are periodic, else zero.
+    pub fn handle_timeout(&mut self, now: StoreTime, period: Duration, role: Role, shared: &impl Shared) {
+        let due = self.due.max(self.ticked.after(period));
+        self.lag = [now.since(due).saturating_sub(TICK), self.lag[0]];
         let oldest = now.before(MAX_WAIT);
         let queues = self.clusters.iter_mut().map(|cluster| &mut cluster.queue);
         let late: Vec<_> = queues.flat_map(|queue| queue.pop_waiting_since(oldest)).collect();
@@ -259,7 +263,7 @@ impl OverloadControl {
         for index in 0..self.clusters.len() {
             self.pump(ClusterId(index as u8), now, shared);
         }
-        self.wanted = self.poll_timeout(now);
+        (self.ticked, self.due) = (now, self.poll_timeout(now));
     }
 
     /// The next thing to do.
@@ -270,12 +274,6 @@ impl OverloadControl {
     /// Whether there is something to do.
     pub fn has_output(&self) -> bool {
         !self.outputs.is_empty()
-    }
-
-    /// Takes the output for this request, ahead of earlier outputs.
-    pub fn take_output(&mut self, id: RequestId) -> Option<Output> {
-        let is_its = |output: &Output| [Output::Send(id), Output::Shed(id)].contains(output);
-        self.outputs.iter().position(is_its).and_then(|index| self.outputs.remove(index))
     }
 
     /// When to call [`OverloadControl::handle_timeout`] next. It may be called more often; what it is late counts as
@@ -378,7 +376,7 @@ pub fn measured_health(namespace: &str, data: &impl SharedData) -> Option<Health
 /// What takes longer is slow.
 fn latency_bound(cluster: &ClusterControl, bounds: &HealthThresholds) -> Duration {
     let absolute = bounds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
-    let relative = bounds.latency_ratio.zip(cluster.record.limit.usual_s);
+    let relative = bounds.latency_ratio.zip(cluster.record.limit.usual());
     let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());
     absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::admission_queue::AdmissionQueue;
@@ -12,16 +12,15 @@ use super::concurrency_limit::{ConcurrencyLimit, LimitState};
 use super::health_detector::HealthDetector;
 use super::observations::{CallerCounts, CallerObservations, Observations};
 use super::parameters::INITIAL_LIMIT;
-use super::shared::{Gauges, decode, encode};
-use super::{
-    Admission, ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared,
-};
+use super::shared::{Gauges, change, decode, encode};
+use super::{ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared};
 use crate::config::HealthThresholds;
 use crate::control::Control;
 use crate::generation::Role;
 use crate::health::Health;
 use crate::measured_health::put_into_force;
 use crate::metrics::Metrics;
+use crate::record_key::record_key;
 use crate::request::RequestId;
 use crate::store::{Conflict, SharedData};
 use crate::time::StoreTime;

@@ -53,6 +53,8 @@ struct Worker {
     control: OverloadControl,
     cluster: ClusterId,
     next: u32,
+    /// Those of the requests that were shed at once.
+    shed: Vec<Output>,
 }
 
 impl Worker {
@@ -60,7 +62,7 @@ impl Worker {
         let bounds = HealthThresholds::default();
         let mut control = OverloadControl::new(bounds, "test", worker, at(0));
         let cluster = control.cluster_id(b"upstream", at(0));
-        Self { control, cluster, next: 0 }
+        Self { control, cluster, next: 0, shed: Vec::new() }
     }
 
     fn admit(
@@ -69,20 +71,27 @@ impl Worker {
         completes_later: bool,
         ms: u64,
         memory: &Memory,
-    ) -> (RequestId, Admission) {
+    ) -> (RequestId, Option<Output>) {
         self.next += 1;
         let request = PlaceRequest { cluster: self.cluster, priority, order: 0, caller: 1, completes_later };
-        (self.next, self.control.admit(self.next, request, at(ms), memory))
+        let output = self.control.admit(self.next, request, at(ms), memory);
+        self.shed.extend(output.filter(|output| matches!(output, Output::Shed(_))));
+        (self.next, output)
     }
 
     /// Takes all free places.
     fn fill(&mut self, ms: u64, memory: &Memory) -> Vec<RequestId> {
         let taken = (0..100).map(|_| self.admit(2, false, ms, memory));
-        taken.filter(|(_, admission)| *admission == Admission::Send).map(|(id, _)| id).collect()
+        taken.filter(|(id, output)| *output == Some(Output::Send(*id))).map(|(id, _)| id).collect()
+    }
+
+    fn tick(&mut self, ms: u64, memory: &Memory) {
+        self.control.handle_timeout(at(ms), Duration::ZERO, Role::Newest, memory);
     }
 
     fn outputs(&mut self) -> Vec<Output> {
-        std::iter::from_fn(|| self.control.poll_output()).collect()
+        let polled = std::iter::from_fn(|| self.control.poll_output());
+        self.shed.drain(..).chain(polled).collect()
     }
 }
 
@@ -96,9 +105,9 @@ const GOOD: RequestOutcome = RequestOutcome::Response { failed: false };
 fn a_request_costs_three_gauge_calls_while_no_queue_is_in_use() {
     let memory = Memory::default();
     let mut worker = Worker::new(1);
-    let (id, admission) = worker.admit(2, false, 0, &memory);
+    let (id, output) = worker.admit(2, false, 0, &memory);
     worker.control.finish(id, GOOD, at(100), &memory);
-    assert_eq!((admission, memory.calls.get()), (Admission::Send, 3));
+    assert_eq!((output, memory.calls.get()), (Some(Output::Send(id)), 3));
 }
 
 #[test]
@@ -109,7 +118,7 @@ fn a_worker_that_measured_earlier_does_not_undo_a_change_of_health() {
     for ms in (0..10_000).step_by(10) {
         let (id, _) = worker.admit(2, false, ms, &memory);
         worker.control.finish(id, RequestOutcome::Response { failed: true }, at(ms), &memory);
-        worker.control.handle_timeout(at(ms), Role::Newest, &memory);
+        worker.tick(ms, &memory);
         for report in [&worker.control.report(), &earlier] {
             put_into_force(report, control(), "test", &memory, &mut metrics);
         }
@@ -146,9 +155,9 @@ fn an_idle_worker_releases_the_places_of_a_dead_one_within_two_seconds() {
     let held = dead.fill(0, &memory).len() as i32;
     let released_ms = (50..10_000).step_by(50).find(|ms| {
         if *ms < 1_000 {
-            dead.control.handle_timeout(at(*ms), Role::Newest, &memory);
+            dead.tick(*ms, &memory);
         }
-        idle.control.handle_timeout(at(*ms), Role::Newest, &memory);
+        idle.tick(*ms, &memory);
         in_flight(&memory) < held
     });
     assert!(released_ms.is_some_and(|ms| (1_400..=2_950).contains(&ms)), "{released_ms:?}");
@@ -160,12 +169,12 @@ fn a_more_important_request_of_another_worker_goes_first() {
     let memory = Memory::default();
     let (mut one, mut other) = (Worker::new(1), Worker::new(2));
     let held = one.fill(0, &memory);
-    let (important, admission) = other.admit(8, false, 1, &memory);
-    assert_eq!(admission, Admission::Wait);
+    let (important, output) = other.admit(8, false, 1, &memory);
+    assert_eq!(output, None);
     one.outputs();
     one.control.finish(held[0], GOOD, at(2), &memory);
     assert_eq!(one.outputs(), [], "it leaves the place to the other worker");
-    other.control.handle_timeout(at(5), Role::Newest, &memory);
+    other.tick(5, &memory);
     assert_eq!(other.outputs(), [Output::Send(important)]);
 }
 
@@ -190,11 +199,11 @@ fn a_worker_whose_requests_only_wait_is_not_taken_for_dead() {
     let memory = Memory::default();
     let (mut one, mut other) = (Worker::new(1), Worker::new(2));
     let waiting = 100 - one.fill(0, &memory).len() as u64;
-    let (_, admission) = other.admit(8, false, 1, &memory);
-    assert_eq!(admission, Admission::Wait);
+    let (_, output) = other.admit(8, false, 1, &memory);
+    assert_eq!(output, None);
     for ms in (50..500).step_by(50) {
-        one.control.handle_timeout(at(ms), Role::Newest, &memory);
-        other.control.handle_timeout(at(ms), Role::Newest, &memory);
+        one.tick(ms, &memory);
+        other.tick(ms, &memory);
     }
     assert_eq!(one.control.report().clusters[0].waiting, waiting + 1);
 }
@@ -213,8 +222,8 @@ fn a_worker_with_one_request_does_not_starve_beside_one_with_many() {
             Output::Shed(_) => None,
         }));
         if ms % 5 == 0 {
-            many.control.handle_timeout(at(*ms), Role::Newest, &memory);
-            one.control.handle_timeout(at(*ms), Role::Newest, &memory);
+            many.tick(*ms, &memory);
+            one.tick(*ms, &memory);
         }
         one.outputs().contains(&Output::Send(lonely))
     });
@@ -229,9 +238,9 @@ fn a_request_is_shed_when_it_has_waited_for_a_second_and_not_before() {
     worker.outputs();
     let (id, _) = worker.admit(8, false, 0, &memory);
     worker.outputs();
-    worker.control.handle_timeout(at(999), Role::Newest, &memory);
+    worker.tick(999, &memory);
     assert!(!worker.outputs().contains(&Output::Shed(id)));
-    worker.control.handle_timeout(at(1_000), Role::Newest, &memory);
+    worker.tick(1_000, &memory);
     assert!(worker.outputs().contains(&Output::Shed(id)));
 }
 
@@ -260,12 +269,12 @@ fn a_slow_upload_holds_no_place_and_does_not_count_as_latency() {
     let mut worker = Worker::new(1);
     let (id, _) = worker.admit(2, true, 0, &memory);
     assert_eq!(in_flight(&memory), 1);
-    worker.control.handle_timeout(at(60), Role::Newest, &memory);
+    worker.tick(60, &memory);
     assert_eq!(in_flight(&memory), 0);
     worker.control.request_complete(id, at(5_000), &memory);
     assert_eq!(in_flight(&memory), 1);
     worker.control.finish(id, GOOD, at(5_010), &memory);
-    worker.control.handle_timeout(at(5_020), Role::Newest, &memory);
+    worker.tick(5_020, &memory);
     assert_eq!((in_flight(&memory), worker.control.report().signals.slow_ratio), (0, 0.0));
 }
 
@@ -274,9 +283,9 @@ fn a_hang_is_slow_before_it_ends() {
     let memory = Memory::default();
     let mut worker = Worker::new(1);
     worker.admit(2, false, 0, &memory);
-    worker.control.handle_timeout(at(500), Role::Newest, &memory);
+    worker.tick(500, &memory);
     assert_eq!(worker.control.report().signals.slow_ratio, 0.0);
-    worker.control.handle_timeout(at(551), Role::Newest, &memory);
+    worker.tick(551, &memory);
     assert_eq!(worker.control.report().signals.slow_ratio, 1.0);
 }
 
@@ -298,11 +307,96 @@ fn a_superseded_generation_publishes_the_places_that_it_holds_and_nothing_else()
     let writes = || memory.values.borrow().values().map(|(_, version)| *version).sum::<u32>();
     let flush = |worker: &mut Worker, ms| {
         let before = writes();
-        worker.control.handle_timeout(at(ms), Role::Superseded, &memory);
+        worker.control.handle_timeout(at(ms), Duration::ZERO, Role::Superseded, &memory);
         writes() - before
     };
     assert_eq!(flush(&mut worker, 60), 1, "it holds a place");
     worker.control.finish(held, GOOD, at(70), &memory);
     assert_eq!(flush(&mut worker, 120), 1, "it has given the place back");
     assert_eq!([flush(&mut worker, 180), flush(&mut worker, 5_000)], [0, 0]);
+}
+
+/// A request each ten milliseconds until then, with these latencies in turn, and a call each `period_ms`.
+fn serve(worker: &mut Worker, until_ms: u64, latencies_ms: &[u64], period_ms: u64, memory: &Memory) {
+    let mut ends = BTreeSet::new();
+    for ms in 0..until_ms {
+        if ms % 10 == 0 {
+            let (id, _) = worker.admit(2, false, ms, memory);
+            ends.insert((ms + latencies_ms[(ms / 10) as usize % latencies_ms.len()], id));
+        }
+        while let Some((_, id)) = ends.first().copied().filter(|(end, _)| *end <= ms) {
+            ends.pop_first();
+            worker.control.finish(id, GOOD, at(ms), memory);
+        }
+        if ms % period_ms == 0 {
+            let period = Duration::from_millis(period_ms);
+            worker.control.handle_timeout(at(ms), period, Role::Newest, memory);
+        }
+    }
+}
+
+fn limit(worker: &Worker) -> f64 {
+    worker.control.report().clusters[0].limit
+}
+
+#[test]
+fn requests_that_are_rejected_for_another_reason_do_not_raise_the_limit() {
+    let memory = Memory::default();
+    let mut worker = Worker::new(1);
+    serve(&mut worker, 20_000, &[100], 50, &memory);
+    let before = limit(&worker);
+    for ms in 20_000..30_000 {
+        for _ in 0..5 {
+            let (id, _) = worker.admit(2, false, ms, &memory);
+            worker.control.finish(id, RequestOutcome::NotSent, at(ms), &memory);
+        }
+        if ms % 50 == 0 {
+            worker.tick(ms, &memory);
+        }
+    }
+    assert!(limit(&worker) <= before, "{} and {before} before", limit(&worker));
+}
+
+#[test]
+fn periodic_calls_that_come_when_they_can_are_not_late() {
+    let memory = Memory::default();
+    let mut worker = Worker::new(1);
+    serve(&mut worker, 10_000, &[5], 20, &memory);
+    let baseline = worker.control.report().clusters[0].baseline.unwrap();
+    assert!((4_500..=5_500).contains(&baseline.as_micros()), "{baseline:?}");
+}
+
+#[test]
+fn an_upstream_with_two_kinds_of_requests_is_healthy() {
+    let memory = Memory::default();
+    let mut worker = Worker::new(1);
+    // One in seven takes a hundred times as long, which is usual here.
+    serve(&mut worker, 60_000, &[3, 3, 3, 3, 3, 3, 300], 50, &memory);
+    assert_eq!(worker.control.report().reason, None);
+}
+
+#[test]
+fn an_idle_worker_learns_what_others_did_before_it_sheds() {
+    let memory = Memory::default();
+    let mut worker = Worker::new(1);
+    worker.admit(2, false, 0, &memory);
+    worker.tick(50, &memory);
+    let key = record_key("test", "overload/clusters/upstream");
+    change(&memory, &key, || unreachable!(), |record: &mut ClusterRecord| record.limit.target = 200.0);
+    memory.add(worker.cluster, Gauge::InFlight, 50);
+    let sent = worker.fill(400, &memory).len();
+    assert_eq!((sent, worker.outputs()), (100, Vec::new()));
+}
+
+#[test]
+fn a_hundred_workers_with_a_queue_do_not_seem_to_have_one_of_another_priority() {
+    let memory = Memory::default();
+    let mut workers: Vec<_> = (0..100).map(Worker::new).collect();
+    workers[0].fill(0, &memory);
+    for worker in &mut workers {
+        worker.admit(5, false, 0, &memory);
+    }
+    let [in_flight, waiting] =
+        [Gauge::InFlight, Gauge::Waiting].map(|gauge| memory.read(ClusterId(0), gauge).unwrap());
+    assert_eq!(Gauges::new(in_flight, waiting).highest_waiting(), Some(5));
 }

@@ -111,7 +111,12 @@ const MIXES: [(&str, [f64; TIERS]); 4] = [
 ];
 
 /// Scenarios and rows of the table that do not hold yet, with the reason. They are printed, and fail no run.
-pub const KNOWN: [(&str, &str, &str); 10] = [
+pub const KNOWN: [(&str, &str, &str); 11] = [
+    (
+        "stuck-0.02",
+        "",
+        "requests that hang hold places for 15 s, and the others wait until the limit has grown beyond them",
+    ),
     (
         "slow-3.4x",
         "",
@@ -220,6 +225,10 @@ pub fn all() -> Vec<Scenario> {
         all.push(fault(&format!("failing-{share}"), SMALL, 25.0, 30.0, Condition::Failing(share)));
     }
     all.push(fault("down", SMALL, 25.0, 20.0, Condition::Down));
+    // Requests that hang take up many places until the route timeout, and the others are fast.
+    let wide = Upstream { servers: 1_000.0, service_us: 20_000.0, ..SMALL };
+    let stuck = fault("stuck-0.02", wide, 200.0, 60.0, Condition::Hanging(0.02));
+    all.push(stuck.with(|cluster| cluster.clients = long_timeout));
 
     // Upstreams whose capacity changes.
     all.push(fault("slow-3.4x", SMALL, 42.5, 30.0, Condition::Slow(4.0)));

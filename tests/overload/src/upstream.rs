@@ -36,6 +36,8 @@ pub enum Condition {
     Servers(f64),
     /// This share of responses has the status 500.
     Failing(f64),
+    /// This share of requests never gets a response.
+    Hanging(f64),
     /// It refuses connections.
     Down,
 }
@@ -45,7 +47,7 @@ impl Upstream {
     pub fn capacity(&self, condition: Condition) -> f64 {
         let usual = self.servers * 1e6 / self.service_us;
         match condition {
-            Condition::Healthy | Condition::Failing(_) => usual,
+            Condition::Healthy | Condition::Failing(_) | Condition::Hanging(_) => usual,
             Condition::Slow(times) => usual / times,
             Condition::Servers(times) => usual * times,
             Condition::Down => 0.0,
@@ -164,6 +166,7 @@ impl Work {
             let work = self.upstream.spread.draw(&mut self.rng);
             let end = match (self.upstream.discipline, self.condition) {
                 (Discipline::Thrashing, _) => ((self.given + work) * 1e9) as u64,
+                (_, Condition::Hanging(share)) if self.rng.f64() < share => u64::MAX,
                 (_, Condition::Slow(times)) => now_us + (work * times * self.upstream.service_us) as u64,
                 _ => now_us + (work * self.upstream.service_us) as u64,
             };

@@ -2,13 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use dynamic_rate_limiter::config::HealthThresholds;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
-use dynamic_rate_limiter::overload::{
-    self, Admission, ClusterId, Gauge, OverloadControl, RequestOutcome, Shared,
-};
+use dynamic_rate_limiter::overload::{self, ClusterId, Gauge, OverloadControl, RequestOutcome, Shared};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::StoreTime;
 
@@ -128,8 +127,10 @@ impl Protection for Workers {
         self.memory.clusters.borrow_mut().insert((worker, id), cluster);
         let order = overload::rotating_order(&caller, now);
         let place = overload::PlaceRequest { cluster: id, priority, order, caller, completes_later: false };
-        if control.admit(request as u32, place, now, &self.memory) == Admission::Send {
-            self.outputs.push_back(Output::Send(request));
+        match control.admit(request as u32, place, now, &self.memory) {
+            Some(overload::Output::Send(_)) => self.outputs.push_back(Output::Send(request)),
+            Some(overload::Output::Shed(_)) => self.outputs.push_back(Output::Shed(request)),
+            None => {}
         }
         self.after_call(worker, now);
     }
@@ -163,7 +164,7 @@ impl Protection for Workers {
     fn handle_timeout(&mut self, worker: usize, now_us: u64) {
         let now = self.at(worker, now_us);
         self.timeouts_us[worker] = u64::MAX;
-        self.workers[worker].handle_timeout(now, Role::Newest, &self.memory);
+        self.workers[worker].handle_timeout(now, Duration::ZERO, Role::Newest, &self.memory);
         self.after_call(worker, now);
     }
 

@@ -300,6 +300,7 @@ impl VmState {
             (b"plugin_vm_id", _) => Ok(self.vm_id.clone().into_bytes()),
             (b"source\0address", Some(stream)) => Ok(stream.source_address.clone()),
             (b"xds\0cluster_name", Some(stream)) => Ok(stream.cluster.clone()),
+            (b"response\0code_details", Some(_)) => Ok(b"via_upstream".to_vec()),
             _ => Err(status::NOT_FOUND),
         }
     }

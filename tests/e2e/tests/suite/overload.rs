@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::client::{Request, Response};
 
@@ -224,6 +224,34 @@ fn a_mild_overload_from_the_first_request_on_builds_up_no_queue_in_the_upstream(
     eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
     assert!(first >= 0.9 && after >= 0.8, "goodput {first:.2} in the first seconds, {after:.2} after");
     assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
+}
+
+#[test]
+fn timeouts_lower_the_limit_and_errors_of_the_upstream_do_not() {
+    let limit_after = |answer: fn() -> Answer, status| {
+        let upstream = Upstream::start(move |_| answer());
+        let route = json!({"cluster": "upstream", "timeout": "0.3s"});
+        let envoy = Setup::new()
+            .config(&measured())
+            .cluster("upstream", upstream.address())
+            .routes(&json!([{"match": {"prefix": "/"}, "route": route}]))
+            .start();
+        let end = Instant::now() + Duration::from_secs(3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut connection = envoy.connect();
+                    while Instant::now() < end {
+                        assert_eq!(connection.send(&Request::get("/")).status, status);
+                    }
+                });
+            }
+        });
+        system_health(&envoy)["clusters"]["upstream"]["limit"].as_f64().expect("a limit")
+    };
+    let failing = limit_after(|| Answer::with(500, &[]), 500);
+    let late = limit_after(|| Answer::Late(Duration::from_secs(5), Box::new(Answer::ok("late"))), 504);
+    assert!(late < failing, "{late} after timeouts, {failing} after errors");
 }
 
 /// Checks that as many requests were sent to the upstreams as took a token.
