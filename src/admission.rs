@@ -211,6 +211,7 @@ impl<D: SharedData> Decider<'_, D> {
     /// The caller with that key.
     fn caller(&mut self, request: &impl Request) -> Option<Rc<Caller>> {
         let key = request.header("x-api-key").filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()))?;
+        std::str::from_utf8(&key).ok()?;
         let key = KeyHash::of(&key);
         for _ in 0..MAX_LOOKUPS {
             match self.in_force.caller(key, self.data) {

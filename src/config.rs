@@ -217,7 +217,16 @@ impl Config {
     /// awaited there is nothing to check the names against: an unknown one then means the default tier, and an
     /// unknown default the first tier.
     pub fn new(plugin: &PluginConfig, documents: &Documents) -> Result<Self, String> {
-        let lenient = plugin.awaits_tiers() && documents.tiers.is_none();
+        Self::join(plugin, documents, plugin.awaits_tiers() && documents.tiers.is_none())
+    }
+
+    /// Joins them as far as the names of tiers fit: an unknown one means the default tier, and an unknown default the
+    /// first tier.
+    pub fn new_lenient(plugin: &PluginConfig, documents: &Documents) -> Result<Self, String> {
+        Self::join(plugin, documents, true)
+    }
+
+    fn join(plugin: &PluginConfig, documents: &Documents, lenient: bool) -> Result<Self, String> {
         let fetched = documents.tiers.clone().or_else(|| plugin.tiers.clone());
         let tiers: Vec<Rc<Tier>> = fetched.unwrap_or_else(built_in_tiers).into_iter().map(Rc::new).collect();
         let by_name: HashMap<&str, &Rc<Tier>> = tiers.iter().map(|tier| (tier.name.as_str(), tier)).collect();

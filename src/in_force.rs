@@ -162,15 +162,17 @@ impl InForce {
         if published.tiers.is_none() && published.keys.is_none() {
             return;
         }
-        match Config::new(&self.plugin, &published.documents()) {
-            Ok(config) => {
-                self.config = Rc::new(config);
-                self.callers = Callers::new(published.keys.map(|keys| (keys.table, records.prefix.clone())));
-            }
+        let documents = published.documents();
+        let config = Config::new(&self.plugin, &documents).or_else(|error| {
             // They fitted the plugin configuration they were fetched with, and do not fit this newer one.
-            Err(error) => {
-                log::warn!("published documents do not fit this configuration and are left out: {error}")
-            }
+            log::warn!(
+                "documents do not fit this configuration, a missing tier means the default one: {error}"
+            );
+            Config::new_lenient(&self.plugin, &documents)
+        });
+        if let Ok(config) = config {
+            self.config = Rc::new(config);
+            self.callers = Callers::new(published.keys.map(|keys| (keys.table, records.prefix.clone())));
         }
     }
 

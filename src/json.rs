@@ -142,17 +142,19 @@ impl<'a> Field<'a> {
         self.members_called(|number, _| format!("{}[{}]", self.path, first as usize + number - 1))
     }
 
-    /// An object that has no members but `known`. Within a secret no other name is shown: it may be a secret that
-    /// stands in the wrong place.
+    /// An object that has no members but `known`. Another name may be a secret that stands in the wrong place: within a
+    /// secret it is not shown, nor is that of a text or of an entry of the key document in the root.
     pub fn fields(&self, known: &[&str]) -> Result<Fields<'a>, String> {
-        let members = self.members_called(|number, name| match self.secret && !known.contains(&name) {
-            true => format!("{}[{number}]", self.path),
-            false => join(&self.path, name),
+        let is_root = self.path.is_empty();
+        let members = self.members_called(|number, name| {
+            let is_shown = known.contains(&name) || !self.secret && !is_root;
+            if is_shown { join(&self.path, name) } else { format!("{}[{number}]", self.path) }
         })?;
-        let Some((name, _)) = members.iter().find(|(name, _)| !known.contains(name)) else {
+        let Some((name, field)) = members.iter().find(|(name, _)| !known.contains(name)) else {
             return Ok(Fields { path: self.path.clone(), members });
         };
-        let found = match self.secret {
+        let is_entry = field.is_text() || field.has("tier") || field.has("id");
+        let found = match self.secret || is_root && is_entry {
             true => format!("an unknown field whose name has {} bytes", name.len()),
             false => format!("an unknown field {}", quoted(name)),
         };

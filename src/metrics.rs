@@ -351,6 +351,10 @@ impl Metrics {
     /// Notes what is in flight to a cluster.
     pub fn cluster(&mut self, report: &ClusterReport) {
         let label = cluster_label(&report.name);
+        let limit = format!("{CLUSTER_LIMIT}.cluster.{label}");
+        if !self.levels.iter().any(|level| level.name == limit) {
+            self.count(format!("{CLUSTER_SHED}.cluster.{label}"), 0);
+        }
         let baseline = report.baseline.unwrap_or_default();
         let levels = [
             // Of a part of a place, a whole one is used.

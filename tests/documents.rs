@@ -390,6 +390,17 @@ fn a_document_that_fits_a_new_configuration_applies_without_a_change_of_its_text
 }
 
 #[test]
+fn documents_that_do_not_fit_a_newer_configuration_keep_their_keys_and_tiers() {
+    let data = FakeData::at(SECOND);
+    publish(&mut limiter(&data, SOURCE), texts(TIERS, r#"{"k": "gold"}"#), &data);
+    let misfit = SOURCE.replacen('{', r#"{"default_tier": "platinum", "#, 1);
+    let mut limiter = limiter(&data, &misfit);
+    let keyed = FakeRequest::get("/").with("x-api-key", "k");
+    assert_eq!(seen(&mut limiter, &data, &keyed), ("gold".to_owned(), Some(99)));
+    assert_eq!(seen(&mut limiter, &data, &FakeRequest::get("/")), ("free".to_owned(), Some(2)));
+}
+
+#[test]
 fn a_document_that_does_not_fit_beside_a_wrong_one_is_reported_and_not_parsed_again() {
     let (keys, gone) = (many_keys(5_000, "platinum"), r#"{"other": {"unlimited": true}}"#);
     // Five thousand keys of which one is wrong, beside tiers that lack the default tier.

@@ -76,7 +76,11 @@ fn admin(token: &str) -> FakeRequest {
 
 #[test]
 fn a_known_key_has_its_own_bucket_and_each_address_has_one() {
-    let mut test = Test::new(r#"{"api_keys": {"pro": "pro", "other": "pro", "e": "enterprise"}}"#);
+    // The last is the hash of bytes that are not UTF-8, and so of no key.
+    let mut test = Test::new(
+        r#"{"api_keys": {"pro": "pro", "other": "pro", "e": "enterprise",
+            "sha256:ef192b7af54e943f206ab27075ec1805384c972c9959fc5820f1fa7d5268fcef": "pro"}}"#,
+    );
     let mut check = |request: FakeRequest, tier: &str, left: u32| {
         let seen = harness::seen(&mut test.limiter, &test.data, &request);
         assert_eq!(seen, (tier.to_owned(), Some(left)), "{request:?}");

@@ -41,9 +41,10 @@ fn decisions_are_timed() {
         let scrape = envoy.scrape();
         let count = scrape.value(&format!("{name}_count"), &[])?;
         let sum = scrape.value(&format!("{name}_sum"), &[])?;
-        (count >= 1.0).then_some((count, sum))
+        // One decision in sixteen.
+        (count >= 800.0 / 16.0).then_some((count, sum))
     });
-    assert!(count <= 800.0);
+    assert!(count <= 800.0 / 16.0 + 1.0, "{count} of 800, two workers");
     let mean = sum / count;
     assert!((0.0..100_000.0).contains(&mean), "{mean} µs on average");
 }

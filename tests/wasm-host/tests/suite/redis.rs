@@ -125,8 +125,6 @@ fn thousands_of_waiting_requests_are_decided_at_the_timeout() {
     world.advance_ms(20 + 10);
     assert!(world.undecided().is_empty());
     assert!(ids.iter().all(|id| world.response(*id).is_some_and(|response| response.status == 503)));
-    let (fuel, bytes) = (world.vm(0).most_fuel, world.vm(0).memory_bytes());
-    println!("{fuel} fuel at most, {bytes} bytes");
 }
 
 #[test]
