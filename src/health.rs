@@ -8,7 +8,7 @@ pub enum Health {
     /// Bursts pass: a bucket holds the tier's burst capacity.
     #[default]
     Normal,
-    /// Load is shed: the tier's degraded limit holds.
+    /// The tier's degraded limit holds.
     Degraded,
 }
 

@@ -1,7 +1,7 @@
 //! A load-aware rate limiter that stock Envoy and Istio load as a WebAssembly filter.
 //!
 //! It maps `X-API-Key` to a tier, takes one token a request from the caller's bucket, lets bursts through while
-//! the system is healthy, sheds load by tier while it is degraded, and answers `429` itself.
+//! the system is healthy, sheds requests by tier when an upstream is overloaded, and answers `429` itself.
 //!
 //! Four things always hold:
 //!

@@ -19,7 +19,7 @@ pub struct HealthThresholds {
     pub degrade_after_seconds: u32,
     /// How long all bounds must have held, in seconds: 1 to 86,400.
     pub recover_after_seconds: u32,
-    /// Whether callers are turned away while degraded limits are not enough.
+    /// Whether requests beyond the in-flight limit are queued and shed.
     pub shed: bool,
 }
 

@@ -148,7 +148,7 @@ pub const KNOWN: [(&str, &str, &str); 11] = [
 const TOO_HIGH_A_BASELINE: &str =
     "in one run of thirty the baseline is three times too high after three minutes, and the limit with it";
 const TOO_HIGH_A_START: &str =
-    "in one start of twenty the first limit is too high, and it takes seconds to find that out";
+    "in one start of thirty the first limit is too high, and it takes seconds to find that out";
 
 /// Every named scenario.
 pub fn all() -> Vec<Scenario> {
