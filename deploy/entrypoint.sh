@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The image's entry point: hands secrets to Envoy, and drains Envoy before it ends.
+# The image's entry point: passes secrets to Envoy, and drains Envoy before it ends.
 #
 #   docker run dynamic-rate-limiter envoy -c deploy/redis/envoy.yaml
 #
@@ -41,7 +41,7 @@ stop() {
 trap stop TERM INT
 
 "$@" &
-# They have been handed on.
+# Envoy has them.
 unset ADMIN_TOKEN REDIS_USERNAME REDIS_PASSWORD
 wait "$!"
 status=$?
