@@ -334,6 +334,6 @@ fn the_first_refusals_of_a_limiter_count_in_rates_and_alerts() {
         prometheus.query(increase).first().is_some_and(|(_, seen)| *seen >= limited).then_some(())
     });
     wait::until_within(SCRAPED, "the alert", || {
-        firing(&prometheus).iter().any(|alert| alert == "RateLimiterRefusalsHigh").then_some(())
+        firing(&prometheus).iter().any(|alert| alert == "RateLimiterRejectionsHigh").then_some(())
     });
 }
