@@ -41,7 +41,7 @@ def test_endpoints(api, show):
     reply = api.ask("POST", "/system/health", {"X-Admin-Token": "surely-wrong"}, '{"status":"NORMAL"}')
     show.line(f"\nPOST /system/health with a wrong token: {reply.status} {reply.body.strip()}")
     wanted = (403, '{"detail":"Invalid admin token"}')
-    show.check("a wrong admin token is refused", unless((reply.status, reply.body.strip()), wanted))
+    show.check("a wrong admin token is rejected", unless((reply.status, reply.body.strip()), wanted))
 
 
 def problem_of_health(reply):
@@ -61,7 +61,8 @@ def test_state(api, show, state):
         show.box(f"{caller.tier.upper():<10} in {state} (expect: {limit.capacity})")
         bursts[caller] = burst = check.empty_bucket(api, caller, limit, show)
         show.check("as many as the bucket holds", check.check_full_bucket(show, burst, limit))
-        for what, reply in (("first", burst.replies[0]), ("last admitted", burst.last_admitted), ("refused", burst.first_refused)):
+        kinds = (("first", burst.replies[0]), ("last admitted", burst.last_admitted), ("rejected", burst.first_rejected))
+        for what, reply in kinds:
             if reply is not None:
                 show_reply(show, f"{caller.tier}, {what}", reply)
                 show.check("its headers", problem_of_headers(reply, caller.tier, limit, state))
@@ -69,20 +70,20 @@ def test_state(api, show, state):
 
 
 def test_refill(api, show, state, bursts):
-    """After a while, what a bucket has gained is what its rate says: at least since its last refusal, at most in all."""
+    """After a while, what a bucket has gained is what its rate says: at least since its last rejection, at most in all."""
     limits = {caller: api.chosen.tiers[caller.tier][state] for caller in bursts}
     slowest = min((limit.rate for limit in limits.values() if limit.rate), default=1)
     show.line()
     show.wait_until(time.monotonic() + REFILLED_TOKENS / slowest, f"waiting for {REFILLED_TOKENS} tokens or more each")
     for caller, before in bursts.items():
         limit = limits[caller]
-        if before.first_refused is None:
-            show.check(f"{caller.tier} refills", "it was never refused")
+        if before.first_rejected is None:
+            show.check(f"{caller.tier} refills", "it was never rejected")
             continue
         show.line(f"\n{caller.tier}, {limit.rate:g} tokens a second:")
         after = check.empty_bucket(api, caller, limit, show)
-        gained = min(limit.capacity, limit.rate * (after.began - before.refusal_came_at))
-        least = math.floor(gained - before.admitted_after_refusal)
+        gained = min(limit.capacity, limit.rate * (after.began - before.rejection_came_at))
+        least = math.floor(gained - before.admitted_after_rejection)
         most = math.floor(limit.capacity + limit.rate * (after.ended - before.began))
         total = before.admitted + after.admitted
         show.line(f"Result: {after.in_a_row} in a row, {total} since the bucket was full | Expected: {least} or more, {most} or fewer")
@@ -102,14 +103,14 @@ def test_made_up_keys(api, show):
         return
     limit = api.chosen.tiers[address.tier][api.health()["health"]]
     burst = check.empty_bucket(api, address, limit, show)
-    if burst.first_refused is None:
-        show.check("made-up keys buy nothing", "the address itself was never refused")
+    if burst.first_rejected is None:
+        show.check("made-up keys buy nothing", "the address itself was never rejected")
         return
     tries = 2 * limit.capacity + 3
     replies = [api.take(check.Caller(address.tier, f"made-up-{n}")) for n in range(tries)]
-    # At the refusal there was less than a token.
-    most = math.floor(1 + limit.rate * (time.monotonic() - burst.refusal_asked_at))
-    admitted = burst.admitted_after_refusal + sum(reply.status == 200 for reply in replies)
+    # At the rejection there was less than a token.
+    most = math.floor(1 + limit.rate * (time.monotonic() - burst.rejection_asked_at))
+    admitted = burst.admitted_after_rejection + sum(reply.status == 200 for reply in replies)
     problem = None if admitted <= most else f"{admitted} were admitted, wanted at most {most}"
     show.check(f"{tries} made-up keys buy nothing once the address' bucket is empty", problem)
 

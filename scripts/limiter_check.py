@@ -25,7 +25,7 @@ STATES = ("NORMAL", "DEGRADED")
 # How long one answer may take.
 ANSWER_LIMIT_SECONDS = 10
 
-# How many requests are sent after the first refusal, to see that the bucket stays empty.
+# How many requests are sent after the first rejection, to see that the bucket stays empty.
 EXTRA_REQUESTS = 3
 
 
@@ -117,7 +117,7 @@ class Limit:
 @dataclass(frozen=True)
 class Caller:
     tier: str
-    key: str  # empty: told apart by address
+    key: str  # empty: identified by address
 
 
 def limit_of(tier, state):
@@ -216,14 +216,14 @@ class Api:
 
 @dataclass
 class Burst:
-    """Requests one after the other, from the first to some after the first refusal."""
+    """Requests one after the other, from the first to some after the first rejection."""
 
     replies: list = field(default_factory=list)
     began: float = 0.0
     ended: float = 0.0
-    # Of the first refusal: when it was asked for, and when it had come. The limiter decided in between.
-    refusal_asked_at: float = 0.0
-    refusal_came_at: float = 0.0
+    # Of the first rejection: when it was asked for, and when it had come. The limiter decided in between.
+    rejection_asked_at: float = 0.0
+    rejection_came_at: float = 0.0
 
     @property
     def admitted(self):
@@ -235,11 +235,11 @@ class Burst:
         return statuses.index(429) if 429 in statuses else len(statuses)
 
     @property
-    def admitted_after_refusal(self):
+    def admitted_after_rejection(self):
         return self.admitted - self.in_a_row
 
     @property
-    def first_refused(self):
+    def first_rejected(self):
         return next((reply for reply in self.replies if reply.status == 429), None)
 
     @property
@@ -248,19 +248,19 @@ class Burst:
 
 
 def empty_bucket(api, caller, limit, show):
-    """Sends requests until one is refused and a few more, or until there were so many that none ever will be."""
+    """Sends requests until one is rejected and a few more, or until there were so many that none ever will be."""
     burst = Burst(began=time.monotonic())
     most = 2 * limit.capacity + 20
-    after_refusal = 0
+    after_rejection = 0
     connection = api.connect()
     try:
-        while after_refusal < EXTRA_REQUESTS and len(burst.replies) < most:
+        while after_rejection < EXTRA_REQUESTS and len(burst.replies) < most:
             asked_at = time.monotonic()
             reply = api.take(caller, connection)
             burst.replies.append(reply)
-            if reply.status == 429 and not burst.refusal_came_at:
-                burst.refusal_asked_at, burst.refusal_came_at = asked_at, time.monotonic()
-            after_refusal += bool(burst.refusal_came_at)
+            if reply.status == 429 and not burst.rejection_came_at:
+                burst.rejection_asked_at, burst.rejection_came_at = asked_at, time.monotonic()
+            after_rejection += bool(burst.rejection_came_at)
             show.mark(reply.status == 200)
     finally:
         connection.close()
@@ -275,15 +275,15 @@ def check_full_bucket(show, burst, limit):
     most = limit.capacity + math.floor(refill)
     show.line(f"Result: {burst.in_a_row} in a row, {burst.admitted} in all | Expected: {shown_range(limit.capacity, most)}")
     first = burst.replies[0].number("X-RateLimit-Remaining")
-    if burst.first_refused is None:
-        return f"none of {len(burst.replies)} requests was refused, wanted 429 after {shown_range(limit.capacity, most)}"
+    if burst.first_rejected is None:
+        return f"none of {len(burst.replies)} requests was rejected, wanted 429 after {shown_range(limit.capacity, most)}"
     if limit.capacity and first != limit.capacity - 1:
         return (
             f"the first of a full bucket left {first} by X-RateLimit-Remaining, wanted {limit.capacity - 1}; "
             "does somebody else send requests as this caller?"
         )
     if burst.in_a_row < limit.capacity:
-        return f"{burst.in_a_row} were admitted before the first refusal, wanted at least {limit.capacity}"
+        return f"{burst.in_a_row} were admitted before the first rejection, wanted at least {limit.capacity}"
     if burst.admitted > most:
         return f"{burst.admitted} were admitted, wanted at most {most}"
     return None
@@ -314,8 +314,8 @@ def full_after(api, caller, show):
             return time.monotonic() + seconds_until(reply.number("X-RateLimit-Reset"), reply)
         retry = time.monotonic() + (reply.number("Retry-After") or 1)
         if retry > give_up:
-            raise CannotTest(f"{caller.tier} is still refused after {api.chosen.max_wait:g} s (--max-wait)")
-        show.wait_until(retry, f"{caller.tier} is being refused, waiting for a token")
+            raise CannotTest(f"{caller.tier} is still rejected after {api.chosen.max_wait:g} s (--max-wait)")
+        show.wait_until(retry, f"{caller.tier} is being rejected, waiting for a token")
 
 
 def seconds_until(unix_seconds, reply):

@@ -19,10 +19,10 @@ def test(api, show):
     check.wait_for_full_buckets(api, [caller], show)
     burst = check.empty_bucket(api, caller, limit, show)
     show.check("as many as the bucket holds", check.check_full_bucket(show, burst, limit))
-    if burst.first_refused is None:
+    if burst.first_rejected is None:
         return
-    show.check("says when to come back", retry_after_is_missing(burst.first_refused))
-    show.check("admitted when it comes back", still_refused(api, caller, show))
+    show.check("says when to come back", retry_after_is_missing(burst.first_rejected))
+    show.check("admitted when it comes back", still_rejected(api, caller, show))
 
 
 def retry_after_is_missing(reply):
@@ -30,7 +30,7 @@ def retry_after_is_missing(reply):
     return None if found else f"found Retry-After {reply.all('Retry-After')}, wanted whole seconds, at least 1"
 
 
-def still_refused(api, caller, show):
+def still_rejected(api, caller, show):
     reply = api.take(caller)
     if reply.status == 429:
         show.wait_until(time.monotonic() + (reply.number("Retry-After") or 1), "waiting as Retry-After says")
