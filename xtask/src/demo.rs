@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// Add an upstream of limited capacity and a load that rises and falls: health changes automatically
     #[arg(long, conflicts_with = "store")]
     overload: bool,
-    /// Show tokens, requests allowed and refused, and health live on one screen; `q` or Ctrl-C ends the demo
+    /// Show tokens, requests allowed and rejected, and health live on one screen; `q` or Ctrl-C ends the demo
     #[arg(long)]
     watch: bool,
 }

@@ -18,7 +18,7 @@ const HISTORY: usize = 300;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rates {
     pub(super) allowed: f64,
-    pub(super) refused: f64,
+    pub(super) rejected: f64,
     pub(super) shed: f64,
 }
 
@@ -34,7 +34,7 @@ pub(super) fn rates(before: &Sample, now: &Sample) -> BTreeMap<String, Rates> {
         };
         Rates {
             allowed: per_second(old.allowed, tier.allowed),
-            refused: per_second(old.refused, tier.refused),
+            rejected: per_second(old.rejected, tier.rejected),
             shed: per_second(old.shed, tier.shed),
         }
     };

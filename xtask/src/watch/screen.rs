@@ -9,7 +9,7 @@ use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Sparkline, Wrap};
 use super::board::{Board, Rates};
 use super::stats::Cluster;
 
-/// A line with the tier's name, tokens, and curves of allowed and refused requests.
+/// A line with the tier's name, tokens, and curves of allowed and rejected requests.
 const ROWS_PER_TIER: u16 = 4;
 
 const NAME_COLUMNS: u16 = 28;
@@ -111,7 +111,7 @@ fn draw_tier(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
     frame.render_widget(Line::from("tokens of the last caller"), left);
     draw_tokens(board, name, frame, right);
     draw_curve("allowed", rates.allowed, board.curve(name, |r| r.allowed), Color::Green, frame, of_row(1));
-    draw_curve("refused", rates.refused, board.curve(name, |r| r.refused), Color::Red, frame, of_row(2));
+    draw_curve("rejected", rates.rejected, board.curve(name, |r| r.rejected), Color::Red, frame, of_row(2));
 }
 
 fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
@@ -131,7 +131,7 @@ fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
 
 fn draw_curve(what: &str, rate: f64, curve: Vec<u64>, colour: Color, frame: &mut Frame, areas: [Rect; 2]) {
     let [left, right] = areas;
-    let text = format!("{what} {rate:>9.1} a second");
+    let text = format!("{what:<8} {rate:>9.1} a second");
     frame.render_widget(Line::from(text.fg(if rate > 0.0 { colour } else { Color::Reset })), left);
     let newest = curve.len().saturating_sub(usize::from(right.width));
     let sparkline = Sparkline::default().data(&curve[newest..]).style(Style::new().fg(colour));
@@ -156,12 +156,12 @@ pub(super) fn line(board: &Board) -> String {
     let mut text: String = state(board).iter().map(|span| span.content.as_ref()).collect();
     measured_health(board).iter().for_each(|line| text += &format!("   {line}"));
     for name in board.tiers() {
-        let Rates { allowed, refused, .. } = board.rates(&name);
+        let Rates { allowed, rejected, .. } = board.rates(&name);
         let left = board.tier(&name).and_then(|tier| tier.tokens_remaining());
         let left = left.map_or("-".to_owned(), |left| left.to_string());
         let capacity = board.capacity(&name).map_or("?".to_owned(), |capacity| capacity.to_string());
         text +=
-            &format!(" | {name}: {left}/{capacity} tokens, {allowed:.1} allowed/s, {refused:.1} refused/s");
+            &format!(" | {name}: {left}/{capacity} tokens, {allowed:.1} allowed/s, {rejected:.1} rejected/s");
     }
     text
 }

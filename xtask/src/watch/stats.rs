@@ -32,7 +32,7 @@ pub(super) struct Counts {
     /// `allowed` and `exempt`.
     pub(super) allowed: u64,
     /// `limited` and `blocked`.
-    pub(super) refused: u64,
+    pub(super) rejected: u64,
     pub(super) shed: u64,
     /// Tokens of the last caller. Envoy shows 0 from the start.
     tokens_remaining: Option<u64>,
@@ -41,7 +41,7 @@ pub(super) struct Counts {
 impl Counts {
     /// The tokens of the last caller; missing if there was none.
     pub(super) fn tokens_remaining(&self) -> Option<u64> {
-        self.tokens_remaining.filter(|left| *left > 0 || self.allowed + self.refused > 0)
+        self.tokens_remaining.filter(|left| *left > 0 || self.allowed + self.rejected > 0)
     }
 }
 
@@ -76,7 +76,7 @@ impl Sample {
                 if is(&[Status::Allowed, Status::Exempt]) {
                     tier.allowed += value;
                 } else if is(&[Status::Limited, Status::Blocked]) {
-                    tier.refused += value;
+                    tier.rejected += value;
                 } else if is(&[Status::Shed]) {
                     tier.shed += value;
                 }

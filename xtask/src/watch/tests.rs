@@ -88,8 +88,8 @@ fn rates_are_the_changes_between_two_samples() {
     let [before, now] =
         [(1, BEFORE), (3, NOW)].map(|(at, text)| Sample::parse(Duration::from_secs(at), text));
     let found = rates(&before, &now);
-    assert_eq!(found["free"], Rates { allowed: 10.0, refused: 5.0, shed: 0.0 });
-    assert_eq!(found["pro"], Rates { allowed: 2.5, refused: 0.0, shed: 0.0 });
+    assert_eq!(found["free"], Rates { allowed: 10.0, rejected: 5.0, shed: 0.0 });
+    assert_eq!(found["pro"], Rates { allowed: 2.5, rejected: 0.0, shed: 0.0 });
     let later = Sample::parse(Duration::from_secs(4), BEFORE);
     assert_eq!(rates(&now, &later)["free"].allowed, 10.0, "a restarted Envoy counts from zero");
     assert_eq!(rates(&now, &now)["free"], Rates::default(), "no time, no rate");
@@ -123,13 +123,13 @@ fn tokens_are_a_bar_relative_to_the_capacity() {
 }
 
 #[test]
-fn allowed_and_refused_requests_are_curves() {
+fn allowed_and_rejected_requests_are_curves() {
     let mut board = board(BEFORE, NOW);
     let buffer = drawn(&board, 80, 24);
-    let (_, allowed) = place(&buffer, "allowed      10.0 a second");
+    let (_, allowed) = place(&buffer, "allowed       10.0 a second");
     assert_eq!((buffer[(28, allowed)].symbol(), buffer[(28, allowed)].fg), ("█", Color::Green));
-    let (_, refused) = place(&buffer, "refused       5.0 a second");
-    assert_eq!((buffer[(28, refused)].symbol(), buffer[(28, refused)].fg), ("█", Color::Red));
+    let (_, rejected) = place(&buffer, "rejected       5.0 a second");
+    assert_eq!((buffer[(28, rejected)].symbol(), buffer[(28, rejected)].fg), ("█", Color::Red));
 
     // Half the rate later is half as high, beside the first.
     board.add(Sample::parse(Duration::from_secs(5), &NOW.replace("allowed: 30", "allowed: 40")), &[]);
@@ -193,7 +193,7 @@ fn the_recorded_overload_contains_all_parsed_stats() {
     let of = |name: &str| &sample.tiers[name];
     for (tier, is_shed) in [("enterprise", false), ("free", true), ("pro", true)] {
         assert!(of(tier).allowed > 0, "{tier}");
-        assert_eq!((of(tier).refused, of(tier).shed > 0), (0, is_shed), "{tier}");
+        assert_eq!((of(tier).rejected, of(tier).shed > 0), (0, is_shed), "{tier}");
         assert_eq!(of(tier).tokens_remaining(), Some(99_999), "{tier}");
     }
 }
@@ -240,6 +240,6 @@ fn tiers_that_do_not_fit_are_named_and_any_window_size_works() {
 #[test]
 fn without_a_terminal_the_output_is_a_line() {
     let wanted = "Health NORMAL   Redis not configured \
-                  | free: 5/10 tokens, 10.0 allowed/s, 5.0 refused/s | pro: 20/25 tokens, 2.5 allowed/s, 0.0 refused/s";
+                  | free: 5/10 tokens, 10.0 allowed/s, 5.0 rejected/s | pro: 20/25 tokens, 2.5 allowed/s, 0.0 rejected/s";
     assert_eq!(screen::line(&board(BEFORE, NOW)), wanted);
 }
