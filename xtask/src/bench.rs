@@ -2,7 +2,7 @@
 //!
 //! There are tables of measurements, and one table of counts, which are the same on every machine. [`alone`] has no
 //! upstream, so that the limiter's share of a request's cost is as large as possible. [`redis`] has an upstream, and
-//! measures complete requests. [`overload`] measures the goodput of an overloaded service.
+//! measures complete requests. [`overload`] measures the throughput of an overloaded service.
 //!
 //! The measure is the CPU time that a process spends on a request, because rates and latencies include the time of
 //! other programs. Other programs still affect caches and clock speed, so run the bench on an idle machine.
@@ -36,7 +36,7 @@ use crate::{envoy, search, step, tools, workspace};
 /// Long enough for V8 to have optimised what the load runs through.
 const WARM_UP_SECONDS: u32 = 2;
 
-/// The share of responses that must be as the variant expects. A bucket that refuses nearly all requests admits the
+/// The share of responses that must be as the variant expects. A bucket that rejects nearly all requests admits the
 /// first one, and one more in an hour.
 const EXPECTED_SHARE: f64 = 0.999;
 
@@ -175,9 +175,9 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// Checks that nearly all responses under load were refusals, or none, as the variant expects.
-fn ensure_responses(report: &load::Report, refuses: bool) -> Result<()> {
-    let expected = if refuses { report.refused_share() } else { 1.0 - report.refused_share() };
+/// Checks that nearly all responses under load were rejections, or none, as the variant expects.
+fn ensure_responses(report: &load::Report, rejects: bool) -> Result<()> {
+    let expected = if rejects { report.rejected_share() } else { 1.0 - report.rejected_share() };
     let others = 100.0 * (1.0 - expected);
     ensure!(
         expected >= EXPECTED_SHARE,
@@ -187,9 +187,9 @@ fn ensure_responses(report: &load::Report, refuses: bool) -> Result<()> {
 }
 
 /// Checks that the service answers one request as the variant expects.
-fn ensure_response(service: SocketAddr, api_key: &str, refuses: bool, has_limit_headers: bool) -> Result<()> {
+fn ensure_response(service: SocketAddr, api_key: &str, rejects: bool, has_limit_headers: bool) -> Result<()> {
     let response = crate::http::get(service, "/", &[("x-api-key", api_key)])?;
-    let status = if refuses { 429_u16 } else { 200 };
+    let status = if rejects { 429_u16 } else { 200 };
     ensure!(response.status() == status, "answers {} instead of {status}", response.status());
     let found = LIMIT_HEADERS.map(|header| response.headers().contains_key(header));
     ensure!(found == [has_limit_headers; 3], "has the headers {LIMIT_HEADERS:?}: {found:?}");

@@ -82,15 +82,15 @@ fn measure(machine: &Machine, variant: Variant, options: &Options) -> Result<Mea
     let report = load.run(machine.wrk(), options.timing.seconds)?;
     let spent = cpu_us(&[envoy.id()])? - before;
     envoy.check()?;
-    ensure_responses(&report, variant.refuses())?;
+    ensure_responses(&report, variant.rejects())?;
     Ok(Measurement { cpu_us: spent / report.requests, rss_mib: rss_mib(envoy.id())?, report })
 }
 
 /// Checks that a variant behaves as expected: a variant that is configured wrongly would look fast.
 fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
-    // The first request takes the only token of the variant that refuses.
+    // The first request takes the only token of the variant that rejects.
     http::get(service, "/", &[("x-api-key", variant.api_key())])?;
-    ensure_response(service, variant.api_key(), variant.refuses(), variant.has_limit_headers())
+    ensure_response(service, variant.api_key(), variant.rejects(), variant.has_limit_headers())
 }
 
 fn print_table(results: &[(Variant, Vec<Measurement>)], options: &Options, pinned: bool) {

@@ -12,7 +12,7 @@ pub(crate) use harness::bootstrap::socket;
 pub(super) const KEYS: usize = 100;
 
 /// The caller whose bucket gets one token an hour.
-pub(super) const REFUSED_KEY: &str = "refused";
+pub(super) const REJECTED_KEY: &str = "rejected";
 
 pub(super) const FILTER: &str = "target/dynamic_rate_limiter.wasm";
 
@@ -34,17 +34,17 @@ pub(crate) fn limiter(configuration: &Value) -> Value {
     wasm("rate_limiter", FILTER, configuration)
 }
 
-/// The tiers and callers of our configuration: one tier that refuses no request, and one that refuses nearly all.
+/// The tiers and callers of our configuration: one tier that rejects no request, and one that rejects nearly all.
 pub(super) fn callers() -> Value {
     let known = keys().map(|key| (key.clone(), json!({"tier": "endless", "id": key})));
-    let refused = (REFUSED_KEY.to_owned(), json!({"tier": "closed", "id": REFUSED_KEY}));
+    let rejected = (REJECTED_KEY.to_owned(), json!({"tier": "closed", "id": REJECTED_KEY}));
     json!({
         "tiers": {
             "endless": {"base": {"capacity": 10_000_000, "refill_rate": 1_000_000}, "ttl": 60},
             "closed": {"base": {"capacity": 1, "refill_rate": 0.0003}, "ttl": 60},
         },
         "default_tier": "endless",
-        "api_keys": known.chain([refused]).collect::<Map<_, _>>(),
+        "api_keys": known.chain([rejected]).collect::<Map<_, _>>(),
     })
 }
 

@@ -35,7 +35,7 @@ pub(super) enum Callers {
 pub(super) struct Report {
     pub(super) requests: f64,
     /// Responses that were neither 2xx nor 3xx.
-    refused: f64,
+    rejected: f64,
     pub(super) requests_per_second: f64,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
@@ -68,8 +68,8 @@ impl Load {
 }
 
 impl Report {
-    pub(super) fn refused_share(&self) -> f64 {
-        self.refused / self.requests
+    pub(super) fn rejected_share(&self) -> f64 {
+        self.rejected / self.requests
     }
 }
 

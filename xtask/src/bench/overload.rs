@@ -139,7 +139,7 @@ fn admission_control() -> Value {
 /// ours, it is configured with the capacity of the upstream: the minimum RTT is measured with as many requests as the
 /// upstream has slots, and the limit never exceeds a few times that (without overload it grows to its maximum, and is
 /// there when an overload begins). The minimum RTT is not measured again within the run, because that would only cost
-/// goodput.
+/// throughput.
 fn adaptive_concurrency(slots: u32) -> Value {
     let fields = json!({
         "enabled": {"default_value": true, "runtime_key": "overload.enabled"},

@@ -208,7 +208,7 @@ impl Bench<'_> {
         let (after, (commands_after, fallbacks_after)) = (spent()?, counts()?);
         envoy.check()?;
         servers.check()?;
-        ensure_responses(&report, variant.refuses())?;
+        ensure_responses(&report, variant.rejects())?;
 
         let a_request = |count: f64| count / report.requests;
         let each = |index: usize| a_request(after[index] - before[index]);
@@ -242,8 +242,8 @@ impl Bench<'_> {
 /// Checks that a variant behaves as expected.
 fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
     let check =
-        || ensure_response(service, variant.api_key(), variant.refuses(), variant.has_limit_headers());
-    // The first requests take the token of a bucket that refuses, are decided without Redis because it is not connected
+        || ensure_response(service, variant.api_key(), variant.rejects(), variant.has_limit_headers());
+    // The first requests take the token of a bucket that rejects, are decided without Redis because it is not connected
     // yet, or let webdis connect.
     for _ in 0..20 {
         if check().is_ok() {

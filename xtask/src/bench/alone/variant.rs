@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use harness::bootstrap::extension;
 use serde_json::{Value, json};
 
-use super::super::config::{REFUSED_KEY, answer, callers, keys, limiter, listener, socket, wasm};
+use super::super::config::{REJECTED_KEY, answer, callers, keys, limiter, listener, socket, wasm};
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum Variant {
@@ -18,8 +18,8 @@ pub(crate) enum Variant {
     Empty,
     /// ours, shared data, all headers
     Ours,
-    /// ours, refusing (429)
-    OursRefusing,
+    /// ours, rejecting (429)
+    OursRejecting,
     /// ours, no headers: less six header calls and a clock
     OursNoHeaders,
     /// ours, an exempt path: also less the key, the bucket and a clock
@@ -28,15 +28,15 @@ pub(crate) enum Variant {
 
 impl Variant {
     pub(super) fn has_limit_headers(self) -> bool {
-        matches!(self, Self::Native | Self::Ours | Self::OursRefusing)
+        matches!(self, Self::Native | Self::Ours | Self::OursRejecting)
     }
 
-    pub(super) fn refuses(self) -> bool {
-        self == Self::OursRefusing
+    pub(super) fn rejects(self) -> bool {
+        self == Self::OursRejecting
     }
 
     pub(super) fn api_key(self) -> &'static str {
-        if self.refuses() { REFUSED_KEY } else { "key-50" }
+        if self.rejects() { REJECTED_KEY } else { "key-50" }
     }
 
     /// An Envoy without an upstream, with this variant's filter.

@@ -11,7 +11,7 @@ use harness::bootstrap::{
 };
 use serde_json::{Value, json};
 
-use super::super::config::{FILTER, KEYS, REFUSED_KEY, answer, callers, limiter, listener};
+use super::super::config::{FILTER, KEYS, REJECTED_KEY, answer, callers, limiter, listener};
 use super::super::load::Callers;
 use super::super::loopback;
 use super::servers::{ADMIN_PORT, SERVICE_PORT, Servers, UPSTREAM_PORT, WEBDIS_PORT};
@@ -33,10 +33,10 @@ pub(crate) enum Variant {
     RedisCluster,
     /// a Lua filter that queries webdis, no headers
     Webdis,
-    /// ours, shared data, refusing (429, no upstream)
-    SharedDataRefusing,
-    /// ours, Redis, refusing (429, no upstream)
-    RedisRefusing,
+    /// ours, shared data, rejecting (429, no upstream)
+    SharedDataRejecting,
+    /// ours, Redis, rejecting (429, no upstream)
+    RedisRejecting,
 }
 
 impl Variant {
@@ -44,36 +44,36 @@ impl Variant {
         !matches!(self, Self::None | Self::Webdis)
     }
 
-    pub(super) fn refuses(self) -> bool {
-        matches!(self, Self::SharedDataRefusing | Self::RedisRefusing)
+    pub(super) fn rejects(self) -> bool {
+        matches!(self, Self::SharedDataRejecting | Self::RedisRejecting)
     }
 
     /// The expected number of commands to Redis for a request, on average.
     pub(super) fn commands(self) -> RangeInclusive<f64> {
         match self {
-            Self::None | Self::SharedData | Self::SharedDataRefusing => 0.0..=0.0,
+            Self::None | Self::SharedData | Self::SharedDataRejecting => 0.0..=0.0,
             Self::Redis | Self::RedisCluster | Self::Webdis => 0.99..=1.01,
             // Once a second the limiter queries Redis again, for all requests that wait at that moment.
-            Self::RedisRefusing => 0.0..=0.01,
+            Self::RedisRejecting => 0.0..=0.01,
         }
     }
 
     pub(super) fn callers(self) -> Callers {
-        if self.refuses() { Callers::One(REFUSED_KEY) } else { Callers::InTurn(KEYS) }
+        if self.rejects() { Callers::One(REJECTED_KEY) } else { Callers::InTurn(KEYS) }
     }
 
     pub(super) fn api_key(self) -> &'static str {
-        if self.refuses() { REFUSED_KEY } else { "key-50" }
+        if self.rejects() { REJECTED_KEY } else { "key-50" }
     }
 
     /// Whether our limiter uses Redis.
     pub(super) fn uses_redis_store(self) -> bool {
-        matches!(self, Self::Redis | Self::RedisCluster | Self::RedisRefusing)
+        matches!(self, Self::Redis | Self::RedisCluster | Self::RedisRejecting)
     }
 
     /// Whether it uses the one Redis, directly or through webdis.
     pub(super) fn needs_redis(self) -> bool {
-        matches!(self, Self::Redis | Self::RedisRefusing | Self::Webdis)
+        matches!(self, Self::Redis | Self::RedisRejecting | Self::Webdis)
     }
 
     /// An Envoy in front of the upstream, with this variant's filter.
@@ -87,8 +87,8 @@ impl Variant {
         let mut clusters = vec![cluster("upstream", &[socket(loopback(UPSTREAM_PORT))])];
         let bridge = |endpoint| redis_bridge(BRIDGE, &endpoint, Path::new(FILTER));
         match self {
-            Self::None | Self::SharedData | Self::SharedDataRefusing => {}
-            Self::Redis | Self::RedisRefusing => clusters.push(bridge(socket(servers.redis()?))),
+            Self::None | Self::SharedData | Self::SharedDataRejecting => {}
+            Self::Redis | Self::RedisRejecting => clusters.push(bridge(socket(servers.redis()?))),
             Self::RedisCluster => {
                 clusters.push(bridge(internal(NODES)));
                 clusters.push(redis_nodes(NODES, &servers.nodes()?, refresh()));
@@ -108,8 +108,8 @@ impl Variant {
         match self {
             Self::None => return None,
             Self::Webdis => return Some(lua(script)),
-            Self::SharedData | Self::SharedDataRefusing => {}
-            Self::Redis | Self::RedisRefusing | Self::RedisCluster => {
+            Self::SharedData | Self::SharedDataRejecting => {}
+            Self::Redis | Self::RedisRejecting | Self::RedisCluster => {
                 settings["store"] =
                     json!({"kind": "redis", "cluster": BRIDGE, "timeout_ms": 20, "on_failure": "local"});
             }
