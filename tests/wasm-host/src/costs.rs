@@ -68,7 +68,7 @@ fn alone(table: &mut Vec<(String, Cost)>) {
         ("admitted, known key", keyed),
         ("admitted, address", Request::get("/test")),
         ("admitted, unknown key", Request::get("/test").key("canary-unknown")),
-        ("refused, known key", small),
+        ("rejected, known key", small),
         ("unlimited tier", Request::get("/test").key("canary-open")),
         ("exempt path", Request::get("/metrics")),
         ("GET /health", Request::get("/health")),
@@ -142,10 +142,10 @@ fn with_redis(table: &mut Vec<(String, Cost)>) {
     });
     table.push(("Redis, known key: bridge".to_owned(), bridge));
     world.get(0, &small);
-    let refused = world.cost(0, |world| {
+    let rejected = world.cost(0, |world| {
         world.begin(0, &small, true);
     });
-    table.push(("Redis, known to be empty: request".to_owned(), refused));
+    table.push(("Redis, known to be empty: request".to_owned(), rejected));
     let many = world.cost(0, |world| {
         for _ in 0..32 {
             world.begin(0, &waiting, true);
