@@ -19,7 +19,7 @@ use document::{Checked, Kind};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// PluginConfig configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins,
+    /// Plugin configurations, tier documents, key documents (JSON); Envoy configurations, WasmPlugins,
     /// EnvoyExtensionPolicies (YAML). Files that are given together must match: keys must name existing tiers
     #[arg(required_unless_present_any = ["hash", "new"])]
     files: Vec<PathBuf>,

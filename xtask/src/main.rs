@@ -45,18 +45,19 @@ use clap::Parser;
 enum Subcommand {
     /// Build the filter and run it in an Envoy on port 8000, optionally with Redis, until Ctrl-C
     Demo(demo::Options),
-    /// Watch a running limiter: tokens, requests allowed and refused a second, health, live on one screen
+    /// Watch a running limiter: tokens, requests allowed and rejected a second, health, live on one screen
     Watch(watch::Options),
-    /// Run all checks of CI: format, clippy, unit tests, end-to-end tests
+    /// Run all checks of CI: lint, unit tests, searches, the filter in a hostile host, end-to-end tests, containers,
+    /// releases, mutants
     Test(ci::Options),
-    /// Search for counter-examples: the same searches as in `test`, for any time
+    /// Search for counterexamples: the same searches as in `test`, for any time
     Search(search::Options),
     /// Inject defects into the limiter, one at a time, and check that the simulation finds each
     Mutants(mutants::Options),
     /// Check the dependency tree: licences, sources and, if they can be reached, advisories
     Audit,
     /// Compare the filter with Envoy's own limiter, an empty filter and no filter; `bench redis`: with Redis;
-    /// `bench overload`: the goodput of a service under ten times its capacity
+    /// `bench --overload`: the throughput of a service under ten times its capacity
     Bench(bench::Options),
     /// Check with several versions of Envoy the facts that the filter relies on; print a table
     Conformance(conformance::Options),

@@ -1,4 +1,4 @@
-//! Shared by `bench overload` and `demo --overload`: the load, the upstream, and the Envoy between them.
+//! Shared by `bench --overload` and `demo --overload`: the load, the upstream, and the Envoy between them.
 //!
 //! Load and upstream are a separate program, `bench/loadgen`, built with optimisations: the load must not be the
 //! bottleneck.

@@ -1,4 +1,4 @@
-//! `cargo xtask search`: the searches for counter-examples, for any time.
+//! `cargo xtask search`: the searches for counterexamples, for any time.
 //!
 //! `cargo xtask test` runs each of them for seconds, with a fixed seed. Here the seed is new each time, unless it is
 //! given, and is printed: the same part with the same seed runs the same search. A violation is printed with the
@@ -28,7 +28,7 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Part {
-    /// Fleets of Envoys under faults, with a model of Redis
+    /// Several Envoys under faults, with a model of Redis
     Simulation,
     /// The simulation with a real Redis and the real script
     SimulationRedis,

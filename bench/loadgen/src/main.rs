@@ -1,4 +1,4 @@
-//! The upstream, the load, and the comparison of reports as commands. `cargo xtask bench overload` and
+//! The upstream, the load, and the comparison of reports as commands. `cargo xtask bench --overload` and
 //! `cargo xtask demo --overload` run them.
 
 mod health;
