@@ -64,7 +64,7 @@ pub enum AdminResult {
     Invalid,
     /// The body was too large.
     TooLarge,
-    /// There were too many bad tokens, or too many changes that wait for their bodies.
+    /// There were too many wrong tokens, or too many changes that wait for their bodies.
     Throttled,
     /// The change could not be stored.
     Failed,
@@ -143,7 +143,7 @@ pub fn system_health(
         throttle.note_right_token(network);
         return EndpointDecision::AwaitBody(PendingChange { network });
     }
-    EndpointDecision::Reply(match throttle.count_bad_token(network) {
+    EndpointDecision::Reply(match throttle.count_wrong_token(network) {
         Ok(Duration::ZERO) => forbidden(),
         Ok(wait) => throttled(wait),
         // A guess that cannot be counted is not answered either.

@@ -14,7 +14,7 @@ use crate::store::redis::failure::FailureKind;
 use crate::tier::Tier;
 use crate::time::whole_micros;
 
-/// Counter: buckets of the address table that made room for a newcomer before they had expired.
+/// Counter: buckets of the address table that were evicted before they had expired.
 pub const BUCKET_EVICTIONS: &str = "rate_limiter_bucket_evictions_total";
 /// Counter: compare-and-swap races that were lost and tried again.
 pub const CAS_RETRIES: &str = "rate_limiter_cas_retries_total";
@@ -40,11 +40,11 @@ pub const STORE_AUTH: &str = "rate_limiter_store_failures_total.reason.auth";
 pub const STORE_MOVED: &str = "rate_limiter_store_failures_total.reason.moved";
 /// Counter: commands to Redis that it answered with any other error.
 pub const STORE_ERROR: &str = "rate_limiter_store_failures_total.reason.error";
-/// Counter: requests decided by this Envoy's own bucket, for want of Redis.
+/// Counter: requests decided by this Envoy's own bucket because Redis did not decide.
 pub const FALLBACK_LOCAL: &str = "rate_limiter_fallback_decisions_total.policy.local";
-/// Counter: requests let through, for want of Redis.
+/// Counter: requests admitted because Redis did not decide.
 pub const FALLBACK_ALLOW: &str = "rate_limiter_fallback_decisions_total.policy.allow";
-/// Counter: requests turned away with 503, for want of Redis.
+/// Counter: requests rejected with 503 because Redis did not decide.
 pub const FALLBACK_DENY: &str = "rate_limiter_fallback_decisions_total.policy.deny";
 /// Counter: configurations and documents taken into force.
 pub const CONFIG_APPLIED: &str = "rate_limiter_config_reloads_total.result.applied";
@@ -58,7 +58,7 @@ pub const ADMIN_FORBIDDEN: &str = "rate_limiter_admin_requests_total.result.forb
 pub const ADMIN_INVALID: &str = "rate_limiter_admin_requests_total.result.invalid";
 /// Counter: admin requests whose body was too large.
 pub const ADMIN_TOO_LARGE: &str = "rate_limiter_admin_requests_total.result.too_large";
-/// Counter: admin requests turned away after too many bad tokens.
+/// Counter: admin requests rejected after too many wrong tokens.
 pub const ADMIN_THROTTLED: &str = "rate_limiter_admin_requests_total.result.throttled";
 /// Counter: changes of health that could not be stored.
 pub const ADMIN_FAILED: &str = "rate_limiter_admin_requests_total.result.failed";

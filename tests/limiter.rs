@@ -208,7 +208,7 @@ fn a_change_that_cannot_be_stored_is_an_error_and_changes_nothing() {
 }
 
 #[test]
-fn after_five_bad_tokens_a_minute_the_right_one_is_rejected_too() {
+fn after_five_wrong_tokens_a_minute_the_right_one_is_rejected_too() {
     let mut test = Test::new("{}");
     let here = "192.0.2.1:40000";
     let forbidden = (403, r#"{"detail":"Invalid admin token"}"#.to_owned());
@@ -220,7 +220,7 @@ fn after_five_bad_tokens_a_minute_the_right_one_is_rejected_too() {
     }
     assert_eq!(test.reply(admin(TOKEN)).0, 429);
     assert!(test.accepts_token("198.51.100.1:1"), "other addresses are not rejected");
-    // The first bad token was four seconds before the last.
+    // The first wrong token was four seconds before the last.
     test.data.advance(56 * SECOND - 1);
     assert_eq!(test.reply(admin(TOKEN)).0, 429, "a tick early");
     test.data.advance(1);
@@ -261,7 +261,7 @@ fn a_missing_or_empty_token_does_not_match_the_hash_of_the_empty_string() {
 }
 
 #[test]
-fn concurrent_bad_tokens_are_all_counted() {
+fn concurrent_wrong_tokens_are_all_counted() {
     let mut test = Test::new("{}");
     for _ in 0..4 {
         assert_eq!(test.reply(admin("wrong")).0, 403);

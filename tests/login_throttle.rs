@@ -2,7 +2,7 @@
 
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::limiter::Limiter;
-use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW};
+use dynamic_rate_limiter::login_throttle::{MAX_WRONG_TOKENS, WINDOW};
 use dynamic_rate_limiter::time::whole_micros;
 use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, limiter};
 
@@ -53,7 +53,7 @@ fn the_operator_is_accepted_from_this_machine_and_from_an_address_that_had_the_r
     let mut limiter = full(&data);
     for source in [OPERATOR, "127.0.0.1:1", "[::1]:1"] {
         assert_eq!(status(&mut limiter, &data, TOKEN, source), 200, "{source}");
-        for _ in 0..MAX_BAD_TOKENS {
+        for _ in 0..MAX_WRONG_TOKENS {
             assert_eq!(status(&mut limiter, &data, "wrong", source), 403, "{source}");
         }
         assert_eq!(status(&mut limiter, &data, TOKEN, source), 429, "{source} has the usual limit");
@@ -69,7 +69,7 @@ fn the_operator_is_accepted_from_this_machine_and_from_an_address_that_had_the_r
 fn the_right_token_does_not_reset_the_count_of_wrong_ones() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, "{}");
-    for _ in 0..MAX_BAD_TOKENS - 1 {
+    for _ in 0..MAX_WRONG_TOKENS - 1 {
         assert_eq!(status(&mut limiter, &data, "wrong", OPERATOR), 403);
     }
     assert_eq!(status(&mut limiter, &data, TOKEN, OPERATOR), 200);

@@ -40,7 +40,7 @@ pub enum OnFailure {
     Local,
     /// It passes.
     Allow,
-    /// It is turned away with 503.
+    /// It is rejected with 503.
     Deny,
 }
 

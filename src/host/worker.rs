@@ -127,7 +127,7 @@ impl Worker {
             }
             Decision::AwaitsBody(change) => {
                 if self.requests.wait_for_body(id, arrived, change).is_err() {
-                    self.refuse_change(&admin::too_many_bodies());
+                    self.reject_change(&admin::too_many_bodies());
                 }
                 Next::Wait
             }
@@ -547,13 +547,13 @@ impl Worker {
         {
             self.answers_left -= 1;
             if hostcalls::set_effective_context(id).is_ok() {
-                self.refuse_change(&admin::body_timed_out());
+                self.reject_change(&admin::body_timed_out());
             }
         }
     }
 
     /// Answers the admin request in effect, whose body is not waited for any more.
-    fn refuse_change(&mut self, reply: &EndpointReply) {
+    fn reject_change(&mut self, reply: &EndpointReply) {
         self.limiter.count_reply(reply);
         send_reply(reply);
     }

@@ -11,7 +11,7 @@ use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::limiter::{Limiter, LimiterOutput};
-use dynamic_rate_limiter::login_throttle::{MAX_BAD_TOKENS, WINDOW};
+use dynamic_rate_limiter::login_throttle::{MAX_WRONG_TOKENS, WINDOW};
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::time::StoreTime;
@@ -136,7 +136,7 @@ impl World {
                     let times = self.forbidden.entry(network).or_default();
                     times.push(start.at);
                     let within = times.iter().filter(|at| at.after(WINDOW) > start.at).count();
-                    assert!(within <= MAX_BAD_TOKENS, "{within} guesses in a minute");
+                    assert!(within <= MAX_WRONG_TOKENS, "{within} guesses in a minute");
                 }
             }
             Decision::AwaitsBody(pending) => {
