@@ -34,7 +34,7 @@ fn without_configuration_the_built_in_tiers_apply_and_the_endpoint_refuses() {
 
 /// Envoy passes a `Struct` as protobuf, although its documentation says JSON. If that changes, document it for users.
 #[test]
-fn a_struct_is_refused_because_envoy_passes_it_as_protobuf() {
+fn a_struct_is_rejected_because_envoy_passes_it_as_protobuf() {
     let log = Setup::new().config_struct(&two_tiers(3, 7)).start_refused();
     assert!(log.contains("configuration rejected"), "{log}");
 }

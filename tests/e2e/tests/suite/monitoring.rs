@@ -234,7 +234,7 @@ fn send_load([limiter, evicting]: [&Envoy; 2], has_faults: &AtomicBool, is_over:
             to_evicting.send(&Request::get("/").forwarded_for(&format!("198.18.{high}.{low}")));
         }
         to_limiter.send(&Request::get("/health"));
-        // Below its five a second, so that it is never refused; one decision in sixteen is timed.
+        // Below its five a second, so that it is never rejected; one decision in sixteen is timed.
         if n % 6 == 0 {
             to_limiter.send(&Request::get("/test").key("enterprise"));
             to_evicting.send(&Request::get("/").forwarded_for("198.51.100.1"));
@@ -330,7 +330,7 @@ fn the_first_refusals_of_a_limiter_count_in_rates_and_alerts() {
     let limited = load::count(&counts, 429) as f64;
     assert_eq!(limited, 1_190.0);
     let increase = r#"increase(rate_limiter_requests_total{tier="free",status="limited"}[1m])"#;
-    wait::until_within(SCRAPED, "all refusals in the increase", || {
+    wait::until_within(SCRAPED, "all rejections in the increase", || {
         prometheus.query(increase).first().is_some_and(|(_, seen)| *seen >= limited).then_some(())
     });
     wait::until_within(SCRAPED, "the alert", || {
