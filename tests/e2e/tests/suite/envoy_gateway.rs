@@ -1,4 +1,4 @@
-//! `deploy/envoy-gateway`: valid by our schema of Envoy Gateway's CRDs, and the resulting configuration limits requests
+//! `deploy/envoy-gateway`: valid by our types of Envoy Gateway's CRDs, and the resulting configuration limits requests
 //! in a real Envoy. Envoy Gateway itself does not run: this file reimplements how it turns an EnvoyExtensionPolicy into
 //! a filter and how it applies JSON patches.
 
@@ -19,15 +19,15 @@ const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 #[test]
-fn the_manifests_are_valid_by_our_schema_of_envoy_gateway() {
+fn the_manifests_are_valid_by_our_types_of_envoy_gateway() {
     let documents = [manifest(PROXY, &[]), manifest(POLICIES, &[])].concat();
     assert_eq!(documents.len(), 3);
     for document in &documents {
         check_envoy_gateway(document).unwrap_or_else(|error| panic!("{}: {error}", document["kind"]));
     }
     let breaking: [(&str, &str, &str, &str); 3] = [
-        (POLICIES, "rootID:", "rootId:", "rootId"),
-        (POLICIES, "type: JSONPatch", "type: MergePatch", "$.spec.type"),
+        (POLICIES, "rootID:", "rootId:", "rootID"),
+        (POLICIES, "type: JSONPatch", "type: MergePatch", "MergePatch"),
         (PROXY, "replicas:", "replica:", "replica"),
     ];
     for (file, from, to, named) in breaking {
