@@ -14,10 +14,9 @@
 //! | `exemptions`, `grpc`, `environment`, `health_change` | all | |
 //! | `endpoints` | every row of the specification's table | half a body, `100-continue` and trailers on a real connection |
 //! | `brute_force` | counting, on every worker | concurrent guesses on many connections |
-//! | `metrics` | counters and gauges | labels as Prometheus reads them, timings, lost races |
+//! | `metrics` | counters and gauges | timings, lost races |
 //! | `config_source` | [`documents`]: valid, invalid, late, aborted, missing | files that are saved, and Envoy that serves them |
-//! | `ecds` | [`deliveries`]: valid and invalid | that Envoy tries each in a temporary VM |
-//! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
+//! //! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
 //! | `redis::deny_cache` | [`redis_buckets`]: refusals, and what clears them | floods, and exact seconds |
 //! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or flushed; Envoys that start later |
 //! | `redis::auth` | [`redis_outages`]: valid and wrong passwords | users, ACLs and TLS of a real Redis |
@@ -177,7 +176,7 @@ macro_rules! scenarios {
                 a_health_that_an_operator_writes_into_redis_applies_and_invalid_ones_are_ignored
                 during_an_outage_every_envoy_keeps_its_health
                 after_a_change_every_envoy_applies_its_limit_and_buckets_keep_their_tokens
-                before_the_first_connection_redis_is_disconnected
+                before_the_first_connection_redis_is_disconnected_and_the_policy_decides
             }
             redis_outages {
                 credentials_are_sent

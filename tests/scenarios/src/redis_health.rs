@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    A_SECOND, LONG_TIMEOUT_MS, SLACK, await_redis, health_report, in_redis, set_health_request, two_tiers,
-    until_within,
+    A_SECOND, LONG_TIMEOUT_MS, RECOVERY, SLACK, await_metric, await_redis, health_report, in_redis,
+    set_health_request, two_tiers, until_within,
 };
 use crate::{Gateway, Host, Request, Setup};
+
+const CONNECTED: &str = "rate_limiter_redis_connected";
 
 fn setup(config: Value, envoys: usize) -> Setup {
     Setup { envoys, ..Setup::new().config(&in_redis(config, LONG_TIMEOUT_MS, "local")).redis() }
@@ -128,11 +130,28 @@ pub fn after_a_change_every_envoy_applies_its_limit_and_buckets_keep_their_token
     assert_eq!(send_to_both(&mut *gateway), [(10, 1), (10, 0)], "and stay lost");
 }
 
-pub fn before_the_first_connection_redis_is_disconnected(host: &dyn Host) {
-    let config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS, "local");
-    let mut gateway = host.start(&Setup { is_redis_up: false, ..Setup::new().config(&config).redis() });
-    let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
-    assert_eq!(health_report(&mut *gateway, 0), report);
-    assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 500);
-    assert_eq!(health_report(&mut *gateway, 0)["health"], "NORMAL");
+pub fn before_the_first_connection_redis_is_disconnected_and_the_policy_decides(host: &dyn Host) {
+    for (policy, status) in [("local", 200), ("deny", 503)] {
+        let config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS, policy);
+        let mut gateway = host.start(&Setup { is_redis_up: false, ..Setup::new().config(&config).redis() });
+        let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
+        assert_eq!(health_report(&mut *gateway, 0), report);
+        assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 500);
+        assert_eq!(health_report(&mut *gateway, 0)["health"], "NORMAL");
+        for _ in 0..5 {
+            assert_eq!(gateway.send(&Request::get("/").key("pro")).status, status, "{policy}");
+        }
+        await_metric(&mut *gateway, CONNECTED, &[], 0.0);
+
+        gateway.redis().restart();
+        await_redis(&mut *gateway, 0, "connected");
+        until_within(&mut *gateway, RECOVERY, "Redis decides on every worker", |gateway| {
+            let replies = gateway.send_to_every_worker(&Request::get("/"));
+            let is_denied = replies.iter().any(|reply| reply.status == 503);
+            let is_in_redis = gateway.redis().buckets().contains(&"rate_limit:127.0.0.1".to_owned());
+            (!is_denied && is_in_redis).then_some(())
+        });
+        await_metric(&mut *gateway, CONNECTED, &[], 1.0);
+        assert!(gateway.log().iter().any(|line| line.contains("Redis connected")), "{policy}");
+    }
 }

@@ -1,7 +1,9 @@
-//! Envoy starts: without the filter, with the filter unconfigured, with both forms of configuration.
+//! Envoy starts: without the filter, with the filter unconfigured, with both forms of configuration. It refuses an invalid
+//! configuration.
 
 use e2e::client::Request;
 use e2e::setup::Setup;
+use serde_json::json;
 
 use crate::support::{assert_headers_complete, two_tiers};
 
@@ -45,4 +47,14 @@ fn the_configuration_may_be_empty() {
         let envoy = Setup::new().config_text(text).start();
         assert_headers_complete(&envoy.send(&Request::get("/")), "free", 10, "NORMAL");
     }
+}
+
+/// Every rule has its test in `tests/config.rs`.
+#[test]
+fn an_invalid_configuration_is_refused_with_an_error_that_names_the_field() {
+    let mut config = two_tiers(5, 7);
+    config["tiers"]["free"]["base"]["refill_rate"] = json!(-1);
+    let log = Setup::new().config(&config).start_refused();
+    let words = ["[error][wasm]", "tiers.free.base.refill_rate", "-1"];
+    assert!(log.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?} in\n{log}");
 }

@@ -3,19 +3,13 @@
 use e2e::client::{Connection, Request};
 use e2e::load;
 use e2e::setup::Setup;
-use serde_json::json;
 
-use crate::support::{ONE_PER_HOUR, set_health_request, tier, two_tiers};
+use crate::support::{set_health_request, two_tiers};
 
 #[test]
-fn the_start_is_logged() {
+fn the_start_and_the_applied_configuration_are_logged() {
     let envoy = Setup::new().config(&two_tiers(5, 7)).start();
     envoy.await_log(&["[info][wasm]", "start"]);
-}
-
-#[test]
-fn an_applied_configuration_is_logged_with_its_counts() {
-    let envoy = Setup::new().config(&two_tiers(5, 7)).start();
     envoy.await_log(&["[info][wasm]", "applied", "2 tiers", "1 keys"]);
 }
 
@@ -25,17 +19,6 @@ fn a_health_change_is_logged_with_the_address_of_its_client() {
     Connection::open_from(23, envoy.address()).send(&set_health_request("DEGRADED"));
     let line = envoy.await_log(&["[wasm]", "NORMAL", "DEGRADED", "127.0.0.23"]);
     assert!(line.contains("[info]") || line.contains("[warning]"), "{line}");
-}
-
-#[test]
-fn a_rejected_document_is_logged_with_the_reason() {
-    let mut config = two_tiers(5, 7);
-    config["config_source"] = json!({
-        "cluster": "config_files", "tiers": "/tiers.json", "ttl_seconds": 1,
-    });
-    let bad = json!({"free": tier(5, ONE_PER_HOUR), "pro": {"burst": {"capacity": 5}}});
-    let envoy = Setup::new().config(&config).config_files(&bad.to_string(), "{}").start();
-    envoy.await_log(&["[warning][wasm]", "tiers", "pro", "base"]);
 }
 
 #[test]

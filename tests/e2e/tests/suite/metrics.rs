@@ -9,29 +9,6 @@ use serde_json::json;
 
 use crate::support::two_tiers;
 
-const REQUESTS: &str = "rate_limiter_requests_total";
-
-#[test]
-fn requests_are_counted_by_tier_and_status() {
-    let envoy = Setup::new().config(&two_tiers(100, 300)).workers(4).start();
-    let free = load::burst(envoy.address(), 8, 50, &Request::get("/"));
-    let pro = load::burst(envoy.address(), 8, 50, &Request::get("/").key("pro"));
-    for (tier, counts) in [("free", &free), ("pro", &pro)] {
-        for (status, code) in [("allowed", 200), ("limited", 429)] {
-            let labels = [("tier", tier), ("status", status)];
-            envoy.await_metric(REQUESTS, &labels, load::count(counts, code) as f64);
-        }
-    }
-    // Every sample has exactly these two labels, and no other request was counted.
-    let scrape = envoy.scrape();
-    for sample in scrape.named(REQUESTS) {
-        let labels: Vec<_> = sample.labels.keys().map(String::as_str).collect();
-        assert_eq!(labels, ["status", "tier"], "{sample:?}");
-    }
-    let total: f64 = scrape.named(REQUESTS).iter().map(|sample| sample.value).sum();
-    assert_eq!(total, 800.0);
-}
-
 #[test]
 fn decisions_are_timed() {
     let envoy = Setup::new().config(&two_tiers(100, 300)).start();

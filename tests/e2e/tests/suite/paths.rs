@@ -63,25 +63,12 @@ fn the_endpoint_is_matched_by_the_normalised_path() {
 }
 
 #[test]
-fn the_query_and_the_form_of_the_target_do_not_matter() {
+fn an_absolute_target_is_matched_by_its_path() {
     let (upstream, envoy) = start(&json!({}));
-    let spellings = [
-        "/system/health?x",
-        "/system/health?",
-        "/system/health?a=b/../c&d=%00",
-        "http://e2e/system/health",
-        "http://elsewhere:1/system/health?x",
-    ];
-    for (last, path) in spellings.into_iter().enumerate() {
-        let last = u8::try_from(last + 1).expect("few spellings");
-        let refused = Connection::open_from(last, envoy.address()).send(&post(path));
-        assert_eq!(refused.status, 403, "{path}");
-        assert_eq!(envoy.send(&Request::get(path)).json()["health"], "NORMAL", "{path}");
+    for target in ["http://e2e/system/health", "http://elsewhere:1/system/health?x"] {
+        assert_eq!(envoy.send(&post(target)).status, 403, "{target}");
+        assert_eq!(envoy.send(&Request::get(target)).json()["health"], "NORMAL", "{target}");
     }
-    assert_eq!(envoy.send(&Request::get("/health?x")).json()["status"], "healthy");
-    let with_token = post("/system/health?x").header("X-Admin-Token", TOKEN);
-    assert_eq!(envoy.send(&with_token).status, 200);
-    assert_eq!(health(&envoy), "DEGRADED");
     assert_eq!(upstream.targets(), [""; 0]);
 }
 

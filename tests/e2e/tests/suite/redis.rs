@@ -1,6 +1,6 @@
 //! Buckets in a real Redis, which is killed, frozen, filled up and locked, and whose replies are changed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
@@ -9,7 +9,7 @@ use e2e::setup::{REDIS_CLUSTER, Setup};
 use e2e::wait;
 use serde_json::{Map, Value, json};
 
-use crate::support::{ONE_PER_HOUR, tier};
+use crate::support::{ONE_PER_HOUR, health, tier};
 
 mod auth;
 mod basics;
@@ -32,6 +32,9 @@ const RECOVERY: Duration = Duration::from_secs(5);
 
 /// How soon a change of health reaches every Envoy.
 const HEALTH_PROPAGATION: Duration = Duration::from_secs(1);
+
+/// The delay that a busy machine may add to [`HEALTH_PROPAGATION`].
+const SLACK: Duration = Duration::from_millis(500);
 
 /// `config` with its buckets in Redis.
 fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
@@ -63,12 +66,6 @@ fn client_capacity(client: usize) -> u64 {
     (client as u64 + 1) * 100_000
 }
 
-/// The keys in Redis, without that of the bucket with which the limiter probes Redis.
-#[track_caller]
-fn keys(redis: &Redis) -> Vec<String> {
-    redis.keys().into_iter().filter(|key| !key.ends_with("#probe")).collect()
-}
-
 /// The response of `GET /health`.
 #[track_caller]
 fn health_report(envoy: &Envoy) -> Value {
@@ -82,6 +79,33 @@ fn await_redis(envoy: &Envoy, state: &str) {
     wait::until_within(RECOVERY, &format!("redis {state}"), || {
         (health_report(envoy)["redis"] == state).then_some(())
     });
+}
+
+/// Waits until decisions of these Envoys follow these healths, but not longer than a change may take.
+#[track_caller]
+fn await_healths<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
+    let mut last = envoys.map(health_of_a_decision);
+    let reached = wait::poll(HEALTH_PROPAGATION + SLACK, || {
+        last = envoys.map(health_of_a_decision);
+        (last == wanted).then_some(())
+    });
+    assert!(reached.is_some(), "{last:?} instead of {wanted:?}");
+}
+
+/// Checks that no health changes for as long as a change may take.
+#[track_caller]
+fn assert_healths_stay<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
+    let began = Instant::now();
+    while began.elapsed() < HEALTH_PROPAGATION + SLACK {
+        assert_eq!(envoys.map(health_of_a_decision), wanted, "after {:?}", began.elapsed());
+        assert_eq!(envoys.map(health), wanted, "after {:?}", began.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[track_caller]
+fn health_of_a_decision(envoy: &Envoy) -> String {
+    envoy.send(&Request::get("/")).one("x-system-health")
 }
 
 /// The sum of a counter over its labels.

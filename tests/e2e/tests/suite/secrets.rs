@@ -23,7 +23,8 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
     let unknown = "c4nary-unknown-key";
     let token = "c4nary-admin-token";
     let guess = "c4nary-wrong-token";
-    let hash = sha256_hex(hashed);
+    // This registers the hashes as secrets, too.
+    let [hash, ..] = [hashed, plain, token].map(sha256_hex);
     let envoy = Setup::new()
         .config(&json!({
             "tiers": {"free": tier(3, ONE_PER_HOUR), "pro": tier(3, ONE_PER_HOUR)},
@@ -49,27 +50,7 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
     }
     // Once the counters are reported, all log lines are written.
     envoy.await_metric("rate_limiter_requests_total", &[("tier", "pro"), ("status", "limited")], 4.0);
-
-    let places = [
-        ("stats", envoy.admin("/stats")),
-        ("metrics", envoy.admin("/stats/prometheus")),
-        ("log", envoy.log()),
-    ];
-    let secrets = [
-        plain.to_owned(),
-        hashed.to_owned(),
-        unknown.to_owned(),
-        token.to_owned(),
-        guess.to_owned(),
-        hash,
-        sha256_hex(plain),
-        sha256_hex(token),
-    ];
-    for (place, text) in places {
-        for secret in &secrets {
-            assert!(!text.contains(secret.as_str()), "{secret} in the {place}");
-        }
-    }
+    // Dropping the Envoy searches its stats, metrics and log.
 }
 
 #[test]

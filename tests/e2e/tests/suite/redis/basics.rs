@@ -7,7 +7,7 @@ use e2e::wait::{self, unix_now};
 use e2e::{http2, load};
 use serde_json::{Value, json};
 
-use super::{assert_no_failures, clients, health_report, keys, long_timeout_setup};
+use super::{assert_no_failures, clients, health_report, long_timeout_setup};
 use crate::support::{assert_headers_complete, tier, two_tiers};
 
 /// The delay that a slow machine may add.
@@ -72,7 +72,7 @@ fn a_bucket_expires_exactly_when_it_is_full_again_and_its_ttl_is_over() {
         }
     }
     envoy.send(&Request::get("/"));
-    for key in keys(&redis) {
+    for key in redis.keys() {
         assert!(redis.command(&["PTTL", &key]).integer() > 0, "{key} expires");
     }
 }

@@ -9,13 +9,13 @@ use e2e::setup::Setup;
 use e2e::wait;
 use serde_json::json;
 
-use super::{HEALTH_PROPAGATION, RECOVERY, await_redis, health_report, in_redis, long_timeout_setup};
+use super::{
+    HEALTH_PROPAGATION, RECOVERY, SLACK, assert_healths_stay, await_healths, await_redis, health_report, in_redis,
+    long_timeout_setup,
+};
 use crate::support::{health, set_health, set_health_request, two_tiers};
 
 pub(super) const KEY: &str = "system:health:status";
-
-/// The delay that a busy machine may add to a second.
-const SLACK: Duration = Duration::from_millis(500);
 
 fn start(redis: &Redis) -> Envoy {
     long_timeout_setup(two_tiers(1_000, 10), redis).start()
@@ -23,30 +23,6 @@ fn start(redis: &Redis) -> Envoy {
 
 fn stored(redis: &Redis) -> Option<String> {
     redis.command(&["GET", KEY]).optional_text()
-}
-
-/// Waits until the Envoys report this health, but not longer than a change may take.
-#[track_caller]
-fn await_health(envoys: &[&Envoy], status: &str, since: Instant) {
-    for (index, envoy) in envoys.iter().enumerate() {
-        let reached = wait::poll(HEALTH_PROPAGATION + SLACK, || {
-            (envoy.send(&Request::get("/")).one("x-system-health") == status).then_some(())
-        });
-        assert!(reached.is_some(), "Envoy {index} does not report {status} after {:?}", since.elapsed());
-    }
-}
-
-/// Checks that health does not change for as long as a change may take.
-#[track_caller]
-fn assert_health_stays(envoys: &[&Envoy], status: &str) {
-    let began = Instant::now();
-    while began.elapsed() < HEALTH_PROPAGATION + SLACK {
-        for (index, envoy) in envoys.iter().enumerate() {
-            assert_eq!(envoy.send(&Request::get("/")).one("x-system-health"), status, "Envoy {index}");
-            assert_eq!(health(envoy), status, "Envoy {index}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]
@@ -70,8 +46,8 @@ fn an_envoy_that_starts_later_adopts_the_health() {
     let first = start(&redis);
     set_health(&first, "DEGRADED");
     let later = start(&redis);
-    await_health(&[&later], "DEGRADED", Instant::now());
-    assert_health_stays(&[&first, &later], "DEGRADED");
+    await_healths([&later], ["DEGRADED"]);
+    assert_healths_stay([&first, &later], ["DEGRADED"; 2]);
 }
 
 #[test]
@@ -79,31 +55,31 @@ fn a_health_key_of_another_type_is_ignored_and_no_outage() {
     let redis = Redis::start();
     let envoys = [start(&redis), start(&redis)];
     redis.command(&["SET", KEY, "DEGRADED"]);
-    await_health(&envoys.each_ref(), "DEGRADED", Instant::now());
+    await_healths(envoys.each_ref(), ["DEGRADED"; 2]);
     redis.command(&["DEL", KEY]);
     redis.command(&["LPUSH", KEY, "NORMAL"]);
-    assert_health_stays(&envoys.each_ref(), "DEGRADED");
+    assert_healths_stay(envoys.each_ref(), ["DEGRADED"; 2]);
     assert_eq!(health_report(&envoys[0])["redis"], "connected", "one wrong key is no outage");
     redis.command(&["DEL", KEY]);
     redis.command(&["SET", KEY, "NORMAL"]);
-    await_health(&envoys.each_ref(), "NORMAL", Instant::now());
+    await_healths(envoys.each_ref(), ["NORMAL"; 2]);
 }
 
 #[test]
 fn without_health_in_redis_nothing_changes_and_degraded_is_written_back() {
     let redis = Redis::start();
     let envoys = [start(&redis), start(&redis)];
-    assert_health_stays(&envoys.each_ref(), "NORMAL");
+    assert_healths_stay(envoys.each_ref(), ["NORMAL"; 2]);
     assert_eq!(stored(&redis), None, "no health was set");
     set_health(&envoys[0], "DEGRADED");
-    await_health(&envoys.each_ref(), "DEGRADED", Instant::now());
+    await_healths(envoys.each_ref(), ["DEGRADED"; 2]);
     for emptied in 0..3 {
         redis.command(&["FLUSHALL"]);
         wait::until_within(HEALTH_PROPAGATION + SLACK, &format!("written back, time {emptied}"), || {
             (stored(&redis).as_deref() == Some("DEGRADED")).then_some(())
         });
     }
-    assert_health_stays(&envoys.each_ref(), "DEGRADED");
+    assert_healths_stay(envoys.each_ref(), ["DEGRADED"; 2]);
 }
 
 #[test]
