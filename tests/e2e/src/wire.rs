@@ -21,7 +21,7 @@ pub enum Fault {
     /// It is never delivered.
     Silence,
     /// It is replaced by these bytes.
-    Garbage(Vec<u8>),
+    Garbage(&'static [u8]),
     /// It is delivered twice.
     Twice,
     /// One byte at a time, with this pause in between.
@@ -159,7 +159,7 @@ impl Link {
                 Fault::None => envoy.write_all(reply)?,
                 Fault::Silence => {}
                 Fault::Twice => envoy.write_all(&reply.repeat(2))?,
-                Fault::Garbage(garbage) => envoy.write_all(&garbage)?,
+                Fault::Garbage(garbage) => envoy.write_all(garbage)?,
                 Fault::Drip(pause) => {
                     for byte in reply {
                         envoy.write_all(&[*byte])?;

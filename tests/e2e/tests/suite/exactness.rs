@@ -1,11 +1,13 @@
 //! Four workers, many connections, one bucket: exactly as many requests are admitted as there are tokens, also on the
 //! first use of a bucket.
 
+use std::net::SocketAddr;
+
 use e2e::client::Request;
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;
 use e2e::{load, wait};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::support::{ONE_PER_HOUR, tier, two_tiers};
 
@@ -14,47 +16,90 @@ const CONNECTIONS: usize = 24;
 const REQUESTS_EACH: usize = 20;
 const CAPACITY: u64 = 137;
 
+/// How callers are identified. Each round has another one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Identity {
+    Key,
+    Address,
+}
+
+impl Identity {
+    pub(crate) fn config(self) -> Value {
+        match self {
+            Self::Key => {
+                let mut config = two_tiers(1, CAPACITY);
+                for round in 0..ROUNDS {
+                    config["api_keys"][format!("key-{round}")] =
+                        json!({"tier": "pro", "id": format!("id-{round}")});
+                }
+                config
+            }
+            Self::Address => two_tiers(CAPACITY, 1),
+        }
+    }
+
+    /// The request of this round's caller, and the name of its bucket.
+    fn request(self, round: usize) -> (Request, String) {
+        let from = |address: &str| Request::get("/").forwarded_for(address);
+        match self {
+            Self::Key => (Request::get("/").key(format!("key-{round}")), format!("id-{round}")),
+            Self::Address if round % 2 == 0 => {
+                let address = format!("203.0.113.{round}");
+                (from(&address), address)
+            }
+            Self::Address => {
+                let network = format!("2001:db8:0:{round:x}");
+                (from(&format!("{network}::1")), format!("{network}::/64"))
+            }
+        }
+    }
+}
+
+/// Checks in every round that exactly [`CAPACITY`] requests are admitted by all workers of these Envoys together.
+/// `check` gets the name of the bucket after each round. Returns how many requests each Envoy has answered.
 #[track_caller]
-fn assert_exact(envoy: &Envoy, request: &Request, round: usize) {
-    let counts = load::burst(envoy.address(), CONNECTIONS, REQUESTS_EACH, request);
-    let all = (CONNECTIONS * REQUESTS_EACH) as u64;
-    assert_eq!(load::count(&counts, 200), CAPACITY, "round {round}: {counts:?}");
-    assert_eq!(load::count(&counts, 429), all - CAPACITY, "round {round}: {counts:?}");
-    assert_eq!(envoy.send(request).status, 429, "round {round}, afterwards");
+pub(crate) fn assert_exact(
+    envoys: &[Envoy],
+    workers: usize,
+    identity: Identity,
+    check: impl Fn(&str),
+) -> usize {
+    let addresses: Vec<SocketAddr> = envoys.iter().map(Envoy::address).collect();
+    let connections = CONNECTIONS / envoys.len();
+    for round in 0..ROUNDS {
+        let (request, bucket) = identity.request(round);
+        let counts = load::burst_on_each(&addresses, connections, REQUESTS_EACH, &request);
+        assert_eq!(load::count(&counts, 200), CAPACITY, "round {round}: {counts:?}");
+        let refused = (CONNECTIONS * REQUESTS_EACH) as u64 - CAPACITY;
+        assert_eq!(load::count(&counts, 429), refused, "round {round}: {counts:?}");
+        check(&bucket);
+        for envoy in envoys {
+            assert_eq!(envoy.send(&request).status, 429, "round {round}, afterwards");
+        }
+    }
+    for envoy in envoys {
+        let by_worker = envoy.connections_by_worker();
+        assert_eq!(by_worker.len(), workers, "{by_worker:?}");
+        assert!(by_worker.iter().all(|n| *n >= ROUNDS as u64), "every worker took part: {by_worker:?}");
+    }
+    ROUNDS * (connections * REQUESTS_EACH + 1)
 }
 
 #[track_caller]
-fn assert_all_workers_took_part(envoy: &Envoy) {
-    let by_worker = envoy.connections_by_worker();
-    assert_eq!(by_worker.len(), 4, "{by_worker:?}");
-    assert!(by_worker.iter().all(|n| *n >= ROUNDS as u64), "{by_worker:?}");
+fn assert_exact_across_four_workers(identity: Identity) {
+    let _alone = wait::alone();
+    let envoy = Setup::new().config(&identity.config()).trusted_hops(1).workers(4).quiet().start();
+    assert_exact(&[envoy], 4, identity, |_| {});
 }
 
 #[test]
 fn one_key_admits_exactly_capacity_across_four_workers() {
-    let _alone = wait::alone();
-    let api_keys: Map<String, Value> =
-        (0..ROUNDS).map(|n| (format!("key-{n}"), json!({"tier": "pro", "id": format!("id-{n}")}))).collect();
-    let mut config = two_tiers(1, CAPACITY);
-    config["api_keys"] = Value::Object(api_keys);
-    let envoy = Setup::new().config(&config).workers(4).quiet().start();
-    for round in 0..ROUNDS {
-        let request = Request::get("/").key(format!("key-{round}"));
-        assert_exact(&envoy, &request, round);
-    }
-    assert_all_workers_took_part(&envoy);
+    assert_exact_across_four_workers(Identity::Key);
 }
 
 #[test]
 fn one_address_admits_exactly_capacity_across_four_workers() {
-    let _alone = wait::alone();
-    let envoy = Setup::new().config(&two_tiers(CAPACITY, 1)).trusted_hops(1).workers(4).quiet().start();
-    for round in 0..ROUNDS {
-        let address =
-            if round % 2 == 0 { format!("203.0.113.{round}") } else { format!("2001:db8:0:{round:x}::1") };
-        assert_exact(&envoy, &Request::get("/").forwarded_for(&address), round);
-    }
-    assert_all_workers_took_part(&envoy);
+    assert_exact_across_four_workers(Identity::Address);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A delivery replaces the plugin, and an open stream keeps the superseded generation alive. It still handles that
 //! stream, but it does not change shared state.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use e2e::client::{Connection, Request};
@@ -20,7 +21,7 @@ const STABLE: Duration = Duration::from_secs(3);
 /// How long a change of health may take to reach every Envoy, on a busy machine.
 const PROPAGATION: Duration = Duration::from_millis(1_500);
 
-/// Whether a stream of the first configuration stays open while the others are delivered.
+/// Whether a stream of the first configuration, or a request, stays open while the others are delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
     Stream,
@@ -29,6 +30,16 @@ enum Held {
 }
 
 const BOTH: [Held; 2] = [Held::Nothing, Held::Stream];
+
+/// Runs `test` for both at the same time, because it mostly waits.
+fn for_both(test: impl Fn(Held) + Sync) {
+    thread::scope(|scope| {
+        for held in BOTH {
+            let test = &test;
+            scope.spawn(move || test(held));
+        }
+    });
+}
 
 /// An Envoy with successive configurations, each identified by the limit of the free tier.
 struct Gateway {
@@ -89,7 +100,7 @@ impl Gateway {
             (self.envoy.send(&caller("/", 0)).limit() == wanted).then_some(())
         });
         // Two ticks, so that each generation knows whether it is superseded.
-        std::thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
     }
 
     /// Sends failing requests of many callers until the health is `DEGRADED`.
@@ -105,6 +116,15 @@ impl Gateway {
         });
     }
 
+    /// Checks that measured health ends with the delivery of a configuration without it, and of `change`.
+    #[track_caller]
+    fn assert_measured_health_ends(&mut self, change: impl FnOnce(&mut Value)) {
+        self.fail_until_degraded();
+        self.deliver_with(&plain(), change);
+        wait::until("NORMAL", || (health(&self.envoy) == "NORMAL").then_some(()));
+        self.assert_health_stays("NORMAL");
+    }
+
     /// Checks that the health does not change while requests fail.
     #[track_caller]
     fn assert_health_stays(&self, wanted: &str) {
@@ -113,7 +133,7 @@ impl Gateway {
         for number in (0..200).cycle() {
             let response = connection.send(&caller("/fails", number));
             assert_eq!(response.one("x-system-health"), wanted, "after {:?}", began.elapsed());
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
             if began.elapsed() > STABLE {
                 break;
             }
@@ -169,11 +189,11 @@ fn connections(redis: &Redis) -> usize {
 
 #[test]
 fn health_is_measured_with_the_new_window() {
-    for held in BOTH {
+    for_both(|held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.deliver(&measured(4));
         gateway.fail_until_degraded();
-    }
+    });
 }
 
 #[test]
@@ -183,40 +203,37 @@ fn health_is_judged_by_the_new_thresholds_alone() {
         config["health"]["error_ratio"] = json!(error_ratio);
         config
     };
-    for has_request in [false, true] {
+    for_both(|held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &with_error_ratio(1.0), Held::Nothing);
         // Without response headers, a request keeps the overload control of its generation at work.
         let mut connection = gateway.envoy.connect();
-        if has_request {
+        if held == Held::Stream {
             connection.write(&caller("/waits", 0).encode()).expect("written");
         }
         gateway.deliver(&with_error_ratio(0.2));
         gateway.fail_until_degraded();
-    }
+    });
 }
 
 #[test]
 fn without_measured_health_its_last_state_ends() {
-    for held in BOTH {
+    for_both(|held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
-        gateway.fail_until_degraded();
-        gateway.deliver(&plain());
-        wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
-        gateway.assert_health_stays("NORMAL");
-    }
+        gateway.assert_measured_health_ends(|_| {});
+    });
 }
 
 #[test]
 fn an_operators_change_is_not_undone_by_the_previous_redis() {
-    let redis = Redis::start();
-    for held in BOTH {
+    for_both(|held| {
+        let redis = Redis::start();
         let setup = Setup::new().workers(1).redis(redis.address());
         let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
         set_health(&gateway.envoy, "NORMAL");
         gateway.deliver(&plain());
         set_health(&gateway.envoy, "DEGRADED");
         gateway.assert_health_stays("DEGRADED");
-    }
+    });
 }
 
 #[test]
@@ -254,7 +271,7 @@ fn thirty_deliveries_leave_no_connection_to_redis_open() {
 
 #[test]
 fn documents_of_the_previous_source_are_not_fetched_any_more() {
-    for held in BOTH {
+    for_both(|held| {
         let files = Upstream::start(|_| Answer::ok("{}"));
         let source = |path: &str| {
             let mut config = plain();
@@ -266,10 +283,10 @@ fn documents_of_the_previous_source_are_not_fetched_any_more() {
         gateway.deliver(&source("/current.json"));
         let fetched = |path: &str| files.targets().iter().filter(|target| *target == path).count();
         let (left, current) = (fetched("/left.json"), fetched("/current.json"));
-        std::thread::sleep(STABLE);
+        thread::sleep(STABLE);
         assert_eq!(fetched("/left.json"), left, "{held:?}");
         assert!(fetched("/current.json") > current, "{held:?}");
-    }
+    });
 }
 
 #[test]
@@ -293,39 +310,30 @@ fn a_configuration_that_is_delivered_again_while_a_stream_holds_it_is_active() {
 
 #[test]
 fn another_environment_creates_another_vm_and_the_old_one_is_passive() {
-    for held in BOTH {
+    for_both(|held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
-        gateway.fail_until_degraded();
-        gateway.deliver_with(&plain(), |plugin| {
+        gateway.assert_measured_health_ends(|plugin| {
             plugin["vm_config"]["environment_variables"]["key_values"] = json!({"CONFIG_TTL": "7"});
         });
-        wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
-        gateway.assert_health_stays("NORMAL");
-    }
+    });
 }
 
 #[test]
 fn a_refused_configuration_changes_nothing() {
-    for held in BOTH {
+    for_both(|held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         let (received, refused) = gateway.envoy.deliveries();
         gateway.envoy.deliver(&json!({"unheard_of": 1}));
         wait::until("refused", || (gateway.envoy.deliveries() == (received + 1, refused + 1)).then_some(()));
-        gateway.fail_until_degraded();
-        gateway.deliver(&plain());
-        wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
-        gateway.assert_health_stays("NORMAL");
-    }
+        gateway.assert_measured_health_ends(|_| {});
+    });
 }
 
 #[test]
 fn superseded_generations_on_every_worker_are_passive() {
     let mut gateway = Gateway::start(Setup::new().workers(4), &measured(3), Held::Nothing);
     (0..16).for_each(|_| gateway.hold_stream());
-    gateway.fail_until_degraded();
-    gateway.deliver(&plain());
-    wait::until("NORMAL", || (health(&gateway.envoy) == "NORMAL").then_some(()));
-    gateway.assert_health_stays("NORMAL");
+    gateway.assert_measured_health_ends(|_| {});
 }
 
 #[test]
@@ -357,7 +365,7 @@ fn a_draining_listener_is_passive() {
     assert_eq!((last.limit(), last.one("connection").as_str()), (FIRST_LIMIT, "close"));
     while began.elapsed() < STABLE {
         assert_eq!(health(&envoy), "NORMAL", "after {:?}", began.elapsed());
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

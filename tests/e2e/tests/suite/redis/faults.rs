@@ -13,7 +13,7 @@ use e2e::load::{self, Exchange};
 use e2e::redis::Redis;
 use e2e::setup::Setup;
 use e2e::wait;
-use e2e::wire::Wire;
+use e2e::wire::{Fault, Wire};
 use serde_json::json;
 
 use super::{
@@ -45,15 +45,22 @@ const OPENING: Duration = Duration::from_millis(1_200);
 /// How many responses may be as late as a timeout because the machine is busy.
 const STRAY: usize = 3;
 
-/// A fault, and how it ends.
 struct Case {
     name: &'static str,
-    inject: fn(&mut World),
-    heal: fn(&mut World),
     /// The failures are counted as one of these.
     reasons: &'static [&'static str],
-    /// Whether the breaker opens. It does not if good replies arrive in between.
-    opens: bool,
+    injection: Injection,
+}
+
+/// A fault, and how it ends. The breaker opens, unless good replies arrive in between.
+enum Injection {
+    /// What happens to replies.
+    Replies(Fault),
+    /// A command to Redis, and the one that ends its effect.
+    Command(&'static [&'static str], &'static [&'static str]),
+    Other(fn(&mut World), fn(&mut World)),
+    /// It ends by itself; good replies arrive in between.
+    Passing(fn(&mut World)),
 }
 
 struct World {
@@ -123,6 +130,29 @@ fn assert_survives(redis: Redis, cases: &[Case]) {
     assert!(all.is_empty(), "{} errors\n{}", all.len(), all.join("\n"));
 }
 
+impl Injection {
+    fn inject(&self, world: &mut World) {
+        match self {
+            Self::Replies(fault) => world.wire.fault(fault.clone()),
+            Self::Command(begin, _) => drop(world.redis.command(begin)),
+            Self::Other(begin, _) | Self::Passing(begin) => begin(world),
+        }
+    }
+
+    fn heal(&self, world: &mut World) {
+        match self {
+            Self::Replies(_) => world.wire.fault(Fault::None),
+            Self::Command(_, end) => drop(world.redis.command(end)),
+            Self::Other(_, end) => end(world),
+            Self::Passing(_) => {}
+        }
+    }
+
+    fn opens(&self) -> bool {
+        !matches!(self, Self::Passing(_))
+    }
+}
+
 impl World {
     fn start(redis: Redis) -> Self {
         let wire = Wire::start(redis.address());
@@ -173,13 +203,13 @@ impl World {
         let mut errors = Vec::new();
         let (marks, exchanges) = self.observe(|world| {
             let injected = Instant::now();
-            (case.inject)(world);
-            if case.opens {
+            case.injection.inject(world);
+            if case.injection.opens() {
                 std::thread::sleep(OPENING.saturating_sub(injected.elapsed()));
                 errors.extend(world.check_reports("disconnected"));
                 std::thread::sleep(Duration::from_millis(400));
             }
-            (case.heal)(world);
+            case.injection.heal(world);
             let healed = Instant::now();
             errors.extend(world.await_recovery(healed));
             let recovered = Instant::now();
@@ -422,7 +452,7 @@ fn check_times(case: &Case, marks: &Marks, calm: &[&Exchange], during: &[&Exchan
     if worst > TIMEOUT + TICK + usual + WORST_DELAY {
         errors.push(format!("a response took {worst:?}, {usual:?} without a fault"));
     }
-    if case.opens {
+    if case.injection.opens() {
         let from = marks.injected + OPENING;
         let open: Vec<_> =
             during.iter().filter(|e| e.sent > from && e.sent + e.took < marks.healed).copied().collect();
