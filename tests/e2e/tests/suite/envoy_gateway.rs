@@ -3,7 +3,7 @@
 //! a filter and how it applies JSON patches.
 
 use crate::schemas::{check_envoy_gateway, check_kubernetes};
-use harness::bootstrap::{cluster, socket, tcp};
+use harness::bootstrap::{cluster, extension, socket, string_value, tcp};
 use json_patch::PatchOperation;
 use serde_json::{Value, json};
 use serde_json_path::JsonPath;
@@ -139,10 +139,7 @@ fn gateway_listener(policy: &Value) -> Value {
     let config = json!({
         "name": wasm["name"],
         "root_id": wasm["rootID"],
-        "configuration": {
-            "@type": "type.googleapis.com/google.protobuf.StringValue",
-            "value": wasm["config"].to_string(),
-        },
+        "configuration": string_value(&wasm["config"].to_string()),
         "vm_config": {
             "vm_id": id,
             "runtime": "envoy.wasm.runtime.v8",
@@ -157,35 +154,29 @@ fn gateway_listener(policy: &Value) -> Value {
             &filter: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}},
         },
     });
+    let kind = "envoy.extensions.filters.http.wasm.v3.Wasm";
+    let mut limiter = extension(&filter, kind, json!({"config": config}));
+    limiter["disabled"] = json!(true);
+    let kind = "envoy.extensions.filters.http.router.v3.Router";
+    let router = extension("envoy.filters.http.router", kind, json!({"suppress_envoy_headers": true}));
     let manager = json!({
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "http-10080",
         "use_remote_address": true,
         "normalize_path": true,
         "merge_slashes": true,
         "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT",
         "server_header_transformation": "PASS_THROUGH",
-        "http_filters": [
-            {"name": filter, "disabled": true, "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", "config": config,
-            }},
-            {"name": "envoy.filters.http.router", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-                "suppress_envoy_headers": true,
-            }},
-        ],
+        "http_filters": [limiter, router],
         "route_config": {"name": "default/eg/http", "virtual_hosts": [
             {"name": "default/eg/http/*", "domains": ["*"], "routes": [route]},
         ]},
     });
-    let chain = json!({
-        "name": "default/eg/http",
-        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
-    });
+    let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let manager = extension("envoy.filters.network.http_connection_manager", kind, manager);
     json!({
         "name": "default/eg/http",
         "address": tcp("127.0.0.1", 0),
-        "default_filter_chain": chain,
+        "default_filter_chain": {"name": "default/eg/http", "filters": [manager]},
         "max_connections_to_accept_per_socket_event": 1,
         "per_connection_buffer_limit_bytes": 32768,
     })

@@ -12,7 +12,7 @@ use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 use e2e::wait;
-use harness::bootstrap::{cluster, socket, tcp};
+use harness::bootstrap::{WASM_TYPE, cluster, extension, listener, routes, socket, string_value, tcp};
 use serde_json::{Value, json};
 
 use crate::manifests::{
@@ -21,9 +21,7 @@ use crate::manifests::{
 };
 
 const HCM: &str = "envoy.filters.network.http_connection_manager";
-const ROUTER: &str = "envoy.filters.http.router";
 const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
-const WASM: &str = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
 const GATEWAY: &str = "deploy/istio/gateway.yaml";
 const REDIS: &str = "deploy/istio/redis.yaml";
 const FILTER: &str = "deploy/istio/rate-limiter.yaml";
@@ -119,7 +117,7 @@ fn as_a_wasm_plugin_it_limits_and_takes_health_from_redis() {
         "name": resource["name"],
         "config_discovery": {
             "config_source": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
-            "type_urls": [WASM, "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"],
+            "type_urls": [WASM_TYPE, "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"],
         },
     });
     let mut delivered = patched(gateway(upstream.address(), &[discovered]), &[redis_filter(&redis)]);
@@ -205,32 +203,19 @@ impl Delivered {
 /// A bootstrap like that of an Istio gateway: the parts that the patches change, including what istiod would deliver
 /// later. `plugins` are in front of the router, where istiod inserts WasmPlugins without a phase.
 fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
-    let filter = |name: &str, kind: &str| {
-        let url = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
-        json!({"name": name, "typed_config": {"@type": url}})
-    };
+    let kind = |kind: &str| format!("envoy.extensions.filters.http.{kind}");
     let mut filters = vec![
-        filter("envoy.filters.http.grpc_stats", "grpc_stats.v3.FilterConfig"),
-        filter("envoy.filters.http.fault", "fault.v3.HTTPFault"),
-        filter("envoy.filters.http.cors", "cors.v3.Cors"),
+        extension("envoy.filters.http.grpc_stats", &kind("grpc_stats.v3.FilterConfig"), json!({})),
+        extension("envoy.filters.http.fault", &kind("fault.v3.HTTPFault"), json!({})),
+        extension("envoy.filters.http.cors", &kind("cors.v3.Cors"), json!({})),
     ];
     filters.extend_from_slice(plugins);
-    filters.push(filter(ROUTER, "router.v3.Router"));
+    let service = "outbound|8080||upstream.default.svc.cluster.local";
     let manager = json!({
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": LISTENER,
         "use_remote_address": true,
         "normalize_path": true,
         "stream_idle_timeout": "300s",
-        "http_filters": filters,
-        "route_config": {
-            "name": "http.8080",
-            "virtual_hosts": [{
-                "name": "*:8080",
-                "domains": ["*"],
-                "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "outbound|8080||upstream.default.svc.cluster.local"}}],
-            }],
-        },
+        "route_config": routes(&json!([{"match": {"prefix": "/"}, "route": {"cluster": service}}])),
     });
     json!({
         "node": {"id": "router~127.0.0.1~rate-limited-gateway.default~default.svc.cluster.local", "cluster": "rate-limited-gateway.default"},
@@ -243,12 +228,8 @@ fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
             ]}},
         },
         "static_resources": {
-            "listeners": [{
-                "name": LISTENER,
-                "address": tcp("127.0.0.1", 0),
-                "filter_chains": [{"filters": [{"name": HCM, "typed_config": manager}]}],
-            }],
-            "clusters": [cluster("outbound|8080||upstream.default.svc.cluster.local", &[socket(upstream)])],
+            "listeners": [listener(LISTENER, &tcp("127.0.0.1", 0), manager, filters)],
+            "clusters": [cluster(service, &[socket(upstream)])],
         },
     })
 }
@@ -270,10 +251,7 @@ fn extension_config(plugin: &Value) -> Value {
         "name": format!("default.{name}"),
         "root_id": spec["pluginName"],
         "failure_policy": spec["failStrategy"],
-        "configuration": {
-            "@type": "type.googleapis.com/google.protobuf.StringValue",
-            "value": spec["pluginConfig"].to_string(),
-        },
+        "configuration": string_value(&spec["pluginConfig"].to_string()),
         "vm_config": {
             "runtime": "envoy.wasm.runtime.v8",
             "code": {"local": {"filename": format!("{PLACE}/dynamic_rate_limiter.wasm")}},
@@ -283,7 +261,7 @@ fn extension_config(plugin: &Value) -> Value {
     json!({
         "@type": EXTENSION,
         "name": format!("extensions.istio.io/wasmplugin/default.{name}"),
-        "typed_config": {"@type": WASM, "config": config},
+        "typed_config": {"@type": WASM_TYPE, "config": config},
     })
 }
 

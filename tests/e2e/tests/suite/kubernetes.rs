@@ -5,23 +5,20 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
 use crate::schemas::check_kubernetes;
 use e2e::client::{Connection, Request};
-use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
-use e2e::port;
+use e2e::envoy::{Envoy, filter_wasm};
 use e2e::redis::Redis;
 use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::drain;
 use crate::manifests::{
-    assert_health_is_set, assert_labels, assert_limits, changed, environment, folder, manifest, object,
-    redis, socket_address, upstream, with_environment,
+    assert_health_is_set, assert_labels, assert_limits, environment, manifest, object, redis, upstream,
 };
-use crate::production::shipped;
-use crate::shipped::{assert_no_warning, document};
+use crate::production::{on_this_machine, shipped};
+use crate::shipped::{assert_no_warning, document, launch};
 use crate::support::{ONE_PER_HOUR, tier};
 
 const FILES: [&str; 3] = ["config.yaml", "secret.yaml", "rate-limiter.yaml"];
@@ -163,7 +160,8 @@ fn container(documents: &[Value]) -> &Value {
 /// Starts the command of the Deployment's container, with its volumes in the returned folder.
 #[track_caller]
 fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, std::path::PathBuf) {
-    let (dir, folder) = folder();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let folder = dir.path().to_owned();
     let container = container(documents);
     for mount in container["volumeMounts"].as_array().expect("mounts") {
         fs::create_dir(folder.join(mount["name"].as_str().expect("a name"))).expect("a folder");
@@ -178,37 +176,21 @@ fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, st
     as_kubelet(&folder.join("documents"), 1, &files);
 
     assert_eq!(container["command"], json!(["envoy"]));
-    let mut command = Command::new(envoy_bin());
-    for word in container["args"].as_array().expect("words") {
-        command.arg(in_folder(word.as_str().expect("text"), container, &folder));
-    }
-    command.current_dir(&folder);
+    let words = container["args"].as_array().expect("words").iter();
+    let arguments: Vec<_> =
+        words.map(|word| in_folder(word.as_str().expect("text"), container, &folder)).collect();
     let env = environment(container, object(documents, "Secret", NAME));
-    let envoy = Envoy::start(dir, with_environment(command, &env));
+    let envoy = launch(dir, &arguments, &env);
     assert_no_warning(&envoy);
     (envoy, folder)
 }
 
-/// The bootstrap with the ports and addresses of this machine. Its Redis timeout is long, and it fetches its documents
-/// every second.
+/// The bootstrap with the addresses and folders of this machine.
 #[track_caller]
 fn adapted(text: &str, container: &Value, folder: &Path, redis: &Redis, upstream: SocketAddr) -> String {
-    let admin = socket_address(port::reserve());
     let wasm = filter_wasm().display().to_string();
     let text = text.replace("/rate-limiter/target/dynamic_rate_limiter.wasm", &wasm);
-    let text = text.replace("{address: 127.0.0.1, port_value: 9901}", &admin);
-    let text = changed(
-        &text,
-        &[
-            ("{address: 0.0.0.0, port_value: 8000}", "{address: 127.0.0.1, port_value: 0}"),
-            ("{address: 0.0.0.0, port_value: 9902}", "{address: 127.0.0.1, port_value: 0}"),
-            ("{address: redis, port_value: 6379}", &socket_address(redis.address())),
-            ("{address: upstream, port_value: 8080}", &socket_address(upstream)),
-            ("\"timeout_ms\": 20,", "\"timeout_ms\": 5000,"),
-            ("\"ttl_seconds\": 20\n", "\"ttl_seconds\": 1\n"),
-        ],
-    );
-    let text = in_folder(&text, container, folder);
+    let text = in_folder(&on_this_machine(&text, redis, upstream), container, folder);
     for outside in ["/etc/", "/run/rate-limiter", "/rate-limiter/"] {
         assert!(!text.replace(&wasm, "").contains(outside), "a path without a mount: {outside}");
     }

@@ -1,21 +1,19 @@
 //! Shared by the tests of the Kubernetes manifests: starting an Envoy from a manifest, and checking the limiter in it.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use crate::schemas::documents;
 use e2e::client::{Connection, Request};
-use e2e::envoy::{Envoy, envoy_bin, filter_wasm};
+use e2e::envoy::{Envoy, filter_wasm};
 use e2e::redis::Redis;
 use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::Value;
 
 use crate::production::shipped;
-use crate::shipped::repository_root;
+use crate::shipped::{launch, repository_root};
 use crate::support::assert_headers_complete;
 
 pub(crate) const ADMIN_TOKEN: &str = "c4nary-manifest-token";
@@ -69,7 +67,7 @@ pub(crate) fn upstream() -> Upstream {
 
 /// The secrets in a container's environment. Every variable must refer to a key of `secret`.
 #[track_caller]
-pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'static str)> {
+pub(crate) fn environment<'a>(container: &'a Value, secret: &Value) -> Vec<(&'a str, &'static str)> {
     let variables = container["env"].as_array().expect("variables").iter();
     let variables: Vec<_> = variables.filter(|variable| variable["value"].is_null()).collect();
     assert_eq!(variables.len(), 2);
@@ -85,10 +83,7 @@ pub(crate) fn environment(container: &Value, secret: &Value) -> Vec<(String, &'s
             other => panic!("the limiter does not read {other}"),
         }
     };
-    variables
-        .iter()
-        .map(|variable| (variable["name"].as_str().expect("a name").to_owned(), value(variable)))
-        .collect()
+    variables.iter().map(|variable| (variable["name"].as_str().expect("a name"), value(variable))).collect()
 }
 
 /// Checks that the init container copies the filter into the volume that the proxy's container mounts; returns the
@@ -123,34 +118,19 @@ pub(crate) fn boot(
     bootstrap: &Value,
     place: &str,
     arguments: &[&str],
-    env: &[(String, &str)],
+    env: &[(&str, &str)],
     prepare: impl FnOnce(&Path),
 ) -> Envoy {
-    let (dir, folder) = folder();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let folder = dir.path();
     let here = folder.display().to_string();
     let text = bootstrap.to_string().replace(place, &here).replace("{folder}", &here);
     fs::write(folder.join("envoy.json"), text).expect("written");
     std::os::unix::fs::symlink(filter_wasm(), folder.join("dynamic_rate_limiter.wasm")).expect("a link");
-    prepare(&folder);
-    let mut command = Command::new(envoy_bin());
-    let arguments = arguments.iter().map(|argument| argument.replace(place, &here));
-    command.args(["-c", "envoy.json", "--concurrency", "2"]).args(arguments).current_dir(&folder);
-    Envoy::start(dir, with_environment(command, env))
-}
-
-pub(crate) fn folder() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let folder = dir.path().to_owned();
-    (dir, folder)
-}
-
-/// Sets `env` as the filter's part of Envoy's environment.
-pub(crate) fn with_environment(mut command: Command, env: &[(impl AsRef<OsStr>, &str)]) -> Command {
-    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_USERNAME", "REDIS_PASSWORD"] {
-        command.env_remove(name);
-    }
-    command.envs(env.iter().map(|(name, value)| (name, value)));
-    command
+    prepare(folder);
+    let arguments = [&["-c", "envoy.json", "--concurrency", "2"][..], arguments].concat();
+    let arguments: Vec<_> = arguments.iter().map(|argument| argument.replace(place, &here)).collect();
+    launch(dir, &arguments, env)
 }
 
 /// Checks that the shipped limits apply, and that the buckets are in Redis.

@@ -9,10 +9,14 @@ use e2e::envoy::Envoy;
 use e2e::port;
 use e2e::redis::Redis;
 
+use crate::manifests::{changed, socket_address};
 use crate::shipped::{boot, repository_root};
 
 pub(crate) const ADMIN_TOKEN: &str = "production-token";
 const REDIS_PASSWORD: &str = "0123456789abcdef";
+
+/// An address whose port the system chooses.
+const ANY_PORT: &str = "{address: 127.0.0.1, port_value: 0}";
 
 /// The text of a shipped file.
 #[track_caller]
@@ -29,36 +33,38 @@ pub(crate) fn redis() -> Redis {
     Redis::start_with(&lines)
 }
 
-/// One limiter, and the folder with its `config`. Its Redis timeout is long, and it fetches its documents every second.
-/// `documents` may change them before it starts.
+/// One limiter, and the folder with its `config`. `documents` may change them before it starts.
 #[track_caller]
 pub(crate) fn limiter(
     redis: &Redis,
     upstream: SocketAddr,
     documents: impl FnOnce(&Path),
 ) -> (Envoy, PathBuf) {
-    let admin = port::reserve();
-    let at = |address: SocketAddr| format!("address: {}, port_value: {}}}", address.ip(), address.port());
-    let changes = [
-        ("address: 0.0.0.0, port_value: 8000}", "address: 127.0.0.1, port_value: 0}".to_owned()),
-        ("address: 0.0.0.0, port_value: 9902}", "address: 127.0.0.1, port_value: 0}".to_owned()),
-        (
-            "\n  address: {socket_address: {address: 127.0.0.1, port_value: 9901}}",
-            format!("\n  address: {{socket_address: {{{}}}", at(admin)),
-        ),
-        ("address: 127.0.0.1, port_value: 9901}", at(admin)),
-        ("address: redis, port_value: 6379}", at(redis.address())),
-        ("address: upstream, port_value: 8080}", at(upstream)),
-        ("\"timeout_ms\": 20,", "\"timeout_ms\": 5000,".to_owned()),
-        ("\"ttl_seconds\": 20\n", "\"ttl_seconds\": 1\n".to_owned()),
-    ];
-    let changes = changes.each_ref().map(|(from, to)| (*from, to.as_str()));
     let env = [("ADMIN_TOKEN", ADMIN_TOKEN), ("REDIS_PASSWORD", REDIS_PASSWORD)];
-    boot("deploy/compose/limiter.yaml", &changes, &env, |folder| {
+    boot(&on_this_machine(&shipped("deploy/compose/limiter.yaml"), redis, upstream), &env, |folder| {
         // The containers have a tmpfs here.
         fs::create_dir(folder.join("run")).expect("a folder");
         documents(folder);
     })
+}
+
+/// The bootstrap of a limiter with addresses of this machine. Its Redis timeout is long, and it fetches its documents
+/// every second.
+#[track_caller]
+pub(crate) fn on_this_machine(bootstrap: &str, redis: &Redis, upstream: SocketAddr) -> String {
+    // The address of the admin endpoint, and of the cluster that leads to it.
+    let text = bootstrap.replace("{address: 127.0.0.1, port_value: 9901}", &socket_address(port::reserve()));
+    changed(
+        &text,
+        &[
+            ("{address: 0.0.0.0, port_value: 8000}", ANY_PORT),
+            ("{address: 0.0.0.0, port_value: 9902}", ANY_PORT),
+            ("{address: redis, port_value: 6379}", &socket_address(redis.address())),
+            ("{address: upstream, port_value: 8080}", &socket_address(upstream)),
+            ("\"timeout_ms\": 20,", "\"timeout_ms\": 5000,"),
+            ("\"ttl_seconds\": 20\n", "\"ttl_seconds\": 1\n"),
+        ],
+    )
 }
 
 /// Opens a connection to a limiter, to the listener that the load balancer uses.
@@ -76,33 +82,22 @@ pub(crate) fn send(limiter: &Envoy, request: &Request) -> Response {
 /// The stand-in for the service behind the limiters.
 #[track_caller]
 pub(crate) fn upstream() -> Envoy {
-    let changes = [
-        ("address: 0.0.0.0, port_value: 8080}", "address: 127.0.0.1, port_value: 0}"),
-        // Adds an admin endpoint: the harness needs it to know when Envoy serves.
-        (
-            "\nstatic_resources:",
-            "\nadmin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\nstatic_resources:",
-        ),
-    ];
-    boot("deploy/compose/upstream.yaml", &changes, &[], |_| ()).0
+    // Adds an admin endpoint: the harness needs it to know when Envoy serves.
+    let admin = format!("\nadmin: {{address: {{socket_address: {ANY_PORT}}}}}\nstatic_resources:");
+    let changes = [("{address: 0.0.0.0, port_value: 8080}", ANY_PORT), ("\nstatic_resources:", &admin)];
+    boot(&changed(&shipped("deploy/compose/upstream.yaml"), &changes), &[], |_| ()).0
 }
 
 /// The load balancer in front of these limiters, whose addresses replace the name `limiter`.
 #[track_caller]
 pub(crate) fn load_balancer(limiters: &[&Envoy]) -> Envoy {
-    let endpoints: Vec<_> = limiters
-        .iter()
-        .map(|limiter| {
-            let address = limiter.listener("service");
-            let (ip, port) = (address.ip(), address.port());
-            format!("{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}")
-        })
-        .collect();
-    let endpoints = endpoints.join(", ");
+    let endpoint = |address: &str| format!("{{endpoint: {{address: {{socket_address: {address}}}}}}}");
+    let addresses = limiters.iter().map(|limiter| socket_address(limiter.listener("service")));
+    let endpoints: Vec<_> = addresses.map(|address| endpoint(&address)).collect();
     let changes = [
-        ("address: 0.0.0.0, port_value: 8000}", "address: 127.0.0.1, port_value: 0}"),
-        ("address: 127.0.0.1, port_value: 9901}", "address: 127.0.0.1, port_value: 0}"),
-        ("{endpoint: {address: {socket_address: {address: limiter, port_value: 8000}}}}", &endpoints),
+        ("{address: 0.0.0.0, port_value: 8000}", ANY_PORT),
+        ("{address: 127.0.0.1, port_value: 9901}", ANY_PORT),
+        (&endpoint("{address: limiter, port_value: 8000}"), &endpoints.join(", ")),
     ];
-    boot("deploy/compose/lb.yaml", &changes, &[], |_| ()).0
+    boot(&changed(&shipped("deploy/compose/lb.yaml"), &changes), &[], |_| ()).0
 }

@@ -32,8 +32,7 @@ pub(crate) fn check_kubernetes(object: &Value) -> Result<(), String> {
     fs::write(&file, object.to_string()).expect("written");
     for version in KUBERNETES {
         let mut validate = Command::new(from_env("KUBERNETES_VALIDATE"));
-        let (success, output) =
-            run(validate.args(["--strict", "--kubernetes-version", version]).arg(&file));
+        let (success, output) = run(validate.args(["--strict", "--kubernetes-version", version]).arg(&file));
         // For an unknown kind it only prints a warning.
         if !success || !output.contains("passed") {
             return Err(output);

@@ -10,7 +10,8 @@ use e2e::envoy::Envoy;
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::shipped::{ANY_PORTS, DEMO_TOKEN, boot, document, repository_root};
+use crate::manifests::changed;
+use crate::shipped::{DEMO_TOKEN, boot, document, on_any_ports, repository_root};
 use crate::support::health;
 
 const SCRIPTS: [&str; 3] = ["quick_test.py", "comprehensive_test.py", "simple_test.py"];
@@ -20,7 +21,7 @@ fn demo(tiers: &Value) -> (Envoy, PathBuf) {
     canary::register(DEMO_TOKEN);
     let write =
         |folder: &Path| fs::write(folder.join("config/tiers.json"), tiers.to_string()).expect("tiers");
-    let (envoy, folder) = boot("envoy.yaml", &ANY_PORTS, &[], write);
+    let (envoy, folder) = boot(&on_any_ports("envoy.yaml"), &[], write);
     let limit = tiers["enterprise"]["burst"]["capacity"].as_u64().expect("a capacity");
     wait::until("the documents are there", || {
         let reply = envoy.send(&Request::get("/").key("enterprise"));
@@ -106,7 +107,7 @@ fn all_scripts_fail_without_a_limiter() {
         "          - name: rate_limiter\n",
         "          - name: rate_limiter\n            disabled: true\n",
     )];
-    let (envoy, _) = boot("envoy.yaml", &[&ANY_PORTS[..], &off].concat(), &[], |_| ());
+    let (envoy, _) = boot(&changed(&on_any_ports("envoy.yaml"), &off), &[], |_| ());
     assert_eq!(envoy.send(&Request::get("/test")).status, 200, "the demo's upstream answers");
     for script in SCRIPTS {
         assert_fails(script, &envoy, &[], "Is the filter in this Envoy?");

@@ -1,6 +1,7 @@
 //! The shipped `envoy.yaml` with the shipped `config/`, as a user starts it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,9 @@ use e2e::client::Request;
 use e2e::envoy::{Envoy, adapted, envoy_bin, filter_wasm, follows_writing_in_place};
 use e2e::wait;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::manifests::{changed, with_environment};
+use crate::manifests::changed;
 use crate::production::shipped;
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
 
@@ -23,19 +25,20 @@ pub(crate) fn repository_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Starts a shipped bootstrap with `changes`, in a copy of the repository's layout: a running demo is not affected, and
-/// documents may be edited. `env` is the filter's part of Envoy's environment.
-pub(crate) fn boot(
-    file: &str,
-    changes: &[(&str, &str)],
-    env: &[(&str, &str)],
-    prepare: impl FnOnce(&Path),
-) -> (Envoy, PathBuf) {
+/// A shipped bootstrap whose ports the system chooses.
+#[track_caller]
+pub(crate) fn on_any_ports(file: &str) -> String {
+    let changes = [("port_value: 8000}", "port_value: 0}"), ("port_value: 9901}", "port_value: 0}")];
+    changed(&shipped(file), &changes)
+}
+
+/// Starts a shipped bootstrap in a copy of the repository's layout: a running demo is not affected, and documents may be
+/// edited. `env` is the filter's part of Envoy's environment.
+pub(crate) fn boot(bootstrap: &str, env: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> (Envoy, PathBuf) {
     let root = repository_root();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let bootstrap = changed(&shipped(file), changes);
     let folder = dir.path().to_owned();
-    fs::write(folder.join("envoy.yaml"), adapted(bootstrap)).expect("written");
+    fs::write(folder.join("envoy.yaml"), adapted(bootstrap.to_owned())).expect("written");
     for name in ["config", "target"] {
         fs::create_dir(folder.join(name)).expect("a folder");
     }
@@ -45,13 +48,21 @@ pub(crate) fn boot(
     std::os::unix::fs::symlink(filter_wasm(), folder.join("target/dynamic_rate_limiter.wasm"))
         .expect("a link to the filter");
     prepare(&folder);
-    let mut command = Command::new(envoy_bin());
-    command
-        .args(["-c", "envoy.yaml", "--concurrency", "2", "--component-log-level", "wasm:info"])
-        .current_dir(&folder);
-    let envoy = Envoy::start(dir, with_environment(command, env));
+    let arguments = ["-c", "envoy.yaml", "--concurrency", "2", "--component-log-level", "wasm:info"];
+    let envoy = launch(dir, &arguments, env);
     assert_no_warning(&envoy);
     (envoy, folder)
+}
+
+/// Starts Envoy in `dir` with these arguments, and with `env` as the filter's part of its environment.
+#[track_caller]
+pub(crate) fn launch(dir: TempDir, arguments: &[impl AsRef<OsStr>], env: &[(&str, &str)]) -> Envoy {
+    let mut command = Command::new(envoy_bin());
+    for name in ["ADMIN_TOKEN", "DEFAULT_TIER", "CONFIG_TTL", "REDIS_USERNAME", "REDIS_PASSWORD"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).envs(env.iter().copied()).current_dir(dir.path());
+    Envoy::start(dir, command)
 }
 
 /// Checks that Envoy logs no warning about its configuration: no deprecated field, no missing bound. Warnings of the
@@ -74,15 +85,11 @@ pub(crate) fn save(path: &Path, text: &str) {
     fs::rename(next, path).expect("renamed");
 }
 
-/// Changes that let the system choose the ports.
-pub(crate) const ANY_PORTS: [(&str, &str); 2] =
-    [("port_value: 8000}", "port_value: 0}"), ("port_value: 9901}", "port_value: 0}")];
-
 /// Starts the demo; the system chooses its ports, unless `as_it_is`.
 fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
     canary::register(DEMO_TOKEN);
-    let changes = if as_it_is { &[][..] } else { &ANY_PORTS[..] };
-    let (envoy, folder) = boot("envoy.yaml", changes, env, |_| ());
+    let bootstrap = if as_it_is { shipped("envoy.yaml") } else { on_any_ports("envoy.yaml") };
+    let (envoy, folder) = boot(&bootstrap, env, |_| ());
     wait::until("the documents applied", || {
         (envoy.send(&Request::get("/").key("enterprise")).tier() == "enterprise").then_some(())
     });

@@ -7,7 +7,7 @@ use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 
 use crate::production::shipped;
-use crate::troubleshooting::demo;
+use crate::troubleshooting::{code_lines, demo, with_addresses};
 
 /// On a busy machine a few commands take long, and buckets must not refill meanwhile.
 const TIMES_SLOWER: f64 = 5.0;
@@ -20,18 +20,12 @@ struct Step {
 
 /// The steps in a document's `console` blocks. A command that ends with a backslash continues in the next line.
 fn steps(document: &str, at_least: usize) -> Vec<Step> {
-    let text = shipped(document);
+    let text = shipped(document).replace("\\\n", "");
     let mut steps: Vec<Step> = Vec::new();
-    let mut inside = false;
-    for line in text.replace("\\\n", "").lines() {
-        match (line, line.strip_prefix("$ ")) {
-            ("```console", _) => inside = true,
-            ("```", _) => inside = false,
-            (_, Some(command)) if inside => {
-                steps.push(Step { command: command.to_owned(), shown: Vec::new() });
-            }
-            _ if inside => steps.last_mut().expect("a command first").shown.push(normalized(line)),
-            _ => {}
+    for line in code_lines(&text, "console") {
+        match line.strip_prefix("$ ") {
+            Some(command) => steps.push(Step { command: command.to_owned(), shown: Vec::new() }),
+            None => steps.last_mut().expect("a command first").shown.push(normalized(line)),
         }
     }
     for step in &mut steps {
@@ -46,19 +40,15 @@ fn steps(document: &str, at_least: usize) -> Vec<Step> {
 
 fn run_all(steps: &[Step], mut redis: Option<Redis>, envoy: &Envoy, folder: &Path) {
     for step in steps {
-        let mut command = step
-            .command
-            .replace("localhost:8000", &envoy.address().to_string())
-            .replace("127.0.0.1:9901", &envoy.admin_address().to_string())
-            .replace("sleep 1;", &format!("sleep {TIMES_SLOWER};"));
-        if let Some(redis) = &mut redis {
-            if step.command.contains("SHUTDOWN") {
-                // The harness started it, and must know that it has stopped.
-                redis.kill();
-                continue;
-            }
-            command = command.replace("redis-cli", &format!("redis-cli -p {}", redis.address().port()));
+        if let Some(redis) = &mut redis
+            && step.command.contains("SHUTDOWN")
+        {
+            // The harness started it, and must know that it has stopped.
+            redis.kill();
+            continue;
         }
+        let command = with_addresses(&step.command, envoy, redis.as_ref())
+            .replace("sleep 1;", &format!("sleep {TIMES_SLOWER};"));
         let mut shell = Command::new("bash");
         let output = shell.args(["-c", &command]).current_dir(folder).stdin(Stdio::null()).output();
         let output = output.expect("bash");

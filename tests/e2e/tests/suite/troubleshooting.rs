@@ -7,26 +7,40 @@ use std::process::{Command, Stdio};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 
+use crate::manifests::{changed, socket_address};
 use crate::production::shipped;
-use crate::shipped::{ANY_PORTS, boot, repository_root};
+use crate::shipped::{boot, on_any_ports, repository_root};
 
 const TOKEN: &str = "c4nary-troubled";
+
+/// The lines of a document's code blocks in this language.
+pub(crate) fn code_lines<'a>(document: &'a str, language: &str) -> impl Iterator<Item = &'a str> {
+    let beginning = format!("```{language}");
+    let mut is_inside = false;
+    document.lines().filter(move |line| {
+        let was_inside = is_inside;
+        is_inside = if is_inside { *line != "```" } else { *line == beginning };
+        was_inside && is_inside
+    })
+}
 
 /// The commands in the document's `sh` blocks, one a line.
 fn commands() -> Vec<String> {
     let text = shipped("docs/troubleshooting.md");
-    let mut commands = Vec::new();
-    let mut inside = false;
-    for line in text.lines() {
-        match line {
-            "```sh" => inside = true,
-            "```" => inside = false,
-            line if inside => commands.push(line.to_owned()),
-            _ => {}
-        }
-    }
+    let commands: Vec<_> = code_lines(&text, "sh").map(str::to_owned).collect();
     assert!(commands.len() > 40, "found {} commands", commands.len());
     commands
+}
+
+/// A documented command with the addresses of this machine.
+pub(crate) fn with_addresses(command: &str, envoy: &Envoy, redis: Option<&Redis>) -> String {
+    let command = command
+        .replace("localhost:8000", &envoy.address().to_string())
+        .replace("127.0.0.1:9901", &envoy.admin_address().to_string());
+    match redis {
+        Some(redis) => command.replace("redis-cli", &format!("redis-cli -p {}", redis.address().port())),
+        None => command,
+    }
 }
 
 /// The demo with or without Redis, in a folder in which the paths of the documentation exist. `tiers` may change the
@@ -36,17 +50,18 @@ pub(crate) fn demo(
     env: &[(&str, &str)],
     tiers: impl Fn(String) -> String,
 ) -> (Envoy, PathBuf) {
-    let port = redis.map(|redis| format!("port_value: {}}}", redis.address().port()));
-    // On a busy machine Redis must not time out.
-    let long_timeout = [("\"timeout_ms\": 20", "\"timeout_ms\": 2000")];
-    let (file, changes) = match &port {
-        Some(port) => {
-            let address = [("port_value: 6379}", port.as_str())];
-            ("deploy/redis/envoy.yaml", [&ANY_PORTS[..], &address, &long_timeout].concat())
-        }
-        None => ("envoy.yaml", ANY_PORTS.to_vec()),
+    let bootstrap = match redis {
+        None => on_any_ports("envoy.yaml"),
+        Some(redis) => changed(
+            &on_any_ports("deploy/redis/envoy.yaml"),
+            &[
+                ("{address: 127.0.0.1, port_value: 6379}", &socket_address(redis.address())),
+                // On a busy machine Redis must not time out.
+                ("\"timeout_ms\": 20", "\"timeout_ms\": 2000"),
+            ],
+        ),
     };
-    let (envoy, folder) = boot(file, &changes, env, |folder| {
+    let (envoy, folder) = boot(&bootstrap, env, |folder| {
         let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, folder.join(name)).expect(name);
         link(&repository_root().join("scripts"), "scripts");
         fs::create_dir(folder.join("target/demo")).expect("a folder");
@@ -65,10 +80,7 @@ fn every_command_runs_against_the_shipped_configuration() {
     let redis = Redis::start();
     let (envoy, folder) = demo(Some(&redis), &[("ADMIN_TOKEN", TOKEN)], |tiers| tiers);
     for command in commands() {
-        let here = command
-            .replace("localhost:8000", &envoy.address().to_string())
-            .replace("127.0.0.1:9901", &envoy.admin_address().to_string())
-            .replace("redis-cli", &format!("redis-cli -p {}", redis.address().port()))
+        let here = with_addresses(&command, &envoy, Some(&redis))
             .replace("simple_test.py", &format!("simple_test.py --url http://{}", envoy.address()));
         let output = Command::new("bash")
             .args(["-c", &format!("{here}\necho \"${{PIPESTATUS[*]}}\" >&2")])

@@ -10,8 +10,8 @@ use e2e::wait;
 use serde_json::json;
 
 use super::{
-    HEALTH_PROPAGATION, RECOVERY, SLACK, assert_healths_stay, await_healths, await_redis, health_report, in_redis,
-    long_timeout_setup,
+    HEALTH_PROPAGATION, RECOVERY, SLACK, assert_healths_stay, await_healths, await_redis, health_report,
+    in_redis, long_timeout_setup,
 };
 use crate::support::{health, set_health, set_health_request, two_tiers};
 

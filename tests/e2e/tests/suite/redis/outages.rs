@@ -13,8 +13,8 @@ use e2e::{http2, upstream};
 use serde_json::json;
 
 use super::{
-    FAILURES, FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, REQUESTS, assert_no_failures, await_counted,
-    await_redis, client_capacity, clients, health_report, in_redis, long_timeout_setup, total,
+    FAILURES, FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, REQUESTS, assert_no_failures, await_counted, await_redis,
+    client_capacity, clients, health_report, in_redis, long_timeout_setup, total,
 };
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, tier, two_tiers};
 

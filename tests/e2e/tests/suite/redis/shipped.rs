@@ -10,15 +10,12 @@ use e2e::wait;
 use serde_json::json;
 
 use super::{HEALTH_PROPAGATION, await_redis, health_report};
-use crate::shipped::{ANY_PORTS, boot};
+use crate::manifests::{changed, socket_address};
+use crate::shipped::{boot, on_any_ports};
 use crate::support::assert_headers_complete;
 
 const TOKEN: &str = "c4nary-token";
 const BUCKET: &str = "rate_limit:127.0.0.1";
-
-fn port_value(port: u16) -> String {
-    format!("port_value: {port}}}")
-}
 
 /// Checks that two Envoys share a caller's bucket and health. The shipped timeout is 20 ms, which a busy machine may
 /// exceed; then the test retries.
@@ -52,10 +49,10 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
 #[test]
 fn with_one_redis() {
     let redis = Redis::start_with(&["requirepass c4nary-shipped-password"]);
-    let port = port_value(redis.address().port());
-    let changes = [&ANY_PORTS[..], &[("port_value: 6379}", port.as_str())]].concat();
+    let changes = [("{address: 127.0.0.1, port_value: 6379}", &*socket_address(redis.address()))];
+    let bootstrap = changed(&on_any_ports("deploy/redis/envoy.yaml"), &changes);
     let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "c4nary-shipped-password")];
-    let start = || boot("deploy/redis/envoy.yaml", &changes, &env, |_| ()).0;
+    let start = || boot(&bootstrap, &env, |_| ()).0;
     let envoys = [start(), start()];
     assert_share(envoys.each_ref(), &redis);
     wait::until("the demo's documents and upstream", || {
@@ -74,16 +71,14 @@ fn with_one_redis_over_tls() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let certificate = Certificate::write(folder.path(), "redis.example.com");
     let redis = certificate.start_redis(&["requirepass c4nary-shipped-password"]);
-    let upstream_port = port_value(upstream.address().port());
-    let redis_port = port_value(redis.tls_address().port());
     let changes = [
-        &ANY_PORTS[..],
-        &[("port_value: 8080}", upstream_port.as_str()), ("port_value: 6379}", redis_port.as_str())],
-    ]
-    .concat();
+        ("{address: 127.0.0.1, port_value: 8080}", &*socket_address(upstream.address())),
+        ("{address: 127.0.0.1, port_value: 6379}", &*socket_address(redis.tls_address())),
+    ];
+    let bootstrap = changed(&on_any_ports("deploy/redis-tls/envoy.yaml"), &changes);
     let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "c4nary-shipped-password")];
     let start = || {
-        let (envoy, _) = boot("deploy/redis-tls/envoy.yaml", &changes, &env, |folder| {
+        let (envoy, _) = boot(&bootstrap, &env, |folder| {
             let place = folder.join("deploy/redis-tls");
             std::fs::create_dir_all(&place).expect("a folder");
             std::fs::copy(&certificate.authority, place.join("ca.pem")).expect("copied");
@@ -97,18 +92,14 @@ fn with_one_redis_over_tls() {
 fn with_a_redis_cluster() {
     let upstream = Upstream::start(|_| Answer::ok("upstream"));
     let cluster = RedisCluster::start();
-    let upstream_port = port_value(upstream.address().port());
-    let nodes: Vec<_> = cluster.addresses().iter().map(|address| port_value(address.port())).collect();
+    let nodes = cluster.addresses();
     let changes = [
-        &ANY_PORTS[..],
-        &[
-            ("port_value: 8080}", upstream_port.as_str()),
-            ("port_value: 7000}", nodes[0].as_str()),
-            ("port_value: 7001}", nodes[1].as_str()),
-            ("port_value: 7002}", nodes[2].as_str()),
-        ],
-    ]
-    .concat();
-    let start = || boot("deploy/redis-cluster/envoy.yaml", &changes, &[("ADMIN_TOKEN", TOKEN)], |_| ()).0;
+        ("{address: 127.0.0.1, port_value: 8080}", &*socket_address(upstream.address())),
+        ("{address: 127.0.0.1, port_value: 7000}", &*socket_address(nodes[0])),
+        ("{address: 127.0.0.1, port_value: 7001}", &*socket_address(nodes[1])),
+        ("{address: 127.0.0.1, port_value: 7002}", &*socket_address(nodes[2])),
+    ];
+    let bootstrap = changed(&on_any_ports("deploy/redis-cluster/envoy.yaml"), &changes);
+    let start = || boot(&bootstrap, &[("ADMIN_TOKEN", TOKEN)], |_| ()).0;
     assert_share([&start(), &start()], cluster.master(cluster.master_of(BUCKET)));
 }
