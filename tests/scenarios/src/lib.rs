@@ -3,7 +3,7 @@
 //!
 //! A scenario is a function that starts a [`Gateway`] and checks responses to clients. It does not use sockets, threads
 //! or clocks. It waits for conditions: the hostile host then advances its clock, a test with a real Envoy checks the
-//! condition repeatedly. [`scenarios`] is the list; each host has a test for every scenario.
+//! condition repeatedly. `build.rs` lists the scenarios, and each host has a test for every one.
 //!
 //! | end-to-end suite | here | only with a real Envoy, and why |
 //! |---|---|---|
@@ -16,7 +16,7 @@
 //! | `brute_force` | counting, on every worker | concurrent guesses on many connections |
 //! | `metrics` | counters and gauges | timings, lost races |
 //! | `config_source` | [`documents`]: valid, invalid, late, aborted, missing | files that are saved, and Envoy that serves them |
-//! //! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
+//! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
 //! | `redis::deny_cache` | [`redis_buckets`]: refusals, and what clears them | floods, and exact seconds |
 //! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or flushed; Envoys that start later |
 //! | `redis::auth` | [`redis_outages`]: valid and wrong passwords | users, ACLs and TLS of a real Redis |
@@ -42,150 +42,15 @@ pub mod redis_health;
 pub mod redis_outages;
 pub mod support;
 
-mod completeness;
-
 mod message;
 
-pub use completeness::assert_all_run;
 pub use message::{Body, Request, Response};
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// Passes the list of all scenarios, by subject, to a macro of the caller, which defines a test for each.
-#[macro_export]
-macro_rules! scenarios {
-    ($with:ident) => {
-        $with! {
-            answers {
-                an_admitted_request_is_answered_with_every_header
-                a_refused_request_is_answered_with_every_header_and_not_sent_to_the_upstream
-                a_refused_head_request_has_no_body
-                the_upstreams_copies_of_headers_are_replaced
-                processing_time_runs_from_request_headers_to_response_headers
-                header_groups_can_be_turned_off
-                ietf_fields_are_sent_if_configured
-                the_health_header_and_the_limit_follow_a_change_of_health
-            }
-            identity {
-                a_known_key_has_its_own_tier_and_bucket
-                a_key_may_be_configured_by_its_hash
-                rotating_unknown_keys_share_the_address_bucket
-                the_first_of_two_keys_is_used
-                the_header_name_is_case_insensitive
-                the_key_is_case_sensitive_and_may_be_256_bytes_long
-                unusual_keys_are_served_and_counted_by_address
-            }
-            addresses {
-                ipv6_clients_are_grouped_by_64_bits
-                the_ipv6_prefix_is_configurable
-                an_ipv4_mapped_address_is_the_ipv4_address
-            }
-            paths {
-                without_normalisation_another_spelling_is_another_path
-                the_query_does_not_matter
-            }
-            exemptions {
-                an_unlimited_tier_is_never_refused
-                a_tier_without_capacity_is_blocked
-                exempt_paths_cost_no_tokens_and_get_no_headers
-                preflights_are_exempt_if_configured
-            }
-            grpc {
-                a_call_is_admitted_and_then_refused_with_resource_exhausted
-                other_content_types_are_refused_with_429
-            }
-            endpoints {
-                get_health_reports_the_state_of_the_filter
-                get_system_health_reports_the_health
-                post_system_health_with_the_token_sets_the_health
-                a_body_may_be_chunked_with_any_white_space_and_up_to_one_kib
-                every_wrong_token_gets_the_same_403
-                an_invalid_body_is_a_400_and_changes_nothing
-                a_body_over_one_kib_is_a_413_and_changes_nothing
-                another_method_is_a_405_with_the_allowed_methods
-                endpoints_cost_no_tokens_and_answer_a_refused_caller
-                paths_can_be_moved_and_turned_off
-                if_envoy_passes_no_bodies_the_response_names_the_missing_setting
-                head_is_answered_like_get_without_a_body
-            }
-            environment {
-                admin_token_is_read_from_the_environment
-                admin_token_works_without_any_json
-                an_empty_admin_token_is_never_valid
-                default_tier_is_read_from_the_environment
-                config_ttl_is_read_from_the_environment
-                an_invalid_value_is_refused_by_name
-            }
-            brute_force {
-                after_five_wrong_tokens_a_minute_every_worker_refuses_that_address
-                valid_tokens_are_never_throttled
-                ipv6_addresses_of_guesses_are_grouped_like_callers
-            }
-            metrics {
-                requests_are_counted_by_tier_and_status
-                tokens_remaining_is_the_last_seen
-                the_degraded_gauge_follows_the_health
-                admin_requests_are_counted_by_result
-            }
-            health_change {
-                a_change_applies_to_the_next_request_on_every_worker
-                a_change_applies_if_envoy_keeps_no_stats_of_the_filter
-                buckets_keep_their_tokens_up_to_the_new_capacity
-                the_degraded_rate_applies_while_degraded
-                namespaces_keep_two_limiters_apart
-            }
-            documents {
-                the_documents_replace_the_plugin_configuration
-                buckets_keep_their_tokens_across_a_reload
-                a_new_tier_and_its_first_key_may_be_saved_together
-                an_invalid_document_is_counted_and_logged_once_and_the_last_valid_one_applies
-                the_documents_apply_to_the_first_request
-                an_upload_that_waits_for_documents_arrives_complete
-                without_documents_requests_wait_a_second_and_then_the_plugin_configuration_applies
-                requests_do_not_wait_for_invalid_documents
-                an_aborted_response_is_a_missing_document
-                without_a_source_the_plugin_configuration_applies
-            }
-            deliveries {
-                a_delivered_configuration_applies_and_keeps_buckets_and_health
-                an_invalid_configuration_is_rejected_and_the_old_one_stays_active
-                keys_and_groups_of_headers_follow_a_delivery
-                after_a_delivery_without_a_source_its_documents_do_not_apply
-            }
-            measured_health {
-                requests_aborted_at_a_hanging_upstream_are_measured_with_either_store
-                requests_aborted_at_a_hanging_upstream_are_measured_if_redis_does_not_decide
-            }
-            redis_buckets {
-                every_kind_of_caller_has_a_bucket_with_the_documented_name
-                key_prefix_is_the_prefix_of_every_bucket
-                namespaces_have_separate_buckets
-                deleting_a_bucket_frees_its_caller_within_a_second
-                tiers_without_a_bucket_send_no_command_to_redis
-                a_connected_worker_is_counted_and_logged
-                envoys_share_each_bucket_exactly
-                a_request_after_retry_after_is_admitted
-                a_change_of_health_clears_the_deny_cache_at_once_and_of_other_envoys_within_a_second
-                a_delivered_configuration_clears_the_deny_cache
-                only_the_empty_caller_is_refused
-            }
-            redis_health {
-                a_change_is_in_redis_before_it_is_answered_and_reaches_every_envoy_within_a_second
-                a_change_by_another_envoy_reaches_every_worker
-                a_health_that_an_operator_writes_into_redis_applies_and_invalid_ones_are_ignored
-                during_an_outage_every_envoy_keeps_its_health
-                after_a_change_every_envoy_applies_its_limit_and_buckets_keep_their_tokens
-                before_the_first_connection_redis_is_disconnected_and_the_policy_decides
-            }
-            redis_outages {
-                credentials_are_sent
-                with_wrong_credentials_the_policy_decides
-                during_an_outage_the_policy_decides_and_afterwards_redis
-            }
-        }
-    };
-}
+// The macro `scenarios`.
+include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
 
 /// A host of the filter.
 pub trait Host {

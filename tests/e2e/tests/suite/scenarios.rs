@@ -11,8 +11,3 @@ macro_rules! tests {
 }
 
 ::scenarios::scenarios!(tests);
-
-#[test]
-fn every_scenario_is_a_test_here() {
-    ::scenarios::assert_all_run();
-}
