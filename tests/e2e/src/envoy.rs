@@ -261,33 +261,34 @@ impl Envoy {
     /// Delivers the plugin's `PluginConfig` after `change`, as [`Envoy::deliver`] does.
     #[track_caller]
     pub fn deliver_plugin(&mut self, change: impl FnOnce(&mut Value)) {
-        let path = self.dir.path().join(ECDS_FILE);
-        let current = fs::read_to_string(&path).expect("set up with `by_ecds`");
-        let mut response: Value = serde_json::from_str(&current).expect("written by the harness");
-        self.deliveries += 1;
-        response["version_info"] = json!(self.deliveries.to_string());
-        change(&mut response["resources"][0]["typed_config"]["config"]);
-        // Not in the same folder: Envoy would read the old file again when the new one is written.
-        replace(&path, &self.dir.path().join("next"), &response.to_string());
+        self.deliver_resources(ECDS_FILE, |resources| change(&mut resources[0]["typed_config"]["config"]));
     }
 
     /// Delivers the listeners by LDS after `change`, and waits until exactly those exist.
     #[track_caller]
     pub fn change_listeners(&mut self, change: impl FnOnce(&mut Vec<Value>)) {
-        let path = self.dir.path().join(LDS_FILE);
-        let current = fs::read_to_string(&path).expect("set up with `by_lds`");
-        let mut response: Value = serde_json::from_str(&current).expect("written by the harness");
-        self.deliveries += 1;
-        response["version_info"] = json!(self.deliveries.to_string());
-        let listeners = response["resources"].as_array_mut().expect("listeners");
-        change(listeners);
-        let wanted = listeners.len();
-        replace(&path, &self.dir.path().join("next"), &response.to_string());
+        let wanted = self.deliver_resources(LDS_FILE, change);
         wait::until("the listeners taken", || {
             let updates = self.stat("listener_manager.lds.update_success");
             self.listeners = listener_addresses(self.admin);
             (updates > self.deliveries && self.listeners.len() == wanted).then_some(())
         });
+    }
+
+    /// Delivers the resources of this file after `change`; returns how many there are.
+    #[track_caller]
+    fn deliver_resources(&mut self, file: &str, change: impl FnOnce(&mut Vec<Value>)) -> usize {
+        let path = self.dir.path().join(file);
+        let current = fs::read_to_string(&path).expect("set up with `by_ecds` or `by_lds`");
+        let mut response: Value = serde_json::from_str(&current).expect("written by the harness");
+        self.deliveries += 1;
+        response["version_info"] = json!(self.deliveries.to_string());
+        let resources = response["resources"].as_array_mut().expect("resources");
+        change(resources);
+        let number = resources.len();
+        // Not in the same folder: Envoy would read the old file again when the new one is written.
+        replace(&path, &self.dir.path().join("next"), &response.to_string());
+        number
     }
 
     /// How many configurations were received by ECDS, and how many of those were rejected.

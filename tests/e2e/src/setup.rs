@@ -307,21 +307,17 @@ impl Setup {
         let path = self.dir.path().join("bootstrap.json");
         std::fs::write(&path, format!("{bootstrap:#}")).expect("the bootstrap written");
         if self.ecds {
-            let resource = self.discovery_response(&self.listeners[0], "initial");
-            let path = self.dir.path().join(ECDS_FILE);
-            std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder for ECDS");
-            std::fs::write(path, resource.to_string()).expect("the ECDS file written");
+            let mut resource = self.wasm(&self.listeners[0]);
+            resource["@type"] = json!("type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig");
+            self.write_resources(ECDS_FILE, &[resource]);
         }
         if self.lds.is_some() {
-            let path = self.dir.path().join(LDS_FILE);
-            std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder for LDS");
             let listeners = self.listeners.iter().map(|listener| {
                 let mut resource = self.listener_json(listener);
                 resource["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
                 resource
             });
-            let response = json!({"version_info": "initial", "resources": listeners.collect::<Vec<_>>()});
-            std::fs::write(path, response.to_string()).expect("the LDS file written");
+            self.write_resources(LDS_FILE, &listeners.collect::<Vec<_>>());
         }
         let mut command = Command::new(crate::envoy::envoy_bin());
         if let Some(seconds) = self.lds {
@@ -344,12 +340,7 @@ impl Setup {
         let mut dynamic_resources = json!({});
         if self.lds.is_some() {
             listeners.clear();
-            let path = self.dir.path().join(LDS_FILE);
-            let folder = path.parent().expect("a file in a folder");
-            dynamic_resources["lds_config"] = json!({
-                "resource_api_version": "V3",
-                "path_config_source": {"path": path, "watched_directory": watched(folder)},
-            });
+            dynamic_resources["lds_config"] = self.resources_in(LDS_FILE);
         }
         listeners.extend(self.internal_listeners.clone());
         let mut stats = json!({"stats_tags": stats_tags()});
@@ -390,20 +381,9 @@ impl Setup {
             return None;
         }
         if self.ecds && listener.name == MAIN {
-            let path = self.dir.path().join(ECDS_FILE);
-            let folder = path.parent().expect("a file in a folder");
             return Some(json!({
                 "name": LIMITER,
-                "config_discovery": {
-                    "type_urls": [WASM_TYPE],
-                    "config_source": {
-                        "resource_api_version": "V3",
-                        "path_config_source": {
-                            "path": path,
-                            "watched_directory": watched(folder),
-                        },
-                    },
-                },
+                "config_discovery": {"type_urls": [WASM_TYPE], "config_source": self.resources_in(ECDS_FILE)},
             }));
         }
         Some(self.wasm(listener))
@@ -447,15 +427,22 @@ impl Setup {
         if self.traps { trapping_wasm() } else { filter_wasm() }
     }
 
-    fn discovery_response(&self, listener: &Listener, version: &str) -> Value {
+    /// Where Envoy gets the resources that [`Self::write_resources`] writes.
+    fn resources_in(&self, file: &str) -> Value {
+        let path = self.dir.path().join(file);
+        let folder = path.parent().expect("a file in a folder");
         json!({
-            "version_info": version,
-            "resources": [{
-                "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
-                "name": LIMITER,
-                "typed_config": self.wasm(listener)["typed_config"],
-            }],
+            "resource_api_version": "V3",
+            "path_config_source": {"path": path, "watched_directory": watched(folder)},
         })
+    }
+
+    /// Writes the first resources that this file delivers.
+    fn write_resources(&self, file: &str, resources: &[Value]) {
+        let path = self.dir.path().join(file);
+        let response = json!({"version_info": "initial", "resources": resources});
+        std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("a folder");
+        std::fs::write(path, response.to_string()).expect("resources written");
     }
 
     fn cluster_at(mut self, name: &str, endpoint: Value) -> Self {
