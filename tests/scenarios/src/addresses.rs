@@ -1,5 +1,4 @@
 //! Identification of callers by address: spec section 2, point 3.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
 //! The headers of spec section 5, on every kind of response.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
 

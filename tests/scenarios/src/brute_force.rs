@@ -1,5 +1,4 @@
 //! Guessing the admin token.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
 

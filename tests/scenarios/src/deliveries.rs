@@ -1,5 +1,4 @@
 //! Envoy delivers a new plugin configuration while it serves.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,4 @@
 //! `config_source`: a served document is reloaded, and an invalid one changes nothing.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,4 @@
 //! The endpoints that the filter serves itself: each row of the table in spec section 6.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::{Value, json};
 

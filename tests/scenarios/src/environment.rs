@@ -1,5 +1,4 @@
 //! The VM's environment overrides the JSON.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
 

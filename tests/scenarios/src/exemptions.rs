@@ -1,5 +1,4 @@
 //! Callers and requests without a limit, and callers that are always refused.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
 

@@ -1,5 +1,4 @@
 //! gRPC calls are refused with a gRPC status.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{assert_headers_complete, two_tiers};
 use crate::{Host, Request, Setup};

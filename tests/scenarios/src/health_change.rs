@@ -1,5 +1,4 @@
 //! A change of health applies to every worker at once, and buckets keep their tokens.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! Identification of callers by key: spec section 2, points 1 and 2.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
 

@@ -1,5 +1,4 @@
 //! Measured health counts every request that was sent to the upstream, with either store.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
 

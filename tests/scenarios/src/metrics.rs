@@ -1,5 +1,4 @@
 //! The metrics agree with the responses that clients received.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{TOKEN, await_metric, set_health, statuses, two_tiers};
 use crate::{Host, Request, Setup};

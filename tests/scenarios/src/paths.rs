@@ -1,5 +1,4 @@
 //! A different spelling of an endpoint's path is not the endpoint, unless Envoy normalises it to that path.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use crate::support::{TOKEN, health, two_tiers};
 use crate::{Host, Request, Setup};

@@ -1,5 +1,4 @@
 //! Buckets in Redis, how an operator can change them, and the deny cache.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! A change of health is in Redis before it is answered, reaches every Envoy within a second, and survives an outage.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use std::time::Duration;
 

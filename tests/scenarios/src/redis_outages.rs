@@ -1,5 +1,4 @@
 //! Valid and invalid passwords, and outages of Redis: the policy decides, until Redis has recovered.
-#![allow(missing_docs, reason = "a scenario's name says what it shows")]
 
 use serde_json::json;
 

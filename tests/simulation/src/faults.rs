@@ -17,7 +17,6 @@ use crate::world::{Event, MAX_DEPTH, World, health_key};
 /// The start of every wall clock, in Unix microseconds.
 const UNIX_US: u64 = 1_700_000_000_000_000;
 
-/// The faults of every world.
 const ANYWHERE: [Happening; 6] = [
     Happening::WallClock,
     Happening::Trap,
@@ -27,7 +26,6 @@ const ANYWHERE: [Happening; 6] = [
     Happening::HealthPost,
 ];
 
-/// The faults of a world with Redis.
 const WITH_REDIS: [Happening; 15] = [
     Happening::Frozen,
     Happening::Slow,
@@ -61,24 +59,20 @@ const ERRORS: [&str; 7] = [
 const JUNK: [&[u8]; 6] =
     [b"+OK\r\n", b":1\r\n", b"*1\r\n$1\r\na\r\n", b"\0\xff", b"HTTP/1.1 400\r\n\r\n", b"$9\r\nsomething\r\n"];
 
-/// The present faults of Redis.
 #[derive(Default)]
 pub struct Faults {
     lasting: Cell<Option<Happening>>,
     error: Cell<&'static str>,
-    /// The time of the last fault.
     last_us: Cell<Option<u64>>,
     /// Whether documents were published, for each Envoy.
     published: Cell<[bool; 4]>,
 }
 
 impl Faults {
-    /// Whether replies are slow.
     pub fn is_slow(&self) -> bool {
         self.lasting.get() == Some(Happening::Slow)
     }
 
-    /// Whether Redis reads nothing.
     pub fn is_frozen(&self) -> bool {
         self.lasting.get() == Some(Happening::Frozen)
     }
@@ -88,7 +82,6 @@ impl Faults {
         self.lasting.get() == Some(Happening::Down)
     }
 
-    /// The error reply to every command.
     pub fn error(&self) -> Option<&'static str> {
         (self.lasting.get() == Some(Happening::Error)).then(|| self.error.get())
     }
@@ -98,7 +91,6 @@ impl Faults {
         self.last_us.set(Some(now_us));
     }
 
-    /// The time since the last fault.
     pub fn healthy_for_us(&self, now_us: u64) -> u64 {
         match (self.lasting.get(), self.last_us.get()) {
             (Some(_), _) => 0,
@@ -144,7 +136,6 @@ impl World {
         self.after(1_000 + self.below(longest_us), Event::FaultEnds);
     }
 
-    /// Redis has recovered.
     pub fn end_fault(&self) {
         if let Some(kind) = self.faults.lasting.take() {
             self.faults.touch(self.now_us.get());

@@ -35,11 +35,9 @@ pub const DENY_US: u64 = 1_000_000;
 /// The content of one decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Said {
-    /// Whether the request got its token.
     pub admitted: bool,
     /// Tokens left, in units of 10⁻¹²; `None` where only whole ones are known.
     pub left_pico: Option<u64>,
-    /// Whole tokens left.
     pub left: u32,
     /// Microseconds to wait; `None` if it is unknown.
     pub wait_us: Option<u64>,
@@ -93,7 +91,6 @@ impl SharedRecord {
     }
 }
 
-/// The references of a world.
 #[derive(Debug)]
 pub struct Oracle {
     /// By Envoy and payer.
@@ -239,7 +236,6 @@ impl Oracle {
         self.disturbed_us.fill(now_us.max(1));
     }
 
-    /// Copies all data to the replica.
     pub fn replicate(&mut self) {
         self.replicated.clone_from(&self.redis);
     }

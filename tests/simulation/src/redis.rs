@@ -18,35 +18,26 @@ const EPOCH_US: u64 = 1_700_000_000 * SECOND;
 
 /// The effect of a command, besides its reply.
 pub enum Done {
-    /// The script ran.
     Took(Took),
-    /// The script is not known.
     NoScript(u32),
-    /// Anything else.
     Other,
 }
 
-/// A run of the script.
 pub struct Took {
-    /// The bucket's key.
     pub key: Vec<u8>,
     /// The sequence number of the command.
     pub sequence: u32,
     /// Whether it came with the script's text.
     pub is_retry: bool,
-    /// The limit in the command.
     pub limit: Limit,
     /// The limit at the other health in the command.
     pub other_limit: Limit,
     /// Its decision.
     pub said: Said,
-    /// Whether there was no such bucket.
     pub was_absent: bool,
-    /// Whether the bucket had expired.
     pub has_expired: bool,
 }
 
-/// The server.
 pub struct Server {
     backend: Backend,
     /// Added to the world's clock.
@@ -81,7 +72,6 @@ impl Server {
         Self { backend: Backend::Real(client), clock_us: EPOCH_US, knows_script: false }
     }
 
-    /// The connection to the real server, for the next world.
     pub fn into_client(self) -> Option<Client> {
         match self.backend {
             Backend::Model(_) => None,
@@ -89,17 +79,14 @@ impl Server {
         }
     }
 
-    /// Whether it can fail over to a replica.
     pub fn has_replica(&self) -> bool {
         matches!(self.backend, Backend::Model(_))
     }
 
-    /// Its clock.
     pub fn clock_us(&self, now_us: u64) -> u64 {
         self.clock_us + now_us
     }
 
-    /// Sets its clock.
     pub fn step_clock(&mut self, forward: bool, us: u64) {
         self.clock_us = if forward { self.clock_us + us } else { self.clock_us - us };
     }
@@ -122,7 +109,6 @@ impl Server {
         self.flush_script();
     }
 
-    /// Copies all data to the replica.
     pub fn replicate(&mut self) {
         if let Backend::Model(model) = &mut self.backend {
             let (buckets, texts) = (model.buckets.clone(), model.texts.clone());
@@ -130,7 +116,6 @@ impl Server {
         }
     }
 
-    /// The replica takes over.
     pub fn fail_over(&mut self) {
         self.knows_script = false;
         if let Backend::Model(model) = &mut self.backend {
@@ -141,7 +126,6 @@ impl Server {
         }
     }
 
-    /// A text that it keeps.
     pub fn text(&mut self, key: &[u8]) -> Option<Vec<u8>> {
         match &mut self.backend {
             Backend::Model(model) => model.texts.get(key).cloned(),

@@ -6,7 +6,6 @@ macro_rules! happenings {
     ($($group:literal: { $($name:ident $text:literal,)* })*) => {
         /// A counted event. Every one has to occur, so that no check is vacuous.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        #[allow(missing_docs, reason = "the text says it")]
         pub enum Happening { $($($name,)*)* }
 
         impl Happening {
@@ -81,12 +80,10 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Counts some more.
     pub fn add(&mut self, happening: Happening, count: u64) {
         self.counts[happening as usize] += count;
     }
 
-    /// The number of occurrences.
     pub fn count(&self, happening: Happening) -> u64 {
         self.counts[happening as usize]
     }
@@ -99,7 +96,6 @@ impl Tally {
         Happening::ALL.iter().filter_map(missing).collect()
     }
 
-    /// Adds another world's.
     pub fn join(&mut self, other: &Tally) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
         self.operations += other.operations;
@@ -121,7 +117,6 @@ impl fmt::Display for Tally {
     }
 }
 
-/// One line of a world's history.
 #[derive(Clone, Debug)]
 struct Line {
     at_us: u64,
@@ -132,7 +127,6 @@ struct Line {
 
 /// The event of a line.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs, reason = "the text made of it says it")]
 pub enum What {
     Decided { envoy: usize, worker: usize, request_id: u32, how: &'static str, admitted: bool, left: u32 },
     Sent { envoy: usize, worker: usize, request_id: u32 },
@@ -150,7 +144,6 @@ const SHOWN: usize = 50;
 pub struct History(Vec<Line>);
 
 impl History {
-    /// Adds a line.
     pub fn note(&mut self, at_us: u64, payer: Option<usize>, what: What) {
         if self.0.len() == KEPT {
             self.0.drain(..KEPT / 2);

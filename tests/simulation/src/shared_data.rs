@@ -67,7 +67,6 @@ pub struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// A handle for one operation.
     pub fn new(world: &'a World, envoy: usize, depth: u32) -> Self {
         let clock_us = Cell::new(world.envoys[envoy].clock_us(world.now_us.get()));
         Self { world, envoy, depth, clock_us, read_after: Cell::default(), written_pico: Cell::default() }

@@ -23,11 +23,8 @@ pub struct Envoy {
     pub map: Rc<SharedMap>,
     /// Its monotonic clock when the world began.
     pub epoch_us: u64,
-    /// The health mode and limits of its configuration.
     pub namespace: &'static str,
-    /// The same as a number.
     pub namespace_index: usize,
-    /// The limits at its next request.
     pub health: Cell<Health>,
     /// The limits at its next request, if they are the same in all workers.
     pub limits: RefCell<Rc<Limits>>,
@@ -36,18 +33,15 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Its monotonic clock.
     pub fn clock_us(&self, now_us: u64) -> u64 {
         self.epoch_us + now_us
     }
 
-    /// The same as the limiter's type.
     pub fn clock(&self, now_us: u64) -> StoreTime {
         StoreTime::from_micros(self.clock_us(now_us))
     }
 }
 
-/// A request that waits.
 pub struct Pending {
     /// The payer; `None` for a change of health.
     pub payment: Option<(usize, Limit)>,
@@ -55,13 +49,10 @@ pub struct Pending {
     pub other_limit: Option<Limit>,
     /// The health that a change sets.
     pub wanted: Option<Health>,
-    /// Its caller.
     pub caller: Caller,
     /// The time of its arrival.
     pub at_us: u64,
-    /// The time when its command was sent.
     pub sent_us: Option<u64>,
-    /// Its timeout.
     pub timeout_us: u64,
     /// The total delay of its worker at its arrival.
     pub late_us: u64,
@@ -71,29 +62,18 @@ pub struct Pending {
 
 /// One VM.
 pub struct Worker {
-    /// Its Envoy.
     pub envoy: usize,
     /// Whether it gets requests: it has not been replaced.
     pub accepts: Cell<bool>,
-    /// Whether it is gone.
     pub is_gone: Cell<bool>,
-    /// The limiter.
     pub limiter: RefCell<Limiter>,
-    /// The limits it was configured with.
     pub delivered: Rc<Limits>,
-    /// Its stream.
     pub stream: RefCell<Option<Stream>>,
-    /// Requests that wait.
     pub pending: RefCell<BTreeMap<RequestId, Pending>>,
-    /// Requests whose command was not sent yet.
     pub unsent: RefCell<VecDeque<RequestId>>,
-    /// The time when the last command of a request was sent.
     pub last_sent_us: Cell<u64>,
-    /// Whether a turn is scheduled.
     pub is_awake: Cell<bool>,
-    /// The time of the next tick.
     pub tick_us: Cell<u64>,
-    /// The end of its busy time.
     pub busy_until_us: Cell<u64>,
     /// Its total delay.
     pub late_us: Cell<u64>,
@@ -104,7 +84,6 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A VM with a configuration.
     pub fn new(envoy: usize, json: &str, delivered: Rc<Limits>, host: &Host, random: u64) -> Self {
         let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
         let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
@@ -152,17 +131,12 @@ impl Worker {
 /// A connection through Envoy to Redis. Bytes stay in order; the delay of each delivery is random.
 #[derive(Default)]
 pub struct Stream {
-    /// Its number.
     pub id: u64,
-    /// Whether its other end is closed.
     pub is_refused: bool,
-    /// Whether its bytes are lost.
     pub is_hole: bool,
     /// Whether a reply was lost or doubled.
     pub is_out_of_step: bool,
-    /// Bytes in flight to Redis.
     pub to_redis: VecDeque<Vec<u8>>,
-    /// Bytes in flight to the worker.
     pub from_redis: VecDeque<Vec<u8>>,
     /// The arrival of the last bytes in each direction.
     pub last_us: (u64, u64),

@@ -6,7 +6,6 @@ use dynamic_rate_limiter::request::Request;
 
 use crate::random::Random;
 
-/// The admin token of every world.
 pub const TOKEN: &str = "the admin token";
 
 /// Tiers of a world; callers without a known key have the first.
@@ -19,7 +18,6 @@ pub const KEYS: usize = 5;
 /// Redis: see `docs/stores.md`.
 const FAIR_TIMEOUT_US: u64 = 20_000;
 
-/// Where buckets are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// In each Envoy.
@@ -28,10 +26,8 @@ pub enum Store {
     Redis(&'static str),
 }
 
-/// The constant parameters of a world.
 #[derive(Debug)]
 pub struct Plan {
-    /// Where buckets are kept.
     pub store: Store,
     /// How long a request waits for Redis.
     pub timeout_us: u64,
@@ -45,7 +41,6 @@ pub struct Plan {
     pub max_buckets: u32,
     /// Whether limits come as documents, or else with the plugin configuration.
     pub by_documents: bool,
-    /// Requests in all.
     pub operations: u64,
     /// Mean pause between bursts of requests.
     pub gap_us: u64,
@@ -58,7 +53,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Draws one.
     pub fn draw(random: &mut Random) -> Self {
         let on_failure = random.choose(&["local", "local", "allow", "deny"]);
         let store = if random.one_in(3) { Store::SharedData } else { Store::Redis(on_failure) };
@@ -87,12 +81,10 @@ impl Plan {
         }
     }
 
-    /// Callers in all.
     pub fn payers(&self) -> usize {
         KEYS + self.addresses
     }
 
-    /// The whole plugin configuration of one namespace.
     pub fn configuration(&self, limits: &Limits, namespace: &str) -> String {
         let store = match self.store {
             Store::SharedData => format!(r#"{{"kind": "shared_data", "max_buckets": {}}}"#, self.max_buckets),
@@ -122,7 +114,6 @@ fn tier_of(key: usize) -> usize {
     key % TIERS
 }
 
-/// Limits of one tier.
 #[derive(Clone, Copy, Debug)]
 struct Tier {
     normal: Limit,
@@ -134,7 +125,6 @@ struct Tier {
 #[derive(Clone, Debug)]
 pub struct Limits {
     tiers: [Tier; TIERS],
-    /// The number of known keys.
     pub known_keys: usize,
 }
 
@@ -160,7 +150,6 @@ impl Limits {
         Self { tiers, known_keys }
     }
 
-    /// The tier document.
     pub fn document(&self) -> String {
         let rate = |limit: Limit| {
             let micro = limit.refill_micro_per_sec();
@@ -189,7 +178,6 @@ impl Limits {
         }
     }
 
-    /// The limit of a payer.
     pub fn limit(&self, payer: usize, health: Health) -> Limit {
         let tier = self.tier(payer);
         match health {
@@ -203,13 +191,11 @@ impl Limits {
     }
 }
 
-/// The time until a bucket with these tokens is full, in microseconds.
 pub fn full_in_us(limit: Limit, left_pico: u64) -> u64 {
     let full = u128::from(limit.capacity()) * 1_000_000_000_000;
     full.saturating_sub(left_pico.into()).div_ceil(limit.refill_micro_per_sec().into()) as u64
 }
 
-/// The name of a payer's bucket.
 pub fn bucket_name(payer: usize) -> String {
     match payer.checked_sub(KEYS) {
         None => format!("id-{payer}"),
@@ -217,17 +203,14 @@ pub fn bucket_name(payer: usize) -> String {
     }
 }
 
-/// A caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller {
-    /// The number of its key.
     pub key: Option<usize>,
-    /// The number of its address.
     pub address: usize,
 }
 
 impl Caller {
-    /// Draws one; a few callers send most requests.
+    /// A few callers send most requests.
     pub fn draw(random: &mut Random, plan: &Plan) -> Self {
         let few = |random: &mut Random, all: usize| {
             let index = random.below(all as u64);
@@ -240,7 +223,6 @@ impl Caller {
 
 /// A request as Envoy shows it.
 pub struct SimulatedRequest {
-    /// Its caller.
     pub caller: Caller,
     /// Whether it changes health.
     pub is_post: bool,

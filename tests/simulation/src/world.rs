@@ -49,50 +49,35 @@ const CROWD_ONE_IN: u64 = 400;
 /// The most nested operations.
 pub const MAX_DEPTH: u32 = 2;
 
-/// An event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
-    /// Requests arrive.
     Arrivals,
     /// A rejected caller retries.
     Return(usize, Caller),
     /// A worker's shared queue calls it.
     Turn(usize),
-    /// A worker's timer.
     Tick(usize),
-    /// Bytes arrive at Redis.
     ToRedis(usize, u64),
-    /// Bytes arrive at a worker.
     FromRedis(usize, u64),
     /// A worker learns that its stream is closed.
     Closed(usize, u64),
-    /// Some worker becomes busy.
     SomeBusy,
     /// A worker is busy for a while, and again this number of times.
     Busy(usize, u32),
-    /// A fault begins.
     Fault,
-    /// It ends.
     FaultEnds,
 }
 
-/// A world.
 pub struct World {
-    /// Its parameters.
     pub plan: Plan,
     /// Microseconds since it began.
     pub now_us: Cell<u64>,
-    /// Its random generator.
     pub random: RefCell<Random>,
-    /// Its Envoys.
     pub envoys: Vec<Envoy>,
     /// All VMs, also those that have ended.
     pub workers: RefCell<Vec<Rc<Worker>>>,
-    /// Its Redis.
     pub redis: RefCell<Server>,
-    /// The faults of Redis.
     pub faults: Faults,
-    /// Its oracle.
     pub oracle: RefCell<Oracle>,
     pub(crate) tally: RefCell<Tally>,
     history: RefCell<History>,
@@ -102,12 +87,10 @@ pub struct World {
     last_number: Cell<u64>,
     /// Which bucket a key in Redis is.
     pub(crate) redis_buckets: HashMap<Vec<u8>, usize>,
-    /// The time of the last change of health.
     pub health_changed_us: Cell<u64>,
 }
 
 impl World {
-    /// The world of a seed.
     pub fn new(seed: u64, redis: Server) -> Self {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
@@ -187,7 +170,6 @@ impl World {
         }
     }
 
-    /// What was counted.
     pub fn tally(&self) -> Tally {
         let mut tally = self.tally.borrow().clone();
         tally.forgiven = self.oracle.borrow().forgiven;
@@ -199,7 +181,6 @@ impl World {
         self.history.borrow().shown(payer)
     }
 
-    /// The server, for the next world.
     pub fn into_server(self) -> Server {
         self.redis.into_inner()
     }
@@ -209,22 +190,18 @@ impl World {
         self.tally.borrow().operations >= self.plan.operations
     }
 
-    /// A number from 0 to `bound - 1`.
     pub fn below(&self, bound: u64) -> u64 {
         self.random.borrow_mut().below(bound.max(1))
     }
 
-    /// Whether something of that likelihood happens.
     pub fn one_in(&self, chances: u64) -> bool {
         self.random.borrow_mut().one_in(chances)
     }
 
-    /// Counts something.
     pub fn count(&self, happening: Happening) {
         self.tally.borrow_mut().add(happening, 1);
     }
 
-    /// Adds a line to the history.
     pub fn note(&self, payer: Option<usize>, what: What) {
         self.history.borrow_mut().note(self.now_us.get(), payer, what);
     }
@@ -301,7 +278,6 @@ impl World {
         }
     }
 
-    /// Schedules the next busy worker.
     fn schedule_busy(&self) {
         if let Some(gap_us) = self.plan.busy_gap_us {
             self.after(self.below(2 * gap_us), Event::SomeBusy);
@@ -365,7 +341,6 @@ impl World {
         }
     }
 
-    /// A worker of that VM number.
     pub fn worker(&self, index: usize) -> Rc<Worker> {
         self.workers.borrow()[index].clone()
     }

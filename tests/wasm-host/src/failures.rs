@@ -2,8 +2,6 @@
 
 /// A status of the proxy-wasm ABI.
 pub mod status {
-    #![allow(missing_docs, reason = "the names are the ABI's")]
-
     pub const OK: u32 = 0;
     pub const NOT_FOUND: u32 = 1;
     pub const BAD_ARGUMENT: u32 = 2;
