@@ -3,117 +3,94 @@
 use std::fmt;
 use std::ptr;
 
+/// The start of bytes that the host reads.
+type Ptr = *const u8;
+
+/// Where the host writes the start and the length of bytes from `proxy_on_memory_allocate`.
+type OutPtr = *mut *mut u8;
+type OutLength = *mut usize;
+
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
-    fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
-    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
-    fn proxy_get_buffer_bytes(
-        kind: u32,
-        start: usize,
-        most: usize,
-        data: *mut *mut u8,
-        size: *mut usize,
-    ) -> u32;
-    fn proxy_set_buffer_bytes(kind: u32, start: usize, size: usize, data: *const u8, length: usize) -> u32;
-    fn proxy_get_header_map_value(
-        map: u32,
-        name: *const u8,
-        name_size: usize,
-        data: *mut *mut u8,
-        size: *mut usize,
-    ) -> u32;
-    fn proxy_replace_header_map_value(
-        map: u32,
-        name: *const u8,
-        name_size: usize,
-        value: *const u8,
-        value_size: usize,
-    ) -> u32;
-    fn proxy_add_header_map_value(
-        map: u32,
-        name: *const u8,
-        name_size: usize,
-        value: *const u8,
-        value_size: usize,
-    ) -> u32;
-    fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
-    fn proxy_get_shared_data(
-        key: *const u8,
-        key_size: usize,
-        data: *mut *mut u8,
-        size: *mut usize,
-        version: *mut u32,
-    ) -> u32;
-    fn proxy_set_shared_data(
-        key: *const u8,
-        key_size: usize,
-        value: *const u8,
-        value_size: usize,
-        version: u32,
-    ) -> u32;
-    fn proxy_register_shared_queue(name: *const u8, name_size: usize, id: *mut u32) -> u32;
-    fn proxy_resolve_shared_queue(
-        vm: *const u8,
-        vm_size: usize,
-        name: *const u8,
-        name_size: usize,
-        id: *mut u32,
-    ) -> u32;
-    fn proxy_dequeue_shared_queue(id: u32, data: *mut *mut u8, size: *mut usize) -> u32;
-    fn proxy_enqueue_shared_queue(id: u32, value: *const u8, value_size: usize) -> u32;
-    fn proxy_continue_stream(stream: u32) -> u32;
+    #[link_name = "proxy_set_tick_period_milliseconds"]
+    pub(crate) safe fn set_tick_period(milliseconds: u32) -> Status;
+    #[link_name = "proxy_set_effective_context"]
+    pub(crate) safe fn set_effective_context(id: u32) -> Status;
+    #[link_name = "proxy_grpc_cancel"]
+    pub(crate) safe fn grpc_cancel(token: u32) -> Status;
+    #[link_name = "proxy_grpc_close"]
+    pub(crate) safe fn grpc_close(token: u32) -> Status;
+    #[link_name = "proxy_record_metric"]
+    pub(crate) safe fn record_metric(id: u32, value: u64) -> Status;
+    #[link_name = "proxy_increment_metric"]
+    pub(crate) safe fn increment_metric(id: u32, offset: i64) -> Status;
+}
+
+// These have wrappers below. A nameless argument is the length of the bytes before it.
+#[link(wasm_import_module = "env")]
+unsafe extern "C" {
+    safe fn proxy_get_current_time_nanoseconds(time: &mut u64) -> Status;
+    safe fn proxy_get_log_level(level: &mut u32) -> Status;
+    safe fn proxy_get_metric(id: u32, value: &mut u64) -> Status;
+    safe fn proxy_continue_stream(stream: u32) -> Status;
+    fn proxy_define_metric(kind: Metric, name: Ptr, _: usize, id: &mut u32) -> Status;
+    fn proxy_get_buffer_bytes(kind: Buffer, start: usize, most: usize, data: OutPtr, _: OutLength) -> Status;
+    fn proxy_set_buffer_bytes(kind: Buffer, start: usize, size: usize, data: Ptr, _: usize) -> Status;
+    fn proxy_get_header_map_value(map: Map, name: Ptr, _: usize, data: OutPtr, _: OutLength) -> Status;
+    fn proxy_replace_header_map_value(map: Map, name: Ptr, _: usize, value: Ptr, _: usize) -> Status;
+    fn proxy_add_header_map_value(map: Map, name: Ptr, _: usize, value: Ptr, _: usize) -> Status;
+    fn proxy_get_property(path: Ptr, _: usize, data: OutPtr, _: OutLength) -> Status;
+    fn proxy_get_shared_data(key: Ptr, _: usize, data: OutPtr, _: OutLength, version: &mut u32) -> Status;
+    fn proxy_set_shared_data(key: Ptr, _: usize, value: Ptr, _: usize, version: u32) -> Status;
+    fn proxy_register_shared_queue(name: Ptr, _: usize, id: &mut u32) -> Status;
+    fn proxy_resolve_shared_queue(vm: Ptr, _: usize, name: Ptr, _: usize, id: &mut u32) -> Status;
+    fn proxy_dequeue_shared_queue(id: u32, data: OutPtr, _: OutLength) -> Status;
+    fn proxy_enqueue_shared_queue(id: u32, value: Ptr, _: usize) -> Status;
     fn proxy_send_local_response(
         status: u32,
-        details: *const u8,
-        details_size: usize,
-        body: *const u8,
-        body_size: usize,
-        headers: *const u8,
-        headers_size: usize,
+        details: Ptr,
+        _: usize,
+        body: Ptr,
+        _: usize,
+        headers: Ptr,
+        _: usize,
         grpc_status: i32,
-    ) -> u32;
+    ) -> Status;
     fn proxy_http_call(
-        cluster: *const u8,
-        cluster_size: usize,
-        headers: *const u8,
-        headers_size: usize,
-        body: *const u8,
-        body_size: usize,
-        trailers: *const u8,
-        trailers_size: usize,
-        timeout: u32,
-        token: *mut u32,
-    ) -> u32;
+        cluster: Ptr,
+        _: usize,
+        headers: Ptr,
+        _: usize,
+        body: Ptr,
+        _: usize,
+        trailers: Ptr,
+        _: usize,
+        timeout_ms: u32,
+        token: &mut u32,
+    ) -> Status;
     fn proxy_grpc_stream(
-        service: *const u8,
-        service_size: usize,
-        name: *const u8,
-        name_size: usize,
-        method: *const u8,
-        method_size: usize,
-        metadata: *const u8,
-        metadata_size: usize,
-        token: *mut u32,
-    ) -> u32;
-    fn proxy_grpc_send(token: u32, message: *const u8, size: usize, end: u32) -> u32;
-    fn proxy_grpc_cancel(token: u32) -> u32;
-    fn proxy_grpc_close(token: u32) -> u32;
-    fn proxy_set_effective_context(id: u32) -> u32;
-    fn proxy_define_metric(kind: u32, name: *const u8, size: usize, id: *mut u32) -> u32;
-    fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
-    fn proxy_record_metric(id: u32, value: u64) -> u32;
-    fn proxy_increment_metric(id: u32, offset: i64) -> u32;
-    fn proxy_get_log_level(level: *mut u32) -> u32;
+        service: Ptr,
+        _: usize,
+        name: Ptr,
+        _: usize,
+        method: Ptr,
+        _: usize,
+        metadata: Ptr,
+        _: usize,
+        token: &mut u32,
+    ) -> Status;
+    fn proxy_grpc_send(token: u32, message: Ptr, _: usize, end: u32) -> Status;
 }
 
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
 unsafe extern "C" {
-    fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
+    safe fn clock_time_get(clock: u32, precision: u64, time: &mut u64) -> u16;
 }
 
 /// The status of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Status(pub(crate) u32);
+#[repr(transparent)]
+pub(crate) struct Status(u32);
 
 impl Status {
     pub(crate) const OK: Self = Self(0);
@@ -156,6 +133,7 @@ pub(crate) fn shown(bytes: &Bytes) -> String {
 
 /// The owner of the headers.
 #[derive(Clone, Copy)]
+#[repr(u32)]
 pub(crate) enum Map {
     Request = 0,
     Response = 2,
@@ -163,6 +141,7 @@ pub(crate) enum Map {
 }
 
 #[derive(Clone, Copy)]
+#[repr(u32)]
 pub(crate) enum Buffer {
     RequestBody = 0,
     ResponseBody = 1,
@@ -172,6 +151,7 @@ pub(crate) enum Buffer {
 }
 
 #[derive(Clone, Copy)]
+#[repr(u32)]
 pub(crate) enum Metric {
     Counter = 0,
     Gauge = 1,
@@ -182,9 +162,9 @@ pub(crate) const WALL: u32 = 0;
 pub(crate) const MONOTONIC: u32 = 1;
 
 /// Runs a call that returns bytes in memory from `proxy_on_memory_allocate`.
-fn bytes(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Bytes {
+fn bytes(call: impl FnOnce(OutPtr, OutLength) -> Status) -> Bytes {
     let (mut data, mut size) = (ptr::null_mut(), 0);
-    let status = Status(call(&mut data, &mut size));
+    let status = call(&mut data, &mut size);
     // SAFETY: the host returns memory that our allocator gave it, with exactly this size.
     let bytes = match data.is_null() {
         true => Vec::new(),
@@ -194,9 +174,9 @@ fn bytes(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Bytes {
 }
 
 /// Runs a call that writes a number.
-fn number<T: Default>(call: impl FnOnce(*mut T) -> u32) -> Result<T, Status> {
+fn number<T: Default>(call: impl FnOnce(&mut T) -> Status) -> Result<T, Status> {
     let mut value = T::default();
-    match Status(call(&mut value)) {
+    match call(&mut value) {
         Status::OK => Ok(value),
         status => Err(status),
     }
@@ -206,50 +186,40 @@ fn number<T: Default>(call: impl FnOnce(*mut T) -> u32) -> Result<T, Status> {
 // the call returns; each names a live buffer of that size.
 
 pub(crate) fn host_time() -> Result<u64, Status> {
-    number(|time| unsafe { proxy_get_current_time_nanoseconds(time) })
+    number(|time| proxy_get_current_time_nanoseconds(time))
 }
 
 /// WASI's clock, or its error number.
 pub(crate) fn clock(clock: u32) -> Result<u64, u16> {
     let mut time = 0;
-    match unsafe { clock_time_get(clock, 0, &mut time) } {
+    match clock_time_get(clock, 0, &mut time) {
         0 => Ok(time),
         errno => Err(errno),
     }
 }
 
 pub(crate) fn log_level() -> Result<u32, Status> {
-    number(|level| unsafe { proxy_get_log_level(level) })
-}
-
-pub(crate) fn set_tick_period(milliseconds: u32) -> Status {
-    Status(unsafe { proxy_set_tick_period_milliseconds(milliseconds) })
+    number(|level| proxy_get_log_level(level))
 }
 
 pub(crate) fn buffer(kind: Buffer, start: usize, most: usize) -> Bytes {
-    bytes(|data, size| unsafe { proxy_get_buffer_bytes(kind as u32, start, most, data, size) })
+    bytes(|data, size| unsafe { proxy_get_buffer_bytes(kind, start, most, data, size) })
 }
 
 pub(crate) fn set_buffer(kind: Buffer, start: usize, size: usize, value: &[u8]) -> Status {
-    Status(unsafe { proxy_set_buffer_bytes(kind as u32, start, size, value.as_ptr(), value.len()) })
+    unsafe { proxy_set_buffer_bytes(kind, start, size, value.as_ptr(), value.len()) }
 }
 
 pub(crate) fn header(map: Map, name: &str) -> Bytes {
-    bytes(|data, size| unsafe {
-        proxy_get_header_map_value(map as u32, name.as_ptr(), name.len(), data, size)
-    })
+    bytes(|data, size| unsafe { proxy_get_header_map_value(map, name.as_ptr(), name.len(), data, size) })
 }
 
 pub(crate) fn replace_header(map: Map, name: &str, value: &[u8]) -> Status {
-    Status(unsafe {
-        proxy_replace_header_map_value(map as u32, name.as_ptr(), name.len(), value.as_ptr(), value.len())
-    })
+    unsafe { proxy_replace_header_map_value(map, name.as_ptr(), name.len(), value.as_ptr(), value.len()) }
 }
 
 pub(crate) fn add_header(map: Map, name: &str, value: &[u8]) -> Status {
-    Status(unsafe {
-        proxy_add_header_map_value(map as u32, name.as_ptr(), name.len(), value.as_ptr(), value.len())
-    })
+    unsafe { proxy_add_header_map_value(map, name.as_ptr(), name.len(), value.as_ptr(), value.len()) }
 }
 
 pub(crate) fn property(path: &[&str]) -> Bytes {
@@ -267,15 +237,13 @@ pub(crate) fn shared(key: &str) -> Result<(Vec<u8>, u32), Status> {
 }
 
 pub(crate) fn set_shared(key: &str, value: &[u8], version: u32) -> Status {
-    Status(unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), version) })
+    unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), version) }
 }
 
 /// [`set_shared`] with a value that lies outside the filter's memory.
 pub(crate) fn set_shared_out_of_bounds(key: &str) -> Status {
     // The host has to check the bounds.
-    Status(unsafe {
-        proxy_set_shared_data(key.as_ptr(), key.len(), ptr::without_provenance(0xffff_0000), 4096, 0)
-    })
+    unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), ptr::without_provenance(0xffff_0000), 4096, 0) }
 }
 
 pub(crate) fn register_queue(name: &str) -> Result<u32, Status> {
@@ -291,12 +259,12 @@ pub(crate) fn dequeue(id: u32) -> Bytes {
 }
 
 pub(crate) fn enqueue(id: u32, value: &[u8]) -> Status {
-    Status(unsafe { proxy_enqueue_shared_queue(id, value.as_ptr(), value.len()) })
+    unsafe { proxy_enqueue_shared_queue(id, value.as_ptr(), value.len()) }
 }
 
 /// Continues the request in effect.
 pub(crate) fn continue_request() -> Status {
-    Status(unsafe { proxy_continue_stream(0) })
+    proxy_continue_stream(0)
 }
 
 /// No gRPC status of its own.
@@ -313,7 +281,7 @@ pub(crate) fn send_local_reply(
 
 /// [`send_local_reply`] with a header block in the host's own form.
 pub(crate) fn send_local_reply_raw(status: u32, headers: &[u8], body: &[u8], grpc_status: i32) -> Status {
-    Status(unsafe {
+    unsafe {
         proxy_send_local_response(
             status,
             ptr::null(),
@@ -324,7 +292,7 @@ pub(crate) fn send_local_reply_raw(status: u32, headers: &[u8], body: &[u8], grp
             headers.len(),
             grpc_status,
         )
-    })
+    }
 }
 
 pub(crate) fn http_call(cluster: &str, headers: &[(&str, &[u8])], timeout_ms: u32) -> Result<u32, Status> {
@@ -363,35 +331,15 @@ pub(crate) fn grpc_stream(service: &[u8], name: &str, method: &str) -> Result<u3
 }
 
 pub(crate) fn grpc_send(token: u32, message: &[u8]) -> Status {
-    Status(unsafe { proxy_grpc_send(token, message.as_ptr(), message.len(), 0) })
-}
-
-pub(crate) fn grpc_cancel(token: u32) -> Status {
-    Status(unsafe { proxy_grpc_cancel(token) })
-}
-
-pub(crate) fn grpc_close(token: u32) -> Status {
-    Status(unsafe { proxy_grpc_close(token) })
-}
-
-pub(crate) fn set_effective_context(id: u32) -> Status {
-    Status(unsafe { proxy_set_effective_context(id) })
+    unsafe { proxy_grpc_send(token, message.as_ptr(), message.len(), 0) }
 }
 
 pub(crate) fn define_metric(kind: Metric, name: &str) -> Result<u32, Status> {
-    number(|id| unsafe { proxy_define_metric(kind as u32, name.as_ptr(), name.len(), id) })
+    number(|id| unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), id) })
 }
 
 pub(crate) fn metric(id: u32) -> Result<u64, Status> {
-    number(|value| unsafe { proxy_get_metric(id, value) })
-}
-
-pub(crate) fn record_metric(id: u32, value: u64) -> Status {
-    Status(unsafe { proxy_record_metric(id, value) })
-}
-
-pub(crate) fn increment_metric(id: u32, offset: i64) -> Status {
-    Status(unsafe { proxy_increment_metric(id, offset) })
+    number(|value| proxy_get_metric(id, value))
 }
 
 /// Names and values as the host reads them: a count, the lengths, then each text with a zero byte after it.
