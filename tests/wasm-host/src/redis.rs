@@ -18,8 +18,6 @@ pub enum Mode {
     /// Accepts connections and commands, and replies when it is up again.
     Frozen,
     Refuses,
-    /// Accepts connections; the test replies by [`World::redis_sends`].
-    ByHand,
 }
 
 pub struct Redis {
@@ -150,12 +148,12 @@ impl World {
     }
 
     /// How many connections there were, open or closed.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.links.len()
     }
 
     /// Redis sends bytes on a connection.
-    pub fn redis_sends(&mut self, link: usize, bytes: &[u8]) {
+    pub(crate) fn redis_sends(&mut self, link: usize, bytes: &[u8]) {
         for piece in bytes.chunks(self.redis.piece_bytes.max(1)) {
             self.turns.push_back(Turn::FromRedis(link, piece.to_vec()));
         }

@@ -54,8 +54,3 @@ pub(crate) fn change(status: &str) -> Request {
 pub(crate) fn statuses(world: &mut World, worker: usize, request: &Request, count: usize) -> Vec<u32> {
     (0..count).map(|_| world.get(worker, request).status).collect()
 }
-
-/// With a Redis that requires no password.
-pub(crate) fn setup_without_password(on_failure: &str) -> Setup {
-    Setup::new(redis_configuration(on_failure))
-}
