@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use scenarios::{Answer, Request};
+
 use crate::secrets::{ADMIN_TOKEN, API_KEY};
-use crate::{Request, Setup, World};
+use crate::{Setup, World};
 
 /// How far fuel may differ from the recorded value, in percent.
 ///
@@ -56,49 +58,46 @@ pub fn measure() -> Vec<(String, Cost)> {
 fn setup(more: &str) -> Setup {
     let configuration = format!(
         r#"{{{CONFIGURATION}, "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}},
-            "canary-small": "small", "canary-open": "open"}}{more}}}"#
+            "c4nary-small": "small", "c4nary-open": "open"}}{more}}}"#
     );
     Setup { log_level: 2, ..Setup::new(configuration) }
 }
 
 fn alone(table: &mut Vec<(String, Cost)>) {
     let keyed = Request::get("/test").key(API_KEY);
-    let small = Request::get("/test").key("canary-small");
+    let small = Request::get("/test").key("c4nary-small");
     let kinds = [
         ("admitted, known key", keyed),
         ("admitted, address", Request::get("/test")),
-        ("admitted, unknown key", Request::get("/test").key("canary-unknown")),
+        ("admitted, unknown key", Request::get("/test").key("c4nary-unknown")),
         ("rejected, known key", small),
-        ("unlimited tier", Request::get("/test").key("canary-open")),
+        ("unlimited tier", Request::get("/test").key("c4nary-open")),
         ("exempt path", Request::get("/metrics")),
         ("GET /health", Request::get("/health")),
         ("POST /system/health, wrong token", wrong_token()),
     ];
     for (name, request) in kinds {
-        one(table, "", name, &request);
+        table.extend(one("", name, &request, "hello"));
     }
     let mut world = World::start(setup(""));
     world.advance_ms(2_050);
     table.push(("tick, nothing to report".to_owned(), world.cost(0, |world| world.advance_ms(1_000))));
 }
 
-/// Measures the second of two requests, and its response.
-fn one(table: &mut Vec<(String, Cost)>, more: &str, name: &str, request: &Request) {
+/// Measures the second of two requests, and its response with this body.
+fn one(more: &str, name: &str, request: &Request, body: &str) -> Vec<(String, Cost)> {
     let mut world = World::start(setup(more));
+    world.upstream.answer = Answer::ok(body);
     world.get(0, request);
-    let request = request.clone().upstream_waits();
+    world.upstream.waits = true;
     let mut id = 0;
-    let cost = world.cost(0, |world| {
-        id = world.begin(0, &request, request.body.is_empty());
-        if !request.body.is_empty() {
-            world.body(id, &request.body, true);
-        }
-    });
-    table.push((format!("{name}: request"), cost));
+    let cost = world.cost(0, |world| id = world.submit(0, request));
+    let mut rows = vec![(format!("{name}: request"), cost)];
     if world.response(id).is_none() {
         let cost = world.cost(0, |world| world.upstream_answers(id));
-        table.push((format!("{name}: response"), cost));
+        rows.push((format!("{name}: response"), cost));
     }
+    rows
 }
 
 /// With measured health. `headers alone` is a response without a body; after a request with a body it may be gRPC.
@@ -106,13 +105,12 @@ fn measured(table: &mut Vec<(String, Cost)>) {
     const AUTO: &str = r#", "health": {"mode": "auto"}"#;
     const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;
     let keyed = Request::get("/test").key(API_KEY);
-    let bare = keyed.clone().answered_with(200, &[], "");
-    one(table, AUTO, "measured, known key", &keyed);
-    one(table, AUTO, "measured, headers alone", &bare);
-    let call = Request::post("/test", [0; 5]).key(API_KEY).answered_with(200, &[], "");
-    one(table, AUTO, "measured, body, headers alone", &call);
-    one(table, UNTIMED, "measured, untimed", &keyed);
-    one(table, UNTIMED, "measured, untimed, headers alone", &bare);
+    let call = Request::post("/test", [0; 5]).key(API_KEY);
+    table.extend(one(AUTO, "measured, known key", &keyed, "hello"));
+    table.extend(one(AUTO, "measured, headers alone", &keyed, ""));
+    table.extend(one(AUTO, "measured, body, headers alone", &call, ""));
+    table.extend(one(UNTIMED, "measured, untimed", &keyed, "hello"));
+    table.extend(one(UNTIMED, "measured, untimed, headers alone", &keyed, ""));
     let mut world = World::start(setup(AUTO));
     world.advance_ms(20_050);
     let ticks = world.cost(0, |world| world.advance_ms(1_000));
@@ -121,22 +119,24 @@ fn measured(table: &mut Vec<(String, Cost)>) {
 
 fn wrong_token() -> Request {
     let token: String = ADMIN_TOKEN.chars().rev().collect();
-    Request::post("/system/health", "").with("x-admin-token", token)
+    // How often shared data is read depends on the address.
+    Request::post("/system/health", "").header("x-admin-token", token).from("192.0.2.1")
 }
 
 fn with_redis(table: &mut Vec<(String, Cost)>) {
     let store = r#", "store": {"kind": "redis", "cluster": "redis", "timeout_ms": 20}"#;
     let mut world = World::start(setup(store));
     let keyed = Request::get("/test").key(API_KEY);
-    let small = Request::get("/test").key("canary-small");
+    let small = Request::get("/test").key("c4nary-small");
     world.get(0, &keyed);
     world.get(0, &small);
     let mut id = 0;
-    let waiting = keyed.clone().upstream_waits();
-    let request = world.cost(0, |world| id = world.begin(0, &waiting, true));
+    world.upstream.waits = true;
+    let request = world.cost(0, |world| id = world.begin(0, &keyed, true));
     table.push(("Redis, known key: request".to_owned(), request));
     table.push(("Redis, known key: command and reply".to_owned(), world.cost(0, World::settle)));
     table.push(("Redis, known key: response".to_owned(), world.cost(0, |world| world.upstream_answers(id))));
+    world.upstream.waits = false;
     let bridge = world.cost(1, |world| {
         world.send(0, &keyed);
     });
@@ -146,9 +146,10 @@ fn with_redis(table: &mut Vec<(String, Cost)>) {
         world.begin(0, &small, true);
     });
     table.push(("Redis, known to be empty: request".to_owned(), rejected));
+    world.upstream.waits = true;
     let many = world.cost(0, |world| {
         for _ in 0..32 {
-            world.begin(0, &waiting, true);
+            world.begin(0, &keyed, true);
         }
         world.settle();
     });

@@ -2,8 +2,10 @@
 //! the upstream, and which response is sent.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::request::{Forwarded, Request, Response};
+use scenarios::{Answer, Body, Request, Response};
+
 use crate::state::{Headers, LocalReply, Stream, header};
 use crate::world::{Turn, World};
 
@@ -29,12 +31,37 @@ enum Piece {
     Trailers,
 }
 
+/// The upstream of a request.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub cluster: String,
+    pub answer: Answer,
+    /// Whether its body is that of the request, if there is one, and has a `content-length`.
+    pub is_echo: bool,
+    /// Whether it does not answer before [`World::upstream_answers`].
+    pub waits: bool,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self { cluster: "upstream".to_owned(), answer: Answer::ok("hello"), is_echo: false, waits: false }
+    }
+}
+
+/// What an upstream has received of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    pub body: Vec<u8>,
+    pub has_trailers: bool,
+}
+
 /// A request and its state.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) vm: usize,
     pub(crate) context: u32,
     request: Request,
+    upstream: Upstream,
     flow: Flow,
     /// What the client has sent and the filter has not received.
     held: VecDeque<Piece>,
@@ -42,6 +69,7 @@ pub(crate) struct Exchange {
     buffered: Vec<u8>,
     is_buffering: bool,
     forwarded: Forwarded,
+    is_answered_by_upstream: bool,
     has_ended: bool,
     is_gone: bool,
     pub(crate) response: Option<Response>,
@@ -50,11 +78,27 @@ pub(crate) struct Exchange {
 impl World {
     /// Sends a complete request, and runs all turns at this instant.
     pub fn send(&mut self, worker: usize, request: &Request) -> Id {
-        let id = self.begin(worker, request, request.body.is_empty());
-        if !request.body.is_empty() {
-            self.body(id, &request.body, true);
-        }
+        let id = self.submit(worker, request);
         self.settle();
+        id
+    }
+
+    /// Sends a complete request.
+    pub fn submit(&mut self, worker: usize, request: &Request) -> Id {
+        let is_whole = match &request.body {
+            Body::None => true,
+            Body::Sized(body) => body.is_empty(),
+            Body::Chunked(_) => false,
+        };
+        let id = self.begin(worker, request, is_whole);
+        match &request.body {
+            Body::Sized(body) if !is_whole => self.body(id, body, true),
+            Body::Chunked(chunks) => {
+                chunks.iter().for_each(|chunk| self.body(id, chunk, false));
+                self.body(id, b"", true);
+            }
+            Body::Sized(_) | Body::None => {}
+        }
         id
     }
 
@@ -65,15 +109,18 @@ impl World {
         response.unwrap_or_else(|| panic!("no response to {request:?}"))
     }
 
+    /// Sends the headers of a request.
     pub fn begin(&mut self, worker: usize, request: &Request, is_whole: bool) -> Id {
         self.last_context += 1;
         let (vm, root, context) = (self.workers[worker].vm, self.workers[worker].root, self.last_context);
         let state = self.vms[vm].state_mut();
         state.parents.insert(context, root);
+        let headers = headers_of(request);
+        let count = headers.len() as u32;
         let stream = Stream {
-            request_headers: Some(request.headers.clone()),
-            source_address: request.source.clone(),
-            cluster: request.cluster.clone(),
+            request_headers: Some(headers),
+            source_address: source_of(request).into_bytes(),
+            cluster: self.upstream.cluster.clone().into_bytes(),
             ..Stream::default()
         };
         state.streams.insert(context, stream);
@@ -82,18 +129,19 @@ impl World {
             vm,
             context,
             request: request.clone(),
+            upstream: self.upstream.clone(),
             flow: Flow::HoldsHeaders,
             held: VecDeque::new(),
             buffered: Vec::new(),
             is_buffering: false,
             forwarded: Forwarded::default(),
+            is_answered_by_upstream: false,
             has_ended: is_whole,
             is_gone: false,
             response: None,
         });
         self.by_context.insert((vm, context), id);
         self.call::<_, ()>(vm, "proxy_on_context_create", context, (context, root));
-        let count = request.headers.len() as u32;
         let action = self.call_for_action(
             vm,
             "proxy_on_request_headers",
@@ -180,7 +228,7 @@ impl World {
             return;
         }
         exchange.forwarded.body.append(&mut exchange.buffered);
-        if exchange.has_ended && !exchange.request.upstream_waits {
+        if exchange.has_ended && !exchange.upstream.waits {
             self.turns.push_back(Turn::Upstream(id));
         }
     }
@@ -210,7 +258,7 @@ impl World {
         assert!(exchange.response.is_none(), "request {id} is answered twice: {reply:?}");
         assert!(exchange.flow != Flow::Open, "request {id} is answered after it continued: {reply:?}");
         let (status, headers, body) = shown(reply, &exchange.request);
-        self.answer(id, status, headers, body, None);
+        self.answer(id, status, headers, body);
     }
 
     pub(crate) fn answer_from_upstream(&mut self, id: Id) {
@@ -218,9 +266,18 @@ impl World {
         if exchange.response.is_some() || exchange.is_gone {
             return;
         }
-        let got = exchange.forwarded.clone();
-        let (status, headers, body) = exchange.request.upstream_answer(&got);
-        self.answer(id, status, headers, body, Some(got));
+        exchange.is_answered_by_upstream = true;
+        let Upstream { answer, is_echo, .. } = exchange.upstream.clone();
+        let mut headers: Headers =
+            answer.headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
+        let mut body = answer.body.into_bytes();
+        if is_echo {
+            if !exchange.forwarded.body.is_empty() {
+                body.clone_from(&exchange.forwarded.body);
+            }
+            headers.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
+        }
+        self.answer(id, answer.status, headers, body);
     }
 
     /// The upstream answers a request now, even an incomplete one; or Envoy does, if there is no upstream.
@@ -229,10 +286,9 @@ impl World {
         self.settle();
     }
 
-    fn answer(&mut self, id: Id, status: u32, headers: Headers, body: Vec<u8>, got: Option<Forwarded>) {
+    fn answer(&mut self, id: Id, status: u16, headers: Headers, body: Vec<u8>) {
         let (vm, context) = (self.exchanges[id].vm, self.exchanges[id].context);
-        self.exchanges[id].response =
-            Some(Response { status, headers: Headers::new(), body: body.clone(), upstream_got: got });
+        self.exchanges[id].response = Some(Response { status, headers: Headers::new(), body: body.clone() });
         let mut all = vec![(":status".to_owned(), status.to_string().into_bytes())];
         all.extend(headers);
         let count = all.len() as u32;
@@ -271,13 +327,6 @@ impl World {
         }
     }
 
-    pub(crate) fn reset(&mut self, vm: usize, context: u32) {
-        let Some(&id) = self.by_context.get(&(vm, context)) else { return };
-        self.exchanges[id].response =
-            Some(Response { status: 0, headers: Headers::new(), body: Vec::new(), upstream_got: None });
-        self.turns.push_back(Turn::Delete(vm, context));
-    }
-
     pub(crate) fn delete_stream(&mut self, vm: usize, context: u32) {
         if !self.vms[vm].state().streams.contains_key(&context) {
             return;
@@ -304,6 +353,12 @@ impl World {
         self.exchanges[id].response.as_ref()
     }
 
+    /// What the upstream has received of a request; `None` if it has not answered it.
+    pub fn forwarded(&self, id: Id) -> Option<&Forwarded> {
+        let exchange = &self.exchanges[id];
+        exchange.is_answered_by_upstream.then_some(&exchange.forwarded)
+    }
+
     /// Requests that were neither answered nor forwarded to their upstream, and whose clients are connected.
     pub fn undecided(&self) -> Vec<Id> {
         let waits = |exchange: &Exchange| {
@@ -313,10 +368,38 @@ impl World {
     }
 }
 
+/// The headers of a request as filters see them: names in lower case, no white space around values, and Envoy's own.
+fn headers_of(request: &Request) -> Headers {
+    let own = [
+        (":method", request.method.as_str()),
+        (":path", &request.target),
+        (":authority", "api"),
+        (":scheme", "http"),
+        ("x-forwarded-proto", "http"),
+        ("x-request-id", "1"),
+    ];
+    let is_sent = |name: &str| name != ":path" || request.method != "CONNECT";
+    let own = own.into_iter().filter(|(name, _)| is_sent(name));
+    let own = own.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+    let sent = request.headers.iter().map(|(name, value)| (name.to_lowercase(), value.trim_ascii().to_vec()));
+    own.chain(sent).collect()
+}
+
+/// The client's address in Envoy's notation. An address from a header has the port 0; other text is not changed.
+fn source_of(request: &Request) -> String {
+    match &request.from {
+        None => "127.0.0.1:40000".to_owned(),
+        Some(from) => match from.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip, 0).to_string(),
+            Err(_) => from.clone(),
+        },
+    }
+}
+
 /// The response that Envoy sends for a local reply: a gRPC response to a gRPC request.
-fn shown(reply: LocalReply, request: &Request) -> (u32, Headers, Vec<u8>) {
+fn shown(reply: LocalReply, request: &Request) -> (u16, Headers, Vec<u8>) {
     let LocalReply { status, mut headers, mut body, grpc_status } = reply;
-    if request.is_grpc() {
+    if is_grpc(request) {
         headers.retain(|(name, _)| name != "content-type");
         headers.push(("content-type".to_owned(), b"application/grpc".to_vec()));
         let code = u32::try_from(grpc_status).unwrap_or(grpc_status_of(status));
@@ -332,14 +415,19 @@ fn shown(reply: LocalReply, request: &Request) -> (u32, Headers, Vec<u8>) {
         }
         headers.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
     }
-    if header(&request.headers, ":method") == Some(b"HEAD") {
+    if request.method == "HEAD" {
         body.clear();
     }
     (status, headers, body)
 }
 
+fn is_grpc(request: &Request) -> bool {
+    let kind = request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    kind.is_some_and(|(_, kind)| kind == b"application/grpc" || kind.starts_with(b"application/grpc+"))
+}
+
 /// The gRPC status for an HTTP status.
-fn grpc_status_of(status: u32) -> u32 {
+fn grpc_status_of(status: u16) -> u32 {
     const UNKNOWN: u32 = 2;
     match status {
         400 => 13,

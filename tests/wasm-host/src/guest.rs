@@ -101,16 +101,3 @@ pub(crate) fn read_headers(bytes: &[u8]) -> Option<Headers> {
     }
     (text == bytes.len()).then_some(headers)
 }
-
-/// Headers in the ABI's format.
-pub(crate) fn write_headers(headers: &Headers) -> Vec<u8> {
-    let mut bytes = (headers.len() as u32).to_le_bytes().to_vec();
-    for (name, value) in headers {
-        bytes.extend((name.len() as u32).to_le_bytes());
-        bytes.extend((value.len() as u32).to_le_bytes());
-    }
-    for (name, value) in headers {
-        bytes.extend([name.as_bytes(), &[0], value, &[0]].concat());
-    }
-    bytes
-}

@@ -8,7 +8,7 @@ use wasmtime::{Linker, Result};
 
 use crate::failures::status;
 use crate::guest::{
-    Host, OutOfBounds, bail, read, read_headers, read_text, return_bytes, write_headers, write_u32, write_u64,
+    Host, OutOfBounds, bail, read, read_headers, read_text, return_bytes, write_u32, write_u64,
 };
 use crate::process::StatKind;
 use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState};
@@ -111,13 +111,6 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
             _ => Ok(status::BAD_ARGUMENT),
         }
     } }
-    import! { linker env proxy_close_stream(host, kind) {
-        let context = host.data().context();
-        if kind <= 1 && host.data().streams.contains_key(&context) {
-            host.data_mut().after.push_back(After::Close(context));
-        }
-        Ok(if kind <= 3 { status::OK } else { status::BAD_ARGUMENT })
-    } }
     import! { linker env proxy_send_local_response(
         host, code, _details, _details_size, body, body_size, headers, headers_size, grpc_status: i32
     ) {
@@ -128,10 +121,13 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
             None if host.data().is_probe => Headers::new(),
             None => bail!("a local reply with invalid headers"),
         };
+        let Ok(status) = u16::try_from(code) else {
+            bail!("a local reply with status {code}");
+        };
         let context = host.data().context();
         host.data_mut().replies += 1;
         if host.data().streams.contains_key(&context) {
-            let reply = LocalReply { status: code, headers, body, grpc_status };
+            let reply = LocalReply { status, headers, body, grpc_status };
             host.data_mut().after.push_back(After::Reply(context, reply));
         }
         Ok(status::OK)
@@ -185,19 +181,6 @@ fn headers_and_bodies(linker: &mut Linker<VmState>) -> Result<()> {
             None => return Ok(status::BAD_ARGUMENT),
         }
         Ok(status::OK)
-    } }
-    import! { linker env proxy_remove_header_map_value(host, map, name, size) {
-        let name = read_text(&host, name, size)?.to_lowercase();
-        match host.data_mut().map(map) {
-            Some(headers) => headers.retain(|(known, _)| *known != name),
-            None => return Ok(status::BAD_ARGUMENT),
-        }
-        Ok(status::OK)
-    } }
-    import! { linker env proxy_get_header_map_pairs(host, map, to, size_to) {
-        let headers = host.data_mut().map(map).map(|headers| headers.clone()).unwrap_or_default();
-        let bytes = if headers.is_empty() { Vec::new() } else { write_headers(&headers) };
-        return_bytes(&mut host, &bytes, to, size_to)
     } }
     import! { linker env proxy_get_buffer_bytes(host, kind, start, length, to, size_to) {
         let Some(buffer) = host.data_mut().buffer(kind) else {

@@ -4,9 +4,9 @@
 //! clocks and script failures. A callback that traps, runs out of fuel or exceeds the memory of a VM fails the test,
 //! with the history of callbacks and host calls.
 //!
-//! [`World`] is a set of Envoys with their workers, [`Request`] is a client's request, [`redis`] the connection to
+//! [`World`] is a set of Envoys with their workers, [`Upstream`] answers the requests, [`redis`] is the connection to
 //! Redis through the real bridge, [`failures`] scripts failing host calls, [`secrets`] searches all outputs for
-//! secrets. [`costs`] and [`fuzz`] build on these.
+//! secrets. [`costs`] and [`fuzz`] build on these. Requests and responses are those of the scenarios.
 
 pub mod costs;
 mod exchange;
@@ -17,15 +17,13 @@ mod imports;
 mod module;
 pub mod process;
 pub mod redis;
-mod request;
 pub mod secrets;
 mod state;
 mod vm;
 mod world;
 
-pub use exchange::Id;
+pub use exchange::{Forwarded, Id, Upstream};
 pub use module::path;
-pub use request::{Forwarded, Request, Response};
 pub use state::{Headers, HttpCall, MAX_MEMORY_BYTES};
 pub use vm::{MAX_FUEL, Vm};
 pub use world::{LIMITER, Setup, World};

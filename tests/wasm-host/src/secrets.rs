@@ -1,72 +1,51 @@
-//! The secrets in every scenario, and the search for them in all outputs of the filter.
+//! The secrets of the tests, and the search for them in all outputs of the filter.
+
+use harness::canary;
+use harness::fake_redis::parse_command;
 
 use crate::world::World;
 
-pub const ADMIN_TOKEN: &str = "canary-admin-token-5d1f";
+pub const ADMIN_TOKEN: &str = "c4nary-admin-token-5d1f";
 /// An API key, of tier `pro`.
-pub const API_KEY: &str = "canary-api-key-91c7";
-pub const REDIS_PASSWORD: &str = "canary-redis-password-77aa";
-pub const REDIS_USER: &str = "canary-redis-user-03be";
-/// The prefixes of all secrets, here and in the scenarios.
-const CANARIES: [&[u8]; 2] = [b"canary-", b"c4nary-"];
+pub const API_KEY: &str = "c4nary-api-key-91c7";
+pub const REDIS_PASSWORD: &str = "c4nary-redis-password-77aa";
+pub const REDIS_USER: &str = "c4nary-redis-user-03be";
 
-/// Every scenario ends with the search, unless it has failed.
+/// Every test ends with the search, unless it has failed.
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            self.search_for_secrets();
+            canary::assert_none(&canary::search(self.outputs()));
         }
     }
 }
 
 impl World {
-    /// Panics if a secret is in a log line, a stat's name, shared data, a response, or a command to Redis other than
-    /// `AUTH`.
-    fn search_for_secrets(&self) {
-        let search = |place: &str, bytes: &[u8]| {
-            let holds = |canary: &&[u8]| bytes.windows(canary.len()).any(|window| window == *canary);
-            let found = CANARIES.iter().any(holds);
-            assert!(!found, "a secret in {place}: {}", String::from_utf8_lossy(bytes));
-        };
+    /// Log lines, names of stats, shared data, responses, and the commands to Redis except `AUTH`; each with its place.
+    fn outputs(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let mut outputs = Vec::new();
         for process in &self.processes {
-            for (_, line) in process.log.borrow().iter() {
-                search("the log", line.as_bytes());
-            }
-            for name in process.stat_names() {
-                search("the name of a stat", name.as_bytes());
-            }
+            let lines = process.log.borrow();
+            outputs.extend(lines.iter().map(|(_, line)| ("the log", line.clone().into_bytes())));
+            let names = process.stat_names().into_iter();
+            outputs.extend(names.map(|name| ("the name of a stat", name.into_bytes())));
             for (key, value) in process.shared_records() {
-                search("a key of shared data", &key);
-                search("shared data", &value);
+                outputs.extend([("a key of shared data", key), ("shared data", value)]);
             }
         }
         for response in self.exchanges.iter().filter_map(|exchange| exchange.response.as_ref()) {
-            search("a body", &response.body);
-            for (name, value) in &response.headers {
-                search("a header", name.as_bytes());
-                search("a header", value);
+            outputs.push(("a body", response.body.clone()));
+            for (name, value) in response.headers.clone() {
+                outputs.extend([("a header", name.into_bytes()), ("a header", value)]);
             }
         }
-        for command in harness::fake_redis::parse_commands(complete_commands(&self.redis.received)) {
+        let mut received = self.redis.received.as_slice();
+        while let Some((command, length)) = parse_command(received).filter(|(_, length)| *length > 0) {
+            received = &received[length..];
             if command.first().is_none_or(|name| name != b"AUTH") {
-                for word in command {
-                    search("a command to Redis", &word);
-                }
+                outputs.extend(command.into_iter().map(|word| ("a command to Redis", word)));
             }
         }
+        outputs
     }
-}
-
-/// The bytes up to the end of the last complete command.
-fn complete_commands(bytes: &[u8]) -> &[u8] {
-    let mut length = 0;
-    while let Some((_, more)) =
-        harness::fake_redis::parse_command(&bytes[length..]).filter(|(_, more)| *more > 0)
-    {
-        length += more;
-        if length == bytes.len() {
-            break;
-        }
-    }
-    &bytes[..length]
 }

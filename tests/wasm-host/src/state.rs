@@ -40,13 +40,12 @@ pub(crate) struct Stream {
 pub(crate) enum After {
     Continue(u32),
     Reply(u32, LocalReply),
-    Close(u32),
 }
 
 /// A response that the filter sends itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LocalReply {
-    pub(crate) status: u32,
+    pub(crate) status: u16,
     pub(crate) headers: Headers,
     pub(crate) body: Vec<u8>,
     pub(crate) grpc_status: i32,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Upstream};
 use crate::module;
 use crate::process::{Clock, Process};
 use crate::redis::{Link, Redis, UNAVAILABLE};
@@ -106,6 +106,8 @@ pub struct World {
     /// The clocks of all Envoys.
     pub clock: Rc<Clock>,
     pub processes: Vec<Rc<Process>>,
+    /// Answers the requests from now on.
+    pub upstream: Upstream,
     pub redis: Redis,
     /// The responses of the configuration cluster by path: status and body. A missing one is not answered yet.
     pub documents: HashMap<String, (u32, Vec<u8>)>,
@@ -150,6 +152,7 @@ impl World {
         let mut world = Self {
             clock: clock.clone(),
             processes: Vec::new(),
+            upstream: Upstream::default(),
             redis: Redis::at(clock.clone()),
             documents: HashMap::new(),
             fetched: Vec::new(),
@@ -297,7 +300,6 @@ impl World {
             match after {
                 After::Continue(context) => self.continue_request(vm, context),
                 After::Reply(context, reply) => self.reply_locally(vm, context, reply),
-                After::Close(context) => self.reset(vm, context),
             }
         }
     }

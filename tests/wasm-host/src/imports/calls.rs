@@ -121,6 +121,9 @@ fn unused(linker: &mut Linker<VmState>) -> Result<()> {
         };
     }
     never! {
+        "proxy_close_stream"(a);
+        "proxy_get_header_map_pairs"(a, b, c);
+        "proxy_remove_header_map_value"(a, b, c);
         "proxy_set_property"(a, b, c, d);
         "proxy_set_header_map_pairs"(a, b, c);
         "proxy_get_status"(a, b, c);

@@ -3,7 +3,8 @@
 
 use std::fmt::Write as _;
 
-use wasm_host::{Request, Setup, World};
+use scenarios::Request;
+use wasm_host::{Setup, World};
 
 use crate::support::configuration;
 
@@ -26,7 +27,7 @@ fn keys(count: usize, first: &str) -> Vec<u8> {
 
 /// A document with `count` keys, most of them hashes with ids.
 fn hashes(count: usize) -> Vec<u8> {
-    let mut document = String::from("{\"canary-0\": \"pro\"");
+    let mut document = String::from("{\"c4nary-0\": \"pro\"");
     for key in 1..count {
         let _ = write!(document, ",\"sha256:{key:064x}\":{{\"tier\":\"pro\",\"id\":\"c{key}\"}}");
     }
@@ -46,7 +47,7 @@ fn world(document: Vec<u8>) -> World {
 }
 
 fn tier(world: &mut World, worker: usize, key: &str) -> String {
-    world.get(worker, &Request::get("/").key(key)).header("x-ratelimit-tier")
+    world.get(worker, &Request::get("/").key(key)).tier()
 }
 
 /// The maximum of one callback and the sum of all callbacks in both workers, since the last call.
@@ -60,10 +61,10 @@ fn fuel(world: &mut World) -> (u64, u64) {
 #[test]
 fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
     let cases = [
-        ("100,000 keys", keys(100_000, "canary-0")),
+        ("100,000 keys", keys(100_000, "c4nary-0")),
         ("hashes with ids", hashes(36_000)),
         ("4 MiB", {
-            let mut document = keys(100_000, "canary-0");
+            let mut document = keys(100_000, "c4nary-0");
             document.resize(4 << 20, b' ');
             document
         }),
@@ -78,8 +79,8 @@ fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
         assert!(most < MOST_FUEL, "{what} at start: {most} in one callback");
         println!("{what}, {bytes} bytes, at start: {most} in one callback, {total} in all");
         for worker in 0..2 {
-            assert_eq!(tier(&mut world, worker, "canary-0"), "pro", "{what}");
-            assert_eq!(tier(&mut world, worker, "canary-1"), "free", "{what}");
+            assert_eq!(tier(&mut world, worker, "c4nary-0"), "pro", "{what}");
+            assert_eq!(tier(&mut world, worker, "c4nary-1"), "free", "{what}");
         }
         let records = world.processes[0].shared_data_bytes();
 
@@ -89,15 +90,15 @@ fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
         println!("{what}, unchanged: {most} in one callback, {total} in all");
         assert!(most < MOST_FUEL && total < MOST_FUEL_PER_BYTE * bytes, "{what} unchanged: {most}, {total}");
 
-        let changed = String::from_utf8(document).expect("text").replacen("canary-0", "canary-1", 1);
+        let changed = String::from_utf8(document).expect("text").replacen("c4nary-0", "c4nary-1", 1);
         world.documents.insert("/keys.json".into(), (200, changed.into_bytes()));
         world.advance_ms(35_000);
         let (most, total) = fuel(&mut world);
         println!("{what}, one key changed: {most} in one callback, {total} in all");
         assert!(most < MOST_FUEL, "{what}, one key changed: {most} in one callback");
         for worker in 0..2 {
-            assert_eq!(tier(&mut world, worker, "canary-0"), "free", "{what}");
-            assert_eq!(tier(&mut world, worker, "canary-1"), "pro", "{what}");
+            assert_eq!(tier(&mut world, worker, "c4nary-0"), "free", "{what}");
+            assert_eq!(tier(&mut world, worker, "c4nary-1"), "pro", "{what}");
         }
         let grown = world.processes[0].shared_data_bytes();
         println!("{what}: {records} bytes of shared data, {grown} with the next one");
@@ -107,7 +108,7 @@ fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
 
 #[test]
 fn a_large_document_with_an_error_at_its_end_costs_no_more() {
-    let good = keys(90_000, "canary-0");
+    let good = keys(90_000, "c4nary-0");
     for end in
         [&b",\"x\": 1}"[..], b",\"caller-1\": \"pro\"}", b",\"x\": \"unknown\"}", b"", b",\"x\": \"pro\"} x"]
     {
@@ -118,7 +119,7 @@ fn a_large_document_with_an_error_at_its_end_costs_no_more() {
         world.advance_ms(15_000);
         let rejected = "rate_limiter_config_reloads_total.result.rejected";
         assert_eq!(world.processes[0].stat(rejected), 1);
-        assert_eq!(tier(&mut world, 0, "canary-0"), "free");
+        assert_eq!(tier(&mut world, 0, "c4nary-0"), "free");
         assert!(fuel(&mut world).0 < MOST_FUEL);
         // The same document is not parsed again.
         world.advance_ms(20_000);

@@ -1,10 +1,9 @@
 //! The hostile host as a [`scenarios::Host`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
-use scenarios::{Answer, Body, Gateway, Host, REDIS_CLUSTER, Redis, Request, Response, Served, Source};
+use scenarios::{Gateway, Host, REDIS_CLUSTER, Redis, Request, Response, Served, Source};
 use serde_json::Value;
 use wasm_host::redis::Mode;
 use wasm_host::{Id, LIMITER, World};
@@ -58,12 +57,6 @@ impl Host for HostileHost {
     }
 }
 
-/// A response as a client receives it.
-pub(crate) fn shown(response: &wasm_host::Response) -> Response {
-    let status = u16::try_from(response.status).expect("an HTTP status");
-    Response { status, headers: response.headers.clone(), body: response.body.clone() }
-}
-
 fn configuration(config: Option<&Value>) -> Vec<u8> {
     config.map(configuration_of).unwrap_or_default()
 }
@@ -112,24 +105,10 @@ struct Running {
 
 impl Running {
     fn send_to(&mut self, worker: usize, request: &Request) -> Response {
-        let answer = self.upstream_answer(request);
-        let is_whole = match &request.body {
-            Body::None => true,
-            Body::Sized(body) => body.is_empty(),
-            Body::Chunked(_) => false,
-        };
-        let id = self.world.begin(worker, &self.encoded(request, &answer), is_whole);
-        match &request.body {
-            Body::Sized(body) if !is_whole => self.world.body(id, body, true),
-            Body::Chunked(chunks) => {
-                chunks.iter().for_each(|chunk| self.world.body(id, chunk, false));
-                self.world.body(id, b"", true);
-            }
-            Body::Sized(_) | Body::None => {}
-        }
-        self.world.settle();
-        if answer.after > Duration::ZERO && self.world.response(id).is_none() {
-            self.advance(answer.after);
+        self.prepare_upstream(request);
+        let id = self.world.send(worker, request);
+        if self.world.upstream.waits && self.world.response(id).is_none() {
+            self.advance(self.world.upstream.answer.after);
             self.world.upstream_answers(id);
         }
         self.await_response(id, request)
@@ -138,18 +117,19 @@ impl Running {
     fn await_response(&mut self, id: Id, request: &Request) -> Response {
         for _ in 0..MAX_WAIT_US / CHECK_US {
             if let Some(response) = self.world.response(id).cloned() {
-                if response.upstream_got.is_some() {
+                if self.world.forwarded(id).is_some() {
                     self.upstream_targets.push(request.target.clone());
                 }
-                return shown(&response);
+                return response;
             }
             self.advance_us(CHECK_US);
         }
         panic!("no response to {request:?}")
     }
 
-    /// The upstream's answer as filters see it: names in lower case, no body for `HEAD`.
-    fn upstream_answer(&self, request: &Request) -> Answer {
+    /// Sets the upstream's answer, as filters see it: names in lower case, no body for `HEAD`.
+    fn prepare_upstream(&mut self, request: &Request) {
+        assert!(request.from.is_none() || self.setup.has_addresses, "callers have no addresses: {request:?}");
         let mut answer = self.setup.answer_to(&request.target);
         if self.setup.is_grpc {
             let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -159,31 +139,8 @@ impl Running {
             answer.body.clear();
         }
         answer.headers.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
-        answer
-    }
-
-    /// The request as filters see it: names in lower case, no white space around values, and the address and port of
-    /// the client.
-    fn encoded(&self, request: &Request, answer: &Answer) -> wasm_host::Request {
-        let source = match &request.from {
-            None => "127.0.0.1:40000".to_owned(),
-            Some(address) => {
-                assert!(self.setup.has_addresses, "from {address}, where callers have no addresses");
-                match address.parse().expect("an address") {
-                    IpAddr::V4(address) => format!("{address}:0"),
-                    IpAddr::V6(address) => format!("[{address}]:0"),
-                }
-            }
-        };
-        let headers: Vec<_> =
-            answer.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let mut encoded = wasm_host::Request::new(&request.method, &request.target)
-            .from(source)
-            .answered_with(answer.status.into(), &headers, &answer.body);
-        for (name, value) in &request.headers {
-            encoded = encoded.with(&name.to_lowercase(), value.trim_ascii());
-        }
-        if answer.after > Duration::ZERO { encoded.upstream_waits() } else { encoded }
+        self.world.upstream.waits = answer.after > Duration::ZERO;
+        self.world.upstream.answer = answer;
     }
 
     /// Advances the clocks, and aborts the responses of aborted documents.
@@ -233,10 +190,9 @@ impl Gateway for Running {
     }
 
     fn send_and_disconnect(&mut self, request: &Request, copies: usize, after: Duration) {
-        let answer = self.upstream_answer(request);
-        let encoded = self.encoded(request, &answer);
+        self.prepare_upstream(request);
         let ids: Vec<Id> =
-            (0..copies).map(|copy| self.world.begin(copy % self.workers(), &encoded, true)).collect();
+            (0..copies).map(|copy| self.world.begin(copy % self.workers(), request, true)).collect();
         self.world.settle();
         self.advance(after);
         ids.into_iter().for_each(|id| self.world.disconnect(id));

@@ -1,7 +1,8 @@
 //! Requests that wait for a place in flight, with arrivals, responses and ticks in any order.
 
 use harness::random::Random;
-use wasm_host::{Request, Setup, World};
+use scenarios::Request;
+use wasm_host::{Setup, World};
 
 const CONFIGURATION: &str = r#"{
     "tiers": {"free": {"base": {"capacity": 100000, "refill_rate": 1}, "priority": 1},
@@ -17,14 +18,15 @@ fn each_request_of_an_overload_is_sent_on_or_answered() {
     for seed in 0..50 {
         let mut random = Random::new(seed);
         let mut world = World::start(Setup::new(CONFIGURATION).workers(2));
+        world.upstream.waits = true;
         let mut sent = Vec::new();
         for _ in 0..300 {
             match random.below(8) {
                 0..5 => {
-                    let request = Request::get("/").upstream_waits();
+                    let request = Request::get("/");
                     let request = match random.one_in(2) {
                         true => request.key(random.choose(&["one", "two", "three", "four"])),
-                        false => request.from(format!("192.0.2.{}:1", random.below(4))),
+                        false => request.from(&format!("192.0.2.{}", random.below(4))),
                     };
                     sent.push(world.send(random.choose(&[0, 1]), &request));
                 }
@@ -50,9 +52,10 @@ fn each_request_of_an_overload_is_sent_on_or_answered() {
 #[test]
 fn requests_of_further_clusters_are_shed_under_the_name_of_their_common_limit() {
     let mut world = World::start(Setup::new(CONFIGURATION));
-    let to = |n: usize| Request::get("/").to_cluster(&format!("cluster-{n}")).upstream_waits();
+    world.upstream.waits = true;
     for n in (0..40).chain([31, 32, 39].repeat(60)) {
-        world.send(0, &to(n));
+        world.upstream.cluster = format!("cluster-{n}");
+        world.send(0, &Request::get("/"));
     }
     world.advance_ms(LATER_MS + 1_000);
     let shed = "rate_limiter_cluster_shed_total.cluster.";

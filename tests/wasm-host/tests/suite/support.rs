@@ -1,7 +1,8 @@
 //! Shared by the tests: a configuration whose keys and passwords are canaries.
 
+use scenarios::Request;
 use wasm_host::secrets::{ADMIN_TOKEN, API_KEY, REDIS_PASSWORD, REDIS_USER};
-use wasm_host::{Request, Setup, World};
+use wasm_host::{Setup, World};
 
 /// Keys of three tiers, tiers with small capacities, exempt paths.
 pub(crate) fn configuration(more: &str) -> String {
@@ -11,7 +12,7 @@ pub(crate) fn configuration(more: &str) -> String {
               "pro": {{"base": {{"capacity": 5, "refill_rate": 1}}, "degraded": {{"capacity": 2, "refill_rate": 1}}}},
               "open": {{"unlimited": true}},
               "shut": {{"base": {{"capacity": 0, "refill_rate": 1}}}} }},
-            "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}}, "canary-open": "open", "canary-shut": "shut"}},
+            "api_keys": {{"{API_KEY}": {{"tier": "pro", "id": "pro"}}, "c4nary-open": "open", "c4nary-shut": "shut"}},
             "exempt_paths": ["/metrics", "/static/*"], "exempt_preflight": true{more}}}"#
     )
 }
@@ -47,10 +48,11 @@ pub(crate) fn keyed() -> Request {
 }
 
 pub(crate) fn change(status: &str) -> Request {
-    Request::post("/system/health", format!(r#"{{"status":"{status}"}}"#)).with("x-admin-token", ADMIN_TOKEN)
+    Request::post("/system/health", format!(r#"{{"status":"{status}"}}"#))
+        .header("x-admin-token", ADMIN_TOKEN)
 }
 
 /// The statuses of `count` equal requests.
-pub(crate) fn statuses(world: &mut World, worker: usize, request: &Request, count: usize) -> Vec<u32> {
+pub(crate) fn statuses(world: &mut World, worker: usize, request: &Request, count: usize) -> Vec<u16> {
     (0..count).map(|_| world.get(worker, request).status).collect()
 }

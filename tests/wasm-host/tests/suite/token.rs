@@ -2,8 +2,9 @@
 //! search for secrets finds secrets.
 
 use harness::random::Random;
+use scenarios::Request;
 use wasm_host::costs::Cost;
-use wasm_host::{Request, Setup, World};
+use wasm_host::{Setup, World};
 
 const LENGTH: usize = 32;
 
@@ -12,7 +13,7 @@ fn cost(token: &[u8], found: &[u8]) -> Cost {
     let mut setup = Setup { log_level: 2, ..Setup::new("{}") };
     setup.environment = vec![("ADMIN_TOKEN".to_owned(), token.to_vec())];
     let mut world = World::start(setup);
-    let request = Request::post("/system/health", "").with("x-admin-token", found);
+    let request = Request::post("/system/health", "").header("x-admin-token", found);
     let mut status = 0;
     let cost = world.cost(0, |world| status = world.get(0, &request).status);
     assert_eq!(status, if token == found { 400 } else { 403 });
@@ -54,5 +55,5 @@ fn a_difference_in_cost_is_detected() {
 #[should_panic(expected = "a secret in the log")]
 fn a_secret_in_the_log_is_found() {
     let world = World::start(Setup::new("{}"));
-    world.processes[0].log.borrow_mut().push((0, "token canary-oops".to_owned()));
+    world.processes[0].log.borrow_mut().push((0, "token c4nary-oops".to_owned()));
 }
