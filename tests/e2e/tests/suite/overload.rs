@@ -18,7 +18,7 @@ use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    ONE_PER_HOUR, TOKEN, health, limited_upstream, set_health, set_health_request, tier, two_tiers,
+    ONE_PER_HOUR, TOKEN, at_once, health, limited_upstream, set_health, set_health_request, tier, two_tiers,
 };
 
 mod places;
@@ -399,7 +399,8 @@ fn the_health_that_an_operator_sets_overrides_measured_health_until_auto() {
     let failing = Setup::new().config(&measured()).upstream(upstream::refusing()).start();
     let serving = Upstream::start(|_| Answer::ok("ok"));
     let healthy = Setup::new().config(&measured()).upstream(serving.address()).start();
-    for (envoy, measured, other) in [(&failing, "DEGRADED", "NORMAL"), (&healthy, "NORMAL", "DEGRADED")] {
+    let cases = [(&failing, "DEGRADED", "NORMAL"), (&healthy, "NORMAL", "DEGRADED")];
+    at_once(cases, |(envoy, measured, other)| {
         load::during(envoy.address(), 4, Duration::from_millis(20), &Request::get("/"), || {
             await_health(envoy, measured);
             for status in [other, measured, other] {
@@ -410,7 +411,7 @@ fn the_health_that_an_operator_sets_overrides_measured_health_until_auto() {
             await_health(envoy, measured);
             assert_stays(envoy, measured, "auto");
         });
-    }
+    });
 }
 
 /// Checks that health does not change for longer than the detector needs for a decision.

@@ -12,7 +12,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{health, set_health, two_tiers};
+use crate::support::{at_once, health, set_health, two_tiers};
 
 /// How long a state must not change. An active generation would change it: it polls four times a second, and measures
 /// health once a second.
@@ -30,16 +30,6 @@ enum Held {
 }
 
 const BOTH: [Held; 2] = [Held::Nothing, Held::Stream];
-
-/// Runs `test` for both at the same time, because it mostly waits.
-fn for_both(test: impl Fn(Held) + Sync) {
-    thread::scope(|scope| {
-        for held in BOTH {
-            let test = &test;
-            scope.spawn(move || test(held));
-        }
-    });
-}
 
 /// An Envoy with successive configurations, each identified by the limit of the free tier.
 struct Gateway {
@@ -189,7 +179,7 @@ fn connections(redis: &Redis) -> usize {
 
 #[test]
 fn health_is_measured_with_the_new_window() {
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.deliver(&measured(4));
         gateway.fail_until_degraded();
@@ -203,7 +193,7 @@ fn health_is_judged_by_the_new_thresholds_alone() {
         config["health"]["error_ratio"] = json!(error_ratio);
         config
     };
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &with_error_ratio(1.0), Held::Nothing);
         // Without response headers, a request keeps the overload control of its generation at work.
         let mut connection = gateway.envoy.connect();
@@ -217,7 +207,7 @@ fn health_is_judged_by_the_new_thresholds_alone() {
 
 #[test]
 fn without_measured_health_its_last_state_ends() {
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.assert_measured_health_ends(|_| {});
     });
@@ -225,7 +215,7 @@ fn without_measured_health_its_last_state_ends() {
 
 #[test]
 fn an_operators_change_is_not_undone_by_the_previous_redis() {
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let redis = Redis::start();
         let setup = Setup::new().workers(1).redis(redis.address());
         let mut gateway = Gateway::start(setup, &in_redis(REDIS_CLUSTER), held);
@@ -271,7 +261,7 @@ fn thirty_deliveries_leave_no_connection_to_redis_open() {
 
 #[test]
 fn documents_of_the_previous_source_are_not_fetched_any_more() {
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let files = Upstream::start(|_| Answer::ok("{}"));
         let source = |path: &str| {
             let mut config = plain();
@@ -310,7 +300,7 @@ fn a_configuration_that_is_delivered_again_while_a_stream_holds_it_is_active() {
 
 #[test]
 fn another_environment_creates_another_vm_and_the_old_one_is_passive() {
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         gateway.assert_measured_health_ends(|plugin| {
             plugin["vm_config"]["environment_variables"]["key_values"] = json!({"CONFIG_TTL": "7"});
@@ -320,7 +310,7 @@ fn another_environment_creates_another_vm_and_the_old_one_is_passive() {
 
 #[test]
 fn a_refused_configuration_changes_nothing() {
-    for_both(|held| {
+    at_once(BOTH, |held| {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         let (received, refused) = gateway.envoy.deliveries();
         gateway.envoy.deliver(&json!({"unheard_of": 1}));

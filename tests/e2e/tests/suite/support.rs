@@ -41,3 +41,13 @@ pub(crate) fn statuses(envoy: &Envoy, request: &Request, requests: usize) -> Vec
     let mut connection = envoy.connect();
     (0..requests).map(|_| connection.send(request).status).collect()
 }
+
+/// Runs `test` for all cases at the same time, because it mostly waits.
+pub(crate) fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for case in cases {
+            let test = &test;
+            scope.spawn(move || test(case));
+        }
+    });
+}

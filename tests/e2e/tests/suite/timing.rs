@@ -9,7 +9,7 @@ use e2e::setup::Setup;
 use e2e::wait::unix_now;
 use serde_json::json;
 
-use crate::support::tier;
+use crate::support::{at_once, tier};
 
 /// How late a response may be on a busy machine.
 const SLACK_SECONDS: f64 = 0.9;
@@ -33,7 +33,7 @@ fn drain(envoy: &Envoy) -> Response {
 #[test]
 fn a_request_is_admitted_after_retry_after_and_not_earlier() {
     // Whole seconds between tokens, less than one, and a fraction to round up.
-    for (refill_rate, retry_after) in [(0.5, 2), (4.0, 1), (0.4, 3)] {
+    at_once([(0.5, 2), (4.0, 1), (0.4, 3)], |(refill_rate, retry_after)| {
         let envoy = envoy_with(3, refill_rate);
         let refused = drain(&envoy);
         assert_eq!(refused.number("retry-after"), retry_after, "{refill_rate}/s");
@@ -42,7 +42,7 @@ fn a_request_is_admitted_after_retry_after_and_not_earlier() {
         }
         sleep(Duration::from_secs(retry_after));
         assert_eq!(envoy.send(&Request::get("/")).status, 200, "{refill_rate}/s");
-    }
+    });
 }
 
 #[test]
