@@ -92,7 +92,7 @@ fn search() -> Result<()> {
         ("simulation", "simulation", &["--worlds", "1500", "--seed", "1"]),
         ("simulation with a real Redis", "simulation", &["--redis", "real", "--worlds", "40", "--seed", "1"]),
         ("overload", "overload", &mutants::OVERLOAD),
-        ("fuzzing", "fuzz", &["--inputs", "20000", "--seed", "1"]),
+        ("fuzzing", "fuzz", &["--inputs", "5000", "--seed", "1"]),
     ];
     for (what, package, amount) in searches {
         let mut search = search::program(package)?;
@@ -140,6 +140,9 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--package", "e2e"]).env("ENVOY_BIN", tools::envoy()?).envs(end_to_end_variables()?);
+    // These tests wait for most of their time: more of them run at once than there are cores.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tests.env("RUST_TEST_THREADS", (cores + cores.div_ceil(2)).to_string());
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 
