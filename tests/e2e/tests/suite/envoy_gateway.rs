@@ -56,7 +56,7 @@ fn the_pod_fields_are_valid_by_kubernetes_schemas() {
             "volumes": deployment["pod"]["volumes"],
         },
     });
-    assert_eq!(check_kubernetes(&pod), Ok(()));
+    assert_eq!(check_kubernetes(&[pod]), Ok(()));
 }
 
 #[test]
