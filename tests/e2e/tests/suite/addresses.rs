@@ -17,10 +17,12 @@ fn every_client_address_has_its_own_bucket_whatever_its_port() {
     }
 }
 
-/// Each case has `use_remote_address`, the number of trusted hops, and values of `x-forwarded-for`.
+/// `use_remote_address`, the number of trusted hops, and values of `x-forwarded-for`, each with the name of its bucket.
+type Grouping<'a> = (bool, u32, &'a [(char, &'a str)]);
+
 #[test]
 fn the_client_is_the_entry_that_the_last_trusted_hop_has_written() {
-    let cases: [(bool, u32, &[(char, &str)]); 5] = [
+    let cases: [Grouping; 5] = [
         // No entry is trusted.
         (
             true,

@@ -43,7 +43,7 @@ impl Identity {
         let from = |address: &str| Request::get("/").forwarded_for(address);
         match self {
             Self::Key => (Request::get("/").key(format!("key-{round}")), format!("id-{round}")),
-            Self::Address if round % 2 == 0 => {
+            Self::Address if round.is_multiple_of(2) => {
                 let address = format!("203.0.113.{round}");
                 (from(&address), address)
             }
