@@ -382,7 +382,12 @@ fn an_idle_worker_learns_what_others_did_before_it_sheds() {
     worker.admit(2, false, 0, &memory);
     worker.tick(50, &memory);
     let key = record_key("test", "overload/clusters/upstream");
-    change(&memory, &key, || unreachable!(), |record: &mut ClusterRecord| record.limit.target = 200.0);
+    change(
+        &memory,
+        &key,
+        || ClusterRecord::new(at(0)),
+        |record: &mut ClusterRecord| record.limit.target = 200.0,
+    );
     memory.add(worker.cluster, Gauge::InFlight, 50);
     let sent = worker.fill(400, &memory).len();
     assert_eq!((sent, worker.outputs()), (100, Vec::new()));

@@ -3,8 +3,10 @@
 use e2e::client::Request;
 use e2e::envoy::{Envoy, follows_writing_in_place};
 use e2e::setup::Setup;
+use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use scenarios::documents::{api_keys, config, tiers};
+use serde_json::json;
 
 /// Waits until every worker answers a request without a key with this limit.
 #[track_caller]
@@ -45,4 +47,16 @@ fn saving_a_document_reloads_it_by_rename_and_in_place() {
     envoy.save("api_keys.json", &api_keys("third"));
     await_tier(&envoy, "third", "pro");
     await_tier(&envoy, "second", "free");
+}
+
+#[test]
+fn a_cluster_whose_name_is_no_host_is_sent_one() {
+    let server = Upstream::start(|_| Answer::ok(tiers(1_000, 50)));
+    let mut config = config();
+    config["config_source"] = json!({"cluster": "outbound|80||docs.default", "tiers": "/tiers.json"});
+    let envoy = Setup::new().config(&config).cluster("outbound|80||docs.default", server.address()).start();
+    await_limit(&envoy, 1_000);
+    let requests = server.received();
+    let host = requests[0].headers.iter().find(|(name, _)| name == "host").map(|(_, host)| host.as_slice());
+    assert_eq!(host, Some(&b"outbound-80--docs.default"[..]));
 }
