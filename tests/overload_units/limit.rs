@@ -4,15 +4,16 @@ use super::*;
 
 /// A second of 100 responses with this latency, while this percentage of requests waits.
 fn second(limit: &mut ConcurrencyLimit, now_ms: &mut u64, latency_ms: f64, waiting_percent: f64) {
-    second_with_timeouts(limit, now_ms, latency_ms, waiting_percent, 0.0);
+    second_with(limit, now_ms, latency_ms, waiting_percent, 0.0, 0.0);
 }
 
-/// The same with so many timeouts.
-fn second_with_timeouts(
+/// The same with so many errors of the upstream and timeouts.
+fn second_with(
     limit: &mut ConcurrencyLimit,
     now_ms: &mut u64,
     latency_ms: f64,
     waiting_percent: f64,
+    errors: f64,
     timeouts: f64,
 ) {
     let (waited, latency_s) = (5.0 * waiting_percent / 100.0, 5.0 * latency_ms / 1e3);
@@ -21,8 +22,8 @@ fn second_with_timeouts(
         let observed = Observations {
             arrivals: 5.0,
             waited,
-            ended: 5.0 + timeouts / 20.0,
-            answered: 5.0,
+            ended: 5.0 + (errors + timeouts) / 20.0,
+            answered: 5.0 + errors / 20.0,
             responses: 5.0,
             samples: 5.0,
             latency_s,
@@ -100,8 +101,15 @@ fn a_cut_that_does_not_lower_latency_is_reverted_and_the_baseline_follows_the_me
 #[test]
 fn while_requests_time_out_a_cut_stays_even_if_latency_does_not_fall() {
     let (mut limit, mut now_ms) = learned();
-    (0..30).for_each(|_| second_with_timeouts(&mut limit, &mut now_ms, 400.0, 90.0, 30.0));
+    (0..30).for_each(|_| second_with(&mut limit, &mut now_ms, 400.0, 90.0, 0.0, 30.0));
     assert!(limit.baseline() < Some(Duration::from_millis(115)), "{limit:?}");
+}
+
+#[test]
+fn while_the_upstream_responds_with_errors_a_cut_that_does_not_help_is_reverted() {
+    let (mut limit, mut now_ms) = learned();
+    (0..30).for_each(|_| second_with(&mut limit, &mut now_ms, 400.0, 90.0, 30.0, 0.0));
+    assert!(limit.baseline() > Some(Duration::from_millis(390)), "{limit:?}");
 }
 
 #[test]
