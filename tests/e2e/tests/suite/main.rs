@@ -7,6 +7,7 @@ mod brute_force;
 mod compose;
 mod config_source;
 mod drain;
+mod ecds;
 mod endpoints;
 mod envoy_gateway;
 mod exactness;
