@@ -2,6 +2,7 @@
 //! first, and health is measured. Spec section 12.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -229,13 +230,25 @@ fn a_mild_overload_from_the_first_request_on_builds_up_no_queue_in_the_upstream(
 #[test]
 fn timeouts_lower_the_limit_and_errors_of_the_upstream_do_not() {
     let limit_after = |answer: fn() -> Answer, status| {
-        let upstream = Upstream::start(move |_| answer());
+        let is_healthy = Arc::new(AtomicBool::new(true));
+        let health = Arc::clone(&is_healthy);
+        let upstream =
+            Upstream::start(
+                move |_| {
+                    if health.load(Ordering::Relaxed) { Answer::ok("ok") } else { answer() }
+                },
+            );
         let route = json!({"cluster": "upstream", "timeout": "0.3s"});
         let envoy = Setup::new()
             .config(&measured())
             .cluster("upstream", upstream.address())
             .routes(&json!([{"match": {"prefix": "/"}, "route": route}]))
             .start();
+        load::burst(envoy.address(), 4, 100, &Request::get("/"));
+        wait::until("a baseline", || {
+            system_health(&envoy)["clusters"]["upstream"]["baseline_ms"].is_number().then_some(())
+        });
+        is_healthy.store(false, Ordering::Relaxed);
         let end = Instant::now() + Duration::from_secs(3);
         std::thread::scope(|scope| {
             for _ in 0..4 {
