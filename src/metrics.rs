@@ -353,7 +353,7 @@ impl Metrics {
         let label = cluster_label(&report.name);
         let limit = format!("{CLUSTER_LIMIT}.cluster.{label}");
         if !self.levels.iter().any(|level| level.name == limit) {
-            self.count(format!("{CLUSTER_SHED}.cluster.{label}"), 0);
+            self.counts.push((format!("{CLUSTER_SHED}.cluster.{label}").into(), 0));
         }
         let baseline = report.baseline.unwrap_or_default();
         let levels = [
