@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_enum, default_value_t)]
     store: Store,
     /// The log level of target/demo/envoy.log: trace, debug, info, warning or error;
-    /// `debug` shows each request's decision
+    /// `debug` shows each request that a bucket decided
     #[arg(long, default_value = "info")]
     log_level: String,
     /// Add an upstream of limited capacity and a load that rises and falls: health changes automatically
