@@ -33,12 +33,12 @@ def test(api, show):
 
 
 def test_endpoints(api, show):
-    reply = api.ask("GET", "/health")
+    reply = api.send("GET", "/health")
     show_reply(show, "GET /health", reply)
     show.line(reply.body.strip())
     show.check("GET /health is 200 and tells a status", problem_of_health(reply))
 
-    reply = api.ask("POST", "/system/health", {"X-Admin-Token": "surely-wrong"}, '{"status":"NORMAL"}')
+    reply = api.send("POST", "/system/health", {"X-Admin-Token": "surely-wrong"}, '{"status":"NORMAL"}')
     show.line(f"\nPOST /system/health with a wrong token: {reply.status} {reply.body.strip()}")
     wanted = (403, '{"detail":"Invalid admin token"}')
     show.check("a wrong admin token is rejected", unless((reply.status, reply.body.strip()), wanted))
@@ -46,8 +46,8 @@ def test_endpoints(api, show):
 
 def problem_of_health(reply):
     try:
-        told = json.loads(reply.body)
-        well_formed = told["status"] in ("healthy", "degraded") and told["health"] in check.STATES and "redis" in told
+        shown = json.loads(reply.body)
+        well_formed = shown["status"] in ("healthy", "degraded") and shown["health"] in check.STATES and "redis" in shown
     except (ValueError, KeyError, TypeError):
         well_formed = False
     return None if reply.status == 200 and well_formed else f"found {reply.status} {reply.body.strip()[:80]!r}"
@@ -82,7 +82,7 @@ def test_refill(api, show, state, bursts):
             continue
         show.line(f"\n{caller.tier}, {limit.rate:g} tokens a second:")
         after = check.empty_bucket(api, caller, limit, show)
-        gained = min(limit.capacity, limit.rate * (after.began - before.rejection_came_at))
+        gained = min(limit.capacity, limit.rate * (after.began - before.rejection_received_at))
         least = math.floor(gained - before.admitted_after_rejection)
         most = math.floor(limit.capacity + limit.rate * (after.ended - before.began))
         total = before.admitted + after.admitted
@@ -109,7 +109,7 @@ def test_made_up_keys(api, show):
     tries = 2 * limit.capacity + 3
     replies = [api.take(check.Caller(address.tier, f"made-up-{n}")) for n in range(tries)]
     # At the rejection there was less than a token.
-    most = math.floor(1 + limit.rate * (time.monotonic() - burst.rejection_asked_at))
+    most = math.floor(1 + limit.rate * (time.monotonic() - burst.rejection_sent_at))
     admitted = burst.admitted_after_rejection + sum(reply.status == 200 for reply in replies)
     problem = None if admitted <= most else f"{admitted} were admitted, wanted at most {most}"
     show.check(f"{tries} made-up keys buy nothing once the address' bucket is empty", problem)

@@ -43,7 +43,7 @@ def options(description, needs_token):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit status: 0 when all passed, 1 when something failed, 2 for wrong options, 130 after Ctrl-C.\n"
         "No colours where the output is no terminal or NO_COLOR is set.\n"
-        "While it runs, nobody else may send requests with the same keys or from the same address.",
+        "While it runs, no other client may send requests with the same keys or from the same address.",
     )
     parser.add_argument("--url", default="http://localhost:8000", help="where the limiter is (default: %(default)s)")
     parser.add_argument("--path", default="/test", help="a limited path that is answered with 200 (default: %(default)s)")
@@ -121,7 +121,7 @@ class Caller:
 
 
 def limit_of(tier, state):
-    """The limit that holds for a tier in a state of health, as the README's table has it."""
+    """The limit that holds for a tier in a state of health, as the table in docs/limits.md has it."""
     base = tier["base"]
     if state == "NORMAL":
         return Limit(tier.get("burst", base)["capacity"], base["refill_rate"])
@@ -129,7 +129,7 @@ def limit_of(tier, state):
     return Limit(degraded["capacity"], degraded["refill_rate"])
 
 
-# Asking.
+# Requests.
 
 
 @dataclass
@@ -163,7 +163,7 @@ class Api:
         kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
         return kind(self.url.hostname, self.url.port, timeout=ANSWER_LIMIT_SECONDS)
 
-    def ask(self, method, path, headers=None, body=None, connection=None):
+    def send(self, method, path, headers=None, body=None, connection=None):
         own = connection or self.connect()
         try:
             own.request(method, self.url.path.rstrip("/") + path, body=body, headers=headers or {})
@@ -181,7 +181,7 @@ class Api:
     def take(self, caller, connection=None):
         """One limited request."""
         headers = {"X-API-Key": caller.key} if caller.key else {}
-        reply = self.ask("GET", self.chosen.path, headers, connection=connection)
+        reply = self.send("GET", self.chosen.path, headers, connection=connection)
         if reply.status not in (200, 429):
             raise CannotTest(
                 f"{self.chosen.path} was answered with {reply.status} {reply.reason}, wanted 200 or 429; "
@@ -190,12 +190,12 @@ class Api:
         return reply
 
     def health(self):
-        """What GET /system/health tells."""
-        reply = self.ask("GET", "/system/health")
+        """What GET /system/health shows."""
+        reply = self.send("GET", "/system/health")
         try:
-            told = json.loads(reply.body)
-            if reply.status == 200 and told["health"] in STATES:
-                return told
+            shown = json.loads(reply.body)
+            if reply.status == 200 and shown["health"] in STATES:
+                return shown
         except (ValueError, KeyError, TypeError):
             pass
         raise CannotTest(
@@ -205,7 +205,7 @@ class Api:
 
     def set_health(self, status):
         headers = {"X-Admin-Token": self.chosen.admin_token, "Content-Type": "application/json"}
-        reply = self.ask("POST", "/system/health", headers, json.dumps({"status": status}))
+        reply = self.send("POST", "/system/health", headers, json.dumps({"status": status}))
         if reply.status != 200:
             hint = "; --admin-token or ADMIN_TOKEN names the token" if reply.status == 403 else ""
             raise CannotTest(f"health cannot be set to {status}: {reply.status} {reply.body.strip()}{hint}")
@@ -221,9 +221,9 @@ class Burst:
     replies: list = field(default_factory=list)
     began: float = 0.0
     ended: float = 0.0
-    # Of the first rejection: when it was asked for, and when it had come. The limiter decided in between.
-    rejection_asked_at: float = 0.0
-    rejection_came_at: float = 0.0
+    # The first rejected request: when it was sent, and when its response arrived. The limiter decided in between.
+    rejection_sent_at: float = 0.0
+    rejection_received_at: float = 0.0
 
     @property
     def admitted(self):
@@ -255,12 +255,12 @@ def empty_bucket(api, caller, limit, show):
     connection = api.connect()
     try:
         while after_rejection < EXTRA_REQUESTS and len(burst.replies) < most:
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             reply = api.take(caller, connection)
             burst.replies.append(reply)
-            if reply.status == 429 and not burst.rejection_came_at:
-                burst.rejection_asked_at, burst.rejection_came_at = asked_at, time.monotonic()
-            after_rejection += bool(burst.rejection_came_at)
+            if reply.status == 429 and not burst.rejection_received_at:
+                burst.rejection_sent_at, burst.rejection_received_at = sent_at, time.monotonic()
+            after_rejection += bool(burst.rejection_received_at)
             show.mark(reply.status == 200)
     finally:
         connection.close()
@@ -280,7 +280,7 @@ def check_full_bucket(show, burst, limit):
     if limit.capacity and first != limit.capacity - 1:
         return (
             f"the first of a full bucket left {first} by X-RateLimit-Remaining, wanted {limit.capacity - 1}; "
-            "does somebody else send requests as this caller?"
+            "does another client send requests as this caller?"
         )
     if burst.in_a_row < limit.capacity:
         return f"{burst.in_a_row} were admitted before the first rejection, wanted at least {limit.capacity}"
@@ -294,7 +294,7 @@ def shown_range(least, most):
 
 
 def wait_for_full_buckets(api, callers, show):
-    """Asks for each caller when its bucket is full, and waits until all are; those of a blocked tier never will be."""
+    """Finds out for each caller when its bucket is full, and waits until all are; those of a blocked tier never are."""
     state = api.health()["health"]
     with_buckets = [caller for caller in callers if api.chosen.tiers[caller.tier][state].capacity]
     full_at = max((full_after(api, caller, show) for caller in with_buckets), default=0.0)
@@ -417,15 +417,15 @@ class HealthPutBack:
         self.api, self.show = api, show
 
     def __enter__(self):
-        told = self.api.health()
-        # Where health is measured, what it was is not a state but that it was measured.
-        self.before = "AUTO" if str(told.get("mode")).lower() == "auto" else told["health"]
+        shown = self.api.health()
+        # If health is measured, the setting to restore is AUTO and not the state at the moment.
+        self.before = "AUTO" if str(shown.get("mode")).lower() == "auto" else shown["health"]
         return self
 
     def __exit__(self, *_):
         # A second Ctrl-C must not keep it from being put back.
-        for told_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(told_to_end, signal.SIG_IGN)
+        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, signal.SIG_IGN)
         try:
             self.api.set_health(self.before)
             self.show.line(f"\nHealth is {self.before} again.")
@@ -437,9 +437,9 @@ def run(test, description, needs_token):
     """Runs a test; gives its exit status."""
     chosen = options(description, needs_token)
     show = Show()
-    # However it is told to end, health is put back; also where a shell in the background ignores Ctrl-C for it.
-    for told_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(told_to_end, signal.default_int_handler)
+    # Health is put back at each of these signals, also if a shell in the background ignores Ctrl-C for this program.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     try:
         api = Api(chosen)
         if needs_token:
