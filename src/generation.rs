@@ -8,7 +8,7 @@
 //! The newest generation is the one that Envoy configured last, and the VM of Envoy's main thread knows it:
 //! it is given each configuration, in order, and no request holds an old one there. A worker's VM cannot
 //! know: where a configuration returns while a request still holds its root context, Envoy uses that root
-//! context again and calls nothing. A VM cannot ask whether it is the main thread's, but one that has served
+//! context again and calls nothing. A VM cannot find out whether it is the main thread's, but one that has served
 //! a request is not. So a VM that has never served a request writes a claim for its newest generation into
 //! shared data and renews it at each tick; all generations obey it. A worker that has served no request yet
 //! is configured in the same order, a moment later, and claims the same.

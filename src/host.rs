@@ -2,7 +2,7 @@
 //!
 //! [`root`] is the plugin (configuration, ticks), [`fetch`] its documents on their way, [`http`] one request,
 //! [`worker`] what the requests of a worker share, [`redis_stream`] its stream to Redis, [`bridge`] that stream's other
-//! end, [`log`] what it writes, and the rest are the host calls that the limiter asks for through its traits.
+//! end, [`log`] what it writes, and the rest are the host calls that the limiter makes through its traits.
 
 mod bridge;
 mod fetch;

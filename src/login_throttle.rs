@@ -2,7 +2,7 @@
 //!
 //! Exact over every sliding minute, shared by all workers, and bounded: a fixed number of records of a few
 //! addresses each, found by the keyed hash of the address table, so that no client can choose addresses that
-//! share one. A record is crowded while all of its addresses have sent wrong tokens within the last minute.
+//! share one. A record is full while all of its addresses have sent wrong tokens within the last minute.
 //! Then no token of another address that belongs there is compared, right or wrong: it is rejected until
 //! there is room. So an attacker with any number of addresses has at most 5 × 4,096 guesses a minute.
 //!
@@ -66,7 +66,7 @@ impl<D: SharedData> LoginThrottle<'_, D> {
         .map(|updated| updated.value)
     }
 
-    /// Remembers that `network` has shown the right token: others cannot crowd it out from now on.
+    /// Remembers that `network` has shown the right token: others cannot evict it from now on.
     pub fn note_right_token(&self, network: Network) {
         if network.is_this_machine() {
             return;

@@ -224,7 +224,7 @@ pub enum Status {
     Exempt,
     /// Its tier's capacity is zero, or `on_failure` is `deny` and Redis did not answer.
     Blocked,
-    /// It was shed: the upstream is at its concurrency limit, or latency is too high.
+    /// It was shed: it waited too long for a place in flight, or the queue was full of more important requests.
     Shed,
 }
 

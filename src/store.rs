@@ -16,8 +16,8 @@ use crate::time::StoreTime;
 
 /// How often a lost race is tried again before the request is rejected.
 ///
-/// Losing a race means that another worker won it, so with W workers on one key a worker that loses hundreds of
-/// times in a row is not seen in practice; the bound is there so that no loop is without one.
+/// Losing a race means that another worker won it, so with W workers on one key it does not happen in practice
+/// that a worker loses hundreds of times in a row; the bound is there so that no loop is without one.
 const MAX_ATTEMPTS: u32 = 256;
 
 /// Another worker has written since this reader read.

@@ -102,7 +102,7 @@ pub(super) fn counts(id: u32) -> bool {
 }
 
 /// Finds out whether changes can be counted. This counts as one: taken back, it could hide a change from a worker that
-/// has seen it.
+/// has read it.
 pub(super) fn probe_changes() {
     let counts = |gauge: &u32| {
         add(*gauge, 1);

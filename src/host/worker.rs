@@ -306,7 +306,7 @@ impl Worker {
         }
     }
 
-    /// Answers those for whom Redis, or its absence, has decided: some now, the others next turn.
+    /// Answers the requests that Redis or `on_failure` has decided: some now, the others next turn.
     fn follow_redis(&mut self, now: StoreTime) {
         let mut left_root = false;
         while self.answers_left > 0

@@ -1,7 +1,7 @@
-//! What waits inside the worker because enough commands are on the wire.
+//! The commands that wait in the worker while enough others are on the wire.
 //!
-//! The time of a command begins when it is handed over, so what waits has no deadline of its own. All of it is given up
-//! at once when nothing was handed over for as long as a command may take: then Redis does not answer.
+//! The time of a command begins when it is sent, so a command that waits has no deadline of its own. All of them are
+//! given up at once when none was sent for as long as a command may take: then Redis does not answer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How much time Redis has had to reply, as seen by a worker that may be too busy to read replies.
+//! How much time Redis has had to reply, measured by a worker that may be too busy to read replies.
 //!
 //! A reply reaches the limiter when the worker's event loop gets round to reading it. A worker with hundreds of busy
 //! connections spends tens of milliseconds in one turn of that loop, and a reply then lies unread although Redis sent

@@ -7,7 +7,7 @@ use crate::limit::Limit;
 /// Takes one token; the twin of [`crate::bucket::take`], and tested against it.
 pub const TAKE: &str = include_str!("take.lua");
 
-/// SHA-1 of [`TAKE`], by which a Redis that has seen the script before knows it.
+/// SHA-1 of [`TAKE`], by which a Redis that has run the script before knows it.
 pub const TAKE_SHA1: &str = "693b731525e214b97e628b797bd3114232004f09";
 
 const MICRO: u64 = 1_000_000;
@@ -53,7 +53,7 @@ impl Take {
 /// How to name the script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Script {
-    /// By its hash: short, and enough once Redis has seen it.
+    /// By its hash: short, and enough once Redis has run it.
     Hash,
     Text,
 }
