@@ -1,10 +1,10 @@
 //! Whether the upstream is healthy, from what all workers of one Envoy observe of all clusters.
 //!
-//! Callers are weighed: none counts for more than the median caller, so that one among many decides nothing.
+//! One caller among others decides nothing, whatever it sends.
 
 use serde::{Deserialize, Serialize};
 
-use super::observations::CallerObservations;
+use super::observations::{CallerCounts, CallerObservations, MIN_SIZE};
 use super::parameters::*;
 use crate::config::HealthThresholds;
 use crate::time::StoreTime;
@@ -20,14 +20,14 @@ pub enum DegradeReason {
     Shed,
 }
 
-/// The signals of the window. No caller counts for more than the median caller does.
+/// The signals of the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signals {
     /// Requests that ended or were shed, of all callers.
     pub requests: f64,
     /// The share of server errors, 0 to 1.
     pub error_ratio: f64,
-    /// The share of requests that took longer than the bounds.
+    /// The share of requests that took longer than the thresholds.
     pub slow_ratio: f64,
     /// The share of requests that were shed.
     pub shed_ratio: f64,
@@ -43,7 +43,7 @@ pub struct HealthDetector {
     updated: StoreTime,
 }
 
-/// What has to last for health to change: a broken bound, or that all hold.
+/// What has to last for health to change: an exceeded threshold, or that none is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct PendingTransition {
     since: StoreTime,
@@ -56,33 +56,37 @@ impl HealthDetector {
         Self { reason: None, signals, pending: None, window, updated: now }
     }
 
-    /// Whether health is `NORMAL` and no bound is broken: then latency is usual.
+    /// Whether health is `NORMAL` and no threshold is exceeded: then latency is usual.
     pub fn is_calm(&self) -> bool {
         self.reason.is_none() && self.pending.is_none()
     }
 
     /// Takes in what one worker observed.
-    pub fn update(&mut self, observed: &CallerObservations, bounds: &HealthThresholds, now: StoreTime) {
+    pub fn update(&mut self, observed: &CallerObservations, thresholds: &HealthThresholds, now: StoreTime) {
         let is_degraded = self.reason.is_some();
         // The way back is judged by what came since, not by the window before it.
-        let memory_s = if is_degraded { bounds.degrade_after_seconds } else { bounds.window_seconds };
+        let memory_s = if is_degraded { thresholds.degrade_after_seconds } else { thresholds.window_seconds };
         let elapsed_s = now.since(self.updated).as_secs_f64();
+        if elapsed_s > f64::from(thresholds.window_seconds.max(1)) {
+            // Health was not measured meanwhile.
+            *self = Self::new(now);
+        }
         self.window.fade_and_merge((-elapsed_s / f64::from(memory_s.max(1))).exp(), observed);
         self.updated = now;
         self.signals = Signals::of(&self.window);
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
-        let (mut reason, mut pressure) = (DegradeReason::ErrorRatio, error_ratio / bounds.error_ratio);
+        let (mut reason, mut pressure) = (DegradeReason::ErrorRatio, error_ratio / thresholds.error_ratio);
         for (other, ratio) in [(DegradeReason::Latency, slow_ratio), (DegradeReason::Shed, shed_ratio)] {
             if ratio / TOLERANCE >= pressure {
                 (reason, pressure) = (other, ratio / TOLERANCE);
             }
         }
         let new = observed.total(f64::INFINITY);
-        let min_requests = f64::from(bounds.min_requests);
+        let min_requests = f64::from(thresholds.min_requests);
         let (is_wanted, after_seconds) = if is_degraded {
-            (pressure <= 1.0 - TOLERANCE && new.shed == 0.0, bounds.recover_after_seconds)
+            (pressure <= 1.0 - TOLERANCE && new.shed == 0.0, thresholds.recover_after_seconds)
         } else {
-            (pressure > 1.0 && requests >= min_requests, bounds.degrade_after_seconds)
+            (pressure > 1.0 && requests >= min_requests, thresholds.degrade_after_seconds)
         };
         let mut pending =
             self.pending.filter(|_| is_wanted).unwrap_or(PendingTransition { since: now, requests: 0.0 });
@@ -97,14 +101,21 @@ impl HealthDetector {
 }
 
 impl Signals {
+    /// Each share is the least of three: of all requests, of all where no caller counts for more than the median caller,
+    /// and of all but those of the caller with the largest part.
     fn of(window: &CallerObservations) -> Self {
-        let (all, counts) = (window.total(f64::INFINITY), window.total(window.median()));
-        let ratio = |part: f64, whole: f64| if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 };
+        let (all, weighed) = (window.total(f64::INFINITY), window.total(window.median()));
+        let least = |part: fn(&CallerCounts) -> f64, whole: fn(&CallerCounts) -> f64| {
+            let share = |counts: &CallerCounts| (part(counts) / whole(counts).max(1e-9)).clamp(0.0, 1.0);
+            let others = all.plus(&window.largest(part), -1.0);
+            let of_others = if others.size() < MIN_SIZE { 1.0 } else { share(&others) };
+            share(&all).min(share(&weighed)).min(of_others)
+        };
         Self {
-            requests: all.requests + all.shed,
-            error_ratio: ratio(counts.errors, counts.requests),
-            slow_ratio: ratio(counts.slow, counts.requests),
-            shed_ratio: ratio(counts.shed, counts.requests + counts.shed),
+            requests: all.size(),
+            error_ratio: least(|counts| counts.errors, |counts| counts.requests),
+            slow_ratio: least(|counts| counts.slow, |counts| counts.requests),
+            shed_ratio: least(|counts| counts.shed, CallerCounts::size),
         }
     }
 }

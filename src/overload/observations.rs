@@ -60,6 +60,8 @@ impl Observations {
 
 /// Callers whose observations are kept apart. More share a number, by their hash.
 const CALLERS: usize = 64;
+/// What has faded to less is no caller any more, in requests.
+pub const MIN_SIZE: f64 = 0.5;
 
 /// What was observed of one caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,7 +69,7 @@ pub struct CallerCounts {
     /// Requests that got a response or failed, or take too long already.
     pub requests: f64,
     pub errors: f64,
-    /// Requests that took longer than a bound.
+    /// Requests that took longer than a threshold.
     pub slow: f64,
     pub shed: f64,
 }
@@ -97,23 +99,32 @@ impl CallerObservations {
     /// All together, where no caller counts for more than `most`.
     pub fn total(&self, most: f64) -> CallerCounts {
         let weight = |counts: &CallerCounts| (most / counts.size().max(1e-9)).min(1.0);
-        self.0.iter().fold(CallerCounts::default(), |sum, counts| sum.plus(counts, weight(counts)))
+        let used = self.0.iter().filter(|counts| counts.size() > 0.0);
+        used.fold(CallerCounts::default(), |sum, counts| sum.plus(counts, weight(counts)))
+    }
+
+    /// The counts of the caller with the largest `part`.
+    pub fn largest(&self, part: fn(&CallerCounts) -> f64) -> CallerCounts {
+        let larger = |largest, counts| if part(&counts) > part(&largest) { counts } else { largest };
+        self.0.iter().copied().fold(CallerCounts::default(), larger)
     }
 
     /// What the median caller counts for.
     pub fn median(&self) -> f64 {
-        let mut sizes: Vec<f64> = self.0.iter().map(CallerCounts::size).filter(|size| *size >= 0.5).collect();
+        let mut sizes: Vec<f64> =
+            self.0.iter().map(CallerCounts::size).filter(|size| *size >= MIN_SIZE).collect();
         sizes.sort_unstable_by(f64::total_cmp);
         sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0)
     }
 }
 
 impl CallerCounts {
-    fn size(&self) -> f64 {
+    /// Requests that ended or were shed.
+    pub fn size(&self) -> f64 {
         self.requests + self.shed
     }
 
-    fn plus(self, other: &Self, weight: f64) -> Self {
+    pub fn plus(self, other: &Self, weight: f64) -> Self {
         Self {
             requests: self.requests + weight * other.requests,
             errors: self.errors + weight * other.errors,

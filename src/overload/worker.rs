@@ -93,7 +93,7 @@ impl Stage {
 /// One worker's part in the overload control.
 #[derive(Debug)]
 pub struct OverloadControl {
-    bounds: HealthThresholds,
+    thresholds: HealthThresholds,
     namespace: String,
     worker: u64,
     clusters: Vec<ClusterControl>,
@@ -111,10 +111,10 @@ pub struct OverloadControl {
 
 impl OverloadControl {
     /// A worker that has seen nothing yet. `worker` is a number that no other worker has.
-    pub fn new(bounds: HealthThresholds, namespace: &str, worker: u64, now: StoreTime) -> Self {
+    pub fn new(thresholds: HealthThresholds, namespace: &str, worker: u64, now: StoreTime) -> Self {
         let next_flush = now.after(FLUSH_INTERVAL);
         Self {
-            bounds,
+            thresholds,
             namespace: namespace.to_owned(),
             worker,
             clusters: Vec::new(),
@@ -159,12 +159,12 @@ impl OverloadControl {
         };
         cluster.observations.arrivals += 1.0;
         let is_next = cluster.queue.best_priority().is_none_or(|best| best < priority);
-        let is_sent = !self.bounds.shed
+        let is_sent = !self.thresholds.shed
             || is_next && cluster.take_place(priority, shared)
             || cluster.queue.len() == 0
                 && cluster.catch_up(now, shared)
                 && cluster.take_place(priority, shared);
-        if !self.bounds.shed {
+        if !self.thresholds.shed {
             cluster.take_place_anyway(shared);
         }
         let tracked =
@@ -228,8 +228,8 @@ impl OverloadControl {
                 } else if request.is_complete {
                     cluster.note_no_response(since);
                 }
-                let is_slow = request.is_complete && latency > latency_bound(cluster, &self.bounds);
-                if is_good || is_failed || outcome == RequestOutcome::ClientLeft && is_slow {
+                let is_slow = request.is_complete && latency > latency_threshold(cluster, &self.thresholds);
+                if is_good || is_failed || outcome == RequestOutcome::ClientLeft && request.is_complete {
                     let requests = f64::from(!is_counted);
                     let (slow, errors) = (f64::from(is_slow && !is_counted), f64::from(is_failed));
                     self.callers.count(request.caller, CallerCounts { requests, errors, slow, shed: 0.0 });
@@ -310,7 +310,7 @@ impl OverloadControl {
                 continue;
             }
             cluster.note_in_flight(*since, now);
-            if !*is_counted && age > latency_bound(cluster, &self.bounds) {
+            if !*is_counted && age > latency_threshold(cluster, &self.thresholds) {
                 *is_counted = true;
                 let counts = CallerCounts { requests: 1.0, slow: 1.0, ..CallerCounts::default() };
                 self.callers.count(request.caller, counts);
@@ -322,7 +322,7 @@ impl OverloadControl {
         let observed = std::mem::take(&mut self.callers);
         let new = || HealthDetector::new(now);
         let changed = change(shared, &health_key(&self.namespace), new, |detector| {
-            detector.update(&observed, &self.bounds, now)
+            detector.update(&observed, &self.thresholds, now)
         });
         if let Some((detector, ())) = changed {
             self.detector = detector;
@@ -374,9 +374,9 @@ pub fn measured_health(namespace: &str, data: &impl SharedData) -> Option<Health
 }
 
 /// What takes longer is slow.
-fn latency_bound(cluster: &ClusterControl, bounds: &HealthThresholds) -> Duration {
-    let absolute = bounds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
-    let relative = bounds.latency_ratio.zip(cluster.record.limit.usual());
+fn latency_threshold(cluster: &ClusterControl, thresholds: &HealthThresholds) -> Duration {
+    let absolute = thresholds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
+    let relative = thresholds.latency_ratio.zip(cluster.record.limit.usual());
     let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());
     absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
 }

@@ -40,10 +40,47 @@ fn errors_of_all_callers_turn_health_degraded_and_it_recovers() {
 }
 
 #[test]
-fn one_caller_among_twenty_cannot_turn_health_degraded() {
-    let mut callers = vec![(0.25, 0.0); 20];
-    callers.push((1_000.0, 1_000.0));
-    assert_eq!(seconds_until(Health::Degraded, &mut detector(), &mut 0, &callers), None);
+fn one_caller_among_others_cannot_turn_health_degraded() {
+    for others in [1, 2, 3, 20] {
+        for bad in [
+            CallerCounts { requests: 1_000.0, errors: 1_000.0, ..CallerCounts::default() },
+            CallerCounts { requests: 1_000.0, slow: 1_000.0, ..CallerCounts::default() },
+            CallerCounts { shed: 1_000.0, ..CallerCounts::default() },
+        ] {
+            let mut detector = detector();
+            for second in 1..60 {
+                let mut observed = CallerObservations::default();
+                observed.count(0, bad);
+                for caller in 1..=others {
+                    observed.count(caller, CallerCounts { requests: 5.0, ..CallerCounts::default() });
+                }
+                detector.update(&observed, &HealthThresholds::default(), at(second * 1_000));
+                assert_eq!(detector.reason, None, "{others} others, {bad:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn callers_who_are_slower_than_a_large_one_do_not_turn_health_degraded() {
+    let mut detector = detector();
+    for second in 1..60 {
+        let mut observed = CallerObservations::default();
+        observed.count(0, CallerCounts { requests: 950.0, ..CallerCounts::default() });
+        for caller in 1..=20 {
+            observed.count(caller, CallerCounts { requests: 2.5, slow: 2.5, ..CallerCounts::default() });
+        }
+        detector.update(&observed, &HealthThresholds::default(), at(second * 1_000));
+        assert_eq!(detector.reason, None, "five in a hundred requests are slow");
+    }
+}
+
+#[test]
+fn health_is_judged_anew_after_a_time_without_a_measurement() {
+    let (mut detector, mut now_ms) = (detector(), 0);
+    seconds_until(Health::Degraded, &mut detector, &mut now_ms, &[(10.0, 10.0); 20]);
+    detector.update(&CallerObservations::default(), &HealthThresholds::default(), at(now_ms + 10_001));
+    assert_eq!(detector.reason, None);
 }
 
 #[test]

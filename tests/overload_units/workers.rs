@@ -59,8 +59,8 @@ struct Worker {
 
 impl Worker {
     fn new(worker: u64) -> Self {
-        let bounds = HealthThresholds::default();
-        let mut control = OverloadControl::new(bounds, "test", worker, at(0));
+        let thresholds = HealthThresholds::default();
+        let mut control = OverloadControl::new(thresholds, "test", worker, at(0));
         let cluster = control.cluster_id(b"upstream", at(0));
         Self { control, cluster, next: 0, shed: Vec::new() }
     }
@@ -292,9 +292,9 @@ fn a_hang_is_slow_before_it_ends() {
 #[test]
 fn with_shed_off_no_request_waits() {
     let memory = Memory::default();
-    let bounds = HealthThresholds { shed: false, ..HealthThresholds::default() };
+    let thresholds = HealthThresholds { shed: false, ..HealthThresholds::default() };
     let mut worker = Worker::new(1);
-    worker.control = OverloadControl::new(bounds, "test", 1, at(0));
+    worker.control = OverloadControl::new(thresholds, "test", 1, at(0));
     worker.cluster = worker.control.cluster_id(b"upstream", at(0));
     assert_eq!(worker.fill(0, &memory).len(), 100);
 }
