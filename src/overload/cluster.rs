@@ -51,7 +51,7 @@ impl ClusterControl {
             name: name.to_vec(),
             queue: AdmissionQueue::default(),
             observations: Observations::default(),
-            limit: record.limit.limit(now),
+            limit: record.limit.limit(),
             record,
             queues: 0,
             entry: WorkerEntry { worker, ..WorkerEntry::default() },
@@ -161,7 +161,7 @@ impl ClusterControl {
 
     /// Looks how many requests may be in flight now.
     pub fn refresh(&mut self, now: StoreTime, shared: &impl Shared) {
-        let limit = self.record.limit.limit(now);
+        let limit = self.record.limit.limit();
         let has_gauges = shared.read(self.id, Gauge::InFlight).is_some();
         self.limit = if has_gauges { limit } else { self.record.share(self.entry.worker, limit, now) };
     }
@@ -209,7 +209,7 @@ impl ClusterControl {
         let sum = |number: fn(&WorkerEntry) -> u32| workers.iter().map(number).map(u64::from).sum();
         ClusterReport {
             name: self.name.clone(),
-            limit: limit.limit(self.entry.at),
+            limit: limit.limit(),
             baseline: limit.baseline(),
             in_flight: sum(|worker| worker.in_flight),
             waiting: sum(|worker| worker.waiting),

@@ -26,28 +26,33 @@ pub enum LimitState {
     Open,
     /// Requests wait. The limit grows while latency is below its goal.
     Limiting,
-    /// Latency was above its goal, and the limit was cut.
-    Cutting(Step),
-    /// A lower limit measures the baseline.
-    Verifying(Step),
+    /// A lower limit shows what latency is there.
+    Trial(Trial),
     /// Requests wait or are given up, and none gets a response. The limit falls until one does, unless those in flight
     /// just hang; the number is the queue limit before.
     Silent(f64),
 }
 
-/// A step to a lower limit.
+/// A lower limit on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Step {
-    /// The limit before the step.
-    from: f64,
+pub struct Trial {
+    kind: TrialKind,
     /// What the latency at the lower limit is compared with; `None` if latency was still changing.
     before: Option<Measurement>,
     /// The limit to go back to: the lowest that has proved itself.
     back: f64,
-    /// The limit falls slowly enough that the most important requests go on meanwhile.
-    places_per_s: f64,
-    /// Whether no more requests are in flight than the lower limit allows.
-    is_reached: bool,
+    /// The limit on its way down, slowly enough that the most important requests go on meanwhile; `None` once no more
+    /// requests are in flight than the lower limit allows.
+    falling: Option<f64>,
+}
+
+/// What a lower limit is tried for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum TrialKind {
+    /// Latency is above its goal.
+    Cut,
+    /// The baseline is measured.
+    Verify,
 }
 
 /// The latency at a limit.
@@ -67,7 +72,6 @@ struct Mean {
 /// The latency since the last decision.
 #[derive(Clone, Copy)]
 struct Estimate {
-    samples: f64,
     /// By Little's law.
     little: Mean,
     /// The lower and the higher of the two, and the mean of both.
@@ -106,7 +110,7 @@ impl ConcurrencyLimit {
             state: LimitState::Starting,
             target: INITIAL_LIMIT / 2.0,
             baseline: Mean::default(),
-            begun: now,
+            begun: StoreTime::default(),
             since: now,
             updated: now,
             totals: Observations::default(),
@@ -118,11 +122,9 @@ impl ConcurrencyLimit {
     }
 
     /// How many requests may be in flight.
-    pub fn limit(&self, now: StoreTime) -> f64 {
+    pub fn limit(&self) -> f64 {
         match self.state {
-            LimitState::Cutting(step) | LimitState::Verifying(step) if !step.is_reached => {
-                self.target.max(step.from - step.places_per_s * now.since(self.since).as_secs_f64())
-            }
+            LimitState::Trial(Trial { falling: Some(limit), .. }) => limit,
             _ => self.target,
         }
     }
@@ -133,8 +135,7 @@ impl ConcurrencyLimit {
         match self.state {
             LimitState::Starting => f64::INFINITY,
             LimitState::Open if self.verified_at.is_none() => f64::INFINITY,
-            LimitState::Cutting(step) | LimitState::Verifying(step) => self.target.max(step.back),
-            LimitState::Silent(back) => self.target.max(back),
+            LimitState::Trial(Trial { back, .. }) | LimitState::Silent(back) => self.target.max(back),
             LimitState::Open | LimitState::Limiting => self.target,
         }
     }
@@ -170,7 +171,11 @@ impl ConcurrencyLimit {
 
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
-        self.updated = now;
+        let elapsed = now.since(std::mem::replace(&mut self.updated, now));
+        let is_idle = in_flight <= 0.0 && *observed == Observations::default();
+        // A pause would make the demand seem low.
+        let pause = if is_idle { elapsed } else { elapsed.saturating_sub(2 * FLUSH_INTERVAL) };
+        self.since = self.since.after(pause);
         self.totals.merge(observed);
         if observed.answered > 0.0 || in_flight <= 0.0 {
             self.responded_at = now;
@@ -182,28 +187,27 @@ impl ConcurrencyLimit {
         if self.is_silent() {
             return self.end_silence(in_flight);
         }
-        if let LimitState::Cutting(step) | LimitState::Verifying(step) = &mut self.state
-            && !step.is_reached
-            && in_flight <= self.target.ceil()
-        {
-            step.is_reached = true;
-            return self.begin(self.state);
+        if let LimitState::Trial(Trial { falling: falling @ Some(_), .. }) = &mut self.state {
+            if in_flight <= self.target.ceil() {
+                *falling = None;
+                return self.begin(self.state);
+            }
+            *falling = falling.map(|limit| self.target.max(limit - DRAIN * observed.ended));
         }
         // Each worker has to have said what it observed.
-        if estimate.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
-            return;
+        if self.totals.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
+            return self.follow_errors(in_flight);
         }
         match self.state {
-            LimitState::Cutting(step) | LimitState::Verifying(step) if !self.waits() => {
+            LimitState::Trial(trial) if !self.waits() => {
                 // Nothing can be proved with less demand.
-                self.target = step.back;
+                self.target = trial.back;
                 self.begin(LimitState::Open);
             }
             // With one response for each request in flight, all kinds have come.
-            LimitState::Cutting(step) | LimitState::Verifying(step)
-                if !step.is_reached || estimate.samples < self.target => {}
-            LimitState::Cutting(step) => self.prove(step, estimate.little),
-            LimitState::Verifying(step) => self.verify(step, estimate.little),
+            LimitState::Trial(trial) if trial.falling.is_some() || self.totals.samples < self.target => {}
+            LimitState::Trial(trial) if trial.kind == TrialKind::Cut => self.prove(trial, estimate.little),
+            LimitState::Trial(trial) => self.verify(trial, estimate.little),
             LimitState::Silent(back) => {
                 if !self.is_slow(estimate.low) {
                     self.target = back.min(INITIAL_LIMIT).max(self.target);
@@ -220,11 +224,11 @@ impl ConcurrencyLimit {
     fn start(&mut self, estimate: Estimate) {
         let waits = self.waits();
         let enough = if waits { MIN_SAMPLES } else { INITIAL_LIMIT };
-        if estimate.samples >= enough {
+        if self.totals.samples >= enough {
             self.baseline = estimate.high;
             self.usual_s = self.goal_s();
             if waits {
-                self.target += estimate.samples;
+                self.target += self.totals.samples;
             }
             self.go_on(LimitState::Open);
         } else if waits && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
@@ -248,9 +252,9 @@ impl ConcurrencyLimit {
         let back = self.queue_limit();
         self.responded_at = self.updated;
         match self.state {
-            LimitState::Cutting(step) | LimitState::Verifying(step) if !step.is_reached => {
+            LimitState::Trial(Trial { back, falling: Some(_), .. }) => {
                 // Some of those in flight hang, and the lower limit cannot be measured.
-                self.target = step.back;
+                self.target = back;
                 self.verified_at = self.verified_at.map(|_| self.updated);
                 return self.begin(LimitState::Limiting);
             }
@@ -261,6 +265,18 @@ impl ConcurrencyLimit {
             _ => self.target = in_flight + MIN_SAMPLES,
         }
         self.begin(LimitState::Silent(back));
+    }
+
+    /// Where hardly anything but errors arrives, there is no latency to follow: a low limit does not help.
+    fn follow_errors(&mut self, in_flight: f64) {
+        let are_errors = self.totals.answered >= MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64();
+        if are_errors && self.waits() {
+            if let LimitState::Trial(Trial { back, .. }) = self.state {
+                self.target = back;
+            }
+            self.target = self.target.max(in_flight) + MIN_SAMPLES;
+            self.begin(LimitState::Limiting);
+        }
     }
 
     /// There is room for all: latency is the baseline, and demand says how much room it needs.
@@ -286,7 +302,7 @@ impl ConcurrencyLimit {
         }
         if !is_slow || waited == 0.0 {
             let share = self.age_s() / VERIFY_INTERVAL.as_secs_f64();
-            let samples = estimate.samples.min(BASELINE_SAMPLES * share);
+            let samples = self.totals.samples.min(BASELINE_SAMPLES * share);
             self.baseline = self.baseline.with(Mean { samples, ..estimate.mean }, share);
             // A rise may be a queue that builds up.
             if self.baseline.error() < TOLERANCE && !self.has_risen_by(TOLERANCE) {
@@ -300,18 +316,18 @@ impl ConcurrencyLimit {
     /// Requests wait: the limit follows latency.
     fn follow(&mut self, estimate: Estimate, in_flight: f64) {
         let (goal_s, is_limiting) = (self.goal_s(), self.state == LimitState::Limiting);
-        let is_steady = is_limiting && estimate.samples >= in_flight;
+        let is_steady = is_limiting && self.totals.samples >= in_flight;
         let before = Some(Measurement { limit: self.target, latency: estimate.little });
         if self.is_slow(estimate.low) {
             if is_steady {
                 self.cut(before, self.target, estimate.mean);
             } else if !is_limiting {
                 // Earlier samples were of fewer in flight: only the next cut can prove that it helps.
-                self.lower(self.target / LATENCY_TARGET, None, self.target, LimitState::Cutting);
+                self.lower(self.target / LATENCY_TARGET, TrialKind::Cut, None, self.target);
             }
         } else if is_limiting && self.is_verification_due() {
             if is_steady {
-                self.lower(self.target / 2.0, before, self.target, LimitState::Verifying);
+                self.lower(self.target / 2.0, TrialKind::Verify, before, self.target);
             }
         } else if estimate.high.most_s() < goal_s
             || self.verified_at.is_none() && estimate.mean.seconds < goal_s
@@ -325,25 +341,25 @@ impl ConcurrencyLimit {
                 self.begin(LimitState::Limiting);
             } else {
                 // There was room for all so far, and there is no queue. By one for each response it grows evenly.
-                self.target += growth * estimate.samples.min(self.target);
+                self.target += growth * self.totals.samples.min(self.target);
                 self.go_on(LimitState::Open);
             }
-        } else if estimate.samples >= BASELINE_SAMPLES {
+        } else if self.totals.samples >= BASELINE_SAMPLES {
             self.go_on(LimitState::Limiting);
         }
     }
 
     /// Keeps a cut if it is sure that latency has fallen with the limit.
-    fn prove(&mut self, step: Step, latency: Mean) {
+    fn prove(&mut self, trial: Trial, latency: Mean) {
         let is_sure = latency.error() < TOLERANCE;
         let is_slow = self.is_slow(latency);
         let is_below = |bound_s: f64| latency.most_s() < bound_s || is_sure && latency.seconds < bound_s;
         let now = Measurement { limit: self.target, latency };
-        let Some(before) = step.before else {
+        let Some(before) = trial.before else {
             if is_below(self.goal_s()) {
                 self.begin(LimitState::Limiting);
             } else if is_slow || is_sure {
-                self.cut(Some(now), step.back, latency);
+                self.cut(Some(now), trial.back, latency);
             }
             return;
         };
@@ -358,16 +374,16 @@ impl ConcurrencyLimit {
                 // The upstream still works on requests that were given up.
                 self.begin(LimitState::Limiting);
             } else {
-                self.set_baseline(step.back, latency, failed_by > 2.0 * SIGMAS);
+                self.set_baseline(trial.back, latency, failed_by > 2.0 * SIGMAS);
             }
         } else if is_sure {
             // A lower limit shows more.
-            self.cut(step.before, step.back, latency);
+            self.cut(trial.before, trial.back, latency);
         }
     }
 
     /// Measures the baseline, at ever lower limits while latency is lower there.
-    fn verify(&mut self, step: Step, latency: Mean) {
+    fn verify(&mut self, trial: Trial, latency: Mean) {
         // Exact enough to tell the baseline from the goal; more exact, if that takes no time.
         let is_early = self.age_s() < MIN_SAMPLES * FLUSH_INTERVAL.as_secs_f64();
         let most = if is_early { TOLERANCE } else { (LATENCY_TARGET - 1.0) / SIGMAS };
@@ -377,13 +393,13 @@ impl ConcurrencyLimit {
         // After a mistake the baseline says nothing.
         let is_known = self.verified_at.is_some()
             && (latency.least_s()..latency.most_s()).contains(&self.baseline.seconds);
-        let has_fallen = step.before.is_some_and(|before| latency.seconds < before.helped_s(self.target));
+        let has_fallen = trial.before.is_some_and(|before| latency.seconds < before.helped_s(self.target));
         if has_fallen && !is_known && self.target > 1.0 {
             self.baseline = latency;
             let now = Measurement { limit: self.target, latency };
-            self.lower(self.target / 2.0, Some(now), step.back, LimitState::Verifying);
+            self.lower(self.target / 2.0, TrialKind::Verify, Some(now), trial.back);
         } else {
-            self.set_baseline(step.back, latency, false);
+            self.set_baseline(trial.back, latency, false);
         }
     }
 
@@ -416,14 +432,13 @@ impl ConcurrencyLimit {
     fn cut(&mut self, before: Option<Measurement>, back: f64, latency: Mean) {
         let to = self.target * self.goal_s() / latency.seconds;
         let to = to.clamp(self.target / HEADROOM, self.target / LATENCY_TARGET);
-        self.lower(to, before, back, LimitState::Cutting);
+        self.lower(to, TrialKind::Cut, before, back);
     }
 
-    fn lower(&mut self, to: f64, before: Option<Measurement>, back: f64, state: fn(Step) -> LimitState) {
-        let places_per_s = DRAIN * self.totals.ended.max(1.0) / self.age_s();
-        let step = Step { from: self.target, before, back, places_per_s, is_reached: false };
+    fn lower(&mut self, to: f64, kind: TrialKind, before: Option<Measurement>, back: f64) {
+        let falling = Some(self.target);
         self.target = to.max(1.0);
-        self.begin(state(step));
+        self.begin(LimitState::Trial(Trial { kind, before, back, falling }));
     }
 
     fn goal_s(&self) -> f64 {
@@ -512,7 +527,6 @@ impl Estimate {
         let [responses_s, little_s] =
             [observed.latency_s, observed.in_flight_s].map(|sum| (sum / samples.max(1.0)).max(1e-6));
         Self {
-            samples,
             little: of(little_s),
             low: of(responses_s.min(little_s)),
             high: of(responses_s.max(little_s)),

@@ -95,7 +95,7 @@ pub fn change<T: Serialize + DeserializeOwned, R>(
 }
 
 /// The format of the records. The bytes do not describe themselves, so a change of what is encoded has to count it up.
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 
 pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
     postcard::to_allocvec(&(FORMAT, record)).unwrap_or_default()

@@ -30,7 +30,7 @@ fn second_with(
             in_flight_s: latency_s,
             ..Observations::default()
         };
-        limit.update(&observed, limit.limit(at(*now_ms)), at(*now_ms));
+        limit.update(&observed, limit.limit(), at(*now_ms));
     }
 }
 
@@ -46,47 +46,86 @@ fn learned() -> (ConcurrencyLimit, u64) {
 fn it_grows_while_requests_wait_and_latency_is_at_the_baseline() {
     for (percent, grows) in [(10.0, false), (35.0, true)] {
         let (mut limit, mut now_ms) = learned();
-        let before = limit.limit(at(now_ms));
+        let before = limit.limit();
         second(&mut limit, &mut now_ms, 100.0, percent);
-        let has_grown = limit.limit(at(now_ms)) > 1.5 * before;
+        let has_grown = limit.limit() > 1.5 * before;
         assert_eq!(has_grown, grows, "{percent} % wait, {limit:?}");
     }
+}
+
+#[test]
+fn a_pause_does_not_lower_the_limit() {
+    let (mut limit, mut now_ms) = (ConcurrencyLimit::new(at(0)), 0);
+    // Two workers with 2,000 requests a second of 50 ms each.
+    let mut flush = |limit: &mut ConcurrencyLimit, requests: f64, elapsed_ms: u64| {
+        now_ms += elapsed_ms;
+        let observed = Observations {
+            arrivals: requests,
+            ended: requests,
+            answered: requests,
+            responses: requests,
+            samples: requests,
+            latency_s: 0.05 * requests,
+            in_flight_s: 0.05 * requests,
+            ..Observations::default()
+        };
+        limit.update(&observed, requests, at(now_ms));
+    };
+    (0..2_000).for_each(|_| flush(&mut limit, 50.0, 25));
+    let before = limit.limit();
+    assert!(before > 400.0, "{limit:?}");
+    (0..60).for_each(|_| flush(&mut limit, 0.0, 500));
+    (0..8).for_each(|_| flush(&mut limit, 50.0, 25));
+    assert!(limit.limit() > 0.9 * before, "{before}, {limit:?}");
+}
+
+#[test]
+fn errors_alone_raise_the_limit_while_requests_wait() {
+    let (mut limit, mut now_ms) = learned();
+    let before = limit.limit();
+    let errors =
+        Observations { arrivals: 5.0, waited: 4.0, ended: 1.0, answered: 1.0, ..Observations::default() };
+    for _ in 0..45 {
+        now_ms += 50;
+        limit.update(&errors, before, at(now_ms));
+    }
+    assert!(limit.limit() >= before + 8.0, "{limit:?}");
 }
 
 #[test]
 fn neither_the_baseline_nor_the_limit_follows_a_queue_that_builds_up() {
     for waiting_percent in [0.0, 5.0] {
         let (mut limit, mut now_ms) = learned();
-        let before = limit.limit(at(now_ms));
+        let before = limit.limit();
         for latency_ms in (150..650).step_by(50) {
             second(&mut limit, &mut now_ms, latency_ms.into(), waiting_percent);
         }
         assert!(limit.baseline() < Some(Duration::from_millis(300)), "{waiting_percent}: {limit:?}");
-        assert!(limit.limit(at(now_ms)) < 1.3 * before, "{waiting_percent}: {limit:?}");
+        assert!(limit.limit() < 1.3 * before, "{waiting_percent}: {limit:?}");
     }
 }
 
 #[test]
 fn the_baseline_of_a_cold_start_does_not_follow_a_queue_that_builds_up() {
     let (mut limit, mut now_ms) = (ConcurrencyLimit::new(at(0)), 1_000);
-    assert_eq!(limit.limit(at(0)), INITIAL_LIMIT / 2.0);
+    assert_eq!(limit.limit(), INITIAL_LIMIT / 2.0);
     for latency_ms in (100..600).step_by(50) {
         second(&mut limit, &mut now_ms, latency_ms.into(), 0.0);
     }
     assert!(limit.baseline() < Some(Duration::from_millis(250)), "{limit:?}");
-    assert!(limit.limit(at(now_ms)) < 2.0 * INITIAL_LIMIT, "{limit:?}");
+    assert!(limit.limit() < 2.0 * INITIAL_LIMIT, "{limit:?}");
 }
 
 #[test]
 fn a_cut_that_lowers_latency_stays() {
     let (mut limit, mut now_ms) = learned();
-    let before = limit.limit(at(now_ms));
-    while !matches!(limit.state, LimitState::Cutting(_)) {
+    let before = limit.limit();
+    while !matches!(limit.state, LimitState::Trial(_)) {
         second(&mut limit, &mut now_ms, 400.0, 90.0);
     }
     assert!(limit.queue_limit() >= before, "an unproved cut is no reason to shed");
     (0..4).for_each(|_| second(&mut limit, &mut now_ms, 140.0, 90.0));
-    assert!(limit.limit(at(now_ms)) < before, "{limit:?}");
+    assert!(limit.limit() < before, "{limit:?}");
     assert!(limit.baseline() < Some(Duration::from_millis(115)), "{limit:?}");
 }
 
@@ -95,7 +134,7 @@ fn a_cut_that_does_not_lower_latency_is_reverted_and_the_baseline_follows_the_me
     let (mut limit, mut now_ms) = learned();
     (0..30).for_each(|_| second(&mut limit, &mut now_ms, 400.0, 90.0));
     assert!(limit.baseline() > Some(Duration::from_millis(390)), "{limit:?}");
-    assert!(limit.limit(at(now_ms)) > 1.0, "{limit:?}");
+    assert!(limit.limit() > 1.0, "{limit:?}");
 }
 
 #[test]
@@ -116,25 +155,25 @@ fn while_the_upstream_responds_with_errors_a_cut_that_does_not_help_is_reverted(
 fn where_all_requests_time_out_the_limit_falls_although_none_waits() {
     let (mut limit, mut now_ms) = learned();
     let timeouts = Observations { arrivals: 5.0, ended: 5.0, ..Observations::default() };
-    let before = limit.limit(at(now_ms));
+    let before = limit.limit();
     for _ in 0..22 {
         now_ms += 50;
         limit.update(&timeouts, before, at(now_ms));
     }
     assert!(matches!(limit.state, LimitState::Silent(_)), "{limit:?}");
-    assert!(limit.limit(at(now_ms)) < 0.6 * before, "{limit:?}");
+    assert!(limit.limit() < 0.6 * before, "{limit:?}");
 }
 
 #[test]
 fn where_requests_hang_and_none_is_given_up_others_are_tried() {
     let (mut limit, mut now_ms) = learned();
     let waiting = Observations { arrivals: 5.0, waited: 5.0, ..Observations::default() };
-    let in_flight = limit.limit(at(now_ms));
+    let in_flight = limit.limit();
     for _ in 0..22 {
         now_ms += 50;
         limit.update(&waiting, in_flight, at(now_ms));
     }
-    assert!(limit.limit(at(now_ms)) >= in_flight + 8.0, "{limit:?}");
+    assert!(limit.limit() >= in_flight + 8.0, "{limit:?}");
 }
 
 #[test]
@@ -148,7 +187,7 @@ fn without_a_response_the_limit_falls_and_recovers_with_the_first_good_ones() {
     }
     assert_eq!(until_silent_ms, 1_050, "silence is more than a second");
     second(&mut limit, &mut now_ms, 100.0, 90.0);
-    assert!(limit.limit(at(now_ms)) >= INITIAL_LIMIT, "{limit:?}");
+    assert!(limit.limit() >= INITIAL_LIMIT, "{limit:?}");
 }
 
 #[test]
@@ -184,7 +223,7 @@ fn with_any_observations_the_limit_stays_at_least_one() {
         let now = at(step * 997 % 1_500);
         limit.learn_usual(&observed, now);
         limit.update(&observed, *samples, now);
-        let (lowest, baseline) = (limit.limit(now).min(limit.queue_limit()), limit.baseline());
+        let (lowest, baseline) = (limit.limit().min(limit.queue_limit()), limit.baseline());
         assert!(lowest >= 1.0 && limit.target.is_finite(), "{limit:?}");
         assert!(limit.state == LimitState::Starting || baseline.is_some(), "{limit:?}");
     }
