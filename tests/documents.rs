@@ -152,15 +152,15 @@ fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
                 .count()
         };
         let records = records("default", 20);
-        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
         assert_eq!(rejections(), 0);
         data.advance(retry_us - 1);
-        assert!(!claim_fetch(&data, &records, Duration::ZERO), "a tick early");
+        assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "a tick early");
         data.advance(1);
-        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
         assert_eq!(rejections(), 1);
         data.advance(retry_us);
-        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
         assert_eq!(rejections(), 0);
     }
 }
@@ -168,25 +168,40 @@ fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
 #[test]
 fn one_worker_fetches_for_all_once_in_a_period() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO));
-    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO));
-    assert!(claim_fetch(&data, &records("other", 20), Duration::ZERO));
+    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
+    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
+    assert!(claim_fetch(&data, &records("other", 20), Duration::ZERO, false));
     data.advance(20 * SECOND - 1);
-    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO));
+    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
     data.advance(1);
-    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO));
-    assert!(claim_fetch(&data, &records("default", 5), Duration::ZERO), "a shorter period starts at once");
+    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
+    assert!(
+        claim_fetch(&data, &records("default", 5), Duration::ZERO, false),
+        "a shorter period starts at once"
+    );
+}
+
+#[test]
+fn a_fetch_of_a_superseded_worker_is_repeated_after_five_seconds_while_documents_are_missing() {
+    let (data, records) = (FakeData::at(SECOND), records("default", 86_400));
+    assert!(claim_fetch(&data, &records, Duration::ZERO, true));
+    data.advance(5 * SECOND - 1);
+    assert!(!claim_fetch(&data, &records, Duration::ZERO, true));
+    data.advance(1);
+    assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "documents are in force");
+    assert!(claim_fetch(&data, &records, Duration::ZERO, true));
+    assert!(!claim_fetch(&data, &records, Duration::ZERO, true));
 }
 
 #[test]
 fn a_busy_worker_leaves_a_fetch_to_others_for_a_moment() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO));
+    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
     data.advance(20 * SECOND);
-    assert!(!claim_fetch(&data, &records("default", 20), Duration::from_secs(1)));
+    assert!(!claim_fetch(&data, &records("default", 20), Duration::from_secs(1), false));
     data.advance(SECOND);
     assert!(
-        claim_fetch(&data, &records("default", 20), Duration::from_secs(1)),
+        claim_fetch(&data, &records("default", 20), Duration::from_secs(1), false),
         "it fetches if no other worker has"
     );
 }
@@ -199,12 +214,15 @@ fn no_worker_fetches_during_a_publication_unless_the_publisher_is_silent() {
     busy.begin_publication(texts(TIERS, &many_keys(2_000, "gold")), &data);
     busy.publish(&data);
     data.advance(2 * SECOND);
-    assert!(!claim_fetch(&data, &records, Duration::ZERO));
+    assert!(!claim_fetch(&data, &records, Duration::ZERO, false));
     busy.publish(&data);
     data.advance(3 * SECOND);
-    assert!(!claim_fetch(&data, &records, Duration::ZERO), "the publisher has worked again");
+    assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "the publisher has worked again");
     data.advance(2 * SECOND);
-    assert!(claim_fetch(&data, &records, Duration::ZERO), "five seconds after the publisher's last work");
+    assert!(
+        claim_fetch(&data, &records, Duration::ZERO, false),
+        "five seconds after the publisher's last work"
+    );
 }
 
 fn many_keys(count: usize, tier: &str) -> String {
@@ -441,22 +459,22 @@ fn a_wrong_document_does_not_delay_the_retry_of_an_unreachable_one() {
             publish(&mut limiter, texts(TIERS, "{}"), &data);
         }
         let records = records("default", 20);
-        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
         let mut one_unreachable = texts("{", "");
         one_unreachable.api_keys = Some(Err("api_keys: found status 503, wanted 200".to_owned()));
         publish(&mut limiter, one_unreachable, &data);
         assert_eq!(rejected(&mut limiter), 1, "the wrong one");
         data.advance(retry_us - 1);
-        assert!(!claim_fetch(&data, &records, Duration::ZERO), "a tick early");
+        assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "a tick early");
         data.advance(1);
-        assert!(claim_fetch(&data, &records, Duration::ZERO));
+        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
         publish(&mut limiter, texts("{", r#"{"k": "free"}"#), &data);
         assert_eq!(rejected(&mut limiter), 0, "the wrong one is reported once");
         let keyed = FakeRequest::get("/").with("x-api-key", "k");
         assert_eq!(seen(&mut limiter, &data, &keyed).0, "free");
         data.advance(retry_us);
         assert!(
-            !claim_fetch(&data, &records, Duration::ZERO),
+            !claim_fetch(&data, &records, Duration::ZERO, false),
             "a wrong document is fetched at the usual time"
         );
     }

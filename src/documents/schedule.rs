@@ -44,12 +44,21 @@ pub(super) struct KnownWrong {
 }
 
 /// Claims the next fetch for this worker, if one has been due for `grace`; no other worker gets it for the source's
-/// period.
-pub fn claim_fetch(data: &impl SharedData, records: &SourceRecords, grace: Duration) -> bool {
+/// period. Where documents are missing, a claim without a result lasts no longer than a worker may be busy: it may have
+/// been of a worker that was superseded.
+pub fn claim_fetch(
+    data: &impl SharedData,
+    records: &SourceRecords,
+    grace: Duration,
+    lacks_any: bool,
+) -> bool {
     let claimed = update(data, &records.schedule(), |stored, now| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         // A due time further off than the period was set when the period was longer.
         let is_due = now >= schedule.due_at.after(grace) || schedule.due_at > now.after(records.period);
+        let is_lost =
+            schedule.due_at > now.after(RETRY) && now.after(records.period) >= schedule.due_at.after(BUSY);
+        let is_due = is_due || lacks_any && is_lost;
         let is_free = now >= schedule.busy_until;
         let next = Schedule { due_at: now.after(records.period), ..schedule };
         (is_due && is_free, (is_due && is_free).then(|| next.encode()))

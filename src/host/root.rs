@@ -88,9 +88,10 @@ impl Root {
         }
         // A VM that serves no requests, such as the main thread's, has the time.
         let is_busy = worker.decisions() != self.decisions || self.was_unreachable;
-        let grace = if is_busy && !limiter.lacks_documents() { SECOND } else { Duration::ZERO };
+        let lacks_any = limiter.lacks_documents();
+        let grace = if is_busy && !lacks_any { SECOND } else { Duration::ZERO };
         self.decisions = worker.decisions();
-        if claim_fetch(&HostData, records, grace) {
+        if claim_fetch(&HostData, records, grace, lacks_any) {
             drop(worker);
             self.fetch = Some(Fetch::start(source));
             self.finish_fetch();
