@@ -194,8 +194,11 @@ impl RedisLimiter {
     /// sent applies.
     pub fn cancel(&mut self, id: CommandId) {
         let is_unsent = self.session.cancel(id);
-        if is_unsent || matches!(self.purposes.get(&id), Some(Purpose::Charge { .. })) {
-            self.purposes.remove(&id);
+        let is_charge = matches!(self.purposes.get(&id), Some(Purpose::Charge { .. }));
+        let removed = (is_unsent || is_charge).then(|| self.purposes.remove(&id)).flatten();
+        if let Some(Purpose::Charge { charge, .. }) = removed {
+            // It may have been the one that looks for the next token.
+            self.deny_cache.forget(&charge.owner);
         }
     }
 

@@ -148,6 +148,16 @@ fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
 }
 
 #[test]
+fn a_recheck_whose_client_leaves_is_left_to_the_next_request() {
+    let mut world = rejected(1, 1, SLOW);
+    world.advance(SECOND);
+    let Decision::AwaitsRedis(command) = world.decide(WORKER, &get()).1 else { panic!("it is a recheck") };
+    assert_eq!(world.decided(WORKER, &get()), "Rejected");
+    world.worker(WORKER).limiter.cancel(command);
+    assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis");
+}
+
+#[test]
 fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
     let mut world = rejected(1, 1, SLOW);
     world.advance(SECOND);
