@@ -278,14 +278,14 @@ impl Config {
 }
 
 fn default_tier(fields: &Fields, environment: &Environment) -> Result<DefaultTier, String> {
+    let configured = fields.get("default_tier").map_or(Ok("free"), |field| field.text())?;
     if let Some(name) = &environment.default_tier {
         let name = std::str::from_utf8(name).map_err(|_| {
             "DEFAULT_TIER: found bytes that are not UTF-8, wanted the name of a tier".to_owned()
         })?;
         return Ok(DefaultTier { name: name.to_owned(), field: "DEFAULT_TIER" });
     }
-    let name = fields.get("default_tier").map_or(Ok("free"), |field| field.text())?;
-    Ok(DefaultTier { name: name.to_owned(), field: "default_tier" })
+    Ok(DefaultTier { name: configured.to_owned(), field: "default_tier" })
 }
 
 fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, String> {
@@ -316,15 +316,12 @@ fn settings(fields: &Fields, environment: &Environment) -> Result<Settings, Stri
 fn config_source(field: &Field, environment: &Environment) -> Result<ConfigSource, String> {
     let fields = field.fields(&["cluster", "tiers", "api_keys", "ttl_seconds"])?;
     let cluster = fields.need("cluster", "the name of an Envoy cluster")?;
+    let ttl_seconds = fields.get("ttl_seconds").map_or(Ok(20), |field| field.whole(1, 86_400))?;
     let source = ConfigSource {
         cluster: non_empty(&cluster, "the name of an Envoy cluster")?.to_owned(),
         tiers: optional_path(&fields, "tiers", None)?,
         api_keys: optional_path(&fields, "api_keys", None)?,
-        ttl_seconds: match (&environment.config_ttl, fields.get("ttl_seconds")) {
-            (Some(value), _) => config_ttl(value)?,
-            (None, Some(field)) => field.whole(1, 86_400)?,
-            (None, None) => 20,
-        },
+        ttl_seconds: environment.config_ttl.as_deref().map_or(Ok(ttl_seconds), config_ttl)?,
     };
     if source.tiers.is_none() && source.api_keys.is_none() {
         return Err(field.wanted("a path in tiers, in api_keys or in both"));

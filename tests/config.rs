@@ -173,6 +173,19 @@ fn a_bad_environment_variable_is_an_error_that_names_it() {
         };
         assert_eq!(PluginConfig::parse(json, &environment).map(|_| ()), Err(message.to_owned()));
     }
+    // A variable does not hide a bad field.
+    let environment = Environment {
+        default_tier: Some(b"free".to_vec()),
+        config_ttl: Some(b"5".to_vec()),
+        ..Environment::default()
+    };
+    for (json, field) in [
+        (r#"{"default_tier": 7}"#, "default_tier"),
+        (r#"{"config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": -5}}"#, "ttl_seconds"),
+    ] {
+        let error = PluginConfig::parse(json.as_bytes(), &environment).map(|_| ());
+        assert!(error.is_err_and(|error| error.contains(field)), "{json}");
+    }
     let environment = Environment { default_tier: Some(b"gold".to_vec()), ..Environment::default() };
     let error = PluginConfig::parse(b"{}", &environment).map(|_| ());
     assert_eq!(
