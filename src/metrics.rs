@@ -283,7 +283,8 @@ struct TierCounts {
 impl Metrics {
     /// Makes the series of these tiers, each at 0: a rate needs to see a counter before it grows.
     pub fn define_tiers(&mut self, tiers: &[Rc<Tier>]) {
-        for tier in tiers {
+        // Those beyond share one series.
+        for tier in tiers.iter().take(MAX_TIER_SERIES + 1) {
             self.label(&tier.name);
         }
     }
