@@ -25,7 +25,7 @@ use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, U
 use crate::tier::{Allowance, Tier};
 use crate::time::{StoreTime, WallClock, whole_micros};
 
-/// `Retry-After` for a caller whose tier is blocked: nothing will change by itself.
+/// When a caller whose tier is blocked may look again. It gets no `Retry-After`: nothing changes by itself.
 const BLOCKED_WAIT: Duration = Duration::from_secs(60);
 
 /// `Retry-After` where shared data was contended.
@@ -97,7 +97,7 @@ impl<D: SharedData> Decider<'_, D> {
         let target = request.header(":path").unwrap_or_default();
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
 
-        if let Some(decision) = self.endpoint(path, request) {
+        if let Some(decision) = self.endpoint(path, request, now) {
             return Screening::Decided(decision);
         }
         if is_exempt(path, request, &config.settings) {
@@ -109,7 +109,7 @@ impl<D: SharedData> Decider<'_, D> {
         }
         let caller = self.caller(request);
         let tier = caller.as_ref().map_or(&config.default_tier, |caller| &caller.tier).clone();
-        if let Err(blocked) = self.limit(&tier) {
+        if let Err(blocked) = self.limit(&tier, now) {
             return Screening::Decided(blocked);
         }
         let has_owner = !tier.unlimited || config.settings.health_thresholds.is_some();
@@ -123,13 +123,13 @@ impl<D: SharedData> Decider<'_, D> {
     /// Takes a request's token, and decides by it.
     pub fn charge(&mut self, limited: &LimitedRequest, start: DecisionStart) -> Decision {
         let LimitedRequest { tier, owner } = limited;
-        let limit = match self.limit(tier) {
+        let limit = match self.limit(tier, start.at) {
             Err(blocked) => return blocked,
             Ok(limit) => limit,
         };
         let (Some(limit), Some(owner)) = (limit, owner.clone()) else {
             self.metrics.request(tier, Status::Exempt, None);
-            return Decision::Admitted(self.header_values(tier, None));
+            return Decision::Admitted(self.header_values(tier, None, start.at));
         };
         let charge = Charge { owner, tier: tier.clone(), health: self.in_force.health(), limit };
         let Some(redis) = &mut self.redis else {
@@ -138,7 +138,7 @@ impl<D: SharedData> Decider<'_, D> {
         match redis.charge(start, charge, self.metrics) {
             Charged::Waits(command) => Decision::AwaitsRedis(command),
             Charged::KnownEmpty(charge, verdict) => self.decided(&charge, verdict, start.at),
-            Charged::Declined(charge) => self.fall_back(&charge),
+            Charged::Declined(charge) => self.fall_back(&charge, start.at),
         }
     }
 
@@ -147,7 +147,7 @@ impl<D: SharedData> Decider<'_, D> {
         match verdict {
             // Redis' clock fills the bucket; the headers follow this Envoy's.
             Some(verdict) => self.decided(charge, verdict, now),
-            None => self.fall_back(charge),
+            None => self.fall_back(charge, now),
         }
     }
 
@@ -175,16 +175,13 @@ impl<D: SharedData> Decider<'_, D> {
         retry_after_seconds: u64,
         now: StoreTime,
     ) -> Decision {
-        let tier = &waiting.tier;
-        self.metrics.request(tier, Status::Shed, None);
+        self.metrics.request(&waiting.tier, Status::Shed, None);
         self.metrics.shed(cluster);
-        let health = self.in_force.health();
-        let header_values = HeaderValues { tier: tier.clone(), health, verdict: None, at: now };
-        Decision::Shed(header_values, retry_after_seconds)
+        Decision::Shed(self.header_values(&waiting.tier, None, now), retry_after_seconds)
     }
 
     /// Is it for an endpoint?
-    fn endpoint(&mut self, path: &[u8], request: &impl Request) -> Option<Decision> {
+    fn endpoint(&mut self, path: &[u8], request: &impl Request, now: StoreTime) -> Option<Decision> {
         let (config, control) = (self.in_force.config(), self.in_force.control());
         let paths = &config.settings.admin;
         let is =
@@ -193,7 +190,7 @@ impl<D: SharedData> Decider<'_, D> {
             let lacks_documents = self.in_force.lacks_documents();
             EndpointDecision::Reply(admin::health(&method(request), config, control, lacks_documents))
         } else if is(&paths.system_health_path) {
-            let unix = self.wall_clock.at(self.data.now());
+            let unix = self.wall_clock.at(now);
             let shown = ShownHealth { control, unix, overload: self.overload_report };
             admin::system_health(&method(request), request, config, self.table, shown, self.data)
         } else {
@@ -226,13 +223,13 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// Which limit holds for a tier now? `None` where it has none; a rejection where it admits nothing.
-    fn limit(&mut self, tier: &Rc<Tier>) -> Result<Option<Limit>, Decision> {
+    fn limit(&mut self, tier: &Rc<Tier>, now: StoreTime) -> Result<Option<Limit>, Decision> {
         match tier.allowance(self.in_force.health()) {
             Allowance::Unlimited => Ok(None),
             Allowance::Limited(limit) => Ok(Some(limit)),
             Allowance::Blocked => {
                 self.metrics.request(tier, Status::Blocked, Some(0));
-                Err(Decision::Rejected(self.header_values(tier, Some(rejection(0, BLOCKED_WAIT)))))
+                Err(Decision::Rejected(self.header_values(tier, Some(rejection(0, BLOCKED_WAIT)), now)))
             }
         }
     }
@@ -263,10 +260,10 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// Decides without Redis, as `on_failure` says.
-    fn fall_back(&mut self, charge: &Charge) -> Decision {
+    fn fall_back(&mut self, charge: &Charge, at: StoreTime) -> Decision {
         let policy = self.redis.as_ref().map_or(OnFailure::Local, |redis| redis.on_failure());
         let Charge { tier, health, .. } = charge;
-        let header_values = |at| HeaderValues { tier: tier.clone(), health: *health, verdict: None, at };
+        let header_values = HeaderValues { tier: tier.clone(), health: *health, verdict: None, at };
         match policy {
             OnFailure::Local => {
                 self.metrics.count(metrics::FALLBACK_LOCAL, 1);
@@ -275,12 +272,12 @@ impl<D: SharedData> Decider<'_, D> {
             OnFailure::Allow => {
                 self.metrics.count(metrics::FALLBACK_ALLOW, 1);
                 self.metrics.request(tier, Status::Allowed, None);
-                Decision::Admitted(header_values(self.data.now()))
+                Decision::Admitted(header_values)
             }
             OnFailure::Deny => {
                 self.metrics.count(metrics::FALLBACK_DENY, 1);
                 self.metrics.request(tier, Status::Blocked, None);
-                Decision::Unavailable(header_values(self.data.now()))
+                Decision::Unavailable(header_values)
             }
         }
     }
@@ -301,9 +298,8 @@ impl<D: SharedData> Decider<'_, D> {
         decision
     }
 
-    fn header_values(&self, tier: &Rc<Tier>, verdict: Option<Verdict>) -> HeaderValues {
-        let (health, at) = (self.in_force.health(), self.data.now());
-        HeaderValues { tier: tier.clone(), health, verdict, at }
+    fn header_values(&self, tier: &Rc<Tier>, verdict: Option<Verdict>, at: StoreTime) -> HeaderValues {
+        HeaderValues { tier: tier.clone(), health: self.in_force.health(), verdict, at }
     }
 }
 

@@ -45,7 +45,7 @@ pub fn a_tier_without_capacity_is_blocked(host: &dyn Host) {
         let reply = gateway.send(&Request::get("/").key("banned"));
         assert_eq!((reply.status, reply.limit(), reply.remaining()), (429, 0, 0));
         assert_eq!(reply.tier(), "banned");
-        assert_eq!(reply.number("retry-after"), 60);
+        assert!(!reply.has("retry-after"), "waiting does not help");
         assert_eq!(reply.text(), "Too Many Requests");
     }
     await_metric(

@@ -97,7 +97,8 @@ pub fn await_metric(gateway: &mut dyn Gateway, name: &str, labels: &[(&str, &str
     panic!("{name} {labels:?} should become {value}, is {last:?}");
 }
 
-/// Checks that every header of the filter is sent exactly once and well-formed, and `Retry-After` exactly with a 429.
+/// Checks that every header of the filter is sent exactly once and well-formed, and `Retry-After` exactly with a 429 that
+/// waiting helps against.
 #[track_caller]
 pub fn assert_headers_complete(reply: &Response, tier: &str, limit: u64, health: &str) {
     assert_eq!(reply.limit(), limit);
