@@ -14,6 +14,8 @@ use crate::time::{StoreTime, UnixTime, WallClock, whole_micros};
 /// by itself.
 const GRPC_RESOURCE_EXHAUSTED: i32 = 8;
 const GRPC_UNAVAILABLE: i32 = 14;
+/// The status that Envoy derives from the HTTP status.
+const GRPC_BY_STATUS: i32 = -1;
 
 /// WASI's number for the clock that does not step.
 const CLOCK_MONOTONIC: u32 = 1;
@@ -106,10 +108,9 @@ pub(super) fn set_response_header(name: &str, value: &[u8]) {
     let _ = hostcalls::set_map_value_bytes(MapType::HttpResponseHeaders, name, Some(value));
 }
 
-/// Whether the upstream has sent the response whose headers have just come in, and not Envoy or another filter.
-pub(super) fn is_from_upstream() -> bool {
-    let details = hostcalls::get_property(vec!["response", "code_details"]).ok().flatten();
-    details.is_none_or(|details| details == b"via_upstream")
+/// Who answers, and why: `via_upstream` for a response of the upstream.
+pub(super) fn response_code_details() -> Option<Vec<u8>> {
+    hostcalls::get_property(vec!["response", "code_details"]).ok().flatten()
 }
 
 /// A header of the response whose headers have just come in.
@@ -146,13 +147,13 @@ impl HeaderBlock {
 }
 
 /// Answers the request instead of its upstream. A gRPC request gets a gRPC status where `status` is an error, in the
-/// form that gRPC clients read; Envoy sees to that.
+/// form that gRPC clients read; Envoy does that.
 pub(super) fn send_local_reply(status: u32, headers: HeaderBlock, body: &[u8]) {
     let headers = headers.into_bytes();
     let grpc_status = match status {
-        200 => -1,
+        429 => GRPC_RESOURCE_EXHAUSTED,
         503 => GRPC_UNAVAILABLE,
-        _ => GRPC_RESOURCE_EXHAUSTED,
+        _ => GRPC_BY_STATUS,
     };
     // SAFETY: the host copies both buffers before the call returns. The SDK's own functions are not used, as
     // they send either the HTTP status or the gRPC status, and would need to know which of them is wanted.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
-use super::hostcalls::{HeaderBlock, HostData, is_from_upstream, response_header, send_local_reply};
+use super::hostcalls::{HeaderBlock, HostData, response_code_details, response_header, send_local_reply};
 use super::worker::Worker;
 use crate::admin::EndpointReply;
 use crate::admission::Decision;
@@ -116,18 +116,19 @@ pub(super) fn action(state: Option<&RequestState>) -> Action {
 }
 
 /// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says
-/// so in another header. An error may be Envoy's own, such as a timeout.
+/// so in another header. Any other status may be of Envoy, such as a timeout, or of another filter.
 pub(super) fn outcome(may_be_grpc_headers_only: bool) -> RequestOutcome {
     let status = response_header(":status").unwrap_or_default();
-    let failed = if may_be_grpc_headers_only && status == b"200" {
-        response_header("grpc-status").is_some_and(|status| is_grpc_server_error(&status))
-    } else {
-        status.first() == Some(&b'5')
+    let is_grpc = may_be_grpc_headers_only && status == b"200";
+    let (is_success, failed) = match is_grpc.then(|| response_header("grpc-status")).flatten() {
+        Some(status) => (status == b"0", is_grpc_server_error(&status)),
+        None => (status.first() == Some(&b'2'), status.first() == Some(&b'5')),
     };
-    if failed && !is_from_upstream() {
-        return RequestOutcome::NoResponse;
+    match (!is_success).then(response_code_details).flatten().as_deref() {
+        None | Some(b"via_upstream") => RequestOutcome::Response { failed },
+        Some(_) if failed => RequestOutcome::NoResponse,
+        Some(_) => RequestOutcome::NotSent,
     }
-    RequestOutcome::Response { failed }
 }
 
 /// The codes that are a server's fault: `UNKNOWN`, `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`

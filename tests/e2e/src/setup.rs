@@ -59,6 +59,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     host_env: Vec<(String, String)>,
     hcm: Map<String, Value>,
+    filter_after: Option<Value>,
     routes: Vec<Value>,
     clusters: Vec<Value>,
     listeners: Vec<Listener>,
@@ -89,6 +90,7 @@ impl Setup {
             env: Vec::new(),
             host_env: Vec::new(),
             hcm: Map::new(),
+            filter_after: None,
             routes: vec![json!({
                 "match": {"prefix": "/"},
                 "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
@@ -233,6 +235,12 @@ impl Setup {
         self
     }
 
+    /// An HTTP filter between the limiter and the router, of this type and with these fields.
+    pub fn filter_after(mut self, kind: &str, fields: Value) -> Self {
+        self.filter_after = Some(extension("after", kind, fields));
+        self
+    }
+
     /// The client's address is the `hops`th from the right in `X-Forwarded-For`.
     pub fn trusted_hops(self, hops: u32) -> Self {
         self.hcm(&json!({"use_remote_address": true, "xff_num_trusted_hops": hops}))
@@ -373,7 +381,8 @@ impl Setup {
                 hcm[field] = value.clone();
             }
         }
-        bootstrap::listener(&listener.name, &listener.address, hcm, self.limiter(listener))
+        let filters = self.limiter(listener).into_iter().chain(self.filter_after.clone());
+        bootstrap::listener(&listener.name, &listener.address, hcm, filters)
     }
 
     fn limiter(&self, listener: &Listener) -> Option<Value> {

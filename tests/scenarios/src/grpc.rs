@@ -44,3 +44,10 @@ pub fn other_content_types_are_refused_with_429(host: &dyn Host) {
         assert!(!refused.has("grpc-status"), "{content_type}");
     }
 }
+
+pub fn an_endpoint_answers_with_the_grpc_status_of_its_http_status(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&two_tiers(1, 7)));
+    let request = Request::post("/system/health", "{}").header("content-type", "application/grpc");
+    let refused = gateway.send(&request);
+    assert_eq!((refused.status, refused.one("grpc-status").as_str()), (200, "7"), "PERMISSION_DENIED");
+}

@@ -82,7 +82,7 @@ fn load_config() -> Value {
 fn plan() -> Plan {
     let client = ClientPolicy { timeout_ms: 2_000, deadline_ms: 2_000, retries: 0, back_off_ms: 0 };
     let capacity = SHAPE.capacity();
-    Plan { capacity, before: 4, overload: 14, after: 14, times: 10.0, normal: 0.5, seed: 1, client }
+    Plan { capacity, before: 12, overload: 14, after: 10, times: 10.0, normal: 0.5, seed: 1, client }
 }
 
 /// The response of `GET /system/health`.
@@ -202,6 +202,7 @@ fn at_ten_times_the_capacity_goodput_the_important_tier_and_another_cluster_are_
     assert!(others.is_empty() && served > 200, "the other cluster: {served} served, and {others:?}");
     let [first, after] = load_report.goodput().map(|served| served / SHAPE.capacity());
     let enterprise = load_report.success(ENTERPRISE);
+    load_report.seconds.iter().for_each(|second| eprintln!("{}", second.line()));
     eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
     assert!(first >= 0.9 && after >= 0.9, "goodput {first:.2} in the first seconds, {after:.2} after");
     assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
@@ -265,6 +266,27 @@ fn timeouts_lower_the_limit_and_errors_of_the_upstream_do_not() {
     let failing = limit_after(|| Answer::with(500, &[]), 500);
     let late = limit_after(|| Answer::Late(Duration::from_secs(5), Box::new(Answer::ok("late"))), 504);
     assert!(late < failing, "{late} after timeouts, {failing} after errors");
+}
+
+#[test]
+fn what_a_later_filter_refuses_is_no_signal_of_the_upstream() {
+    let everything = json!({"all": {"permissions": [{"any": true}], "principals": [{"any": true}]}});
+    let denies = json!({"rules": {"action": "DENY", "policies": everything}});
+    let upstream = Upstream::start(|_| Answer::ok("ok"));
+    let envoy = Setup::new()
+        .config(&measured())
+        .upstream(upstream.address())
+        .filter_after("envoy.extensions.filters.http.rbac.v3.RBAC", denies)
+        .start();
+    let mut connection = envoy.connect();
+    for _ in 0..100 {
+        assert_eq!(connection.send(&Request::get("/")).status, 403);
+    }
+    // Counts are written less often than what was observed.
+    envoy.await_metric("rate_limiter_requests_total", &[("tier", "free"), ("status", "allowed")], 100.0);
+    let report = system_health(&envoy);
+    assert_eq!(report["signals"]["requests"], 0.0, "{report}");
+    assert!(report["clusters"]["upstream"]["baseline_ms"].is_null(), "{report}");
 }
 
 /// Checks that as many requests were sent to the upstreams as took a token.
