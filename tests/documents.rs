@@ -15,7 +15,7 @@ use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
-use harness::{FakeData, FakeRequest, SECOND, START, decide, limiter, seen};
+use harness::{FakeData, FakeRequest, SECOND, START, counted, decide, limiter};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -65,10 +65,14 @@ fn documents_from_one_worker_apply_in_all_at_their_next_request() {
     let gold = FakeRequest::get("/").with("x-api-key", "canary-key");
     assert!(waits(&mut second, &data, &gold), "until documents are published");
     publish(&mut first, texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
-    assert_eq!(seen(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
-    assert_eq!(seen(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
+    assert_eq!(counted(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
+    assert_eq!(counted(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
     let mut third = limiter(&data, SOURCE);
-    assert_eq!(seen(&mut third, &data, &gold), ("gold".to_owned(), Some(98)), "a reload finds them at once");
+    assert_eq!(
+        counted(&mut third, &data, &gold),
+        ("gold".to_owned(), Some(98)),
+        "a reload finds them at once"
+    );
     for key in data.keys() {
         let (value, _) = data.get(&key).expect("a record");
         let text = format!("{key} {}", String::from_utf8_lossy(&value));
@@ -81,13 +85,13 @@ fn documents_apply_only_to_configurations_with_the_same_source() {
     let data = FakeData::at(SECOND);
     publish(&mut limiter(&data, SOURCE), texts(TIERS, r#"{"k": "gold"}"#), &data);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
-    assert_eq!(seen(&mut limiter(&data, SOURCE), &data, &gold).0, "gold");
+    assert_eq!(counted(&mut limiter(&data, SOURCE), &data, &gold).0, "gold");
     let slower = SOURCE.replace("\"cluster\"", "\"ttl_seconds\": 60, \"cluster\"");
-    assert_eq!(seen(&mut limiter(&data, &slower), &data, &gold).0, "gold", "the period does not matter");
+    assert_eq!(counted(&mut limiter(&data, &slower), &data, &gold).0, "gold", "the period does not matter");
     for other in [SOURCE.replace("files", "others"), SOURCE.replace("/tiers", "/t")] {
         assert!(waits(&mut limiter(&data, &other), &data, &gold), "{other}");
     }
-    assert_eq!(seen(&mut limiter(&data, "{}"), &data, &gold).0, "free");
+    assert_eq!(counted(&mut limiter(&data, "{}"), &data, &gold).0, "free");
 }
 
 #[test]
@@ -107,7 +111,7 @@ fn bad_documents_change_nothing_and_are_reported_once() {
         assert_eq!(rejected(&mut limiter), 1, "{texts:?}");
         publish(&mut limiter, texts, &data);
         assert_eq!(rejected(&mut limiter), 0, "the same document is not reported again");
-        assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
+        assert_eq!(counted(&mut limiter, &data, &gold), ("gold".to_owned(), Some(100 - count)));
     }
     publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
     publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
@@ -122,15 +126,15 @@ fn a_bad_document_does_not_block_the_other() {
     let mut limiter = limiter(&data, SOURCE);
     let gold = FakeRequest::get("/").with("x-api-key", "k");
     publish(&mut limiter, texts(TIERS, "{"), &data);
-    assert_eq!(seen(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers apply");
+    assert_eq!(counted(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers apply");
     publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
-    assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "the keys apply");
+    assert_eq!(counted(&mut limiter, &data, &gold), ("gold".to_owned(), Some(99)), "the keys apply");
     let unreachable = Fetched {
         tiers: Some(Ok(TIERS.replace("100", "50").into())),
         api_keys: Some(Err("api_keys: found status 503, wanted 200".to_owned())),
     };
     publish(&mut limiter, unreachable, &data);
-    assert_eq!(seen(&mut limiter, &data, &gold), ("gold".to_owned(), Some(49)), "the last good keys stay");
+    assert_eq!(counted(&mut limiter, &data, &gold), ("gold".to_owned(), Some(49)), "the last good keys stay");
 }
 
 #[test]
@@ -240,19 +244,19 @@ fn a_large_document_is_processed_in_slices_and_applied_at_once() {
     let (mut publisher, mut other) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
     publish(&mut publisher, texts(TIERS, &many_keys(5_000, "gold")), &data);
     for number in [0, 17, 4_999] {
-        assert_eq!(seen(&mut other, &data, &key(number)), ("gold".to_owned(), Some(99)));
+        assert_eq!(counted(&mut other, &data, &key(number)), ("gold".to_owned(), Some(99)));
     }
-    assert_eq!(seen(&mut other, &data, &key(5_000)).0, "free");
+    assert_eq!(counted(&mut other, &data, &key(5_000)).0, "free");
     publisher.begin_publication(texts(TIERS, &many_keys(4_000, "free")), &data);
     let mut slices = 0;
     while publisher.is_publishing() {
-        assert_eq!(seen(&mut other, &data, &key(slices % 5_000)).0, "gold", "after {slices} slices");
+        assert_eq!(counted(&mut other, &data, &key(slices % 5_000)).0, "gold", "after {slices} slices");
         publisher.publish(&data);
         slices += 1;
     }
     assert!(slices > 10, "{slices}");
     for number in [0, 17, 3_999, 4_000] {
-        assert_eq!(seen(&mut other, &data, &key(number)).0, "free");
+        assert_eq!(counted(&mut other, &data, &key(number)).0, "free");
     }
     let records = data.keys().len();
     for round in 0..10 {
@@ -280,7 +284,7 @@ fn a_document_that_has_not_changed_is_not_parsed_again_good_or_bad() {
     // With other tiers these keys are parsed again.
     let platinum = TIERS.replace("gold", "platinum");
     publish(&mut limiter, texts(&platinum, &unknown_tier), &data);
-    assert_eq!(seen(&mut limiter, &data, &key(1)).0, "platinum");
+    assert_eq!(counted(&mut limiter, &data, &key(1)).0, "platinum");
 }
 
 #[test]
@@ -293,11 +297,11 @@ fn an_older_publication_changes_nothing_after_a_newer_one() {
     publish(&mut fast, texts(TIERS, &many_keys(3_001, "free")), &data);
     while slow.is_publishing() {
         slow.publish(&data);
-        assert_eq!(seen(&mut fast, &data, &key(1)).0, "free");
+        assert_eq!(counted(&mut fast, &data, &key(1)).0, "free");
     }
     for worker in [&mut slow, &mut fast] {
         for number in 0..3_000 {
-            let found = seen(worker, &data, &key(number)).0;
+            let found = counted(worker, &data, &key(number)).0;
             assert_eq!(found, "free", "{number}");
         }
     }
@@ -403,7 +407,7 @@ fn a_document_that_fits_a_new_configuration_applies_without_a_change_of_its_text
         let mut limiter = limiter(&data, &with(good));
         publish(&mut limiter, document(), &data);
         let keyed = FakeRequest::get("/").with("x-api-key", "k");
-        assert_eq!(seen(&mut limiter, &data, &keyed), ("pro".to_owned(), Some(6)), "{misfit}");
+        assert_eq!(counted(&mut limiter, &data, &keyed), ("pro".to_owned(), Some(6)), "{misfit}");
     }
 }
 
@@ -414,8 +418,8 @@ fn documents_that_do_not_fit_a_newer_configuration_keep_their_keys_and_tiers() {
     let misfit = SOURCE.replacen('{', r#"{"default_tier": "platinum", "#, 1);
     let mut limiter = limiter(&data, &misfit);
     let keyed = FakeRequest::get("/").with("x-api-key", "k");
-    assert_eq!(seen(&mut limiter, &data, &keyed), ("gold".to_owned(), Some(99)));
-    assert_eq!(seen(&mut limiter, &data, &FakeRequest::get("/")), ("free".to_owned(), Some(2)));
+    assert_eq!(counted(&mut limiter, &data, &keyed), ("gold".to_owned(), Some(99)));
+    assert_eq!(counted(&mut limiter, &data, &FakeRequest::get("/")), ("free".to_owned(), Some(2)));
 }
 
 #[test]
@@ -471,7 +475,7 @@ fn a_wrong_document_does_not_delay_the_retry_of_an_unreachable_one() {
         publish(&mut limiter, texts("{", r#"{"k": "free"}"#), &data);
         assert_eq!(rejected(&mut limiter), 0, "the wrong one is reported once");
         let keyed = FakeRequest::get("/").with("x-api-key", "k");
-        assert_eq!(seen(&mut limiter, &data, &keyed).0, "free");
+        assert_eq!(counted(&mut limiter, &data, &keyed).0, "free");
         data.advance(retry_us);
         assert!(
             !claim_fetch(&data, &records, Duration::ZERO, false),
@@ -522,7 +526,7 @@ fn documents_that_could_not_be_announced_are_announced_at_the_next_tick() {
     assert!(waits(&mut other, &data, &gold), "it does not know of the documents");
     publisher.publish(&data);
     for worker in [&mut publisher, &mut other] {
-        assert_eq!(seen(worker, &data, &gold).0, "gold");
+        assert_eq!(counted(worker, &data, &gold).0, "gold");
     }
     data.take_calls();
     publisher.publish(&data);

@@ -82,8 +82,8 @@ fn a_known_key_has_its_own_bucket_and_each_address_has_one() {
             "sha256:ef192b7af54e943f206ab27075ec1805384c972c9959fc5820f1fa7d5268fcef": "pro"}}"#,
     );
     let mut check = |request: FakeRequest, tier: &str, left: u32| {
-        let seen = harness::seen(&mut test.limiter, &test.data, &request);
-        assert_eq!(seen, (tier.to_owned(), Some(left)), "{request:?}");
+        let found = harness::counted(&mut test.limiter, &test.data, &request);
+        assert_eq!(found, (tier.to_owned(), Some(left)), "{request:?}");
     };
     check(keyed("pro"), "pro", 24);
     check(keyed("pro").from("198.51.100.9:1"), "pro", 23);

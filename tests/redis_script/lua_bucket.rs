@@ -44,7 +44,7 @@ pub type Fields = (String, String);
 
 /// The reply of the script, and what it leaves.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ScriptResult {
     pub taken: TakeReply,
     pub fields: Fields,
     /// The expiry of the key; `None` if there is no key.
@@ -52,7 +52,7 @@ pub struct Seen {
 }
 
 /// Equal except for the time between two commands, and a millisecond that the script rounds up.
-impl PartialEq for Seen {
+impl PartialEq for ScriptResult {
     fn eq(&self, other: &Self) -> bool {
         let is_near = match (self.kept_ms, other.kept_ms) {
             (Some(one), Some(other)) => one.abs_diff(other) <= 1_000,
@@ -103,11 +103,11 @@ impl LuaBucket {
         self.client.send(&std::mem::take(&mut self.batch));
     }
 
-    pub fn seen(&mut self) -> Seen {
+    pub fn result(&mut self) -> ScriptResult {
         let text: String = self.client.reply().expect("a reply");
         let parts: Vec<&str> = text.split('|').collect();
         let [taken, tokens, last_refill, kept_ms] = parts[..] else { panic!("{text}") };
-        Seen {
+        ScriptResult {
             taken: TakeReply::parse(taken.as_bytes()).expect("a reply of the script"),
             fields: (tokens.to_owned(), last_refill.to_owned()),
             // No key is kept for ever.
@@ -121,10 +121,10 @@ impl LuaBucket {
         }
     }
 
-    pub fn run(&mut self, take: &Take, now_us: u64) -> Seen {
+    pub fn run(&mut self, take: &Take, now_us: u64) -> ScriptResult {
         self.push(take, now_us);
         self.send();
-        self.seen()
+        self.result()
     }
 
     pub fn put(&mut self, key: &str, fields: [Option<&[u8]>; 2]) {
@@ -170,7 +170,7 @@ impl Stored {
     }
 
     /// The expected result of the script, from the bucket in Rust.
-    pub fn take(&mut self, take: &Take, sequence: u32, now_us: u64) -> (Seen, Verdict) {
+    pub fn take(&mut self, take: &Take, sequence: u32, now_us: u64) -> (ScriptResult, Verdict) {
         let available = available_pico(self.bucket, take.limit, now_us);
         let (verdict, changed) = bucket::take(self.bucket, take.limit, now_us);
         let admitted = verdict.outcome == Outcome::Admitted;
@@ -181,7 +181,7 @@ impl Stored {
         let taken = TakeReply { sequence, admitted, tokens_pico, now_us };
         let is_kept = self.bytes() != [None, None];
         let kept_ms = is_kept.then(|| kept_ms(take, tokens_pico));
-        (Seen { taken, fields: self.fields.clone(), kept_ms }, verdict)
+        (ScriptResult { taken, fields: self.fields.clone(), kept_ms }, verdict)
     }
 }
 

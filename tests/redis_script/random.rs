@@ -119,7 +119,7 @@ fn lua_decides_like_rust_at_random() {
         lua.send();
         for (changed, before, limit, expected) in wanted {
             lua.skip(changed);
-            let seen = lua.seen();
+            let seen = lua.result();
             done += 1;
             assert_eq!(seen, expected, "operation {done}: {before:?} under {limit:?}");
         }

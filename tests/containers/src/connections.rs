@@ -17,9 +17,9 @@ const LIMIT: usize = 4096;
 const EXTRA: usize = 200;
 
 /// Clients for which the load balancer opens more connections than for [`CLIENTS`].
-const CROWD: usize = 4 * CLIENTS;
+const MANY: usize = 4 * CLIENTS;
 
-/// Each client of the crowd sends some requests.
+/// Each of these clients sends some requests.
 const CROWD_STAYS: Duration = Duration::from_secs(2);
 
 /// Opens connections from inside the limiter's container, whose port is not published, and sends half a request on
@@ -49,14 +49,14 @@ echo "$opened $closed $(cat memory/memory.usage_in_bytes memory.current 2>/dev/n
 pub(crate) fn run(compose: &Compose, progress: &mut Progress) {
     let limiter = compose.names("limiter").remove(0);
     // The full limiter closes further connections, some with a request on them: the load balancer must have enough.
-    let crowd = Clients::start(CROWD, Duration::ZERO, &request());
+    let many = Clients::start(MANY, Duration::ZERO, &request());
     std::thread::sleep(CROWD_STAYS);
-    assert_all_served(&crowd.stop());
+    assert_all_served(&many.stop());
     let load = Clients::start(CLIENTS, Duration::ZERO, &request());
     let (opened, closed, memory) = open(&limiter, LIMIT + EXTRA);
     assert_eq!(opened, LIMIT + EXTRA);
     // The connections of the load balancer count too.
-    assert!((EXTRA..EXTRA + CROWD).contains(&closed), "{closed} were closed at once");
+    assert!((EXTRA..EXTRA + MANY).contains(&closed), "{closed} were closed at once");
     assert!(memory < 512 << 20, "{memory} bytes");
     let count = assert_all_served(&load.stop());
     wait::until("connections are accepted again", || {

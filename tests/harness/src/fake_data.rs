@@ -267,7 +267,7 @@ pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> 
 }
 
 /// Tier, and whole tokens left.
-pub fn seen(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (String, Option<u32>) {
+pub fn counted(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> (String, Option<u32>) {
     let answer = answer(limiter, data, request);
     (answer.tier.name.clone(), answer.verdict.map(|verdict| verdict.remaining))
 }

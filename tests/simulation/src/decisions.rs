@@ -38,12 +38,12 @@ impl World {
         let late_us = worker.late_us_now(self.now_us.get()) - pending.late_us;
         if waited_us > pending.timeout_us + worker.check_interval_us + TURN_US + late_us {
             self.fail(
-                pending.payment.map(|(payer, _)| payer),
+                pending.payment.map(|(owner, _)| owner),
                 format!("request {request_id} waited for {waited_us} µs"),
             );
         }
-        self.tally.borrow_mut().operations += 1;
-        let Some((payer, limit)) = pending.payment else {
+        self.totals.borrow_mut().operations += 1;
+        let Some((owner, limit)) = pending.payment else {
             return self.posted(worker, &pending, &decision);
         };
         let health = self.envoys[worker.envoy].health.get();
@@ -51,30 +51,30 @@ impl World {
             Decision::Admitted(answer) => (true, answer),
             Decision::Rejected(answer) => (false, answer),
             Decision::Unavailable(answer) => {
-                return self.fell_back(index, worker, payer, request_id, "deny", answer.verdict.is_some());
+                return self.fell_back(index, worker, owner, request_id, "deny", answer.verdict.is_some());
             }
-            other => return self.fail(Some(payer), format!("request {request_id}: {other:?}")),
+            other => return self.fail(Some(owner), format!("request {request_id}: {other:?}")),
         };
         if !has_waited && answer.health != health {
-            self.fail(Some(payer), format!("limited as {} while {health} holds in its Envoy", answer.health));
+            self.fail(Some(owner), format!("limited as {} while {health} holds in its Envoy", answer.health));
         }
         let Some(verdict) = answer.verdict else {
-            return self.fell_back(index, worker, payer, request_id, "allow", !admitted);
+            return self.fell_back(index, worker, owner, request_id, "allow", !admitted);
         };
         if verdict.capacity != limit.capacity() {
             let (found, expected) = (verdict.capacity, limit.capacity());
-            self.fail(Some(payer), format!("limited to {found}, but the limit is {expected}"));
+            self.fail(Some(owner), format!("limited to {found}, but the limit is {expected}"));
         }
         let how = match (host.read_after.get(), has_waited) {
             (Some(_), _) => {
-                self.decided_locally(index, worker, request_id, (payer, limit), (admitted, &verdict), host)
+                self.decided_locally(index, worker, request_id, (owner, limit), (admitted, &verdict), host)
             }
-            (None, true) => self.decided_by_redis(&pending, (payer, limit), (admitted, &verdict), &answer),
-            (None, false) => self.decided_by_deny_cache(worker, (payer, limit), pending.at_us, admitted),
+            (None, true) => self.decided_by_redis(&pending, (owner, limit), (admitted, &verdict), &answer),
+            (None, false) => self.decided_by_deny_cache(worker, (owner, limit), pending.at_us, admitted),
         };
         let envoy = worker.envoy;
         let left = verdict.remaining;
-        self.note(Some(payer), What::Decided { envoy, worker: index, request_id, how, admitted, left });
+        self.note(Some(owner), What::Decided { envoy, worker: index, request_id, how, admitted, left });
         if admitted {
             self.count(Happening::Admitted);
         } else if verdict.wait_us < 20_000_000 && self.one_in(4) && !self.is_over() {
@@ -90,17 +90,17 @@ impl World {
         index: usize,
         worker: &Worker,
         request_id: RequestId,
-        (payer, limit): (usize, Limit),
+        (owner, limit): (usize, Limit),
         (admitted, verdict): (bool, &Verdict),
         host: &Host,
     ) -> &'static str {
-        let left_pico = host.written_pico.get().filter(|_| admitted && payer < KEYS);
+        let left_pico = host.written_pico.get().filter(|_| admitted && owner < KEYS);
         let wait_us = Some(verdict.wait_us);
         let said = Said { admitted, left_pico, left: verdict.remaining, wait_us };
-        let bucket = worker.envoy * self.plan.payers() + payer;
+        let bucket = worker.envoy * self.plan.owners() + owner;
         let read_after = host.read_after.get().unwrap_or_default();
         let judged = self.oracle.borrow_mut().local(bucket, limit, (host.clock_us.get(), read_after), said);
-        self.hold(payer, judged);
+        self.hold(owner, judged);
         match self.plan.store {
             Store::SharedData => {
                 if !admitted {
@@ -109,7 +109,7 @@ impl World {
                 "shared data"
             }
             Store::Redis(_) => {
-                self.fell_back(index, worker, payer, request_id, "local", false);
+                self.fell_back(index, worker, owner, request_id, "local", false);
                 "its Envoy, for want of Redis"
             }
         }
@@ -118,12 +118,12 @@ impl World {
     fn decided_by_redis(
         &self,
         pending: &Pending,
-        (payer, limit): (usize, Limit),
+        (owner, limit): (usize, Limit),
         (admitted, verdict): (bool, &Verdict),
         answer: &HeaderValues,
     ) -> &'static str {
         let Some(said) = pending.outcome else {
-            self.fail(Some(payer), format!("answered without a store: {answer:?}"));
+            self.fail(Some(owner), format!("answered without a store: {answer:?}"));
             return "no store";
         };
         let pico = said.left_pico.unwrap_or_default();
@@ -131,10 +131,10 @@ impl World {
             if said.admitted { u64::from(limit.capacity()) * 1_000_000_000_000 } else { 1_000_000_000_000 };
         let wait_us = target.saturating_sub(pico).div_ceil(limit.refill_micro_per_sec());
         if (admitted, verdict.remaining, verdict.wait_us) != (said.admitted, said.left, wait_us) {
-            self.fail(Some(payer), format!("Redis decided {said:?}, and the limiter {verdict:?}"));
+            self.fail(Some(owner), format!("Redis decided {said:?}, and the limiter {verdict:?}"));
         }
         if (verdict.outcome == Outcome::Admitted) != admitted {
-            self.fail(Some(payer), "the verdict and the decision differ");
+            self.fail(Some(owner), "the verdict and the decision differ");
         }
         if !admitted {
             self.count(Happening::RejectedThere);
@@ -145,23 +145,23 @@ impl World {
     fn decided_by_deny_cache(
         &self,
         worker: &Worker,
-        (payer, limit): (usize, Limit),
+        (owner, limit): (usize, Limit),
         at_us: u64,
         admitted: bool,
     ) -> &'static str {
         if admitted {
-            self.fail(Some(payer), "admitted without a store");
+            self.fail(Some(owner), "admitted without a store");
         }
         self.count(Happening::RejectedByDenyCache);
-        let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == payer);
+        let pays = |pending: &Pending| pending.payment.is_some_and(|(other, _)| other == owner);
         let is_waiting = worker.pending.borrow().values().any(pays);
-        let bucket = self.envoys[worker.envoy].namespace_index * self.plan.payers() + payer;
+        let bucket = self.envoys[worker.envoy].namespace_index * self.plan.owners() + owner;
         let now_us = self.now_us.get();
         // The worker read its clock when the request arrived, and others may have acted since.
         let times = (self.redis.borrow().clock_us(at_us), now_us);
         let patience_us = self.plan.timeout_us + worker.check_interval_us + SLACK_US;
         let judged = self.oracle.borrow().denied(bucket, limit, times, is_waiting, patience_us);
-        self.hold(payer, judged);
+        self.hold(owner, judged);
         "what Redis said before"
     }
 
@@ -170,13 +170,13 @@ impl World {
         &self,
         index: usize,
         worker: &Worker,
-        payer: usize,
+        owner: usize,
         request_id: RequestId,
         policy: &'static str,
         is_odd: bool,
     ) {
         if self.plan.store != Store::Redis(policy) || is_odd {
-            self.fail(Some(payer), format!("request {request_id} at worker {index} was decided by {policy}"));
+            self.fail(Some(owner), format!("request {request_id} at worker {index} was decided by {policy}"));
         }
         self.count(match policy {
             "local" => Happening::FallbackLocal,
@@ -188,7 +188,7 @@ impl World {
         if !has_hole && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
             let healthy_s = well_us as f64 / 1e6;
             self.fail(
-                Some(payer),
+                Some(owner),
                 format!("Redis was not used, although it has been healthy for {healthy_s} s"),
             );
         }

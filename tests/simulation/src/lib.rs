@@ -21,7 +21,7 @@ pub use harness::random;
 use harness::catch_panic;
 
 use crate::redis::{Client, Server};
-use crate::report::Tally;
+use crate::report::Totals;
 use crate::world::World;
 
 /// The seed of world `index` in a run with `seed`.
@@ -33,12 +33,12 @@ pub fn world_seed(seed: u64, index: u64) -> u64 {
 }
 
 /// Runs one world, on a real Redis if there is a connection to one; the error is a text.
-pub fn run(seed: u64, client: &mut Option<Client>, tally: &mut Tally) -> Result<(), String> {
+pub fn run(seed: u64, client: &mut Option<Client>, totals: &mut Totals) -> Result<(), String> {
     let server = client.take().map_or_else(Server::model, Server::real);
     let world = World::new(seed, server);
     let found = catch_panic(|| world.run())
         .unwrap_or_else(|panic| Err(format!("panicked: {panic}\n{}", world.history(None))));
-    tally.join(&world.tally());
+    totals.join(&world.totals());
     *client = world.into_server().into_client();
     found
 }

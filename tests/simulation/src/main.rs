@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
 use simulation::redis::Client;
-use simulation::report::Tally;
+use simulation::report::Totals;
 
 /// In this number of worlds every event occurs.
 const ENOUGH_WORLDS: u64 = 200;
@@ -54,30 +54,30 @@ fn search(arguments: &Arguments) -> Result<(), String> {
         Some(wanted) => worlds == wanted,
         None => started.elapsed() >= Duration::from_secs(arguments.seconds),
     };
-    let (mut tally, mut worlds, mut next_line) = (Tally::default(), 0, Duration::from_secs(10));
+    let (mut totals, mut worlds, mut next_line) = (Totals::default(), 0, Duration::from_secs(10));
     while !is_over(worlds) {
         let world_seed = simulation::world_seed(seed, worlds);
-        simulation::run(world_seed, &mut client, &mut tally).map_err(|found| {
+        simulation::run(world_seed, &mut client, &mut totals).map_err(|found| {
             let real = if is_real { " --redis real" } else { "" };
             // Not `cargo xtask search`, which runs for a time and not for a number of worlds.
             format!(
                 "{found}\nafter {worlds} worlds and {} operations, {:.1} s. To see it again:\n\
                  cargo run --profile search --package simulation -- --seed {world_seed} --worlds 1{real}",
-                tally.operations,
+                totals.operations,
                 started.elapsed().as_secs_f64()
             )
         })?;
         worlds += 1;
         if started.elapsed() >= next_line {
             next_line += Duration::from_secs(10);
-            eprintln!("{} s: {worlds} worlds, {} operations", started.elapsed().as_secs(), tally.operations);
+            eprintln!("{} s: {worlds} worlds, {} operations", started.elapsed().as_secs(), totals.operations);
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    let a_minute = tally.operations as f64 / seconds * 60.0;
-    println!("{worlds} worlds, {} operations in {seconds:.1} s: {a_minute:.0} a minute", tally.operations);
-    print!("{tally}");
-    match tally.missing() {
+    let a_minute = totals.operations as f64 / seconds * 60.0;
+    println!("{worlds} worlds, {} operations in {seconds:.1} s: {a_minute:.0} a minute", totals.operations);
+    print!("{totals}");
+    match totals.missing() {
         missing if missing.is_empty() || worlds < ENOUGH_WORLDS || is_real => Ok(()),
         missing => Err(format!("these events did not occur: {missing:?}")),
     }

@@ -93,19 +93,19 @@ impl SharedRecord {
 
 #[derive(Debug)]
 pub struct Oracle {
-    /// By Envoy and payer.
+    /// By Envoy and owner.
     local: Vec<Option<Reference>>,
     /// Admissions by shared data so far.
     pub admissions: u64,
-    /// By Envoy and payer: the number of the last admission, and the reference before it.
+    /// By Envoy and owner: the number of the last admission, and the reference before it.
     before: Vec<(u64, Option<Reference>)>,
-    /// By namespace and payer.
+    /// By namespace and owner.
     redis: Vec<Option<Reference>>,
     /// The replica's copy of `redis`.
     replicated: Vec<Option<Reference>>,
     /// The time, on the world's clock, of the last change of a bucket in Redis that the limiters cannot know.
     disturbed_us: Vec<u64>,
-    /// By Envoy and payer: its shared record, if any.
+    /// By Envoy and owner: its shared record, if any.
     shared_record_of: Vec<Option<usize>>,
     shared_records: Vec<SharedRecord>,
     /// Whole tokens that Redis returned by losing data.

@@ -65,7 +65,7 @@ happenings! {
 
 /// Counts by [`Happening`].
 #[derive(Clone, Debug)]
-pub struct Tally {
+pub struct Totals {
     counts: Vec<u64>,
     /// Requests decided.
     pub operations: u64,
@@ -73,13 +73,13 @@ pub struct Tally {
     pub forgiven: u64,
 }
 
-impl Default for Tally {
+impl Default for Totals {
     fn default() -> Self {
         Self { counts: vec![0; Happening::ALL.len()], operations: 0, forgiven: 0 }
     }
 }
 
-impl Tally {
+impl Totals {
     pub fn add(&mut self, happening: Happening, count: u64) {
         self.counts[happening as usize] += count;
     }
@@ -96,14 +96,14 @@ impl Tally {
         Happening::ALL.iter().filter_map(missing).collect()
     }
 
-    pub fn join(&mut self, other: &Tally) {
+    pub fn join(&mut self, other: &Totals) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
         self.operations += other.operations;
         self.forgiven += other.forgiven;
     }
 }
 
-impl fmt::Display for Tally {
+impl fmt::Display for Totals {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut last = "";
         for (happening, group, text) in Happening::ALL {
@@ -120,8 +120,8 @@ impl fmt::Display for Tally {
 #[derive(Clone, Debug)]
 struct Line {
     at_us: u64,
-    /// The payer; `None` for an event that concerns all.
-    payer: Option<usize>,
+    /// The owner; `None` for an event that concerns all.
+    owner: Option<usize>,
     what: What,
 }
 
@@ -144,16 +144,16 @@ const SHOWN: usize = 50;
 pub struct History(Vec<Line>);
 
 impl History {
-    pub fn note(&mut self, at_us: u64, payer: Option<usize>, what: What) {
+    pub fn note(&mut self, at_us: u64, owner: Option<usize>, what: What) {
         if self.0.len() == KEPT {
             self.0.drain(..KEPT / 2);
         }
-        self.0.push(Line { at_us, payer, what });
+        self.0.push(Line { at_us, owner, what });
     }
 
-    /// The last lines about `payer`, and about all payers.
-    pub fn shown(&self, payer: Option<usize>) -> String {
-        let matters = |line: &&Line| payer.is_none() || line.payer.is_none() || line.payer == payer;
+    /// The last lines about `owner`, and about all owners.
+    pub fn shown(&self, owner: Option<usize>) -> String {
+        let matters = |line: &&Line| owner.is_none() || line.owner.is_none() || line.owner == owner;
         let mut lines: Vec<&Line> = self.0.iter().rev().filter(matters).take(SHOWN).collect();
         lines.reverse();
         let text = |line: &Line| {

@@ -60,13 +60,13 @@ impl World {
             bytes = &bytes[length..];
             let (b"EVALSHA" | b"EVAL") = words[0] else { continue };
             let Some(bucket) = self.redis_buckets.get(words[3]).copied() else { continue };
-            let payer = bucket % self.plan.payers();
+            let owner = bucket % self.plan.owners();
             let mut pending = worker.pending.borrow_mut();
             let is_asker = |request_id: &RequestId| {
                 pending
                     .get(request_id)
                     .and_then(|pending| pending.payment)
-                    .is_some_and(|(other, _)| other == payer)
+                    .is_some_and(|(other, _)| other == owner)
             };
             let request_id = match words[0] {
                 b"EVALSHA" => {
@@ -81,7 +81,7 @@ impl World {
             }
             match request_id.zip(sequence) {
                 Some((request_id, sequence)) => drop(stream.request_ids.insert(sequence, request_id)),
-                None => self.fail(Some(payer), "a command is sent for no waiting request"),
+                None => self.fail(Some(owner), "a command is sent for no waiting request"),
             }
         }
     }
@@ -166,24 +166,24 @@ impl World {
         if took.has_expired {
             self.count(Happening::Expired);
         }
-        let payer = bucket % self.plan.payers();
+        let owner = bucket % self.plan.owners();
         let Some(request_id) = self.owner(worker, took.sequence) else {
-            return self.fail(Some(payer), "a command has no request");
+            return self.fail(Some(owner), "a command has no request");
         };
         let now_us = self.now_us.get();
         let redis_us = self.redis.borrow().clock_us(now_us);
         let (capacity, rate) = (took.limit.capacity(), took.limit.refill_micro_per_sec());
         let said = took.said;
         let left_pico = said.left_pico.unwrap_or_default();
-        self.note(Some(payer), What::Took { admitted: said.admitted, left_pico, redis_us, capacity, rate });
+        self.note(Some(owner), What::Took { admitted: said.admitted, left_pico, redis_us, capacity, rate });
         let fill =
             (took.was_absent, full_in_us(took.limit, left_pico).max(full_in_us(took.other_limit, left_pico)));
         let judged = self.oracle.borrow_mut().redis(bucket, took.limit, (redis_us, now_us), fill, said);
-        self.hold(payer, judged);
+        self.hold(owner, judged);
         if let Some(pending) = worker.pending.borrow_mut().get_mut(&request_id) {
-            if pending.payment != Some((payer, took.limit)) || pending.other_limit != Some(took.other_limit) {
+            if pending.payment != Some((owner, took.limit)) || pending.other_limit != Some(took.other_limit) {
                 let (payment, other) = (pending.payment, pending.other_limit);
-                self.fail(Some(payer), format!("request {request_id} takes {payment:?}, {other:?}"));
+                self.fail(Some(owner), format!("request {request_id} takes {payment:?}, {other:?}"));
             }
             pending.outcome = Some(said);
         }

@@ -43,7 +43,7 @@ impl Envoy {
 }
 
 pub struct Pending {
-    /// The payer; `None` for a change of health.
+    /// The owner; `None` for a change of health.
     pub payment: Option<(usize, Limit)>,
     /// The limit of the same bucket at the other health.
     pub other_limit: Option<Limit>,

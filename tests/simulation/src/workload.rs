@@ -81,7 +81,7 @@ impl Plan {
         }
     }
 
-    pub fn payers(&self) -> usize {
+    pub fn owners(&self) -> usize {
         KEYS + self.addresses
     }
 
@@ -170,24 +170,24 @@ impl Limits {
         format!("{{{}}}", tiers.join(", "))
     }
 
-    /// The payer of a caller's requests: a known key, or else the address.
-    pub fn payer(&self, caller: Caller) -> usize {
+    /// The owner of a caller's requests: a known key, or else the address.
+    pub fn owner(&self, caller: Caller) -> usize {
         match caller.key {
             Some(key) if key < self.known_keys => key,
             _ => KEYS + caller.address,
         }
     }
 
-    pub fn limit(&self, payer: usize, health: Health) -> Limit {
-        let tier = self.tier(payer);
+    pub fn limit(&self, owner: usize, health: Health) -> Limit {
+        let tier = self.tier(owner);
         match health {
             Health::Normal => tier.normal,
             Health::Degraded => tier.degraded,
         }
     }
 
-    fn tier(&self, payer: usize) -> &Tier {
-        &self.tiers[if payer < KEYS { tier_of(payer) } else { 0 }]
+    fn tier(&self, owner: usize) -> &Tier {
+        &self.tiers[if owner < KEYS { tier_of(owner) } else { 0 }]
     }
 }
 
@@ -196,9 +196,9 @@ pub fn full_in_us(limit: Limit, left_pico: u64) -> u64 {
     full.saturating_sub(left_pico.into()).div_ceil(limit.refill_micro_per_sec().into()) as u64
 }
 
-pub fn bucket_name(payer: usize) -> String {
-    match payer.checked_sub(KEYS) {
-        None => format!("id-{payer}"),
+pub fn bucket_name(owner: usize) -> String {
+    match owner.checked_sub(KEYS) {
+        None => format!("id-{owner}"),
         Some(address) => format!("192.0.2.{address}"),
     }
 }

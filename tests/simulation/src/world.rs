@@ -25,7 +25,7 @@ use crate::faults::Faults;
 use crate::oracle::Oracle;
 use crate::random::Random;
 use crate::redis::Server;
-use crate::report::{Happening, History, Tally, What};
+use crate::report::{Happening, History, Totals, What};
 use crate::shared_data::{Host, SharedMap};
 use crate::worker::{Envoy, Pending, Worker};
 use crate::workload::{Caller, KEYS, Limits, Plan, SimulatedRequest, Store, bucket_name};
@@ -79,7 +79,7 @@ pub struct World {
     pub redis: RefCell<Server>,
     pub faults: Faults,
     pub oracle: RefCell<Oracle>,
-    pub(crate) tally: RefCell<Tally>,
+    pub(crate) totals: RefCell<Totals>,
     history: RefCell<History>,
     wrong: RefCell<Option<String>>,
     queue: RefCell<BinaryHeap<Reverse<(u64, u64, Event)>>>,
@@ -105,15 +105,15 @@ impl World {
             limits: RefCell::new(limits.clone()),
             delivered: RefCell::new(limits.clone()),
         };
-        let payers = plan.payers();
+        let owners = plan.owners();
         let envoys: Vec<Envoy> = plan.envoys.iter().map(envoy).collect();
         let prefixes = ["rate_limit:", "rate_limit:other/"].into_iter().enumerate();
-        let key = |(index, prefix): (usize, &str), payer: usize| {
-            (format!("{prefix}{}", bucket_name(payer)).into_bytes(), index * payers + payer)
+        let key = |(index, prefix): (usize, &str), owner: usize| {
+            (format!("{prefix}{}", bucket_name(owner)).into_bytes(), index * owners + owner)
         };
         let redis_buckets =
-            prefixes.flat_map(|prefix| (0..payers).map(move |payer| key(prefix, payer))).collect();
-        let oracle = RefCell::new(Oracle::new(envoys.len() * payers, 2 * payers));
+            prefixes.flat_map(|prefix| (0..owners).map(move |owner| key(prefix, owner))).collect();
+        let oracle = RefCell::new(Oracle::new(envoys.len() * owners, 2 * owners));
         let world = Self {
             plan,
             now_us: Cell::new(0),
@@ -123,7 +123,7 @@ impl World {
             redis: RefCell::new(redis),
             faults: Faults::default(),
             oracle,
-            tally: RefCell::default(),
+            totals: RefCell::default(),
             history: RefCell::default(),
             wrong: RefCell::default(),
             queue: RefCell::default(),
@@ -170,15 +170,15 @@ impl World {
         }
     }
 
-    pub fn tally(&self) -> Tally {
-        let mut tally = self.tally.borrow().clone();
-        tally.forgiven = self.oracle.borrow().forgiven;
-        tally
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.totals.borrow().clone();
+        totals.forgiven = self.oracle.borrow().forgiven;
+        totals
     }
 
-    /// The last lines about a payer, or about all.
-    pub fn history(&self, payer: Option<usize>) -> String {
-        self.history.borrow().shown(payer)
+    /// The last lines about a owner, or about all.
+    pub fn history(&self, owner: Option<usize>) -> String {
+        self.history.borrow().shown(owner)
     }
 
     pub fn into_server(self) -> Server {
@@ -187,7 +187,7 @@ impl World {
 
     /// Whether all requests have come in.
     pub fn is_over(&self) -> bool {
-        self.tally.borrow().operations >= self.plan.operations
+        self.totals.borrow().operations >= self.plan.operations
     }
 
     pub fn below(&self, bound: u64) -> u64 {
@@ -199,11 +199,11 @@ impl World {
     }
 
     pub fn count(&self, happening: Happening) {
-        self.tally.borrow_mut().add(happening, 1);
+        self.totals.borrow_mut().add(happening, 1);
     }
 
-    pub fn note(&self, payer: Option<usize>, what: What) {
-        self.history.borrow_mut().note(self.now_us.get(), payer, what);
+    pub fn note(&self, owner: Option<usize>, what: What) {
+        self.history.borrow_mut().note(self.now_us.get(), owner, what);
     }
 
     /// Schedules an event after this time.
@@ -221,18 +221,18 @@ impl World {
     }
 
     /// Records a failure; the first one counts.
-    pub fn fail(&self, payer: Option<usize>, what: impl AsRef<str>) {
+    pub fn fail(&self, owner: Option<usize>, what: impl AsRef<str>) {
         let mut wrong = self.wrong.borrow_mut();
         if wrong.is_none() {
-            let name = payer.map_or(String::new(), |payer| format!("bucket {}: ", bucket_name(payer)));
-            let (plan, history) = (&self.plan, self.history(payer));
+            let name = owner.map_or(String::new(), |owner| format!("bucket {}: ", bucket_name(owner)));
+            let (plan, history) = (&self.plan, self.history(owner));
             *wrong = Some(format!("{name}{}\nin {plan:?}\n{history}", what.as_ref()));
         }
     }
 
-    pub(crate) fn hold(&self, payer: usize, judged: Result<(), String>) {
+    pub(crate) fn hold(&self, owner: usize, judged: Result<(), String>) {
         if let Err(what) = judged {
-            self.fail(Some(payer), what);
+            self.fail(Some(owner), what);
         }
     }
 
@@ -383,10 +383,10 @@ impl World {
         let ways = self.plan.max_buckets.min(8);
         let records = u64::from((self.plan.max_buckets / ways).max(1));
         let mut members: HashMap<u64, Vec<usize>> = HashMap::new();
-        for payer in KEYS..self.plan.payers() {
-            let ip = bucket_name(payer).parse().expect("an address");
+        for owner in KEYS..self.plan.owners() {
+            let ip = bucket_name(owner).parse().expect("an address");
             let record = table.hash(dynamic_rate_limiter::identity::Network::Ip(ip, 32)) % records;
-            members.entry(record).or_default().push(envoy * self.plan.payers() + payer);
+            members.entry(record).or_default().push(envoy * self.plan.owners() + owner);
         }
         for members in members.values().filter(|members| members.len() > ways as usize) {
             self.oracle.borrow_mut().shared_record(members, ways);
@@ -423,8 +423,8 @@ impl World {
         let at_us = self.now_us.get();
         let start = DecisionStart { id: request_id, at: envoy.clock(at_us) };
         let (limits, health) = (self.limits(&worker), envoy.health.get());
-        let payer = limits.payer(caller);
-        let limit = limits.limit(payer, health);
+        let owner = limits.owner(caller);
+        let limit = limits.limit(owner, health);
         let other = if health == Health::Normal { Health::Degraded } else { Health::Normal };
         let request = SimulatedRequest { caller, is_post: false };
         let late_us = worker.late_us.get();
@@ -435,8 +435,8 @@ impl World {
         // The other workers have delayed it already.
         worker.delay(self.now_us.get() - at_us);
         let pending = Pending {
-            payment: Some((payer, limit)),
-            other_limit: Some(limits.limit(payer, other)),
+            payment: Some((owner, limit)),
+            other_limit: Some(limits.limit(owner, other)),
             wanted: None,
             caller,
             at_us,
@@ -447,7 +447,7 @@ impl World {
         };
         match decision {
             Decision::AwaitsRedis(_) => {
-                self.note(Some(payer), What::Sent { envoy: worker.envoy, worker: index, request_id });
+                self.note(Some(owner), What::Sent { envoy: worker.envoy, worker: index, request_id });
                 worker.pending.borrow_mut().insert(request_id, pending);
                 worker.unsent.borrow_mut().push_back(request_id);
             }
@@ -548,7 +548,7 @@ impl World {
         for update in updates {
             match update {
                 StatUpdate::Count(name, count) if name == BUCKET_EVICTIONS => {
-                    self.tally.borrow_mut().add(Happening::Eviction, count);
+                    self.totals.borrow_mut().add(Happening::Eviction, count);
                 }
                 _ => {}
             }

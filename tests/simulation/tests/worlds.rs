@@ -2,25 +2,26 @@
 
 use dynamic_rate_limiter::limit::Limit;
 use simulation::oracle::{Oracle, Said};
-use simulation::report::Tally;
+use simulation::report::Totals;
 
 #[test]
 fn in_a_few_worlds_every_event_occurs_and_every_check_holds() {
-    let (mut tally, mut client) = (Tally::default(), None);
+    let (mut totals, mut client) = (Totals::default(), None);
     for index in 0..100 {
         let seed = simulation::world_seed(4, index);
-        simulation::run(seed, &mut client, &mut tally).unwrap_or_else(|found| panic!("seed {seed}: {found}"));
+        simulation::run(seed, &mut client, &mut totals)
+            .unwrap_or_else(|found| panic!("seed {seed}: {found}"));
     }
-    println!("{tally}");
-    assert_eq!(tally.missing(), [""; 0]);
+    println!("{totals}");
+    assert_eq!(totals.missing(), [""; 0]);
 }
 
 #[test]
 fn the_seed_determines_the_world() {
     let run = |seed| {
-        let mut tally = Tally::default();
-        simulation::run(seed, &mut None, &mut tally).expect("nothing wrong");
-        tally.to_string()
+        let mut totals = Totals::default();
+        simulation::run(seed, &mut None, &mut totals).expect("nothing wrong");
+        totals.to_string()
     };
     for seed in 0..8 {
         assert_eq!(run(seed), run(seed));
