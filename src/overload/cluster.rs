@@ -65,9 +65,17 @@ impl ClusterControl {
     /// Takes a place in flight, if one is free and no worker has a more important request in its queue.
     pub fn take_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
         self.take_place_anyway(shared);
+        let keeps = self.keeps_place(priority, shared);
+        if !keeps {
+            self.give_back(shared);
+        }
+        keeps
+    }
+
+    /// Whether the place just taken was free, and no worker has a more important request in its queue.
+    fn keeps_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
-            let is_free = f64::from(self.entry.in_flight) <= self.limit;
-            return is_free || self.give_back(shared);
+            return f64::from(self.entry.in_flight) <= self.limit;
         };
         let mut gauges = Gauges::new(in_flight, 0);
         let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
@@ -76,7 +84,7 @@ impl ClusterControl {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
         }
         let is_next = gauges.highest_waiting().is_none_or(|highest| highest <= priority);
-        is_free && is_next || self.give_back(shared)
+        is_free && is_next
     }
 
     pub fn take_place_anyway(&mut self, shared: &impl Shared) {
@@ -84,11 +92,9 @@ impl ClusterControl {
         self.entry.in_flight = self.entry.in_flight.saturating_add(1);
     }
 
-    /// Gives a place back; returns that there is none.
-    pub fn give_back(&mut self, shared: &impl Shared) -> bool {
+    pub fn give_back(&mut self, shared: &impl Shared) {
         shared.add(self.id, Gauge::InFlight, -1);
         self.entry.in_flight = self.entry.in_flight.saturating_sub(1);
-        false
     }
 
     /// Leaves the place that was just given back to the other workers that wait, one time in ten: else those with many
@@ -144,7 +150,7 @@ impl ClusterControl {
         self.observations.latency_s += latency.as_secs_f64();
     }
 
-    /// Takes back what was counted of a request that got no such response.
+    /// Takes back the time in flight of a request without such a response.
     pub fn note_no_response(&mut self, since: StoreTime) {
         let from = since.max(self.record.limit.begun);
         self.observations.in_flight_s -= self.entry.at.since(from).as_secs_f64();

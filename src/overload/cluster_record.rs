@@ -14,7 +14,7 @@ use crate::time::StoreTime;
 const MAX_WORKERS: usize = 256;
 /// A worker that has written nothing for so long is dead.
 const WORKER_TIMEOUT: Duration = FLUSH_INTERVAL.saturating_mul(MIN_FLUSHES);
-/// What the gauges hold too much is taken off after at least so many flushes.
+/// An excess in the gauges is taken off after at least so many flushes.
 const MIN_FLUSHES: u32 = 8;
 
 /// What one worker holds.
@@ -40,7 +40,7 @@ pub struct ClusterRecord {
     /// What the gauges hold beyond `workers`: the smallest difference of all flushes since `excess_since`.
     excess: Gauges,
     excess_since: StoreTime,
-    /// How many flushes that were.
+    /// Flushes since then.
     flushes: u32,
 }
 
@@ -51,7 +51,7 @@ impl ClusterRecord {
         Self { limit, shed: 0.0, workers, excess, excess_since: now, flushes: 0 }
     }
 
-    /// Takes in what one worker observed and holds. Returns what the gauges hold too much and has to be taken off.
+    /// Takes in what one worker observed and holds. Returns the excess to take off the gauges.
     ///
     /// A worker that traps never gives its places back. So each worker publishes what it holds. What the gauges hold
     /// beyond that at every flush for some time belongs to no worker, and is taken off. A live worker that was taken

@@ -3,16 +3,12 @@
 //! The limit keeps the mean latency at [`LATENCY_TARGET`] times the baseline, the latency without a queue in the
 //! upstream. An overloaded upstream and one that is slow at any load look alike, so a cut has to prove that it helps:
 //! where latency does not fall with the limit, the cut is reverted and the baseline is what was measured.
-//!
-//! Latency is measured in two ways: the mean of the responses, and by Little's law the time in flight of all requests
-//! for each response. Where latency rises, the first lags behind; where more are in flight than before, the second is
-//! too high for one latency. The true mean lies between the two; a decision that has to be certain uses the less
-//! favourable one. When the limit fell and no more are in flight than it allows, the second is right at once.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::latency::{Estimate, Mean, Measurement};
 use super::observations::Observations;
 use super::parameters::*;
 use crate::time::StoreTime;
@@ -29,8 +25,8 @@ pub enum LimitState {
     /// A lower limit shows what latency is there.
     Trial(Trial),
     /// Requests wait or are given up, and none gets a response. The limit falls until one does, unless those in flight
-    /// just hang; the number is the queue limit before.
-    Silent(f64),
+    /// just hang.
+    Silent { queue_limit: f64 },
 }
 
 /// A lower limit on trial.
@@ -55,31 +51,6 @@ enum TrialKind {
     Verify,
 }
 
-/// The latency at a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Measurement {
-    limit: f64,
-    latency: Mean,
-}
-
-/// A mean of latencies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Mean {
-    seconds: f64,
-    samples: f64,
-}
-
-/// The latency since the last decision.
-#[derive(Clone, Copy)]
-struct Estimate {
-    /// By Little's law.
-    little: Mean,
-    /// The lower and the higher of the two, and the mean of both.
-    low: Mean,
-    high: Mean,
-    mean: Mean,
-}
-
 /// The limit of one cluster, as all workers share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConcurrencyLimit {
@@ -92,6 +63,8 @@ pub struct ConcurrencyLimit {
     /// `totals` were observed from `since` to `updated`.
     since: StoreTime,
     updated: StoreTime,
+    /// When a request last arrived or ended.
+    active_at: StoreTime,
     totals: Observations,
     /// What nine in ten responses usually do not exceed. Before the baseline is confirmed, it is learned quickly, and
     /// no request is called slow by it.
@@ -113,6 +86,7 @@ impl ConcurrencyLimit {
             begun: StoreTime::default(),
             since: now,
             updated: now,
+            active_at: now,
             totals: Observations::default(),
             usual_s: f64::INFINITY,
             responded_at: now,
@@ -135,7 +109,9 @@ impl ConcurrencyLimit {
         match self.state {
             LimitState::Starting => f64::INFINITY,
             LimitState::Open if self.verified_at.is_none() => f64::INFINITY,
-            LimitState::Trial(Trial { back, .. }) | LimitState::Silent(back) => self.target.max(back),
+            LimitState::Trial(Trial { back: limit, .. }) | LimitState::Silent { queue_limit: limit } => {
+                self.target.max(limit)
+            }
             LimitState::Open | LimitState::Limiting => self.target,
         }
     }
@@ -171,11 +147,14 @@ impl ConcurrencyLimit {
 
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
-        let elapsed = now.since(std::mem::replace(&mut self.updated, now));
-        let is_idle = in_flight <= 0.0 && *observed == Observations::default();
-        // A pause would make the demand seem low.
-        let pause = if is_idle { elapsed } else { elapsed.saturating_sub(2 * FLUSH_INTERVAL) };
-        self.since = self.since.after(pause);
+        self.updated = now;
+        if observed.arrivals > 0.0 || observed.ended > 0.0 {
+            // A pause does not count: demand would seem low, and the upstream silent.
+            let pause = now.since(self.active_at.max(self.since)).saturating_sub(2 * FLUSH_INTERVAL);
+            self.since = self.since.after(pause);
+            self.responded_at = self.responded_at.after(pause);
+            self.active_at = now;
+        }
         self.totals.merge(observed);
         if observed.answered > 0.0 || in_flight <= 0.0 {
             self.responded_at = now;
@@ -208,7 +187,7 @@ impl ConcurrencyLimit {
             LimitState::Trial(trial) if trial.falling.is_some() || self.totals.samples < self.target => {}
             LimitState::Trial(trial) if trial.kind == TrialKind::Cut => self.prove(trial, estimate.little),
             LimitState::Trial(trial) => self.verify(trial, estimate.little),
-            LimitState::Silent(back) => {
+            LimitState::Silent { queue_limit: back } => {
                 if !self.is_slow(estimate.low) {
                     self.target = back.min(INITIAL_LIMIT).max(self.target);
                 }
@@ -249,7 +228,7 @@ impl ConcurrencyLimit {
     }
 
     fn end_silence(&mut self, in_flight: f64) {
-        let back = self.queue_limit();
+        let queue_limit = self.queue_limit();
         self.responded_at = self.updated;
         match self.state {
             LimitState::Trial(Trial { back, falling: Some(_), .. }) => {
@@ -264,12 +243,13 @@ impl ConcurrencyLimit {
             // They may hang while others would get a response.
             _ => self.target = in_flight + MIN_SAMPLES,
         }
-        self.begin(LimitState::Silent(back));
+        self.begin(LimitState::Silent { queue_limit });
     }
 
     /// Where hardly anything but errors arrives, there is no latency to follow: a low limit does not help.
     fn follow_errors(&mut self, in_flight: f64) {
-        let are_errors = self.totals.answered >= MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64();
+        let errors = self.totals.answered - self.totals.responses;
+        let are_errors = errors >= MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64();
         if are_errors && self.waits() {
             if let LimitState::Trial(Trial { back, .. }) = self.state {
                 self.target = back;
@@ -460,8 +440,10 @@ impl ConcurrencyLimit {
         self.totals.arrivals.max(0.0)
     }
 
+    /// Without pauses.
     fn age_s(&self) -> f64 {
-        self.seconds_since(self.since).max(1e-3)
+        let until = self.updated.min(self.active_at.after(2 * FLUSH_INTERVAL));
+        until.since(self.since).as_secs_f64().max(1e-3)
     }
 
     fn seconds_since(&self, at: StoreTime) -> f64 {
@@ -478,59 +460,5 @@ impl ConcurrencyLimit {
     fn go_on(&mut self, state: LimitState) {
         (self.state, self.since) = (state, self.updated);
         self.totals = Observations::default();
-    }
-}
-
-impl Measurement {
-    /// The latency below which a lower limit has helped. With a queue in the upstream, latency falls in proportion to
-    /// the limit; half of that fall, on a logarithmic scale, is enough.
-    fn helped_s(&self, limit: f64) -> f64 {
-        self.latency.seconds * (limit / self.limit).sqrt()
-    }
-
-    /// By how many standard errors the latency at a lower limit exceeds what a queue would have left of it; 0 where the
-    /// lower limit has helped.
-    fn failed_by(&self, now: Self) -> f64 {
-        let error = self.latency.error() + now.latency.error();
-        let rise = now.latency.seconds / self.latency.seconds * self.limit / now.limit;
-        if now.latency.seconds > self.helped_s(now.limit) { rise.ln() / error } else { 0.0 }
-    }
-}
-
-impl Mean {
-    /// The standard error, as a share of the mean: latencies are taken to vary as an exponential distribution does.
-    fn error(self) -> f64 {
-        self.samples.max(1.0).sqrt().recip()
-    }
-
-    /// What the true mean surely is at least, and at most, in seconds.
-    fn least_s(self) -> f64 {
-        self.seconds / (1.0 + SIGMAS * self.error())
-    }
-
-    fn most_s(self) -> f64 {
-        self.seconds * (1.0 + SIGMAS * self.error())
-    }
-
-    /// Takes in more samples; they count for no more than `most` of the mean.
-    fn with(self, newer: Self, most: f64) -> Self {
-        let samples = self.samples.min(BASELINE_SAMPLES) + newer.samples;
-        let share = (newer.samples / samples.max(1.0)).min(most);
-        Self { seconds: self.seconds + share * (newer.seconds - self.seconds), samples }
-    }
-}
-
-impl Estimate {
-    fn of(observed: &Observations) -> Self {
-        let samples = observed.samples;
-        let of = |seconds: f64| Mean { seconds, samples };
-        let [responses_s, little_s] =
-            [observed.latency_s, observed.in_flight_s].map(|sum| (sum / samples.max(1.0)).max(1e-6));
-        Self {
-            little: of(little_s),
-            low: of(responses_s.min(little_s)),
-            high: of(responses_s.max(little_s)),
-            mean: of((responses_s * little_s).sqrt()),
-        }
     }
 }

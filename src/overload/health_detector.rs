@@ -63,14 +63,14 @@ impl HealthDetector {
 
     /// Takes in what one worker observed.
     pub fn update(&mut self, observed: &CallerObservations, thresholds: &HealthThresholds, now: StoreTime) {
-        let is_degraded = self.reason.is_some();
-        // The way back is judged by what came since, not by the window before it.
-        let memory_s = if is_degraded { thresholds.degrade_after_seconds } else { thresholds.window_seconds };
         let elapsed_s = now.since(self.updated).as_secs_f64();
         if elapsed_s > f64::from(thresholds.window_seconds.max(1)) {
             // Health was not measured meanwhile.
             *self = Self::new(now);
         }
+        let is_degraded = self.reason.is_some();
+        // Recovery is judged by what was observed since, not before.
+        let memory_s = if is_degraded { thresholds.degrade_after_seconds } else { thresholds.window_seconds };
         self.window.fade_and_merge((-elapsed_s / f64::from(memory_s.max(1))).exp(), observed);
         self.updated = now;
         self.signals = Signals::of(&self.window);
@@ -102,14 +102,14 @@ impl HealthDetector {
 
 impl Signals {
     /// Each share is the least of three: of all requests, of all where no caller counts for more than the median caller,
-    /// and of all but those of the caller with the largest part.
+    /// and without the caller that has most of the errors (slow requests, shed requests).
     fn of(window: &CallerObservations) -> Self {
-        let (all, weighed) = (window.total(f64::INFINITY), window.total(window.median()));
+        let (all, weighted) = (window.total(f64::INFINITY), window.total(window.median()));
         let least = |part: fn(&CallerCounts) -> f64, whole: fn(&CallerCounts) -> f64| {
             let share = |counts: &CallerCounts| (part(counts) / whole(counts).max(1e-9)).clamp(0.0, 1.0);
             let others = all.plus(&window.largest(part), -1.0);
             let of_others = if others.size() < MIN_SIZE { 1.0 } else { share(&others) };
-            share(&all).min(share(&weighed)).min(of_others)
+            share(&all).min(share(&weighted)).min(of_others)
         };
         Self {
             requests: all.size(),

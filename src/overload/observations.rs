@@ -21,8 +21,8 @@ pub enum RequestOutcome {
 /// What was observed of one cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observations {
-    /// Without those that were not sent for another reason than the limit. An arrival is taken back when that shows, so
-    /// the number may be negative.
+    /// Requests that needed a place. One that is not sent for another reason than the limit is subtracted later, so the
+    /// number may be negative.
     pub arrivals: f64,
     /// Of the arrivals, those that had to wait.
     pub waited: f64,
@@ -58,7 +58,7 @@ impl Observations {
     }
 }
 
-/// Callers whose observations are kept apart. More share a number, by their hash.
+/// Slots for callers, chosen by hash; callers may share one.
 const CALLERS: usize = 64;
 /// What has faded to less is no caller any more, in requests.
 pub const MIN_SIZE: f64 = 0.5;

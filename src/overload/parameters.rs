@@ -9,8 +9,8 @@ pub const INITIAL_LIMIT: f64 = 18.0;
 /// The mean latency that the limit aims at, in multiples of the baseline. Source: the most important tier's latency
 /// may triple at most (SPEC, section 12), and its own wait comes on top.
 pub const LATENCY_TARGET: f64 = 1.4;
-/// How many times the mean number in flight fits while the limit is not reached. Source: an upstream four times slower
-/// than usual under light load sheds nothing (SPEC, section 12).
+/// The limit over the mean in flight while none waits; also the largest cut, and a silence over the baseline. Source: an
+/// upstream four times slower than usual under light load sheds nothing (SPEC, section 12).
 pub const HEADROOM: f64 = 4.5;
 /// Samples: fewer decide nothing. Source: the mean of eight exponential latencies varies by a third.
 pub const MIN_SAMPLES: f64 = 8.0;

@@ -159,14 +159,15 @@ impl OverloadControl {
         };
         cluster.observations.arrivals += 1.0;
         let is_next = cluster.queue.best_priority().is_none_or(|best| best < priority);
-        let is_sent = !self.thresholds.shed
-            || is_next && cluster.take_place(priority, shared)
-            || cluster.queue.len() == 0
-                && cluster.catch_up(now, shared)
-                && cluster.take_place(priority, shared);
-        if !self.thresholds.shed {
+        let is_sent = if self.thresholds.shed {
+            is_next && cluster.take_place(priority, shared)
+                || cluster.queue.len() == 0
+                    && cluster.catch_up(now, shared)
+                    && cluster.take_place(priority, shared)
+        } else {
             cluster.take_place_anyway(shared);
-        }
+            true
+        };
         let tracked =
             |stage| TrackedRequest { cluster: cluster_id, caller, is_complete: !completes_later, stage };
         if is_sent {
@@ -227,6 +228,11 @@ impl OverloadControl {
                     cluster.note_response(since, latency);
                 } else if request.is_complete {
                     cluster.note_no_response(since);
+                }
+                if is_counted && outcome == RequestOutcome::NotSent {
+                    // It was slow because of another filter.
+                    let counts = CallerCounts { requests: -1.0, slow: -1.0, ..CallerCounts::default() };
+                    self.callers.count(request.caller, counts);
                 }
                 let is_slow = request.is_complete && latency > latency_threshold(cluster, &self.thresholds);
                 if is_good || is_failed || outcome == RequestOutcome::ClientLeft && request.is_complete {

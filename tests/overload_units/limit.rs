@@ -16,22 +16,32 @@ fn second_with(
     errors: f64,
     timeouts: f64,
 ) {
-    let (waited, latency_s) = (5.0 * waiting_percent / 100.0, 5.0 * latency_ms / 1e3);
-    for _ in 0..20 {
-        *now_ms += 50;
-        let observed = Observations {
-            arrivals: 5.0,
-            waited,
-            ended: 5.0 + (errors + timeouts) / 20.0,
-            answered: 5.0 + errors / 20.0,
-            responses: 5.0,
-            samples: 5.0,
-            latency_s,
-            in_flight_s: latency_s,
-            ..Observations::default()
-        };
-        limit.update(&observed, limit.limit(), at(*now_ms));
-    }
+    (0..20).for_each(|_| flush(limit, now_ms, latency_ms, waiting_percent, errors, timeouts));
+}
+
+/// A twentieth of that second.
+fn flush(
+    limit: &mut ConcurrencyLimit,
+    now_ms: &mut u64,
+    latency_ms: f64,
+    waiting_percent: f64,
+    errors: f64,
+    timeouts: f64,
+) {
+    *now_ms += 50;
+    let latency_s = 5.0 * latency_ms / 1e3;
+    let observed = Observations {
+        arrivals: 5.0,
+        waited: 5.0 * waiting_percent / 100.0,
+        ended: 5.0 + (errors + timeouts) / 20.0,
+        answered: 5.0 + errors / 20.0,
+        responses: 5.0,
+        samples: 5.0,
+        latency_s,
+        in_flight_s: latency_s,
+        ..Observations::default()
+    };
+    limit.update(&observed, limit.limit(), at(*now_ms));
 }
 
 fn learned() -> (ConcurrencyLimit, u64) {
@@ -69,14 +79,53 @@ fn a_pause_does_not_lower_the_limit() {
             in_flight_s: 0.05 * requests,
             ..Observations::default()
         };
-        limit.update(&observed, requests, at(now_ms));
+        limit.update(&observed, requests + 1.0, at(now_ms));
     };
     (0..2_000).for_each(|_| flush(&mut limit, 50.0, 25));
     let before = limit.limit();
     assert!(before > 400.0, "{limit:?}");
+    // Some requests stay in flight.
     (0..60).for_each(|_| flush(&mut limit, 0.0, 500));
     (0..8).for_each(|_| flush(&mut limit, 50.0, 25));
-    assert!(limit.limit() > 0.9 * before, "{before}, {limit:?}");
+    assert!(limit.limit() > 0.8 * before, "{before}, {limit:?}");
+}
+
+#[test]
+fn an_error_among_responses_does_not_raise_the_limit() {
+    let (mut limit, mut now_ms) = learned();
+    for response in [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0] {
+        now_ms += 200;
+        let observed = Observations {
+            arrivals: 5.0,
+            waited: 4.0,
+            ended: 1.0,
+            answered: 1.0,
+            responses: response,
+            samples: response,
+            latency_s: response,
+            in_flight_s: response,
+            ..Observations::default()
+        };
+        let before = limit.limit();
+        limit.update(&observed, before, at(now_ms));
+        assert_eq!(limit.limit(), before, "{limit:?}");
+    }
+}
+
+#[test]
+fn errors_alone_end_a_trial() {
+    let (mut limit, mut now_ms) = learned();
+    let before = limit.limit();
+    while !matches!(limit.state, LimitState::Trial(_)) {
+        flush(&mut limit, &mut now_ms, 400.0, 90.0, 0.0, 0.0);
+    }
+    let errors =
+        Observations { arrivals: 5.0, waited: 4.0, ended: 1.0, answered: 1.0, ..Observations::default() };
+    for _ in 0..45 {
+        now_ms += 50;
+        limit.update(&errors, 1.0, at(now_ms));
+    }
+    assert!(limit.state == LimitState::Limiting && limit.limit() >= before, "{limit:?}");
 }
 
 #[test]
@@ -160,7 +209,7 @@ fn where_all_requests_time_out_the_limit_falls_although_none_waits() {
         now_ms += 50;
         limit.update(&timeouts, before, at(now_ms));
     }
-    assert!(matches!(limit.state, LimitState::Silent(_)), "{limit:?}");
+    assert!(matches!(limit.state, LimitState::Silent { .. }), "{limit:?}");
     assert!(limit.limit() < 0.6 * before, "{limit:?}");
 }
 
@@ -181,7 +230,7 @@ fn without_a_response_the_limit_falls_and_recovers_with_the_first_good_ones() {
     let (mut limit, mut now_ms) = learned();
     let waits = Observations { arrivals: 5.0, waited: 5.0, ..Observations::default() };
     let mut until_silent_ms = 0;
-    while !matches!(limit.state, LimitState::Silent(_)) {
+    while !matches!(limit.state, LimitState::Silent { .. }) {
         (now_ms, until_silent_ms) = (now_ms + 50, until_silent_ms + 50);
         limit.update(&waits, 15.0, at(now_ms));
     }
