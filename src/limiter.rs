@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use crate::admin::{self, EndpointReply, PendingChange};
-use crate::admission::{Decider, Decision};
+use crate::admission::{Decider, Decision, LimitedRequest};
 use crate::config::{Config, PluginConfig};
 use crate::documents::{Fetched, SourceRecords};
 use crate::generation::Role;
@@ -39,7 +39,7 @@ pub struct Limiter {
     table: AddressTable,
     /// This worker's part in what Envoys share through Redis; `None` without Redis.
     redis: Option<RedisLimiter>,
-    /// What measured health was last.
+    /// The last report.
     overload_report: Option<OverloadReport>,
     wall_clock: WallClock,
     /// What was counted and not yet handed to Envoy.
@@ -79,7 +79,7 @@ impl Limiter {
         self.wall_clock
     }
 
-    /// Looks at what all workers agreed on, announced or not.
+    /// Reads the control record, announced change or not.
     pub fn refresh(&mut self, data: &impl SharedData) {
         self.in_force.refresh(data, self.redis.as_mut(), &mut self.metrics);
     }
@@ -97,7 +97,7 @@ impl Limiter {
         }
     }
 
-    /// What Redis, or its absence, makes necessary next.
+    /// The next thing to do because of Redis.
     pub fn poll_output(&mut self, now: StoreTime, data: &impl SharedData) -> Option<LimiterOutput> {
         let redis = self.redis.as_mut()?;
         let (id, answered) = match redis.poll_output(now, data, &mut self.metrics)? {
@@ -106,7 +106,7 @@ impl Limiter {
         };
         let decision = match answered {
             Answered::Charge(charge, verdict) => self.decider(data).charged(&charge, verdict, now),
-            Answered::Health(network, health_override, is_stored) => {
+            Answered::Health { network, health_override, is_stored } => {
                 let change = HealthChange { network, health_override };
                 let reply = if is_stored { self.apply(change, data) } else { admin::not_stored() };
                 reply.count(&mut self.metrics);
@@ -156,6 +156,13 @@ impl Limiter {
         }
     }
 
+    /// Leaves a recheck of its bucket to the next request: this one waited for a place in flight, and has ended.
+    pub fn release(&mut self, limited: &LimitedRequest, id: RequestId) {
+        if let (Some(redis), Some(owner)) = (&mut self.redis, &limited.owner) {
+            redis.release(owner, id);
+        }
+    }
+
     /// Carries out a change of health whose body is complete.
     pub fn change_health(
         &mut self,
@@ -197,7 +204,7 @@ impl Limiter {
         self.overload_report = Some(report);
     }
 
-    /// Where health is not measured any more, what was measured ends.
+    /// Resets measured health when it is not measured any more.
     pub fn forget_measured_health(&self, data: &impl SharedData) {
         measured_health::forget(self.in_force.control(), self.in_force.control_key(), data);
     }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::bucket::{Outcome, Verdict};
-use crate::charge::Charge;
+use crate::charge::{BucketOwner, Charge};
 use crate::config::{OnFailure, RedisSettings};
 use crate::control::RedisStatus;
 use crate::generation::Role;
@@ -61,8 +61,8 @@ pub enum RedisOutput {
 pub enum Answered {
     /// A charge, and the verdict of Redis; `None` where it failed.
     Charge(Charge, Option<Verdict>),
-    /// The health that an operator sets, and whether Redis has stored it.
-    Health(Network, HealthOverride, bool),
+    /// The health that an operator sets.
+    Health { network: Network, health_override: HealthOverride, is_stored: bool },
 }
 
 /// Why a command was sent.
@@ -88,7 +88,7 @@ enum Purpose {
 #[derive(Debug)]
 pub struct RedisLimiter {
     session: Session,
-    /// Why each command was sent that waits for its reply. Those without a purpose, such as probes, need none.
+    /// The purpose of each command that waits for its reply; probes have none.
     purposes: IdMap<CommandId, Purpose>,
     deny_cache: DenyCache,
     /// Counts the changes of limits and health. A rejection goes into the deny cache only if none came after its
@@ -106,8 +106,8 @@ pub struct RedisLimiter {
     /// What this generation of the plugin may do, as of the last tick. Before the first one, nothing can
     /// contradict it.
     role: Role,
-    /// When the next look for a changed health is due, and all else that is done at each timeout.
-    next_look: Option<StoreTime>,
+    /// When the next poll of the health in Redis may be due.
+    next_timeout: Option<StoreTime>,
     /// When to log the next failure of each kind.
     next_log: [StoreTime; FailureKind::COUNT],
 }
@@ -131,7 +131,7 @@ impl RedisLimiter {
             is_used: false,
             was_connected: false,
             role: Role::Newest,
-            next_look: None,
+            next_timeout: None,
             next_log: [StoreTime::default(); FailureKind::COUNT],
         }
     }
@@ -196,10 +196,14 @@ impl RedisLimiter {
         let is_unsent = self.session.cancel(id);
         let is_charge = matches!(self.purposes.get(&id), Some(Purpose::Charge { .. }));
         let removed = (is_unsent || is_charge).then(|| self.purposes.remove(&id)).flatten();
-        if let Some(Purpose::Charge { charge, .. }) = removed {
-            // It may have been the one that looks for the next token.
-            self.deny_cache.forget(&charge.owner);
+        if let Some(Purpose::Charge { start, charge, .. }) = removed {
+            self.release(&charge.owner, start.id);
         }
+    }
+
+    /// Leaves a recheck of that bucket to the next request, if this one was to do it and does not.
+    pub fn release(&mut self, owner: &BucketOwner, id: RequestId) {
+        self.deny_cache.release(owner, id);
     }
 
     /// Forgets which buckets are known to be empty: limits or health have changed.
@@ -221,7 +225,7 @@ impl RedisLimiter {
     /// Does what is due: deadlines, and in the newest generation probes and polls of the health in Redis.
     pub fn handle_timeout(&mut self, now: StoreTime, role: Role, data: &impl SharedData) {
         self.role = role;
-        self.next_look = Some(now.after(POLL_INTERVAL));
+        self.next_timeout = Some(now.after(POLL_INTERVAL));
         if role == Role::Superseded {
             self.session.release_if_idle(now);
         }
@@ -243,7 +247,7 @@ impl RedisLimiter {
         }
     }
 
-    /// Lets out what has gathered for the stream. For a worker whose turn to send it is.
+    /// Lets [`RedisLimiter::poll_output`] return what has gathered for the stream.
     pub fn flush(&mut self) {
         self.session.flush();
     }
@@ -284,7 +288,7 @@ impl RedisLimiter {
 
     /// When to call [`RedisLimiter::handle_timeout`] next; the first time is the owner's choice.
     pub fn poll_timeout(&self) -> Option<StoreTime> {
-        match (self.next_look, self.session.poll_timeout()) {
+        match (self.next_timeout, self.session.poll_timeout()) {
             (Some(look), Some(timeout)) => Some(look.min(timeout)),
             (look, timeout) => look.or(timeout),
         }
@@ -305,7 +309,7 @@ impl RedisLimiter {
                 Some((start.id, self.charged(charge, sent_at, is_current, reply)))
             }
             Purpose::SetHealth { id, network, health_override } => {
-                Some((id, Answered::Health(network, health_override, reply.is_ok())))
+                Some((id, Answered::Health { network, health_override, is_stored: reply.is_ok() }))
             }
             Purpose::PollHealth { health_changes } => {
                 self.polled(reply, health_changes, now, data);

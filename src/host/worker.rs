@@ -360,7 +360,7 @@ impl Worker {
         }
     }
 
-    /// Makes the root context the effective one again, so that what follows does not end with an answered request.
+    /// Makes the root context the effective one again, so that no later host call is for an answered request.
     fn return_to_root(&self) {
         let _ = hostcalls::set_effective_context(self.root);
     }
@@ -392,13 +392,14 @@ impl Worker {
         }
         let waiting = Waiting { limited, cluster: overload.name_of_limit(cluster, now) };
         if output.is_some() {
-            return Some(self.shed(&waiting, now));
+            return Some(self.shed(id, &waiting, now));
         }
         self.requests.wait_for_place(id, arrived, waiting);
         None
     }
 
-    fn shed(&mut self, waiting: &Waiting, now: StoreTime) -> Decision {
+    fn shed(&mut self, id: RequestId, waiting: &Waiting, now: StoreTime) -> Decision {
+        self.limiter.release(&waiting.limited, id);
         let mut decider = self.limiter.decider(&HostData);
         decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now)
     }
@@ -439,7 +440,7 @@ impl Worker {
         self.leave_queue_to_next_turn();
     }
 
-    /// Has the root context serve the queue, if there is something to do for it.
+    /// Leaves the queue to the root context, if there is output.
     fn leave_queue_to_next_turn(&mut self) {
         if self.overload.as_ref().is_some_and(Overload::has_output) {
             self.next_turn.call();
@@ -455,7 +456,7 @@ impl Worker {
         };
         let decision = match output {
             Output::Send(_) => self.charge(id, &waiting.limited, now),
-            Output::Shed(_) => self.shed(&waiting, now),
+            Output::Shed(_) => self.shed(id, &waiting, now),
         };
         Some((arrived, decision))
     }
@@ -478,8 +479,10 @@ impl Worker {
 
     /// A request has ended before it was sent on: nothing that it waited for is done for it any more.
     fn finish_unsent(&mut self, id: RequestId, state: &RequestState) {
-        if let RequestState::WaitsForRedis(command) = state {
-            self.limiter.cancel(*command);
+        match state {
+            RequestState::WaitsForRedis(command) => self.limiter.cancel(*command),
+            RequestState::WaitsForPlace(waiting) => self.limiter.release(&waiting.limited, id),
+            RequestState::WaitsForDocuments | RequestState::WaitsForBody(..) | RequestState::SentOn(_) => {}
         }
         self.finish(id, RequestOutcome::NotSent);
     }

@@ -6,6 +6,7 @@ use dynamic_rate_limiter::admission::Screening;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
+use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::SharedData;
@@ -155,6 +156,25 @@ fn a_recheck_whose_client_leaves_is_left_to_the_next_request() {
     assert_eq!(world.decided(WORKER, &get()), "Rejected");
     world.worker(WORKER).limiter.cancel(command);
     assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis");
+}
+
+#[test]
+fn a_recheck_that_is_shed_is_left_to_the_next_request() {
+    let mut world = rejected(1, 1, SLOW);
+    world.advance(SECOND);
+    let Worker { limiter, data, .. } = world.worker(WORKER);
+    let screening = limiter.decider(&**data).screen(&get(), data.now(), false);
+    let Screening::Limited(limited) = screening else { panic!("it has a bucket") };
+    let is_rejected = |limiter: &mut Limiter, id| {
+        let start = DecisionStart { id, at: data.now() };
+        limiter.decider(&**data).reject_if_empty(&limited, start).is_some()
+    };
+    assert!(!is_rejected(limiter, 101), "it waits for a place");
+    assert!(is_rejected(limiter, 102));
+    limiter.release(&limited, 102);
+    assert!(is_rejected(limiter, 103), "the recheck is not that request's");
+    limiter.release(&limited, 101);
+    assert!(!is_rejected(limiter, 104));
 }
 
 #[test]

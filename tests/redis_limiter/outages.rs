@@ -49,7 +49,7 @@ fn the_health_check_reports_the_state_of_redis() {
         assert_eq!(first, second, "workers report the same");
         first
     };
-    let gauge = |level| StatUpdate::Level("rate_limiter_redis_connected".to_owned(), level);
+    let gauge = |level| StatUpdate::SetGauge("rate_limiter_redis_connected".to_owned(), level);
     let connected = r#"{"status":"healthy","redis":"connected","health":"NORMAL"}"#;
     let disconnected = r#"{"status":"degraded","redis":"disconnected","health":"NORMAL"}"#;
     assert_eq!(reported(&mut world), disconnected, "before the first reply");

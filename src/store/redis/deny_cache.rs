@@ -23,7 +23,7 @@ struct Entry {
     owner: u64,
     /// When the next token is due, on this Envoy's clock.
     due: StoreTime,
-    /// When to send to Redis again: then, or earlier.
+    /// When to send to Redis again; `due` or earlier.
     recheck_at: StoreTime,
     /// The number of the request that is to do so.
     rechecked_by: Option<u32>,
@@ -38,7 +38,7 @@ pub struct DenyCache {
 }
 
 impl DenyCache {
-    /// No entries. `seed` is random, and the only thing here that is: a test that gives it sees the same again.
+    /// No entries. `seed` is random; nothing else is, so a test that sets it is repeatable.
     pub fn new(seed: u64) -> Self {
         Self { seed, entries: vec![Entry::default(); SLOTS] }
     }
@@ -62,7 +62,7 @@ impl DenyCache {
         None
     }
 
-    /// Notes that Redis, by a command sent at `sent_at`, had no token for `wait` to come.
+    /// Notes that by a command sent at `sent_at`, a token is due after `wait`.
     ///
     /// Redis read its clock after `sent_at`, so the token is really due a little later than noted. The next command
     /// may be sent too early, but no caller is rejected too long.
@@ -72,6 +72,15 @@ impl DenyCache {
             let due = sent_at.after(wait);
             let recheck_at = due.min(sent_at.after(RECHECK));
             *entry = Entry { owner: hash, due, recheck_at, rechecked_by: None };
+        }
+    }
+
+    /// Leaves a recheck to the next request, if this one was to do it.
+    pub fn release(&mut self, owner: &impl Hash, request: u32) {
+        let hash = self.hash(owner);
+        let its = |entry: &&mut Entry| entry.owner == hash && entry.rechecked_by == Some(request);
+        if let Some(entry) = self.entries.get_mut(slot(hash)).filter(its) {
+            (entry.recheck_at, entry.rechecked_by) = (StoreTime::default(), None);
         }
     }
 
