@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::admin::{self, EndpointDecision, EndpointReply, PendingChange, ShownHealth};
 use crate::bucket::{Outcome, Verdict};
 use crate::charge::{BucketOwner, Charge};
-use crate::config::{Caller, OnFailure, Settings};
+use crate::config::{KnownCaller, OnFailure, Settings};
 use crate::documents::Outdated;
 use crate::headers::HeaderValues;
 use crate::identity::{KeyHash, MAX_KEY_BYTES};
@@ -25,14 +25,14 @@ use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, U
 use crate::tier::{Allowance, Tier};
 use crate::time::{StoreTime, WallClock, whole_micros};
 
-/// When a caller whose tier is blocked may look again. It gets no `Retry-After`: nothing changes by itself.
+/// When a caller whose tier is blocked may try again: health may change.
 const BLOCKED_WAIT: Duration = Duration::from_secs(60);
 
 /// `Retry-After` where shared data was contended.
 const CONTENDED_WAIT: Duration = Duration::from_secs(1);
 
-/// How often a key is looked up again because documents have changed meanwhile. Each time is a whole publication
-/// between two host calls of one request, so that even the second is not seen in practice.
+/// Most lookups of a key. A second one needs a whole publication between two host calls of one request, which does not
+/// happen in practice.
 const MAX_LOOKUPS: usize = 4;
 
 /// What happens to a request.
@@ -206,14 +206,14 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// The caller with that key.
-    fn caller(&mut self, request: &impl Request) -> Option<Rc<Caller>> {
+    fn caller(&mut self, request: &impl Request) -> Option<Rc<KnownCaller>> {
         let key = request.header("x-api-key").filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()))?;
         std::str::from_utf8(&key).ok()?;
         let key = KeyHash::of(&key);
         for _ in 0..MAX_LOOKUPS {
             match self.in_force.caller(key, self.data) {
                 Ok(caller) => return caller,
-                // A later document is being written where this one was: so another has come into force meanwhile.
+                // A later document is written to this table, so another one has come into force.
                 Err(Outdated) => {
                     self.in_force.refresh(self.data, self.redis.as_deref_mut(), self.metrics);
                 }
@@ -282,7 +282,7 @@ impl<D: SharedData> Decider<'_, D> {
         }
     }
 
-    /// The decision that follows from a verdict, which was spoken at that time.
+    /// The decision that follows from a verdict given at `at`.
     fn decided(&mut self, charge: &Charge, verdict: Verdict, at: StoreTime) -> Decision {
         let Charge { owner, tier, health, .. } = charge;
         if log::log_enabled!(log::Level::Debug) {

@@ -49,7 +49,7 @@ pub fn write_headers(
             write("x-ratelimit-remaining", HeaderText::new().number(verdict.remaining).bytes());
             write("x-ratelimit-reset", HeaderText::new().number(reset_us.div_ceil(US_PER_SEC)).bytes());
         }
-        if verdict.outcome == Outcome::Rejected && verdict.capacity > 0 {
+        if verdict.outcome == Outcome::Rejected && !header_values.tier.is_blocked() {
             write("retry-after", HeaderText::new().number(seconds(verdict.wait())).bytes());
         }
         if headers.ietf {

@@ -54,6 +54,11 @@ impl Tier {
         }
     }
 
+    /// Whether it admits nothing at any health.
+    pub fn is_blocked(&self) -> bool {
+        [Health::Normal, Health::Degraded].map(|health| self.allowance(health)) == [Allowance::Blocked; 2]
+    }
+
     fn limit(&self, health: Health) -> Limit {
         match health {
             Health::Normal => self.normal,

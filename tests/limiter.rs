@@ -169,6 +169,20 @@ fn header_groups_can_be_turned_off_and_the_ietf_ones_on() {
 }
 
 #[test]
+fn a_blocked_tier_gets_a_retry_after_if_another_health_admits_it() {
+    for (capacity, rate, retry_after) in [(5, 1, vec!["retry-after: 60"]), (0, 0, vec![])] {
+        let mut test = Test::new(&format!(
+            r#"{{"headers": {{"rate_limit": false, "system_health": false, "processing_time": false}}, "default_tier": "t",
+            "tiers": {{"t": {{"base": {{"capacity": {capacity}, "refill_rate": {rate}}},
+            "degraded": {{"capacity": 0, "refill_rate": 0}}}}}}}}"#
+        ));
+        assert_eq!(test.set_health(br#"{"status": "DEGRADED"}"#).0, 200);
+        let rejected = test.answer(get());
+        assert_eq!(test.headers(&rejected, 0), retry_after, "{capacity}");
+    }
+}
+
+#[test]
 fn invalid_bodies_change_nothing_and_are_explained() {
     let mut test = Test::new("{}");
     let wanted = r#"wanted \"NORMAL\" or \"DEGRADED\""#;
@@ -283,15 +297,15 @@ fn samples_are_counted_for_each_tier_and_handed_over_once() {
             assert!(at_first.contains(&StatUpdate::Count(name.clone(), 0)), "{name} exists from the start");
         }
     }
-    assert!(at_first.contains(&StatUpdate::Gauge("rate_limiter_tokens_remaining.tier.pro".to_owned())));
-    assert!(at_first.contains(&StatUpdate::Level("rate_limiter_system_degraded".to_owned(), 0)));
+    assert!(at_first.contains(&StatUpdate::DefineGauge("rate_limiter_tokens_remaining.tier.pro".to_owned())));
+    assert!(at_first.contains(&StatUpdate::SetGauge("rate_limiter_system_degraded".to_owned(), 0)));
     for _ in 0..12 {
         test.decide(get());
     }
     test.decide(keyed("pro"));
     let count =
         |name: &str, count| StatUpdate::Count(format!("rate_limiter_requests_total.tier.{name}"), count);
-    let level = |name: &str, level| StatUpdate::Level(format!("rate_limiter_{name}"), level);
+    let level = |name: &str, level| StatUpdate::SetGauge(format!("rate_limiter_{name}"), level);
     let wanted = [
         count("free.status.allowed", 10),
         count("free.status.limited", 2),
@@ -347,7 +361,7 @@ fn a_fractional_limit_is_reported_as_whole_places() {
         let mut metrics = Metrics::default();
         let name = b"upstream".to_vec();
         metrics.cluster(&ClusterReport { name, limit, baseline: None, in_flight: 0, waiting: 0, shed: 0 });
-        let level = StatUpdate::Level(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);
+        let level = StatUpdate::SetGauge(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);
         assert!(metrics.drain().contains(&level), "{limit}");
     }
 }
