@@ -107,7 +107,7 @@ pub fn health(method: &[u8], config: &Config, control: Control, lacks_documents:
 /// What `GET /system/health` shows.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownHealth<'a> {
-    /// What all workers agreed on.
+    /// The control record.
     pub control: Control,
     /// What was measured of the upstreams, if it is.
     pub overload: Option<&'a OverloadReport>,
@@ -214,7 +214,7 @@ fn parse_status(body: &[u8], thresholds: Option<HealthThresholds>) -> Result<Hea
     let fields = document.root("body").fields(&["status"])?;
     let status = fields.need("status", wanted)?;
     let health_override = status.as_text().and_then(HealthOverride::from_name);
-    // What is not measured cannot be left to measuring.
+    // `AUTO` needs measured health.
     let health_override = health_override
         .filter(|health_override| *health_override != HealthOverride::Auto || thresholds.is_some());
     health_override.ok_or_else(|| status.wanted(wanted))

@@ -89,10 +89,10 @@ pub fn available_pico(stored: Option<Bucket>, limit: Limit, now_us: u64) -> u64 
     stored.map_or(capacity_pico, |bucket| unclamped_pico(bucket, limit, now_us).min(capacity_pico))
 }
 
-/// The same before the capacity takes what is above it: what a larger capacity would find.
+/// The same, not limited to the capacity.
 pub fn unclamped_pico(bucket: Bucket, limit: Limit, now_us: u64) -> u64 {
     let elapsed_us = now_us.saturating_sub(bucket.refilled_at_us);
-    // Where the product or the sum does not fit, the bucket is full long since: saturating is exact here.
+    // Where the product or the sum does not fit, the bucket has long been full: saturating is exact.
     let gained_pico = elapsed_us.saturating_mul(limit.refill_micro_per_sec());
     bucket.tokens_pico.saturating_add(gained_pico)
 }
@@ -103,7 +103,7 @@ pub fn time_to_fill_us(limit: Limit) -> u64 {
 }
 
 fn time_to_gain_us(pico: u64, limit: Limit) -> u64 {
-    // A rate of zero goes with a capacity of zero only, and then no wait is long enough.
+    // Only a capacity of zero has a rate of zero, and no wait is long enough.
     match limit.refill_micro_per_sec() {
         0 => u64::MAX,
         rate => pico.div_ceil(rate),

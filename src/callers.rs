@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::config::{Caller, Config};
+use crate::config::{Config, KnownCaller};
 use crate::documents::{KeyTable, Outdated};
 use crate::identity::KeyHash;
 use crate::store::SharedData;
@@ -17,7 +17,7 @@ const MAX_REMEMBERED: usize = 2_048;
 pub struct Callers {
     /// The table of the document in force, and what its records' names begin with.
     published: Option<(KeyTable, String)>,
-    remembered: HashMap<KeyHash, Rc<Caller>>,
+    remembered: HashMap<KeyHash, Rc<KnownCaller>>,
 }
 
 impl Callers {
@@ -32,7 +32,7 @@ impl Callers {
         key: KeyHash,
         config: &Config,
         data: &impl SharedData,
-    ) -> Result<Option<Rc<Caller>>, Outdated> {
+    ) -> Result<Option<Rc<KnownCaller>>, Outdated> {
         let Some((table, prefix)) = &self.published else {
             return Ok(config.caller(key));
         };
@@ -42,7 +42,7 @@ impl Callers {
         let Some(entry) = table.find(data, prefix, key)? else { return Ok(None) };
         let Some(tier) = config.key_tiers.get(usize::from(entry.tier)) else { return Ok(None) };
         let bucket = entry.id.unwrap_or_else(|| key.short_hex());
-        let caller = Rc::new(Caller::new(tier.clone(), bucket, &config.settings.namespace));
+        let caller = Rc::new(KnownCaller::new(tier.clone(), bucket, &config.settings.namespace));
         if self.remembered.len() >= MAX_REMEMBERED {
             self.remembered.clear();
         }

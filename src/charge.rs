@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::Caller;
+use crate::config::KnownCaller;
 use crate::health::Health;
 use crate::identity::Network;
 use crate::limit::Limit;
@@ -14,7 +14,7 @@ use crate::tier::Tier;
 #[derive(Clone, Debug)]
 pub enum BucketOwner {
     /// A caller with a known key.
-    Key(Rc<Caller>),
+    Key(Rc<KnownCaller>),
     /// All others, by address.
     Address(Network),
 }

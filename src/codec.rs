@@ -78,7 +78,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Goes on after these bytes.
+    /// Appends to these bytes.
     pub fn after(bytes: Vec<u8>) -> Self {
         Self { bytes }
     }

@@ -21,8 +21,8 @@ use crate::tier::Tier;
 
 pub use health::HealthThresholds;
 pub use keys::{
-    Caller, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_ID_BYTES, NamedTier, parse_api_keys, parse_key_document,
-    parse_key_members,
+    KEY_DOCUMENT, KeyEntry, KeySummary, KnownCaller, MAX_ID_BYTES, NamedTier, parse_api_keys,
+    parse_key_document, parse_key_members,
 };
 pub use store::{OnFailure, RedisSettings};
 pub use tiers::{
@@ -206,7 +206,7 @@ pub struct Config {
     /// The tiers that the fetched key document names, in its order.
     pub key_tiers: Vec<Rc<Tier>>,
     /// The keys of the plugin configuration, where no others were fetched.
-    callers: HashMap<KeyHash, Rc<Caller>>,
+    callers: HashMap<KeyHash, Rc<KnownCaller>>,
     keys: usize,
 }
 
@@ -251,7 +251,7 @@ impl Config {
             None => {
                 for entry in &plugin.api_keys {
                     let tier = find(&NamedTier { name: entry.tier.clone(), number: entry.number })?;
-                    let caller = Caller::new(tier, entry.bucket(), &plugin.settings.namespace);
+                    let caller = KnownCaller::new(tier, entry.bucket(), &plugin.settings.namespace);
                     callers.insert(entry.key, Rc::new(caller));
                 }
                 callers.len()
@@ -262,7 +262,7 @@ impl Config {
     }
 
     /// The caller whose key this is, where the plugin configuration has it.
-    pub fn caller(&self, key: KeyHash) -> Option<Rc<Caller>> {
+    pub fn caller(&self, key: KeyHash) -> Option<Rc<KnownCaller>> {
         self.callers.get(&key).cloned()
     }
 

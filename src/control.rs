@@ -14,17 +14,16 @@ use crate::store::{Contended, SharedData, update};
 pub struct Control {
     /// The health that an operator has set.
     pub health_override: HealthOverride,
-    /// What was measured of it; `NORMAL` where it is not measured.
+    /// The measured health; `NORMAL` if it is not measured.
     pub measured: Health,
     /// Grows when other documents come into force, and when a document is applied or rejected for the first time.
     pub documents_version: u32,
     /// Counts the changes of the override, so that what was read in Redis before cannot undo them.
     pub health_changes: u32,
-    /// Whether Redis answers, by the worker that last heard from it or lost it.
     pub redis: RedisStatus,
 }
 
-/// Whether Redis answers, by the worker that last heard from it or lost it.
+/// Whether Redis answers, as a worker noted last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RedisStatus {
     /// No worker has heard from Redis yet.
@@ -79,7 +78,7 @@ impl Control {
         record.into_bytes()
     }
 
-    /// The record that these bytes are; `None` where they are none.
+    /// Decodes a record; `None` if the bytes are none.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut record = Reader::new(bytes);
         let (health, redis) = (record.u8()?, record.u8()?);

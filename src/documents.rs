@@ -43,7 +43,7 @@ pub struct DocumentFailure {
     fingerprint: Fingerprint,
 }
 
-/// Never zero, which stands for none.
+/// Never zero: zero means none.
 fn fingerprint(parts: &[&[u8]]) -> Fingerprint {
     let mut hasher = DefaultHasher::new();
     parts.iter().for_each(|part| hasher.write(part));

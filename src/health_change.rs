@@ -32,7 +32,7 @@ impl HealthChange {
         Ok(Self { network: pending.network, health_override })
     }
 
-    /// Has Redis store it first: it is to be applied when Redis has replied.
+    /// Sends it to Redis first: it is applied when Redis has replied.
     pub(crate) fn store(
         self,
         redis: &mut RedisLimiter,

@@ -99,7 +99,7 @@ impl Network {
         }
     }
 
-    /// Whether it is 127.0.0.1 or the network of ::1, of which Envoy's own machine alone can make connections.
+    /// Whether it is 127.0.0.1 or the network of ::1, from which only Envoy's own machine can connect.
     pub fn is_this_machine(self) -> bool {
         match self {
             Network::Ip(IpAddr::V4(ip), _) => ip == Ipv4Addr::LOCALHOST,

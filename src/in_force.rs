@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::callers::Callers;
-use crate::config::{Caller, Config, Documents, PluginConfig};
+use crate::config::{Config, Documents, KnownCaller, PluginConfig};
 use crate::control::{Control, RedisStatus};
 use crate::documents::{
     Fetched, Finished, Outdated, Publication, PublicationOutcome, Published, SourceRecords,
@@ -30,7 +30,7 @@ pub(crate) struct InForce {
     /// The known keys.
     callers: Callers,
     control_key: String,
-    /// What all workers agreed on when it was last read.
+    /// The control record as last read.
     control: Control,
     /// How many changes were announced then; `None` where it has to be read again.
     changes: Option<u64>,
@@ -83,7 +83,7 @@ impl InForce {
         &self.config
     }
 
-    /// What all workers agreed on.
+    /// The control record as last read.
     pub(crate) fn control(&self) -> Control {
         self.control
     }
@@ -114,7 +114,7 @@ impl InForce {
         format!("{} tiers, {} keys, default tier {}", tiers.len(), self.config.keys(), default_tier.name)
     }
 
-    /// Looks at what all workers agreed on, if a change was announced.
+    /// Reads the control record, if a change was announced.
     pub(crate) fn follow(
         &mut self,
         data: &impl SharedData,
@@ -181,7 +181,7 @@ impl InForce {
         &mut self,
         key: KeyHash,
         data: &impl SharedData,
-    ) -> Result<Option<Rc<Caller>>, Outdated> {
+    ) -> Result<Option<Rc<KnownCaller>>, Outdated> {
         self.callers.find(key, &self.config, data)
     }
 
@@ -256,7 +256,7 @@ impl InForce {
         }
     }
 
-    /// Has all workers read what is published. Where this loses every race, it is tried again at the next tick.
+    /// Tells all workers to read what is published. If this loses every race, the next tick tries again.
     fn announce(&mut self, data: &impl SharedData, redis: Option<&mut RedisLimiter>, metrics: &mut Metrics) {
         if !self.is_unannounced {
             return;

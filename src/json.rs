@@ -142,8 +142,8 @@ impl<'a> Field<'a> {
         self.members_called(|number, _| format!("{}[{}]", self.path, first as usize + number - 1))
     }
 
-    /// An object that has no members but `known`. Another name may be a secret that stands in the wrong place: within a
-    /// secret it is not shown, nor is that of a text or of an entry of the key document in the root.
+    /// An object that has no members but `known`. Another name may be a misplaced secret: it is not shown within a
+    /// secret, nor in the root if its value is a text or an entry of the key document.
     pub fn fields(&self, known: &[&str]) -> Result<Fields<'a>, String> {
         let is_root = self.path.is_empty();
         let members = self.members_called(|number, name| {

@@ -6,8 +6,8 @@
 //! Four things always hold:
 //!
 //! - **Safety.** For every bucket and every interval of the store's clock, admitted ≤ capacity + rate × elapsed.
-//! - **Liveness.** A bucket with a whole token admits the request; shedding, blocked tiers, `on_failure` and a store
-//!   that all workers write to at once are other reasons.
+//! - **Liveness.** A request whose bucket has a whole token is admitted, unless it is shed, its tier is blocked,
+//!   `on_failure` denies it, or the store is contended.
 //! - **Bounds.** Memory, loops and queues have a bound, whatever clients, operators and upstreams send.
 //! - **No trap.** Nothing from outside makes the filter panic: bytes are never taken for text, nothing is
 //!   indexed or unwrapped unchecked.

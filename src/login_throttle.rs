@@ -32,7 +32,7 @@ pub struct LoginThrottle<'a, D> {
     pub data: &'a D,
     /// The limiter's namespace.
     pub namespace: &'a str,
-    /// Has the keyed hash.
+    /// For its hash.
     pub table: &'a AddressTable,
 }
 
@@ -46,7 +46,7 @@ impl<D: SharedData> LoginThrottle<'_, D> {
 
     /// Counts a wrong token from `network`; returns what [`LoginThrottle::wait`] did before.
     ///
-    /// Where that is not zero, others have used up the address since [`LoginThrottle::wait`], and nothing is counted:
+    /// If that is not zero, others have used up the attempts since [`LoginThrottle::wait`], and nothing is counted:
     /// however many wrong tokens come at once, no more than [`MAX_WRONG_TOKENS`] get the answer that they are wrong.
     pub fn count_wrong_token(&self, network: Network) -> Result<Duration, Contended> {
         update(self.data, &self.key(network), |stored, now| {
@@ -127,7 +127,7 @@ impl WrongTokens {
     }
 }
 
-/// How long `network` has to wait, whose place is among these addresses, latest first.
+/// How long `network` has to wait, by the addresses of its record, latest first.
 fn wait(addresses: &[WrongTokens], network: Network, now: StoreTime) -> Duration {
     let own = addresses.iter().find(|address| address.network == network.bytes());
     match (own, addresses.get(ADDRESSES_PER_RECORD - 1)) {

@@ -49,7 +49,7 @@ pub fn put_into_force(
     }
 }
 
-/// Where health is not measured any more, what was measured ends.
+/// Resets measured health when it is not measured any more.
 pub fn forget(current: Control, control_key: &str, data: &impl SharedData) {
     let measured = Health::default();
     if current.measured != measured {

@@ -184,12 +184,12 @@ pub const REDIS_CONNECTED: &str = "rate_limiter_redis_connected";
 /// Gauge: 1 while health is `DEGRADED`.
 pub const SYSTEM_DEGRADED: &str = "rate_limiter_system_degraded";
 
-/// Gauge: by which workers announce changes to each other. No number for operators.
+/// Gauge: counts changes that workers announce, read without lock or copy. Not for operators.
 pub const CONTROL_CHANGES: &str = "rate_limiter_control_changes";
 
 /// The metrics for operators, without their labels.
 pub fn names() -> BTreeSet<&'static str> {
-    let levels = [
+    let others = [
         REQUESTS,
         TOKENS_REMAINING,
         DECISION_DURATION,
@@ -206,7 +206,7 @@ pub fn names() -> BTreeSet<&'static str> {
         CLUSTER_SHED,
     ];
     let counters = COUNTERS.into_iter().chain(REDIS_COUNTERS).chain(MEASURED_COUNTERS);
-    counters.chain(levels).map(without_labels).collect()
+    counters.chain(others).map(without_labels).collect()
 }
 
 pub fn without_labels(name: &str) -> &str {
@@ -248,9 +248,9 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatUpdate {
     Count(String, u64),
-    Level(String, u64),
-    /// Makes a gauge, which is 0 until it is set.
-    Gauge(String),
+    SetGauge(String, u64),
+    /// The gauge is 0 until it is set.
+    DefineGauge(String),
 }
 
 /// What was counted since the last [`Metrics::drain`].
@@ -393,19 +393,19 @@ impl Metrics {
                 }
             }
             if let Some(tokens) = counts.tokens_remaining {
-                updates.push(StatUpdate::Level(tokens_remaining(tier), tokens.into()));
+                updates.push(StatUpdate::SetGauge(tokens_remaining(tier), tokens.into()));
             }
         }
         for tier in self.labels.iter().skip(self.drained_labels) {
             updates.extend(Status::ALL.map(|status| StatUpdate::Count(requests_total(tier, status), 0)));
-            updates.push(StatUpdate::Gauge(tokens_remaining(tier)));
+            updates.push(StatUpdate::DefineGauge(tokens_remaining(tier)));
         }
         self.drained_labels = self.labels.len();
         for (name, amount) in self.counts.drain(..) {
             updates.push(StatUpdate::Count(name.into_owned(), amount));
         }
         for level in self.levels.iter_mut().filter(|level| level.reported != Some(level.current)) {
-            updates.push(StatUpdate::Level(level.name.clone().into_owned(), level.current));
+            updates.push(StatUpdate::SetGauge(level.name.clone().into_owned(), level.current));
             level.reported = Some(level.current);
         }
         updates

@@ -14,7 +14,7 @@ pub use keyed::take_keyed;
 use crate::bucket::Verdict;
 use crate::time::StoreTime;
 
-/// How often a lost race is tried again before the request is rejected.
+/// How many attempts [`update`] makes.
 ///
 /// Losing a race means that another worker won it, so with W workers on one key it does not happen in practice
 /// that a worker loses hundreds of times in a row; the bound is there so that no loop is without one.

@@ -186,10 +186,10 @@ fn one_worker_fetches_for_all_once_in_a_period() {
 }
 
 #[test]
-fn a_fetch_of_a_superseded_worker_is_repeated_after_five_seconds_while_documents_are_missing() {
+fn a_fetch_of_a_superseded_worker_is_repeated_after_six_seconds_while_documents_are_missing() {
     let (data, records) = (FakeData::at(SECOND), records("default", 86_400));
     assert!(claim_fetch(&data, &records, Duration::ZERO, true));
-    data.advance(5 * SECOND - 1);
+    data.advance(6 * SECOND - 1);
     assert!(!claim_fetch(&data, &records, Duration::ZERO, true));
     data.advance(1);
     assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "documents are in force");

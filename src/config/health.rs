@@ -13,7 +13,7 @@ pub struct HealthThresholds {
     pub error_ratio: f64,
     /// The time to response headers that is too much, in milliseconds: 1 to 600,000. `None`: no bound.
     pub latency_ms: Option<u32>,
-    /// How many times the time that is usual is too much: above 1, to 1,000. `None`: no bound.
+    /// The multiple of the usual time that is too much: above 1, to 1,000. `None`: no threshold.
     pub latency_ratio: Option<f64>,
     /// How long a bound must have been broken, in seconds: 1 to 3,600.
     pub degrade_after_seconds: u32,

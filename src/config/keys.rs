@@ -84,7 +84,7 @@ impl NamedTier {
 
 /// A caller with a known key.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct KnownCaller {
     pub tier: Rc<Tier>,
     /// Name of the caller's bucket: the entry's `id`, or the start of the key's hash.
     pub bucket: String,
@@ -92,7 +92,7 @@ pub struct Caller {
     pub shared_data_key: String,
 }
 
-impl Caller {
+impl KnownCaller {
     pub fn new(tier: Rc<Tier>, bucket: String, namespace: &str) -> Self {
         let shared_data_key = keyed_bucket_key(namespace, &bucket);
         Self { tier, bucket, shared_data_key }

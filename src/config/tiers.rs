@@ -48,7 +48,7 @@ pub fn check_count(tiers: usize) -> Result<(), String> {
 
 /// The tiers that hold where the configuration names none.
 pub fn built_in_tiers() -> Vec<Tier> {
-    let limit = |capacity, refill_micro_per_sec| Limit::new(capacity, refill_micro_per_sec);
+    let limit = Limit::new;
     let tier = |name: &str, normal: Option<Limit>, degraded: Option<Limit>, ttl_seconds| {
         Some(Tier {
             name: name.to_owned(),

@@ -306,7 +306,7 @@ impl FetchedText {
         }
     }
 
-    /// Begins to parse it; how long it is.
+    /// Begins to parse it; returns its length.
     fn begin(&mut self) -> Option<usize> {
         let FetchedText::Hashed(text, fingerprint) = self else { return None };
         let bytes = text.len();
@@ -314,8 +314,8 @@ impl FetchedText {
         Some(bytes)
     }
 
-    /// Parses some members and hands them to `add`, which says how many there were; what it cost, or `None` where it is
-    /// no time to parse.
+    /// Parses some members and hands them to `add`, which returns their number. Returns the cost; `None` if the text is
+    /// not being parsed.
     fn parse(
         &mut self,
         name: &str,

@@ -17,7 +17,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// How long a worker that publishes keeps others from fetching, if it is not heard of again.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// How often such a worker says so.
+/// How long a claim lasts while documents are missing: longer than a fetch.
+const LOST: Duration = Duration::from_secs(6);
+
+/// How often `busy_until` is set.
 const RENEWAL: Duration = Duration::from_secs(1);
 
 /// The record of fetches and of what was found wrong.
@@ -44,21 +47,21 @@ pub(super) struct KnownWrong {
 }
 
 /// Claims the next fetch for this worker, if one has been due for `grace`; no other worker gets it for the source's
-/// period. Where documents are missing, a claim without a result lasts no longer than a worker may be busy: it may have
-/// been of a worker that was superseded.
+/// period. Where documents are missing, a claim without a result does not last so long: its worker may have been
+/// superseded.
 pub fn claim_fetch(
     data: &impl SharedData,
     records: &SourceRecords,
     grace: Duration,
-    lacks_any: bool,
+    is_missing: bool,
 ) -> bool {
     let claimed = update(data, &records.schedule(), |stored, now| {
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         // A due time further off than the period was set when the period was longer.
         let is_due = now >= schedule.due_at.after(grace) || schedule.due_at > now.after(records.period);
         let is_lost =
-            schedule.due_at > now.after(RETRY) && now.after(records.period) >= schedule.due_at.after(BUSY);
-        let is_due = is_due || lacks_any && is_lost;
+            schedule.due_at > now.after(RETRY) && now.after(records.period) >= schedule.due_at.after(LOST);
+        let is_due = is_due || is_missing && is_lost;
         let is_free = now >= schedule.busy_until;
         let next = Schedule { due_at: now.after(records.period), ..schedule };
         (is_due && is_free, (is_due && is_free).then(|| next.encode()))

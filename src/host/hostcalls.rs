@@ -50,7 +50,7 @@ pub(super) struct HostData;
 impl SharedData for HostData {
     fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
         let (value, version) = hostcalls::get_shared_data(key).ok()?;
-        // The SDK tells an empty value by the version alone.
+        // An empty value has a version only.
         version.map(|version| (value.unwrap_or_default(), version))
     }
 

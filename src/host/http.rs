@@ -116,7 +116,7 @@ pub(super) fn action(state: Option<&RequestState>) -> Action {
 }
 
 /// How the upstream has answered, by its status. A gRPC response that fails at once is a 200 of headers alone, and says
-/// so in another header. Any other status may be of Envoy, such as a timeout, or of another filter.
+/// so in another header. A 2xx counts as the upstream's; any other status may be Envoy's own or another filter's.
 pub(super) fn outcome(may_be_grpc_headers_only: bool) -> RequestOutcome {
     let status = response_header(":status").unwrap_or_default();
     let is_grpc = may_be_grpc_headers_only && status == b"200";
@@ -197,7 +197,7 @@ pub(super) fn send_reply(reply: &EndpointReply) {
     send_local_reply(reply.status, headers, reply.body.as_bytes());
 }
 
-/// Writes the headers; what the clock says, where a header needs that.
+/// Writes the headers; returns the time, if a header needed it.
 pub(super) fn write_headers(
     worker: &Worker,
     header_values: &HeaderValues,

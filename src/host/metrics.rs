@@ -18,12 +18,6 @@ thread_local! {
     static CHANGES: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
-/// Counts the changes that workers announce to each other.
-///
-/// A gauge is the cheapest thing that all workers of an Envoy share: one atomic number, read without a lock, a
-/// copy or an allocation. It only ever says that something changed; what, stands in shared data.
-const CHANGES_GAUGE: &str = CONTROL_CHANGES;
-
 /// Defines what will be counted.
 ///
 /// Envoy tries a delivered configuration in a VM that it discards later, and forgets a stat that no VM refers to. So
@@ -45,10 +39,10 @@ pub(super) fn report(updates: Vec<StatUpdate>) {
                 let offset = i64::try_from(amount).unwrap_or(i64::MAX);
                 id(MetricType::Counter, &name).map(|id| hostcalls::increment_metric(id, offset))
             }
-            StatUpdate::Level(name, level) => {
+            StatUpdate::SetGauge(name, level) => {
                 id(MetricType::Gauge, &name).map(|id| hostcalls::record_metric(id, level))
             }
-            StatUpdate::Gauge(name) => {
+            StatUpdate::DefineGauge(name) => {
                 id(MetricType::Gauge, &name);
                 None
             }
@@ -108,7 +102,7 @@ pub(super) fn probe_changes() {
         add(*gauge, 1);
         read(*gauge).is_some_and(|value| value > 0)
     };
-    CHANGES.set(gauge(CHANGES_GAUGE).filter(counts));
+    CHANGES.set(gauge(CONTROL_CHANGES).filter(counts));
 }
 
 /// How many changes were announced; `None` where Envoy does not count them.

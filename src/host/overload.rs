@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::hostcalls::HostData;
@@ -19,9 +20,8 @@ use crate::store::{Conflict, SharedData};
 use crate::tier::Tier;
 use crate::time::StoreTime;
 
-/// `Retry-After` of a request that is shed, in seconds: the first, and up to the second more, so that not all callers
-/// retry at once.
-const SHED_WAIT_SECONDS: (u64, u64) = (3, 7);
+/// `Retry-After` of a request that is shed, in seconds: at random, so that not all callers retry at once.
+const SHED_WAIT_SECONDS: RangeInclusive<u64> = 3..=10;
 
 /// The overload control of one worker.
 pub(super) struct Overload {
@@ -79,7 +79,7 @@ impl Overload {
         self.control.has_output()
     }
 
-    /// Does what is due; what is to be shown, if it may have changed.
+    /// Does what is due; returns a report if one is due.
     pub(super) fn handle_timeout(
         &mut self,
         now: StoreTime,
@@ -102,8 +102,8 @@ impl Overload {
 
 /// `Retry-After` of a request that is shed, in seconds.
 pub(super) fn shed_wait_seconds() -> u64 {
-    let (least, more) = SHED_WAIT_SECONDS;
-    least + random() % (more + 1)
+    let (least, most) = SHED_WAIT_SECONDS.into_inner();
+    least + random() % (most - least + 1)
 }
 
 /// The tier's priority; for its `min_share` of callers that of the most important tier.

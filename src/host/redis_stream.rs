@@ -58,7 +58,7 @@ impl RedisStream {
         self.tick_period
     }
 
-    /// Whether it is its turn that has come.
+    /// Whether `queue` is this stream's.
     pub(super) fn take_turn(&mut self, queue: u32) -> bool {
         self.next_turn.take(queue)
     }

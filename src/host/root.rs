@@ -23,8 +23,8 @@ use crate::metrics::{CONFIG_REJECTED, StatUpdate};
 use crate::store::SharedData;
 use crate::time::StoreTime;
 
-/// What is done once a second is due again so soon: a tick may come a little early.
-const SECOND: Duration = Duration::from_millis(990);
+/// Least time between two runs of what is done once a second: a tick may come early.
+const NEARLY_A_SECOND: Duration = Duration::from_millis(990);
 
 thread_local! {
     /// The generations of all plugins in this VM.
@@ -38,7 +38,7 @@ pub(super) struct Root {
     fetch: Option<Fetch>,
     /// When to do next what is done once a second.
     next_second: StoreTime,
-    /// How many requests had been decided when documents were last thought of.
+    /// How many requests had been decided at the last attempt to fetch.
     decisions: u32,
     /// Whether a document could not be fetched by this worker last time.
     was_unreachable: bool,
@@ -88,10 +88,10 @@ impl Root {
         }
         // A VM that serves no requests, such as the main thread's, has the time.
         let is_busy = worker.decisions() != self.decisions || self.was_unreachable;
-        let lacks_any = limiter.lacks_documents();
-        let grace = if is_busy && !lacks_any { SECOND } else { Duration::ZERO };
+        let is_missing = limiter.lacks_documents();
+        let grace = if is_busy && !is_missing { NEARLY_A_SECOND } else { Duration::ZERO };
         self.decisions = worker.decisions();
-        if claim_fetch(&HostData, records, grace, lacks_any) {
+        if claim_fetch(&HostData, records, grace, is_missing) {
             drop(worker);
             self.fetch = Some(Fetch::start(source));
             self.finish_fetch();
@@ -163,7 +163,7 @@ impl RootContext for Root {
         worker.tick(role);
         let may_fetch = role == Role::Newest && (is_due || worker.limiter().lacks_documents());
         if is_due {
-            self.next_second = now.after(SECOND);
+            self.next_second = now.after(NEARLY_A_SECOND);
             super::log::follow_level();
             metrics::report(worker.each_second(now));
         }

@@ -17,7 +17,7 @@ pub(super) struct NextTurn {
 }
 
 impl NextTurn {
-    /// Has the root context called in the next turn. Where this fails, it is called at its next tick.
+    /// Makes Envoy call the root context in the next turn; if this fails, the next tick calls it.
     pub(super) fn call(&mut self) {
         if self.is_coming {
             return;
@@ -31,7 +31,7 @@ impl NextTurn {
         self.is_coming = hostcalls::enqueue_shared_queue(*id, Some(b"!")).is_ok();
     }
 
-    /// Whether it is this turn that has come.
+    /// Takes the message, if `queue` is this one.
     pub(super) fn take(&mut self, queue: u32) -> bool {
         let is_ours = self.queue.as_ref().is_some_and(|(_, id)| *id == queue);
         if is_ours {

@@ -1,7 +1,7 @@
 //! A large object, read some members at a time: the same errors in the same words as a document that is read at once.
 //!
 //! A scan over the bytes finds where members end; `serde_json` then reads a batch of whole members as an object of
-//! their own. What it complains about is placed where it stands in the whole text.
+//! their own. Its errors get the line and column in the whole text.
 
 use super::{Document, SyntaxError, without_bom};
 

@@ -84,8 +84,8 @@ impl Breaker {
         self.shard_errors = 0;
     }
 
-    /// Whether there were enough failures to open.
-    pub fn is_spent(&self) -> bool {
+    /// Whether enough commands have failed.
+    pub fn must_open(&self) -> bool {
         self.silences >= MAX_FAILURES || self.errors >= MAX_FAILURES || self.shard_errors >= MAX_SHARD_ERRORS
     }
 

@@ -43,7 +43,7 @@ impl Unframer {
         Ok(())
     }
 
-    /// A byte that is no message's is a header's.
+    /// Takes one byte of a frame's header.
     fn push_header(&mut self, byte: u8) -> Result<(), Compressed> {
         if let Some(slot) = self.header.get_mut(self.header_bytes) {
             *slot = byte;

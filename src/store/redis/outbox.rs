@@ -28,7 +28,7 @@ impl Outbox {
         self.open = true;
     }
 
-    /// Whether what goes out next goes out on a stream that is still to be opened.
+    /// Whether the stream is still to be opened.
     pub fn opens_stream(&self) -> bool {
         self.open
     }

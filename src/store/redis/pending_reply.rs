@@ -38,9 +38,9 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// Whether the time is over: `timeout` on the worker's clock, of which no less than a request may take was counted
-    /// against Redis. In a busy worker, one turn of the event loop is counted before each check; to count a whole
-    /// second would take it half a minute.
+    /// Whether `timeout` is over on the worker's clock, and on the reply clock `timeout` or `request_timeout`, whichever
+    /// is shorter: a busy worker counts one turn of the event loop for each check, and a whole second would take half a
+    /// minute.
     pub fn is_over(&self, reply_time: ReplyTime, now: StoreTime, request_timeout: Duration) -> bool {
         reply_time.since(self.reply_time) >= self.timeout.min(request_timeout)
             && now.since(self.at) >= self.timeout

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::reply_clock::ReplyTime;
 use super::script::Take;
 
-/// A worker may have so many commands on the wire that Redis needs so large a part of `timeout_ms` to carry them out.
-/// Several workers can do that at a time, and each command is still answered in time.
+/// The commands of a worker on the wire take Redis at most one part in so many of `timeout_ms`. So several workers can
+/// fill the wire, and each command is still answered in time.
 const ON_WIRE_SHARE: u32 = 8;
 
 /// What a command takes in Redis at most, on a machine that is not fast.
@@ -82,7 +82,7 @@ impl Queue {
         self.moved_at = if is_all_sent { self.moved_at.min(reply_time) } else { reply_time };
     }
 
-    /// Whether Redis has let nothing be handed over for as long as the first may take.
+    /// Whether no command was handed over for as long as the first may take.
     pub fn is_stuck(&self, at: ReplyTime) -> bool {
         let first = self.waiting.first_key_value();
         first.is_some_and(|(_, queued)| at.since(self.moved_at) >= queued.timeout)

@@ -92,9 +92,9 @@ pub struct Session {
     last_id: u64,
     /// The replies that are still to come, in order.
     pending: VecDeque<PendingReply>,
-    /// Most commands on the wire, but for those about health, which are few.
+    /// Most commands on the wire, without the few about health.
     max_on_wire: usize,
-    /// Commands that wait inside the worker. While there is one, as many as may be are on the wire.
+    /// Commands that wait inside the worker; not empty only while `max_on_wire` are on the wire.
     queue: Queue,
     /// How many of the pending ones, at the end, are still in the outbox.
     unflushed: usize,
@@ -242,7 +242,7 @@ impl Session {
         }
         let mut late = 0_usize;
         for PendingReply { recipient, wait, .. } in &mut self.pending {
-            // Neither has what was sent while the worker was busy.
+            // Time in which the worker was busy is not counted.
             wait.reply_time = wait.reply_time.min(reply_time);
             if !wait.is_over(reply_time, now, self.timeout) {
                 continue;
@@ -287,7 +287,7 @@ impl Session {
         }
     }
 
-    /// Lets out what has gathered for the stream. For an owner whose turn to send it is.
+    /// Lets [`Session::poll_output`] return what has gathered for the stream.
     pub fn flush(&mut self) {
         self.outbox.flush();
     }
@@ -406,7 +406,7 @@ impl Session {
 
     /// Whether the breaker has to open; a probe has one try.
     fn has_failed(&self) -> bool {
-        self.breaker.is_spent() || matches!(self.state, SessionState::Probing(_))
+        self.breaker.must_open() || matches!(self.state, SessionState::Probing(_))
     }
 
     /// Does what follows from a reply.

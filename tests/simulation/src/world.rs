@@ -176,7 +176,7 @@ impl World {
         totals
     }
 
-    /// The last lines about a owner, or about all.
+    /// The last lines about an owner, or about all.
     pub fn history(&self, owner: Option<usize>) -> String {
         self.history.borrow().shown(owner)
     }
