@@ -41,7 +41,7 @@ fn errors_of_all_callers_turn_health_degraded_and_it_recovers() {
 
 #[test]
 fn one_caller_among_others_cannot_turn_health_degraded() {
-    for others in [1, 2, 3, 20] {
+    for (others, requests) in [(1, 5.0), (2, 5.0), (3, 5.0), (20, 5.0), (20, 0.25)] {
         for bad in [
             CallerCounts { requests: 1_000.0, errors: 1_000.0, ..CallerCounts::default() },
             CallerCounts { requests: 1_000.0, slow: 1_000.0, ..CallerCounts::default() },
@@ -52,10 +52,10 @@ fn one_caller_among_others_cannot_turn_health_degraded() {
                 let mut observed = CallerObservations::default();
                 observed.count(0, bad);
                 for caller in 1..=others {
-                    observed.count(caller, CallerCounts { requests: 5.0, ..CallerCounts::default() });
+                    observed.count(caller, CallerCounts { requests, ..CallerCounts::default() });
                 }
                 detector.update(&observed, &HealthThresholds::default(), at(second * 1_000));
-                assert_eq!(detector.reason, None, "{others} others, {bad:?}");
+                assert_eq!(detector.reason, None, "{others} others with {requests}, {bad:?}");
             }
         }
     }

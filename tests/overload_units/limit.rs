@@ -2,46 +2,29 @@
 
 use super::*;
 
-/// A second of 100 responses with this latency, while this percentage of requests waits.
-fn second(limit: &mut ConcurrencyLimit, now_ms: &mut u64, latency_ms: f64, waiting_percent: f64) {
-    second_with(limit, now_ms, latency_ms, waiting_percent, 0.0, 0.0);
-}
-
-/// The same with so many errors of the upstream and timeouts.
-fn second_with(
-    limit: &mut ConcurrencyLimit,
-    now_ms: &mut u64,
-    latency_ms: f64,
-    waiting_percent: f64,
-    errors: f64,
-    timeouts: f64,
-) {
-    (0..20).for_each(|_| flush(limit, now_ms, latency_ms, waiting_percent, errors, timeouts));
-}
-
-/// A twentieth of that second.
-fn flush(
-    limit: &mut ConcurrencyLimit,
-    now_ms: &mut u64,
-    latency_ms: f64,
-    waiting_percent: f64,
-    errors: f64,
-    timeouts: f64,
-) {
-    *now_ms += 50;
+/// What one worker observes in 50 ms: five responses with this latency, while this percentage of requests waits.
+fn responses(latency_ms: f64, waiting_percent: f64) -> Observations {
     let latency_s = 5.0 * latency_ms / 1e3;
-    let observed = Observations {
+    Observations {
         arrivals: 5.0,
         waited: 5.0 * waiting_percent / 100.0,
-        ended: 5.0 + (errors + timeouts) / 20.0,
-        answered: 5.0 + errors / 20.0,
+        ended: 5.0,
+        answered: 5.0,
         responses: 5.0,
         samples: 5.0,
         latency_s,
         in_flight_s: latency_s,
         ..Observations::default()
-    };
-    limit.update(&observed, limit.limit(), at(*now_ms));
+    }
+}
+
+fn flush(limit: &mut ConcurrencyLimit, now_ms: &mut u64, observed: &Observations) {
+    *now_ms += 50;
+    limit.update(observed, limit.limit(), at(*now_ms));
+}
+
+fn second(limit: &mut ConcurrencyLimit, now_ms: &mut u64, latency_ms: f64, waiting_percent: f64) {
+    (0..20).for_each(|_| flush(limit, now_ms, &responses(latency_ms, waiting_percent)));
 }
 
 fn learned() -> (ConcurrencyLimit, u64) {
@@ -90,21 +73,21 @@ fn a_pause_does_not_lower_the_limit() {
     assert!(limit.limit() > 0.8 * before, "{before}, {limit:?}");
 }
 
+fn errors_while_requests_wait() -> Observations {
+    Observations { arrivals: 5.0, waited: 4.0, ended: 1.0, answered: 1.0, ..Observations::default() }
+}
+
 #[test]
 fn an_error_among_responses_does_not_raise_the_limit() {
     let (mut limit, mut now_ms) = learned();
     for response in [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0] {
         now_ms += 200;
         let observed = Observations {
-            arrivals: 5.0,
-            waited: 4.0,
-            ended: 1.0,
-            answered: 1.0,
             responses: response,
             samples: response,
             latency_s: response,
             in_flight_s: response,
-            ..Observations::default()
+            ..errors_while_requests_wait()
         };
         let before = limit.limit();
         limit.update(&observed, before, at(now_ms));
@@ -117,10 +100,9 @@ fn errors_alone_end_a_trial() {
     let (mut limit, mut now_ms) = learned();
     let before = limit.limit();
     while !matches!(limit.state, LimitState::Trial(_)) {
-        flush(&mut limit, &mut now_ms, 400.0, 90.0, 0.0, 0.0);
+        flush(&mut limit, &mut now_ms, &responses(400.0, 90.0));
     }
-    let errors =
-        Observations { arrivals: 5.0, waited: 4.0, ended: 1.0, answered: 1.0, ..Observations::default() };
+    let errors = errors_while_requests_wait();
     for _ in 0..45 {
         now_ms += 50;
         limit.update(&errors, 1.0, at(now_ms));
@@ -132,8 +114,7 @@ fn errors_alone_end_a_trial() {
 fn errors_alone_raise_the_limit_while_requests_wait() {
     let (mut limit, mut now_ms) = learned();
     let before = limit.limit();
-    let errors =
-        Observations { arrivals: 5.0, waited: 4.0, ended: 1.0, answered: 1.0, ..Observations::default() };
+    let errors = errors_while_requests_wait();
     for _ in 0..45 {
         now_ms += 50;
         limit.update(&errors, before, at(now_ms));
@@ -189,14 +170,16 @@ fn a_cut_that_does_not_lower_latency_is_reverted_and_the_baseline_follows_the_me
 #[test]
 fn while_requests_time_out_a_cut_stays_even_if_latency_does_not_fall() {
     let (mut limit, mut now_ms) = learned();
-    (0..30).for_each(|_| second_with(&mut limit, &mut now_ms, 400.0, 90.0, 0.0, 30.0));
+    let observed = Observations { ended: 6.5, ..responses(400.0, 90.0) };
+    (0..600).for_each(|_| flush(&mut limit, &mut now_ms, &observed));
     assert!(limit.baseline() < Some(Duration::from_millis(115)), "{limit:?}");
 }
 
 #[test]
 fn while_the_upstream_responds_with_errors_a_cut_that_does_not_help_is_reverted() {
     let (mut limit, mut now_ms) = learned();
-    (0..30).for_each(|_| second_with(&mut limit, &mut now_ms, 400.0, 90.0, 30.0, 0.0));
+    let observed = Observations { ended: 6.5, answered: 6.5, ..responses(400.0, 90.0) };
+    (0..600).for_each(|_| flush(&mut limit, &mut now_ms, &observed));
     assert!(limit.baseline() > Some(Duration::from_millis(390)), "{limit:?}");
 }
 
