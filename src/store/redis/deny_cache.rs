@@ -49,8 +49,7 @@ impl DenyCache {
     /// At a recheck, one request gets `None`, also when it comes here again; all others are rejected until its reply
     /// has arrived.
     pub fn wait(&mut self, owner: &impl Hash, request: u32, now: StoreTime) -> Option<Duration> {
-        let hash = self.hash(owner);
-        let entry = self.entries.get_mut(slot(hash)).filter(|entry| entry.owner == hash)?;
+        let entry = self.entry(owner)?;
         if entry.due <= now || entry.rechecked_by == Some(request) {
             return None;
         }
@@ -77,17 +76,14 @@ impl DenyCache {
 
     /// Leaves a recheck to the next request, if this one was to do it.
     pub fn release(&mut self, owner: &impl Hash, request: u32) {
-        let hash = self.hash(owner);
-        let its = |entry: &&mut Entry| entry.owner == hash && entry.rechecked_by == Some(request);
-        if let Some(entry) = self.entries.get_mut(slot(hash)).filter(its) {
+        if let Some(entry) = self.entry(owner).filter(|entry| entry.rechecked_by == Some(request)) {
             (entry.recheck_at, entry.rechecked_by) = (StoreTime::default(), None);
         }
     }
 
     /// Forgets a caller: it has been admitted, or Redis has not replied.
     pub fn forget(&mut self, owner: &impl Hash) {
-        let hash = self.hash(owner);
-        if let Some(entry) = self.entries.get_mut(slot(hash)).filter(|entry| entry.owner == hash) {
+        if let Some(entry) = self.entry(owner) {
             *entry = Entry::default();
         }
     }
@@ -95,6 +91,11 @@ impl DenyCache {
     /// Forgets all callers: after a change of limits nothing is known.
     pub fn forget_all(&mut self) {
         self.entries.fill(Entry::default());
+    }
+
+    fn entry(&mut self, owner: &impl Hash) -> Option<&mut Entry> {
+        let hash = self.hash(owner);
+        self.entries.get_mut(slot(hash)).filter(|entry| entry.owner == hash)
     }
 
     fn hash(&self, owner: &impl Hash) -> u64 {
