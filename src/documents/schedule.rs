@@ -18,7 +18,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_secs(5);
 
 /// How long a claim lasts while documents are missing: longer than a fetch.
-const LOST: Duration = Duration::from_secs(6);
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// How often `busy_until` is set.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -59,8 +59,8 @@ pub fn claim_fetch(
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         // A due time further off than the period was set when the period was longer.
         let is_due = now >= schedule.due_at.after(grace) || schedule.due_at > now.after(records.period);
-        let is_lost =
-            schedule.due_at > now.after(RETRY) && now.after(records.period) >= schedule.due_at.after(LOST);
+        let is_lost = schedule.due_at > now.after(RETRY)
+            && now.after(records.period) >= schedule.due_at.after(CLAIM_TIMEOUT);
         let is_due = is_due || is_missing && is_lost;
         let is_free = now >= schedule.busy_until;
         let next = Schedule { due_at: now.after(records.period), ..schedule };
