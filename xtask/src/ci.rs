@@ -140,9 +140,11 @@ fn ensure_component(subcommand: &str, component: &str) -> Result<()> {
 fn end_to_end(arguments: &[OsString]) -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--package", "e2e"]).env("ENVOY_BIN", tools::envoy()?).envs(end_to_end_variables()?);
-    // Tests wait more than they compute.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    tests.env("RUST_TEST_THREADS", (cores + 1).to_string());
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        // Tests wait more than they compute.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        tests.env("RUST_TEST_THREADS", (cores + 1).to_string());
+    }
     check_within(E2E_LIMIT, "end-to-end tests", tests.arg("--").args(arguments))
 }
 
