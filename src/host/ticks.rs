@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 
+use crate::limiter::Limiter;
+use crate::requests::Requests;
+
 /// Between ticks while nothing waits: metrics are at most so old, and so is the wall clock.
 const SLOWEST_TICK: Duration = Duration::from_secs(1);
 
@@ -49,15 +52,12 @@ impl Ticks {
 }
 
 /// How often documents need a tick.
-pub(super) fn documents_tick(
-    is_publishing: bool,
-    lacks_documents: bool,
-    any_request_waits: bool,
-) -> Option<Duration> {
-    match is_publishing {
+pub(super) fn documents_tick(limiter: &Limiter, requests: &Requests) -> Option<Duration> {
+    let lacks_documents = limiter.lacks_documents();
+    match limiter.is_publishing() {
         true if lacks_documents => Some(FIRST_PUBLICATION_TICK),
         true => Some(PUBLICATION_TICK),
-        false if any_request_waits => Some(DOCUMENT_WAIT_TICK),
+        false if requests.any_waits_for_documents() => Some(DOCUMENT_WAIT_TICK),
         false => lacks_documents.then_some(FIRST_TICK),
     }
 }
