@@ -1,0 +1,106 @@
+//! What follows from the replies of Redis.
+
+use super::{Probe, Session, SessionState};
+use crate::store::redis::command::{Event, Expected, Read, ReplyValue, protocol, read};
+use crate::store::redis::failure::FailureKind;
+use crate::store::redis::pending_reply::{PendingReply, Recipient};
+use crate::store::redis::resp::Malformed;
+use crate::store::redis::script::Script;
+use crate::time::StoreTime;
+
+impl Session {
+    /// Takes the bytes apart into replies, and does what follows from each.
+    pub(super) fn read_replies(&mut self, bytes: &[u8], now: StoreTime) {
+        self.decoder.push(bytes);
+        loop {
+            let outcome = match self.decoder.next_reply() {
+                Ok(None) => return,
+                Err(Malformed) => Err(protocol("the bytes are no reply of Redis")),
+                Ok(Some(reply)) => match self.pending.pop_front() {
+                    None => Err(protocol("a reply came to no command")),
+                    Some(pending) => {
+                        match read(&pending.expected, pending.sequence, reply, self.proxy_errors) {
+                            Ok(read) => Ok((pending, read)),
+                            Err(failure) => {
+                                // Its request is still to be answered, with all others.
+                                self.pending.push_front(pending);
+                                Err(failure)
+                            }
+                        }
+                    }
+                },
+            };
+            match outcome {
+                Ok((pending, read)) => self.settle(pending, read, now),
+                Err(failure) => self.break_off(failure, now),
+            }
+            if !self.is_on_stream() {
+                return;
+            }
+        }
+    }
+
+    /// Does what follows from a reply.
+    fn settle(&mut self, pending: PendingReply, read: Read, now: StoreTime) {
+        match read {
+            Read::Value(value) => match pending.recipient {
+                Recipient::Owner(id) => {
+                    match value {
+                        ReplyValue::Taken(_) => {
+                            self.has_taken = true;
+                            self.breaker.record_token();
+                            self.note_connected();
+                        }
+                        ReplyValue::Text(_) | ReplyValue::Done => self.breaker.record_reply(),
+                    }
+                    self.replies.push_back((id, Ok(value)));
+                }
+                Recipient::Session => self.probe_succeeded(now),
+                Recipient::Gone => {}
+            },
+            Read::Authenticated => {}
+            Read::UnknownScript(take) => match pending.recipient {
+                Recipient::Gone => {}
+                recipient => self.send_take(recipient, take, Script::Text, pending.wait),
+            },
+            Read::Error(failure, scope) => {
+                let is_replica = failure.reason == FailureKind::ReadOnly;
+                if let Recipient::Owner(id) = pending.recipient {
+                    self.replies.push_back((id, Err(failure.clone())));
+                    // What is wrong with other commands, such as a right to read health, is no reason to stop.
+                    if is_replica || matches!(pending.expected, Expected::Take(..)) {
+                        self.breaker.record_error(scope);
+                    }
+                }
+                if self.has_failed() || matches!(pending.expected, Expected::Auth) {
+                    self.trip(failure, now);
+                } else if is_replica {
+                    // The next stream may reach the master.
+                    self.break_off(failure, now);
+                }
+            }
+        }
+    }
+
+    fn probe_succeeded(&mut self, now: StoreTime) {
+        match self.state {
+            SessionState::Probing(Probe::Connecting) => {
+                self.state = SessionState::Probing(Probe::Timed);
+                self.send_probe(self.timeout, now);
+            }
+            SessionState::Probing(Probe::Timed) => {
+                self.state = SessionState::Open;
+                self.breaker.close(now);
+                self.note_connected();
+            }
+            SessionState::Idle | SessionState::Open | SessionState::Broken { .. } => {}
+        }
+    }
+
+    fn note_connected(&mut self) {
+        if self.connected != Some(true) {
+            self.connected = Some(true);
+            self.event = Some(Event::Connected);
+        }
+    }
+}
