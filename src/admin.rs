@@ -7,7 +7,7 @@ use crate::control::{Control, RedisStatus};
 use crate::headers::{decimal, rounded, seconds};
 use crate::health::HealthOverride;
 use crate::identity::{KeyHash, Network};
-use crate::json::Document;
+use crate::json::Json;
 use crate::login_throttle::LoginThrottle;
 use crate::metrics::{self, Metrics};
 use crate::overload::{ClusterReport, DegradeReason, OverloadReport};
@@ -210,8 +210,8 @@ fn parse_status(body: &[u8], thresholds: Option<HealthThresholds>) -> Result<Hea
         Some(_) => "\"NORMAL\", \"DEGRADED\" or \"AUTO\"",
         None => "\"NORMAL\" or \"DEGRADED\"",
     };
-    let document = Document::parse(body)?;
-    let fields = document.root("body").fields(&["status"])?;
+    let json = Json::parse(body)?;
+    let fields = json.root("body").fields(&["status"])?;
     let status = fields.need("status", wanted)?;
     let health_override = status.as_text().and_then(HealthOverride::from_name);
     // `AUTO` needs measured health.

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use crate::credentials::Credentials;
 use crate::identity::{KeyHash, Network};
-use crate::json::{Document, Field, Fields};
+use crate::json::{Field, Fields, Json};
 use crate::shown::{listed, quoted};
 use crate::tier::Tier;
 
@@ -146,8 +146,8 @@ impl PluginConfig {
     /// Reads a plugin configuration; no bytes at all stand for `{}`.
     pub fn parse(bytes: &[u8], environment: &Environment) -> Result<Self, String> {
         let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
-        let document = Document::parse(bytes)?;
-        let fields = document.root("").fields(&[
+        let json = Json::parse(bytes)?;
+        let fields = json.root("").fields(&[
             "tiers",
             "api_keys",
             "default_tier",

@@ -28,21 +28,21 @@ enum Value {
     Object(Vec<(String, Value)>),
 }
 
-/// A parsed document.
+/// A parsed text.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Document(Value);
+pub struct Json(Value);
 
-impl Document {
-    /// Parses one JSON document; the error says what is wrong and where, never what a string holds.
+impl Json {
+    /// Parses a text; the error says what is wrong and where, never what a string holds.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         Self::read(bytes).map_err(|error| error.to_string())
     }
 
     fn read(bytes: &[u8]) -> Result<Self, SyntaxError> {
-        serde_json::from_slice(without_bom(bytes)).map(Document).map_err(|error| SyntaxError::from(&error))
+        serde_json::from_slice(without_bom(bytes)).map(Json).map_err(|error| SyntaxError::from(&error))
     }
 
-    /// The document's top value, called `name` in errors.
+    /// The top value, called `name` in errors.
     pub fn root(&self, name: &str) -> Field<'_> {
         Field { path: name.to_owned(), value: &self.0, secret: false }
     }

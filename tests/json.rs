@@ -1,6 +1,6 @@
 //! An object read in batches has the same members and errors as one read at once.
 
-use dynamic_rate_limiter::json::{Batch, Document, MAX_MEMBER_BYTES, MemberReader};
+use dynamic_rate_limiter::json::{Batch, Json, MAX_MEMBER_BYTES, MemberReader};
 use proptest::prelude::*;
 
 /// The names of the members and the number of batches, or the error.
@@ -22,7 +22,7 @@ fn in_batches(text: &[u8], batch_bytes: usize) -> Result<(Vec<String>, usize), S
 }
 
 fn at_once(text: &[u8]) -> Result<Vec<String>, String> {
-    let document = Document::parse(text)?;
+    let document = Json::parse(text)?;
     let members = document.root("").members()?;
     Ok(members.iter().map(|(name, _)| (*name).to_owned()).collect())
 }

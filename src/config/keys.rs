@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::{NAME_WANTED, is_name};
 use crate::identity::{KeyHash, MAX_KEY_BYTES, reads_as_address};
-use crate::json::{Document, Field};
+use crate::json::{Field, Json};
 use crate::record_key::keyed_bucket_key;
 use crate::tier::Tier;
 
@@ -101,8 +101,8 @@ impl KnownCaller {
 
 /// Reads the text of a key document at once.
 pub fn parse_key_document(text: &[u8]) -> Result<Vec<KeyEntry>, String> {
-    let document = Document::parse(text).map_err(|error| format!("{KEY_DOCUMENT}: {error}"))?;
-    parse_api_keys(&document.root(KEY_DOCUMENT))
+    let json = Json::parse(text).map_err(|error| format!("{KEY_DOCUMENT}: {error}"))?;
+    parse_api_keys(&json.root(KEY_DOCUMENT))
 }
 
 /// Reads a key document: an object with a member for each key, written as the key itself or as

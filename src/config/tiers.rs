@@ -1,7 +1,7 @@
 //! The tier document.
 
 use super::{NAME_WANTED, is_name};
-use crate::json::{Document, Field};
+use crate::json::{Field, Json};
 use crate::limit::{Limit, MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
 use crate::tier::{MAX_PRIORITY, MAX_TTL_SECONDS, Tier};
 
@@ -16,8 +16,8 @@ pub const MAX_TIERS: usize = 4_096;
 
 /// Reads the text of a tier document at once.
 pub fn parse_tier_document(text: &[u8]) -> Result<Vec<Tier>, String> {
-    let document = Document::parse(text).map_err(|error| format!("{TIER_DOCUMENT}: {error}"))?;
-    parse_tiers(&document.root(TIER_DOCUMENT))
+    let json = Json::parse(text).map_err(|error| format!("{TIER_DOCUMENT}: {error}"))?;
+    parse_tiers(&json.root(TIER_DOCUMENT))
 }
 
 /// Reads a tier document: an object of tiers by name, at least one.

@@ -15,7 +15,7 @@ use crate::config::{
     Config, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_TIERS, NamedTier, PluginConfig, TIER_DOCUMENT,
     check_count, parse_key_members, parse_tier_members,
 };
-use crate::json::{Batch, Document, MemberReader};
+use crate::json::{Batch, Json, MemberReader};
 use crate::shown::Shown;
 use crate::store::{Contended, SharedData};
 use crate::tier::Tier;
@@ -319,7 +319,7 @@ impl FetchedText {
     fn parse(
         &mut self,
         name: &str,
-        add: impl FnOnce(&Document) -> Result<usize, Stop>,
+        add: impl FnOnce(&Json) -> Result<usize, Stop>,
     ) -> Result<Option<usize>, Contended> {
         let FetchedText::Parsing(reader, fingerprint) = self else { return Ok(None) };
         let (fingerprint, left) = (*fingerprint, reader.left());
@@ -353,7 +353,7 @@ struct TierBuilder {
 }
 
 impl TierBuilder {
-    fn add(&mut self, members: &Document) -> Result<usize, Stop> {
+    fn add(&mut self, members: &Json) -> Result<usize, Stop> {
         let read = parse_tier_members(&members.root(TIER_DOCUMENT)).map_err(Stop::Wrong)?;
         let count = read.len();
         for tier in read {
@@ -399,7 +399,7 @@ impl KeyBuilder {
         }
     }
 
-    fn add(&mut self, members: &Document, data: &impl SharedData) -> Result<usize, Stop> {
+    fn add(&mut self, members: &Json, data: &impl SharedData) -> Result<usize, Stop> {
         let first = self.summary.keys + 1;
         let entries = parse_key_members(&members.root(KEY_DOCUMENT), first).map_err(Stop::Wrong)?;
         for entry in &entries {

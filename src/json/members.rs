@@ -1,9 +1,9 @@
-//! A large object, read some members at a time: the same errors in the same words as a document that is read at once.
+//! A large object, read some members at a time: the same errors in the same words as for a text that is read at once.
 //!
 //! A scan over the bytes finds where members end; `serde_json` then reads a batch of whole members as an object of
 //! their own. Its errors get the line and column in the whole text.
 
-use super::{Document, SyntaxError, without_bom};
+use super::{Json, SyntaxError, without_bom};
 
 /// Longest member, in bytes; an entry of the key document has some 300.
 pub const MAX_MEMBER_BYTES: usize = 64 << 10;
@@ -33,13 +33,13 @@ pub struct MemberReader {
 #[derive(Debug)]
 pub enum Batch {
     /// The next members; there may be more.
-    Members(Document),
+    Members(Json),
     /// None yet: there was much white space.
     Nothing,
     /// All have been read.
     End,
     /// The text is no object but this.
-    Other(Document),
+    Other(Json),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,7 +78,7 @@ impl MemberReader {
             Expects::End => {
                 // Two values in a row, with the second where this reader stands.
                 let text = [b"0 ", self.rest().get(..1).unwrap_or_default()].concat();
-                Err(Document::read(&text).map_or_else(|error| self.placed(&error, 2), |_| String::new()))
+                Err(Json::read(&text).map_or_else(|error| self.placed(&error, 2), |_| String::new()))
             }
         }
     }
@@ -102,7 +102,7 @@ impl MemberReader {
             Some(b'-' | b'0'..=b'9') => b"0",
             _ => rest.get(..MAX_MEMBER_BYTES).unwrap_or_default(),
         };
-        Document::read(text).map(Batch::Other).map_err(|error| self.placed(&error, 0))
+        Json::read(text).map(Batch::Other).map_err(|error| self.placed(&error, 0))
     }
 
     fn members(&mut self) -> Result<Batch, String> {
@@ -112,8 +112,8 @@ impl MemberReader {
             Expects::MembersAfterComma if members.is_empty() => OPEN_AFTER_COMMA,
             _ => OPEN,
         };
-        let read = |close: &[u8]| Document::read(&[open, members, close].concat());
-        let document = match end {
+        let read = |close: &[u8]| Json::read(&[open, members, close].concat());
+        let json = match end {
             // A comma that no member is before is an error.
             End::Comma if members.is_empty() => read(b","),
             // An error is made again with the bytes that follow: an escape in the text may reach into them.
@@ -126,7 +126,7 @@ impl MemberReader {
         .map_err(|error| self.placed(&error, open.len()))?;
         self.advance(length + 1);
         self.expects = if end == End::Comma { Expects::MembersAfterComma } else { Expects::End };
-        Ok(Batch::Members(document))
+        Ok(Batch::Members(json))
     }
 
     /// How long the next whole members are, and what ends them.
@@ -168,7 +168,7 @@ impl MemberReader {
     /// A member without an end: wrong from its beginning on, or too long.
     fn too_long(&self) -> String {
         let start = [OPEN, self.rest().get(..MAX_MEMBER_BYTES).unwrap_or_default()].concat();
-        match Document::read(&start) {
+        match Json::read(&start) {
             Err(error) if !error.is_end => self.placed(&error, OPEN.len()),
             _ => {
                 let (line, column) = (self.line, self.column + 1);

@@ -7,7 +7,7 @@ use dynamic_rate_limiter::config::{
     Config, Documents, Environment, KeyEntry, PluginConfig, parse_key_document, parse_tier_document,
 };
 use dynamic_rate_limiter::documents::MAX_DOCUMENT_BYTES;
-use dynamic_rate_limiter::json::Document;
+use dynamic_rate_limiter::json::Json;
 use dynamic_rate_limiter::tier::Tier;
 use serde_json::{Map, Value};
 
@@ -66,7 +66,7 @@ fn kind_of(bytes: &[u8]) -> Result<Kind, String> {
     if bytes.trim_ascii().is_empty() {
         return Err(format!("found an empty file, wanted a configuration; if that is intended, {hint}"));
     }
-    Document::parse(bytes)?;
+    Json::parse(bytes)?;
     if !is_object(bytes) {
         return Ok(Kind::PluginConfig);
     }
