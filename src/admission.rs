@@ -64,12 +64,12 @@ pub enum Screening {
     /// Nothing more has to be known.
     Decided(Decision),
     /// It has to be charged: pass it to [`Decider::charge`].
-    Limited(LimitedRequest),
+    Undecided(ScreenedRequest),
 }
 
-/// A request that limits apply to, and the bucket that is charged.
+/// A request that is no endpoint's and not exempt: its tier, and the bucket that is charged.
 #[derive(Clone, Debug)]
-pub struct LimitedRequest {
+pub struct ScreenedRequest {
     /// The caller's tier.
     pub tier: Rc<Tier>,
     /// Whose bucket is charged; `None` where the tier has no bucket and overload control is off.
@@ -117,12 +117,12 @@ impl<D: SharedData> Decider<'_, D> {
             Some(caller) => BucketOwner::Key(caller),
             None => BucketOwner::Address(config.network(&request.source_address().unwrap_or_default())),
         });
-        Screening::Limited(LimitedRequest { tier, owner })
+        Screening::Undecided(ScreenedRequest { tier, owner })
     }
 
     /// Takes a request's token, and decides by it.
-    pub fn charge(&mut self, limited: &LimitedRequest, start: DecisionStart) -> Decision {
-        let LimitedRequest { tier, owner } = limited;
+    pub fn charge(&mut self, screened: &ScreenedRequest, start: DecisionStart) -> Decision {
+        let ScreenedRequest { tier, owner } = screened;
         let limit = match self.limit(tier, start.at) {
             Err(blocked) => return blocked,
             Ok(limit) => limit,
@@ -152,8 +152,8 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// Rejects a request whose bucket is known to be empty, and charges nothing.
-    pub fn reject_if_empty(&mut self, limited: &LimitedRequest, start: DecisionStart) -> Option<Decision> {
-        let LimitedRequest { tier, owner: Some(owner) } = limited else { return None };
+    pub fn reject_if_empty(&mut self, screened: &ScreenedRequest, start: DecisionStart) -> Option<Decision> {
+        let ScreenedRequest { tier, owner: Some(owner) } = screened else { return None };
         let health = self.in_force.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };
@@ -170,14 +170,14 @@ impl<D: SharedData> Decider<'_, D> {
     /// Sheds a request: it is charged nothing.
     pub fn shed(
         &mut self,
-        waiting: &LimitedRequest,
+        screened: &ScreenedRequest,
         cluster: &[u8],
         retry_after_seconds: u64,
         now: StoreTime,
     ) -> Decision {
-        self.metrics.request(&waiting.tier, Status::Shed, None);
+        self.metrics.request(&screened.tier, Status::Shed, None);
         self.metrics.shed(cluster);
-        Decision::Shed(self.header_values(&waiting.tier, None, now), retry_after_seconds)
+        Decision::Shed(self.header_values(&screened.tier, None, now), retry_after_seconds)
     }
 
     /// Is it for an endpoint?

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use crate::admin::{self, EndpointReply, PendingChange};
-use crate::admission::{Decider, Decision, LimitedRequest};
+use crate::admission::{Decider, Decision, ScreenedRequest};
 use crate::config::{Config, PluginConfig};
 use crate::documents::{Fetched, SourceRecords};
 use crate::generation::Role;
@@ -157,8 +157,8 @@ impl Limiter {
     }
 
     /// Leaves a recheck of its bucket to the next request: this one waited for a place in flight, and has ended.
-    pub fn release(&mut self, limited: &LimitedRequest, id: RequestId) {
-        if let (Some(redis), Some(owner)) = (&mut self.redis, &limited.owner) {
+    pub fn release(&mut self, screened: &ScreenedRequest, id: RequestId) {
+        if let (Some(redis), Some(owner)) = (&mut self.redis, &screened.owner) {
             redis.release(owner, id);
         }
     }

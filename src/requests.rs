@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::admin::{BODY_TIMEOUT, PendingChange};
-use crate::admission::LimitedRequest;
+use crate::admission::ScreenedRequest;
 use crate::headers::HeaderValues;
 use crate::id_map::IdMap;
 use crate::request::RequestId;
@@ -38,7 +38,7 @@ pub enum RequestState {
 #[derive(Clone, Debug)]
 pub struct Waiting {
     /// Who it is charged to when it has the place.
-    pub limited: LimitedRequest,
+    pub screened: ScreenedRequest,
     /// The upstream cluster; empty where it shares its limit with others.
     pub cluster: Vec<u8>,
 }

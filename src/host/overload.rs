@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::hostcalls::HostData;
 use super::{metrics, random};
-use crate::admission::LimitedRequest;
+use crate::admission::ScreenedRequest;
 use crate::config::{Config, HealthThresholds};
 use crate::generation::Role;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
@@ -42,16 +42,16 @@ impl Overload {
         &mut self,
         id: u32,
         cluster: &[u8],
-        limited: &LimitedRequest,
+        screened: &ScreenedRequest,
         config: &Config,
         completes_later: bool,
         now: StoreTime,
     ) -> Option<Output> {
         let cluster_id = self.control.cluster_id(cluster, now);
         self.gauges.define(cluster_id, cluster);
-        let caller = limited.owner.as_ref().map_or(0, hash_of);
+        let caller = screened.owner.as_ref().map_or(0, hash_of);
         let order = rotating_order(&caller, now);
-        let priority = priority_of(&limited.tier, order, config);
+        let priority = priority_of(&screened.tier, order, config);
         let request = PlaceRequest { cluster: cluster_id, priority, order, caller, completes_later };
         self.control.admit(id, request, now, &self.gauges)
     }

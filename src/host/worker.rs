@@ -11,7 +11,7 @@ use super::redis_stream::RedisStream;
 use super::ticks::{Ticks, documents_tick};
 use super::turn::NextTurn;
 use crate::admin::EndpointReply;
-use crate::admission::{Decision, LimitedRequest, Screening};
+use crate::admission::{Decision, ScreenedRequest, Screening};
 use crate::limiter::Limiter;
 use crate::metrics::StatUpdate;
 use crate::overload::{Output, RequestOutcome};
@@ -91,17 +91,17 @@ impl Worker {
     /// Decides about the request in effect; `None`: it waits for a place in flight.
     fn decide(&mut self, id: RequestId, arrived: Arrived, now: StoreTime) -> Option<Decision> {
         let may_wait = self.requests.may_wait_for_documents();
-        let limited = match self.limiter.decider(&HostData).screen(&HostRequest, now, may_wait) {
+        let screened = match self.limiter.decider(&HostData).screen(&HostRequest, now, may_wait) {
             Screening::Decided(decision) => return Some(decision),
-            Screening::Limited(limited) => limited,
+            Screening::Undecided(screened) => screened,
         };
         let Some(cluster) = self.overload.as_ref().and_then(|_| cluster_name()) else {
-            return Some(self.charge(id, &limited, now));
+            return Some(self.charge(id, &screened, now));
         };
         // Where a queue is in use, a caller whose bucket is empty must not take a place in it.
         if self.requests.waiting_for_place() > 0 {
             let start = DecisionStart { id, at: now };
-            if let Some(rejection) = self.limiter.decider(&HostData).reject_if_empty(&limited, start) {
+            if let Some(rejection) = self.limiter.decider(&HostData).reject_if_empty(&screened, start) {
                 return Some(rejection);
             }
         }
@@ -109,11 +109,11 @@ impl Worker {
         let overload = self.overload.as_mut()?;
         // What waits for Redis is not complete before Redis has answered.
         let completes_later = arrived.has_body || self.stream.is_some();
-        let output = overload.admit(id, &cluster, &limited, &config, completes_later, now);
+        let output = overload.admit(id, &cluster, &screened, &config, completes_later, now);
         if let Some(Output::Send(_)) = output {
-            return Some(self.charge(id, &limited, now));
+            return Some(self.charge(id, &screened, now));
         }
-        let waiting = Waiting { limited, cluster: overload.name_of_limit(cluster, now) };
+        let waiting = Waiting { screened, cluster: overload.name_of_limit(cluster, now) };
         if output.is_some() {
             return Some(self.shed(id, &waiting, now));
         }
@@ -122,16 +122,16 @@ impl Worker {
     }
 
     fn shed(&mut self, id: RequestId, waiting: &Waiting, now: StoreTime) -> Decision {
-        self.limiter.release(&waiting.limited, id);
+        self.limiter.release(&waiting.screened, id);
         let mut decider = self.limiter.decider(&HostData);
-        decider.shed(&waiting.limited, &waiting.cluster, shed_wait_seconds(), now)
+        decider.shed(&waiting.screened, &waiting.cluster, shed_wait_seconds(), now)
     }
 
     /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the
     /// request does not go on.
-    fn charge(&mut self, id: RequestId, limited: &LimitedRequest, now: StoreTime) -> Decision {
+    fn charge(&mut self, id: RequestId, screened: &ScreenedRequest, now: StoreTime) -> Decision {
         let start = DecisionStart { id, at: now };
-        let decision = self.limiter.decider(&HostData).charge(limited, start);
+        let decision = self.limiter.decider(&HostData).charge(screened, start);
         if !matches!(decision, Decision::Admitted(_) | Decision::AwaitsRedis(_)) {
             self.finish_at(id, RequestOutcome::NotSent, now);
         }

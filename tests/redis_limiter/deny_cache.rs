@@ -164,7 +164,7 @@ fn a_recheck_that_is_shed_is_left_to_the_next_request() {
     world.advance(SECOND);
     let Worker { limiter, data, .. } = world.worker(WORKER);
     let screening = limiter.decider(&**data).screen(&get(), data.now(), false);
-    let Screening::Limited(limited) = screening else { panic!("it has a bucket") };
+    let Screening::Undecided(limited) = screening else { panic!("it has a bucket") };
     let is_rejected = |limiter: &mut Limiter, id| {
         let start = DecisionStart { id, at: data.now() };
         limiter.decider(&**data).reject_if_empty(&limited, start).is_some()
@@ -184,7 +184,7 @@ fn at_a_recheck_one_request_waits_for_a_place_and_then_for_redis() {
     let Worker { limiter, data, .. } = world.worker(WORKER);
     let start = |id, later_us| DecisionStart { id, at: data.now().after(Duration::from_micros(later_us)) };
     let mut decider = limiter.decider(&**data);
-    let Screening::Limited(limited) = decider.screen(&get(), data.now(), false) else {
+    let Screening::Undecided(limited) = decider.screen(&get(), data.now(), false) else {
         panic!("it has a bucket")
     };
     assert!(decider.reject_if_empty(&limited, start(101, 0)).is_none(), "it waits for a place");

@@ -139,7 +139,7 @@ impl Worker {
     fn finish_unsent(&mut self, id: RequestId, state: &RequestState) {
         match state {
             RequestState::WaitsForRedis(command) => self.limiter.cancel(*command),
-            RequestState::WaitsForPlace(waiting) => self.limiter.release(&waiting.limited, id),
+            RequestState::WaitsForPlace(waiting) => self.limiter.release(&waiting.screened, id),
             RequestState::WaitsForDocuments | RequestState::WaitsForBody(..) | RequestState::SentOn(_) => {}
         }
         self.finish(id, RequestOutcome::NotSent);

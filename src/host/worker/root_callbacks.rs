@@ -211,7 +211,7 @@ impl Worker {
             return None;
         };
         let decision = match output {
-            Output::Send(_) => self.charge(id, &waiting.limited, now),
+            Output::Send(_) => self.charge(id, &waiting.screened, now),
             Output::Shed(_) => self.shed(id, &waiting, now),
         };
         Some((arrived, decision))

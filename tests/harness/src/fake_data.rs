@@ -255,7 +255,7 @@ fn decide_with<D: SharedData>(
 ) -> Decision {
     match decider.screen(request, start.at, may_wait) {
         Screening::Decided(decision) => decision,
-        Screening::Limited(limited) => decider.charge(&limited, start),
+        Screening::Undecided(limited) => decider.charge(&limited, start),
     }
 }
 
