@@ -18,7 +18,7 @@ use crate::in_force::InForce;
 use crate::limit::Limit;
 use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
-use crate::redis_limiter::{Charged, RedisLimiter};
+use crate::redis_limiter::{ChargeAttempt, RedisLimiter};
 use crate::request::{DecisionStart, Request};
 use crate::store::redis::queue::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
@@ -136,17 +136,22 @@ impl<D: SharedData> Decider<'_, D> {
             return self.charge_here(&charge);
         };
         match redis.charge(start, charge, self.metrics) {
-            Charged::Waits(command) => Decision::AwaitsRedis(command),
-            Charged::KnownEmpty(charge, verdict) => self.decided(&charge, verdict, start.at),
-            Charged::Declined(charge) => self.fall_back(&charge, start.at),
+            ChargeAttempt::Sent(command) => Decision::AwaitsRedis(command),
+            ChargeAttempt::KnownEmpty(charge, verdict) => self.decide_by_verdict(&charge, verdict, start.at),
+            ChargeAttempt::Declined(charge) => self.fall_back(&charge, start.at),
         }
     }
 
     /// Decides about a charge by what Redis said; `None`: it failed.
-    pub(crate) fn charged(&mut self, charge: &Charge, verdict: Option<Verdict>, now: StoreTime) -> Decision {
+    pub(crate) fn decide_by_reply(
+        &mut self,
+        charge: &Charge,
+        verdict: Option<Verdict>,
+        now: StoreTime,
+    ) -> Decision {
         match verdict {
             // Redis' clock fills the bucket; the headers follow this Envoy's.
-            Some(verdict) => self.decided(charge, verdict, now),
+            Some(verdict) => self.decide_by_verdict(charge, verdict, now),
             None => self.fall_back(charge, now),
         }
     }
@@ -164,7 +169,7 @@ impl<D: SharedData> Decider<'_, D> {
                 (taken.verdict, taken.at)
             }
         };
-        (verdict.outcome == Outcome::Rejected).then(|| self.decided(&charge, verdict, at))
+        (verdict.outcome == Outcome::Rejected).then(|| self.decide_by_verdict(&charge, verdict, at))
     }
 
     /// Sheds a request: it is charged nothing.
@@ -249,7 +254,7 @@ impl<D: SharedData> Decider<'_, D> {
                 Taken { verdict, at: self.data.now(), evicted: false }
             }
         };
-        self.decided(charge, taken.verdict, taken.at)
+        self.decide_by_verdict(charge, taken.verdict, taken.at)
     }
 
     fn take(&self, charge: &Charge, data: &impl SharedData) -> Result<Updated<Taken>, Contended> {
@@ -283,7 +288,7 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// The decision that follows from a verdict given at `at`.
-    fn decided(&mut self, charge: &Charge, verdict: Verdict, at: StoreTime) -> Decision {
+    fn decide_by_verdict(&mut self, charge: &Charge, verdict: Verdict, at: StoreTime) -> Decision {
         let Charge { owner, tier, health, .. } = charge;
         if log::log_enabled!(log::Level::Debug) {
             let (bucket, outcome, left) = (owner.bucket(), verdict.outcome, verdict.remaining);

@@ -15,7 +15,7 @@ use crate::in_force::InForce;
 use crate::measured_health;
 use crate::metrics::{self, Metrics, StatUpdate};
 use crate::overload::OverloadReport;
-use crate::redis_limiter::{Answered, RedisLimiter, RedisOutput};
+use crate::redis_limiter::{RedisAnswer, RedisLimiter, RedisOutput};
 use crate::request::{DecisionStart, RequestId};
 use crate::store::redis::outbox::StreamAction;
 use crate::store::redis::queue::CommandId;
@@ -100,13 +100,13 @@ impl Limiter {
     /// The next thing to do because of Redis.
     pub fn poll_output(&mut self, now: StoreTime, data: &impl SharedData) -> Option<LimiterOutput> {
         let redis = self.redis.as_mut()?;
-        let (id, answered) = match redis.poll_output(now, data, &mut self.metrics)? {
+        let (id, answer) = match redis.poll_output(now, data, &mut self.metrics)? {
             RedisOutput::Stream(action) => return Some(LimiterOutput::Stream(action)),
-            RedisOutput::Answer(id, answered) => (id, answered),
+            RedisOutput::Answer(id, answer) => (id, answer),
         };
-        let decision = match answered {
-            Answered::Charge(charge, verdict) => self.decider(data).charged(&charge, verdict, now),
-            Answered::Health { network, health_override, is_stored } => {
+        let decision = match answer {
+            RedisAnswer::Charge(charge, verdict) => self.decider(data).decide_by_reply(&charge, verdict, now),
+            RedisAnswer::Health { network, health_override, is_stored } => {
                 let change = HealthChange { network, health_override };
                 let reply = if is_stored { self.apply(change, data) } else { admin::not_stored() };
                 reply.count(&mut self.metrics);

@@ -36,13 +36,13 @@ const PROXY_ERRORS: [&[u8]; 2] = [b"upstream failure", b"no upstream host"];
 /// Between two lines in the log about failures of one kind.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What became of a charge.
+/// What became of a charge at once.
 #[derive(Debug)]
-pub enum Charged {
+pub enum ChargeAttempt {
     /// Its bucket is known to be empty.
     KnownEmpty(Charge, Verdict),
     /// Redis decides; [`RedisLimiter::poll_output`] has the rest.
-    Waits(CommandId),
+    Sent(CommandId),
     /// Nothing was sent: the charge is for `on_failure` to decide.
     Declined(Charge),
 }
@@ -53,12 +53,12 @@ pub enum RedisOutput {
     /// Something on the stream. Comes before all answers, and only after [`RedisLimiter::flush`].
     Stream(StreamAction),
     /// Answer a request.
-    Answer(RequestId, Answered),
+    Answer(RequestId, RedisAnswer),
 }
 
 /// An answer to a request.
 #[derive(Debug)]
-pub enum Answered {
+pub enum RedisAnswer {
     /// A charge, and the verdict of Redis; `None` where it failed.
     Charge(Charge, Option<Verdict>),
     /// The health that an operator sets.
@@ -149,11 +149,11 @@ impl RedisLimiter {
     }
 
     /// Charges, unless it is known that there is nothing to take.
-    pub fn charge(&mut self, start: DecisionStart, charge: Charge, metrics: &mut Metrics) -> Charged {
+    pub fn charge(&mut self, start: DecisionStart, charge: Charge, metrics: &mut Metrics) -> ChargeAttempt {
         self.is_used = true;
         let now = start.at;
         if let Some(verdict) = self.known_rejection(start, &charge) {
-            return Charged::KnownEmpty(charge, verdict);
+            return ChargeAttempt::KnownEmpty(charge, verdict);
         }
         let key = [&self.bucket_prefix, charge.owner.bucket().as_ref()].concat();
         let (other_limit, ttl_ms) = (charge.other_limit(), u64::from(charge.tier.ttl_seconds) * 1_000);
@@ -162,7 +162,7 @@ impl RedisLimiter {
             Ok(id) => {
                 self.purposes
                     .insert(id, Purpose::Charge { start, charge, limits_version: self.limits_version });
-                Charged::Waits(id)
+                ChargeAttempt::Sent(id)
             }
             Err(declined) => {
                 if declined == Declined::QueueFull {
@@ -171,7 +171,7 @@ impl RedisLimiter {
                     self.log_failure(&Failure { reason: FailureKind::QueueFull, detail }, now);
                 }
                 self.deny_cache.forget(&charge.owner);
-                Charged::Declined(charge)
+                ChargeAttempt::Declined(charge)
             }
         }
     }
@@ -277,8 +277,8 @@ impl RedisLimiter {
                         metrics.count(metrics::store_failures(failure.reason), 1);
                         self.log_failure(failure, now);
                     }
-                    if let Some((id, answered)) = self.settle(id, reply, now, data) {
-                        return Some(RedisOutput::Answer(id, answered));
+                    if let Some((id, answer)) = self.settle(id, reply, now, data) {
+                        return Some(RedisOutput::Answer(id, answer));
                     }
                 }
             }
@@ -301,24 +301,24 @@ impl RedisLimiter {
         reply: Result<ReplyValue, Failure>,
         now: StoreTime,
         data: &impl SharedData,
-    ) -> Option<(RequestId, Answered)> {
+    ) -> Option<(RequestId, RedisAnswer)> {
         match self.purposes.remove(&id)? {
             Purpose::Charge { start, charge, limits_version } => {
                 let is_current = limits_version == self.limits_version;
                 let sent_at = start.at;
-                Some((start.id, self.charged(charge, sent_at, is_current, reply)))
+                Some((start.id, self.answer_to_charge(charge, sent_at, is_current, reply)))
             }
             Purpose::SetHealth { id, network, health_override } => {
-                Some((id, Answered::Health { network, health_override, is_stored: reply.is_ok() }))
+                Some((id, RedisAnswer::Health { network, health_override, is_stored: reply.is_ok() }))
             }
             Purpose::PollHealth { health_changes } => {
-                self.polled(reply, health_changes, now, data);
+                self.take_over_health(reply, health_changes, now, data);
                 None
             }
         }
     }
 
-    fn polled(
+    fn take_over_health(
         &mut self,
         reply: Result<ReplyValue, Failure>,
         health_changes: u32,
@@ -351,16 +351,16 @@ impl RedisLimiter {
         }
     }
 
-    fn charged(
+    fn answer_to_charge(
         &mut self,
         charge: Charge,
         sent_at: StoreTime,
         is_current: bool,
         reply: Result<ReplyValue, Failure>,
-    ) -> Answered {
+    ) -> RedisAnswer {
         let Ok(ReplyValue::Taken(taken)) = reply else {
             self.deny_cache.forget(&charge.owner);
-            return Answered::Charge(charge, None);
+            return RedisAnswer::Charge(charge, None);
         };
         let outcome = if taken.admitted { Outcome::Admitted } else { Outcome::Rejected };
         let verdict = Verdict::new(outcome, taken.tokens_pico, charge.limit);
@@ -371,7 +371,7 @@ impl RedisLimiter {
             }
             Outcome::Rejected => {}
         }
-        Answered::Charge(charge, Some(verdict))
+        RedisAnswer::Charge(charge, Some(verdict))
     }
 
     /// Publishes to the other workers, and logs, that Redis is connected or lost.

@@ -66,7 +66,7 @@ impl DecisionTimer {
     }
 
     /// A request is decided whose headers came in at that time.
-    pub(super) fn decided(&mut self, started: StoreTime) {
+    pub(super) fn note_decision(&mut self, started: StoreTime) {
         let timed = self.histogram.filter(|_| self.decisions.is_multiple_of(TIMED_ONE_IN));
         self.decisions = self.decisions.wrapping_add(1);
         if let Some(histogram) = timed {

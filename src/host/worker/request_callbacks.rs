@@ -26,7 +26,7 @@ impl Worker {
             return Next::WaitWithBody;
         };
         if !matches!(decision, Decision::AwaitsRedis(_) | Decision::AwaitsDocuments) {
-            self.decision_timer.decided(arrived.at);
+            self.decision_timer.note_decision(arrived.at);
         }
         let next = match decision {
             Decision::Exempt => Next::GoOn,

@@ -152,7 +152,7 @@ impl Worker {
             let Some(request) = request else { continue };
             if hostcalls::set_effective_context(id).is_ok() {
                 left_root = true;
-                self.decision_timer.decided(request.arrived.at);
+                self.decision_timer.note_decision(request.arrived.at);
                 self.carry_out(id, request.arrived, now, decision);
             } else {
                 self.finish_at(id, RequestOutcome::NotSent, now);
@@ -190,7 +190,7 @@ impl Worker {
             let Some((arrived, decision)) = self.decide_waiting(output, now) else { continue };
             if hostcalls::set_effective_context(id).is_ok() {
                 left_root = true;
-                self.decision_timer.decided(arrived.at);
+                self.decision_timer.note_decision(arrived.at);
                 self.carry_out(id, arrived, now, decision);
             } else {
                 self.finish_at(id, RequestOutcome::NotSent, now);
