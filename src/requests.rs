@@ -168,7 +168,7 @@ impl Requests {
     }
 
     /// Up to `most` requests that wait for the first documents, oldest first.
-    pub fn waiting_for_documents(&self, most: usize) -> Vec<RequestId> {
+    pub fn oldest_waiting_for_documents(&self, most: usize) -> Vec<RequestId> {
         let waits = |request: &InProgress| matches!(request.state, RequestState::WaitsForDocuments);
         let waiting = self.by_id.iter().filter(|(_, request)| waits(request));
         let mut ids: Vec<RequestId> = waiting.map(|(id, _)| *id).collect();

@@ -23,7 +23,7 @@ fn a_request_is_in_one_state_at_a_time_and_ends_once() {
     requests.wait_for_documents(1, at(10));
     requests.wait_for_redis(1, at(10), CommandId(5));
     assert!(matches!(requests.state(1), Some(RequestState::WaitsForRedis(CommandId(5)))));
-    assert_eq!(requests.waiting_for_documents(10), [0_u32; 0], "it does not wait for both");
+    assert_eq!(requests.oldest_waiting_for_documents(10), [0_u32; 0], "it does not wait for both");
     let ended = requests.end(1).expect("a request that has not ended");
     assert_eq!(ended.arrived, at(10), "the arrival does not change");
     assert!(requests.end(1).is_none() && requests.state(1).is_none());
@@ -36,8 +36,8 @@ fn requests_that_wait_for_documents_are_listed_oldest_first_up_to_a_bound() {
         requests.wait_for_documents(id, at(0));
     }
     requests.wait_for_redis(4, at(0), CommandId(1));
-    assert_eq!(requests.waiting_for_documents(2), [1, 2]);
-    assert_eq!(requests.waiting_for_documents(9), [1, 2, 3]);
+    assert_eq!(requests.oldest_waiting_for_documents(2), [1, 2]);
+    assert_eq!(requests.oldest_waiting_for_documents(9), [1, 2, 3]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::store::SharedData;
 use crate::time::StoreTime;
 
 /// Envoy's `StopAllIterationAndWatermark`: the request waits, and Envoy reads no more of its body.
-const PAUSE_WITH_BODY: u32 = 4;
+const PAUSE_AND_HOLD_BODY: u32 = 4;
 
 thread_local! {
     /// Whether the request whose headers are being looked at is to wait with its body.
@@ -36,17 +36,17 @@ unsafe extern "C" {
 extern "C" fn replaces_proxy_on_request_headers(context: u32, headers: usize, end_of_stream: bool) -> u32 {
     // SAFETY: the SDK's own callback, with the arguments that Envoy meant for it.
     let action = unsafe { proxy_on_request_headers(context, headers, end_of_stream) };
-    if HOLD_BODY.take() { PAUSE_WITH_BODY } else { action }
+    if HOLD_BODY.take() { PAUSE_AND_HOLD_BODY } else { action }
 }
 
 /// What Envoy does with a request whose headers have come in.
 pub(super) enum Next {
     /// It goes on to the next filter.
     GoOn,
-    /// It waits, and Envoy collects its body; or it was answered.
-    Wait,
-    /// The request waits, and Envoy reads no more of its body.
-    WaitWithBody,
+    /// It was answered; or it waits, and Envoy collects its body.
+    Pause,
+    /// It waits, and Envoy reads no more of its body.
+    PauseAndHoldBody,
 }
 
 /// The context that Envoy gives each request. What is known of the request is in [`Worker`].
@@ -68,8 +68,8 @@ impl HttpContext for HttpRequest {
         let Some(worker) = &self.worker else { return Action::Continue };
         match worker.borrow_mut().on_request_headers(self.id, end_of_stream) {
             Next::GoOn => Action::Continue,
-            Next::Wait => Action::Pause,
-            Next::WaitWithBody => {
+            Next::Pause => Action::Pause,
+            Next::PauseAndHoldBody => {
                 HOLD_BODY.set(true);
                 Action::Pause
             }

@@ -23,7 +23,7 @@ impl Worker {
         let Some(decision) = decided else {
             self.set_ticks();
             self.leave_queue_to_next_turn();
-            return Next::WaitWithBody;
+            return Next::PauseAndHoldBody;
         };
         if !matches!(decision, Decision::AwaitsRedis(_) | Decision::AwaitsDocuments) {
             self.decision_timer.note_decision(arrived.at);
@@ -40,28 +40,28 @@ impl Worker {
             Decision::AwaitsDocuments => {
                 self.requests.wait_for_documents(id, arrived);
                 self.set_ticks();
-                Next::WaitWithBody
+                Next::PauseAndHoldBody
             }
             Decision::AwaitsRedis(command) => {
                 self.requests.wait_for_redis(id, arrived, command);
-                Next::WaitWithBody
+                Next::PauseAndHoldBody
             }
             Decision::AwaitsBody(change) if end_of_stream => {
                 self.change_health(id, &change, b"");
-                Next::Wait
+                Next::Pause
             }
             Decision::AwaitsBody(change) => {
                 if self.requests.wait_for_body(id, arrived, change).is_err() {
                     self.reject_change(&admin::too_many_bodies());
                 }
-                Next::Wait
+                Next::Pause
             }
             decision @ (Decision::Rejected(_)
             | Decision::Unavailable(_)
             | Decision::Shed(..)
             | Decision::Replied(_)) => {
                 send_local(self, &decision, arrived.at);
-                Next::Wait
+                Next::Pause
             }
         };
         self.leave_queue_to_next_turn();

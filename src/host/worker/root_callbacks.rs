@@ -114,7 +114,7 @@ impl Worker {
     /// Decides requests that waited for documents, if they wait no more: some now, the others next turn.
     fn decide_held_requests(&mut self, now: StoreTime) {
         if self.requests.any_waits_for_documents() && !self.limiter.holds_requests(now, &HostData) {
-            for id in self.requests.waiting_for_documents(self.answers_left) {
+            for id in self.requests.oldest_waiting_for_documents(self.answers_left) {
                 self.answers_left = self.answers_left.saturating_sub(1);
                 let Some(request) = self.requests.end(id) else { continue };
                 if hostcalls::set_effective_context(id).is_ok() {
