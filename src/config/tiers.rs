@@ -81,8 +81,8 @@ fn tier(name: &str, field: &Field) -> Result<Tier, String> {
         None => DEFAULT_TTL_SECONDS,
     };
     let base = match fields.get("base") {
-        Some(base) => Rate::of_base(&base)?,
-        None if unlimited => Rate { capacity: 0, refill_micro_per_sec: 0 },
+        Some(base) => UncheckedLimit::of_base(&base)?,
+        None if unlimited => UncheckedLimit { capacity: 0, refill_micro_per_sec: 0 },
         None => {
             let wanted = "{\"capacity\": …, \"refill_rate\": …}, or \"unlimited\": true in the tier";
             return Err(fields.need("base", wanted).err().unwrap_or_default());
@@ -131,12 +131,12 @@ fn min_share_milli(field: &Field) -> Result<u16, String> {
 
 /// Capacity and refill rate, each in range, not yet checked against each other.
 #[derive(Clone, Copy)]
-struct Rate {
+struct UncheckedLimit {
     capacity: u32,
     refill_micro_per_sec: u64,
 }
 
-impl Rate {
+impl UncheckedLimit {
     fn of_base(field: &Field) -> Result<Self, String> {
         let fields = field.fields(&["capacity", "refill_rate"])?;
         let capacity = fields.need("capacity", "a whole number of tokens")?;
@@ -147,7 +147,7 @@ impl Rate {
         })
     }
 
-    /// This rate with what `field` says instead.
+    /// This limit with what `field` says instead.
     fn with(self, field: &Field, known: &[&str]) -> Result<Self, String> {
         let fields = field.fields(known)?;
         Ok(Self {

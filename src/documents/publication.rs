@@ -24,7 +24,7 @@ use crate::tier::Tier;
 const WORK_PER_CALL_BYTES: usize = 24 << 10;
 
 /// What an entry costs beside its bytes: its hash, and its write to the table.
-const ENTRY: usize = 128;
+const ENTRY_COST_BYTES: usize = 128;
 
 /// How many bytes are hashed for what a parsed one costs.
 const HASHED_PER_PARSED: usize = 16;
@@ -335,7 +335,7 @@ impl FetchedText {
         };
         let cost = left - reader.left();
         match added {
-            Ok(entries) => Ok(Some(cost + entries * ENTRY)),
+            Ok(entries) => Ok(Some(cost + entries * ENTRY_COST_BYTES)),
             Err(Stop::Wrong(reason)) => {
                 *self = FetchedText::Failed(DocumentFailure::wrong(reason, fingerprint));
                 Ok(Some(cost))
