@@ -20,7 +20,7 @@ use crate::metrics::{self, Metrics, Status};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{ChargeAttempt, RedisLimiter};
 use crate::request::{DecisionStart, Request};
-use crate::store::redis::queue::CommandId;
+use crate::store::redis::command::CommandId;
 use crate::store::{self, AddressTable, Contended, ReadOnly, SharedData, Taken, Updated};
 use crate::tier::{Allowance, Tier};
 use crate::time::{StoreTime, WallClock, whole_micros};

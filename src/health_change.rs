@@ -9,7 +9,7 @@ use crate::in_force::InForce;
 use crate::redis_limiter::RedisLimiter;
 use crate::request::DecisionStart;
 use crate::store::SharedData;
-use crate::store::redis::queue::CommandId;
+use crate::store::redis::command::CommandId;
 use crate::time::UnixTime;
 
 /// A change of health.

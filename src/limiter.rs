@@ -17,8 +17,8 @@ use crate::metrics::{self, Metrics, StatUpdate};
 use crate::overload::OverloadReport;
 use crate::redis_limiter::{RedisAnswer, RedisLimiter, RedisOutput};
 use crate::request::{DecisionStart, RequestId};
+use crate::store::redis::command::CommandId;
 use crate::store::redis::outbox::StreamAction;
-use crate::store::redis::queue::CommandId;
 use crate::store::{AddressTable, Contended, SharedData};
 use crate::time::{StoreTime, WallClock};
 

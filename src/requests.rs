@@ -10,7 +10,7 @@ use crate::admission::ScreenedRequest;
 use crate::headers::HeaderValues;
 use crate::id_map::IdMap;
 use crate::request::RequestId;
-use crate::store::redis::queue::CommandId;
+use crate::store::redis::command::CommandId;
 use crate::time::StoreTime;
 
 /// Most admin requests of one worker that wait for a body at a time. Each has shown the admin token.

@@ -3,7 +3,7 @@
 use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
 use dynamic_rate_limiter::requests::{Arrived, RequestState, Requests, TooManyBodies};
-use dynamic_rate_limiter::store::redis::queue::CommandId;
+use dynamic_rate_limiter::store::redis::command::CommandId;
 use dynamic_rate_limiter::time::StoreTime;
 
 /// How long a body may take, in microseconds.

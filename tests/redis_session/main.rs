@@ -15,10 +15,12 @@ use std::time::Duration;
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::credentials::Credentials;
 use dynamic_rate_limiter::store::redis::breaker::{MAX_FAILURES, MAX_SHARD_ERRORS};
-use dynamic_rate_limiter::store::redis::command::{Command, Declined, Event, Overwrite, ReplyValue};
+use dynamic_rate_limiter::store::redis::command::{
+    Command, CommandId, Declined, Event, Overwrite, ReplyValue,
+};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
-use dynamic_rate_limiter::store::redis::queue::{CommandId, max_on_wire};
+use dynamic_rate_limiter::store::redis::queue::max_on_wire;
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, ReplyClock, TIMER_RESOLUTION};
 use dynamic_rate_limiter::store::redis::session::{MAX_COMMANDS, SessionOutput};
 use harness::SECOND;

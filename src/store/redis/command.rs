@@ -10,6 +10,10 @@ use crate::credentials::Credentials;
 /// Longest part of an error reply that is shown.
 const MAX_SHOWN_BYTES: usize = 120;
 
+/// Names a command of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommandId(pub u64);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     Take(Take),

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::command::Expected;
-use super::queue::CommandId;
+use super::command::{CommandId, Expected};
 use super::reply_clock::ReplyTime;
 use crate::time::StoreTime;
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::command::CommandId;
 use super::reply_clock::ReplyTime;
 use super::script::Take;
 
@@ -14,20 +15,16 @@ use super::script::Take;
 const ON_WIRE_SHARE: u32 = 8;
 
 /// What a command takes in Redis at most, on a machine that is not fast.
-const COMMAND: Duration = Duration::from_micros(20);
+const MAX_COMMAND_TIME: Duration = Duration::from_micros(20);
 
 /// Least and most on the wire, whatever the timeout: enough to fill a message; a message of some 200 KB.
 const ON_WIRE: (usize, usize) = (16, 1_024);
-
-/// Names a command of one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CommandId(pub u64);
 
 /// Most commands on the wire, where each may take `timeout`. At the default, with a round trip of 1 ms: over 100,000 a
 /// second; with the longest that the timeout allows, 6,250 a second.
 pub fn max_on_wire(timeout: Duration) -> usize {
     let (least, most) = ON_WIRE;
-    let commands = timeout.as_micros() / (COMMAND * ON_WIRE_SHARE).as_micros();
+    let commands = timeout.as_micros() / (MAX_COMMAND_TIME * ON_WIRE_SHARE).as_micros();
     usize::try_from(commands).unwrap_or(most).clamp(least, most)
 }
 

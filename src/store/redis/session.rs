@@ -25,12 +25,13 @@ use std::time::Duration;
 
 use super::breaker::Breaker;
 use super::command::{
-    Command, Declined, Event, Expected, Failure, ReplyValue, push_auth, push_get, push_set, timeout,
+    Command, CommandId, Declined, Event, Expected, Failure, ReplyValue, push_auth, push_get, push_set,
+    timeout,
 };
 use super::failure::FailureKind;
 use super::outbox::{Outbox, StreamAction};
 use super::pending_reply::{PendingReply, Recipient, Wait};
-use super::queue::{CommandId, Queue, Queued, max_on_wire};
+use super::queue::{Queue, Queued, max_on_wire};
 use super::reply_clock::ReplyClock;
 use super::resp::Decoder;
 use super::script::{Script, Take};

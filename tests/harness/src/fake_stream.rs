@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::credentials::Credentials;
-use dynamic_rate_limiter::store::redis::command::{Command, Declined, Event, Failure, Overwrite, ReplyValue};
+use dynamic_rate_limiter::store::redis::command::{
+    Command, CommandId, Declined, Event, Failure, Overwrite, ReplyValue,
+};
 use dynamic_rate_limiter::store::redis::failure::FailureKind;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
-use dynamic_rate_limiter::store::redis::queue::CommandId;
 use dynamic_rate_limiter::store::redis::script::Take;
 use dynamic_rate_limiter::store::redis::session::{Session, SessionOutput};
 use dynamic_rate_limiter::time::StoreTime;

@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use dynamic_rate_limiter::credentials::Credentials;
-use dynamic_rate_limiter::store::redis::queue::{CommandId, max_on_wire};
+use dynamic_rate_limiter::store::redis::command::CommandId;
+use dynamic_rate_limiter::store::redis::queue::max_on_wire;
 use dynamic_rate_limiter::store::redis::reply_clock::ReplyClock;
 use dynamic_rate_limiter::store::redis::session::MAX_COMMANDS;
 
