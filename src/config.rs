@@ -172,7 +172,7 @@ impl PluginConfig {
     }
 
     /// A hash of what documents have to fit: the names of the tiers, of the default tier and of the keys' tiers.
-    pub fn fingerprint(&self) -> u64 {
+    pub fn tier_names_hash(&self) -> u64 {
         let tiers: Vec<&str> = self.tiers.iter().flatten().map(|tier| tier.name.as_str()).collect();
         let key_tiers: Vec<&str> = self.api_keys.iter().map(|entry| entry.tier.as_str()).collect();
         let mut hasher = DefaultHasher::new();

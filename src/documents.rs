@@ -32,6 +32,13 @@ pub struct Fetched {
     pub api_keys: Option<Result<Vec<u8>, String>>,
 }
 
+/// One value for the tier document and one for the key document.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerDocument<T> {
+    pub tiers: T,
+    pub keys: T,
+}
+
 /// Why a fetched document did not come into force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentFailure {

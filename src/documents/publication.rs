@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hasher};
 use super::key_table::{Inserted, KeyTable};
 use super::published::{Fingerprint, Published, PublishedKeys, PublishedTiers, SourceRecords};
 use super::schedule::{KnownWrong, Schedule};
-use super::{DocumentFailure, Fetched, fingerprint};
+use super::{DocumentFailure, Fetched, PerDocument, fingerprint};
 use crate::config::{
     Config, KEY_DOCUMENT, KeyEntry, KeySummary, MAX_TIERS, NamedTier, PluginConfig, TIER_DOCUMENT,
     check_count, parse_key_members, parse_tier_members,
@@ -66,15 +66,15 @@ pub struct Publication {
     /// What was in force when it began.
     base: Published,
     known_wrong: KnownWrong,
-    /// What documents have to fit beside each other.
-    plugin: Fingerprint,
+    /// A hash of the names that documents have to fit beside each other.
+    tier_names: u64,
 }
 
 /// One document on its way.
 #[derive(Debug)]
 enum FetchedText {
     /// There is nothing to do about it: it is not fetched, or is in force as it is.
-    Settled,
+    NothingToDo,
     /// There is none, or it is no good.
     Failed(DocumentFailure),
     /// So much of it has been hashed.
@@ -108,7 +108,7 @@ impl Publication {
             key_builder: None,
             base: Published::read(data, &records),
             known_wrong: Schedule::read(data, &records).known_wrong,
-            plugin: plugin.fingerprint(),
+            tier_names: plugin.tier_names_hash(),
             records,
         }
     }
@@ -153,21 +153,18 @@ impl Publication {
 
     /// Leaves out what is in force already or known to be wrong, by the fingerprints alone.
     fn look_up(&mut self) {
-        let Published { tiers, keys, .. } = &self.base;
-        let in_force =
-            [tiers.as_ref().map(|tiers| tiers.fingerprint), keys.as_ref().map(|keys| keys.fingerprint)];
-        let [tiers, keys] = in_force;
-        let [wrong_tiers, wrong_keys] = self.known_wrong.each;
-        self.tiers.settle(TIER_DOCUMENT, tiers, wrong_tiers);
-        self.keys.settle(KEY_DOCUMENT, keys, wrong_keys);
+        let (tiers, keys) = (self.base.tiers_fingerprint(), self.base.keys_fingerprint());
+        self.tiers.look_up(TIER_DOCUMENT, tiers, self.known_wrong.tiers);
+        self.keys.look_up(KEY_DOCUMENT, keys, self.known_wrong.keys);
         // Beside a document that is known to be wrong, the other has to fit what is in force.
-        let misfit = self.misfit(self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
-        if self.known_wrong.misfit == misfit {
+        let (tiers, keys) = (self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
+        let together = self.fingerprint_of_both(tiers, keys);
+        if self.known_wrong.together == together {
             let reason = "the documents still do not fit".to_owned();
-            let mut failure = Some(DocumentFailure::wrong(reason, misfit));
+            let mut failure = Some(DocumentFailure::wrong(reason, together));
             for text in [&mut self.tiers, &mut self.keys] {
                 if text.is_hashed() {
-                    *text = failure.take().map_or(FetchedText::Settled, FetchedText::Failed);
+                    *text = failure.take().map_or(FetchedText::NothingToDo, FetchedText::Failed);
                 }
             }
         }
@@ -194,8 +191,40 @@ impl Publication {
 
     /// Puts what is good into force, if it fits.
     fn commit(&mut self, plugin: &PluginConfig, data: &impl SharedData) -> Result<Finished, Contended> {
-        let mut next = self.base.clone();
-        let mut tiers_failure = match std::mem::replace(&mut self.tiers, FetchedText::Settled) {
+        let (mut next, mut known_wrong) = (self.base.clone(), self.known_wrong);
+        let (tiers, keys) = (self.finish_tiers(&mut next), self.finish_keys(&mut next));
+        note_outcome(tiers.as_ref(), &mut known_wrong.tiers, &mut next.is_settled.tiers);
+        note_outcome(keys.as_ref(), &mut known_wrong.keys, &mut next.is_settled.keys);
+        let mut failures = PerDocument { tiers, keys };
+
+        let is_new = (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys);
+        let error = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
+        let is_applied = is_new && error.is_none();
+        if let Some(reason) = error {
+            known_wrong.together =
+                self.fingerprint_of_both(next.tiers_fingerprint(), next.keys_fingerprint());
+            // As in `look_up`: the failure of the first document that is good by itself.
+            let is_of_tiers = next.tiers != self.base.tiers;
+            let of_first = if is_of_tiers { &mut failures.tiers } else { &mut failures.keys };
+            *of_first = Some(DocumentFailure::wrong(reason, known_wrong.together));
+            next = Published { is_settled: next.is_settled, ..self.base.clone() };
+        } else if failures.tiers.is_none() && failures.keys.is_none() {
+            known_wrong.together = 0;
+        }
+        let is_changed = next != self.base;
+        let is_missing = next.is_missing(&self.records);
+        if is_changed {
+            // Unless another worker has begun a publication since.
+            let put = Published::change(data, &self.records, |now| (now == self.base).then(|| next.clone()))?;
+            put.ok_or(Contended)?;
+        }
+        let complaint = Schedule::finish(data, &self.records, failures, known_wrong, is_missing);
+        Ok(Finished { is_applied, is_changed, complaint })
+    }
+
+    /// Puts the tiers into `next`, if they are good; returns what is wrong with their document.
+    fn finish_tiers(&mut self, next: &mut Published) -> Option<DocumentFailure> {
+        match std::mem::replace(&mut self.tiers, FetchedText::NothingToDo) {
             FetchedText::Parsed(fingerprint) => match std::mem::take(&mut self.tier_builder).finish() {
                 Ok(tiers) => {
                     next.tiers = Some(PublishedTiers { fingerprint, tiers });
@@ -205,66 +234,42 @@ impl Publication {
             },
             FetchedText::Failed(failure) => Some(failure),
             _ => None,
-        };
-        let mut keys_failure =
-            match (std::mem::replace(&mut self.keys, FetchedText::Settled), self.key_builder.take()) {
-                (FetchedText::Parsed(fingerprint), Some(KeyBuilder { table, summary, .. })) => {
-                    next.keys = Some(PublishedKeys { fingerprint, table, summary });
-                    None
-                }
-                (FetchedText::Failed(failure), _) => Some(failure),
-                _ => None,
-            };
-        let mut known_wrong = self.known_wrong;
-        for ((wrong, is_settled), failure) in
-            known_wrong.each.iter_mut().zip(&mut next.is_settled).zip([&tiers_failure, &keys_failure])
-        {
-            match failure {
-                Some(failure) if failure.is_unreachable() => continue,
-                Some(failure) => *wrong = failure.fingerprint,
-                None => *wrong = 0,
-            }
-            *is_settled = true;
         }
-
-        let is_new = (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys);
-        let misfit = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
-        let is_applied = is_new && misfit.is_none();
-        if let Some(reason) = misfit {
-            let of_tiers = next.tiers.as_ref().map(|published| published.fingerprint);
-            let of_keys = next.keys.as_ref().map(|published| published.fingerprint);
-            known_wrong.misfit = self.misfit(of_tiers, of_keys);
-            // As in `look_up`: the failure of the first document that is good by itself.
-            let is_of_tiers = next.tiers != self.base.tiers;
-            let of_first = if is_of_tiers { &mut tiers_failure } else { &mut keys_failure };
-            *of_first = Some(DocumentFailure::wrong(reason, known_wrong.misfit));
-            next = Published { is_settled: next.is_settled, ..self.base.clone() };
-        } else if tiers_failure.is_none() && keys_failure.is_none() {
-            known_wrong.misfit = 0;
-        }
-        let is_changed = next != self.base;
-        let is_missing = next.is_missing(&self.records);
-        if is_changed {
-            // Unless another worker has begun a publication since.
-            let put = Published::change(data, &self.records, |now| (now == self.base).then(|| next.clone()))?;
-            put.ok_or(Contended)?;
-        }
-        let failures = [tiers_failure, keys_failure];
-        let complaint = Schedule::finish(data, &self.records, failures, known_wrong, is_missing);
-        Ok(Finished { is_applied, is_changed, complaint })
     }
 
-    /// A number for documents that were found not to fit.
-    fn misfit(&self, tiers: Option<Fingerprint>, keys: Option<Fingerprint>) -> Fingerprint {
-        let parts = [tiers.unwrap_or_default(), keys.unwrap_or_default(), self.plugin].map(u64::to_le_bytes);
+    /// The same with the keys.
+    fn finish_keys(&mut self, next: &mut Published) -> Option<DocumentFailure> {
+        match (std::mem::replace(&mut self.keys, FetchedText::NothingToDo), self.key_builder.take()) {
+            (FetchedText::Parsed(fingerprint), Some(KeyBuilder { table, summary, .. })) => {
+                next.keys = Some(PublishedKeys { fingerprint, table, summary });
+                None
+            }
+            (FetchedText::Failed(failure), _) => Some(failure),
+            _ => None,
+        }
+    }
+
+    /// The fingerprint of two documents together, with the names that they have to fit.
+    fn fingerprint_of_both(&self, tiers: Option<Fingerprint>, keys: Option<Fingerprint>) -> Fingerprint {
+        let parts =
+            [tiers.unwrap_or_default(), keys.unwrap_or_default(), self.tier_names].map(u64::to_le_bytes);
         fingerprint(&parts.each_ref().map(<[u8; 8]>::as_slice))
     }
+}
+
+/// Notes whether a document that could be reached is known to be wrong now.
+fn note_outcome(failure: Option<&DocumentFailure>, wrong: &mut Fingerprint, is_settled: &mut bool) {
+    if failure.is_some_and(DocumentFailure::is_unreachable) {
+        return;
+    }
+    *wrong = failure.map_or(0, |failure| failure.fingerprint);
+    *is_settled = true;
 }
 
 impl FetchedText {
     fn new(fetched: Option<Result<Vec<u8>, String>>) -> Self {
         match fetched {
-            None => FetchedText::Settled,
+            None => FetchedText::NothingToDo,
             Some(Ok(text)) => FetchedText::Hashing(text, DefaultHasher::new(), 0),
             Some(Err(reason)) => FetchedText::Failed(DocumentFailure::unreachable(reason)),
         }
@@ -295,9 +300,9 @@ impl FetchedText {
     }
 
     /// Sees whether it has to be parsed.
-    fn settle(&mut self, name: &str, in_force: Option<Fingerprint>, wrong: Fingerprint) {
+    fn look_up(&mut self, name: &str, in_force: Option<Fingerprint>, wrong: Fingerprint) {
         match self.fingerprint() {
-            Some(fingerprint) if in_force == Some(fingerprint) => *self = FetchedText::Settled,
+            Some(fingerprint) if in_force == Some(fingerprint) => *self = FetchedText::NothingToDo,
             Some(fingerprint) if wrong == fingerprint => {
                 *self =
                     FetchedText::Failed(DocumentFailure::wrong(format!("{name}: still wrong"), fingerprint));

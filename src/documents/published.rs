@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::PerDocument;
 use super::key_table::KeyTable;
 use crate::codec::{Reader, Writer};
 use crate::config::{ConfigSource, Documents, KeySummary, NamedTier};
@@ -22,8 +23,8 @@ pub struct Published {
     pub tiers: Option<PublishedTiers>,
     /// The key document in force.
     pub keys: Option<PublishedKeys>,
-    /// Whether the tier document and the key document have been applied or rejected at least once.
-    pub is_settled: [bool; 2],
+    /// Whether it has been applied or rejected at least once.
+    pub is_settled: PerDocument<bool>,
 }
 
 /// The tier document in force.
@@ -56,8 +57,8 @@ pub struct SourceRecords {
     pub prefix: String,
     /// How often the documents are fetched.
     pub period: Duration,
-    /// Whether there is a tier document, and a key document.
-    pub has: [bool; 2],
+    /// Whether the source has it.
+    pub has: PerDocument<bool>,
 }
 
 impl SourceRecords {
@@ -69,7 +70,7 @@ impl SourceRecords {
         Self {
             prefix: record_key(namespace, &format!("documents/{id:x}/")),
             period: Duration::from_secs(source.ttl_seconds.into()),
-            has: [source.tiers.is_some(), source.api_keys.is_some()],
+            has: PerDocument { tiers: source.tiers.is_some(), keys: source.api_keys.is_some() },
         }
     }
 
@@ -113,7 +114,16 @@ impl Published {
 
     /// Whether a document has neither been applied nor rejected yet.
     pub fn is_missing(&self, records: &SourceRecords) -> bool {
-        records.has.into_iter().zip(self.is_settled).any(|(has, is_settled)| has && !is_settled)
+        let SourceRecords { has, .. } = records;
+        has.tiers && !self.is_settled.tiers || has.keys && !self.is_settled.keys
+    }
+
+    pub(super) fn tiers_fingerprint(&self) -> Option<Fingerprint> {
+        self.tiers.as_ref().map(|tiers| tiers.fingerprint)
+    }
+
+    pub(super) fn keys_fingerprint(&self) -> Option<Fingerprint> {
+        self.keys.as_ref().map(|keys| keys.fingerprint)
     }
 
     /// The documents, as a configuration is made of them.
@@ -126,8 +136,7 @@ impl Published {
 
     fn encode(&self) -> Vec<u8> {
         let mut record = Writer::default();
-        let [tiers, keys] = self.is_settled;
-        record.u32(self.last_number).bool(tiers).bool(keys);
+        record.u32(self.last_number).bool(self.is_settled.tiers).bool(self.is_settled.keys);
         record.option(self.tiers.as_ref(), |record, published| {
             record.u64(published.fingerprint).list(&published.tiers, write_tier);
         });
@@ -144,7 +153,7 @@ impl Published {
         let mut record = Reader::new(bytes);
         let published = Self {
             last_number: record.u32()?,
-            is_settled: [record.bool()?, record.bool()?],
+            is_settled: PerDocument { tiers: record.bool()?, keys: record.bool()? },
             tiers: record.option(|record| {
                 Some(PublishedTiers { fingerprint: record.u64()?, tiers: record.list(read_tier)? })
             })?,

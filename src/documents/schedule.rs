@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::published::{Fingerprint, SourceRecords};
-use super::{DocumentFailure, fingerprint};
+use super::{DocumentFailure, PerDocument, fingerprint};
 use crate::codec::{Reader, Writer};
 use crate::store::{SharedData, update};
 use crate::time::StoreTime;
@@ -40,10 +40,12 @@ pub(super) struct Schedule {
 /// Fingerprints of texts that are known to be wrong, so that they are not parsed again; 0 stands for none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KnownWrong {
-    /// The tier document and the key document that were last found wrong, each by itself.
-    pub(super) each: [Fingerprint; 2],
+    /// The tier document that was last found wrong by itself.
+    pub(super) tiers: Fingerprint,
+    /// The same of the key document.
+    pub(super) keys: Fingerprint,
     /// The documents that were last found not to fit each other or the plugin configuration.
-    pub(super) misfit: Fingerprint,
+    pub(super) together: Fingerprint,
 }
 
 /// Claims the next fetch for this worker, if one has been due for `grace`; no other worker gets it for the source's
@@ -83,19 +85,20 @@ impl Schedule {
         });
     }
 
-    /// Notes what became of a fetch: the failures of the tier document and of the key document. Returns the complaint
-    /// that they are worth: none if it is the same as last time.
+    /// Notes what became of a fetch. Returns the complaint that its failures are worth: none if it is the same as last
+    /// time.
     ///
     /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence:
     /// while Envoy starts, the first fetch may well come before the listener that answers it.
     pub(super) fn finish(
         data: &impl SharedData,
         records: &SourceRecords,
-        failures: [Option<DocumentFailure>; 2],
+        failures: PerDocument<Option<DocumentFailure>>,
         known_wrong: KnownWrong,
         is_missing: bool,
     ) -> Option<String> {
-        let is_unreachable = failures.iter().flatten().any(DocumentFailure::is_unreachable);
+        let (tiers, keys) = (failures.tiers.as_ref(), failures.keys.as_ref());
+        let is_unreachable = [tiers, keys].into_iter().flatten().any(DocumentFailure::is_unreachable);
         let mut complaint = None;
         Self::change(data, records, |schedule, now| {
             let busy_until = StoreTime::default();
@@ -108,8 +111,7 @@ impl Schedule {
             }
             let is_worth_it = |failure: &&DocumentFailure| !failure.is_unreachable() || next.unreachable > 1;
             complaint = None;
-            if let Some((reason, fingerprint)) =
-                in_words(failures.each_ref().map(|failure| failure.as_ref().filter(is_worth_it)))
+            if let Some((reason, fingerprint)) = in_words(tiers.filter(is_worth_it), keys.filter(is_worth_it))
             {
                 next.complaint = fingerprint;
                 complaint = (fingerprint != schedule.complaint).then_some(reason);
@@ -132,14 +134,14 @@ impl Schedule {
     }
 
     fn encode(self) -> Vec<u8> {
-        let [tiers, keys] = self.known_wrong.each;
+        let KnownWrong { tiers, keys, together } = self.known_wrong;
         let mut record = Writer::default();
         record
             .u64(self.due_at.as_micros())
             .u64(self.busy_until.as_micros())
             .u32(self.unreachable)
             .u64(self.complaint);
-        record.u64(tiers).u64(keys).u64(self.known_wrong.misfit);
+        record.u64(tiers).u64(keys).u64(together);
         record.into_bytes()
     }
 
@@ -150,19 +152,22 @@ impl Schedule {
             busy_until: StoreTime::from_micros(record.u64()?),
             unreachable: record.u32()?,
             complaint: record.u64()?,
-            known_wrong: KnownWrong { each: [record.u64()?, record.u64()?], misfit: record.u64()? },
+            known_wrong: KnownWrong { tiers: record.u64()?, keys: record.u64()?, together: record.u64()? },
         })
     }
 }
 
 /// These failures in words, and their fingerprint.
-fn in_words(failures: [Option<&DocumentFailure>; 2]) -> Option<(String, Fingerprint)> {
-    match failures {
-        [Some(tiers), Some(keys)] => {
+fn in_words(
+    tiers: Option<&DocumentFailure>,
+    keys: Option<&DocumentFailure>,
+) -> Option<(String, Fingerprint)> {
+    match (tiers, keys) {
+        (Some(tiers), Some(keys)) => {
             let fingerprint = tiers.fingerprint ^ keys.fingerprint.rotate_left(1);
             Some((format!("{}; {}", tiers.reason, keys.reason), fingerprint))
         }
-        [tiers, keys] => tiers.or(keys).map(|failure| (failure.reason.clone(), failure.fingerprint)),
+        (tiers, keys) => tiers.or(keys).map(|failure| (failure.reason.clone(), failure.fingerprint)),
     }
 }
 
