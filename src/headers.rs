@@ -79,16 +79,6 @@ pub fn seconds(wait: Duration) -> u64 {
     whole_micros(wait).div_ceil(US_PER_SEC).max(1)
 }
 
-/// A number that is not negative, with three decimals. It keeps the code that formats any number out of the filter.
-pub fn rounded(number: f64) -> String {
-    decimal((number * 1_000.0).round() as u64)
-}
-
-/// `1.234`: so many thousandths.
-pub fn decimal(thousandths: u64) -> String {
-    format!("{}.{:03}", thousandths / 1_000, thousandths % 1_000)
-}
-
 /// `0.0234s`: rounded to the nearest ten-thousandth of a second.
 fn processing_time(processing: Duration) -> HeaderText {
     let ten_thousandths = whole_micros(processing).saturating_add(50) / 100;
