@@ -125,6 +125,15 @@ struct Entry {
     bucket: Bucket,
 }
 
+/// Where the entry of an address goes.
+struct Slot {
+    offset: usize,
+    /// What it takes its token from; `None` for a full bucket.
+    bucket: Option<Bucket>,
+    /// Whether another address loses its bucket.
+    evicts: bool,
+}
+
 /// The buckets of one record, as they are stored: entries one after the other, in no order.
 struct AddressRecord {
     bytes: [u8; RECORD_BYTES],
@@ -154,12 +163,12 @@ impl AddressRecord {
 
     /// The answer to `tag`, and whether this record changed.
     fn take(&mut self, tag: u64, limit: Limit, ttl: Duration, now: StoreTime) -> (Taken, bool) {
-        let (offset, start, evicts) = match self.find(tag) {
-            Some((offset, bucket)) => (offset, Some(bucket), false),
-            None if self.used < self.room => (self.used, None, false),
-            None => self.fullest(limit, ttl, now),
+        let Slot { offset, bucket, evicts } = match self.find(tag) {
+            Some((offset, bucket)) => Slot { offset, bucket: Some(bucket), evicts: false },
+            None if self.used < self.room => Slot { offset: self.used, bucket: None, evicts: false },
+            None => self.slot_of_fullest(limit, ttl, now),
         };
-        let (verdict, changed) = bucket::take(start, limit, now.as_micros());
+        let (verdict, changed) = bucket::take(bucket, limit, now.as_micros());
         // A rejected newcomer evicts no bucket.
         let changed = changed.filter(|_| !evicts || verdict.outcome == Outcome::Admitted);
         if let Some(bucket) = changed {
@@ -174,12 +183,11 @@ impl AddressRecord {
         self.entries().find_map(found)
     }
 
-    /// In a full record: the offset of a newcomer's entry, the bucket that it inherits, and whether that counts as an
-    /// eviction. The newcomer gets the bucket with the most tokens; of several, the one that was idle longest. Tokens
-    /// are compared before they are cut off at the capacity. A small degraded limit would make many buckets look
-    /// full, and hide which of them holds less by the normal limit. Then an evicted caller could inherit more than it
-    /// had.
-    fn fullest(&self, limit: Limit, ttl: Duration, now: StoreTime) -> (usize, Option<Bucket>, bool) {
+    /// A newcomer's slot in a full record: that of the bucket with the most tokens; of several, of the one that was
+    /// idle longest. Tokens are compared before they are cut off at the capacity. A small degraded limit would make
+    /// many buckets look full, and hide which of them holds less by the normal limit. Then an evicted caller could
+    /// inherit more than it had.
+    fn slot_of_fullest(&self, limit: Limit, ttl: Duration, now: StoreTime) -> Slot {
         let now_us = now.as_micros();
         let tokens = |bucket| bucket::unclamped_pico(bucket, limit, now_us);
         let idle_us = |bucket: Bucket| now_us.saturating_sub(bucket.refilled_at_us);
@@ -188,9 +196,9 @@ impl AddressRecord {
             Some((offset, entry)) => {
                 let expires_us = whole_micros(ttl).max(bucket::time_to_fill_us(limit));
                 let evicts = idle_us(entry.bucket) < expires_us;
-                (offset, Some(entry.bucket), evicts)
+                Slot { offset, bucket: Some(entry.bucket), evicts }
             }
-            None => (0, None, false),
+            None => Slot { offset: 0, bucket: None, evicts: false },
         }
     }
 
