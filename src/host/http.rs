@@ -138,47 +138,25 @@ fn is_grpc_server_error(status: &[u8]) -> bool {
 }
 
 /// Answers the request in effect, if the decision is an answer.
-pub(super) fn send_local(worker: &Worker, decision: &Decision, started: StoreTime) {
-    match decision {
-        Decision::Rejected(header_values) => send_text(worker, header_values, started, 429, None),
+pub(super) fn send_decision(worker: &Worker, decision: &Decision, started: StoreTime) {
+    let mut headers = HeaderBlock::default();
+    let (status, header_values, retry_after) = match decision {
+        Decision::Rejected(header_values) => (429, header_values, None),
         // No bucket says when to come back.
-        Decision::Unavailable(header_values) => send_text(worker, header_values, started, 503, Some(1)),
-        Decision::Shed(header_values, seconds) => send_shed(worker, header_values, started, *seconds),
-        Decision::Replied(reply) => send_reply(reply),
+        Decision::Unavailable(header_values) => (503, header_values, Some(1)),
+        Decision::Shed(header_values, seconds) => {
+            // They mark it for a calling Envoy; because of the second one that Envoy does not retry.
+            headers.push("x-envoy-overloaded", b"true");
+            headers.push("x-envoy-ratelimited", b"true");
+            (503, header_values, Some(*seconds))
+        }
+        Decision::Replied(reply) => return send_reply(reply),
         Decision::Exempt
         | Decision::Admitted(_)
         | Decision::AwaitsDocuments
         | Decision::AwaitsBody(_)
-        | Decision::AwaitsRedis(_) => {}
-    }
-}
-
-/// Two headers mark it for a calling Envoy; because of the second one that Envoy does not retry.
-fn send_shed(worker: &Worker, header_values: &HeaderValues, started: StoreTime, retry_after: u64) {
-    let mut headers = HeaderBlock::default();
-    headers.push("x-envoy-overloaded", b"true");
-    headers.push("x-envoy-ratelimited", b"true");
-    send_with(worker, header_values, started, 503, Some(retry_after), headers);
-}
-
-fn send_text(
-    worker: &Worker,
-    header_values: &HeaderValues,
-    started: StoreTime,
-    status: u32,
-    retry_after: Option<u64>,
-) {
-    send_with(worker, header_values, started, status, retry_after, HeaderBlock::default());
-}
-
-fn send_with(
-    worker: &Worker,
-    header_values: &HeaderValues,
-    started: StoreTime,
-    status: u32,
-    retry_after: Option<u64>,
-    mut headers: HeaderBlock,
-) {
+        | Decision::AwaitsRedis(_) => return,
+    };
     headers.push("content-type", b"text/plain");
     if let Some(seconds) = retry_after {
         headers.push("retry-after", seconds.to_string().as_bytes());

@@ -7,7 +7,7 @@ use super::Worker;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::admission::Decision;
 use crate::host::hostcalls::{HostData, set_response_header};
-use crate::host::http::{Next, action, outcome, send_local, write_headers};
+use crate::host::http::{Next, action, outcome, send_decision, write_headers};
 use crate::overload::RequestOutcome;
 use crate::request::{DecisionStart, RequestId};
 use crate::requests::{Arrived, InProgress, RequestState};
@@ -60,7 +60,7 @@ impl Worker {
             | Decision::Unavailable(_)
             | Decision::Shed(..)
             | Decision::Replied(_)) => {
-                send_local(self, &decision, arrived.at);
+                send_decision(self, &decision, arrived.at);
                 Next::Pause
             }
         };
@@ -175,7 +175,7 @@ impl Worker {
                 let arrived = Arrived { at: start.at, has_body: false };
                 self.requests.wait_for_redis(id, arrived, command);
             }
-            _ => send_local(self, &decision, start.at),
+            _ => send_decision(self, &decision, start.at),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::admission::Decision;
 use crate::documents::Fetched;
 use crate::generation::Role;
 use crate::host::hostcalls::HostData;
-use crate::host::http::send_local;
+use crate::host::http::send_decision;
 use crate::host::overload::Overload;
 use crate::host::redis_stream::RedisStream;
 use crate::limiter::{Limiter, LimiterOutput};
@@ -228,7 +228,7 @@ impl Worker {
                 let _ = hostcalls::resume_http_request();
             }
             Decision::Rejected(_) | Decision::Unavailable(_) | Decision::Shed(..) | Decision::Replied(_) => {
-                send_local(self, &decision, arrived.at);
+                send_decision(self, &decision, arrived.at);
                 self.finish_at(id, RequestOutcome::NotSent, now);
             }
             Decision::AwaitsRedis(command) => self.requests.wait_for_redis(id, arrived, command),
