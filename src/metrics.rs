@@ -262,12 +262,12 @@ pub struct Metrics {
     /// How many of those were drained.
     drained_labels: usize,
     counts: Vec<(Cow<'static, str>, u64)>,
-    levels: Vec<Level>,
+    gauges: Vec<GaugeValue>,
 }
 
 /// A gauge, set when it has changed.
 #[derive(Debug)]
-struct Level {
+struct GaugeValue {
     name: Cow<'static, str>,
     current: u64,
     reported: Option<u64>,
@@ -333,39 +333,39 @@ impl Metrics {
 
     /// Notes the health in force.
     pub fn health(&mut self, health: Health) {
-        self.level(SYSTEM_DEGRADED, (health == Health::Degraded).into());
+        self.set_gauge(SYSTEM_DEGRADED, (health == Health::Degraded).into());
     }
 
     /// Notes whether Redis answers.
     pub fn redis_connected(&mut self, connected: bool) {
-        self.level(REDIS_CONNECTED, connected.into());
+        self.set_gauge(REDIS_CONNECTED, connected.into());
     }
 
     /// Notes the signals of measured health, and whether they decide.
     pub fn signals(&mut self, signals: Signals, health_override: HealthOverride) {
-        self.level(HEALTH_MODE_AUTO, (health_override == HealthOverride::Auto).into());
-        self.level(ERROR_RATIO, permille(signals.error_ratio));
-        self.level(SLOW_RATIO, permille(signals.slow_ratio));
-        self.level(SHED_RATIO, permille(signals.shed_ratio));
+        self.set_gauge(HEALTH_MODE_AUTO, (health_override == HealthOverride::Auto).into());
+        self.set_gauge(ERROR_RATIO, permille(signals.error_ratio));
+        self.set_gauge(SLOW_RATIO, permille(signals.slow_ratio));
+        self.set_gauge(SHED_RATIO, permille(signals.shed_ratio));
     }
 
     /// Notes what is in flight to a cluster.
     pub fn cluster(&mut self, report: &ClusterReport) {
         let label = cluster_label(&report.name);
         let limit = format!("{CLUSTER_LIMIT}.cluster.{label}");
-        if !self.levels.iter().any(|level| level.name == limit) {
+        if !self.gauges.iter().any(|gauge| gauge.name == limit) {
             self.counts.push((format!("{CLUSTER_SHED}.cluster.{label}").into(), 0));
         }
         let baseline = report.baseline.unwrap_or_default();
-        let levels = [
+        let values = [
             // Of a part of a place, a whole one is used.
             (CLUSTER_LIMIT, report.limit.ceil() as u64),
             (CLUSTER_IN_FLIGHT, report.in_flight),
             (CLUSTER_WAITING, report.waiting),
             (CLUSTER_BASELINE, whole_micros(baseline)),
         ];
-        for (name, current) in levels {
-            self.level(format!("{name}.cluster.{label}"), current);
+        for (name, current) in values {
+            self.set_gauge(format!("{name}.cluster.{label}"), current);
         }
     }
 
@@ -374,11 +374,11 @@ impl Metrics {
         self.count(format!("{CLUSTER_SHED}.cluster.{}", cluster_label(cluster)), 1);
     }
 
-    fn level(&mut self, name: impl Into<Cow<'static, str>>, current: u64) {
+    fn set_gauge(&mut self, name: impl Into<Cow<'static, str>>, current: u64) {
         let name = name.into();
-        match self.levels.iter_mut().find(|level| level.name == name) {
-            Some(level) => level.current = current,
-            None => self.levels.push(Level { name, current, reported: None }),
+        match self.gauges.iter_mut().find(|gauge| gauge.name == name) {
+            Some(gauge) => gauge.current = current,
+            None => self.gauges.push(GaugeValue { name, current, reported: None }),
         }
     }
 
@@ -404,9 +404,9 @@ impl Metrics {
         for (name, amount) in self.counts.drain(..) {
             updates.push(StatUpdate::Count(name.into_owned(), amount));
         }
-        for level in self.levels.iter_mut().filter(|level| level.reported != Some(level.current)) {
-            updates.push(StatUpdate::SetGauge(level.name.clone().into_owned(), level.current));
-            level.reported = Some(level.current);
+        for gauge in self.gauges.iter_mut().filter(|gauge| gauge.reported != Some(gauge.current)) {
+            updates.push(StatUpdate::SetGauge(gauge.name.clone().into_owned(), gauge.current));
+            gauge.reported = Some(gauge.current);
         }
         updates
     }

@@ -39,8 +39,8 @@ pub(super) fn report(updates: Vec<StatUpdate>) {
                 let offset = i64::try_from(amount).unwrap_or(i64::MAX);
                 id(MetricType::Counter, &name).map(|id| hostcalls::increment_metric(id, offset))
             }
-            StatUpdate::SetGauge(name, level) => {
-                id(MetricType::Gauge, &name).map(|id| hostcalls::record_metric(id, level))
+            StatUpdate::SetGauge(name, value) => {
+                id(MetricType::Gauge, &name).map(|id| hostcalls::record_metric(id, value))
             }
             StatUpdate::DefineGauge(name) => {
                 id(MetricType::Gauge, &name);
