@@ -26,7 +26,7 @@ const POLL_LEASE: Duration = Duration::from_millis(600);
 #[derive(Debug)]
 pub struct Poll {
     pub command: Command,
-    /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::found`] with the reply.
+    /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::take_over`] with the reply.
     pub health_changes: u32,
 }
 
@@ -76,7 +76,12 @@ impl HealthSync {
     ///
     /// A Redis without a health has lost its data, or never had any: then the override of this Envoy holds, and the
     /// command that is returned stores it again.
-    pub fn found(&self, text: Option<&[u8]>, health_changes: u32, data: &impl SharedData) -> Option<Command> {
+    pub fn take_over(
+        &self,
+        text: Option<&[u8]>,
+        health_changes: u32,
+        data: &impl SharedData,
+    ) -> Option<Command> {
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
             let is_set = known.health_override != HealthOverride::default();
@@ -100,7 +105,7 @@ impl HealthSync {
     }
 
     /// Logs once that the health cannot be read.
-    pub fn unreadable(&mut self, detail: &str) {
+    pub fn log_unreadable(&mut self, detail: &str) {
         if !std::mem::replace(&mut self.is_unreadable_logged, true) {
             log::warn!("the health in Redis ({}) cannot be read: {detail}", self.health_key);
         }

@@ -288,8 +288,8 @@ impl RedisLimiter {
     /// When to call [`RedisLimiter::handle_timeout`] next; the first time is the owner's choice.
     pub fn poll_timeout(&self) -> Option<StoreTime> {
         match (self.next_timeout, self.session.poll_timeout()) {
-            (Some(look), Some(timeout)) => Some(look.min(timeout)),
-            (look, timeout) => look.or(timeout),
+            (Some(poll), Some(timeout)) => Some(poll.min(timeout)),
+            (poll, timeout) => poll.or(timeout),
         }
     }
 
@@ -326,14 +326,14 @@ impl RedisLimiter {
     ) {
         match reply {
             Ok(ReplyValue::Text(text)) if self.role == Role::Newest => {
-                if let Some(restore) = self.health_sync.found(text.as_deref(), health_changes, data) {
+                if let Some(restore) = self.health_sync.take_over(text.as_deref(), health_changes, data) {
                     let _ = self.session.send(restore, SET_HEALTH_TIMEOUT, now);
                 }
             }
             Err(Failure { reason: FailureKind::Auth | FailureKind::Error, detail })
                 if self.session.is_accepting() =>
             {
-                self.health_sync.unreadable(&detail);
+                self.health_sync.log_unreadable(&detail);
             }
             _ => {}
         }

@@ -121,10 +121,9 @@ impl Publication {
                 Ok(Some(cost)) => done += cost.max(1),
                 Ok(None) => {
                     let finished = self.commit(plugin, data);
-                    return Some(finished.map_or_else(
-                        |Contended| PublicationOutcome::Overtaken,
-                        PublicationOutcome::Finished,
-                    ));
+                    return Some(
+                        finished.map_or(PublicationOutcome::Overtaken, PublicationOutcome::Finished),
+                    );
                 }
                 Err(Contended) => return Some(PublicationOutcome::Overtaken),
             }

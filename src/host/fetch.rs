@@ -46,7 +46,7 @@ impl Fetch {
     }
 
     /// Takes in an answer; false where it is to no call of this fetch.
-    pub(super) fn answered(&mut self, token: u32, headers: usize, body_size: usize) -> bool {
+    pub(super) fn take_answer(&mut self, token: u32, headers: usize, body_size: usize) -> bool {
         let is_it = |call: &&mut Call| matches!(call, Call::Waiting(waiting) if *waiting == token);
         let call = [&mut self.tiers, &mut self.api_keys].into_iter().flatten().find(is_it);
         let is_ours = call.is_some();

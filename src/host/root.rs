@@ -114,7 +114,7 @@ impl Root {
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
-        if self.fetch.as_mut().is_some_and(|fetch| fetch.answered(token, headers, body_size)) {
+        if self.fetch.as_mut().is_some_and(|fetch| fetch.take_answer(token, headers, body_size)) {
             if let Some(worker) = &self.worker {
                 worker.borrow_mut().begin_turn();
             }
