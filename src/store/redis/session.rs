@@ -32,7 +32,7 @@ use super::failure::FailureKind;
 use super::outbox::{Outbox, StreamAction};
 use super::pending_reply::{PendingReply, Recipient, Wait};
 use super::queue::{Queue, Queued, max_on_wire};
-use super::reply_clock::ReplyClock;
+use super::reply_clock::{ReplyClock, ReplyTime};
 use super::resp::Decoder;
 use super::script::{Script, Take};
 use crate::credentials::Credentials;
@@ -86,6 +86,7 @@ pub struct Session {
     clock: ReplyClock,
     state: SessionState,
     breaker: Breaker,
+    /// Whether Redis answers, as the last event said.
     connected: Option<bool>,
     /// Whether a token was taken on this stream: it reaches no replica.
     has_taken: bool,
@@ -232,29 +233,8 @@ impl Session {
             return;
         }
         let reply_time = self.clock.check(now);
-        // What has not been sent yet has used up none of its time.
-        let is_new =
-            |pending: &&mut PendingReply| !matches!(pending.expected, Expected::Take(_, Script::Text));
-        let unflushed = self.pending.iter_mut().rev().take(self.unflushed).filter(is_new);
-        let mut is_all_sent = true;
-        for pending in unflushed {
-            pending.wait = Wait { reply_time, at: now, ..pending.wait };
-            is_all_sent &= !matches!(pending.expected, Expected::Take(..));
-        }
-        let mut late = 0_usize;
-        for PendingReply { recipient, wait, .. } in &mut self.pending {
-            // Time in which the worker was busy is not counted.
-            wait.reply_time = wait.reply_time.min(reply_time);
-            if !wait.is_over(reply_time, now, self.timeout) {
-                continue;
-            }
-            match std::mem::replace(recipient, Recipient::Gone) {
-                Recipient::Owner(id) => self.replies.push_back((id, Err(timeout()))),
-                Recipient::Session => {}
-                Recipient::Gone => continue,
-            }
-            late += 1;
-        }
+        let is_all_sent = self.restart_unsent(reply_time, now);
+        let mut late = self.fail_late(reply_time, now);
         self.queue.check(reply_time, is_all_sent);
         if self.queue.is_stuck(reply_time) {
             late += self.queue.len();
@@ -319,6 +299,38 @@ impl Session {
             SessionState::Broken { until } => Some(until),
             _ => (!self.pending.is_empty()).then(|| self.clock.next_check()),
         }
+    }
+
+    /// Lets the time of what has not been sent yet begin now. Returns whether no command of the queue is among it.
+    fn restart_unsent(&mut self, reply_time: ReplyTime, now: StoreTime) -> bool {
+        let is_new =
+            |pending: &&mut PendingReply| !matches!(pending.expected, Expected::Take(_, Script::Text));
+        let unflushed = self.pending.iter_mut().rev().take(self.unflushed).filter(is_new);
+        let mut is_all_sent = true;
+        for pending in unflushed {
+            pending.wait = Wait { reply_time, at: now, ..pending.wait };
+            is_all_sent &= !matches!(pending.expected, Expected::Take(..));
+        }
+        is_all_sent
+    }
+
+    /// Gives up on the commands whose time is over; returns how many these are.
+    fn fail_late(&mut self, reply_time: ReplyTime, now: StoreTime) -> usize {
+        let mut late = 0_usize;
+        for PendingReply { recipient, wait, .. } in &mut self.pending {
+            // Time in which the worker was busy is not counted.
+            wait.reply_time = wait.reply_time.min(reply_time);
+            if !wait.is_over(reply_time, now, self.timeout) {
+                continue;
+            }
+            match std::mem::replace(recipient, Recipient::Gone) {
+                Recipient::Owner(id) => self.replies.push_back((id, Err(timeout()))),
+                Recipient::Session => {}
+                Recipient::Gone => continue,
+            }
+            late += 1;
+        }
+        late
     }
 
     /// Hands over what waits, as far as there is room on the wire.
