@@ -9,19 +9,19 @@ use crate::store::{SharedData, update};
 use crate::time::StoreTime;
 
 /// How soon to try again after a failure, where that is sooner than usual.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// The same while a document has neither been applied nor rejected yet, and requests may wait for it.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
+const FIRST_RETRY_WAIT: Duration = Duration::from_millis(100);
 
 /// How long a worker that publishes keeps others from fetching, if it is not heard of again.
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a claim lasts while documents are missing: longer than a fetch.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// How often `busy_until` is set.
-const RENEWAL: Duration = Duration::from_secs(1);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The record of fetches and of what was found wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,12 +61,11 @@ pub fn claim_fetch(
         let schedule = stored.and_then(Schedule::decode).unwrap_or_default();
         // A due time further off than the period was set when the period was longer.
         let is_due = now >= schedule.due_at.after(grace) || schedule.due_at > now.after(records.period);
-        let is_lost = schedule.due_at > now.after(RETRY)
+        let is_lost = schedule.due_at > now.after(RETRY_WAIT)
             && now.after(records.period) >= schedule.due_at.after(CLAIM_TIMEOUT);
-        let is_due = is_due || is_missing && is_lost;
-        let is_free = now >= schedule.busy_until;
+        let may_claim = (is_due || is_missing && is_lost) && now >= schedule.busy_until;
         let next = Schedule { due_at: now.after(records.period), ..schedule };
-        (is_due && is_free, (is_due && is_free).then(|| next.encode()))
+        (may_claim, may_claim.then(|| next.encode()))
     });
     claimed.is_ok_and(|updated| updated.value)
 }
@@ -80,8 +79,8 @@ impl Schedule {
     /// Keeps others from fetching while this worker publishes. Written once a second at most.
     pub(super) fn keep_busy(data: &impl SharedData, records: &SourceRecords) {
         Self::change(data, records, |schedule, now| {
-            let is_short = schedule.busy_until < now.after(BUSY - RENEWAL);
-            is_short.then_some(Schedule { busy_until: now.after(BUSY), ..schedule })
+            let is_short = schedule.busy_until < now.after(BUSY_TIMEOUT - RENEWAL_INTERVAL);
+            is_short.then_some(Schedule { busy_until: now.after(BUSY_TIMEOUT), ..schedule })
         });
     }
 
@@ -106,7 +105,7 @@ impl Schedule {
             if is_unreachable {
                 next.unreachable = schedule.unreachable.saturating_add(1);
                 next.complaint = schedule.complaint;
-                let retry = if is_missing { FIRST_RETRY } else { RETRY };
+                let retry = if is_missing { FIRST_RETRY_WAIT } else { RETRY_WAIT };
                 next.due_at = schedule.due_at.min(now.after(retry));
             }
             let is_worth_it = |failure: &&DocumentFailure| !failure.is_unreachable() || next.unreachable > 1;

@@ -95,7 +95,7 @@ impl Overload {
     }
 
     /// How often to tick.
-    pub(super) fn tick(&self, has_queue: bool) -> Duration {
+    pub(super) fn tick_period(&self, has_queue: bool) -> Duration {
         if has_queue { TICK } else { FLUSH_INTERVAL }
     }
 }

@@ -56,7 +56,7 @@ impl Root {
         }
     }
 
-    fn apply(&mut self, configuration: &[u8]) -> Result<(), String> {
+    fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {
         let plugin = PluginConfig::parse(configuration, &environment())?;
         metrics::define(plugin.settings.redis.is_some(), plugin.settings.health_thresholds.is_some());
         metrics::probe_changes();
@@ -77,7 +77,7 @@ impl Root {
     }
 
     /// Fetches documents, if it is time and this worker's turn.
-    fn fetch(&mut self) {
+    fn fetch_if_due(&mut self) {
         let Some(worker) = &self.worker else { return };
         let worker = worker.borrow();
         let limiter = worker.limiter();
@@ -140,7 +140,7 @@ impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         super::log::follow_level();
         let configuration = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
-        match self.apply(&configuration.ok().flatten().unwrap_or_default()) {
+        match self.configure(&configuration.ok().flatten().unwrap_or_default()) {
             Ok(()) => true,
             Err(error) => {
                 log::error!("configuration rejected: {error}");
@@ -169,7 +169,7 @@ impl RootContext for Root {
         }
         drop(worker);
         if may_fetch {
-            self.fetch();
+            self.fetch_if_due();
         }
     }
 

@@ -52,7 +52,7 @@ impl Ticks {
 }
 
 /// How often documents need a tick.
-pub(super) fn documents_tick(limiter: &Limiter, requests: &Requests) -> Option<Duration> {
+pub(super) fn documents_tick_period(limiter: &Limiter, requests: &Requests) -> Option<Duration> {
     let lacks_documents = limiter.lacks_documents();
     match limiter.is_publishing() {
         true if lacks_documents => Some(FIRST_PUBLICATION_TICK),

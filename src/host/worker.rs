@@ -8,7 +8,7 @@ use super::http::send_reply;
 use super::metrics::DecisionTimer;
 use super::overload::{Overload, shed_wait_seconds};
 use super::redis_stream::RedisStream;
-use super::ticks::{Ticks, documents_tick};
+use super::ticks::{Ticks, documents_tick_period};
 use super::turn::NextTurn;
 use crate::admin::EndpointReply;
 use crate::admission::{Decision, ScreenedRequest, Screening};
@@ -174,9 +174,9 @@ impl Worker {
 
     /// Ticks as often as what waits needs it.
     fn set_ticks(&mut self) {
-        let documents = documents_tick(&self.limiter, &self.requests);
+        let documents = documents_tick_period(&self.limiter, &self.requests);
         let has_queue = self.requests.waiting_for_place() > 0;
-        let overload = self.overload.as_ref().map(|overload| overload.tick(has_queue));
+        let overload = self.overload.as_ref().map(|overload| overload.tick_period(has_queue));
         let redis = self.stream.as_ref().map(RedisStream::tick_period);
         self.ticks.set([documents, overload, redis]);
     }

@@ -81,7 +81,7 @@ impl Worker {
             stream.note_tick();
         });
         let now = HostData.now();
-        self.follow_overload(now, role);
+        self.tick_overload(now, role);
         self.give_up_bodies(now);
         self.ticks.note_tick();
         if role == Role::Superseded {
@@ -97,7 +97,7 @@ impl Worker {
         let now = HostData.now();
         if let Some(stream) = &mut self.stream {
             act(stream, &mut self.limiter, now);
-            self.follow_redis(now);
+            self.carry_out_redis_output(now);
             self.serve_queue(now);
             self.wake(now);
         }
@@ -132,7 +132,7 @@ impl Worker {
     }
 
     /// Answers the requests that Redis or `on_failure` has decided: some now, the others next turn.
-    fn follow_redis(&mut self, now: StoreTime) {
+    fn carry_out_redis_output(&mut self, now: StoreTime) {
         let mut left_root = false;
         while self.answers_left > 0
             && let Some(output) = self.limiter.poll_output(now, &HostData)
@@ -150,13 +150,7 @@ impl Worker {
             let request = if waits { self.requests.end(id) } else { None };
             // A request that has ended meanwhile needs no answer.
             let Some(request) = request else { continue };
-            if hostcalls::set_effective_context(id).is_ok() {
-                left_root = true;
-                self.decision_timer.note_decision(request.arrived.at);
-                self.carry_out(id, request.arrived, now, decision);
-            } else {
-                self.finish_at(id, RequestOutcome::NotSent, now);
-            }
+            left_root |= self.answer_other(id, request.arrived, now, decision);
         }
         if left_root {
             self.return_to_root();
@@ -165,7 +159,7 @@ impl Worker {
 
     /// Does what is due for the overload control. A generation that is not the newest any more sees to its own
     /// requests, and leaves health to the newest.
-    fn follow_overload(&mut self, now: StoreTime, role: Role) {
+    fn tick_overload(&mut self, now: StoreTime, role: Role) {
         let is_newest = role == Role::Newest;
         let Some(overload) = self.overload.as_mut().filter(|_| is_newest || !self.requests.is_empty()) else {
             if is_newest {
@@ -188,13 +182,7 @@ impl Worker {
             self.answers_left -= 1;
             let (Output::Send(id) | Output::Shed(id)) = output;
             let Some((arrived, decision)) = self.decide_waiting(output, now) else { continue };
-            if hostcalls::set_effective_context(id).is_ok() {
-                left_root = true;
-                self.decision_timer.note_decision(arrived.at);
-                self.carry_out(id, arrived, now, decision);
-            } else {
-                self.finish_at(id, RequestOutcome::NotSent, now);
-            }
+            left_root |= self.answer_other(id, arrived, now, decision);
         }
         if left_root {
             self.wake(now);
@@ -215,6 +203,18 @@ impl Worker {
             Output::Shed(_) => self.shed(id, &waiting, now),
         };
         Some((arrived, decision))
+    }
+
+    /// Does what was decided about a request that waits; returns whether that is the one in effect now.
+    fn answer_other(&mut self, id: RequestId, arrived: Arrived, now: StoreTime, decision: Decision) -> bool {
+        let is_there = hostcalls::set_effective_context(id).is_ok();
+        if is_there {
+            self.decision_timer.note_decision(arrived.at);
+            self.carry_out(id, arrived, now, decision);
+        } else {
+            self.finish_at(id, RequestOutcome::NotSent, now);
+        }
+        is_there
     }
 
     /// Does what was decided about a request that waits, which is the one in effect.

@@ -12,7 +12,7 @@ pub const MAX_FAILURES: u32 = 3;
 pub const MAX_SHARD_ERRORS: u32 = 32;
 
 /// After so long without a failure, pauses are short again.
-const QUIET: Duration = Duration::from_secs(10);
+const QUIET_TIME: Duration = Duration::from_secs(10);
 
 /// The first pause of an open breaker; each following one is twice as long, up to the last. After a failover, each node
 /// that is not the master may cost one.
@@ -91,7 +91,7 @@ impl Breaker {
 
     /// How long to send nothing: from now on, or for longer yet after a probe that failed.
     pub fn open(&mut self, has_probed: bool, now: StoreTime) -> Duration {
-        if !has_probed && now.since(self.closed_at) > QUIET {
+        if !has_probed && now.since(self.closed_at) > QUIET_TIME {
             self.pauses = 0;
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE);

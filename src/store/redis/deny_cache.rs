@@ -15,7 +15,7 @@ const SLOTS: usize = 4096;
 ///
 /// An operator who deletes a bucket in Redis frees its caller so much later at most, however long the caller
 /// would have had to wait.
-const RECHECK: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
@@ -56,7 +56,7 @@ impl DenyCache {
         if now < entry.recheck_at {
             return Some(entry.due.since(now));
         }
-        entry.recheck_at = now.after(RECHECK);
+        entry.recheck_at = now.after(RECHECK_INTERVAL);
         entry.rechecked_by = Some(request);
         None
     }
@@ -69,7 +69,7 @@ impl DenyCache {
         let hash = self.hash(owner);
         if let Some(entry) = self.entries.get_mut(slot(hash)) {
             let due = sent_at.after(wait);
-            let recheck_at = due.min(sent_at.after(RECHECK));
+            let recheck_at = due.min(sent_at.after(RECHECK_INTERVAL));
             *entry = Entry { owner: hash, due, recheck_at, rechecked_by: None };
         }
     }
