@@ -26,7 +26,7 @@ const POLL_LEASE: Duration = Duration::from_millis(600);
 #[derive(Debug)]
 pub struct Poll {
     pub command: Command,
-    /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::take_over`] with the reply.
+    /// How many changes of health this Envoy knew of; to be handed to [`HealthSync::adopt`] with the reply.
     pub health_changes: u32,
 }
 
@@ -76,12 +76,7 @@ impl HealthSync {
     ///
     /// A Redis without a health has lost its data, or never had any: then the override of this Envoy holds, and the
     /// command that is returned stores it again.
-    pub fn take_over(
-        &self,
-        text: Option<&[u8]>,
-        health_changes: u32,
-        data: &impl SharedData,
-    ) -> Option<Command> {
+    pub fn adopt(&self, text: Option<&[u8]>, health_changes: u32, data: &impl SharedData) -> Option<Command> {
         let known = Control::read(data, &self.control_key);
         let Some(text) = text else {
             let is_set = known.health_override != HealthOverride::default();

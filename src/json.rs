@@ -320,10 +320,6 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::Text(value.to_owned()))
             }
 
-            fn visit_string<E>(self, value: String) -> Result<Value, E> {
-                Ok(Value::Text(value))
-            }
-
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
                 let mut values = Vec::new();
                 while let Some(value) = list.next_element()? {

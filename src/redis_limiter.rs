@@ -287,10 +287,7 @@ impl RedisLimiter {
 
     /// When to call [`RedisLimiter::handle_timeout`] next; the first time is the owner's choice.
     pub fn poll_timeout(&self) -> Option<StoreTime> {
-        match (self.next_timeout, self.session.poll_timeout()) {
-            (Some(poll), Some(timeout)) => Some(poll.min(timeout)),
-            (poll, timeout) => poll.or(timeout),
-        }
+        [self.next_timeout, self.session.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Does what follows from a reply; returns the answer to the request that waits for it, if one does.
@@ -304,20 +301,19 @@ impl RedisLimiter {
         match self.purposes.remove(&id)? {
             Purpose::Charge { start, charge, limits_version } => {
                 let is_current = limits_version == self.limits_version;
-                let sent_at = start.at;
-                Some((start.id, self.answer_to_charge(charge, sent_at, is_current, reply)))
+                Some((start.id, self.answer_to_charge(charge, start.at, is_current, reply)))
             }
             Purpose::SetHealth { id, network, health_override } => {
                 Some((id, RedisAnswer::Health { network, health_override, is_stored: reply.is_ok() }))
             }
             Purpose::PollHealth { health_changes } => {
-                self.take_over_health(reply, health_changes, now, data);
+                self.adopt_health(reply, health_changes, now, data);
                 None
             }
         }
     }
 
-    fn take_over_health(
+    fn adopt_health(
         &mut self,
         reply: Result<ReplyValue, Failure>,
         health_changes: u32,
@@ -326,7 +322,7 @@ impl RedisLimiter {
     ) {
         match reply {
             Ok(ReplyValue::Text(text)) if self.role == Role::Newest => {
-                if let Some(restore) = self.health_sync.take_over(text.as_deref(), health_changes, data) {
+                if let Some(restore) = self.health_sync.adopt(text.as_deref(), health_changes, data) {
                     let _ = self.session.send(restore, SET_HEALTH_TIMEOUT, now);
                 }
             }

@@ -152,12 +152,12 @@ impl Publication {
 
     /// Leaves out what is in force already or known to be wrong, by the fingerprints alone.
     fn look_up(&mut self) {
-        let (tiers, keys) = (self.base.tiers_fingerprint(), self.base.keys_fingerprint());
+        let PerDocument { tiers, keys } = self.base.fingerprints();
         self.tiers.look_up(TIER_DOCUMENT, tiers, self.known_wrong.tiers);
         self.keys.look_up(KEY_DOCUMENT, keys, self.known_wrong.keys);
         // Beside a document that is known to be wrong, the other has to fit what is in force.
         let (tiers, keys) = (self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
-        let together = self.fingerprint_of_both(tiers, keys);
+        let together = self.fingerprint_of_both(PerDocument { tiers, keys });
         if self.known_wrong.together == together {
             let reason = "the documents still do not fit".to_owned();
             let mut failure = Some(DocumentFailure::wrong(reason, together));
@@ -200,8 +200,7 @@ impl Publication {
         let error = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
         let is_applied = is_new && error.is_none();
         if let Some(reason) = error {
-            known_wrong.together =
-                self.fingerprint_of_both(next.tiers_fingerprint(), next.keys_fingerprint());
+            known_wrong.together = self.fingerprint_of_both(next.fingerprints());
             // As in `look_up`: the failure of the first document that is good by itself.
             let is_of_tiers = next.tiers != self.base.tiers;
             let of_first = if is_of_tiers { &mut failures.tiers } else { &mut failures.keys };
@@ -249,10 +248,9 @@ impl Publication {
     }
 
     /// The fingerprint of two documents together, with the names that they have to fit.
-    fn fingerprint_of_both(&self, tiers: Option<Fingerprint>, keys: Option<Fingerprint>) -> Fingerprint {
-        let parts =
-            [tiers.unwrap_or_default(), keys.unwrap_or_default(), self.tier_names].map(u64::to_le_bytes);
-        fingerprint(&parts.each_ref().map(<[u8; 8]>::as_slice))
+    fn fingerprint_of_both(&self, each: PerDocument<Option<Fingerprint>>) -> Fingerprint {
+        let parts = [each.tiers.unwrap_or_default(), each.keys.unwrap_or_default(), self.tier_names];
+        fingerprint(&parts.map(u64::to_le_bytes).each_ref().map(<[u8; 8]>::as_slice))
     }
 }
 

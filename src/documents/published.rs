@@ -118,12 +118,9 @@ impl Published {
         has.tiers && !self.is_settled.tiers || has.keys && !self.is_settled.keys
     }
 
-    pub(super) fn tiers_fingerprint(&self) -> Option<Fingerprint> {
-        self.tiers.as_ref().map(|tiers| tiers.fingerprint)
-    }
-
-    pub(super) fn keys_fingerprint(&self) -> Option<Fingerprint> {
-        self.keys.as_ref().map(|keys| keys.fingerprint)
+    pub(super) fn fingerprints(&self) -> PerDocument<Option<Fingerprint>> {
+        let tiers = self.tiers.as_ref().map(|tiers| tiers.fingerprint);
+        PerDocument { tiers, keys: self.keys.as_ref().map(|keys| keys.fingerprint) }
     }
 
     /// The documents, as a configuration is made of them.
