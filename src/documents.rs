@@ -46,7 +46,7 @@ pub struct DocumentFailure {
     pub reason: String,
     /// Whether there is a document, and it is wrong.
     is_wrong: bool,
-    /// The same for the same complaint about the same text.
+    /// Equal for equal complaints about one text.
     fingerprint: Fingerprint,
 }
 

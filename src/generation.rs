@@ -163,7 +163,7 @@ impl Generation {
         Claim { fingerprint: self.fingerprint, configured_at: self.configured_at, renewed_at: now }
     }
 
-    /// The claim that follows `claim`; `None` where that stands.
+    /// The claim that replaces `claim`; `None` if that one stays.
     fn claim_after(&self, claim: Claim, now: StoreTime) -> Option<Claim> {
         let next = self.claim(now);
         if claim.fingerprint == self.fingerprint {

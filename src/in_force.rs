@@ -57,7 +57,7 @@ enum Hold {
 }
 
 impl InForce {
-    /// The plugin configuration alone; what is published already comes with the first look at the control record.
+    /// The plugin configuration alone. Documents follow when the control record is read for the first time.
     pub(crate) fn new(plugin: PluginConfig) -> Result<Self, String> {
         let config = Config::new(&plugin, &Documents::default())?;
         let settings = &config.settings;
@@ -144,7 +144,7 @@ impl InForce {
         }
     }
 
-    /// The same, announced or not.
+    /// Reads the control record, announced change or not.
     pub(crate) fn refresh(
         &mut self,
         data: &impl SharedData,

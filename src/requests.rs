@@ -37,7 +37,7 @@ pub enum RequestState {
 /// A request that waits for a place in flight.
 #[derive(Clone, Debug)]
 pub struct Waiting {
-    /// Who it is charged to when it has the place.
+    /// To be charged when it has the place.
     pub screened: ScreenedRequest,
     /// The upstream cluster; empty where it shares its limit with others.
     pub cluster: Vec<u8>,

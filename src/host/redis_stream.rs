@@ -106,7 +106,7 @@ impl RedisStream {
 /// Envoy takes a bare name too, but first tries to read it as this message; and a name whose bytes happen to be one,
 /// with nothing in it that Envoy knows, makes Envoy abort. `app-redis` is such a name.
 fn grpc_service(cluster: &str) -> String {
-    // The configuration sees to it that the lengths are single ASCII characters.
+    // The configuration allows no name that is too long for this: each length is one ASCII character.
     let length = |bytes: usize| char::from(u8::try_from(bytes).unwrap_or(0).min(127));
     format!("\n{}\n{}{cluster}", length(cluster.len() + 2), length(cluster.len()))
 }

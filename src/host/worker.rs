@@ -127,8 +127,8 @@ impl Worker {
         decider.shed(&waiting.screened, &waiting.cluster, shed_wait_seconds(), now)
     }
 
-    /// Takes the token of a request, which has its place in flight where it needs one, and gives that back if the
-    /// request does not go on.
+    /// Takes the token of a request that has its place in flight, if it needs one. Gives the place back if the request
+    /// does not go on.
     fn charge(&mut self, id: RequestId, screened: &ScreenedRequest, now: StoreTime) -> Decision {
         let start = DecisionStart { id, at: now };
         let decision = self.limiter.decider(&HostData).charge(screened, start);

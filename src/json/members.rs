@@ -11,9 +11,9 @@ pub const MAX_MEMBER_BYTES: usize = 64 << 10;
 /// Bytes that one call scans at most, beyond the longest member.
 const SCAN_BYTES: usize = 64 << 10;
 
-/// What stands before a batch when it is read by itself.
+/// Put in front of a batch, so that it is parsed as an object.
 const OPEN: &[u8] = b"{";
-/// The same where a comma came before, so that the batch may not be empty.
+/// The same after a comma: then the batch may not be empty.
 const OPEN_AFTER_COMMA: &[u8] = b"{\"\":0,";
 
 /// A text with one object, and how much of it has been read.
@@ -76,7 +76,7 @@ impl MemberReader {
             Expects::Members | Expects::MembersAfterComma => self.members(),
             Expects::End if self.rest().is_empty() => Ok(Batch::End),
             Expects::End => {
-                // Two values in a row, with the second where this reader stands.
+                // Makes the error for a second value, at this place.
                 let text = [b"0 ", self.rest().get(..1).unwrap_or_default()].concat();
                 Err(Json::read(&text).map_or_else(|error| self.placed(&error, 2), |_| String::new()))
             }
@@ -91,7 +91,7 @@ impl MemberReader {
         skipped == SCAN_BYTES
     }
 
-    /// What stands where an object should.
+    /// The value that is there instead of an object.
     fn other(&self) -> Result<Batch, String> {
         let rest = self.rest();
         let text = match rest.first() {
@@ -203,7 +203,7 @@ impl MemberReader {
     }
 }
 
-/// How many bytes an escape such as `\u0041` has after its second.
+/// Bytes of an escape such as `\u0041` after `\u`.
 const ESCAPE_BYTES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,12 +3,11 @@
 //! The table is set-associative: a keyed hash sends an address to one record of shared data, which holds up to
 //! [`WAYS`] buckets. No caller can aim at a record without knowing the random hash key.
 //!
-//! When a record is full, a newcomer takes over the bucket with the most tokens, and *inherits* its tokens
-//! instead of starting with a full one (the idea of the Space-Saving sketch, Metwally et al. 2005). Callers
-//! without a key share one limit, so an address that was pushed out had no fewer tokens than any record-mate at
-//! that time, all of them have refilled alike since, and whatever it inherits when it comes back is at most what
-//! it would have had. So a flood of addresses can never mint a token. Where even the fullest bucket holds less
-//! than one token the newcomer is rejected and no bucket is pushed out: a rejected caller stays rejected.
+//! When a record is full, a newcomer takes over the bucket with the most tokens, and *inherits* its tokens instead of
+//! starting with a full bucket (the idea of the Space-Saving sketch, Metwally et al. 2005). So a flood of addresses adds
+//! no token: no other address of the record had more than the evicted one. They share one limit, so all of them refill
+//! alike, and what the evicted one inherits when it returns is at most what it would have had. If even the fullest
+//! bucket has less than one token, the newcomer is rejected and none is evicted: a rejected caller stays rejected.
 
 use std::fmt::Write as _;
 use std::time::Duration;

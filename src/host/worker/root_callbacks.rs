@@ -72,7 +72,7 @@ impl Worker {
         });
     }
 
-    /// Sees to deadlines, and to shared state if this generation is the newest.
+    /// Handles deadlines, and shared state if this generation is the newest.
     pub(in crate::host) fn tick(&mut self, role: Role) {
         self.begin_turn();
         self.at_stream(|stream, limiter, now| {
@@ -157,8 +157,8 @@ impl Worker {
         }
     }
 
-    /// Does what is due for the overload control. A generation that is not the newest any more sees to its own
-    /// requests, and leaves health to the newest.
+    /// Does what is due for the overload control. A superseded generation handles its own requests, and
+    /// leaves health to the newest.
     fn tick_overload(&mut self, now: StoreTime, role: Role) {
         let is_newest = role == Role::Newest;
         let Some(overload) = self.overload.as_mut().filter(|_| is_newest || !self.requests.is_empty()) else {

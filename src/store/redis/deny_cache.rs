@@ -13,8 +13,7 @@ const SLOTS: usize = 4096;
 
 /// Longest time that a caller is rejected without a command to Redis.
 ///
-/// An operator who deletes a bucket in Redis frees its caller so much later at most, however long the caller
-/// would have had to wait.
+/// If an operator deletes a bucket in Redis, its caller is admitted after this time at the latest.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Default)]

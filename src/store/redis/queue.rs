@@ -17,7 +17,7 @@ const ON_WIRE_SHARE: u32 = 8;
 /// What a command takes in Redis at most, on a machine that is not fast.
 const MAX_COMMAND_TIME: Duration = Duration::from_micros(20);
 
-/// Least and most on the wire, whatever the timeout: enough to fill a message; a message of some 200 KB.
+/// Fewest and most commands on the wire, whatever the timeout: enough for a message worth sending, and some 200 KB.
 const ON_WIRE: (usize, usize) = (16, 1_024);
 
 /// Most commands on the wire, where each may take `timeout`. At the default, with a round trip of 1 ms: over 100,000 a

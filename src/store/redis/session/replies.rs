@@ -67,7 +67,7 @@ impl Session {
                 let is_replica = failure.reason == FailureKind::ReadOnly;
                 if let Recipient::Owner(id) = pending.recipient {
                     self.replies.push_back((id, Err(failure.clone())));
-                    // What is wrong with other commands, such as a right to read health, is no reason to stop.
+                    // An error of another command, such as a missing right to read health, is no reason to stop.
                     if is_replica || matches!(pending.expected, Expected::Take(..)) {
                         self.breaker.record_error(scope);
                     }
