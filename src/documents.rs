@@ -5,9 +5,11 @@
 //! so no two workers apply different limits. A document that cannot be fetched or is wrong changes nothing, does not
 //! hold up the other one, and is complained about once.
 //!
-//! In reading order: [`schedule`] (who fetches when), [`publication`] (from texts to what is in force, in slices),
-//! [`published`] (the record of what is in force), [`key_table`] (the keys of a published document).
+//! In reading order: [`schedule`] (who fetches when), [`fetched_text`] (a document until it is parsed),
+//! [`publication`] (from texts to what is in force, in slices), [`published`] (the record of what is in force),
+//! [`key_table`] (the keys of a published document).
 
+mod fetched_text;
 mod key_table;
 mod publication;
 mod published;
