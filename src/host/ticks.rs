@@ -27,14 +27,18 @@ const FIRST_PUBLICATION_TICK: Duration = Duration::from_millis(1);
 pub(super) struct Ticks {
     period: Duration,
     has_ticked: bool,
+    /// Whether the last tick set no period yet.
+    is_at_tick: bool,
 }
 
 impl Ticks {
-    /// Ticks as often as the shortest of these periods says.
+    /// Ticks as often as the shortest of these periods says. Envoy starts the timer anew with each new period, so a
+    /// longer one is set only at a tick: changes back and forth would put the next tick off.
     pub(super) fn set(&mut self, periods: impl IntoIterator<Item = Option<Duration>>) {
         let slowest = if self.has_ticked { SLOWEST_TICK } else { FIRST_TICK };
         let period = periods.into_iter().flatten().min().unwrap_or(slowest).min(slowest);
-        if period != self.period {
+        let may_be_longer = std::mem::take(&mut self.is_at_tick) || self.period.is_zero();
+        if period < self.period || may_be_longer && period != self.period {
             self.period = period;
             let _ = hostcalls::set_tick_period(period);
         }
@@ -47,7 +51,7 @@ impl Ticks {
 
     /// A tick has come.
     pub(super) fn note_tick(&mut self) {
-        self.has_ticked = true;
+        (self.has_ticked, self.is_at_tick) = (true, true);
     }
 }
 
