@@ -17,6 +17,7 @@ mod ticks;
 mod turn;
 mod worker;
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use proxy_wasm::traits::{Context, RootContext};
@@ -33,6 +34,26 @@ fn root_context(id: u32) -> Box<dyn RootContext> {
         Some(b"shared_data") => Box::new(SharedDataRoot),
         _ => Box::new(root::Root::new(id)),
     }
+}
+
+/// The plugins that cannot run in one VM: while the limiter sends to the bridge, its VM cannot be entered again.
+#[derive(Clone, Copy, PartialEq)]
+enum Plugin {
+    Limiter,
+    Bridge,
+}
+
+thread_local! {
+    /// Which of them was configured first in this VM.
+    static PLUGIN: Cell<Option<Plugin>> = const { Cell::new(None) };
+}
+
+/// Fails if the other plugin runs in this VM.
+fn claim_vm(plugin: Plugin) -> Result<(), String> {
+    let first = PLUGIN.get().unwrap_or(plugin);
+    PLUGIN.set(Some(first));
+    let error = "the limiter and redis_bridge have one vm_id, wanted a vm_id of its own for each";
+    if first == plugin { Ok(()) } else { Err(error.to_owned()) }
 }
 
 /// A service of Envoy's bootstrap that does nothing: while its VM lives, Envoy keeps the shared data of that

@@ -1,13 +1,13 @@
 //! The other end of the stream to Redis: an upstream filter between it and the TCP connection.
 //!
-//! Runs in a VM of its own (`root_id` and `vm_id` `redis_bridge`): the limiter's could not be entered again while it
-//! sends. Knows nothing of Redis.
+//! Runs in a VM of its own (`root_id` and `vm_id` `redis_bridge`). Knows nothing of Redis.
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType};
 
 use super::hostcalls::set_response_header;
+use super::{Plugin, claim_vm};
 use crate::store::redis::frame::{self, Unframer};
 
 /// The plugin's root context.
@@ -16,6 +16,14 @@ pub(super) struct BridgeRoot;
 impl Context for BridgeRoot {}
 
 impl RootContext for BridgeRoot {
+    fn on_configure(&mut self, _size: usize) -> bool {
+        let claimed = claim_vm(Plugin::Bridge);
+        if let Err(error) = &claimed {
+            log::error!("configuration rejected: {error}");
+        }
+        claimed.is_ok()
+    }
+
     fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
         Some(Box::new(Bridge::default()))
     }
