@@ -41,6 +41,8 @@ pub(crate) struct InForce {
     hold: Hold,
     /// Fetched documents that this worker is publishing.
     publication: Option<Publication>,
+    /// Random, for the key tables that this worker publishes.
+    seed: u64,
     /// Whether this worker has published something that the control record does not announce yet.
     is_unannounced: bool,
 }
@@ -58,7 +60,7 @@ enum Hold {
 
 impl InForce {
     /// The plugin configuration alone. Documents follow when the control record is read for the first time.
-    pub(crate) fn new(plugin: PluginConfig) -> Result<Self, String> {
+    pub(crate) fn new(plugin: PluginConfig, seed: u64) -> Result<Self, String> {
         let config = Config::new(&plugin, &Documents::default())?;
         let settings = &config.settings;
         let source = settings.config_source.as_ref();
@@ -71,6 +73,7 @@ impl InForce {
             records,
             hold: Hold::Unused,
             publication: None,
+            seed,
             is_unannounced: false,
             callers: Callers::default(),
             config: Rc::new(config),
@@ -210,7 +213,7 @@ impl InForce {
     /// Begins to put fetched documents into force for all workers: [`InForce::publish`] goes on with it.
     pub(crate) fn begin_publication(&mut self, fetched: Fetched, data: &impl SharedData) {
         if let Some(records) = self.records.clone() {
-            self.publication = Some(Publication::new(fetched, &self.plugin, records, data));
+            self.publication = Some(Publication::new(fetched, &self.plugin, records, self.seed, data));
         }
     }
 

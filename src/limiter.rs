@@ -49,13 +49,14 @@ pub struct Limiter {
 impl Limiter {
     /// A limiter with this plugin configuration and whatever documents are published already.
     pub fn new(plugin: PluginConfig, data: &impl SharedData, hash_key: (u64, u64)) -> Result<Self, String> {
-        let in_force = InForce::new(plugin)?;
+        let seed = hash_key.0 ^ hash_key.1;
+        let in_force = InForce::new(plugin, seed)?;
         let settings = &in_force.config().settings;
         let table = AddressTable::open(data, &settings.namespace, settings.max_buckets, hash_key).map_err(
             |Contended| "the address table could not be opened: shared data is contended".to_owned(),
         )?;
         let redis = settings.redis.as_ref();
-        let redis = redis.map(|redis| RedisLimiter::new(redis, &settings.namespace, hash_key.0 ^ hash_key.1));
+        let redis = redis.map(|redis| RedisLimiter::new(redis, &settings.namespace, seed));
         let mut metrics = Metrics::default();
         metrics.define_tiers(&in_force.config().tiers);
         let mut limiter =

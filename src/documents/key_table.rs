@@ -25,6 +25,8 @@ pub struct KeyTable {
     pub is_second: bool,
     /// How many records it has.
     pub records: u32,
+    /// Decides which entry is in which record. It is random, so that no document can aim at one.
+    pub seed: u64,
 }
 
 /// An entry as it is looked up.
@@ -53,9 +55,9 @@ pub struct Outdated;
 
 impl KeyTable {
     /// The table for a document of so many bytes.
-    pub fn for_document(bytes: usize, number: u32, is_second: bool) -> Self {
+    pub fn for_document(bytes: usize, number: u32, is_second: bool, seed: u64) -> Self {
         let records = (bytes / TEXT_BYTES_PER_RECORD).next_power_of_two();
-        Self { number, is_second, records: u32::try_from(records).unwrap_or(1) }
+        Self { number, is_second, records: u32::try_from(records).unwrap_or(1), seed }
     }
 
     /// Inserts an entry; `prefix` begins the names of the source's records.
@@ -118,9 +120,8 @@ impl KeyTable {
     }
 
     fn record(self, prefix: &str, key: KeyHash) -> String {
-        // Hashed once more, as a document may be written so that all its hashes begin alike.
         let mut hasher = DefaultHasher::new();
-        key.bytes().hash(&mut hasher);
+        (self.seed, key.bytes()).hash(&mut hasher);
         let record = hasher.finish() % u64::from(self.records.max(1));
         let mut name = String::with_capacity(prefix.len() + 12);
         name.push_str(prefix);

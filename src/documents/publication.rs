@@ -55,6 +55,8 @@ pub struct Publication {
     /// What was in force when it began.
     base: Published,
     known_wrong: KnownWrong,
+    /// For the table of its keys.
+    seed: u64,
     /// A hash of the names that documents have to fit beside each other.
     tier_names: u64,
 }
@@ -65,9 +67,11 @@ impl Publication {
         fetched: Fetched,
         plugin: &PluginConfig,
         records: SourceRecords,
+        seed: u64,
         data: &impl SharedData,
     ) -> Self {
         Self {
+            seed,
             tiers: FetchedText::new(fetched.tiers),
             keys: FetchedText::new(fetched.api_keys),
             tier_builder: TierBuilder::default(),
@@ -148,7 +152,7 @@ impl Publication {
         let is_second = self.base.keys.as_ref().is_some_and(|published| !published.table.is_second);
         self.tiers.begin();
         if let Some(bytes) = self.keys.begin() {
-            let table = KeyTable::for_document(bytes, self.base.last_number, is_second);
+            let table = KeyTable::for_document(bytes, self.base.last_number, is_second, self.seed);
             self.key_builder = Some(KeyBuilder::new(table, self.records.prefix.clone()));
         }
         Ok(())

@@ -138,7 +138,8 @@ impl Published {
             record.u64(published.fingerprint).list(&published.tiers, write_tier);
         });
         record.option(self.keys.as_ref(), |record, PublishedKeys { fingerprint, table, summary }| {
-            record.u64(*fingerprint).u32(table.number).bool(table.is_second).u32(table.records);
+            record.u64(*fingerprint);
+            record.u32(table.number).bool(table.is_second).u32(table.records).u64(table.seed);
             record.u32(summary.keys).list(&summary.tiers, |record, tier| {
                 record.text(&tier.name).u32(tier.number);
             });
@@ -161,6 +162,7 @@ impl Published {
                         number: record.u32()?,
                         is_second: record.bool()?,
                         records: record.u32()?,
+                        seed: record.u64()?,
                     },
                     summary: KeySummary { keys: record.u32()?, tiers: record.list(read_named_tier)? },
                 })
