@@ -166,19 +166,23 @@ impl Publication {
         note_outcome(keys.as_ref(), &mut known_wrong.keys, &mut next.is_settled.keys);
         let mut failures = PerDocument { tiers, keys };
 
-        let is_new = (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys);
-        let error = if is_new { Config::new(plugin, &next.documents()).err() } else { None };
-        let is_applied = is_new && error.is_none();
-        if let Some(reason) = error {
+        if let Some(reason) = self.misfit(plugin, &next) {
             known_wrong.together = self.fingerprint_of_both(next.fingerprints());
-            // As in `look_up`: the failure of the first document that is good by itself.
-            let is_of_tiers = next.tiers != self.base.tiers;
-            let of_first = if is_of_tiers { &mut failures.tiers } else { &mut failures.keys };
-            *of_first = Some(DocumentFailure::wrong(reason, known_wrong.together));
-            next = Published { is_settled: next.is_settled, ..self.base.clone() };
+            let failure = DocumentFailure::wrong(reason, known_wrong.together);
+            // Of two new documents, one may fit what is in force of the other.
+            let (base, both) = (&self.base, next.clone());
+            let choices =
+                [(&both.tiers, &base.keys), (&base.tiers, &both.keys), (&base.tiers, &base.keys)].into_iter();
+            let mut choices =
+                choices.map(|(tiers, keys)| Published { tiers: tiers.clone(), keys: keys.clone(), ..both });
+            next = choices.find(|choice| self.misfit(plugin, choice).is_none()).unwrap_or(next);
+            // As in `look_up`: the failure of the first document that is left out.
+            let left_out = if next.tiers == both.tiers { &mut failures.keys } else { &mut failures.tiers };
+            *left_out = Some(failure);
         } else if failures.tiers.is_none() && failures.keys.is_none() {
             known_wrong.together = 0;
         }
+        let is_applied = self.is_new(&next);
         let is_changed = next != self.base;
         let is_missing = next.is_missing(&self.records);
         if is_changed {
@@ -188,6 +192,15 @@ impl Publication {
         }
         let complaint = Schedule::finish(data, &self.records, failures, known_wrong, is_missing);
         Ok(Finished { is_applied, is_changed, complaint })
+    }
+
+    fn is_new(&self, next: &Published) -> bool {
+        (&next.tiers, &next.keys) != (&self.base.tiers, &self.base.keys)
+    }
+
+    /// Why these documents do not fit each other or the plugin configuration, if they are new and do not.
+    fn misfit(&self, plugin: &PluginConfig, next: &Published) -> Option<String> {
+        self.is_new(next).then(|| Config::new(plugin, &next.documents()).err()).flatten()
     }
 
     /// Puts the tiers into `next`, if they are good; returns what is wrong with their document.
