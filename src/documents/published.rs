@@ -14,6 +14,9 @@ use crate::tier::Tier;
 /// Fingerprint of a document.
 pub type Fingerprint = u64;
 
+/// Changes with the form of a record: what an earlier version of the filter left in shared data is not read.
+const FORMAT: u8 = 2;
+
 /// The record of the documents in force.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Published {
@@ -66,7 +69,7 @@ impl SourceRecords {
     pub fn new(namespace: &str, source: &ConfigSource) -> Self {
         let part = |path: &Option<String>| path.clone().unwrap_or_default();
         let parts = [&source.cluster, &part(&source.tiers), &part(&source.api_keys)];
-        let id = super::fingerprint(&[parts.map(String::as_str).join("\0").as_bytes()]);
+        let id = super::fingerprint(&[&[FORMAT], parts.map(String::as_str).join("\0").as_bytes()]);
         Self {
             prefix: record_key(namespace, &format!("documents/{id:x}/")),
             period: Duration::from_secs(source.ttl_seconds.into()),
