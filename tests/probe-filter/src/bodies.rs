@@ -13,59 +13,49 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
     })
 }
 
-/// Whether the request continues.
-pub(crate) fn on_request_body(id: u32, size: usize, end_of_stream: bool) -> bool {
-    let end = if end_of_stream { "end of body" } else { "more of it" };
+pub(crate) fn on_request_body(id: u32, size: usize, end_of_stream: bool) -> Next {
     match state::check_name(id).as_str() {
         "pauses/gather" if end_of_stream => {
             state::await_ticks(id, 0);
-            state::answer(&format!("gathered {size} bytes"));
-        }
-        "pauses/gather" | "pauses/hold_then_answer" => {}
-        "pauses/hold" => {
-            let sum = state::add_body(id, size);
-            if end_of_stream {
-                state::note(id, &format!("body {sum}"));
-            }
-            return true;
+            return Next::Answer(format!("gathered {size} bytes"));
         }
         "bodies/read" if end_of_stream => {
             let some = |start, most| shown(&abi::buffer(Buffer::RequestBody, start, most));
-            let text = format!(
+            return Next::Answer(format!(
                 "all {}; more than all {}; a part {}; beyond the end {}",
                 some(0, size),
                 some(0, size + 10),
                 some(1, 3),
                 some(size + 1, 3)
-            );
-            state::answer(&text);
+            ));
         }
-        "bodies/trailers" => state::note(id, end),
-        "bodies/read" => {}
-        "bodies/replaced" => {
-            if size > 0 {
-                abi::set_buffer(Buffer::RequestBody, 0, size, b"x");
+        "pauses/gather" | "pauses/hold_then_answer" | "bodies/read" => return Next::Pause,
+        "bodies/trailers" => {
+            state::note(id, if end_of_stream { "end of body" } else { "more of it" });
+            return Next::Pause;
+        }
+        "pauses/hold" => {
+            let sum = state::add_body(id, size);
+            if end_of_stream {
+                state::note(id, &format!("body {sum}"));
             }
-            return true;
         }
-        "bodies/prepended" => {
-            if size > 0 && state::add_body(id, size) == size {
-                abi::set_buffer(Buffer::RequestBody, 0, 0, b">");
-            }
-            return true;
+        "bodies/replaced" if size > 0 => {
+            abi::set_buffer(Buffer::RequestBody, 0, size, b"x");
         }
-        _ => return true,
+        "bodies/prepended" if size > 0 && state::add_body(id, size) == size => {
+            abi::set_buffer(Buffer::RequestBody, 0, 0, b">");
+        }
+        _ => {}
     }
-    false
+    Next::Pass
 }
 
-/// Whether the request continues.
-pub(crate) fn on_request_trailers(id: u32) -> bool {
-    if state::check_name(id) != "bodies/trailers" {
-        return true;
+pub(crate) fn on_request_trailers(id: u32) -> Next {
+    match state::check_name(id).as_str() {
+        "bodies/trailers" => Next::Answer(state::trace(id)),
+        _ => Next::Pass,
     }
-    state::answer(&state::trace(id));
-    false
 }
 
 pub(crate) fn on_response_body(check: &str, size: usize) {

@@ -2,7 +2,7 @@
 
 use crate::abi::{self, Buffer, Map};
 use crate::state::{self, Entry, Waiting};
-use crate::{Check, Next, bodies, grpc, headers, http_calls, pauses, queues, replies, run, timers};
+use crate::{Check, Next, bodies, grpc, headers, http_calls, pauses, queues, run};
 
 const CONTINUE: u32 = 0;
 const PAUSE: u32 = 1;
@@ -50,8 +50,7 @@ extern "C" fn proxy_on_tick(root: u32) {
         state::note(id, "tick");
         match state::check_name(id).split_once('/') {
             Some(("pauses", name)) => pauses::on_tick(id, name),
-            Some(("replies", name)) => replies::on_tick(id, name),
-            Some(("timers", name)) => timers::on_tick(id, name),
+            Some(("replies", _)) => state::answer_from_root(id, "from a tick"),
             _ => state::answer_from_root(id, &state::trace(id)),
         }
         state::note(id, "tick returns");
@@ -79,40 +78,39 @@ extern "C" fn proxy_on_request_headers(id: u32, headers: usize, end_of_stream: u
     state::set_check_name(id, &format!("{group}/{name}"));
     let check =
         Check { id, root: state::root_of(id), name, argument, headers, end_of_stream: end_of_stream != 0 };
-    let action = match run(&group, &check) {
-        Some(Next::Answer(text)) => {
+    let next = run(&group, &check).unwrap_or_else(|| {
+        abi::send_local_reply(404, &[], b"no such check", abi::NO_GRPC_STATUS);
+        Next::Pause
+    });
+    let action = carry_out(next);
+    state::note(id, "returns");
+    action
+}
+
+/// Responds if that is the next step; returns the action for the host.
+fn carry_out(next: Next) -> u32 {
+    match next {
+        Next::Answer(text) => {
             state::answer(&text);
             PAUSE
         }
-        Some(Next::Pass) => CONTINUE,
-        Some(Next::Pause) => PAUSE,
-        Some(Next::Hold) => HOLD,
-        None => {
-            abi::send_local_reply(404, &[], b"no such check", abi::NO_GRPC_STATUS);
-            PAUSE
-        }
-    };
-    state::note(id, "returns");
-    action
+        Next::Pass => CONTINUE,
+        Next::Pause => PAUSE,
+        Next::Hold => HOLD,
+    }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_request_body(id: u32, size: usize, end_of_stream: u32) -> u32 {
     let _entry = Entry::new();
-    match bodies::on_request_body(id, size, end_of_stream != 0) {
-        true => CONTINUE,
-        false => PAUSE,
-    }
+    carry_out(bodies::on_request_body(id, size, end_of_stream != 0))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_request_trailers(id: u32, trailers: usize) -> u32 {
     let _entry = Entry::new();
     state::note(id, &format!("{trailers} trailers"));
-    match bodies::on_request_trailers(id) {
-        true => CONTINUE,
-        false => PAUSE,
-    }
+    carry_out(bodies::on_request_trailers(id))
 }
 
 #[unsafe(no_mangle)]

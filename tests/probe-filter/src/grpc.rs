@@ -38,9 +38,9 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
         }
         _ => return None,
     };
-    let Ok(stream) = opened else {
-        let status = opened.map_or_else(|status| status.to_string(), |_| String::new());
-        return Some(Next::Answer(format!("open {status}; {}", state::trace(check.id))));
+    let stream = match opened {
+        Ok(stream) => stream,
+        Err(status) => return Some(Next::Answer(format!("open {status}; {}", state::trace(check.id)))),
     };
     state::note(check.id, "opened");
     state::wait_for(check.id, Waiting::Stream, stream);

@@ -5,24 +5,16 @@ use crate::{Check, Next};
 
 pub(crate) fn run(check: &Check) -> Option<Next> {
     let get = |name: &str| shown(&abi::header(Map::Request, name));
+    let listed = |names: &[&str]| {
+        let values: Vec<_> = names.iter().map(|name| format!("{name} {}", get(name))).collect();
+        Next::Answer(values.join("; "))
+    };
     Some(match check.name.as_str() {
         "missing" => Next::Answer(get("x-missing")),
-        "of_a_request" => Next::Answer(format!(
-            "x-two {}; X-TWO {}; x-bytes {}; x-empty {}",
-            get("x-two"),
-            get("X-TWO"),
-            get("x-bytes"),
-            get("x-empty")
-        )),
-        "pseudo" => Next::Answer(format!(
-            ":method {}; :path {}; :status {}",
-            get(":method"),
-            get(":path"),
-            get(":status")
-        )),
+        "of_a_request" => listed(&["x-two", "X-TWO", "x-bytes", "x-empty"]),
+        "pseudo" => listed(&[":method", ":path", ":status"]),
         "count_and_end" => Next::Answer(format!(
-            "{} more than four: {}; end of stream: {}",
-            "headers",
+            "headers more than four: {}; end of stream: {}",
             check.headers > 4,
             check.end_of_stream
         )),
@@ -41,16 +33,16 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
 
 /// Checks at the headers of the response.
 pub(crate) fn on_response(name: &str) {
-    let set = |name: &str, value: &str| abi::replace_header(Map::Response, name, value.as_bytes());
+    let set = |name: &str, value: &str| {
+        abi::replace_header(Map::Response, name, value.as_bytes());
+    };
     match name {
         "replaced" => {
             let first = shown(&abi::header(Map::Response, "x-twice"));
             set("X-Twice", "ours");
             set("x-probe", &format!("was {first}"));
         }
-        "replaced_where_none_was" => {
-            set("x-fresh", "ours");
-        }
+        "replaced_where_none_was" => set("x-fresh", "ours"),
         "added" => {
             abi::add_header(Map::Response, "x-twice", b"ours");
         }
@@ -59,10 +51,7 @@ pub(crate) fn on_response(name: &str) {
             set("x-probe", &format!("was {status}"));
             set(":status", "203");
         }
-        "request_in_response" => {
-            let path = shown(&abi::header(Map::Request, ":path"));
-            set("x-probe", &path);
-        }
+        "request_in_response" => set("x-probe", &shown(&abi::header(Map::Request, ":path"))),
         _ => {}
     }
 }

@@ -28,7 +28,7 @@ mod shared_data;
 mod state;
 mod timers;
 
-/// The next step for a request after its headers.
+/// The next step for a request.
 enum Next {
     /// Respond with this text.
     Answer(String),

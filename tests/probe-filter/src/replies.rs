@@ -52,7 +52,3 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
     }
     Some(Next::Pause)
 }
-
-pub(crate) fn on_tick(id: u32, _name: &str) {
-    state::answer_from_root(id, "from a tick");
-}

@@ -1,6 +1,6 @@
 //! Shared data: one map with versions for each VM id.
 
-use crate::abi::{self, Status};
+use crate::abi::{self, Status, shown};
 use crate::state::fresh;
 use crate::{Check, Next};
 
@@ -12,10 +12,7 @@ const ANY: u32 = 0;
 
 pub(crate) fn run(check: &Check) -> Option<Next> {
     let key = fresh(&check.name);
-    let get = || match abi::shared(&key) {
-        Ok((value, _)) => format!("\"{}\"", value.escape_ascii()),
-        Err(status) => status.to_string(),
-    };
+    let get = || shown(&abi::shared(&key).map(|(value, _)| value));
     let set = |value: &str, version| abi::set_shared(&key, value.as_bytes(), version);
     let version = || abi::shared(&key).map_or(0, |(_, version)| version);
     Some(Next::Answer(match check.name.as_str() {
@@ -65,14 +62,8 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
                 set("", NEVER_SET)
             )
         }
-        "any_bytes" => {
-            let bytes: Vec<u8> = (0..=255).collect();
-            let status = abi::set_shared(&key, &bytes, ANY);
-            let same = abi::shared(&key).is_ok_and(|(value, _)| value == bytes);
-            format!("{status}; the same back: {same}")
-        }
-        "large_value" => {
-            let bytes = vec![7; 1 << 20];
+        name @ ("any_bytes" | "large_value") => {
+            let bytes: Vec<u8> = if name == "any_bytes" { (0..=255).collect() } else { vec![7; 1 << 20] };
             let status = abi::set_shared(&key, &bytes, ANY);
             let same = abi::shared(&key).is_ok_and(|(value, _)| value == bytes);
             format!("{status}; the same back: {same}")
@@ -80,9 +71,8 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
         "out_of_bounds" => format!("{}; holds {}", abi::set_shared_out_of_bounds(&key), get()),
         "put" => abi::set_shared(&check.argument, b"put", ANY).to_string(),
         "get" => match abi::shared(&check.argument) {
-            Ok((value, version)) if version != ANY => format!("\"{}\"", value.escape_ascii()),
-            Ok(_) => "a record without a version".to_owned(),
-            Err(status) => status.to_string(),
+            Ok((_, ANY)) => "a record without a version".to_owned(),
+            record => shown(&record.map(|(value, _)| value)),
         },
         // Each request adds one, in any worker, and returns the sum.
         "add" => loop {

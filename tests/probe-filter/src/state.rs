@@ -16,9 +16,8 @@ struct State {
     waiting: HashMap<(Waiting, u32), u32>,
     /// The request that opens a stream: the host may report events before it returns the stream's number.
     opening: Option<u32>,
-    /// The events of the request that was deleted last.
-    last_trace: String,
-    last_id: u32,
+    /// The request that was deleted last, and its events.
+    last: (u32, String),
     ticks: u32,
     fresh: u32,
 }
@@ -49,6 +48,11 @@ thread_local! {
 
 fn with<T>(act: impl FnOnce(&mut State) -> T) -> T {
     STATE.with_borrow_mut(act)
+}
+
+/// Accesses a request; the default if it has ended.
+fn with_request<T: Default>(id: u32, act: impl FnOnce(&mut Request) -> T) -> T {
+    with(|state| state.requests.get_mut(&id).map(act).unwrap_or_default())
 }
 
 /// A callback that has not returned.
@@ -94,41 +98,33 @@ pub(crate) fn begin(id: u32, root: u32) {
 }
 
 pub(crate) fn root_of(id: u32) -> u32 {
-    with(|state| state.requests.get(&id).map_or(0, |request| request.root))
+    with_request(id, |request| request.root)
 }
 
 pub(crate) fn set_check_name(id: u32, name: &str) {
-    with(|state| {
-        if let Some(request) = state.requests.get_mut(&id) {
-            request.check = name.to_owned();
-        }
-    });
+    with_request(id, |request| request.check = name.to_owned());
 }
 
 /// The check of a request: `group/name`.
 pub(crate) fn check_name(id: u32) -> String {
-    with(|state| state.requests.get(&id).map(|request| request.check.clone()).unwrap_or_default())
+    with_request(id, |request| request.check.clone())
 }
 
 /// Records an event of a request, and whether it came inside another callback.
 pub(crate) fn note(id: u32, event: &str) {
-    with(|state| {
-        let nested = if state.depth > 1 { " inside another callback" } else { "" };
-        if let Some(request) = state.requests.get_mut(&id) {
-            request.trace.push(format!("{event}{nested}"));
-        }
-    });
+    let is_nested = with(|state| state.depth > 1);
+    let nested = if is_nested { " inside another callback" } else { "" };
+    with_request(id, |request| request.trace.push(format!("{event}{nested}")));
 }
 
 /// The events of a request so far.
 pub(crate) fn trace(id: u32) -> String {
-    with(|state| state.requests.get(&id).map(|request| request.trace.join(", ")).unwrap_or_default())
+    with_request(id, |request| request.trace.join(", "))
 }
 
 /// Adds to the size of a request's body; returns the sum.
 pub(crate) fn add_body(id: u32, bytes: usize) -> usize {
-    with(|state| {
-        let Some(request) = state.requests.get_mut(&id) else { return 0 };
+    with_request(id, |request| {
         request.body += bytes;
         request.body
     })
@@ -137,8 +133,7 @@ pub(crate) fn add_body(id: u32, bytes: usize) -> usize {
 pub(crate) fn end(id: u32) {
     with(|state| {
         if let Some(request) = state.requests.remove(&id) {
-            state.last_trace = request.trace.join(", ");
-            state.last_id = id;
+            state.last = (id, request.trace.join(", "));
         }
         state.waiting.retain(|_, request| *request != id);
     });
@@ -146,16 +141,12 @@ pub(crate) fn end(id: u32) {
 
 /// The request that was deleted last, and its events.
 pub(crate) fn last_request() -> (u32, String) {
-    with(|state| (state.last_id, state.last_trace.clone()))
+    with(|state| state.last.clone())
 }
 
 /// Lets a request wait for this number of ticks.
 pub(crate) fn await_ticks(id: u32, ticks: u32) {
-    with(|state| {
-        if let Some(request) = state.requests.get_mut(&id) {
-            request.ticks_left = ticks;
-        }
-    });
+    with_request(id, |request| request.ticks_left = ticks);
 }
 
 /// Counts a tick: the requests that are due, and whether other requests of this root context still wait for ticks.

@@ -16,8 +16,6 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
             state::note(check.id, &format!("period {}", statuses.join(", ")));
             Next::Pause
         }
-        // The number of ticks, when no request waits for one: the period is then zero.
-        "count" => Next::Answer(state::ticks().to_string()),
         "note" => {
             abi::set_shared(&format!("ticks/{}", state::vm()), &state::ticks().to_le_bytes(), 0);
             Next::Answer("noted".to_owned())
@@ -29,8 +27,4 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
         }
         _ => return None,
     })
-}
-
-pub(crate) fn on_tick(id: u32, _name: &str) {
-    state::answer_from_root(id, &state::trace(id));
 }
