@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{
-    ONE_PER_HOUR, assert_headers_complete, assert_processing_time, set_health, statuses, tier, two_tiers,
-};
+use crate::support::{ONE_PER_HOUR, assert_headers_complete, assert_processing_time, tier, two_tiers};
 use crate::{Answer, Host, Request, Response, Setup};
 
 /// The headers of section 5, except for `Retry-After`.
@@ -32,7 +30,7 @@ pub fn an_admitted_request_is_answered_with_every_header(host: &dyn Host) {
 
 pub fn a_refused_request_is_answered_with_every_header_and_not_sent_to_the_upstream(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(2, 7)));
-    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 200]);
+    assert_eq!(gateway.statuses(&Request::get("/"), 2), [200, 200]);
     for request in [Request::get("/"), Request::post("/", "body"), Request::get("/").key("?")] {
         let reply = gateway.send(&request);
         assert_eq!(reply.status, 429);
@@ -146,7 +144,7 @@ pub fn the_health_header_and_the_limit_follow_a_change_of_health(host: &dyn Host
     });
     let mut gateway = host.start(&Setup::new().config(&config));
     assert_headers_complete(&gateway.send(&Request::get("/")), "free", 10, "NORMAL");
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     assert_headers_complete(&gateway.send(&Request::get("/")), "free", 2, "DEGRADED");
     assert_headers_complete(&gateway.send(&Request::get("/")), "free", 2, "DEGRADED");
     let refused = gateway.send(&Request::get("/"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{TOKEN, health, set_health, two_tiers};
+use crate::support::{TOKEN, two_tiers};
 use crate::{Gateway, Host, Request, Response, Setup};
 
 fn attempt(gateway: &mut dyn Gateway, token: &str, address: &str) -> Response {
@@ -28,7 +28,7 @@ pub fn after_five_wrong_tokens_a_minute_every_worker_refuses_that_address(host: 
     }
     let throttled = attempt(&mut *gateway, TOKEN, guesser);
     assert_throttled(&throttled);
-    assert_eq!(health(&mut *gateway), "NORMAL", "a valid token is not compared either");
+    assert_eq!(gateway.health(), "NORMAL", "a valid token is not compared either");
 
     let read = Request::get("/system/health").from(guesser);
     assert_eq!(gateway.send(&read).status, 200, "reading is not throttled");
@@ -46,7 +46,7 @@ pub fn valid_tokens_are_never_throttled(host: &dyn Host) {
         assert_eq!(gateway.send(&wrong).status, 403);
     }
     for _ in 0..30 {
-        set_health(&mut *gateway, "DEGRADED");
+        gateway.set_health("DEGRADED");
     }
 }
 

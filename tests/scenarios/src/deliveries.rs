@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, await_limit, set_health, tier, two_tiers, until};
-use crate::{Gateway, Host, Request, Setup};
+use crate::support::{ONE_PER_HOUR, tier, two_tiers};
+use crate::{Gateway, Host, Request, Setup, documents};
 
 #[track_caller]
 fn start(host: &dyn Host, config: &Value, workers: u32) -> Box<dyn Gateway> {
     let setup = Setup { takes_deliveries: true, ..Setup::new().config(config).workers(workers) };
     let mut gateway = host.start(&setup);
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
     gateway
 }
 
@@ -17,10 +17,10 @@ pub fn a_delivered_configuration_applies_and_keeps_buckets_and_health(host: &dyn
     let mut gateway = start(host, &two_tiers(1_000, 10), 4);
     let send = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro"));
     assert_eq!([(); 3].map(|()| send(&mut *gateway).remaining()), [9, 8, 7]);
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
 
     assert!(gateway.deliver(&two_tiers(1_001, 20)));
-    await_limit(&mut *gateway, 1_001);
+    gateway.await_limit(1_001);
     assert_eq!(send(&mut *gateway).remaining(), 6);
     let reply = send(&mut *gateway);
     assert_eq!(reply.one("x-system-health"), "DEGRADED");
@@ -37,14 +37,12 @@ pub fn an_invalid_configuration_is_rejected_and_the_old_one_stays_active(host: &
     ];
     for (config, reason) in bad {
         assert!(!gateway.deliver(&config), "{config} is rejected");
-        until(&mut *gateway, reason, |gateway| {
-            gateway.warnings().iter().any(|line| line.contains(reason)).then_some(())
-        });
-        await_limit(&mut *gateway, 1_000);
+        gateway.await_warning(reason);
+        gateway.await_limit(1_000);
         assert_eq!(gateway.send(&Request::get("/").key("pro")).tier(), "pro");
     }
     assert!(gateway.deliver(&two_tiers(1_001, 10)));
-    await_limit(&mut *gateway, 1_001);
+    gateway.await_limit(1_001);
 }
 
 pub fn keys_and_groups_of_headers_follow_a_delivery(host: &dyn Host) {
@@ -54,7 +52,7 @@ pub fn keys_and_groups_of_headers_follow_a_delivery(host: &dyn Host) {
     next["tiers"]["pro"] = tier(30, ONE_PER_HOUR);
     next["headers"] = json!({"processing_time": false});
     assert!(gateway.deliver(&next));
-    await_limit(&mut *gateway, 1_001);
+    gateway.await_limit(1_001);
     let other = gateway.send(&Request::get("/").key("other"));
     assert_eq!((other.tier().as_str(), other.limit()), ("pro", 30));
     assert!(!other.has("x-processing-time"));
@@ -62,17 +60,9 @@ pub fn keys_and_groups_of_headers_follow_a_delivery(host: &dyn Host) {
 }
 
 pub fn after_a_delivery_without_a_source_its_documents_do_not_apply(host: &dyn Host) {
-    let mut with_source = two_tiers(1_000, 10);
-    with_source["config_source"] = json!({
-        "cluster": "config_files", "tiers": "/tiers.json", "api_keys": "/api_keys.json",
-        "ttl_seconds": 1,
-    });
-    let documents = two_tiers(1_001, 20);
-    let setup = Setup { takes_deliveries: true, ..Setup::new().config(&with_source) }
-        .document("/tiers.json", &documents["tiers"].to_string())
-        .document("/api_keys.json", &documents["api_keys"].to_string());
-    let mut gateway = host.start(&setup);
-    await_limit(&mut *gateway, 1_001);
+    let setup = documents::setup(&documents::tiers(1_001, 20), &documents::api_keys("pro"));
+    let mut gateway = host.start(&Setup { takes_deliveries: true, ..setup });
+    gateway.await_limit(1_001);
     assert!(gateway.deliver(&two_tiers(1_002, 10)));
-    await_limit(&mut *gateway, 1_002);
+    gateway.await_limit(1_002);
 }

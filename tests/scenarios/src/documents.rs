@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, assert_processing_time, await_limit, tier, two_tiers, until};
+use crate::support::{ONE_PER_HOUR, assert_processing_time, tier, two_tiers};
 use crate::{Gateway, Host, Request, Served, Setup, Source};
 
 /// A configuration that fetches both documents once a second.
@@ -27,7 +27,8 @@ pub fn api_keys(key: &str) -> String {
     json!({ key: {"tier": "pro", "id": "pro"} }).to_string()
 }
 
-fn setup(tiers: &str, keys: &str) -> Setup {
+/// A gateway with these documents.
+pub(crate) fn setup(tiers: &str, keys: &str) -> Setup {
     Setup::new().config(&config()).document("/tiers.json", tiers).document("/api_keys.json", keys)
 }
 
@@ -37,21 +38,21 @@ fn save(gateway: &mut dyn Gateway, path: &str, document: &str) {
 
 #[track_caller]
 fn await_tier(gateway: &mut dyn Gateway, key: &str, tier: &str) {
-    until(gateway, &format!("{key:?} in {tier}"), |gateway| {
-        (gateway.send(&Request::get("/").key(key)).tier() == tier).then_some(())
+    gateway.until(&format!("{key:?} in {tier}"), |gateway| {
+        gateway.send(&Request::get("/").key(key)).tier() == tier
     });
 }
 
 pub fn the_documents_replace_the_plugin_configuration(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("new-key")).workers(4));
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
     await_tier(&mut *gateway, "new-key", "pro");
     await_tier(&mut *gateway, "pro", "free");
 }
 
 pub fn buckets_keep_their_tokens_across_a_reload(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 10), &api_keys("pro")));
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
     let remaining_of = |gateway: &mut dyn Gateway| gateway.send(&Request::get("/").key("pro")).remaining();
     assert_eq!([(); 3].map(|()| remaining_of(&mut *gateway)), [9, 8, 7]);
     for (free, pro, remaining, why) in [
@@ -60,14 +61,14 @@ pub fn buckets_keep_their_tokens_across_a_reload(host: &dyn Host) {
         (1_003, 20, 2, "and stay lost"),
     ] {
         save(&mut *gateway, "/tiers.json", &tiers(free, pro));
-        await_limit(&mut *gateway, free);
+        gateway.await_limit(free);
         assert_eq!(remaining_of(&mut *gateway), remaining, "{why}");
     }
 }
 
 pub fn a_new_tier_and_its_first_key_may_be_saved_together(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 10), &api_keys("pro")));
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
     let gold = json!({"free": tier(1_000, ONE_PER_HOUR), "gold": tier(70, ONE_PER_HOUR)});
     // The keys first: they refer to an unknown tier for a moment; `pro` is removed afterwards.
     save(&mut *gateway, "/api_keys.json", &json!({"g": {"tier": "gold", "id": "g"}}).to_string());
@@ -81,9 +82,7 @@ pub fn a_new_tier_and_its_first_key_may_be_saved_together(host: &dyn Host) {
 fn serve_twice(gateway: &mut dyn Gateway, served: Served) {
     gateway.serve("/tiers.json", served);
     let fetched = gateway.fetch_count("/tiers.json");
-    until(gateway, "two more fetches", |gateway| {
-        (gateway.fetch_count("/tiers.json") >= fetched + 2).then_some(())
-    });
+    gateway.until("two more fetches", |gateway| gateway.fetch_count("/tiers.json") >= fetched + 2);
 }
 
 fn rejected(gateway: &mut dyn Gateway) -> f64 {
@@ -92,7 +91,7 @@ fn rejected(gateway: &mut dyn Gateway) -> f64 {
 
 pub fn an_invalid_document_is_counted_and_logged_once_and_the_last_valid_one_applies(host: &dyn Host) {
     let mut gateway = host.start(&setup(&tiers(1_000, 50), &api_keys("pro")));
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
 
     let text = |text: &str| Served::Document(text.into());
     let negative = json!({"free": tier(1_000, -0.25), "pro": tier(5, 1.0)}).to_string();
@@ -113,18 +112,16 @@ pub fn an_invalid_document_is_counted_and_logged_once_and_the_last_valid_one_app
     ];
     for (count, (what, served, reason)) in bad.into_iter().enumerate() {
         serve_twice(&mut *gateway, served);
-        until(&mut *gateway, &format!("{what} counted"), |gateway| {
-            (rejected(gateway) >= count as f64 + 1.0).then_some(())
-        });
+        gateway.until(&format!("{what} counted"), |gateway| rejected(gateway) > count as f64);
         let warnings = gateway.warnings();
         let is_logged = |line: &String| line.contains("tiers") && line.contains(reason);
         assert!(warnings.iter().any(is_logged), "{what} is logged: {warnings:#?}");
-        await_limit(&mut *gateway, 1_000);
+        gateway.await_limit(1_000);
     }
     // There were two fetches of each document.
     assert_eq!(rejected(&mut *gateway), 11.0, "once per distinct content");
     serve_twice(&mut *gateway, text(&tiers(1_001, 50)));
-    await_limit(&mut *gateway, 1_001);
+    gateway.await_limit(1_001);
 }
 
 /// Whether `GET /health` reports missing documents.
@@ -177,7 +174,7 @@ pub fn without_documents_requests_wait_a_second_and_then_the_plugin_configuratio
         "{warnings:#?}"
     );
     serve_twice(&mut *gateway, Served::Document(tiers(1_000, 50).into()));
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
     assert!(!missing(&mut *gateway));
 }
 
@@ -193,20 +190,16 @@ pub fn an_aborted_response_is_a_missing_document(host: &dyn Host) {
     let mut setup = setup("", &api_keys("pro"));
     setup.documents[0].1 = Served::BreaksOff;
     let mut gateway = host.start(&setup);
-    until(&mut *gateway, "a warning", |gateway| {
-        gateway.warnings().iter().any(|line| line.contains("broke off")).then_some(())
-    });
+    gateway.await_warning("broke off");
     assert_eq!(gateway.send(&Request::get("/")).limit(), 5);
     serve_twice(&mut *gateway, Served::Document(tiers(1_000, 50).into()));
-    await_limit(&mut *gateway, 1_000);
+    gateway.await_limit(1_000);
 }
 
 pub fn without_a_source_the_plugin_configuration_applies(host: &dyn Host) {
     for source in [Source::Refuses, Source::Missing] {
         let mut gateway = host.start(&Setup { source, ..Setup::new().config(&config()) });
-        until(&mut *gateway, "a warning", |gateway| {
-            gateway.warnings().iter().any(|line| line.contains("tiers")).then_some(())
-        });
+        gateway.await_warning("tiers");
         let reply = gateway.send(&Request::get("/"));
         assert_eq!((reply.status, reply.limit()), (200, 5), "{source:?}");
         assert_eq!(gateway.send(&Request::get("/").key("pro")).limit(), 7, "{source:?}");

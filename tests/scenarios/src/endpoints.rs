@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    TOKEN, await_metric, health, set_health, set_health_request, sha256_hex, statuses, two_tiers,
-};
+use crate::support::{TOKEN, set_health_request, sha256_hex, two_tiers};
 use crate::{Host, Request, Response, Setup};
 
 /// A `POST` with the valid token and this body.
@@ -40,7 +38,7 @@ pub fn assert_own_answer(reply: &Response, status: u16) {
 pub fn get_health_reports_the_state_of_the_filter(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
-        set_health(&mut *gateway, health);
+        gateway.set_health(health);
         let reply = gateway.send(&Request::get("/health"));
         assert_own_answer(&reply, 200);
         assert_eq!(reply.json(), json!({"status": "healthy", "redis": "not_configured", "health": health}));
@@ -50,7 +48,7 @@ pub fn get_health_reports_the_state_of_the_filter(host: &dyn Host) {
 pub fn get_system_health_reports_the_health(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
-        set_health(&mut *gateway, health);
+        gateway.set_health(health);
         let sent_at = gateway.now();
         let reply = gateway.send(&Request::get("/system/health"));
         assert_own_answer(&reply, 200);
@@ -74,7 +72,7 @@ pub fn post_system_health_with_the_token_sets_the_health(host: &dyn Host) {
                 "new_status": to,
             })
         );
-        assert_eq!(health(&mut *gateway), to);
+        assert_eq!(gateway.health(), to);
     }
 }
 
@@ -84,11 +82,11 @@ pub fn a_body_may_be_chunked_with_any_white_space_and_up_to_one_kib(host: &dyn H
     let by_byte = body.iter().map(|byte| vec![*byte]).collect();
     let request = Request::new("POST", "/system/health").header("X-Admin-Token", TOKEN).chunks(by_byte);
     assert_eq!(gateway.send(&request).status, 200);
-    assert_eq!(health(&mut *gateway), "DEGRADED");
+    assert_eq!(gateway.health(), "DEGRADED");
 
     let padded = format!("{:1$}", r#"{"status":"NORMAL"}"#, 1_024);
     assert_eq!(gateway.send(&post(padded)).status, 200);
-    assert_eq!(health(&mut *gateway), "NORMAL");
+    assert_eq!(gateway.health(), "NORMAL");
 }
 
 pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
@@ -121,13 +119,13 @@ pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
         };
         assert_eq!(names(reply), names(&replies[0]), "the cases cannot be distinguished");
     }
-    assert_eq!(health(&mut *with_token), "NORMAL");
-    assert_eq!(health(&mut *without_token), "NORMAL");
+    assert_eq!(with_token.health(), "NORMAL");
+    assert_eq!(without_token.health(), "NORMAL");
 }
 
 pub fn an_invalid_body_is_a_400_and_changes_nothing(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     let deep = "[".repeat(1_000);
     let bodies: [&[u8]; 19] = [
         b"",
@@ -157,7 +155,7 @@ pub fn an_invalid_body_is_a_400_and_changes_nothing(host: &dyn Host) {
         assert_own_answer(&reply, 400);
         let detail = reply.json()["detail"].as_str().map(str::len);
         assert!(detail.is_some_and(|length| length > 5), "{shown:?} has a reason");
-        assert_eq!(health(&mut *gateway), "DEGRADED", "{shown:?}");
+        assert_eq!(gateway.health(), "DEGRADED", "{shown:?}");
     }
     assert_eq!(
         gateway.send(&Request::new("POST", "/system/health").header("X-Admin-Token", TOKEN)).status,
@@ -177,7 +175,7 @@ pub fn a_body_over_one_kib_is_a_413_and_changes_nothing(host: &dyn Host) {
         for request in [post(body.clone()), in_chunks] {
             let reply = gateway.send(&request);
             assert_eq!(reply.status, 413, "{length} bytes: {}", reply.text());
-            assert_eq!(health(&mut *gateway), "NORMAL", "{length} bytes");
+            assert_eq!(gateway.health(), "NORMAL", "{length} bytes");
         }
     }
 }
@@ -208,12 +206,12 @@ pub fn endpoints_cost_no_tokens_and_answer_a_refused_caller(host: &dyn Host) {
     for _ in 0..20 {
         assert_eq!(gateway.send(&Request::get("/health")).status, 200);
         assert_eq!(gateway.send(&Request::get("/system/health")).status, 200);
-        set_health(&mut *gateway, "NORMAL");
+        gateway.set_health("NORMAL");
     }
-    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 6), [200, 200, 200, 200, 200, 429]);
+    assert_eq!(gateway.statuses(&Request::get("/"), 6), [200, 200, 200, 200, 200, 429]);
     assert_eq!(gateway.send(&Request::get("/health")).status, 200);
     assert_eq!(gateway.send(&Request::get("/system/health")).status, 200);
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
 }
 
 pub fn paths_can_be_moved_and_turned_off(host: &dyn Host) {
@@ -244,8 +242,8 @@ pub fn if_envoy_passes_no_bodies_the_response_names_the_missing_setting(host: &d
     let reply = gateway.send(&set_health_request("DEGRADED"));
     assert_own_answer(&reply, 408);
     assert!(reply.text().contains("allow_on_headers_stop_iteration"), "{}", reply.text());
-    await_metric(&mut *gateway, "rate_limiter_admin_requests_total", &[("result", "invalid")], 1.0);
-    assert_eq!(health(&mut *gateway), "NORMAL");
+    gateway.await_metric("rate_limiter_admin_requests_total", &[("result", "invalid")], 1.0);
+    assert_eq!(gateway.health(), "NORMAL");
     assert_eq!(gateway.send(&Request::get("/")).status, 200);
 }
 

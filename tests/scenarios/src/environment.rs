@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::support::{ONE_PER_HOUR, TOKEN, health, set_health_request, tier, two_tiers, until};
-use crate::{Gateway, Host, Request, Served, Setup};
+use crate::support::{ONE_PER_HOUR, TOKEN, set_health_request, tier, two_tiers};
+use crate::{Host, Request, Served, Setup};
 
 pub fn admin_token_is_read_from_the_environment(host: &dyn Host) {
     let mut gateway = host
@@ -16,13 +16,13 @@ pub fn admin_token_is_read_from_the_environment(host: &dyn Host) {
     let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#)
         .header("X-Admin-Token", "c4nary-from-the-environment");
     assert_eq!(gateway.send(&request).status, 200);
-    assert_eq!(health(&mut *gateway), "DEGRADED");
+    assert_eq!(gateway.health(), "DEGRADED");
 }
 
 pub fn admin_token_works_without_any_json(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().variable("ADMIN_TOKEN", TOKEN));
     assert_eq!(gateway.send(&set_health_request("DEGRADED")).status, 200);
-    assert_eq!(health(&mut *gateway), "DEGRADED");
+    assert_eq!(gateway.health(), "DEGRADED");
 }
 
 pub fn an_empty_admin_token_is_never_valid(host: &dyn Host) {
@@ -30,7 +30,7 @@ pub fn an_empty_admin_token_is_never_valid(host: &dyn Host) {
     let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
     assert_eq!(gateway.send(&request).status, 403);
     assert_eq!(gateway.send(&request.header("X-Admin-Token", "")).status, 403);
-    assert_eq!(health(&mut *gateway), "NORMAL");
+    assert_eq!(gateway.health(), "NORMAL");
 }
 
 pub fn default_tier_is_read_from_the_environment(host: &dyn Host) {
@@ -51,14 +51,9 @@ pub fn config_ttl_is_read_from_the_environment(host: &dyn Host) {
     let mut gateway = host.start(
         &Setup::new().config(&config).document("/tiers.json", &with_capacity(11)).variable("CONFIG_TTL", "1"),
     );
-    let limit_becomes = |gateway: &mut dyn Gateway, limit| {
-        until(gateway, &format!("a limit of {limit}"), |gateway| {
-            (gateway.send(&Request::get("/")).limit() == limit).then_some(())
-        });
-    };
-    limit_becomes(&mut *gateway, 11);
+    gateway.await_limit(11);
     gateway.serve("/tiers.json", Served::Document(with_capacity(12).into()));
-    limit_becomes(&mut *gateway, 12);
+    gateway.await_limit(12);
 }
 
 pub fn an_invalid_value_is_refused_by_name(host: &dyn Host) {

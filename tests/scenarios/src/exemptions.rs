@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{assert_processing_time, await_metric, statuses, two_tiers};
+use crate::support::{assert_processing_time, two_tiers};
 use crate::{Host, Request, Response, Setup};
 
 const RATE_HEADERS: [&str; 4] =
@@ -28,12 +28,7 @@ pub fn an_unlimited_tier_is_never_refused(host: &dyn Host) {
         assert_eq!(reply.one("x-system-health"), "NORMAL");
         assert_processing_time(&reply);
     }
-    await_metric(
-        &mut *gateway,
-        "rate_limiter_requests_total",
-        &[("tier", "internal"), ("status", "exempt")],
-        100.0,
-    );
+    gateway.await_requests("internal", "exempt", 100);
 }
 
 pub fn a_tier_without_capacity_is_blocked(host: &dyn Host) {
@@ -48,12 +43,7 @@ pub fn a_tier_without_capacity_is_blocked(host: &dyn Host) {
         assert!(!reply.has("retry-after"), "waiting does not help");
         assert_eq!(reply.text(), "Too Many Requests");
     }
-    await_metric(
-        &mut *gateway,
-        "rate_limiter_requests_total",
-        &[("tier", "banned"), ("status", "blocked")],
-        3.0,
-    );
+    gateway.await_requests("banned", "blocked", 3);
 }
 
 pub fn exempt_paths_cost_no_tokens_and_get_no_headers(host: &dyn Host) {
@@ -68,43 +58,34 @@ pub fn exempt_paths_cost_no_tokens_and_get_no_headers(host: &dyn Host) {
             assert!(!reply.has("x-ratelimit-tier"), "{path}");
         }
     }
-    assert_eq!(statuses(&mut *gateway, &Request::get("/"), 2), [200, 429], "no token was taken");
+    assert_eq!(gateway.statuses(&Request::get("/"), 2), [200, 429], "no token was taken");
     for path in ["/metrics/", "/metrics2", "/Metrics", "/static", "/x?/static/"] {
         assert_eq!(gateway.send(&Request::get(path)).status, 429, "{path} is limited");
     }
     assert_unlimited(&gateway.send(&Request::get("/metrics")));
-    await_metric(
-        &mut *gateway,
-        "rate_limiter_requests_total",
-        &[("tier", "free"), ("status", "exempt")],
-        13.0,
-    );
-}
-
-fn preflight() -> Request {
-    Request::new("OPTIONS", "/")
-        .header("Origin", "https://example.org")
-        .header("Access-Control-Request-Method", "PUT")
+    gateway.await_requests("free", "exempt", 13);
 }
 
 pub fn preflights_are_exempt_if_configured(host: &dyn Host) {
+    let with_origin = |request: Request| request.header("Origin", "https://example.org");
+    let with_method = |request: Request| request.header("Access-Control-Request-Method", "PUT");
+    let options = Request::new("OPTIONS", "/");
+    let preflight = with_method(with_origin(options.clone()));
     let mut config = two_tiers(1, 1);
     let mut charged = host.start(&Setup::new().config(&config));
-    assert_eq!(statuses(&mut *charged, &preflight(), 2), [200, 429]);
+    assert_eq!(charged.statuses(&preflight, 2), [200, 429]);
 
     config["exempt_preflight"] = json!(true);
     let mut gateway = host.start(&Setup::new().config(&config));
     for _ in 0..5 {
-        assert_unlimited(&gateway.send(&preflight()));
+        assert_unlimited(&gateway.send(&preflight));
     }
     assert_eq!(gateway.send(&Request::get("/")).status, 200);
     for almost in [
-        Request::new("OPTIONS", "/"),
-        Request::new("OPTIONS", "/").header("Origin", "https://example.org"),
-        Request::new("OPTIONS", "/").header("Access-Control-Request-Method", "PUT"),
-        Request::get("/")
-            .header("Origin", "https://example.org")
-            .header("Access-Control-Request-Method", "PUT"),
+        options.clone(),
+        with_origin(options.clone()),
+        with_method(options),
+        with_method(with_origin(Request::get("/"))),
     ] {
         assert_eq!(gateway.send(&almost).status, 429, "{almost:?} is no preflight");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, set_health, two_tiers, until};
+use crate::support::{ONE_PER_HOUR, two_tiers};
 use crate::{Gateway, Host, Request, Setup};
 
 fn config() -> Value {
@@ -30,7 +30,7 @@ fn assert_changes_apply_to_every_worker(gateway: &mut dyn Gateway) {
     gateway.send_to_every_worker(&Request::get("/"));
     for round in 0..20 {
         let (status, limit) = if round % 2 == 0 { ("DEGRADED", 4_000) } else { ("NORMAL", 9_000) };
-        set_health(gateway, status);
+        gateway.set_health(status);
         for reply in gateway.send_to_every_worker(&Request::get("/")) {
             assert_eq!(reply.one("x-system-health"), status, "round {round}");
             assert_eq!(reply.limit(), limit, "round {round}");
@@ -61,14 +61,14 @@ pub fn buckets_keep_their_tokens_up_to_the_new_capacity(host: &dyn Host) {
     config["tiers"]["pro"]["degraded"]["refill_rate"] = json!(ONE_PER_HOUR);
     let mut gateway = host.start(&Setup::new().config(&config));
     assert_eq!(remaining(&mut *gateway), 9);
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     assert_eq!(remaining(&mut *gateway), 3, "tokens above four are lost");
-    set_health(&mut *gateway, "NORMAL");
+    gateway.set_health("NORMAL");
     assert_eq!(remaining(&mut *gateway), 2, "and stay lost");
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     assert_eq!(remaining(&mut *gateway), 1);
     assert_eq!(remaining(&mut *gateway), 0);
-    set_health(&mut *gateway, "NORMAL");
+    gateway.set_health("NORMAL");
     assert_eq!(gateway.send(&Request::get("/").key("pro")).status, 429);
 }
 
@@ -76,10 +76,10 @@ pub fn the_degraded_rate_applies_while_degraded(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&config()));
     let request = Request::get("/").key("pro");
     while gateway.send(&request).status == 200 {}
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     let refused = gateway.send(&request);
     assert_eq!((refused.status, refused.number("retry-after")), (429, 1), "two a second");
-    until(&mut *gateway, "a token", |gateway| (gateway.send(&request).status == 200).then_some(()));
+    gateway.until("a token", |gateway| gateway.send(&request).status == 200);
 }
 
 pub fn namespaces_keep_two_limiters_apart(host: &dyn Host) {
@@ -100,7 +100,7 @@ pub fn namespaces_keep_two_limiters_apart(host: &dyn Host) {
         "another namespace, another bucket"
     );
 
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     assert_eq!(gateway.send_to_listener("same", &request).one("x-system-health"), "DEGRADED");
     assert_eq!(gateway.send_to_listener("other", &request).one("x-system-health"), "NORMAL");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{ONE_PER_HOUR, sha256_hex, statuses, tier, two_tiers};
+use crate::support::{ONE_PER_HOUR, sha256_hex, tier, two_tiers};
 use crate::{Host, Request, Setup};
 
 pub fn a_known_key_has_its_own_tier_and_bucket(host: &dyn Host) {
@@ -110,7 +110,7 @@ pub fn unusual_keys_are_served_and_counted_by_address(host: &dyn Host) {
         assert_eq!((reply.status, reply.tier().as_str()), (200, "free"), "{shown:?}");
         assert_eq!(reply.remaining(), expected, "{shown:?}");
     }
-    let after = statuses(&mut *gateway, &Request::get("/"), 1_000);
+    let after = gateway.statuses(&Request::get("/"), 1_000);
     assert!(after.iter().all(|status| *status == 200));
     assert_eq!(gateway.send(&Request::get("/")).remaining(), expected - 1_001);
 }

@@ -1,18 +1,16 @@
 //! The metrics agree with the responses that clients received.
 
-use crate::support::{TOKEN, await_metric, set_health, statuses, two_tiers};
+use crate::support::{REQUESTS, TOKEN, two_tiers};
 use crate::{Host, Request, Setup};
 
-const REQUESTS: &str = "rate_limiter_requests_total";
 const ADMIN: &str = "rate_limiter_admin_requests_total";
 
 pub fn requests_are_counted_by_tier_and_status(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(100, 300)).workers(4));
     for (request, tier) in [(Request::get("/"), "free"), (Request::get("/").key("pro"), "pro")] {
-        let seen = statuses(&mut *gateway, &request, 400);
+        let seen = gateway.statuses(&request, 400);
         for (status, counted) in [(200, "allowed"), (429, "limited")] {
-            let value = seen.iter().filter(|seen| **seen == status).count() as f64;
-            await_metric(&mut *gateway, REQUESTS, &[("tier", tier), ("status", counted)], value);
+            gateway.await_requests(tier, counted, seen.iter().filter(|seen| **seen == status).count());
         }
     }
     // No other requests are counted.
@@ -32,7 +30,7 @@ pub fn tokens_remaining_is_the_last_seen(host: &dyn Host) {
             last = reply.remaining();
         }
         let tier = if key == "pro" { "pro" } else { "free" };
-        await_metric(&mut *gateway, "rate_limiter_tokens_remaining", &[("tier", tier)], last as f64);
+        gateway.await_metric("rate_limiter_tokens_remaining", &[("tier", tier)], last as f64);
     }
 }
 
@@ -40,12 +38,12 @@ pub fn the_degraded_gauge_follows_the_health(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(20, 30)).workers(4));
     let gauge = "rate_limiter_system_degraded";
     gateway.send(&Request::get("/"));
-    await_metric(&mut *gateway, gauge, &[], 0.0);
+    gateway.await_metric(gauge, &[], 0.0);
     for _ in 0..2 {
-        set_health(&mut *gateway, "DEGRADED");
-        await_metric(&mut *gateway, gauge, &[], 1.0);
-        set_health(&mut *gateway, "NORMAL");
-        await_metric(&mut *gateway, gauge, &[], 0.0);
+        gateway.set_health("DEGRADED");
+        gateway.await_metric(gauge, &[], 1.0);
+        gateway.set_health("NORMAL");
+        gateway.await_metric(gauge, &[], 0.0);
     }
 }
 
@@ -59,10 +57,10 @@ pub fn admin_requests_are_counted_by_result(host: &dyn Host) {
     assert_eq!(gateway.send(&with_token(&"x".repeat(2_000))).status, 413);
     assert_eq!(gateway.send(&Request::new("PUT", "/system/health")).status, 405);
     let wrong = Request::post("/system/health", "").header("X-Admin-Token", "c4nary-wrong");
-    let refused = statuses(&mut *gateway, &wrong, 8);
+    let refused = gateway.statuses(&wrong, 8);
     assert_eq!(refused, [403, 403, 403, 403, 403, 429, 429, 429]);
     for (result, value) in [("forbidden", 5.0), ("throttled", 3.0), ("invalid", 2.0), ("too_large", 1.0)] {
-        await_metric(&mut *gateway, ADMIN, &[("result", result)], value);
+        gateway.await_metric(ADMIN, &[("result", result)], value);
     }
     let ok = gateway.metric(ADMIN, &[("result", "ok")]);
     assert!(ok.is_some_and(|ok| ok >= 2.0), "{ok:?}");

@@ -1,6 +1,6 @@
 //! A different spelling of an endpoint's path is not the endpoint, unless Envoy normalises it to that path.
 
-use crate::support::{TOKEN, health, two_tiers};
+use crate::support::{TOKEN, two_tiers};
 use crate::{Host, Request, Setup};
 
 /// Spellings that an inexact match would accept as `/system/health`.
@@ -47,7 +47,7 @@ pub fn without_normalisation_another_spelling_is_another_path(host: &dyn Host) {
             assert_eq!((reply.status, reply.text().as_str()), (200, "ok"), "{trick}");
             assert!(reply.has("x-ratelimit-remaining"), "{trick} costs a token");
         }
-        assert_eq!(health(&mut *gateway), "NORMAL", "{trick}");
+        assert_eq!(gateway.health(), "NORMAL", "{trick}");
         assert_eq!(gateway.upstream_targets().pop().as_deref(), Some(trick), "forwarded unchanged");
     }
     assert!(!gateway.upstream_targets().iter().any(|target| is_endpoint(target)));
@@ -65,6 +65,6 @@ pub fn the_query_does_not_matter(host: &dyn Host) {
     assert_eq!(gateway.send(&Request::get("/health?x")).json()["status"], "healthy");
     let with_token = post("/system/health?x").header("X-Admin-Token", TOKEN);
     assert_eq!(gateway.send(&with_token).status, 200);
-    assert_eq!(health(&mut *gateway), "DEGRADED");
+    assert_eq!(gateway.health(), "DEGRADED");
     assert_eq!(gateway.upstream_targets(), [""; 0]);
 }

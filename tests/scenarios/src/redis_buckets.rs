@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    A_SECOND, LONG_TIMEOUT_MS, ONE_PER_HOUR, SLACK, await_limit, await_metric, await_redis, health_report,
-    in_redis, set_health, statuses, tier, two_tiers, until, until_within,
-};
+use crate::support::{A_SECOND, LONG_TIMEOUT_MS, ONE_PER_HOUR, SLACK, in_redis, tier, two_tiers};
 use crate::{Gateway, Host, Request, Setup};
 
 /// An Envoy with a Redis timeout that a busy machine does not exceed.
@@ -66,17 +63,15 @@ pub fn namespaces_have_separate_buckets(host: &dyn Host) {
 pub fn deleting_a_bucket_frees_its_caller_within_a_second(host: &dyn Host) {
     let mut gateway = host.start(&setup_in_redis(two_tiers(3, 10)));
     let request = Request::get("/");
-    assert_eq!(statuses(&mut *gateway, &request, 5), [200, 200, 200, 429, 429]);
+    assert_eq!(gateway.statuses(&request, 5), [200, 200, 200, 429, 429]);
     // Every worker has the caller in its deny cache.
-    for reply in gateway.send_to_every_worker(&request) {
-        assert_eq!(reply.status, 429);
-    }
+    gateway.assert_every_worker(&request, 429);
     gateway.redis().delete_bucket("rate_limit:127.0.0.1");
-    let first = until_within(&mut *gateway, A_SECOND + SLACK, "a token", |gateway| {
+    gateway.until_within(A_SECOND + SLACK, "a token", |gateway| {
         let reply = gateway.send(&request);
-        (reply.status == 200).then_some(reply)
+        assert!(reply.status == 429 || reply.remaining() == 2, "the bucket is full: {reply:#?}");
+        reply.status == 200
     });
-    assert_eq!(first.remaining(), 2, "the bucket is full");
 }
 
 pub fn tiers_without_a_bucket_send_no_command_to_redis(host: &dyn Host) {
@@ -87,24 +82,23 @@ pub fn tiers_without_a_bucket_send_no_command_to_redis(host: &dyn Host) {
     config["api_keys"]["c"] = json!("closed");
     let mut gateway = host.start(&setup_in_redis(config));
     gateway.send(&request());
-    await_redis(&mut *gateway, 0, "connected");
+    gateway.await_redis(0, "connected");
     let before = gateway.redis().scripts();
-    assert_eq!(statuses(&mut *gateway, &Request::get("/").key("o"), 20), [200; 20]);
-    assert_eq!(statuses(&mut *gateway, &Request::get("/").key("c"), 20), [429; 20]);
+    assert_eq!(gateway.statuses(&Request::get("/").key("o"), 20), [200; 20]);
+    assert_eq!(gateway.statuses(&Request::get("/").key("c"), 20), [429; 20]);
     assert_eq!(gateway.redis().scripts(), before);
     assert_eq!(gateway.redis().buckets(), ["rate_limit:pro"]);
 }
 
 pub fn a_connected_worker_is_counted_and_logged(host: &dyn Host) {
     let mut gateway = host.start(&setup_in_redis(two_tiers(5, 10)));
-    await_redis(&mut *gateway, 0, "connected");
+    gateway.await_redis(0, "connected");
     let report = json!({"status": "healthy", "redis": "connected", "health": "NORMAL"});
-    assert_eq!(health_report(&mut *gateway, 0), report);
+    assert_eq!(gateway.health_report(0), report);
     gateway.send(&request());
-    await_metric(&mut *gateway, "rate_limiter_redis_connected", &[], 1.0);
+    gateway.await_metric("rate_limiter_redis_connected", &[], 1.0);
     assert!(gateway.log().iter().any(|line| line.contains("Redis connected")));
-    let counted = [("tier", "pro"), ("status", "allowed")];
-    await_metric(&mut *gateway, "rate_limiter_requests_total", &counted, 1.0);
+    gateway.await_requests("pro", "allowed", 1);
     assert_no_failures(&mut *gateway);
 }
 
@@ -134,9 +128,7 @@ pub fn a_request_after_retry_after_is_admitted(host: &dyn Host) {
 #[track_caller]
 fn empty_everywhere(gateway: &mut dyn Gateway, envoys: usize) {
     while gateway.send(&request()).status == 200 {}
-    for reply in gateway.send_to_every_worker(&request()) {
-        assert_eq!(reply.status, 429);
-    }
+    gateway.assert_every_worker(&request(), 429);
     for envoy in 1..envoys {
         assert_eq!(gateway.send_via(envoy, &request()).status, 429);
     }
@@ -147,12 +139,10 @@ pub fn a_change_of_health_clears_the_deny_cache_at_once_and_of_other_envoys_with
     config["tiers"]["pro"]["degraded"] = json!({"capacity": 1_000, "refill_rate": 100_000.0});
     let mut gateway = host.start(&Setup { envoys: 2, ..setup_in_redis(config) });
     empty_everywhere(&mut *gateway, 2);
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.set_health("DEGRADED");
     // In this time a thousand tokens are added.
     gateway.advance(Duration::from_millis(10));
-    for reply in gateway.send_to_every_worker(&request()) {
-        assert_eq!(reply.status, 200, "at once");
-    }
+    gateway.assert_every_worker(&request(), 200);
     gateway.advance(A_SECOND + SLACK);
     for _ in 0..8 {
         assert_eq!(gateway.send_via(1, &request()).status, 200, "a second later");
@@ -165,11 +155,9 @@ pub fn a_delivered_configuration_clears_the_deny_cache(host: &dyn Host) {
     let mut gateway = host.start(&Setup { takes_deliveries: true, ..setup_in_redis(two_tiers(1_000, 1)) });
     empty_everywhere(&mut *gateway, 1);
     assert!(gateway.deliver(&next));
-    await_limit(&mut *gateway, 1_001);
+    gateway.await_limit(1_001);
     gateway.advance(Duration::from_millis(10));
-    for reply in gateway.send_to_every_worker(&request()) {
-        assert_eq!(reply.status, 200);
-    }
+    gateway.assert_every_worker(&request(), 200);
 }
 
 pub fn only_the_empty_caller_is_refused(host: &dyn Host) {
@@ -185,7 +173,5 @@ pub fn only_the_empty_caller_is_refused(host: &dyn Host) {
         assert_eq!((reply.status, reply.remaining()), (200, 999), "other-{n}");
         assert_eq!(gateway.send(&request()).status, 429, "after other-{n}");
     }
-    until(&mut *gateway, "buckets in Redis", |gateway| {
-        (gateway.redis().buckets().len() == OTHERS + 1).then_some(())
-    });
+    gateway.until("buckets in Redis", |gateway| gateway.redis().buckets().len() == OTHERS + 1);
 }

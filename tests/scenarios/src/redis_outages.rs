@@ -2,9 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{
-    RECOVERY, await_metric, await_redis, health_report, in_redis, set_health, two_tiers, until_within,
-};
+use crate::support::{RECOVERY, in_redis, two_tiers};
 use crate::{Host, Request, Setup};
 
 const PASSWORD: &str = "c4nary-password";
@@ -30,8 +28,8 @@ pub fn credentials_are_sent(host: &dyn Host) {
         assert_eq!(gateway.send(&Request::get("/").key("pro")).remaining(), remaining);
     }
     assert_eq!(gateway.redis().buckets(), ["rate_limit:pro"]);
-    await_redis(&mut *gateway, 0, "connected");
-    set_health(&mut *gateway, "DEGRADED");
+    gateway.await_redis(0, "connected");
+    gateway.set_health("DEGRADED");
     assert_eq!(gateway.redis().health().as_deref(), Some("DEGRADED"));
 }
 
@@ -47,8 +45,8 @@ pub fn with_wrong_credentials_the_policy_decides(host: &dyn Host) {
             let reply = gateway.send(&Request::get("/").key("pro"));
             assert_eq!(reply.status, status, "{password:?}, {policy}");
         }
-        assert_eq!(health_report(&mut *gateway, 0)["redis"], "disconnected", "{password:?}, {policy}");
-        await_metric(&mut *gateway, FALLBACKS, &[("policy", policy)], 6.0);
+        assert_eq!(gateway.health_report(0)["redis"], "disconnected", "{password:?}, {policy}");
+        gateway.await_metric(FALLBACKS, &[("policy", policy)], 6.0);
         let failures = gateway.metric(FAILURES, &[("reason", "auth")]);
         assert!(failures.is_some_and(|failures| failures > 0.0), "{password:?}, {policy}");
         assert_eq!(gateway.redis().buckets(), [""; 0]);
@@ -65,7 +63,7 @@ pub fn during_an_outage_the_policy_decides_and_afterwards_redis(host: &dyn Host)
         let config = in_redis(two_tiers(1_000, 1_000), 100, policy);
         let mut gateway = host.start(&Setup::new().config(&config).redis());
         for is_frozen in [true, false] {
-            await_redis(&mut *gateway, 0, "connected");
+            gateway.await_redis(0, "connected");
             match is_frozen {
                 true => gateway.redis().freeze(),
                 false => gateway.redis().kill(),
@@ -75,20 +73,20 @@ pub fn during_an_outage_the_policy_decides_and_afterwards_redis(host: &dyn Host)
                 assert_eq!(reply.status, status, "{policy}, request {n}");
                 assert!(reply.has("x-system-health"), "{policy}, request {n}");
             }
-            await_redis(&mut *gateway, 0, "disconnected");
+            gateway.await_redis(0, "disconnected");
             let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
-            assert_eq!(health_report(&mut *gateway, 0), report, "{policy}");
+            assert_eq!(gateway.health_report(0), report, "{policy}");
             match is_frozen {
                 true => gateway.redis().thaw(),
                 false => gateway.redis().restart(),
             }
         }
-        await_redis(&mut *gateway, 0, "connected");
+        gateway.await_redis(0, "connected");
         let before = gateway.redis().scripts();
         // One worker may recover before another.
-        until_within(&mut *gateway, RECOVERY, "Redis decides again", |gateway| {
+        gateway.until_within(RECOVERY, "Redis decides again", |gateway| {
             let reply = gateway.send(&Request::get("/").key("pro"));
-            (reply.status == 200 && gateway.redis().scripts() > before).then_some(())
+            reply.status == 200 && gateway.redis().scripts() > before
         });
     }
 }

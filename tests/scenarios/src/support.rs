@@ -16,11 +16,14 @@ pub const TOKEN: &str = "c4nary-admin-token";
 /// Texts that no client, log line or metric may show, in addition to those that contain `c4nary`.
 pub const SECRETS: [&str; 2] = [TOKEN, "c4nary-of-acme"];
 
-/// The pause between two probes.
+/// The pause between two checks of a condition.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Fifteen seconds, or longer if probes are slow.
-const MAX_PROBES: usize = 750;
+/// The longest sum of pauses.
+const MAX_WAIT: Duration = Duration::from_secs(15);
+
+/// The counter of requests by tier and status.
+pub const REQUESTS: &str = "rate_limiter_requests_total";
 
 /// SHA-256 of `text` in lower-case hex, as in configurations.
 pub fn sha256_hex(text: &str) -> String {
@@ -47,54 +50,121 @@ pub fn set_health_request(status: &str) -> Request {
     Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN)
 }
 
-#[track_caller]
-pub fn set_health(gateway: &mut dyn Gateway, status: &str) {
-    let reply = gateway.send(&set_health_request(status));
-    assert_eq!(reply.status, 200, "{}", reply.text());
-}
-
-/// The health that `GET /system/health` reports.
-#[track_caller]
-pub fn health(gateway: &mut dyn Gateway) -> String {
-    let reply = gateway.send(&Request::get("/system/health"));
-    assert_eq!(reply.status, 200, "{}", reply.text());
-    reply.json()["health"].as_str().expect("health is text").to_owned()
-}
-
-/// Sends `requests` copies one after the other; returns the statuses.
-#[track_caller]
-pub fn statuses(gateway: &mut dyn Gateway, request: &Request, requests: usize) -> Vec<u16> {
-    (0..requests).map(|_| gateway.send(request).status).collect()
-}
-
-/// Calls `probe` until it returns a value.
-#[track_caller]
-pub fn until<T>(
-    gateway: &mut dyn Gateway,
-    what: &str,
-    mut probe: impl FnMut(&mut dyn Gateway) -> Option<T>,
-) -> T {
-    for _ in 0..MAX_PROBES {
-        if let Some(value) = probe(gateway) {
-            return value;
-        }
-        gateway.advance(PAUSE);
+/// What scenarios do with every gateway.
+impl dyn Gateway + '_ {
+    #[track_caller]
+    pub fn set_health(&mut self, status: &str) {
+        self.set_health_via(0, status);
     }
-    panic!("never: {what}")
+
+    /// Sets the health at this Envoy of the setup.
+    #[track_caller]
+    pub fn set_health_via(&mut self, envoy: usize, status: &str) {
+        let reply = self.send_via(envoy, &set_health_request(status));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+
+    /// The health that `GET /system/health` reports.
+    #[track_caller]
+    pub fn health(&mut self) -> String {
+        let reply = self.send(&Request::get("/system/health"));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()["health"].as_str().expect("health is text").to_owned()
+    }
+
+    /// The response of `GET /health`.
+    #[track_caller]
+    pub fn health_report(&mut self, envoy: usize) -> Value {
+        let reply = self.send_via(envoy, &Request::get("/health"));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    /// Sends `requests` copies one after the other; returns the statuses.
+    #[track_caller]
+    pub fn statuses(&mut self, request: &Request, requests: usize) -> Vec<u16> {
+        (0..requests).map(|_| self.send(request).status).collect()
+    }
+
+    /// Checks that every worker answers with this status.
+    #[track_caller]
+    pub fn assert_every_worker(&mut self, request: &Request, status: u16) {
+        for reply in self.send_to_every_worker(request) {
+            assert_eq!(reply.status, status, "{reply:#?}");
+        }
+    }
+
+    /// Waits for this condition.
+    #[track_caller]
+    pub fn until(&mut self, what: &str, holds: impl FnMut(&mut Self) -> bool) {
+        self.until_within(MAX_WAIT, what, holds);
+    }
+
+    /// Waits for this condition; panics after `limit` by the gateway's own clock.
+    #[track_caller]
+    pub fn until_within(&mut self, limit: Duration, what: &str, holds: impl FnMut(&mut Self) -> bool) {
+        assert!(self.holds_within(limit, holds), "not within {limit:?}: {what}");
+    }
+
+    fn holds_within(&mut self, limit: Duration, mut holds: impl FnMut(&mut Self) -> bool) -> bool {
+        let mut waited = Duration::ZERO;
+        while !holds(self) {
+            if waited > limit {
+                return false;
+            }
+            self.advance(PAUSE);
+            waited += PAUSE;
+        }
+        true
+    }
+
+    /// Waits until a metric has this value; workers report once a second.
+    #[track_caller]
+    pub fn await_metric(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let mut last = None;
+        let is_reached = self.holds_within(MAX_WAIT, |gateway| {
+            last = gateway.metric(name, labels);
+            last == Some(value)
+        });
+        assert!(is_reached, "{name} {labels:?} should become {value}, is {last:?}");
+    }
+
+    /// Waits until so many requests of a tier are counted with this status.
+    #[track_caller]
+    pub fn await_requests(&mut self, tier: &str, status: &str, requests: usize) {
+        self.await_metric(REQUESTS, &[("tier", tier), ("status", status)], requests as f64);
+    }
+
+    /// Waits until every worker answers a request without a key with this limit.
+    #[track_caller]
+    pub fn await_limit(&mut self, limit: u64) {
+        self.until(&format!("a limit of {limit} on every worker"), |gateway| {
+            let replies = gateway.send_to_every_worker(&Request::get("/"));
+            replies.iter().all(|reply| reply.limit() == limit)
+        });
+    }
+
+    /// Waits until a warning contains this text.
+    #[track_caller]
+    pub fn await_warning(&mut self, text: &str) {
+        self.until(&format!("a warning with {text:?}"), |gateway| {
+            gateway.warnings().iter().any(|line| line.contains(text))
+        });
+    }
+
+    /// Waits until `GET /health` reports this state of Redis, but not longer than [`RECOVERY`].
+    #[track_caller]
+    pub fn await_redis(&mut self, envoy: usize, state: &str) {
+        self.until_within(RECOVERY, &format!("redis {state}"), |gateway| {
+            gateway.health_report(envoy)["redis"] == state
+        });
+    }
 }
 
-/// Waits until a metric has this value; workers report once a second.
+/// [`Gateway::await_redis`].
 #[track_caller]
-pub fn await_metric(gateway: &mut dyn Gateway, name: &str, labels: &[(&str, &str)], value: f64) {
-    let mut last = None;
-    for _ in 0..MAX_PROBES {
-        last = gateway.metric(name, labels);
-        if last == Some(value) {
-            return;
-        }
-        gateway.advance(PAUSE);
-    }
-    panic!("{name} {labels:?} should become {value}, is {last:?}");
+pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
+    gateway.await_redis(envoy, state);
 }
 
 /// Checks that every header of the filter is sent exactly once and well-formed, and `Retry-After` exactly with a 429 that
@@ -127,15 +197,6 @@ pub fn assert_processing_time(reply: &Response) -> f64 {
     seconds
 }
 
-/// Waits until every worker answers a request without a key with this limit.
-#[track_caller]
-pub fn await_limit(gateway: &mut dyn Gateway, limit: u64) {
-    until(gateway, &format!("a limit of {limit} on every worker"), |gateway| {
-        let replies = gateway.send_to_every_worker(&Request::get("/"));
-        replies.iter().all(|reply| reply.limit() == limit).then_some(())
-    });
-}
-
 /// Long enough that no reply of a healthy Redis times out on a busy machine.
 pub const LONG_TIMEOUT_MS: u64 = 5_000;
 
@@ -157,39 +218,4 @@ pub fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
         "on_failure": on_failure,
     });
     config
-}
-
-/// The response of `GET /health`.
-#[track_caller]
-pub fn health_report(gateway: &mut dyn Gateway, envoy: usize) -> Value {
-    let reply = gateway.send_via(envoy, &Request::get("/health"));
-    assert_eq!(reply.status, 200, "{}", reply.text());
-    reply.json()
-}
-
-/// Waits until `GET /health` reports this state of Redis, but not longer than [`RECOVERY`].
-#[track_caller]
-pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
-    until_within(gateway, RECOVERY, &format!("redis {state}"), |gateway| {
-        (health_report(gateway, envoy)["redis"] == state).then_some(())
-    });
-}
-
-/// Calls `probe` until it returns a value; panics after `limit` by the gateway's own clock.
-#[track_caller]
-pub fn until_within<T>(
-    gateway: &mut dyn Gateway,
-    limit: Duration,
-    what: &str,
-    mut probe: impl FnMut(&mut dyn Gateway) -> Option<T>,
-) -> T {
-    let mut waited = Duration::ZERO;
-    loop {
-        if let Some(value) = probe(gateway) {
-            return value;
-        }
-        assert!(waited <= limit, "not within {limit:?}: {what}");
-        gateway.advance(PAUSE);
-        waited += PAUSE;
-    }
 }
