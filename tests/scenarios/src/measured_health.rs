@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{LONG_TIMEOUT_MS, in_redis, two_tiers};
-use crate::{Answer, Gateway, Host, Request, Setup};
+use crate::{Answer, Host, Request, Setup};
 
 /// More than any scenario sends: no bucket becomes empty here.
 const CAPACITY: u64 = 100_000;
@@ -30,11 +30,6 @@ fn measured() -> Value {
         "degrade_after_seconds": 1,
     });
     config
-}
-
-#[track_caller]
-fn system_health(gateway: &mut dyn Gateway) -> Value {
-    gateway.send(&Request::get("/system/health")).json()
 }
 
 /// After the reply of Redis, a request without a body continues without another callback; it must be measured anyway.
@@ -65,7 +60,7 @@ fn assert_aborted_requests_are_measured(host: &dyn Host, setup: Setup, what: &st
             assert_eq!(gateway.send(&Request::get("/")).status, 200, "{what}");
         }
         gateway.send_and_disconnect(&Request::get("/hangs"), 10, Duration::from_millis(2 * LATENCY_MS));
-        let report = system_health(&mut *gateway);
+        let report = gateway.send(&Request::get("/system/health")).json();
         // Each worker reports a reason only after its own flush.
         (report["health"] == "DEGRADED" && report["reason"].is_string()).then_some(report)
     });

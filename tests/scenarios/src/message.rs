@@ -86,32 +86,23 @@ impl Request {
 
     /// The request in HTTP/1.1.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = format!("{} {} HTTP/1.1\r\nhost: e2e\r\n", self.method, self.target);
-        match &self.body {
-            Body::None => {}
-            Body::Sized(body) => bytes += &format!("content-length: {}\r\n", body.len()),
-            Body::Chunked(_) => bytes += "transfer-encoding: chunked\r\n",
-        }
-        let mut bytes = bytes.into_bytes();
+        let (framing, body) = match &self.body {
+            Body::None => (String::new(), Vec::new()),
+            Body::Sized(body) => (format!("content-length: {}\r\n", body.len()), body.clone()),
+            Body::Chunked(chunks) => {
+                let encode =
+                    |chunk: &Vec<u8>| [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat();
+                let chunks: Vec<u8> = chunks.iter().flat_map(encode).collect();
+                ("transfer-encoding: chunked\r\n".to_owned(), [&chunks[..], b"0\r\n\r\n"].concat())
+            }
+        };
+        let start = format!("{} {} HTTP/1.1\r\nhost: e2e\r\n{framing}", self.method, self.target);
+        let mut bytes = start.into_bytes();
         for (name, value) in &self.headers {
-            bytes.extend_from_slice(name.as_bytes());
-            bytes.extend_from_slice(b": ");
-            bytes.extend_from_slice(value);
-            bytes.extend_from_slice(b"\r\n");
+            bytes.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
         }
         bytes.extend_from_slice(b"\r\n");
-        match &self.body {
-            Body::None => {}
-            Body::Sized(body) => bytes.extend_from_slice(body),
-            Body::Chunked(chunks) => {
-                for chunk in chunks {
-                    bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
-                    bytes.extend_from_slice(chunk);
-                    bytes.extend_from_slice(b"\r\n");
-                }
-                bytes.extend_from_slice(b"0\r\n\r\n");
-            }
-        }
+        bytes.extend(body);
         bytes
     }
 }

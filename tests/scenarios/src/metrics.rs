@@ -39,11 +39,9 @@ pub fn the_degraded_gauge_follows_the_health(host: &dyn Host) {
     let gauge = "rate_limiter_system_degraded";
     gateway.send(&Request::get("/"));
     gateway.await_metric(gauge, &[], 0.0);
-    for _ in 0..2 {
-        gateway.set_health("DEGRADED");
-        gateway.await_metric(gauge, &[], 1.0);
-        gateway.set_health("NORMAL");
-        gateway.await_metric(gauge, &[], 0.0);
+    for (health, value) in [("DEGRADED", 1.0), ("NORMAL", 0.0)].repeat(2) {
+        gateway.set_health(health);
+        gateway.await_metric(gauge, &[], value);
     }
 }
 
