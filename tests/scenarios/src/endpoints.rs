@@ -2,13 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{TOKEN, set_health_request, sha256_hex, two_tiers};
+use crate::support::{TOKEN, post_to_system_health, set_health_request, sha256_hex, two_tiers};
 use crate::{Host, Request, Response, Setup};
-
-/// A `POST` with the valid token and this body.
-fn post(body: impl Into<Vec<u8>>) -> Request {
-    Request::post("/system/health", body).header("X-Admin-Token", TOKEN)
-}
 
 /// Removes `timestamp` from a reply's JSON and checks that it is the current time in milliseconds; returns the rest.
 #[track_caller]
@@ -80,36 +75,29 @@ pub fn a_body_may_be_chunked_with_any_white_space_and_up_to_one_kib(host: &dyn H
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     let body = br#"{ "status" : "DEGRADED" }"#;
     let by_byte = body.iter().map(|byte| vec![*byte]).collect();
-    let request = Request::new("POST", "/system/health").header("X-Admin-Token", TOKEN).chunks(by_byte);
-    assert_eq!(gateway.send(&request).status, 200);
+    assert_eq!(gateway.send(&post_to_system_health("").chunks(by_byte)).status, 200);
     assert_eq!(gateway.health(), "DEGRADED");
 
     let padded = format!("{:1$}", r#"{"status":"NORMAL"}"#, 1_024);
-    assert_eq!(gateway.send(&post(padded)).status, 200);
+    assert_eq!(gateway.send(&post_to_system_health(padded)).status, 200);
     assert_eq!(gateway.health(), "NORMAL");
 }
 
 pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
     let mut with_token = host.start(&Setup::new().config(&two_tiers(5, 7)));
     let mut without_token = host.start(&Setup::new());
-    let body = r#"{"status":"DEGRADED"}"#;
-    let request = |token: Option<&[u8]>| {
-        let request = Request::post("/system/health", body);
-        match token {
-            Some(token) => request.header("X-Admin-Token", token),
-            None => request,
-        }
-    };
+    let request = Request::post("/system/health", r#"{"status":"DEGRADED"}"#);
+    let request_with = |token: &[u8]| request.clone().header("X-Admin-Token", token);
     // At most four attempts each, so that the login throttle does not refuse them.
     let hash = sha256_hex(TOKEN);
     let replies = [
-        with_token.send(&request(None)),
-        with_token.send(&request(Some(b"c4nary-wrong"))),
-        with_token.send(&request(Some(hash.as_bytes()))),
-        with_token.send(&request(Some(b"\xff\xfe"))),
-        without_token.send(&request(None)),
-        without_token.send(&request(Some(b""))),
-        without_token.send(&request(Some(b"c4nary-wrong"))),
+        with_token.send(&request),
+        with_token.send(&request_with(b"c4nary-wrong")),
+        with_token.send(&request_with(hash.as_bytes())),
+        with_token.send(&request_with(b"\xff\xfe")),
+        without_token.send(&request),
+        without_token.send(&request_with(b"")),
+        without_token.send(&request_with(b"c4nary-wrong")),
     ];
     for reply in &replies {
         assert_own_answer(reply, 403);
@@ -150,18 +138,15 @@ pub fn an_invalid_body_is_a_400_and_changes_nothing(host: &dyn Host) {
     ];
     for body in bodies {
         let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
-        let reply = gateway.send(&post(body));
+        let reply = gateway.send(&post_to_system_health(body));
         assert_eq!(reply.status, 400, "{shown:?}: {}", reply.text());
         assert_own_answer(&reply, 400);
         let detail = reply.json()["detail"].as_str().map(str::len);
         assert!(detail.is_some_and(|length| length > 5), "{shown:?} has a reason");
         assert_eq!(gateway.health(), "DEGRADED", "{shown:?}");
     }
-    assert_eq!(
-        gateway.send(&Request::new("POST", "/system/health").header("X-Admin-Token", TOKEN)).status,
-        400,
-        "no body at all"
-    );
+    let without_body = Request::new("POST", "/system/health").header("X-Admin-Token", TOKEN);
+    assert_eq!(gateway.send(&without_body).status, 400, "no body at all");
 }
 
 pub fn a_body_over_one_kib_is_a_413_and_changes_nothing(host: &dyn Host) {
@@ -169,10 +154,9 @@ pub fn a_body_over_one_kib_is_a_413_and_changes_nothing(host: &dyn Host) {
     for length in [1_025, 5_000, 5_000_000] {
         let mut body = br#"{"status":"DEGRADED"}"#.to_vec();
         body.resize(length, b' ');
-        let in_chunks = Request::new("POST", "/system/health")
-            .header("X-Admin-Token", TOKEN)
-            .chunks(body.chunks(500).map(<[u8]>::to_vec).collect());
-        for request in [post(body.clone()), in_chunks] {
+        let chunks = body.chunks(500).map(<[u8]>::to_vec).collect();
+        let in_chunks = post_to_system_health("").chunks(chunks);
+        for request in [post_to_system_health(body.clone()), in_chunks] {
             let reply = gateway.send(&request);
             assert_eq!(reply.status, 413, "{length} bytes: {}", reply.text());
             assert_eq!(gateway.health(), "NORMAL", "{length} bytes");

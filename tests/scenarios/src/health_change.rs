@@ -90,11 +90,8 @@ pub fn namespaces_keep_two_limiters_apart(host: &dyn Host) {
     let request = Request::get("/").key("pro");
     assert_eq!(gateway.send(&request).remaining(), 9);
     assert_eq!(gateway.send_to_listener("same", &request).remaining(), 8, "one namespace, one bucket");
-    assert_eq!(
-        gateway.send_to_listener("other", &request).remaining(),
-        9,
-        "another namespace, another bucket"
-    );
+    let other = gateway.send_to_listener("other", &request);
+    assert_eq!(other.remaining(), 9, "another namespace, another bucket");
 
     gateway.set_health("DEGRADED");
     assert_eq!(gateway.send_to_listener("same", &request).one("x-system-health"), "DEGRADED");

@@ -47,7 +47,12 @@ pub fn two_tiers(free: u64, pro: u64) -> Value {
 
 /// A request to set the health, with the valid token.
 pub fn set_health_request(status: &str) -> Request {
-    Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", TOKEN)
+    post_to_system_health(json!({"status": status}).to_string())
+}
+
+/// A request with this body and the valid token.
+pub fn post_to_system_health(body: impl Into<Vec<u8>>) -> Request {
+    Request::post("/system/health", body).header("X-Admin-Token", TOKEN)
 }
 
 /// What scenarios do with every gateway.
