@@ -3,12 +3,9 @@
 use std::fmt;
 use std::ptr;
 
-/// The start of bytes that the host reads.
-type Ptr = *const u8;
-
-/// Where the host writes the start and the length of bytes from `proxy_on_memory_allocate`.
-type OutPtr = *mut *mut u8;
-type OutLength = *mut usize;
+/// Where the host writes the start of bytes from `proxy_on_memory_allocate`.
+type OutStart<'a> = &'a mut *mut u8;
+type OutLength<'a> = &'a mut usize;
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
@@ -24,62 +21,54 @@ unsafe extern "C" {
     pub(crate) safe fn record_metric(id: u32, value: u64) -> Status;
     #[link_name = "proxy_increment_metric"]
     pub(crate) safe fn increment_metric(id: u32, offset: i64) -> Status;
-}
-
-// These have wrappers below. A nameless argument is the length of the bytes before it.
-#[link(wasm_import_module = "env")]
-unsafe extern "C" {
+    // These have wrappers below.
     safe fn proxy_get_current_time_nanoseconds(time: &mut u64) -> Status;
     safe fn proxy_get_log_level(level: &mut u32) -> Status;
     safe fn proxy_get_metric(id: u32, value: &mut u64) -> Status;
     safe fn proxy_continue_stream(stream: u32) -> Status;
-    fn proxy_define_metric(kind: Metric, name: Ptr, _: usize, id: &mut u32) -> Status;
-    fn proxy_get_buffer_bytes(kind: Buffer, start: usize, most: usize, data: OutPtr, _: OutLength) -> Status;
-    fn proxy_set_buffer_bytes(kind: Buffer, start: usize, size: usize, data: Ptr, _: usize) -> Status;
-    fn proxy_get_header_map_value(map: Map, name: Ptr, _: usize, data: OutPtr, _: OutLength) -> Status;
-    fn proxy_replace_header_map_value(map: Map, name: Ptr, _: usize, value: Ptr, _: usize) -> Status;
-    fn proxy_add_header_map_value(map: Map, name: Ptr, _: usize, value: Ptr, _: usize) -> Status;
-    fn proxy_get_property(path: Ptr, _: usize, data: OutPtr, _: OutLength) -> Status;
-    fn proxy_get_shared_data(key: Ptr, _: usize, data: OutPtr, _: OutLength, version: &mut u32) -> Status;
-    fn proxy_set_shared_data(key: Ptr, _: usize, value: Ptr, _: usize, version: u32) -> Status;
-    fn proxy_register_shared_queue(name: Ptr, _: usize, id: &mut u32) -> Status;
-    fn proxy_resolve_shared_queue(vm: Ptr, _: usize, name: Ptr, _: usize, id: &mut u32) -> Status;
-    fn proxy_dequeue_shared_queue(id: u32, data: OutPtr, _: OutLength) -> Status;
-    fn proxy_enqueue_shared_queue(id: u32, value: Ptr, _: usize) -> Status;
-    fn proxy_send_local_response(
-        status: u32,
-        details: Ptr,
-        _: usize,
-        body: Ptr,
-        _: usize,
-        headers: Ptr,
-        _: usize,
-        grpc_status: i32,
-    ) -> Status;
-    fn proxy_http_call(
-        cluster: Ptr,
-        _: usize,
-        headers: Ptr,
-        _: usize,
-        body: Ptr,
-        _: usize,
-        trailers: Ptr,
-        _: usize,
-        timeout_ms: u32,
-        token: &mut u32,
-    ) -> Status;
-    fn proxy_grpc_stream(
-        service: Ptr,
-        _: usize,
-        name: Ptr,
-        _: usize,
-        method: Ptr,
-        _: usize,
-        metadata: Ptr,
-        _: usize,
-        token: &mut u32,
-    ) -> Status;
-    fn proxy_grpc_send(token: u32, message: Ptr, _: usize, end: u32) -> Status;
+}
+
+/// Declares functions of the host that read bytes, with a safe function for each. The names between the semicolons are
+/// arguments with bytes, which the host receives as start and length.
+macro_rules! functions_with_bytes {
+    ($($name:ident = $of_host:ident(
+        $($first:ident: $first_type:ty),*; $($bytes:ident),*; $($last:ident: $last_type:ty),*
+    );)*) => {
+        #[link(wasm_import_module = "env")]
+        unsafe extern "C" {
+            $(fn $of_host(
+                $($first: $first_type,)* $($bytes: *const u8, _: usize,)* $($last: $last_type),*
+            ) -> Status;)*
+        }
+
+        $(pub(crate) fn $name(
+            $($first: $first_type,)* $($bytes: impl AsRef<[u8]>,)* $($last: $last_type),*
+        ) -> Status {
+            $(let $bytes = $bytes.as_ref();)*
+            // SAFETY: the host reads only these bytes, and only until the call returns.
+            unsafe { $of_host($($first,)* $($bytes.as_ptr(), $bytes.len(),)* $($last),*) }
+        })*
+    };
+}
+
+functions_with_bytes! {
+    get_buffer = proxy_get_buffer_bytes(kind: Buffer, start: usize, most: usize;; data: OutStart, size: OutLength);
+    set_buffer = proxy_set_buffer_bytes(kind: Buffer, start: usize, size: usize; value;);
+    get_header = proxy_get_header_map_value(map: Map; name; data: OutStart, size: OutLength);
+    replace_header = proxy_replace_header_map_value(map: Map; name, value;);
+    add_header = proxy_add_header_map_value(map: Map; name, value;);
+    get_property = proxy_get_property(; path; data: OutStart, size: OutLength);
+    get_shared = proxy_get_shared_data(; key; data: OutStart, size: OutLength, version: &mut u32);
+    set_shared = proxy_set_shared_data(; key, value; version: u32);
+    new_queue = proxy_register_shared_queue(; name; id: &mut u32);
+    find_queue = proxy_resolve_shared_queue(; vm, name; id: &mut u32);
+    take_message = proxy_dequeue_shared_queue(id: u32;; data: OutStart, size: OutLength);
+    enqueue = proxy_enqueue_shared_queue(id: u32; value;);
+    new_metric = proxy_define_metric(kind: Metric; name; id: &mut u32);
+    send_response = proxy_send_local_response(status: u32; details, body, headers; grpc_status: i32);
+    new_http_call = proxy_http_call(; cluster, headers, body, trailers; timeout_ms: u32, token: &mut u32);
+    new_grpc_stream = proxy_grpc_stream(; service, name, method, metadata; token: &mut u32);
+    grpc_send = proxy_grpc_send(token: u32; message; end_of_stream: u32);
 }
 
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
@@ -162,7 +151,7 @@ pub(crate) const WALL: u32 = 0;
 pub(crate) const MONOTONIC: u32 = 1;
 
 /// Runs a call that returns bytes in memory from `proxy_on_memory_allocate`.
-fn bytes(call: impl FnOnce(OutPtr, OutLength) -> Status) -> Bytes {
+fn bytes(call: impl FnOnce(OutStart, OutLength) -> Status) -> Bytes {
     let (mut data, mut size) = (ptr::null_mut(), 0);
     let status = call(&mut data, &mut size);
     // SAFETY: the host returns memory that our allocator gave it, with exactly this size.
@@ -182,9 +171,6 @@ fn number<T: Default>(call: impl FnOnce(&mut T) -> Status) -> Result<T, Status> 
     }
 }
 
-// SAFETY, of every call below: the host reads and writes only within the pointers and sizes, and only until
-// the call returns; each names a live buffer of that size.
-
 pub(crate) fn host_time() -> Result<u64, Status> {
     number(|time| proxy_get_current_time_nanoseconds(time))
 }
@@ -203,63 +189,40 @@ pub(crate) fn log_level() -> Result<u32, Status> {
 }
 
 pub(crate) fn buffer(kind: Buffer, start: usize, most: usize) -> Bytes {
-    bytes(|data, size| unsafe { proxy_get_buffer_bytes(kind, start, most, data, size) })
-}
-
-pub(crate) fn set_buffer(kind: Buffer, start: usize, size: usize, value: &[u8]) -> Status {
-    unsafe { proxy_set_buffer_bytes(kind, start, size, value.as_ptr(), value.len()) }
+    bytes(|data, size| get_buffer(kind, start, most, data, size))
 }
 
 pub(crate) fn header(map: Map, name: &str) -> Bytes {
-    bytes(|data, size| unsafe { proxy_get_header_map_value(map, name.as_ptr(), name.len(), data, size) })
-}
-
-pub(crate) fn replace_header(map: Map, name: &str, value: &[u8]) -> Status {
-    unsafe { proxy_replace_header_map_value(map, name.as_ptr(), name.len(), value.as_ptr(), value.len()) }
-}
-
-pub(crate) fn add_header(map: Map, name: &str, value: &[u8]) -> Status {
-    unsafe { proxy_add_header_map_value(map, name.as_ptr(), name.len(), value.as_ptr(), value.len()) }
+    bytes(|data, size| get_header(map, name, data, size))
 }
 
 pub(crate) fn property(path: &[&str]) -> Bytes {
-    let path = path.join("\0");
-    bytes(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
+    bytes(|data, size| get_property(path.join("\0"), data, size))
 }
 
 /// A record and its version.
 pub(crate) fn shared(key: &str) -> Result<(Vec<u8>, u32), Status> {
     let mut version = 0;
-    let value = bytes(|data, size| unsafe {
-        proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &mut version)
-    })?;
+    let value = bytes(|data, size| get_shared(key, data, size, &mut version))?;
     Ok((value, version))
-}
-
-pub(crate) fn set_shared(key: &str, value: &[u8], version: u32) -> Status {
-    unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), version) }
 }
 
 /// [`set_shared`] with a value that lies outside the filter's memory.
 pub(crate) fn set_shared_out_of_bounds(key: &str) -> Status {
-    // The host has to check the bounds.
+    // SAFETY: the host has to check the bounds.
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), ptr::without_provenance(0xffff_0000), 4096, 0) }
 }
 
 pub(crate) fn register_queue(name: &str) -> Result<u32, Status> {
-    number(|id| unsafe { proxy_register_shared_queue(name.as_ptr(), name.len(), id) })
+    number(|id| new_queue(name, id))
 }
 
 pub(crate) fn resolve_queue(vm: &str, name: &str) -> Result<u32, Status> {
-    number(|id| unsafe { proxy_resolve_shared_queue(vm.as_ptr(), vm.len(), name.as_ptr(), name.len(), id) })
+    number(|id| find_queue(vm, name, id))
 }
 
 pub(crate) fn dequeue(id: u32) -> Bytes {
-    bytes(|data, size| unsafe { proxy_dequeue_shared_queue(id, data, size) })
-}
-
-pub(crate) fn enqueue(id: u32, value: &[u8]) -> Status {
-    unsafe { proxy_enqueue_shared_queue(id, value.as_ptr(), value.len()) }
+    bytes(|data, size| take_message(id, data, size))
 }
 
 /// Continues the request in effect.
@@ -276,66 +239,19 @@ pub(crate) fn send_local_reply(
     body: &[u8],
     grpc_status: i32,
 ) -> Status {
-    send_local_reply_raw(status, &pairs(headers), body, grpc_status)
-}
-
-/// [`send_local_reply`] with a header block in the host's own form.
-pub(crate) fn send_local_reply_raw(status: u32, headers: &[u8], body: &[u8], grpc_status: i32) -> Status {
-    unsafe {
-        proxy_send_local_response(
-            status,
-            ptr::null(),
-            0,
-            body.as_ptr(),
-            body.len(),
-            headers.as_ptr(),
-            headers.len(),
-            grpc_status,
-        )
-    }
+    send_response(status, "", body, pairs(headers), grpc_status)
 }
 
 pub(crate) fn http_call(cluster: &str, headers: &[(&str, &[u8])], timeout_ms: u32) -> Result<u32, Status> {
-    let (headers, trailers) = (pairs(headers), pairs(&[]));
-    number(|token| unsafe {
-        proxy_http_call(
-            cluster.as_ptr(),
-            cluster.len(),
-            headers.as_ptr(),
-            headers.len(),
-            ptr::null(),
-            0,
-            trailers.as_ptr(),
-            trailers.len(),
-            timeout_ms,
-            token,
-        )
-    })
+    number(|token| new_http_call(cluster, pairs(headers), "", pairs(&[]), timeout_ms, token))
 }
 
 pub(crate) fn grpc_stream(service: &[u8], name: &str, method: &str) -> Result<u32, Status> {
-    let metadata = pairs(&[]);
-    number(|token| unsafe {
-        proxy_grpc_stream(
-            service.as_ptr(),
-            service.len(),
-            name.as_ptr(),
-            name.len(),
-            method.as_ptr(),
-            method.len(),
-            metadata.as_ptr(),
-            metadata.len(),
-            token,
-        )
-    })
-}
-
-pub(crate) fn grpc_send(token: u32, message: &[u8]) -> Status {
-    unsafe { proxy_grpc_send(token, message.as_ptr(), message.len(), 0) }
+    number(|token| new_grpc_stream(service, name, method, pairs(&[]), token))
 }
 
 pub(crate) fn define_metric(kind: Metric, name: &str) -> Result<u32, Status> {
-    number(|id| unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), id) })
+    number(|id| new_metric(kind, name, id))
 }
 
 pub(crate) fn metric(id: u32) -> Result<u64, Status> {

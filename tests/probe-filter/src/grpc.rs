@@ -22,7 +22,7 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
             let id = 1 << 20;
             return Some(Next::Answer(format!(
                 "send: {}; cancel: {}; close: {}",
-                abi::grpc_send(id, b"a"),
+                abi::grpc_send(id, b"a", 0),
                 abi::grpc_cancel(id),
                 abi::grpc_close(id)
             )));
@@ -33,7 +33,7 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
                 "cancel: {}; again: {}; send: {}",
                 abi::grpc_cancel(id),
                 abi::grpc_cancel(id),
-                abi::grpc_send(id, b"a")
+                abi::grpc_send(id, b"a", 0)
             )));
         }
         _ => return None,
@@ -63,7 +63,7 @@ pub(crate) fn on_close(context: u32, stream: u32, status: u32) {
     state::note(id, &format!("{whose} close {status}"));
     if state::trace(id).contains("opened") {
         let (send, cancel, again) =
-            (abi::grpc_send(stream, b"a"), abi::grpc_cancel(stream), abi::grpc_cancel(stream));
+            (abi::grpc_send(stream, b"a", 0), abi::grpc_cancel(stream), abi::grpc_cancel(stream));
         state::note(id, &format!("send {send}, cancel {cancel}, again {again}"));
         state::answer_from_root(id, &state::trace(id));
     }

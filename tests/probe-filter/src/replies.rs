@@ -32,7 +32,7 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
         }
         "bad_header_block" => {
             let cut = [2, 0, 0, 0, 1, 0];
-            let sent = abi::send_local_reply_raw(200, &cut, b"text", NO_GRPC_STATUS);
+            let sent = abi::send_response(200, "", b"text", cut, NO_GRPC_STATUS);
             return Some(Next::Answer(sent.to_string()));
         }
         "to_another_then_continue" => {

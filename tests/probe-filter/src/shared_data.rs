@@ -80,7 +80,7 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
                 Ok((value, version)) => (value.len(), version),
                 Err(_) => (0, NEVER_SET),
             };
-            let written = abi::set_shared(&check.argument, &vec![b'1'; sum + 1], version);
+            let written = abi::set_shared(&check.argument, vec![b'1'; sum + 1], version);
             if written == Status::OK {
                 break (sum + 1).to_string();
             }

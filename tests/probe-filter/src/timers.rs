@@ -17,7 +17,7 @@ pub(crate) fn run(check: &Check) -> Option<Next> {
             Next::Pause
         }
         "note" => {
-            abi::set_shared(&format!("ticks/{}", state::vm()), &state::ticks().to_le_bytes(), 0);
+            abi::set_shared(format!("ticks/{}", state::vm()), state::ticks().to_le_bytes(), 0);
             Next::Answer("noted".to_owned())
         }
         "none_since" => {
