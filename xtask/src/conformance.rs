@@ -61,11 +61,12 @@ struct Column {
     results: Option<Results>,
 }
 
+#[derive(Default)]
 struct Results {
     facts: BTreeMap<String, bool>,
     tests: BTreeMap<String, bool>,
     /// Whether each demo starts, if that was checked.
-    demo: Option<bool>,
+    demo: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -75,13 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut columns = Vec::new();
     for candidates in candidates(options)? {
         let (version, envoy) = suite.pick(&candidates)?;
-        let check = |envoy: PathBuf| {
-            step(format!("Envoy {version}"));
-            let demo = options.suite.then(|| demo_starts(&envoy));
-            let (facts, tests) = suite.run(&version, &envoy, options.suite, &rows)?;
-            Ok::<_, anyhow::Error>(Results { facts, tests, demo })
-        };
-        let results = envoy.map(check).transpose()?;
+        let results = envoy.map(|envoy| suite.run(&version, &envoy, options.suite, &rows)).transpose()?;
         columns.push(Column { version, results });
     }
     print!("{}", table(&rows, &columns, options.suite));
@@ -93,8 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 impl Column {
     fn is_complete(&self) -> bool {
-        let is_complete =
-            |results: &Results| results.demo == Some(true) && results.tests.values().all(|passed| *passed);
+        let is_complete = |results: &Results| results.demo && results.tests.values().all(|passed| *passed);
         self.results.as_ref().is_some_and(is_complete)
     }
 }
@@ -176,8 +170,10 @@ impl Suite {
         Ok(runs || !fs::read_to_string(&log)?.contains(NO_RUNTIME))
     }
 
-    /// Runs all tests, or those of the facts. Failing tests are results, not errors.
-    fn run(&self, version: &str, envoy: &Path, is_complete: bool, rows: &[Row]) -> Result<Read> {
+    /// Runs the tests of the facts, or starts the demos and runs all tests. Failing tests are results, not errors.
+    fn run(&self, version: &str, envoy: &Path, is_complete: bool, rows: &[Row]) -> Result<Results> {
+        step(format!("Envoy {version}"));
+        let demo = is_complete && demo_starts(envoy);
         let log = folder().join(format!("envoy-{version}.log"));
         let mut tests = self.with(envoy);
         tests.current_dir(workspace::root().join("tests/e2e")).arg("--nocapture");
@@ -185,12 +181,12 @@ impl Suite {
             tests.arg(PROBE_TESTS).args(rows.iter().flat_map(|row| &row.tests));
         }
         let passed = run_logged_within(&mut tests, &log, LIMIT)?;
-        let found = read(&fs::read_to_string(&log)?);
+        let results = Results { demo, ..read(&fs::read_to_string(&log)?) };
         if !passed {
-            ensure!(!found.1.is_empty(), "no test ran\n{}", log_tail(&log));
+            ensure!(!results.tests.is_empty(), "no test ran\n{}", log_tail(&log));
             step(format!("some tests failed; see {}", workspace::shown(&log)));
         }
-        Ok(found)
+        Ok(results)
     }
 
     fn with(&self, envoy: &Path) -> Command {
@@ -221,28 +217,24 @@ fn matches_name(name: &str, wanted: &str) -> bool {
     name == wanted || (wanted.ends_with("::") && name.starts_with(wanted))
 }
 
-type Read = (BTreeMap<String, bool>, BTreeMap<String, bool>);
-
 /// Parses the output of the tests: `fact group/name: yes`, and libtest's list of failures.
-fn read(log: &str) -> Read {
-    let mut facts = BTreeMap::new();
-    let mut tests = BTreeMap::new();
-    let failed: Vec<_> = log
-        .rsplit_once("\nfailures:\n")
-        .map(|(_, names)| names.lines().map_while(|line| line.strip_prefix("    ")).collect())
-        .unwrap_or_default();
+fn read(log: &str) -> Results {
+    let mut results = Results::default();
     for line in log.lines() {
         if let Some((name, holds)) = line.strip_prefix("fact ").and_then(|fact| fact.split_once(": ")) {
-            facts.insert(name.to_owned(), holds == "yes");
+            results.facts.insert(name.to_owned(), holds == "yes");
         }
         // With `--nocapture` a test may print between its name and its result.
         if let Some((name, _)) = line.split_once(" ... ")
             && let Some(name) = name.rsplit("test ").next()
         {
-            tests.insert(name.to_owned(), !failed.contains(&name));
+            results.tests.insert(name.to_owned(), true);
         }
     }
-    (facts, tests)
+    let (_, failures) = log.rsplit_once("\nfailures:\n").unwrap_or_default();
+    let failed = failures.lines().map_while(|line| line.strip_prefix("    "));
+    results.tests.extend(failed.map(|name| (name.to_owned(), false)));
+    results
 }
 
 fn table(rows: &[Row], columns: &[Column], with_suite: bool) -> String {
@@ -253,8 +245,7 @@ fn table(rows: &[Row], columns: &[Column], with_suite: bool) -> String {
         let cells: String = columns.iter().map(|column| format!(" {} |", cell(column))).collect();
         text += &format!("| {what} |{cells}\n");
     };
-    let yes_or_no = |is_true: bool| if is_true { "yes" } else { "no" }.to_owned();
-    line("runs WebAssembly filters, as its Python package has it", &|_| yes_or_no(true), "no");
+    line("runs WebAssembly filters, as its Python package has it", &|_| "yes".to_owned(), "no");
     for group in groups(columns) {
         let of_group = |name: &str| name.split('/').next() == Some(&group);
         line(&format!("the probe's facts `{group}`"), &|results| share(&results.facts, of_group), "—");
@@ -264,13 +255,13 @@ fn table(rows: &[Row], columns: &[Column], with_suite: bool) -> String {
         let holds = |results: &Results| {
             let mut ran = results.tests.iter().filter(|(name, _)| is_mine(name)).peekable();
             // A test that did not run counts as failed.
-            yes_or_no(ran.peek().is_some() && ran.all(|(_, passed)| *passed))
+            yes_or_no(ran.peek().is_some() && ran.all(|(_, passed)| *passed)).to_owned()
         };
         line(&row.fact, &holds, "—");
     }
     if with_suite {
         let demo = "`cargo xtask demo` starts, with each store and with `--overload`";
-        line(demo, &|results| yes_or_no(results.demo == Some(true)), "—");
+        line(demo, &|results| yes_or_no(results.demo).to_owned(), "—");
         line("the complete end-to-end suite", &|results| share(&results.tests, |_| true), "—");
     }
     text
@@ -286,8 +277,11 @@ fn groups(columns: &[Column]) -> BTreeSet<String> {
 fn share(results: &BTreeMap<String, bool>, counts: impl Fn(&str) -> bool) -> String {
     let mine: Vec<_> = results.iter().filter(|(name, _)| counts(name)).map(|(_, holds)| *holds).collect();
     let held = mine.iter().filter(|holds| **holds).count();
-    let all = if held == mine.len() { "yes" } else { "no" };
-    format!("{all}, {held} of {}", mine.len())
+    format!("{}, {held} of {}", yes_or_no(held == mine.len()), mine.len())
+}
+
+fn yes_or_no(is_true: bool) -> &'static str {
+    if is_true { "yes" } else { "no" }
 }
 
 #[cfg(test)]
@@ -303,8 +297,7 @@ mod tests {
             "| fact | test |\n|---|---|\n| One | `a::one` |\n| Both | `a::*` |\n| None | `b::*` |\n\nMore",
         )
         .expect("rows");
-        let (facts, tests) = read(LOG);
-        let results = [None, Some(Results { facts, tests, demo: Some(true) })];
+        let results = [None, Some(Results { demo: true, ..read(LOG) })];
         let columns = results.map(|results| Column { version: "1.1.0".to_owned(), results });
         assert!(!columns.iter().any(Column::is_complete));
         let expected = "\
