@@ -3,17 +3,19 @@
 use serde_json::{Value, json};
 
 use crate::support::{TOKEN, post_to_system_health, set_health_request, sha256_hex, two_tiers};
-use crate::{Host, Request, Response, Setup};
+use crate::{Gateway, Host, Request, Response, Setup};
 
-/// Removes `timestamp` from a reply's JSON and checks that it is the current time in milliseconds; returns the rest.
+/// Sends a request to `/system/health`, and checks that `timestamp` in the answer's JSON is the current time in
+/// milliseconds; returns the rest.
 #[track_caller]
-fn without_timestamp(reply: &Response, sent_at: f64, now: f64) -> Value {
+fn send_and_check_timestamp(gateway: &mut dyn Gateway, request: &Request) -> Value {
+    let sent_at = gateway.now();
+    let reply = gateway.send(request);
+    let now = gateway.now();
+    assert_own_answer(&reply, 200);
     let mut json = reply.json();
-    let timestamp = json
-        .as_object_mut()
-        .and_then(|fields| fields.remove("timestamp"))
-        .and_then(|timestamp| timestamp.as_f64())
-        .expect("a timestamp");
+    let timestamp = json.as_object_mut().and_then(|fields| fields.remove("timestamp"));
+    let timestamp = timestamp.and_then(|timestamp| timestamp.as_f64()).expect("a timestamp");
     assert!((sent_at - 0.001..=now + 0.001).contains(&timestamp), "{sent_at} <= {timestamp} <= {now}");
     let millis = timestamp * 1_000.0;
     assert!((millis - millis.round()).abs() < 0.01, "{timestamp} in milliseconds");
@@ -44,10 +46,8 @@ pub fn get_system_health_reports_the_health(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     for health in ["NORMAL", "DEGRADED"] {
         gateway.set_health(health);
-        let sent_at = gateway.now();
-        let reply = gateway.send(&Request::get("/system/health"));
-        assert_own_answer(&reply, 200);
-        assert_eq!(without_timestamp(&reply, sent_at, gateway.now()), json!({"health": health}));
+        let answer = send_and_check_timestamp(&mut *gateway, &Request::get("/system/health"));
+        assert_eq!(answer, json!({"health": health}));
     }
 }
 
@@ -56,17 +56,9 @@ pub fn post_system_health_with_the_token_sets_the_health(host: &dyn Host) {
     for (from, to) in
         [("NORMAL", "DEGRADED"), ("DEGRADED", "DEGRADED"), ("DEGRADED", "NORMAL"), ("NORMAL", "NORMAL")]
     {
-        let sent_at = gateway.now();
-        let reply = gateway.send(&set_health_request(to));
-        assert_own_answer(&reply, 200);
-        assert_eq!(
-            without_timestamp(&reply, sent_at, gateway.now()),
-            json!({
-                "message": "System health updated successfully",
-                "previous_status": from,
-                "new_status": to,
-            })
-        );
+        let answer = send_and_check_timestamp(&mut *gateway, &set_health_request(to));
+        let message = "System health updated successfully";
+        assert_eq!(answer, json!({"message": message, "previous_status": from, "new_status": to}));
         assert_eq!(gateway.health(), to);
     }
 }
@@ -102,9 +94,7 @@ pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
     for reply in &replies {
         assert_own_answer(reply, 403);
         assert_eq!(reply.text(), r#"{"detail":"Invalid admin token"}"#);
-        let names = |reply: &Response| -> Vec<String> {
-            reply.headers.iter().map(|(name, _)| name.clone()).collect()
-        };
+        let names = |reply: &Response| reply.headers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         assert_eq!(names(reply), names(&replies[0]), "the cases cannot be distinguished");
     }
     assert_eq!(with_token.health(), "NORMAL");

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{RECOVERY, in_redis, two_tiers};
-use crate::{Host, Request, Setup};
+use crate::{Host, Redis, Request, Setup};
 
 const PASSWORD: &str = "c4nary-password";
 const WRONG: &str = "c4nary-wrong-password";
@@ -59,15 +59,15 @@ pub fn with_wrong_credentials_the_policy_decides(host: &dyn Host) {
 
 /// If Redis is frozen, requests wait until the breaker opens. If it is killed, they do not wait.
 pub fn during_an_outage_the_policy_decides_and_afterwards_redis(host: &dyn Host) {
+    type Act = fn(&mut dyn Redis);
+    let frozen: (Act, Act) = (|redis| redis.freeze(), |redis| redis.thaw());
+    let killed: (Act, Act) = (|redis| redis.kill(), |redis| redis.restart());
     for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
         let config = in_redis(two_tiers(1_000, 1_000), 100, policy);
         let mut gateway = host.start(&Setup::new().config(&config).redis());
-        for is_frozen in [true, false] {
+        for (begin, end) in [frozen, killed] {
             gateway.await_redis(0, "connected");
-            match is_frozen {
-                true => gateway.redis().freeze(),
-                false => gateway.redis().kill(),
-            }
+            begin(gateway.redis());
             for n in 0..8 {
                 let reply = gateway.send(&Request::get("/").key("pro"));
                 assert_eq!(reply.status, status, "{policy}, request {n}");
@@ -76,10 +76,7 @@ pub fn during_an_outage_the_policy_decides_and_afterwards_redis(host: &dyn Host)
             gateway.await_redis(0, "disconnected");
             let report = json!({"status": "degraded", "redis": "disconnected", "health": "NORMAL"});
             assert_eq!(gateway.health_report(0), report, "{policy}");
-            match is_frozen {
-                true => gateway.redis().thaw(),
-                false => gateway.redis().restart(),
-            }
+            end(gateway.redis());
         }
         gateway.await_redis(0, "connected");
         let before = gateway.redis().scripts();
