@@ -9,7 +9,7 @@ use scenarios::{Answer, Body, Request, Response};
 use crate::state::{Headers, LocalReply, Stream, header};
 use crate::world::{Turn, World};
 
-const CONTINUE: u32 = 0;
+pub(crate) const CONTINUE: u32 = 0;
 const STOP_ITERATION: u32 = 1;
 
 /// The number of a request in a [`World`].
@@ -111,10 +111,7 @@ impl World {
 
     /// Sends the headers of a request.
     pub fn begin(&mut self, worker: usize, request: &Request, is_whole: bool) -> Id {
-        self.last_context += 1;
-        let (vm, root, context) = (self.workers[worker].vm, self.workers[worker].root, self.last_context);
-        let state = self.vms[vm].state_mut();
-        state.parents.insert(context, root);
+        let (vm, root) = (self.workers[worker].vm, self.workers[worker].root);
         let headers = headers_of(request);
         let count = headers.len() as u32;
         let stream = Stream {
@@ -123,7 +120,7 @@ impl World {
             cluster: self.upstream.cluster.clone().into_bytes(),
             ..Stream::default()
         };
-        state.streams.insert(context, stream);
+        let context = self.new_stream(vm, root, stream);
         let id = self.exchanges.len();
         self.exchanges.push(Exchange {
             vm,
@@ -141,13 +138,8 @@ impl World {
             response: None,
         });
         self.by_context.insert((vm, context), id);
-        self.call::<_, ()>(vm, "proxy_on_context_create", context, (context, root));
-        let action = self.call_for_action(
-            vm,
-            "proxy_on_request_headers",
-            context,
-            (context, count, u32::from(is_whole)),
-        );
+        let action =
+            self.call_for_action(vm, "proxy_on_request_headers", &[context, count, u32::from(is_whole)]);
         self.exchanges[id].flow = match action {
             CONTINUE => Flow::Open,
             STOP_ITERATION if self.workers[worker].allows_stop => Flow::HoldsHeaders,
@@ -184,16 +176,9 @@ impl World {
             Piece::Body(bytes, is_last) => {
                 exchange.has_ended |= is_last;
                 exchange.buffered.extend(bytes);
-                let shown = exchange.buffered.clone();
-                let size = shown.len() as u32;
-                self.stream(vm, context).request_body = Some(shown);
-                let arguments = (context, size, u32::from(is_last));
-                let action = self.call_for_action(vm, "proxy_on_request_body", context, arguments);
-                if let Some(stream) = self.vms[vm].state_mut().streams.get_mut(&context)
-                    && let Some(body) = stream.request_body.take()
-                {
-                    self.exchanges[id].buffered = body;
-                }
+                let received = exchange.buffered.clone();
+                let (action, buffered) = self.filter_request_body(vm, context, received, is_last);
+                self.exchanges[id].buffered = buffered;
                 action
             }
             Piece::Trailers => {
@@ -201,7 +186,7 @@ impl World {
                 exchange.forwarded.has_trailers = true;
                 let trailers = vec![("x-trailer".to_owned(), b"1".to_vec())];
                 self.stream(vm, context).request_trailers = Some(trailers);
-                self.call_for_action(vm, "proxy_on_request_trailers", context, (context, 1_u32))
+                self.call_for_action(vm, "proxy_on_request_trailers", &[context, 1])
             }
         };
         let exchange = &mut self.exchanges[id];
@@ -210,10 +195,6 @@ impl World {
             exchange.flow = Flow::Open;
             self.forward_if_whole(id);
         }
-    }
-
-    fn stream(&mut self, vm: usize, context: u32) -> &mut Stream {
-        self.vms[vm].state_mut().streams.get_mut(&context).expect("a stream that is not deleted")
     }
 
     fn hide_request(&mut self, id: Id) {
@@ -291,21 +272,12 @@ impl World {
         self.exchanges[id].response = Some(Response { status, headers: Headers::new(), body: body.clone() });
         let mut all = vec![(":status".to_owned(), status.to_string().into_bytes())];
         all.extend(headers);
-        let count = all.len() as u32;
-        self.stream(vm, context).response_headers = Some(all);
-        let arguments = (context, count, u32::from(body.is_empty()));
-        let action = self.call_for_action(vm, "proxy_on_response_headers", context, arguments);
-        assert_eq!(action, CONTINUE, "the filter holds a response");
-        let mut shown = self.stream(vm, context).response_headers.take().unwrap_or_default();
+        let mut shown = self.filter_response_headers(vm, context, all, body.is_empty());
         let status = header(&shown, ":status").and_then(|status| str::from_utf8(status).ok()?.parse().ok());
         shown.retain(|(name, _)| name != ":status");
         let mut body = body;
         if !body.is_empty() {
-            let size = body.len() as u32;
-            self.stream(vm, context).response_body = Some(body);
-            let action: u32 = self.call(vm, "proxy_on_response_body", context, (context, size, 1_u32));
-            assert_eq!(action, CONTINUE, "the filter holds a response");
-            body = self.stream(vm, context).response_body.take().unwrap_or_default();
+            body = self.filter_response_body(vm, context, body, true);
         }
         // A client reads as many bytes as `content-length` says.
         let length = header(&shown, "content-length").and_then(|length| str::from_utf8(length).ok());
@@ -332,13 +304,13 @@ impl World {
             return;
         }
         if self.vms[vm].has_export("proxy_on_log") {
-            self.call::<_, ()>(vm, "proxy_on_log", context, context);
+            self.call(vm, "proxy_on_log", &[context]);
         }
         if self.vms[vm].has_export("proxy_on_done") {
-            let is_done: u32 = self.call(vm, "proxy_on_done", context, context);
+            let is_done = self.call(vm, "proxy_on_done", &[context]);
             assert_eq!(is_done, 1, "a context that is not done is not modelled");
         }
-        self.call::<_, ()>(vm, "proxy_on_delete", context, context);
+        self.call(vm, "proxy_on_delete", &[context]);
         let state = self.vms[vm].state_mut();
         state.streams.remove(&context);
         let root = state.parents.remove(&context).unwrap_or_default();
@@ -365,6 +337,68 @@ impl World {
             exchange.response.is_none() && !exchange.is_gone && exchange.flow != Flow::Open
         };
         (0..self.exchanges.len()).filter(|id| waits(&self.exchanges[*id])).collect()
+    }
+}
+
+/// What passes through a filter, of a caller or of a bridge.
+impl World {
+    /// A new stream of a root context.
+    pub(crate) fn new_stream(&mut self, vm: usize, root: u32, stream: Stream) -> u32 {
+        self.last_context += 1;
+        let context = self.last_context;
+        let state = self.vms[vm].state_mut();
+        state.parents.insert(context, root);
+        state.streams.insert(context, stream);
+        self.call(vm, "proxy_on_context_create", &[context, root]);
+        context
+    }
+
+    fn stream(&mut self, vm: usize, context: u32) -> &mut Stream {
+        self.vms[vm].state_mut().streams.get_mut(&context).expect("a stream that is not deleted")
+    }
+
+    /// The filter's action, and the body as it has changed it.
+    pub(crate) fn filter_request_body(
+        &mut self,
+        vm: usize,
+        context: u32,
+        body: Vec<u8>,
+        is_last: bool,
+    ) -> (u32, Vec<u8>) {
+        let size = body.len() as u32;
+        self.stream(vm, context).request_body = Some(body);
+        let action = self.call_for_action(vm, "proxy_on_request_body", &[context, size, is_last.into()]);
+        (action, self.stream(vm, context).request_body.take().unwrap_or_default())
+    }
+
+    /// The headers as the filter has changed them.
+    pub(crate) fn filter_response_headers(
+        &mut self,
+        vm: usize,
+        context: u32,
+        headers: Headers,
+        is_last: bool,
+    ) -> Headers {
+        let count = headers.len() as u32;
+        self.stream(vm, context).response_headers = Some(headers);
+        let action = self.call_for_action(vm, "proxy_on_response_headers", &[context, count, is_last.into()]);
+        assert_eq!(action, CONTINUE, "the filter holds a response");
+        self.stream(vm, context).response_headers.take().unwrap_or_default()
+    }
+
+    /// The body as the filter has changed it.
+    pub(crate) fn filter_response_body(
+        &mut self,
+        vm: usize,
+        context: u32,
+        body: Vec<u8>,
+        is_last: bool,
+    ) -> Vec<u8> {
+        let size = body.len() as u32;
+        self.stream(vm, context).response_body = Some(body);
+        let action = self.call(vm, "proxy_on_response_body", &[context, size, is_last.into()]);
+        assert_eq!(action, CONTINUE, "the filter holds a response");
+        self.stream(vm, context).response_body.take().unwrap_or_default()
     }
 }
 

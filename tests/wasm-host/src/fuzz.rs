@@ -171,7 +171,7 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
         13 => world.settle(),
         14 => {
             let queue = input.pick(&[0, 1, 2, u32::MAX]);
-            world.call::<_, ()>(vm, "proxy_on_queue_ready", root, (root, queue));
+            world.call(vm, "proxy_on_queue_ready", &[root, queue]);
         }
         15 => answer_http_call(world, input),
         16 => {
@@ -182,12 +182,12 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
             } else {
                 let size = message.len() as u32;
                 world.vms[vm].state_mut().grpc_message = message;
-                world.call::<_, ()>(vm, "proxy_on_grpc_receive", root, (root, token, size));
+                world.call(vm, "proxy_on_grpc_receive", &[root, token, size]);
             }
         }
         17 => {
             let (token, status) = (stale_token(world, input), input.pick(&[0, 2, 14, u32::MAX]));
-            world.call::<_, ()>(vm, "proxy_on_grpc_close", root, (root, token, status));
+            world.call(vm, "proxy_on_grpc_close", &[root, token, status]);
         }
         18 => redis(world, input),
         19 => configure(world, input, worker, summary),

@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use dynamic_rate_limiter::store::redis::frame;
 
+use crate::exchange::CONTINUE;
 use crate::process::Clock;
-use crate::state::{Headers, Stream};
+use crate::state::{Headers, Stream, header};
 use crate::world::{Turn, World};
 use harness::fake_redis::{Connection, ModelRedis};
 
@@ -57,14 +58,10 @@ impl World {
         }
         let bridge = self.bridge(vm);
         let root = *self.vms[bridge].state().roots.keys().next().expect("the bridge's root context");
-        self.last_context += 1;
-        let context = self.last_context;
-        let state = self.vms[bridge].state_mut();
-        state.parents.insert(context, root);
-        state.streams.insert(context, Stream { request_headers: Some(Headers::new()), ..Stream::default() });
-        self.call::<_, ()>(bridge, "proxy_on_context_create", context, (context, root));
-        let action: u32 = self.call(bridge, "proxy_on_request_headers", context, (context, 0_u32, 0_u32));
-        assert_eq!(action, 0, "the bridge holds a request");
+        let stream = Stream { request_headers: Some(Headers::new()), ..Stream::default() };
+        let context = self.new_stream(bridge, root, stream);
+        let action = self.call(bridge, "proxy_on_request_headers", &[context, 0, 0]);
+        assert_eq!(action, CONTINUE, "the bridge holds a request");
         self.links.push(Link {
             vm,
             token,
@@ -101,13 +98,8 @@ impl World {
         let framed = [frame::header(message.len() as u32).as_slice(), message].concat();
         let (bridge, context) = (self.links[link].bridge, self.links[link].context);
         for piece in framed.chunks(self.redis.piece_bytes.max(1)) {
-            let stream = self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream");
-            stream.request_body = Some(piece.to_vec());
-            let arguments = (context, piece.len() as u32, 0_u32);
-            let action: u32 = self.call(bridge, "proxy_on_request_body", context, arguments);
-            assert_eq!(action, 0, "the bridge holds bytes");
-            let stream = self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream");
-            let plain = stream.request_body.take().unwrap_or_default();
+            let (action, plain) = self.filter_request_body(bridge, context, piece.to_vec(), false);
+            assert_eq!(action, CONTINUE, "the bridge holds bytes");
             self.redis.received.extend(&plain);
             self.links[link].unanswered.extend(plain);
         }
@@ -167,32 +159,20 @@ impl World {
         };
         if !has_response {
             self.links[link].has_response = true;
-            self.bridge_stream(link).response_headers = Some(vec![(":status".to_owned(), b"200".to_vec())]);
-            let action: u32 =
-                self.call(bridge, "proxy_on_response_headers", context, (context, 1_u32, 0_u32));
-            assert_eq!(action, 0, "the bridge holds a response");
-            let headers = self.bridge_stream(link).response_headers.take().unwrap_or_default();
-            let kind = crate::state::header(&headers, "content-type").map(<[u8]>::to_vec);
+            let headers = vec![(":status".to_owned(), b"200".to_vec())];
+            let headers = self.filter_response_headers(bridge, context, headers, false);
+            let kind = header(&headers, "content-type").map(String::from_utf8_lossy);
             assert_eq!(
                 kind.as_deref(),
-                Some(&b"application/grpc"[..]),
+                Some("application/grpc"),
                 "Envoy's gRPC client would close the stream"
             );
         }
-        self.bridge_stream(link).response_body = Some(bytes.to_vec());
-        let arguments = (context, bytes.len() as u32, 0_u32);
-        let action: u32 = self.call(bridge, "proxy_on_response_body", context, arguments);
-        assert_eq!(action, 0, "the bridge holds a response");
-        let framed = self.bridge_stream(link).response_body.take().unwrap_or_default();
+        let framed = self.filter_response_body(bridge, context, bytes.to_vec(), false);
         self.links[link].from_bridge.extend(framed);
         while let Some(message) = self.next_message(link) {
             self.deliver_message(vm, token, message);
         }
-    }
-
-    fn bridge_stream(&mut self, link: usize) -> &mut Stream {
-        let Link { bridge, context, .. } = self.links[link];
-        self.vms[bridge].state_mut().streams.get_mut(&context).expect("an open stream")
     }
 
     /// Removes the frame of a gRPC message, as Envoy's client does.
@@ -212,7 +192,7 @@ impl World {
         if let Some(root) = owner {
             let size = message.len() as u32;
             self.vms[vm].state_mut().grpc_message = message;
-            self.call::<_, ()>(vm, "proxy_on_grpc_receive", root, (root, token, size));
+            self.call(vm, "proxy_on_grpc_receive", &[root, token, size]);
         }
     }
 

@@ -140,7 +140,7 @@ pub(crate) struct Guest {
 /// A line of a VM's history, formatted only if a test fails.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    Callback(&'static str, [u32; 5]),
+    Callback(&'static str, Vec<u32>),
     Called(&'static str),
     Failed(&'static str, Act),
     Logged(u32, String),

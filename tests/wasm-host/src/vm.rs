@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::rc::Rc;
 
-use wasmtime::{InstancePre, Store, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{InstancePre, Store, Val};
 
 use crate::failures::Failure;
 use crate::process::Process;
@@ -49,7 +49,7 @@ impl Vm {
         let allocate = instance.get_typed_func(&mut store, "proxy_on_memory_allocate").expect("an allocator");
         store.data_mut().guest = Some(Guest { memory, allocate });
         let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, is_quiet: false, callbacks: 0 };
-        vm.call::<(), ()>("_initialize", 0, ());
+        vm.call("_initialize", &[]);
         vm
     }
 
@@ -85,24 +85,24 @@ impl Vm {
         self.instance.get_func(&mut self.store, name).is_some()
     }
 
-    /// Calls an export on behalf of a context. Panics if it traps, runs out of fuel or takes too much memory.
-    pub(crate) fn call<P, R>(&mut self, name: &'static str, context: u32, arguments: P) -> R
-    where
-        P: WasmParams + Arguments,
-        R: WasmResults,
-    {
-        let function: TypedFunc<P, R> = self
+    /// Calls an export; the first argument is the context. Returns its result, or 0 if it has none. Panics if it traps,
+    /// runs out of fuel or takes too much memory.
+    pub(crate) fn call(&mut self, name: &'static str, arguments: &[u32]) -> u32 {
+        let function = self
             .instance
-            .get_typed_func(&mut self.store, name)
-            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            .get_func(&mut self.store, name)
+            .unwrap_or_else(|| panic!("the filter does not export {name}"));
+        let parameters: Vec<Val> =
+            arguments.iter().map(|argument| Val::I32(argument.cast_signed())).collect();
+        let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
         let state = self.store.data_mut();
-        state.note(Event::Callback(name, arguments.shown()));
+        state.note(Event::Callback(name, arguments.to_vec()));
         let outer = (state.current, state.effective);
-        (state.current, state.effective) = (context, 0);
+        (state.current, state.effective) = (arguments.first().copied().unwrap_or_default(), 0);
         let before = state.after.len();
         self.callbacks += 1;
         self.store.set_fuel(MAX_FUEL).expect("an engine that counts fuel");
-        let result = function.call(&mut self.store, arguments);
+        let ended = function.call(&mut self.store, &parameters, &mut results);
         let fuel = MAX_FUEL - self.store.get_fuel().unwrap_or_default();
         self.total_fuel += fuel;
         self.most_fuel = self.most_fuel.max(fuel);
@@ -110,10 +110,10 @@ impl Vm {
         (state.current, state.effective) = outer;
         let answers = state.after.len() - before;
         let bytes = self.memory_bytes();
-        match result {
-            Ok(_) if bytes > MAX_MEMORY_BYTES => self.fail(&format!("{name} left {bytes} bytes of memory")),
-            Ok(_) if answers > MAX_ANSWERS => self.fail(&format!("{name} answered {answers} requests")),
-            Ok(result) => result,
+        match ended {
+            Ok(()) if bytes > MAX_MEMORY_BYTES => self.fail(&format!("{name} left {bytes} bytes of memory")),
+            Ok(()) if answers > MAX_ANSWERS => self.fail(&format!("{name} answered {answers} requests")),
+            Ok(()) => results.first().map_or(0, |result| result.unwrap_i32().cast_unsigned()),
             Err(error) => self.fail(&format!("{name} trapped: {error:?}")),
         }
     }
@@ -131,28 +131,4 @@ impl Vm {
         }
         panic!("{text}");
     }
-}
-
-/// The arguments of a callback, for the history; missing ones are zero.
-pub(crate) trait Arguments {
-    fn shown(&self) -> [u32; 5];
-}
-
-macro_rules! arguments {
-    ($($kind:ty: $this:ident => $shown:expr;)*) => {
-        $(impl Arguments for $kind {
-            fn shown(&self) -> [u32; 5] {
-                let $this = self;
-                $shown
-            }
-        })*
-    };
-}
-
-arguments! {
-    (): _this => [0; 5];
-    u32: this => [*this, 0, 0, 0, 0];
-    (u32, u32): this => [this.0, this.1, 0, 0, 0];
-    (u32, u32, u32): this => [this.0, this.1, this.2, 0, 0];
-    (u32, u32, u32, u32, u32): this => [this.0, this.1, this.2, this.3, this.4];
 }

@@ -8,7 +8,7 @@ use crate::module;
 use crate::process::{Clock, Process};
 use crate::redis::{Link, Redis, UNAVAILABLE};
 use crate::state::{After, CallResponse, HttpCall, Out};
-use crate::vm::{Arguments, Vm};
+use crate::vm::Vm;
 
 /// The `vm_id` of the limiter.
 pub const LIMITER: &str = "rate_limiter";
@@ -218,7 +218,7 @@ impl World {
         let vm = self.workers[worker].vm;
         let root = self.new_root(vm);
         self.vms[vm].state_mut().plugin_configuration = Some(configuration.to_vec());
-        let accepted: u32 = self.call(vm, "proxy_on_configure", root, (root, configuration.len() as u32));
+        let accepted = self.call(vm, "proxy_on_configure", &[root, configuration.len() as u32]);
         self.vms[vm].state_mut().plugin_configuration = None;
         let gone = if accepted != 0 { std::mem::replace(&mut self.workers[worker].root, root) } else { root };
         if gone != 0 {
@@ -231,7 +231,7 @@ impl World {
         self.last_context += 1;
         let root = self.last_context;
         self.vms[vm].state_mut().roots.insert(root, None);
-        self.call::<_, ()>(vm, "proxy_on_context_create", root, (root, 0_u32));
+        self.call(vm, "proxy_on_context_create", &[root, 0]);
         root
     }
 
@@ -243,7 +243,7 @@ impl World {
         if is_current || is_used || !state.roots.contains_key(&root) {
             return;
         }
-        self.call::<_, ()>(vm, "proxy_on_delete", root, root);
+        self.call(vm, "proxy_on_delete", &[root]);
         let state = self.vms[vm].state_mut();
         state.roots.remove(&root);
         let streams: Vec<u32> =
@@ -253,31 +253,18 @@ impl World {
         }
     }
 
-    /// Calls the filter, and carries out the effects after it has returned.
-    pub(crate) fn call<P, R>(&mut self, vm: usize, name: &'static str, context: u32, arguments: P) -> R
-    where
-        P: wasmtime::WasmParams + Arguments,
-        R: wasmtime::WasmResults,
-    {
-        let result = self.vms[vm].call(name, context, arguments);
+    /// Calls the filter, and carries out the effects after it has returned. The first argument is the context.
+    pub(crate) fn call(&mut self, vm: usize, name: &'static str, arguments: &[u32]) -> u32 {
+        let result = self.vms[vm].call(name, arguments);
         self.carry_out(vm);
         result
     }
 
     /// Calls a callback of a request; returns Envoy's action. If the filter has answered any request in it, this
     /// request is held, whatever the callback returns.
-    pub(crate) fn call_for_action<P>(
-        &mut self,
-        vm: usize,
-        name: &'static str,
-        context: u32,
-        arguments: P,
-    ) -> u32
-    where
-        P: wasmtime::WasmParams + Arguments,
-    {
+    pub(crate) fn call_for_action(&mut self, vm: usize, name: &'static str, arguments: &[u32]) -> u32 {
         let before = self.vms[vm].state().replies;
-        let action = self.vms[vm].call(name, context, arguments);
+        let action = self.vms[vm].call(name, arguments);
         let has_replied = self.vms[vm].state().replies != before;
         self.carry_out(vm);
         if has_replied { HOLD } else { action }
@@ -354,7 +341,7 @@ impl World {
                 if let Some((vm, context)) = target
                     && self.vms[vm].state().roots.contains_key(&context)
                 {
-                    self.call::<_, ()>(vm, "proxy_on_queue_ready", context, (context, token));
+                    self.call(vm, "proxy_on_queue_ready", &[context, token]);
                 }
             }
             Turn::Upstream(id) => self.answer_from_upstream(id),
@@ -381,7 +368,7 @@ impl World {
     fn on_stream(&mut self, vm: usize, token: u32, name: &'static str, argument: u32) {
         let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
         if let Some(root) = owner.filter(|_| self.vms[vm].has_export(name)) {
-            self.call::<_, ()>(vm, name, root, (root, token, argument));
+            self.call(vm, name, &[root, token, argument]);
         }
     }
 
@@ -405,8 +392,7 @@ impl World {
             .as_ref()
             .map_or((0, 0), |response| (response.headers.len() as u32, response.body.len() as u32));
         self.vms[vm].state_mut().call_response = response;
-        let arguments = (call.context, call.token, count, size, 0_u32);
-        self.call::<_, ()>(vm, "proxy_on_http_call_response", call.context, arguments);
+        self.call(vm, "proxy_on_http_call_response", &[call.context, call.token, count, size, 0]);
         self.vms[vm].state_mut().call_response = None;
     }
 
@@ -443,7 +429,7 @@ impl World {
     fn tick(&mut self, vm: usize, root: u32, due_us: u64) {
         if let Some(Some(timer)) = self.vms[vm].state_mut().roots.get_mut(&root) {
             timer.due_us = due_us + timer.period_us.max(1_000);
-            self.call::<_, ()>(vm, "proxy_on_tick", root, root);
+            self.call(vm, "proxy_on_tick", &[root]);
             self.settle();
         }
     }
