@@ -11,6 +11,11 @@ use crate::world::{Turn, World};
 
 pub(crate) const CONTINUE: u32 = 0;
 const STOP_ITERATION: u32 = 1;
+/// Envoy's `StopAllIterationAndWatermark`.
+const HOLD: u32 = 4;
+
+/// A VM, and the number of a context in it.
+pub(crate) type Context = (usize, u32);
 
 /// The number of a request in a [`World`].
 pub type Id = usize;
@@ -58,8 +63,7 @@ pub struct Forwarded {
 /// A request and its state.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    pub(crate) vm: usize,
-    pub(crate) context: u32,
+    context: Context,
     request: Request,
     upstream: Upstream,
     flow: Flow,
@@ -85,19 +89,14 @@ impl World {
 
     /// Sends a complete request.
     pub fn submit(&mut self, worker: usize, request: &Request) -> Id {
-        let is_whole = match &request.body {
-            Body::None => true,
-            Body::Sized(body) => body.is_empty(),
-            Body::Chunked(_) => false,
+        let pieces: Vec<&[u8]> = match &request.body {
+            Body::Sized(body) if !body.is_empty() => vec![body],
+            Body::Sized(_) | Body::None => vec![],
+            Body::Chunked(chunks) => chunks.iter().map(Vec::as_slice).chain([&b""[..]]).collect(),
         };
-        let id = self.begin(worker, request, is_whole);
-        match &request.body {
-            Body::Sized(body) if !is_whole => self.body(id, body, true),
-            Body::Chunked(chunks) => {
-                chunks.iter().for_each(|chunk| self.body(id, chunk, false));
-                self.body(id, b"", true);
-            }
-            Body::Sized(_) | Body::None => {}
+        let id = self.begin(worker, request, pieces.is_empty());
+        for (index, piece) in pieces.iter().enumerate() {
+            self.body(id, piece, index + 1 == pieces.len());
         }
         id
     }
@@ -123,7 +122,6 @@ impl World {
         let context = self.new_stream(vm, root, stream);
         let id = self.exchanges.len();
         self.exchanges.push(Exchange {
-            vm,
             context,
             request: request.clone(),
             upstream: self.upstream.clone(),
@@ -137,16 +135,15 @@ impl World {
             is_gone: false,
             response: None,
         });
-        self.by_context.insert((vm, context), id);
-        let action =
-            self.call_for_action(vm, "proxy_on_request_headers", &[context, count, u32::from(is_whole)]);
+        self.by_context.insert(context, id);
+        let action = self.call_for_action(context, "proxy_on_request_headers", &[count, is_whole.into()]);
         self.exchanges[id].flow = match action {
             CONTINUE => Flow::Open,
             STOP_ITERATION if self.workers[worker].allows_stop => Flow::HoldsHeaders,
             _ => Flow::HoldsAll,
         };
         if action == CONTINUE {
-            self.hide_request(id);
+            self.stream(context).request_headers = None;
             self.forward_if_whole(id);
         }
         id
@@ -171,13 +168,13 @@ impl World {
             exchange.held.push_back(piece);
             return;
         }
-        let (vm, context) = (exchange.vm, exchange.context);
+        let context = exchange.context;
         let action = match piece {
             Piece::Body(bytes, is_last) => {
                 exchange.has_ended |= is_last;
                 exchange.buffered.extend(bytes);
                 let received = exchange.buffered.clone();
-                let (action, buffered) = self.filter_request_body(vm, context, received, is_last);
+                let (action, buffered) = self.filter_request_body(context, received, is_last);
                 self.exchanges[id].buffered = buffered;
                 action
             }
@@ -185,8 +182,8 @@ impl World {
                 exchange.has_ended = true;
                 exchange.forwarded.has_trailers = true;
                 let trailers = vec![("x-trailer".to_owned(), b"1".to_vec())];
-                self.stream(vm, context).request_trailers = Some(trailers);
-                self.call_for_action(vm, "proxy_on_request_trailers", &[context, 1])
+                self.stream(context).request_trailers = Some(trailers);
+                self.call_for_action(context, "proxy_on_request_trailers", &[1])
             }
         };
         let exchange = &mut self.exchanges[id];
@@ -195,11 +192,6 @@ impl World {
             exchange.flow = Flow::Open;
             self.forward_if_whole(id);
         }
-    }
-
-    fn hide_request(&mut self, id: Id) {
-        let (vm, context) = (self.exchanges[id].vm, self.exchanges[id].context);
-        self.stream(vm, context).request_headers = None;
     }
 
     /// Forwards what the filter does not hold; once the request is complete, the upstream answers.
@@ -215,8 +207,8 @@ impl World {
     }
 
     /// The filter continues a request that it has held.
-    pub(crate) fn continue_request(&mut self, vm: usize, context: u32) {
-        let Some(&id) = self.by_context.get(&(vm, context)) else { return };
+    pub(crate) fn continue_request(&mut self, context: Context) {
+        let Some(&id) = self.by_context.get(&context) else { return };
         let exchange = &mut self.exchanges[id];
         assert!(exchange.response.is_none(), "request {id} continues after its response");
         assert!(exchange.flow != Flow::Open || exchange.is_buffering, "request {id} continues twice");
@@ -229,11 +221,11 @@ impl World {
     }
 
     /// The filter answers a request itself.
-    pub(crate) fn reply_locally(&mut self, vm: usize, context: u32, reply: LocalReply) {
-        let Some(&id) = self.by_context.get(&(vm, context)) else { return };
+    pub(crate) fn reply_locally(&mut self, context: Context, reply: LocalReply) {
+        let Some(&id) = self.by_context.get(&context) else { return };
         let exchange = &mut self.exchanges[id];
         // The client gets the first of two replies; the limiter must not send two.
-        if self.vms[vm].state().is_probe && exchange.response.is_some() {
+        if self.setup.is_probe && exchange.response.is_some() {
             return;
         }
         assert!(exchange.response.is_none(), "request {id} is answered twice: {reply:?}");
@@ -268,16 +260,16 @@ impl World {
     }
 
     fn answer(&mut self, id: Id, status: u16, headers: Headers, body: Vec<u8>) {
-        let (vm, context) = (self.exchanges[id].vm, self.exchanges[id].context);
+        let context = self.exchanges[id].context;
         self.exchanges[id].response = Some(Response { status, headers: Headers::new(), body: body.clone() });
         let mut all = vec![(":status".to_owned(), status.to_string().into_bytes())];
         all.extend(headers);
-        let mut shown = self.filter_response_headers(vm, context, all, body.is_empty());
+        let mut shown = self.filter_response_headers(context, all, body.is_empty());
         let status = header(&shown, ":status").and_then(|status| str::from_utf8(status).ok()?.parse().ok());
         shown.retain(|(name, _)| name != ":status");
         let mut body = body;
         if !body.is_empty() {
-            body = self.filter_response_body(vm, context, body, true);
+            body = self.filter_response_body(context, body, true);
         }
         // A client reads as many bytes as `content-length` says.
         let length = header(&shown, "content-length").and_then(|length| str::from_utf8(length).ok());
@@ -287,34 +279,34 @@ impl World {
             response.headers = shown;
             response.body = body;
         }
-        self.turns.push_back(Turn::Delete(vm, context));
+        self.turns.push_back(Turn::Delete(context));
     }
 
     pub fn disconnect(&mut self, id: Id) {
         let exchange = &mut self.exchanges[id];
         if !exchange.is_gone {
             exchange.is_gone = true;
-            let (vm, context) = (exchange.vm, exchange.context);
-            self.delete_stream(vm, context);
+            let context = exchange.context;
+            self.delete_stream(context);
         }
     }
 
-    pub(crate) fn delete_stream(&mut self, vm: usize, context: u32) {
-        if !self.vms[vm].state().streams.contains_key(&context) {
+    pub(crate) fn delete_stream(&mut self, (vm, number): Context) {
+        if !self.vms[vm].state().streams.contains_key(&number) {
             return;
         }
         if self.vms[vm].has_export("proxy_on_log") {
-            self.call(vm, "proxy_on_log", &[context]);
+            self.call(vm, "proxy_on_log", &[number]);
         }
         if self.vms[vm].has_export("proxy_on_done") {
-            let is_done = self.call(vm, "proxy_on_done", &[context]);
+            let is_done = self.call(vm, "proxy_on_done", &[number]);
             assert_eq!(is_done, 1, "a context that is not done is not modelled");
         }
-        self.call(vm, "proxy_on_delete", &[context]);
+        self.call(vm, "proxy_on_delete", &[number]);
         let state = self.vms[vm].state_mut();
-        state.streams.remove(&context);
-        let root = state.parents.remove(&context).unwrap_or_default();
-        if let Some(id) = self.by_context.remove(&(vm, context)) {
+        state.streams.remove(&number);
+        let root = state.parents.remove(&number).unwrap_or_default();
+        if let Some(id) = self.by_context.remove(&(vm, number)) {
             self.exchanges[id].is_gone = true;
             self.delete_idle_root(vm, root);
         }
@@ -343,62 +335,69 @@ impl World {
 /// What passes through a filter, of a caller or of a bridge.
 impl World {
     /// A new stream of a root context.
-    pub(crate) fn new_stream(&mut self, vm: usize, root: u32, stream: Stream) -> u32 {
+    pub(crate) fn new_stream(&mut self, vm: usize, root: u32, stream: Stream) -> Context {
         self.last_context += 1;
-        let context = self.last_context;
+        let number = self.last_context;
         let state = self.vms[vm].state_mut();
-        state.parents.insert(context, root);
-        state.streams.insert(context, stream);
-        self.call(vm, "proxy_on_context_create", &[context, root]);
-        context
+        state.parents.insert(number, root);
+        state.streams.insert(number, stream);
+        self.call(vm, "proxy_on_context_create", &[number, root]);
+        (vm, number)
     }
 
-    fn stream(&mut self, vm: usize, context: u32) -> &mut Stream {
-        self.vms[vm].state_mut().streams.get_mut(&context).expect("a stream that is not deleted")
+    fn stream(&mut self, (vm, number): Context) -> &mut Stream {
+        self.vms[vm].state_mut().streams.get_mut(&number).expect("a stream that is not deleted")
+    }
+
+    /// Calls a callback of a stream; returns Envoy's action. If the filter has answered any request in it, this request
+    /// is held, whatever the callback returns.
+    pub(crate) fn call_for_action(
+        &mut self,
+        (vm, number): Context,
+        name: &'static str,
+        arguments: &[u32],
+    ) -> u32 {
+        let before = self.vms[vm].state().replies;
+        let action = self.vms[vm].call(name, &[&[number], arguments].concat());
+        let has_replied = self.vms[vm].state().replies != before;
+        self.carry_out(vm);
+        if has_replied { HOLD } else { action }
     }
 
     /// The filter's action, and the body as it has changed it.
     pub(crate) fn filter_request_body(
         &mut self,
-        vm: usize,
-        context: u32,
+        context: Context,
         body: Vec<u8>,
         is_last: bool,
     ) -> (u32, Vec<u8>) {
         let size = body.len() as u32;
-        self.stream(vm, context).request_body = Some(body);
-        let action = self.call_for_action(vm, "proxy_on_request_body", &[context, size, is_last.into()]);
-        (action, self.stream(vm, context).request_body.take().unwrap_or_default())
+        self.stream(context).request_body = Some(body);
+        let action = self.call_for_action(context, "proxy_on_request_body", &[size, is_last.into()]);
+        (action, self.stream(context).request_body.take().unwrap_or_default())
     }
 
     /// The headers as the filter has changed them.
     pub(crate) fn filter_response_headers(
         &mut self,
-        vm: usize,
-        context: u32,
+        context: Context,
         headers: Headers,
         is_last: bool,
     ) -> Headers {
         let count = headers.len() as u32;
-        self.stream(vm, context).response_headers = Some(headers);
-        let action = self.call_for_action(vm, "proxy_on_response_headers", &[context, count, is_last.into()]);
+        self.stream(context).response_headers = Some(headers);
+        let action = self.call_for_action(context, "proxy_on_response_headers", &[count, is_last.into()]);
         assert_eq!(action, CONTINUE, "the filter holds a response");
-        self.stream(vm, context).response_headers.take().unwrap_or_default()
+        self.stream(context).response_headers.take().unwrap_or_default()
     }
 
     /// The body as the filter has changed it.
-    pub(crate) fn filter_response_body(
-        &mut self,
-        vm: usize,
-        context: u32,
-        body: Vec<u8>,
-        is_last: bool,
-    ) -> Vec<u8> {
+    pub(crate) fn filter_response_body(&mut self, context: Context, body: Vec<u8>, is_last: bool) -> Vec<u8> {
         let size = body.len() as u32;
-        self.stream(vm, context).response_body = Some(body);
-        let action = self.call(vm, "proxy_on_response_body", &[context, size, is_last.into()]);
+        self.stream(context).response_body = Some(body);
+        let action = self.call_for_action(context, "proxy_on_response_body", &[size, is_last.into()]);
         assert_eq!(action, CONTINUE, "the filter holds a response");
-        self.stream(vm, context).response_body.take().unwrap_or_default()
+        self.stream(context).response_body.take().unwrap_or_default()
     }
 }
 

@@ -54,13 +54,19 @@ pub const ENVOY_FAILURES: &[(&str, &[u32])] = &[
 ];
 
 /// Host calls that return bytes, of which there may be too few or wrong ones.
-pub const RETURNS_BYTES: &[&str] = &[
+const RETURNS_BYTES: &[&str] = &[
     "proxy_get_property",
     "proxy_get_header_map_value",
     "proxy_get_buffer_bytes",
     "proxy_get_shared_data",
     "proxy_dequeue_shared_queue",
 ];
+
+/// All ways in which a host call can fail in Envoy, or its bytes be damaged.
+pub fn acts(call: &str, statuses: &[u32]) -> Vec<Act> {
+    let spoiled: &[Act] = if RETURNS_BYTES.contains(&call) { &[Act::Short, Act::Garbage] } else { &[] };
+    statuses.iter().map(|status| Act::Status(*status)).chain(spoiled.iter().copied()).collect()
+}
 
 /// How a host call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +92,6 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The next call of that name returns `status`.
-    pub fn status(call: &'static str, status: u32) -> Self {
-        Self { call, after: 0, times: 1, act: Act::Status(status) }
-    }
-
     /// How this call of `call` fails, if it does; counts the call.
     pub(crate) fn apply(&mut self, call: &str) -> Option<Act> {
         if self.call != call {

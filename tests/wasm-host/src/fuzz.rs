@@ -20,7 +20,7 @@ use harness::catch_panic;
 use harness::random::Random;
 use scenarios::Request;
 
-use crate::failures::{Act, ENVOY_FAILURES, Failure, RETURNS_BYTES};
+use crate::failures::{self, ENVOY_FAILURES, Failure};
 use crate::redis::Mode;
 use crate::secrets::{ADMIN_TOKEN, API_KEY};
 use crate::state::Aside;
@@ -310,14 +310,14 @@ fn redis(world: &mut World, input: &mut Reader<'_>) {
                 b"*1\r\n",
                 b"$",
             ];
-            let link = world.connections().saturating_sub(1);
+            let link = world.links.len().saturating_sub(1);
             for _ in 0..input.byte() % 4 {
                 let reply = input.pick(&replies);
                 world.redis_sends(link, reply);
             }
         }
         _ => {
-            let link = world.connections().saturating_sub(1);
+            let link = world.links.len().saturating_sub(1);
             let bytes = input.some();
             world.redis_sends(link, bytes);
         }
@@ -344,10 +344,7 @@ fn configure(world: &mut World, input: &mut Reader<'_>, worker: usize, summary: 
 
 fn script(world: &mut World, input: &mut Reader<'_>, worker: usize) {
     let (call, statuses) = ENVOY_FAILURES[input.byte() % ENVOY_FAILURES.len()];
-    let mut acts: Vec<Act> = statuses.iter().map(|status| Act::Status(*status)).collect();
-    if RETURNS_BYTES.contains(&call) {
-        acts.extend([Act::Short, Act::Garbage]);
-    }
+    let acts = failures::acts(call, statuses);
     if !acts.is_empty() {
         let act = input.pick(&acts);
         let (after, times) = (input.byte() as u32 % 8, input.pick(&[1, 2, 1_000]));
@@ -388,7 +385,7 @@ fn finish(world: &mut World, summary: &mut Summary) {
         let counted = if world.forwarded(id).is_some() { "forwarded" } else { "answered" };
         summary.note(counted, 1);
     }
-    summary.note("connections", world.connections() as u64);
+    summary.note("connections", world.links.len() as u64);
     for vm in &mut world.vms {
         summary.note("callbacks", vm.callbacks);
         summary.note("most_fuel", vm.most_fuel);

@@ -7,66 +7,84 @@ use crate::state::{Guest, Headers, VmState};
 
 /// Ends the callback with an error: the guest did something invalid.
 macro_rules! bail {
-    ($($text:tt)*) => { return Err(wasmtime::Error::msg(format!($($text)*))) };
+    ($($text:tt)*) => { return Err(wasmtime::Error::msg(format!($($text)*)).into()) };
 }
 pub(crate) use bail;
 
 pub(crate) type Host<'a> = Caller<'a, VmState>;
 
-fn guest(host: &Host<'_>) -> Result<Guest> {
+/// How a host call ends early.
+pub(crate) enum Stop {
+    /// It returns this status.
+    Status(u32),
+    /// The guest passed an address outside of its memory.
+    OutOfBounds { at: u32, length: usize },
+    /// It ends the callback.
+    Error(wasmtime::Error),
+}
+
+impl From<u32> for Stop {
+    fn from(status: u32) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl From<wasmtime::Error> for Stop {
+    fn from(error: wasmtime::Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// The status that the guest gets. Addresses outside of its memory are a status if they are forgiven.
+pub(crate) fn status_of(ended: Result<(), Stop>, is_forgiven: bool) -> Result<u32> {
+    match ended {
+        Ok(()) => Ok(status::OK),
+        Err(Stop::Status(status)) => Ok(status),
+        Err(Stop::OutOfBounds { .. }) if is_forgiven => Ok(status::INVALID_MEMORY_ACCESS),
+        Err(Stop::OutOfBounds { at, length }) => {
+            bail!("the filter passed {length} bytes at {at}, which are outside of its memory")
+        }
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
+fn guest(host: &Host<'_>) -> Result<Guest, Stop> {
     match &host.data().guest {
         Some(guest) => Ok(guest.clone()),
         None => bail!("a host call from a start function"),
     }
 }
 
-pub(crate) fn read(host: &Host<'_>, at: u32, length: u32) -> Result<Vec<u8>> {
-    let memory = guest(host)?.memory;
-    let range = at as usize..at as usize + length as usize;
-    match memory.data(host).get(range) {
-        Some(bytes) => Ok(bytes.to_vec()),
-        None => Err(OutOfBounds { at, length }.into()),
-    }
+pub(crate) fn read(host: &Host<'_>, at: u32, length: u32) -> Result<Vec<u8>, Stop> {
+    let (memory, length) = (guest(host)?.memory, length as usize);
+    let bytes = memory.data(host).get(at as usize..at as usize + length);
+    bytes.map(<[u8]>::to_vec).ok_or(Stop::OutOfBounds { at, length })
 }
 
-/// The guest passed an address outside of its memory.
-#[derive(Debug)]
-pub(crate) struct OutOfBounds {
-    at: u32,
-    length: u32,
-}
-
-impl std::fmt::Display for OutOfBounds {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "the filter passed {} bytes at {}, which are outside of its memory",
-            self.length, self.at
-        )
-    }
-}
-
-impl std::error::Error for OutOfBounds {}
-
-pub(crate) fn read_text(host: &Host<'_>, at: u32, length: u32) -> Result<String> {
+pub(crate) fn read_text(host: &Host<'_>, at: u32, length: u32) -> Result<String, Stop> {
     Ok(String::from_utf8_lossy(&read(host, at, length)?).into_owned())
 }
 
-pub(crate) fn write(host: &mut Host<'_>, at: u32, bytes: &[u8]) -> Result<()> {
-    guest(host)?.memory.write(host, at as usize, bytes)?;
-    Ok(())
+pub(crate) fn read_u32(host: &Host<'_>, at: u32) -> Result<u32, Stop> {
+    let bytes = read(host, at, 4)?;
+    Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
 }
 
-pub(crate) fn write_u32(host: &mut Host<'_>, at: u32, number: u32) -> Result<()> {
+pub(crate) fn write(host: &mut Host<'_>, at: u32, bytes: &[u8]) -> Result<(), Stop> {
+    let memory = guest(host)?.memory;
+    memory.write(host, at as usize, bytes).map_err(|_| Stop::OutOfBounds { at, length: bytes.len() })
+}
+
+pub(crate) fn write_u32(host: &mut Host<'_>, at: u32, number: u32) -> Result<(), Stop> {
     write(host, at, &number.to_le_bytes())
 }
 
-pub(crate) fn write_u64(host: &mut Host<'_>, at: u32, number: u64) -> Result<()> {
+pub(crate) fn write_u64(host: &mut Host<'_>, at: u32, number: u64) -> Result<(), Stop> {
     write(host, at, &number.to_le_bytes())
 }
 
 /// Copies bytes into memory that the guest allocates, and writes their address; the address is 0 if there are none.
-pub(crate) fn return_bytes(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: u32) -> Result<u32> {
+pub(crate) fn return_bytes(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: u32) -> Result<(), Stop> {
     let bytes = match host.data_mut().spoils_bytes.take() {
         Some(Act::Short) => bytes[..bytes.len() / 2].to_vec(),
         Some(Act::Garbage) => bytes.iter().map(|byte| byte ^ 0xa5).collect(),
@@ -79,8 +97,7 @@ pub(crate) fn return_bytes(host: &mut Host<'_>, bytes: &[u8], to: u32, size_to: 
         write(host, at, &bytes)?;
     }
     write_u32(host, to, at)?;
-    write_u32(host, size_to, bytes.len() as u32)?;
-    Ok(status::OK)
+    write_u32(host, size_to, bytes.len() as u32)
 }
 
 /// Headers in the ABI's format; `None` if they are invalid.

@@ -8,17 +8,17 @@ use wasmtime::{Linker, Result};
 
 use crate::failures::status;
 use crate::guest::{
-    Host, OutOfBounds, bail, read, read_headers, read_text, return_bytes, write_u32, write_u64,
+    Host, Stop, bail, read, read_headers, read_text, return_bytes, status_of, write_u32, write_u64,
 };
 use crate::process::StatKind;
-use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState};
+use crate::state::{After, Event, Headers, LocalReply, Out, Timer, VmState, header};
 
 mod calls;
 mod wasi;
 
-/// Defines one import; its arguments are of type `u32` by default, and its failures are scripted by its name. An
-/// address outside of the guest's memory ends the test, unless the guest is the probe, which tests how Envoy handles
-/// it.
+/// Defines one import; its arguments are of type `u32` by default, and its failures are scripted by its name. It returns
+/// `OK` unless its body ends early. An address outside of the guest's memory ends the test, unless the guest is the
+/// probe, which tests how Envoy handles it.
 macro_rules! import {
     ($linker:ident $module:ident $name:ident($host:ident $(, $argument:ident $(: $kind:ty)?)*) $body:block) => {
         let function = |mut host: Host<'_> $(, $argument: kind!($($kind)?))*| {
@@ -26,12 +26,9 @@ macro_rules! import {
                 return Ok(status);
             }
             let is_forgiven = host.data().is_probe;
-            #[allow(unused_mut, reason = "some calls only read")]
-            let act = |mut $host: Host<'_>| -> Result<u32> { $body };
-            match act(host) {
-                Err(error) if is_forgiven && error.is::<OutOfBounds>() => Ok(status::INVALID_MEMORY_ACCESS),
-                result => result,
-            }
+            #[allow(unused_mut, unreachable_code, reason = "some calls only read, one only fails")]
+            let act = |mut $host: Host<'_>| -> Result<(), Stop> { $body Ok(()) };
+            status_of(act(host), is_forgiven)
         };
         $linker.func_wrap(stringify!($module), stringify!($name), function)?;
     };
@@ -68,17 +65,14 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
         );
         state.note(Event::Logged(level, line.clone()));
         state.process.log.borrow_mut().push((level, line));
-        Ok(status::OK)
     } }
     import! { linker env proxy_get_log_level(host, to) {
         let level = host.data().process.log_level.get();
         write_u32(&mut host, to, level)?;
-        Ok(status::OK)
     } }
     import! { linker env proxy_get_current_time_nanoseconds(host, to) {
         let now = host.data().process.clock.wall_ns.get();
         write_u64(&mut host, to, now)?;
-        Ok(status::OK)
     } }
     import! { linker env proxy_set_tick_period_milliseconds(host, period_ms) {
         let now_us = host.data().process.clock.now_us();
@@ -86,29 +80,24 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
         let root = host.data().root();
         let timer = (period_us > 0).then_some(Timer { period_us, due_us: now_us + period_us });
         host.data_mut().roots.insert(root, timer);
-        Ok(status::OK)
     } }
     import! { linker env proxy_set_effective_context(host, context) {
         if !host.data().exists(context) {
-            return Ok(status::BAD_ARGUMENT);
+            return Err(Stop::Status(status::BAD_ARGUMENT));
         }
         host.data_mut().effective = context;
-        Ok(status::OK)
     } }
     import! { linker env proxy_continue_stream(host, kind) {
         let context = host.data().context();
-        match (kind, host.data().streams.contains_key(&context)) {
-            (0 | 1, true) => {
-                if kind == 0 {
-                    host.data_mut().after.push_back(After::Continue(context));
-                    let stream = host.data_mut().streams.entry(context).or_default();
-                    stream.request_headers = None;
-                    stream.request_trailers = None;
-                }
-                Ok(status::OK)
+        let state = host.data_mut();
+        match (kind, state.streams.get_mut(&context)) {
+            (0, Some(stream)) => {
+                stream.request_headers = None;
+                stream.request_trailers = None;
+                state.after.push_back(After::Continue(context));
             }
-            (0 | 1, false) => Ok(status::OK),
-            _ => Ok(status::BAD_ARGUMENT),
+            (0 | 1, _) => {}
+            _ => return Err(Stop::Status(status::BAD_ARGUMENT)),
         }
     } }
     import! { linker env proxy_send_local_response(
@@ -130,14 +119,11 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
             let reply = LocalReply { status, headers, body, grpc_status };
             host.data_mut().after.push_back(After::Reply(context, reply));
         }
-        Ok(status::OK)
     } }
     import! { linker env proxy_get_property(host, path, size, to, size_to) {
         let path = read(&host, path, size)?;
-        match host.data().property(&path) {
-            Ok(value) => return_bytes(&mut host, &value, to, size_to),
-            Err(status) => Ok(status),
-        }
+        let value = host.data().property(&path)?;
+        return_bytes(&mut host, &value, to, size_to)?;
     } }
     Ok(())
 }
@@ -145,65 +131,40 @@ fn proxy(linker: &mut Linker<VmState>) -> Result<()> {
 fn headers_and_bodies(linker: &mut Linker<VmState>) -> Result<()> {
     import! { linker env proxy_get_header_map_value(host, map, name, size, to, size_to) {
         let name = read_text(&host, name, size)?.to_lowercase();
-        let Some(headers) = host.data_mut().map(map) else {
-            return Ok(status::BAD_ARGUMENT);
-        };
-        let value = headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
-        match value {
-            Some(value) => return_bytes(&mut host, &value, to, size_to),
-            None => Ok(status::NOT_FOUND),
-        }
+        let headers = host.data_mut().map(map).ok_or(status::BAD_ARGUMENT)?;
+        let value = header(headers, &name).map(<[u8]>::to_vec).ok_or(status::NOT_FOUND)?;
+        return_bytes(&mut host, &value, to, size_to)?;
     } }
     import! { linker env proxy_replace_header_map_value(host, map, name, name_size, value, size) {
         let name = read_text(&host, name, name_size)?.to_lowercase();
         let value = read(&host, value, size)?;
-        let Some(headers) = host.data_mut().map(map) else {
-            return Ok(status::BAD_ARGUMENT);
-        };
-        match headers.iter().position(|(known, _)| *known == name) {
-            Some(index) => {
-                headers[index].1 = value;
-                let mut at = 0;
-                headers.retain(|(known, _)| {
-                    at += 1;
-                    *known != name || at == index + 1
-                });
-            }
-            None => headers.push((name, value)),
-        }
-        Ok(status::OK)
+        let headers = host.data_mut().map(map).ok_or(status::BAD_ARGUMENT)?;
+        let index = headers.iter().position(|(known, _)| *known == name).unwrap_or(headers.len());
+        headers.retain(|(known, _)| *known != name);
+        headers.insert(index, (name, value));
     } }
     import! { linker env proxy_add_header_map_value(host, map, name, name_size, value, size) {
         let name = read_text(&host, name, name_size)?.to_lowercase();
         let value = read(&host, value, size)?;
-        match host.data_mut().map(map) {
-            Some(headers) => headers.push((name, value)),
-            None => return Ok(status::BAD_ARGUMENT),
-        }
-        Ok(status::OK)
+        host.data_mut().map(map).ok_or(status::BAD_ARGUMENT)?.push((name, value));
     } }
     import! { linker env proxy_get_buffer_bytes(host, kind, start, length, to, size_to) {
-        let Some(buffer) = host.data_mut().buffer(kind) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let buffer = host.data_mut().buffer(kind).ok_or(status::NOT_FOUND)?;
         let start = (start as usize).min(buffer.len());
         let end = (start + length as usize).min(buffer.len());
         let bytes = buffer[start..end].to_vec();
-        return_bytes(&mut host, &bytes, to, size_to)
+        return_bytes(&mut host, &bytes, to, size_to)?;
     } }
     import! { linker env proxy_set_buffer_bytes(host, kind, start, length, bytes, size) {
         let bytes = read(&host, bytes, size)?;
-        let Some(buffer) = host.data_mut().buffer(kind) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let buffer = host.data_mut().buffer(kind).ok_or(status::NOT_FOUND)?;
         // Envoy supports three cases: prepend, replace, append.
         match (start, length) {
             (0, 0) => drop(buffer.splice(0..0, bytes)),
             (0, length) if length as usize >= buffer.len() => *buffer = bytes,
             (start, _) if start as usize >= buffer.len() && start > 0 => buffer.extend(bytes),
-            _ => return Ok(status::BAD_ARGUMENT),
+            _ => return Err(Stop::Status(status::BAD_ARGUMENT)),
         }
-        Ok(status::OK)
     } }
     Ok(())
 }
@@ -212,11 +173,9 @@ fn shared(linker: &mut Linker<VmState>) -> Result<()> {
     import! { linker env proxy_get_shared_data(host, key, key_size, to, size_to, cas_to) {
         let key = read(&host, key, key_size)?;
         let state = host.data();
-        let Some((value, cas)) = state.process.get_shared(&state.vm_id, &key) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let (value, cas) = state.process.get_shared(&state.vm_id, &key).ok_or(status::NOT_FOUND)?;
         write_u32(&mut host, cas_to, cas)?;
-        return_bytes(&mut host, &value, to, size_to)
+        return_bytes(&mut host, &value, to, size_to)?;
     } }
     import! { linker env proxy_set_shared_data(host, key, key_size, value, size, cas) {
         let (key, value) = (read(&host, key, key_size)?, read(&host, value, size)?);
@@ -224,40 +183,32 @@ fn shared(linker: &mut Linker<VmState>) -> Result<()> {
             act(&host.data().process);
         }
         let state = host.data();
-        Ok(state.process.set_shared(&state.vm_id, &key, &value, cas))
+        if !state.process.set_shared(&state.vm_id, &key, &value, cas) {
+            return Err(Stop::Status(status::CAS_MISMATCH));
+        }
     } }
     import! { linker env proxy_register_shared_queue(host, name, size, to) {
         let name = read(&host, name, size)?;
         let state = host.data();
         let token = state.process.register_queue(&state.vm_id, &name, state.index, state.root());
         write_u32(&mut host, to, token)?;
-        Ok(status::OK)
     } }
     import! { linker env proxy_resolve_shared_queue(host, vm_id, vm_id_size, name, size, to) {
         let (vm_id, name) = (read_text(&host, vm_id, vm_id_size)?, read(&host, name, size)?);
-        let Some(token) = host.data().process.resolve_queue(&vm_id, &name) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let token = host.data().process.resolve_queue(&vm_id, &name).ok_or(status::NOT_FOUND)?;
         write_u32(&mut host, to, token)?;
-        Ok(status::OK)
     } }
     import! { linker env proxy_enqueue_shared_queue(host, token, data, size) {
         let data = read(&host, data, size)?;
-        match host.data().process.queues.borrow_mut().get_mut(&token) {
-            Some(queue) => queue.items.push_back(data),
-            None => return Ok(status::NOT_FOUND),
-        }
+        let state = host.data();
+        state.process.queues.borrow_mut().get_mut(&token).ok_or(status::NOT_FOUND)?.items.push_back(data);
         host.data_mut().out.push_back(Out::Enqueued(token));
-        Ok(status::OK)
     } }
     import! { linker env proxy_dequeue_shared_queue(host, token, to, size_to) {
-        let taken =
-            host.data().process.queues.borrow_mut().get_mut(&token).map(|queue| queue.items.pop_front());
-        match taken {
-            Some(Some(item)) => return_bytes(&mut host, &item, to, size_to),
-            Some(None) => Ok(status::EMPTY),
-            None => Ok(status::NOT_FOUND),
-        }
+        let state = host.data();
+        let item = state.process.queues.borrow_mut().get_mut(&token).map(|queue| queue.items.pop_front());
+        let item = item.ok_or(status::NOT_FOUND)?.ok_or(status::EMPTY)?;
+        return_bytes(&mut host, &item, to, size_to)?;
     } }
     Ok(())
 }
@@ -269,47 +220,37 @@ fn stats(linker: &mut Linker<VmState>) -> Result<()> {
             0 => StatKind::Counter,
             1 => StatKind::Gauge,
             2 => StatKind::Histogram,
-            _ => return Ok(status::BAD_ARGUMENT),
+            _ => return Err(Stop::Status(status::BAD_ARGUMENT)),
         };
         let state = host.data_mut();
         let id = (state.metrics.len() as u32) << 2 | kind as u32;
         state.process.define_stat(kind, &name);
         state.metrics.insert(id, (kind, name));
         write_u32(&mut host, to, id)?;
-        Ok(status::OK)
     } }
     import! { linker env proxy_increment_metric(host, id, offset: i64) {
-        let Some((kind, name)) = host.data().metrics.get(&id) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let (kind, name) = host.data().metrics.get(&id).ok_or(status::NOT_FOUND)?;
         if *kind == StatKind::Histogram || *kind == StatKind::Counter && offset <= 0 {
-            return Ok(status::BAD_ARGUMENT);
+            return Err(Stop::Status(status::BAD_ARGUMENT));
         }
         host.data().process.change_stat(*kind, name, |value| value.wrapping_add_signed(offset));
-        Ok(status::OK)
     } }
     import! { linker env proxy_record_metric(host, id, value: u64) {
-        let Some((kind, name)) = host.data().metrics.get(&id) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let (kind, name) = host.data().metrics.get(&id).ok_or(status::NOT_FOUND)?;
         let change = |old: u64| match kind {
             StatKind::Counter => old.wrapping_add(value),
             StatKind::Gauge => value,
             StatKind::Histogram => old + 1,
         };
         host.data().process.change_stat(*kind, name, change);
-        Ok(status::OK)
     } }
     import! { linker env proxy_get_metric(host, id, to) {
-        let Some((kind, name)) = host.data().metrics.get(&id) else {
-            return Ok(status::NOT_FOUND);
-        };
+        let (kind, name) = host.data().metrics.get(&id).ok_or(status::NOT_FOUND)?;
         if *kind == StatKind::Histogram {
-            return Ok(status::BAD_ARGUMENT);
+            return Err(Stop::Status(status::BAD_ARGUMENT));
         }
         let value = host.data().process.stat(name);
         write_u64(&mut host, to, value)?;
-        Ok(status::OK)
     } }
     Ok(())
 }

@@ -4,13 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
-use crate::failures::status;
+use crate::world::Setup;
 
 /// A `vm_id` and a name.
 type Key = (String, Vec<u8>);
 
 /// The clocks of a machine, which tests control.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Clock {
     /// Nanoseconds since start; never steps back.
     pub monotonic_ns: Cell<u64>,
@@ -56,7 +56,7 @@ pub(crate) struct Queue {
     pub(crate) items: VecDeque<Vec<u8>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Process {
     pub clock: Rc<Clock>,
     /// Its log level: 0 is trace, 2 info, 6 off.
@@ -64,10 +64,10 @@ pub struct Process {
     /// Every line logged: level and text.
     pub log: RefCell<Vec<(u32, String)>>,
     /// Variables that Envoy passes to the VM.
-    pub environment: RefCell<Vec<(String, Vec<u8>)>>,
+    pub environment: Vec<(String, Vec<u8>)>,
     /// Whether stats are kept: a `stats_matcher` may exclude the filter's.
     pub keeps_stats: Cell<bool>,
-    pub clusters: RefCell<Vec<String>>,
+    pub clusters: Vec<&'static str>,
     shared_data: RefCell<HashMap<Key, (Vec<u8>, u32)>>,
     last_cas: Cell<u32>,
     pub(crate) queues: RefCell<BTreeMap<u32, Queue>>,
@@ -76,20 +76,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// An Envoy with these clusters.
-    pub(crate) fn new(clock: Rc<Clock>, clusters: &[&str], environment: &[(String, Vec<u8>)]) -> Self {
+    pub(crate) fn new(clock: Rc<Clock>, setup: &Setup) -> Self {
         Self {
             clock,
-            log_level: Cell::new(0),
-            log: RefCell::default(),
-            environment: RefCell::new(environment.to_vec()),
-            keeps_stats: Cell::new(true),
-            clusters: RefCell::new(clusters.iter().map(|name| (*name).to_owned()).collect()),
-            shared_data: RefCell::default(),
-            last_cas: Cell::new(0),
-            queues: RefCell::default(),
-            queue_names: RefCell::default(),
-            stats: RefCell::default(),
+            log_level: setup.log_level.into(),
+            environment: setup.environment.clone(),
+            keeps_stats: true.into(),
+            clusters: setup.clusters.clone(),
+            ..Self::default()
         }
     }
 
@@ -104,16 +98,16 @@ impl Process {
         self.shared_data.borrow().get(&(vm_id.to_owned(), key.to_vec())).cloned()
     }
 
-    /// Envoy's rule: version 0 overwrites any value, any version inserts a missing key.
-    pub fn set_shared(&self, vm_id: &str, key: &[u8], value: &[u8], cas: u32) -> u32 {
+    /// Whether it is written. Envoy's rule: version 0 overwrites any value, any version inserts a missing key.
+    pub fn set_shared(&self, vm_id: &str, key: &[u8], value: &[u8], cas: u32) -> bool {
         let mut data = self.shared_data.borrow_mut();
         let stored = data.get(&(vm_id.to_owned(), key.to_vec())).map(|(_, version)| *version);
         if stored.is_some_and(|version| cas != 0 && cas != version) {
-            return status::CAS_MISMATCH;
+            return false;
         }
         self.last_cas.set(self.last_cas.get() + 1);
         data.insert((vm_id.to_owned(), key.to_vec()), (value.to_vec(), self.last_cas.get()));
-        status::OK
+        true
     }
 
     /// All keys and values, sorted.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use dynamic_rate_limiter::store::redis::frame;
 
-use crate::exchange::CONTINUE;
+use crate::exchange::{CONTINUE, Context};
 use crate::process::Clock;
 use crate::state::{Headers, Stream, header};
 use crate::world::{Turn, World};
@@ -39,11 +39,12 @@ impl Redis {
 }
 
 /// One connection, from a worker's stream to Redis.
+#[derive(Default)]
 pub(crate) struct Link {
     vm: usize,
     token: u32,
-    bridge: usize,
-    context: u32,
+    /// The stream in the bridge.
+    bridge: Context,
     is_open: bool,
     has_response: bool,
     connection: Connection,
@@ -59,20 +60,10 @@ impl World {
         let bridge = self.bridge(vm);
         let root = *self.vms[bridge].state().roots.keys().next().expect("the bridge's root context");
         let stream = Stream { request_headers: Some(Headers::new()), ..Stream::default() };
-        let context = self.new_stream(bridge, root, stream);
-        let action = self.call(bridge, "proxy_on_request_headers", &[context, 0, 0]);
+        let bridge = self.new_stream(bridge, root, stream);
+        let action = self.call_for_action(bridge, "proxy_on_request_headers", &[0, 0]);
         assert_eq!(action, CONTINUE, "the bridge holds a request");
-        self.links.push(Link {
-            vm,
-            token,
-            bridge,
-            context,
-            is_open: true,
-            has_response: false,
-            connection: Connection::default(),
-            unanswered: Vec::new(),
-            from_bridge: Vec::new(),
-        });
+        self.links.push(Link { vm, token, bridge, is_open: true, ..Link::default() });
     }
 
     /// The VM of a worker's bridge, created when it is first needed.
@@ -96,9 +87,9 @@ impl World {
     pub(crate) fn send_on_link(&mut self, vm: usize, token: u32, message: &[u8]) {
         let Some(link) = self.link(vm, token) else { return };
         let framed = [frame::header(message.len() as u32).as_slice(), message].concat();
-        let (bridge, context) = (self.links[link].bridge, self.links[link].context);
+        let bridge = self.links[link].bridge;
         for piece in framed.chunks(self.redis.piece_bytes.max(1)) {
-            let (action, plain) = self.filter_request_body(bridge, context, piece.to_vec(), false);
+            let (action, plain) = self.filter_request_body(bridge, piece.to_vec(), false);
             assert_eq!(action, CONTINUE, "the bridge holds bytes");
             self.redis.received.extend(&plain);
             self.links[link].unanswered.extend(plain);
@@ -131,17 +122,12 @@ impl World {
     pub fn redis_disconnects(&mut self) {
         for link in 0..self.links.len() {
             if std::mem::take(&mut self.links[link].is_open) {
-                self.end_bridge_stream(link);
-                let Link { vm, token, .. } = self.links[link];
+                let Link { vm, token, bridge, .. } = self.links[link];
+                self.turns.push_back(Turn::Delete(bridge));
                 self.turns.push_back(Turn::StreamClosed(vm, token, UNAVAILABLE));
             }
         }
         self.settle();
-    }
-
-    /// How many connections there were, open or closed.
-    pub(crate) fn connections(&self) -> usize {
-        self.links.len()
     }
 
     /// Redis sends bytes on a connection.
@@ -152,15 +138,13 @@ impl World {
     }
 
     pub(crate) fn receive_from_redis(&mut self, link: usize, bytes: &[u8]) {
-        let Some(&Link { vm, token, bridge, context, is_open: true, has_response, .. }) =
-            self.links.get(link)
-        else {
+        let Some(&Link { vm, token, bridge, is_open: true, has_response, .. }) = self.links.get(link) else {
             return;
         };
         if !has_response {
             self.links[link].has_response = true;
             let headers = vec![(":status".to_owned(), b"200".to_vec())];
-            let headers = self.filter_response_headers(bridge, context, headers, false);
+            let headers = self.filter_response_headers(bridge, headers, false);
             let kind = header(&headers, "content-type").map(String::from_utf8_lossy);
             assert_eq!(
                 kind.as_deref(),
@@ -168,7 +152,7 @@ impl World {
                 "Envoy's gRPC client would close the stream"
             );
         }
-        let framed = self.filter_response_body(bridge, context, bytes.to_vec(), false);
+        let framed = self.filter_response_body(bridge, bytes.to_vec(), false);
         self.links[link].from_bridge.extend(framed);
         while let Some(message) = self.next_message(link) {
             self.deliver_message(vm, token, message);
@@ -199,12 +183,7 @@ impl World {
     pub(crate) fn cancel_link(&mut self, vm: usize, token: u32) {
         if let Some(link) = self.link(vm, token) {
             self.links[link].is_open = false;
-            self.end_bridge_stream(link);
+            self.turns.push_back(Turn::Delete(self.links[link].bridge));
         }
-    }
-
-    fn end_bridge_stream(&mut self, link: usize) {
-        let Link { bridge, context, .. } = self.links[link];
-        self.turns.push_back(Turn::Delete(bridge, context));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 
-use wasmtime::{Memory, StoreLimits, StoreLimitsBuilder, TypedFunc};
+use wasmtime::{Memory, StoreLimits, TypedFunc};
 
 use crate::failures::{Act, Failure, status};
 use crate::process::{Process, StatKind};
@@ -66,19 +66,11 @@ pub(crate) enum Out {
 pub struct HttpCall {
     pub token: u32,
     pub cluster: String,
-    pub headers: Headers,
-
-    pub timeout_ms: u32,
+    pub path: String,
     /// The context whose callback gets the response.
     pub(crate) context: u32,
     /// When Envoy answers with a timeout.
     pub(crate) due_us: u64,
-}
-
-impl HttpCall {
-    pub fn path(&self) -> String {
-        String::from_utf8_lossy(header(&self.headers, ":path").unwrap_or_default()).into_owned()
-    }
 }
 
 /// A response to an HTTP call of the filter.
@@ -92,6 +84,7 @@ pub(crate) struct CallResponse {
 pub(crate) type Aside = Box<dyn FnOnce(&Process)>;
 
 /// The host's state of a VM.
+#[derive(Default)]
 pub(crate) struct VmState {
     pub(crate) process: Rc<Process>,
     pub(crate) index: usize,
@@ -101,6 +94,8 @@ pub(crate) struct VmState {
     pub(crate) root_names: HashMap<u32, String>,
     /// Whether the guest is the probe, which may do what a filter must not.
     pub(crate) is_probe: bool,
+    /// Whether a failure unwinds without a message.
+    pub(crate) is_quiet: bool,
     /// The root contexts and their timers.
     pub(crate) roots: BTreeMap<u32, Option<Timer>>,
     pub(crate) streams: HashMap<u32, Stream>,
@@ -118,6 +113,7 @@ pub(crate) struct VmState {
     /// The root contexts of the VM's gRPC streams, by token.
     pub(crate) grpc_streams: BTreeMap<u32, u32>,
     pub(crate) last_token: u32,
+    /// The state of the generator, odd at first.
     pub(crate) random: u64,
     pub(crate) calls: BTreeMap<&'static str, u64>,
     pub(crate) failures: Vec<Failure>,
@@ -164,42 +160,6 @@ pub(crate) struct Timer {
 }
 
 impl VmState {
-    pub(crate) fn new(process: Rc<Process>, index: usize, vm_id: &str, root_id: &str, seed: u64) -> Self {
-        let limits =
-            StoreLimitsBuilder::new().memory_size(MAX_MEMORY_BYTES).trap_on_grow_failure(true).build();
-        Self {
-            process,
-            index,
-            vm_id: vm_id.to_owned(),
-            root_id: root_id.to_owned(),
-            root_names: HashMap::new(),
-            is_probe: false,
-            roots: BTreeMap::new(),
-            streams: HashMap::new(),
-            parents: HashMap::new(),
-            current: 0,
-            effective: 0,
-            after: VecDeque::new(),
-            replies: 0,
-            out: VecDeque::new(),
-            plugin_configuration: None,
-            call_response: None,
-            grpc_message: Vec::new(),
-            metrics: BTreeMap::new(),
-            grpc_streams: BTreeMap::new(),
-            last_token: 0,
-            random: seed | 1,
-            calls: BTreeMap::new(),
-            failures: Vec::new(),
-            spoils_bytes: None,
-            has_failed_a_call: false,
-            history: VecDeque::new(),
-            limits,
-            guest: None,
-            another_worker: None,
-        }
-    }
-
     /// Records a host call; returns a status if a failure is scripted for it.
     pub(crate) fn enter(&mut self, call: &'static str) -> Option<u32> {
         *self.calls.entry(call).or_default() += 1;

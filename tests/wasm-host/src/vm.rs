@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::rc::Rc;
 
-use wasmtime::{InstancePre, Store, Val};
+use wasmtime::{InstancePre, Store, StoreLimitsBuilder, Val};
 
 use crate::failures::Failure;
-use crate::process::Process;
 use crate::state::{Event, Guest, MAX_MEMORY_BYTES, VmState};
 
 /// The fuel bound of a callback. The most expensive valid callback, a configuration with thousands of keys, needs some
@@ -26,21 +24,14 @@ pub struct Vm {
     pub total_fuel: u64,
     /// The fuel of the most expensive callback.
     pub most_fuel: u64,
-    /// Whether a failure unwinds without a message.
-    pub(crate) is_quiet: bool,
     pub callbacks: u64,
 }
 
 impl Vm {
     /// A new instance, initialised, without a context.
-    pub(crate) fn new(
-        module: &InstancePre<VmState>,
-        process: Rc<Process>,
-        index: usize,
-        (vm_id, root_id): (&str, &str),
-        seed: u64,
-    ) -> Self {
-        let state = VmState::new(process, index, vm_id, root_id, seed);
+    pub(crate) fn new(module: &InstancePre<VmState>, mut state: VmState) -> Self {
+        state.limits =
+            StoreLimitsBuilder::new().memory_size(MAX_MEMORY_BYTES).trap_on_grow_failure(true).build();
         let mut store = Store::new(module.module().engine(), state);
         store.limiter(|state| &mut state.limits);
         store.set_fuel(MAX_FUEL).expect("an engine that counts fuel");
@@ -48,7 +39,7 @@ impl Vm {
         let memory = instance.get_memory(&mut store, "memory").expect("a memory");
         let allocate = instance.get_typed_func(&mut store, "proxy_on_memory_allocate").expect("an allocator");
         store.data_mut().guest = Some(Guest { memory, allocate });
-        let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, is_quiet: false, callbacks: 0 };
+        let mut vm = Self { store, instance, total_fuel: 0, most_fuel: 0, callbacks: 0 };
         vm.call("_initialize", &[]);
         vm
     }
@@ -126,7 +117,7 @@ impl Vm {
         for line in &state.history {
             let _ = writeln!(text, "  {line}");
         }
-        if self.is_quiet {
+        if state.is_quiet {
             std::panic::resume_unwind(Box::new(text));
         }
         panic!("{text}");

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use crate::exchange::{Exchange, Upstream};
+use crate::exchange::{Context, Exchange, Upstream};
 use crate::module;
 use crate::process::{Clock, Process};
 use crate::redis::{Link, Redis, UNAVAILABLE};
-use crate::state::{After, CallResponse, HttpCall, Out};
+use crate::state::{After, CallResponse, HttpCall, Out, VmState};
 use crate::vm::Vm;
 
 /// The `vm_id` of the limiter.
@@ -15,9 +15,6 @@ pub const LIMITER: &str = "rate_limiter";
 
 /// The maximum of turns at one instant: more is an endless loop.
 const MAX_TURNS: usize = 200_000;
-
-/// Envoy's `StopAllIterationAndWatermark`.
-const HOLD: u32 = 4;
 
 /// The configuration of a world.
 #[derive(Clone, Debug)]
@@ -28,8 +25,6 @@ pub struct Setup {
     pub envoys: usize,
     /// Workers of each Envoy.
     pub workers: usize,
-    /// The seed of the VMs' randomness.
-    pub seed: u64,
     /// Whether the plugin has `allow_on_headers_stop_iteration`.
     pub allows_stop: bool,
     /// Clusters that each Envoy has.
@@ -54,7 +49,6 @@ impl Setup {
             environment: vec![("ADMIN_TOKEN".to_owned(), crate::secrets::ADMIN_TOKEN.into())],
             envoys: 1,
             workers: 1,
-            seed: 1,
             allows_stop: true,
             clusters: vec!["redis", "config_files"],
             refusing: Vec::new(),
@@ -86,7 +80,7 @@ impl Setup {
 pub(crate) enum Turn {
     QueueReady(Rc<Process>, u32),
     Upstream(usize),
-    Delete(usize, u32),
+    Delete(Context),
     FromRedis(usize, Vec<u8>),
     StreamGreeted(usize, u32),
     StreamClosed(usize, u32, u32),
@@ -116,10 +110,12 @@ pub struct World {
     /// Unanswered HTTP calls of the filter: the VM, and the call.
     pub calls: Vec<(usize, HttpCall)>,
     pub(crate) setup: Setup,
-    pub(crate) vms: Vec<Vm>,
+    /// All VMs, including those of bridges.
+    pub vms: Vec<Vm>,
     pub(crate) workers: Vec<Worker>,
     pub(crate) exchanges: Vec<Exchange>,
-    pub(crate) by_context: HashMap<(usize, u32), usize>,
+    pub(crate) by_context: HashMap<Context, usize>,
+    /// All connections to Redis there were, open or closed.
     pub(crate) links: Vec<Link>,
     pub(crate) turns: VecDeque<Turn>,
     pub(crate) last_context: u32,
@@ -167,8 +163,7 @@ impl World {
             setup: setup.clone(),
         };
         for _ in 0..setup.envoys {
-            let process = Rc::new(Process::new(clock.clone(), &setup.clusters, &setup.environment));
-            process.log_level.set(setup.log_level);
+            let process = Rc::new(Process::new(clock.clone(), &setup));
             world.processes.push(process.clone());
             for _ in 0..setup.workers {
                 let name = if setup.is_probe { "probe" } else { LIMITER };
@@ -202,14 +197,20 @@ impl World {
         plugin
     }
 
-    pub(crate) fn new_vm(&mut self, process: Rc<Process>, names: (&str, &str)) -> usize {
+    pub(crate) fn new_vm(&mut self, process: Rc<Process>, (vm_id, root_id): (&str, &str)) -> usize {
         let index = self.vms.len();
-        let seed = (self.setup.seed + index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let module = if self.setup.is_probe { module::probe() } else { module::linked() };
-        let mut vm = Vm::new(module, process, index, names, seed);
-        vm.is_quiet = self.setup.is_quiet;
-        vm.state_mut().is_probe = self.setup.is_probe;
-        self.vms.push(vm);
+        let state = VmState {
+            process,
+            index,
+            vm_id: vm_id.to_owned(),
+            root_id: root_id.to_owned(),
+            is_probe: self.setup.is_probe,
+            is_quiet: self.setup.is_quiet,
+            random: (index as u64 + 2).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            ..VmState::default()
+        };
+        self.vms.push(Vm::new(module, state));
         index
     }
 
@@ -246,11 +247,7 @@ impl World {
         self.call(vm, "proxy_on_delete", &[root]);
         let state = self.vms[vm].state_mut();
         state.roots.remove(&root);
-        let streams: Vec<u32> =
-            state.grpc_streams.iter().filter(|(_, owner)| **owner == root).map(|(token, _)| *token).collect();
-        for token in streams {
-            state.grpc_streams.remove(&token);
-        }
+        state.grpc_streams.retain(|_, owner| *owner != root);
     }
 
     /// Calls the filter, and carries out the effects after it has returned. The first argument is the context.
@@ -260,17 +257,7 @@ impl World {
         result
     }
 
-    /// Calls a callback of a request; returns Envoy's action. If the filter has answered any request in it, this
-    /// request is held, whatever the callback returns.
-    pub(crate) fn call_for_action(&mut self, vm: usize, name: &'static str, arguments: &[u32]) -> u32 {
-        let before = self.vms[vm].state().replies;
-        let action = self.vms[vm].call(name, arguments);
-        let has_replied = self.vms[vm].state().replies != before;
-        self.carry_out(vm);
-        if has_replied { HOLD } else { action }
-    }
-
-    fn carry_out(&mut self, vm: usize) {
+    pub(crate) fn carry_out(&mut self, vm: usize) {
         while let Some(out) = self.vms[vm].state_mut().out.pop_front() {
             match out {
                 Out::Enqueued(token) => {
@@ -285,19 +272,19 @@ impl World {
         }
         while let Some(after) = self.vms[vm].state_mut().after.pop_front() {
             match after {
-                After::Continue(context) => self.continue_request(vm, context),
-                After::Reply(context, reply) => self.reply_locally(vm, context, reply),
+                After::Continue(context) => self.continue_request((vm, context)),
+                After::Reply(context, reply) => self.reply_locally((vm, context), reply),
             }
         }
     }
 
     /// An HTTP call of the filter, answered in a later turn if the response is known.
     fn take_call(&mut self, vm: usize, call: HttpCall) {
-        self.fetched.push(call.path());
+        self.fetched.push(call.path.clone());
         if self.setup.refusing.contains(&call.cluster.as_str()) {
             let body = b"upstream connect error or disconnect/reset before headers".to_vec();
             self.turns.push_back(Turn::CallAnswered(vm, call, Some((503, body))));
-        } else if let Some(answer) = self.documents.get(&call.path()).cloned() {
+        } else if let Some(answer) = self.documents.get(&call.path).cloned() {
             self.turns.push_back(Turn::CallAnswered(vm, call, Some(answer)));
         } else {
             self.calls.push((vm, call));
@@ -326,15 +313,7 @@ impl World {
 
     /// Runs one turn; false if there is none.
     pub(crate) fn take_one_turn(&mut self) -> bool {
-        let turn = self.turns.pop_front();
-        let is_some = turn.is_some();
-        if let Some(turn) = turn {
-            self.take_turn(turn);
-        }
-        is_some
-    }
-
-    fn take_turn(&mut self, turn: Turn) {
+        let Some(turn) = self.turns.pop_front() else { return false };
         match turn {
             Turn::QueueReady(process, token) => {
                 let target = process.queues.borrow().get(&token).map(|queue| (queue.vm, queue.context));
@@ -345,7 +324,7 @@ impl World {
                 }
             }
             Turn::Upstream(id) => self.answer_from_upstream(id),
-            Turn::Delete(vm, context) => self.delete_stream(vm, context),
+            Turn::Delete(context) => self.delete_stream(context),
             Turn::FromRedis(link, bytes) => self.receive_from_redis(link, &bytes),
             Turn::StreamGreeted(vm, token) => {
                 self.on_stream(vm, token, "proxy_on_grpc_receive_initial_metadata", 0);
@@ -361,6 +340,7 @@ impl World {
             }
             Turn::CallAnswered(vm, call, answer) => self.deliver_call_response(vm, &call, answer),
         }
+        true
     }
 
     /// Calls a callback of the root context that opened a stream, if it still holds the stream and exports the
@@ -444,10 +424,5 @@ impl World {
 
     pub fn vm(&mut self, worker: usize) -> &mut Vm {
         &mut self.vms[self.workers[worker].vm]
-    }
-
-    /// All VMs, including those of bridges.
-    pub fn all_vms(&mut self) -> &mut [Vm] {
-        &mut self.vms
     }
 }

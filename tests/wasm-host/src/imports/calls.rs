@@ -1,11 +1,11 @@
 //! Outgoing calls of the filter: HTTP calls and gRPC streams, and the imports that the filter never calls.
 
-use wasmtime::{Linker, Result};
+use wasmtime::{FuncType, Linker, Result, ValType};
 
 use super::{import, kind};
 use crate::failures::status;
-use crate::guest::{Host, OutOfBounds, bail, read, read_headers, read_text, write_u32};
-use crate::state::{HttpCall, Out, VmState};
+use crate::guest::{Host, Stop, bail, read, read_headers, read_text, status_of, write_u32};
+use crate::state::{HttpCall, Out, VmState, header};
 
 /// The low bits of a token are its kind.
 const TOKEN_KINDS: u32 = 3;
@@ -27,18 +27,18 @@ fn http_call(linker: &mut Linker<VmState>) -> Result<()> {
         let Some(headers) = read_headers(&read(&host, headers, headers_size)?) else {
             bail!("a call with invalid headers");
         };
-        let has = |name: &str| headers.iter().any(|(known, _)| known == name);
-        let is_known = host.data().process.clusters.borrow().contains(&cluster);
+        let has = |name: &str| header(&headers, name).is_some();
+        let is_known = host.data().process.clusters.contains(&cluster.as_str());
         if !is_known || ![":path", ":method", ":authority"].into_iter().all(has) {
-            return Ok(status::BAD_ARGUMENT);
+            return Err(Stop::Status(status::BAD_ARGUMENT));
         }
         let token = host.data_mut().next_token(HTTP_CALL);
         write_u32(&mut host, to, token)?;
         let context = host.data().root();
         let due_us = host.data().process.clock.now_us() + u64::from(timeout_ms) * 1_000;
-        let call = HttpCall { token, cluster, headers, timeout_ms, context, due_us };
+        let path = String::from_utf8_lossy(header(&headers, ":path").unwrap_or_default()).into_owned();
+        let call = HttpCall { token, cluster, path, context, due_us };
         host.data_mut().out.push_back(Out::HttpCall(call));
-        Ok(status::OK)
     } }
     Ok(())
 }
@@ -50,52 +50,41 @@ fn grpc_streams(linker: &mut Linker<VmState>) -> Result<()> {
         let service = read(&host, service, service_size)?;
         // If it is not such a message, it is the name of a cluster.
         let bare = || String::from_utf8(service.clone()).ok();
-        let Some(cluster) = envoy_grpc_cluster(&service).or_else(bare) else {
-            return Ok(status::PARSE_FAILURE);
-        };
-        if !host.data().process.clusters.borrow().contains(&cluster) {
-            return Ok(status::INTERNAL_FAILURE);
+        let cluster = envoy_grpc_cluster(&service).or_else(bare).ok_or(status::PARSE_FAILURE)?;
+        if !host.data().process.clusters.contains(&cluster.as_str()) {
+            return Err(Stop::Status(status::INTERNAL_FAILURE));
         }
         let token = host.data_mut().next_token(GRPC_STREAM);
         write_u32(&mut host, to, token)?;
         let context = host.data().root();
         host.data_mut().grpc_streams.insert(token, context);
         host.data_mut().out.push_back(Out::Open(token, cluster));
-        Ok(status::OK)
     } }
     import! { linker env proxy_grpc_send(host, token, data, size, _end) {
         let data = read(&host, data, size)?;
-        if let Some(refused) = refused(&host, token) {
-            return Ok(refused);
-        }
+        check_stream(&host, token)?;
         host.data_mut().out.push_back(Out::Send(token, data));
-        Ok(status::OK)
     } }
     import! { linker env proxy_grpc_cancel(host, token) {
-        if let Some(refused) = refused(&host, token) {
-            return Ok(refused);
-        }
+        check_stream(&host, token)?;
         host.data_mut().grpc_streams.remove(&token);
         host.data_mut().out.push_back(Out::Cancel(token));
-        Ok(status::OK)
     } }
     import! { linker env proxy_grpc_close(host, token) {
-        match refused(&host, token) {
-            Some(refused) => Ok(refused),
-            None => bail!("the filter closes a stream, which this host does not support: the limiter cancels"),
-        }
+        check_stream(&host, token)?;
+        bail!("the filter closes a stream, which this host does not support: the limiter cancels");
     } }
     Ok(())
 }
 
-/// Why a stream cannot be used. Streams belong to root contexts; Envoy searches only those of the effective context's
+/// Whether a stream can be used. Streams belong to root contexts; Envoy searches only those of the effective context's
 /// root.
-fn refused(host: &Host<'_>, token: u32) -> Option<u32> {
+fn check_stream(host: &Host<'_>, token: u32) -> Result<(), u32> {
     let state = host.data();
     match state.grpc_streams.get(&token) {
-        _ if token & TOKEN_KINDS != GRPC_STREAM => Some(status::BAD_ARGUMENT),
-        Some(owner) if *owner == state.root() => None,
-        _ => Some(status::NOT_FOUND),
+        _ if token & TOKEN_KINDS != GRPC_STREAM => Err(status::BAD_ARGUMENT),
+        Some(owner) if *owner == state.root() => Ok(()),
+        _ => Err(status::NOT_FOUND),
     }
 }
 
@@ -112,26 +101,22 @@ fn envoy_grpc_cluster(message: &[u8]) -> Option<String> {
 
 /// Imports of the SDK that the filter never calls: a call is a defect.
 fn unused(linker: &mut Linker<VmState>) -> Result<()> {
-    macro_rules! never {
-        ($($name:literal($($argument:ident),*);)*) => {
-            $(linker.func_wrap("env", $name, |$($argument: u32),*| -> Result<u32> {
-                let _ = ($($argument,)*);
-                bail!("the filter calls {}, which this host does not support", $name)
-            })?;)*
-        };
+    let calls_and_arguments = [
+        ("proxy_close_stream", 1),
+        ("proxy_get_header_map_pairs", 3),
+        ("proxy_remove_header_map_value", 3),
+        ("proxy_set_property", 4),
+        ("proxy_set_header_map_pairs", 3),
+        ("proxy_get_status", 3),
+        ("proxy_grpc_call", 12),
+        ("proxy_call_foreign_function", 6),
+        ("proxy_done", 0),
+    ];
+    for (name, arguments) in calls_and_arguments {
+        let kind = FuncType::new(linker.engine(), vec![ValType::I32; arguments], [ValType::I32]);
+        linker.func_new("env", name, kind, move |_, _, _| {
+            bail!("the filter calls {name}, which this host does not support")
+        })?;
     }
-    never! {
-        "proxy_close_stream"(a);
-        "proxy_get_header_map_pairs"(a, b, c);
-        "proxy_remove_header_map_value"(a, b, c);
-        "proxy_set_property"(a, b, c, d);
-        "proxy_set_header_map_pairs"(a, b, c);
-        "proxy_get_status"(a, b, c);
-        "proxy_grpc_call"(a, b, c, d, e, f, g, h, i, j, k, l);
-        "proxy_call_foreign_function"(a, b, c, d, e, f);
-    }
-    linker.func_wrap("env", "proxy_done", || -> Result<u32> {
-        bail!("the filter calls proxy_done, which this host does not support")
-    })?;
     Ok(())
 }

@@ -4,8 +4,7 @@
 use wasmtime::{Linker, Result};
 
 use super::{import, kind};
-use crate::failures::status;
-use crate::guest::{Host, OutOfBounds, bail, read, write, write_u32, write_u64};
+use crate::guest::{Host, Stop, bail, read, read_u32, status_of, write, write_u32, write_u64};
 use crate::state::{Event, VmState};
 
 pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
@@ -16,21 +15,18 @@ pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
         let now = match clock {
             0 => clocks.wall_ns.get(),
             1 => clocks.monotonic_ns.get(),
-            _ => return Ok(INVALID),
+            _ => return Err(Stop::Status(INVALID)),
         };
         write_u64(&mut host, to, now)?;
-        Ok(0)
     } }
     import! { linker wasi_snapshot_preview1 random_get(host, to, size) {
         let bytes: Vec<u8> = (0..size).map(|_| host.data_mut().next_random() as u8).collect();
         write(&mut host, to, &bytes)?;
-        Ok(0)
     } }
     import! { linker wasi_snapshot_preview1 environ_sizes_get(host, count_to, size_to) {
         let variables = environment(&host);
         write_u32(&mut host, count_to, variables.len() as u32)?;
         write_u32(&mut host, size_to, variables.iter().map(Vec::len).sum::<usize>() as u32)?;
-        Ok(0)
     } }
     import! { linker wasi_snapshot_preview1 environ_get(host, list, buffer) {
         let mut at = buffer;
@@ -39,21 +35,18 @@ pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
             write(&mut host, at, variable)?;
             at += variable.len() as u32;
         }
-        Ok(0)
     } }
     import! { linker wasi_snapshot_preview1 fd_write(host, _file, list, count, to) {
         let mut text = Vec::new();
         for index in 0..count {
-            let slice = read(&host, list + index * 8, 8)?;
-            let [at, size] =
-                [0, 4].map(|from| u32::from_le_bytes([0, 1, 2, 3].map(|byte| slice[from + byte])));
+            let slice = list + index * 8;
+            let (at, size) = (read_u32(&host, slice)?, read_u32(&host, slice + 4)?);
             text.extend(read(&host, at, size)?);
         }
         write_u32(&mut host, to, text.len() as u32)?;
         let line = String::from_utf8_lossy(&text).into_owned();
         host.data_mut().note(Event::Logged(4, line.clone()));
         host.data().process.log.borrow_mut().push((4, line));
-        Ok(0)
     } }
     linker.func_wrap("wasi_snapshot_preview1", "proc_exit", |code: u32| -> Result<()> {
         bail!("the filter ended itself with code {code}")
@@ -62,6 +55,6 @@ pub(super) fn define(linker: &mut Linker<VmState>) -> Result<()> {
 }
 
 fn environment(host: &Host<'_>) -> Vec<Vec<u8>> {
-    let variables = host.data().process.environment.borrow();
-    variables.iter().map(|(name, value)| [name.as_bytes(), b"=", value, b"\0"].concat()).collect()
+    let variables = host.data().process.environment.iter();
+    variables.map(|(name, value)| [name.as_bytes(), b"=", value, b"\0"].concat()).collect()
 }

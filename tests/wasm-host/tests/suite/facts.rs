@@ -103,7 +103,7 @@ impl Probe {
             if let Some(response) = world.response(id) {
                 return response.clone();
             }
-            if let Some(index) = world.calls.iter().position(|(_, call)| call.path() == "/break_off") {
+            if let Some(index) = world.calls.iter().position(|(_, call)| call.path == "/break_off") {
                 world.answer_call(index, None);
             }
             world.advance_ms(CHECK_MS);

@@ -25,15 +25,15 @@ pub(crate) struct HostileHost;
 impl Host for HostileHost {
     fn start(&self, setup: &scenarios::Setup) -> Box<dyn Gateway> {
         let mut world = boot(setup);
-        let configuration = configuration(setup.config.as_ref());
+        let plugin = configuration(setup.config.as_ref());
         for worker in 0..setup.envoys * setup.workers as usize {
-            assert!(world.configure(worker, &configuration), "rejected: {:?}", world.processes[0].log);
+            assert!(world.configure(worker, &plugin), "rejected: {:?}", world.processes[0].log);
         }
         let mut listeners = BTreeMap::new();
         for (name, config) in &setup.listeners {
-            let configuration = configuration_of(config);
+            let plugin = configuration(Some(config));
             let names = (LIMITER, LIMITER);
-            listeners.insert(name.clone(), world.add_plugin(0, names, setup.passes_bodies, &configuration));
+            listeners.insert(name.clone(), world.add_plugin(0, names, setup.passes_bodies, &plugin));
         }
         world.settle();
         let mut running = Running {
@@ -58,11 +58,7 @@ impl Host for HostileHost {
 }
 
 fn configuration(config: Option<&Value>) -> Vec<u8> {
-    config.map(configuration_of).unwrap_or_default()
-}
-
-fn configuration_of(config: &Value) -> Vec<u8> {
-    config.to_string().into_bytes()
+    config.map(|config| config.to_string().into_bytes()).unwrap_or_default()
 }
 
 /// Envoys without a configuration.
@@ -150,8 +146,8 @@ impl Running {
             let step_us = left_us.min(CHECK_US);
             self.world.advance_us(step_us);
             left_us -= step_us;
-            let breaks_off = |path: String| self.breaks_off.contains(&path);
-            while let Some(index) = self.world.calls.iter().position(|(_, call)| breaks_off(call.path())) {
+            let breaks_off = |path: &String| self.breaks_off.contains(path);
+            while let Some(index) = self.world.calls.iter().position(|(_, call)| breaks_off(&call.path)) {
                 self.world.answer_call(index, None);
             }
         }
@@ -162,12 +158,13 @@ impl Running {
     }
 
     fn lines(&self, least_level: u32) -> Vec<String> {
-        let logs = self.world.processes.iter().map(|process| process.log.borrow());
-        logs.flat_map(|log| {
-            let lines = log.iter().filter(|(level, _)| *level >= least_level);
-            lines.map(|(_, line)| line.clone()).collect::<Vec<_>>()
-        })
-        .collect()
+        let mut lines = Vec::new();
+        for process in &self.world.processes {
+            let log = process.log.borrow();
+            let shown = log.iter().filter(|(level, _)| *level >= least_level);
+            lines.extend(shown.map(|(_, line)| line.clone()));
+        }
+        lines
     }
 }
 
@@ -207,16 +204,9 @@ impl Gateway for Running {
     }
 
     fn metric(&mut self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let mut wanted: Vec<_> = labels.to_vec();
-        wanted.sort_unstable();
-        let stats = self.stats();
-        let stat = stats.iter().find(|stat| {
-            labels_of(stat, name).is_some_and(|mut found| {
-                found.sort_unstable();
-                found == wanted
-            })
-        })?;
-        Some(self.world.processes[0].stat(stat) as f64)
+        let wanted = Some(labels.iter().copied().collect());
+        let stat = self.stats().into_iter().find(|stat| labels_of(stat, name) == wanted)?;
+        Some(self.world.processes[0].stat(&stat) as f64)
     }
 
     fn values(&mut self, name: &str) -> Vec<f64> {
@@ -262,8 +252,8 @@ impl Gateway for Running {
     }
 
     fn deliver(&mut self, config: &Value) -> bool {
-        let configuration = configuration_of(config);
-        (0..self.workers()).all(|worker| self.world.configure(worker, &configuration))
+        let plugin = configuration(Some(config));
+        (0..self.workers()).all(|worker| self.world.configure(worker, &plugin))
     }
 
     fn redis(&mut self) -> &mut dyn Redis {
@@ -273,7 +263,7 @@ impl Gateway for Running {
 }
 
 /// The labels in a stat's name, if it is this metric's: `name.label.value.…`
-fn labels_of<'a>(stat: &'a str, name: &str) -> Option<Vec<(&'a str, &'a str)>> {
+fn labels_of<'a>(stat: &'a str, name: &str) -> Option<BTreeSet<(&'a str, &'a str)>> {
     let rest = stat.strip_prefix(name)?;
     if !rest.is_empty() && !rest.starts_with('.') {
         return None;

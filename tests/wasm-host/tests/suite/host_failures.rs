@@ -12,7 +12,7 @@
 use harness::catch_panic;
 
 use scenarios::Request;
-use wasm_host::failures::{Act, ENVOY_FAILURES, Failure, RETURNS_BYTES, status};
+use wasm_host::failures::{self, Act, ENVOY_FAILURES, Failure, status};
 use wasm_host::redis::Mode;
 use wasm_host::secrets::{API_KEY, REDIS_PASSWORD, REDIS_USER};
 use wasm_host::{Setup, World};
@@ -75,24 +75,17 @@ fn drive(setup: &Setup, failure: Failure, is_early: bool) -> bool {
     occurred
 }
 
-/// The outcome of a run: whether the failure occurred, or how the filter or the test failed.
-fn outcome(setup: &Setup, failure: Failure, is_early: bool) -> Result<bool, String> {
-    catch_panic(|| drive(setup, failure, is_early))
-}
-
 #[test]
 fn failures_of_envoy_never_trap_and_every_request_is_answered() {
     let mut runs = 0;
     let mut occurred = 0;
     for setup in setups() {
         for (call, statuses) in ENVOY_FAILURES {
-            let spoiled = if RETURNS_BYTES.contains(call) { &[Act::Short, Act::Garbage][..] } else { &[] };
-            let acts = statuses.iter().map(|status| Act::Status(*status)).chain(spoiled.iter().copied());
-            for act in acts {
+            for act in failures::acts(call, statuses) {
                 for (after, times) in [(0, 1), (1, 1), (2, 1), (0, u32::MAX)] {
                     let failure = Failure { call, after, times, act };
                     let is_early = after == 0 && times == 1;
-                    match outcome(&setup, failure, is_early) {
+                    match catch_panic(|| drive(&setup, failure, is_early)) {
                         Ok(has_occurred) => occurred += u32::from(has_occurred),
                         Err(text) => panic!("{failure:?}: {text}"),
                     }
@@ -113,8 +106,8 @@ fn other_failures_are_handled_or_stopped_by_the_sdk() {
     for setup in setups() {
         for (call, statuses) in ENVOY_FAILURES {
             for status in status::FAILURES.filter(|status| !statuses.contains(status)) {
-                let failure = Failure::status(call, status);
-                match outcome(&setup, failure, false) {
+                let failure = Failure { call, after: 0, times: 1, act: Act::Status(status) };
+                match catch_panic(|| drive(&setup, failure, false)) {
                     Ok(_) => handled += 1,
                     Err(text) if is_sdks_own(&text, status) => stopped += 1,
                     // If Envoy refuses the reply, the filter cannot answer.

@@ -88,5 +88,5 @@ fn an_upload_that_waits_arrives_complete() {
     world.settle();
     let got = world.forwarded(id).expect("a forwarded request");
     assert_eq!((got.body.len(), got.has_trailers), (body.len(), true));
-    assert!(world.all_vms().iter_mut().all(|vm| vm.memory_bytes() <= 3 << 20), "no VM has buffered the body");
+    assert!(world.vms.iter_mut().all(|vm| vm.memory_bytes() <= 3 << 20), "no VM has buffered the body");
 }
