@@ -46,10 +46,35 @@ impl World {
     }
 }
 
+const AUTO: &str = r#", "health": {"mode": "auto"}"#;
+
 pub fn measure() -> Vec<(String, Cost)> {
-    let mut table = Vec::new();
-    alone(&mut table);
-    measured(&mut table);
+    const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;
+    let keyed = || Request::get("/test").key(API_KEY);
+    let small = Request::get("/test").key("c4nary-small");
+    let unlimited = Request::get("/test").key("c4nary-open");
+    let unknown = Request::get("/test").key("c4nary-unknown");
+    let call = Request::post("/test", [0; 5]).key(API_KEY);
+    // `headers alone` is a response without a body; after a request with a body it may be gRPC.
+    let kinds = [
+        ("", "admitted, known key", keyed(), "hello"),
+        ("", "admitted, address", Request::get("/test"), "hello"),
+        ("", "admitted, unknown key", unknown, "hello"),
+        ("", "rejected, known key", small, "hello"),
+        ("", "unlimited tier", unlimited, "hello"),
+        ("", "exempt path", Request::get("/metrics"), "hello"),
+        ("", "GET /health", Request::get("/health"), "hello"),
+        ("", "POST /system/health, wrong token", wrong_token(), "hello"),
+        (AUTO, "measured, known key", keyed(), "hello"),
+        (AUTO, "measured, headers alone", keyed(), ""),
+        (AUTO, "measured, body, headers alone", call, ""),
+        (UNTIMED, "measured, untimed", keyed(), "hello"),
+        (UNTIMED, "measured, untimed, headers alone", keyed(), ""),
+    ];
+    let rows = kinds.iter().flat_map(|(more, name, request, body)| one(more, name, request, body));
+    let mut table: Vec<_> = rows.collect();
+    table.push(("tick, nothing to report".to_owned(), ticks("", 2_050)));
+    table.push(("measured: a second of ticks".to_owned(), ticks(AUTO, 20_050)));
     with_redis(&mut table);
     table
 }
@@ -61,27 +86,6 @@ fn setup(more: &str) -> Setup {
             "c4nary-small": "small", "c4nary-open": "open"}}{more}}}"#
     );
     Setup { log_level: 2, ..Setup::new(configuration) }
-}
-
-fn alone(table: &mut Vec<(String, Cost)>) {
-    let keyed = Request::get("/test").key(API_KEY);
-    let small = Request::get("/test").key("c4nary-small");
-    let kinds = [
-        ("admitted, known key", keyed),
-        ("admitted, address", Request::get("/test")),
-        ("admitted, unknown key", Request::get("/test").key("c4nary-unknown")),
-        ("rejected, known key", small),
-        ("unlimited tier", Request::get("/test").key("c4nary-open")),
-        ("exempt path", Request::get("/metrics")),
-        ("GET /health", Request::get("/health")),
-        ("POST /system/health, wrong token", wrong_token()),
-    ];
-    for (name, request) in kinds {
-        table.extend(one("", name, &request, "hello"));
-    }
-    let mut world = World::start(setup(""));
-    world.advance_ms(2_050);
-    table.push(("tick, nothing to report".to_owned(), world.cost(0, |world| world.advance_ms(1_000))));
 }
 
 /// Measures the second of two requests, and its response with this body.
@@ -100,21 +104,11 @@ fn one(more: &str, name: &str, request: &Request, body: &str) -> Vec<(String, Co
     rows
 }
 
-/// With measured health. `headers alone` is a response without a body; after a request with a body it may be gRPC.
-fn measured(table: &mut Vec<(String, Cost)>) {
-    const AUTO: &str = r#", "health": {"mode": "auto"}"#;
-    const UNTIMED: &str = r#", "health": {"mode": "auto"}, "headers": {"processing_time": false}"#;
-    let keyed = Request::get("/test").key(API_KEY);
-    let call = Request::post("/test", [0; 5]).key(API_KEY);
-    table.extend(one(AUTO, "measured, known key", &keyed, "hello"));
-    table.extend(one(AUTO, "measured, headers alone", &keyed, ""));
-    table.extend(one(AUTO, "measured, body, headers alone", &call, ""));
-    table.extend(one(UNTIMED, "measured, untimed", &keyed, "hello"));
-    table.extend(one(UNTIMED, "measured, untimed, headers alone", &keyed, ""));
-    let mut world = World::start(setup(AUTO));
-    world.advance_ms(20_050);
-    let ticks = world.cost(0, |world| world.advance_ms(1_000));
-    table.push(("measured: a second of ticks".to_owned(), ticks));
+/// Measures a second without requests, this long after the start.
+fn ticks(more: &str, after_ms: u64) -> Cost {
+    let mut world = World::start(setup(more));
+    world.advance_ms(after_ms);
+    world.cost(0, |world| world.advance_ms(1_000))
 }
 
 fn wrong_token() -> Request {
