@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use scenarios::{Answer, Body, Request, Response};
 
@@ -230,8 +231,8 @@ impl World {
         }
         assert!(exchange.response.is_none(), "request {id} is answered twice: {reply:?}");
         assert!(exchange.flow != Flow::Open, "request {id} is answered after it continued: {reply:?}");
-        let (status, headers, body) = shown(reply, &exchange.request);
-        self.answer(id, status, headers, body);
+        let response = shown(reply, &exchange.request);
+        self.answer(id, response);
     }
 
     pub(crate) fn answer_from_upstream(&mut self, id: Id) {
@@ -250,7 +251,7 @@ impl World {
             }
             headers.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
         }
-        self.answer(id, answer.status, headers, body);
+        self.answer(id, Response { status: answer.status, headers, body });
     }
 
     /// The upstream answers a request now, even an incomplete one; or Envoy does, if there is no upstream.
@@ -259,26 +260,20 @@ impl World {
         self.settle();
     }
 
-    fn answer(&mut self, id: Id, status: u16, headers: Headers, body: Vec<u8>) {
+    fn answer(&mut self, id: Id, response: Response) {
         let context = self.exchanges[id].context;
-        self.exchanges[id].response = Some(Response { status, headers: Headers::new(), body: body.clone() });
-        let mut all = vec![(":status".to_owned(), status.to_string().into_bytes())];
-        all.extend(headers);
-        let mut shown = self.filter_response_headers(context, all, body.is_empty());
-        let status = header(&shown, ":status").and_then(|status| str::from_utf8(status).ok()?.parse().ok());
-        shown.retain(|(name, _)| name != ":status");
-        let mut body = body;
+        self.exchanges[id].response = Some(response.clone());
+        let Response { status, mut headers, mut body } = response;
+        headers.insert(0, (":status".to_owned(), status.to_string().into_bytes()));
+        headers = self.filter_response_headers(context, headers, body.is_empty());
+        let status = number_in(&headers, ":status").unwrap_or(status);
+        headers.retain(|(name, _)| name != ":status");
         if !body.is_empty() {
             body = self.filter_response_body(context, body, true);
         }
         // A client reads as many bytes as `content-length` says.
-        let length = header(&shown, "content-length").and_then(|length| str::from_utf8(length).ok());
-        body.truncate(length.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX));
-        if let Some(response) = &mut self.exchanges[id].response {
-            response.status = status.unwrap_or(response.status);
-            response.headers = shown;
-            response.body = body;
-        }
+        body.truncate(number_in(&headers, "content-length").unwrap_or(usize::MAX));
+        self.exchanges[id].response = Some(Response { status, headers, body });
         self.turns.push_back(Turn::Delete(context));
     }
 
@@ -401,6 +396,10 @@ impl World {
     }
 }
 
+fn number_in<T: FromStr>(headers: &Headers, name: &str) -> Option<T> {
+    str::from_utf8(header(headers, name)?).ok()?.parse().ok()
+}
+
 /// The headers of a request as filters see them: names in lower case, no white space around values, and Envoy's own.
 fn headers_of(request: &Request) -> Headers {
     let own = [
@@ -430,7 +429,7 @@ fn source_of(request: &Request) -> String {
 }
 
 /// The response that Envoy sends for a local reply: a gRPC response to a gRPC request.
-fn shown(reply: LocalReply, request: &Request) -> (u16, Headers, Vec<u8>) {
+fn shown(reply: LocalReply, request: &Request) -> Response {
     let LocalReply { status, mut headers, mut body, grpc_status } = reply;
     if is_grpc(request) {
         headers.retain(|(name, _)| name != "content-type");
@@ -440,7 +439,7 @@ fn shown(reply: LocalReply, request: &Request) -> (u16, Headers, Vec<u8>) {
         if !body.is_empty() {
             headers.push(("grpc-message".to_owned(), body));
         }
-        return (200, headers, Vec::new());
+        return Response { status: 200, headers, body: Vec::new() };
     }
     if !body.is_empty() {
         if header(&headers, "content-type").is_none() {
@@ -451,7 +450,7 @@ fn shown(reply: LocalReply, request: &Request) -> (u16, Headers, Vec<u8>) {
     if request.method == "HEAD" {
         body.clear();
     }
-    (status, headers, body)
+    Response { status, headers, body }
 }
 
 fn is_grpc(request: &Request) -> bool {

@@ -7,13 +7,10 @@ pub mod status {
     pub const BAD_ARGUMENT: u32 = 2;
     pub const SERIALIZATION_FAILURE: u32 = 3;
     pub const PARSE_FAILURE: u32 = 4;
-    pub const BAD_EXPRESSION: u32 = 5;
     pub const INVALID_MEMORY_ACCESS: u32 = 6;
     pub const EMPTY: u32 = 7;
     pub const CAS_MISMATCH: u32 = 8;
-    pub const RESULT_MISMATCH: u32 = 9;
     pub const INTERNAL_FAILURE: u32 = 10;
-    pub const BROKEN_CONNECTION: u32 = 11;
     pub const UNIMPLEMENTED: u32 = 12;
 
     /// All statuses except `OK`.

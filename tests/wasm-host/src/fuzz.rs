@@ -13,7 +13,6 @@
 //! it), and a response to an unknown HTTP call (Envoy first removes the call from its own list).
 
 use std::collections::BTreeMap;
-
 use std::path::{Path, PathBuf};
 
 use harness::catch_panic;
@@ -177,13 +176,8 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
         16 => {
             let token = stale_token(world, input);
             let message = input.some().to_vec();
-            if world.vms[vm].state().grpc_streams.contains_key(&token) {
-                world.deliver_message(vm, token, message);
-            } else {
-                let size = message.len() as u32;
-                world.vms[vm].state_mut().grpc_message = message;
-                world.call(vm, "proxy_on_grpc_receive", &[root, token, size]);
-            }
+            let owner = world.vms[vm].state().grpc_streams.get(&token).copied();
+            world.deliver_to_root(vm, owner.unwrap_or(root), token, message);
         }
         17 => {
             let (token, status) = (stale_token(world, input), input.pick(&[0, 2, 14, u32::MAX]));
@@ -211,8 +205,7 @@ fn step(world: &mut World, input: &mut Reader<'_>, summary: &mut Summary) {
             }
         }
         _ => {
-            let piece = input.pick(&[1, 2, 5, 17, usize::MAX]);
-            world.redis.piece_bytes = piece;
+            world.redis.piece_bytes = input.pick(&[1, 2, 5, 17, usize::MAX]);
         }
     }
 }
@@ -290,6 +283,7 @@ fn answer_http_call(world: &mut World, input: &mut Reader<'_>) {
 }
 
 fn redis(world: &mut World, input: &mut Reader<'_>) {
+    let link = world.links.len().saturating_sub(1);
     match input.byte() % 8 {
         0 | 1 => world.redis_starts(),
         2 => world.redis.mode = Mode::Frozen,
@@ -310,17 +304,11 @@ fn redis(world: &mut World, input: &mut Reader<'_>) {
                 b"*1\r\n",
                 b"$",
             ];
-            let link = world.links.len().saturating_sub(1);
             for _ in 0..input.byte() % 4 {
-                let reply = input.pick(&replies);
-                world.redis_sends(link, reply);
+                world.redis_sends(link, input.pick(&replies));
             }
         }
-        _ => {
-            let link = world.links.len().saturating_sub(1);
-            let bytes = input.some();
-            world.redis_sends(link, bytes);
-        }
+        _ => world.redis_sends(link, input.some()),
     }
 }
 

@@ -23,7 +23,6 @@ mod vm;
 mod world;
 
 pub use exchange::{Forwarded, Id, Upstream};
-pub use module::path;
-pub use state::{Headers, HttpCall, MAX_MEMORY_BYTES};
-pub use vm::{MAX_FUEL, Vm};
+pub use state::HttpCall;
+pub use vm::Vm;
 pub use world::{LIMITER, Setup, World};

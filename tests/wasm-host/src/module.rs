@@ -9,28 +9,23 @@ use wasmtime::{Config, Engine, InstancePre, Linker, Module};
 use crate::imports;
 use crate::state::VmState;
 
-/// The filter in the environment variable, else the one that `cargo xtask dist` builds.
-pub fn path() -> PathBuf {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/dynamic_rate_limiter.wasm");
-    env::var_os("FILTER_WASM").map_or(built, PathBuf::from)
-}
-
-/// The compiled filter with its imports. Compiling takes some seconds with an unoptimised compiler, so it is done once
-/// a process.
-pub(crate) fn linked() -> &'static InstancePre<VmState> {
+/// The limiter. Compiling takes some seconds with an unoptimised compiler, so it is done once a process.
+pub(crate) fn limiter() -> &'static InstancePre<VmState> {
     static LINKED: OnceLock<InstancePre<VmState>> = OnceLock::new();
-    LINKED.get_or_init(|| link(&path()))
+    LINKED.get_or_init(|| link("FILTER_WASM", "dynamic_rate_limiter.wasm"))
 }
 
 /// The probe filter, which reports facts about its host.
 pub(crate) fn probe() -> &'static InstancePre<VmState> {
     static LINKED: OnceLock<InstancePre<VmState>> = OnceLock::new();
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/probe_filter.wasm");
-    LINKED.get_or_init(|| link(&env::var_os("PROBE_WASM").map_or(built, PathBuf::from)))
+    LINKED.get_or_init(|| link("PROBE_WASM", "probe_filter.wasm"))
 }
 
-fn link(path: &Path) -> InstancePre<VmState> {
-    let bytes = std::fs::read(path).unwrap_or_else(|error| {
+/// The filter in the environment variable, else the one that `cargo xtask dist` builds.
+fn link(variable: &str, name: &str) -> InstancePre<VmState> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target").join(name);
+    let path = env::var_os(variable).map_or(built, PathBuf::from);
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| {
         panic!("no filter at {}: {error}; `cargo xtask test filter` builds it, or set FILTER_WASM and PROBE_WASM", path.display())
     });
     let mut config = Config::new();

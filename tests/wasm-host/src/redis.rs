@@ -99,22 +99,19 @@ impl World {
 
     /// Redis reads the received commands and replies, if it is up.
     fn serve(&mut self, link: usize) {
-        if self.redis.mode != Mode::Up || self.links[link].unanswered.is_empty() {
-            return;
+        let Link { is_open, connection, unanswered, .. } = &mut self.links[link];
+        if self.redis.mode == Mode::Up && *is_open && !unanswered.is_empty() {
+            self.redis.model.now_us = self.redis.clock.wall_ns.get() / 1_000;
+            let replies = self.redis.model.receive(connection, &std::mem::take(unanswered)).concat();
+            self.redis_sends(link, &replies);
         }
-        self.redis.model.now_us = self.redis.clock.wall_ns.get() / 1_000;
-        let bytes = std::mem::take(&mut self.links[link].unanswered);
-        let replies = self.redis.model.receive(&mut self.links[link].connection, &bytes).concat();
-        self.redis_sends(link, &replies);
     }
 
     /// Redis is up (again), and replies to the commands received meanwhile.
     pub fn redis_starts(&mut self) {
         self.redis.mode = Mode::Up;
         for link in 0..self.links.len() {
-            if self.links[link].is_open {
-                self.serve(link);
-            }
+            self.serve(link);
         }
         self.settle();
     }
@@ -174,10 +171,14 @@ impl World {
     pub(crate) fn deliver_message(&mut self, vm: usize, token: u32, message: Vec<u8>) {
         let owner = self.vms[vm].state().grpc_streams.get(&token).copied();
         if let Some(root) = owner {
-            let size = message.len() as u32;
-            self.vms[vm].state_mut().grpc_message = message;
-            self.call(vm, "proxy_on_grpc_receive", &[root, token, size]);
+            self.deliver_to_root(vm, root, token, message);
         }
+    }
+
+    pub(crate) fn deliver_to_root(&mut self, vm: usize, root: u32, token: u32, message: Vec<u8>) {
+        let size = message.len() as u32;
+        self.vms[vm].state_mut().grpc_message = message;
+        self.call(vm, "proxy_on_grpc_receive", &[root, token, size]);
     }
 
     pub(crate) fn cancel_link(&mut self, vm: usize, token: u32) {

@@ -10,13 +10,13 @@ use crate::failures::{Act, Failure, status};
 use crate::process::{Process, StatKind};
 
 /// The memory limit of a VM (section 11 of the specification).
-pub const MAX_MEMORY_BYTES: usize = 8 << 20;
+pub(crate) const MAX_MEMORY_BYTES: usize = 8 << 20;
 
 /// How many callbacks and host calls are recorded for the message of a failure.
 const HISTORY_LINES: usize = 200;
 
 /// Names and values in order, as on the wire.
-pub type Headers = Vec<(String, Vec<u8>)>;
+pub(crate) type Headers = Vec<(String, Vec<u8>)>;
 
 /// The first value of a header.
 pub(crate) fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a [u8]> {

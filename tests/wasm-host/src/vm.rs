@@ -10,7 +10,7 @@ use crate::state::{Event, Guest, MAX_MEMORY_BYTES, VmState};
 
 /// The fuel bound of a callback. The most expensive valid callback, a configuration with thousands of keys, needs some
 /// tens of millions; a callback that exceeds the bound hangs.
-pub const MAX_FUEL: u64 = 2_000_000_000;
+const MAX_FUEL: u64 = 2_000_000_000;
 
 /// The maximum of requests that a callback may answer or continue: Envoy does each inside the one before, and some
 /// hundreds overflow its stack.

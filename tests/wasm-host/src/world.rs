@@ -199,7 +199,7 @@ impl World {
 
     pub(crate) fn new_vm(&mut self, process: Rc<Process>, (vm_id, root_id): (&str, &str)) -> usize {
         let index = self.vms.len();
-        let module = if self.setup.is_probe { module::probe() } else { module::linked() };
+        let module = if self.setup.is_probe { module::probe() } else { module::limiter() };
         let state = VmState {
             process,
             index,

@@ -63,10 +63,6 @@ fn config(random: &mut Random) -> Value {
     })
 }
 
-fn pick<'a, T: ?Sized>(random: &mut Random, choices: &[&'a T]) -> &'a T {
-    choices[random.below(choices.len() as u64) as usize]
-}
-
 /// A request of any kind that the filter handles differently.
 fn request(random: &mut Random) -> Request {
     let request = match random.below(10) {
@@ -77,7 +73,7 @@ fn request(random: &mut Random) -> Request {
         2 => Request::post("/a.B/C", [0_u8; 5])
             .header(
                 "content-type",
-                pick(random, &["application/grpc", "application/grpc+proto", "application/grpc-web"]),
+                random.choose(&["application/grpc", "application/grpc+proto", "application/grpc-web"]),
             )
             .header("te", "trailers"),
         _ => {
@@ -100,15 +96,13 @@ fn request(random: &mut Random) -> Request {
                 "/500",
             ];
             let methods = ["GET", "GET", "GET", "HEAD", "POST", "PUT", "DELETE"];
-            Request::new(pick(random, &methods), pick(random, &paths))
+            Request::new(random.choose(&methods), random.choose(&paths))
         }
     };
     let request = with_key(random, request);
+    let addresses = ["203.0.113.1", "203.0.113.2", "::ffff:203.0.113.1", "2001:db8::1", "2001:db8::2"];
     match random.below(4) {
-        0 => request.from(pick(
-            random,
-            &["203.0.113.1", "203.0.113.2", "::ffff:203.0.113.1", "2001:db8::1", "2001:db8::2"],
-        )),
+        0 => request.from(random.choose(&addresses)),
         _ => request,
     }
 }
@@ -132,8 +126,8 @@ fn with_key(random: &mut Random, request: Request) -> Request {
     ];
     match random.below(4) {
         0 => request,
-        1 => request.key(pick(random, &KEYS)).key(pick(random, &KEYS)),
-        _ => request.header(pick(random, &["X-API-Key", "x-api-key", "X-aPi-KEY"]), pick(random, &KEYS)),
+        1 => request.key(random.choose(&KEYS)).key(random.choose(&KEYS)),
+        _ => request.header(random.choose(&["X-API-Key", "x-api-key", "X-aPi-KEY"]), random.choose(&KEYS)),
     }
 }
 
@@ -153,9 +147,9 @@ fn admin(random: &mut Random) -> Request {
         "",
     ];
     let long = format!("{:1$}", r#"{"status":"NORMAL"}"#, 1_020 + random.below(8) as usize);
-    let body = if random.below(3) == 0 { &long } else { pick(random, &bodies) };
-    let method = pick(random, &["POST", "POST", "POST", "POST", "GET", "PUT"]);
-    let request = Request::new(method, pick(random, &["/system/health", "/system/health?x"]));
+    let body = if random.below(3) == 0 { long.as_str() } else { random.choose(&bodies) };
+    let method = random.choose(&["POST", "POST", "POST", "POST", "GET", "PUT"]);
+    let request = Request::new(method, random.choose(&["/system/health", "/system/health?x"]));
     let request = match random.below(2) {
         0 => request.body(body),
         _ => request.chunks(body.as_bytes().chunks(7).map(<[u8]>::to_vec).collect()),
