@@ -39,15 +39,25 @@ fn world(document: Vec<u8>) -> World {
     world
 }
 
-fn tier(world: &mut World, worker: usize, key: &str) -> String {
-    world.get(worker, &Request::get("/").key(key)).tier()
+/// The tiers of these keys, the same on both workers.
+fn tiers<const N: usize>(world: &mut World, keys: [&str; N]) -> [String; N] {
+    let [first, second] =
+        [0, 1].map(|worker| keys.map(|key| world.get(worker, &Request::get("/").key(key)).tier()));
+    assert_eq!(first, second, "the workers differ");
+    first
 }
 
-/// The maximum of one callback and the sum of all callbacks in both workers, since the last call.
-fn fuel(world: &mut World) -> (u64, u64) {
-    world.vms.iter_mut().fold((0, 0), |(most, total), vm| {
-        (most.max(std::mem::take(&mut vm.most_fuel)), total + std::mem::take(&mut vm.total_fuel))
-    })
+/// Advances the clocks; asserts that no callback costs too much. Returns the cost of all callbacks of both workers.
+fn work(world: &mut World, ms: u64, what: &str) -> u64 {
+    for vm in &mut world.vms {
+        (vm.most_fuel, vm.total_fuel) = (0, 0);
+    }
+    world.advance_ms(ms);
+    let most = world.vms.iter().map(|vm| vm.most_fuel).max().expect("a VM");
+    let total = world.vms.iter().map(|vm| vm.total_fuel).sum();
+    println!("{what}: {most} in one callback, {total} in all");
+    assert!(most < MOST_FUEL, "{what}: {most} in one callback");
+    total
 }
 
 #[test]
@@ -65,33 +75,17 @@ fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
         let bytes = document.len() as u64;
         assert!((3 << 20..=4 << 20).contains(&bytes), "{what}: {bytes}");
         let mut world = world(document.clone());
-        fuel(&mut world);
-        world.advance_ms(15_000);
-        let (most, total) = fuel(&mut world);
-        assert!(most < MOST_FUEL, "{what} at start: {most} in one callback");
-        println!("{what}, {bytes} bytes, at start: {most} in one callback, {total} in all");
-        for worker in 0..2 {
-            assert_eq!(tier(&mut world, worker, "c4nary-0"), "pro", "{what}");
-            assert_eq!(tier(&mut world, worker, "c4nary-1"), "free", "{what}");
-        }
+        work(&mut world, 15_000, &format!("{what}, {bytes} bytes, at start"));
+        assert_eq!(tiers(&mut world, ["c4nary-0", "c4nary-1"]), ["pro", "free"], "{what}");
         let records = world.processes[0].shared_data_bytes();
 
-        fuel(&mut world);
-        world.advance_ms(20_000);
-        let (most, total) = fuel(&mut world);
-        println!("{what}, unchanged: {most} in one callback, {total} in all");
-        assert!(most < MOST_FUEL && total < MOST_FUEL_PER_BYTE * bytes, "{what} unchanged: {most}, {total}");
+        let total = work(&mut world, 20_000, &format!("{what}, unchanged"));
+        assert!(total < MOST_FUEL_PER_BYTE * bytes, "{what}, unchanged: {total}");
 
         let changed = String::from_utf8(document).expect("text").replacen("c4nary-0", "c4nary-1", 1);
         world.documents.insert("/keys.json".into(), (200, changed.into_bytes()));
-        world.advance_ms(35_000);
-        let (most, total) = fuel(&mut world);
-        println!("{what}, one key changed: {most} in one callback, {total} in all");
-        assert!(most < MOST_FUEL, "{what}, one key changed: {most} in one callback");
-        for worker in 0..2 {
-            assert_eq!(tier(&mut world, worker, "c4nary-0"), "free", "{what}");
-            assert_eq!(tier(&mut world, worker, "c4nary-1"), "pro", "{what}");
-        }
+        work(&mut world, 35_000, &format!("{what}, one key changed"));
+        assert_eq!(tiers(&mut world, ["c4nary-0", "c4nary-1"]), ["free", "pro"], "{what}");
         let grown = world.processes[0].shared_data_bytes();
         println!("{what}: {records} bytes of shared data, {grown} with the next one");
         assert!(grown < 2 * records + 100_000, "{what}: two tables, not {records} and then {grown}");
@@ -101,35 +95,27 @@ fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
 #[test]
 fn a_large_document_with_an_error_at_its_end_costs_no_more() {
     let good = keys(90_000);
-    for end in
-        [&b",\"x\": 1}"[..], b",\"caller-1\": \"pro\"}", b",\"x\": \"unknown\"}", b"", b",\"x\": \"pro\"} x"]
-    {
+    for end in [",\"x\": 1}", ",\"caller-1\": \"pro\"}", ",\"x\": \"unknown\"}", "", ",\"x\": \"pro\"} x"] {
         let mut document = good.clone();
         document.pop();
-        document.extend_from_slice(end);
-        let mut world = world(document.clone());
-        world.advance_ms(15_000);
+        document.extend_from_slice(end.as_bytes());
+        let (what, bytes) = (format!("with {end:?} at the end"), document.len() as u64);
+        let mut world = world(document);
+        work(&mut world, 15_000, &what);
         let rejected = "rate_limiter_config_reloads_total.result.rejected";
-        assert_eq!(world.processes[0].stat(rejected), 1);
-        assert_eq!(tier(&mut world, 0, "c4nary-0"), "free");
-        assert!(fuel(&mut world).0 < MOST_FUEL);
+        assert_eq!(world.processes[0].stat(rejected), 1, "{what}");
+        assert_eq!(tiers(&mut world, ["c4nary-0"]), ["free"], "{what}");
         // The same document is not parsed again.
-        world.advance_ms(20_000);
-        let (most, total) = fuel(&mut world);
-        assert!(most < MOST_FUEL && total < MOST_FUEL_PER_BYTE * document.len() as u64, "{most} {total}");
-        assert_eq!(world.processes[0].stat(rejected), 1);
+        let total = work(&mut world, 20_000, &what);
+        assert!(total < MOST_FUEL_PER_BYTE * bytes, "{what}: {total}");
+        assert_eq!(world.processes[0].stat(rejected), 1, "{what}");
     }
 }
 
 #[test]
 fn a_callback_does_not_read_megabytes_of_an_invalid_document() {
-    let sources: [&[u8]; 6] = [b" ", b"[", b"\"", b"{\"a\":[", b"{\"", b"{\"a\":{\"b\":"];
-    for source in sources {
+    for source in [" ", "[", "\"", "{\"a\":[", "{\"", "{\"a\":{\"b\":"] {
         let document = source.repeat((4 << 20) / source.len());
-        let mut world = world(document);
-        fuel(&mut world);
-        world.advance_ms(10_000);
-        let (most, _) = fuel(&mut world);
-        assert!(most < MOST_FUEL, "{:?}: {most}", String::from_utf8_lossy(source));
+        work(&mut world(document.into_bytes()), 10_000, &format!("{source:?}"));
     }
 }
