@@ -8,7 +8,7 @@ use std::str::FromStr;
 use scenarios::{Answer, Body, Request, Response};
 
 use crate::state::{Headers, LocalReply, Stream, header};
-use crate::world::{Turn, World};
+use crate::world::{Turn, Worker, World};
 
 pub(crate) const CONTINUE: u32 = 0;
 const STOP_ITERATION: u32 = 1;
@@ -111,16 +111,17 @@ impl World {
 
     /// Sends the headers of a request.
     pub fn begin(&mut self, worker: usize, request: &Request, is_whole: bool) -> Id {
-        let (vm, root) = (self.workers[worker].vm, self.workers[worker].root);
+        let Worker { vm, root, allows_stop, .. } = self.workers[worker];
         let headers = headers_of(request);
         let count = headers.len() as u32;
         let stream = Stream {
+            root,
             request_headers: Some(headers),
             source_address: source_of(request).into_bytes(),
             cluster: self.upstream.cluster.clone().into_bytes(),
             ..Stream::default()
         };
-        let context = self.new_stream(vm, root, stream);
+        let context = self.new_stream(vm, stream);
         let id = self.exchanges.len();
         self.exchanges.push(Exchange {
             context,
@@ -140,7 +141,7 @@ impl World {
         let action = self.call_for_action(context, "proxy_on_request_headers", &[count, is_whole.into()]);
         self.exchanges[id].flow = match action {
             CONTINUE => Flow::Open,
-            STOP_ITERATION if self.workers[worker].allows_stop => Flow::HoldsHeaders,
+            STOP_ITERATION if allows_stop => Flow::HoldsHeaders,
             _ => Flow::HoldsAll,
         };
         if action == CONTINUE {
@@ -298,12 +299,10 @@ impl World {
             assert_eq!(is_done, 1, "a context that is not done is not modelled");
         }
         self.call(vm, "proxy_on_delete", &[number]);
-        let state = self.vms[vm].state_mut();
-        state.streams.remove(&number);
-        let root = state.parents.remove(&number).unwrap_or_default();
+        let stream = self.vms[vm].state_mut().streams.remove(&number).unwrap_or_default();
         if let Some(id) = self.by_context.remove(&(vm, number)) {
             self.exchanges[id].is_gone = true;
-            self.delete_idle_root(vm, root);
+            self.delete_idle_root(vm, stream.root);
         }
     }
 
@@ -329,13 +328,11 @@ impl World {
 
 /// What passes through a filter, of a caller or of a bridge.
 impl World {
-    /// A new stream of a root context.
-    pub(crate) fn new_stream(&mut self, vm: usize, root: u32, stream: Stream) -> Context {
+    /// A new stream with its context.
+    pub(crate) fn new_stream(&mut self, vm: usize, stream: Stream) -> Context {
         self.last_context += 1;
-        let number = self.last_context;
-        let state = self.vms[vm].state_mut();
-        state.parents.insert(number, root);
-        state.streams.insert(number, stream);
+        let (number, root) = (self.last_context, stream.root);
+        self.vms[vm].state_mut().streams.insert(number, stream);
         self.call(vm, "proxy_on_context_create", &[number, root]);
         (vm, number)
     }

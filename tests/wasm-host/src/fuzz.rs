@@ -324,10 +324,8 @@ fn configure(world: &mut World, input: &mut Reader<'_>, worker: usize, summary: 
         }
         _ => {}
     }
-    match world.configure(worker, &bytes) {
-        true => summary.note("configured", 1),
-        false => summary.note("refused", 1),
-    }
+    let is_accepted = world.configure(worker, &bytes);
+    summary.note(if is_accepted { "configured" } else { "refused" }, 1);
 }
 
 fn script(world: &mut World, input: &mut Reader<'_>, worker: usize) {

@@ -59,8 +59,8 @@ impl World {
         }
         let bridge = self.bridge(vm);
         let root = *self.vms[bridge].state().roots.keys().next().expect("the bridge's root context");
-        let stream = Stream { request_headers: Some(Headers::new()), ..Stream::default() };
-        let bridge = self.new_stream(bridge, root, stream);
+        let stream = Stream { root, request_headers: Some(Headers::new()), ..Stream::default() };
+        let bridge = self.new_stream(bridge, stream);
         let action = self.call_for_action(bridge, "proxy_on_request_headers", &[0, 0]);
         assert_eq!(action, CONTINUE, "the bridge holds a request");
         self.links.push(Link { vm, token, bridge, is_open: true, ..Link::default() });

@@ -26,6 +26,8 @@ pub(crate) fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a [u8]> {
 /// The parts of an HTTP stream that host calls can access. `None` is not available now.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
+    /// Its root context.
+    pub(crate) root: u32,
     pub(crate) request_headers: Option<Headers>,
     pub(crate) request_trailers: Option<Headers>,
     pub(crate) response_headers: Option<Headers>,
@@ -99,8 +101,6 @@ pub(crate) struct VmState {
     /// The root contexts and their timers.
     pub(crate) roots: BTreeMap<u32, Option<Timer>>,
     pub(crate) streams: HashMap<u32, Stream>,
-    /// The root of each stream.
-    pub(crate) parents: HashMap<u32, u32>,
     pub(crate) current: u32,
     pub(crate) effective: u32,
     pub(crate) after: VecDeque<After>,
@@ -198,7 +198,7 @@ impl VmState {
     /// The root context of a host call.
     pub(crate) fn root(&self) -> u32 {
         let context = self.context();
-        self.parents.get(&context).copied().unwrap_or(context)
+        self.streams.get(&context).map_or(context, |stream| stream.root)
     }
 
     /// A new token, with its kind in the low bits.

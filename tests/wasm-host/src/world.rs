@@ -240,7 +240,7 @@ impl World {
     pub(crate) fn delete_idle_root(&mut self, vm: usize, root: u32) {
         let state = self.vms[vm].state();
         let is_current = self.workers.iter().any(|worker| (worker.vm, worker.root) == (vm, root));
-        let is_used = state.parents.values().any(|parent| *parent == root);
+        let is_used = state.streams.values().any(|stream| stream.root == root);
         if is_current || is_used || !state.roots.contains_key(&root) {
             return;
         }
