@@ -35,13 +35,13 @@ pub struct Cost {
 impl World {
     /// The cost in a VM while `act` runs.
     pub fn cost(&mut self, vm: usize, act: impl FnOnce(&mut Self)) -> Cost {
-        let before = (self.vms[vm].total_fuel, self.vms[vm].host_calls().clone());
+        let before = (self.vms[vm].total_fuel, self.vms[vm].state().calls.clone());
         act(self);
         let grown = |(name, count): (&&'static str, &u64)| {
             let more = count - before.1.get(name).copied().unwrap_or_default();
             (more > 0).then(|| (name.trim_start_matches("proxy_").to_owned(), more))
         };
-        let calls = self.vms[vm].host_calls().iter().filter_map(grown).collect();
+        let calls = self.vms[vm].state().calls.iter().filter_map(grown).collect();
         Cost { fuel: self.vms[vm].total_fuel - before.0, calls }
     }
 }

@@ -1,6 +1,5 @@
 //! One VM: calls its callbacks with a fuel bound; a trap fails the test and prints the history.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use wasmtime::{InstancePre, Store, StoreLimitsBuilder, Val};
@@ -50,10 +49,6 @@ impl Vm {
 
     pub(crate) fn state_mut(&mut self) -> &mut VmState {
         self.store.data_mut()
-    }
-
-    pub fn host_calls(&self) -> &BTreeMap<&'static str, u64> {
-        &self.store.data().calls
     }
 
     /// Scripts these failures, and removes earlier ones.

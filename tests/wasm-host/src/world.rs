@@ -125,17 +125,27 @@ impl World {
     /// Starts Envoys and configures them. Panics if they reject the configuration.
     pub fn start(setup: Setup) -> Self {
         let mut world = Self::boot(setup);
-        for worker in 0..world.workers.len() {
-            let configuration = world.setup.configuration.clone();
-            let text = String::from_utf8_lossy(&configuration).into_owned();
-            assert!(
-                world.configure(worker, &configuration),
-                "rejected: {text}\n{:?}",
-                world.processes[0].log
-            );
-        }
+        world.configure_all();
         world.settle();
         world
+    }
+
+    /// Delivers the setup's configuration to every worker. Panics if one rejects it.
+    pub fn configure_all(&mut self) {
+        if let Err(log) = self.try_configure_all() {
+            panic!("rejected: {}\n{log}", String::from_utf8_lossy(&self.setup.configuration));
+        }
+    }
+
+    /// Delivers the setup's configuration to every worker; the error is the log if one rejects it.
+    pub fn try_configure_all(&mut self) -> Result<(), String> {
+        let configuration = self.setup.configuration.clone();
+        match (0..self.workers.len()).all(|worker| self.configure(worker, &configuration)) {
+            true => Ok(()),
+            false => {
+                Err(self.processes[0].log.borrow().iter().map(|(_, line)| format!("{line}\n")).collect())
+            }
+        }
     }
 
     /// Starts Envoys without a configuration.

@@ -33,9 +33,7 @@ fn world(document: Vec<u8>) -> World {
         r#", "config_source": {"cluster": "config_files", "api_keys": "/keys.json", "ttl_seconds": 20}"#;
     let mut world = World::boot(Setup::new(configuration(source)).workers(2));
     world.documents.insert("/keys.json".into(), (200, document));
-    for worker in 0..2 {
-        assert!(world.configure(worker, configuration(source).as_bytes()));
-    }
+    world.configure_all();
     world
 }
 

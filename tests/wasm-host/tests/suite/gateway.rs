@@ -25,15 +25,12 @@ pub(crate) struct HostileHost;
 impl Host for HostileHost {
     fn start(&self, setup: &scenarios::Setup) -> Box<dyn Gateway> {
         let mut world = boot(setup);
-        let plugin = configuration(setup.config.as_ref());
-        for worker in 0..setup.envoys * setup.workers as usize {
-            assert!(world.configure(worker, &plugin), "rejected: {:?}", world.processes[0].log);
-        }
+        world.configure_all();
         let mut listeners = BTreeMap::new();
         for (name, config) in &setup.listeners {
-            let plugin = configuration(Some(config));
-            let names = (LIMITER, LIMITER);
-            listeners.insert(name.clone(), world.add_plugin(0, names, setup.passes_bodies, &plugin));
+            let (names, config) = ((LIMITER, LIMITER), config.to_string());
+            let plugin = world.add_plugin(0, names, setup.passes_bodies, config.as_bytes());
+            listeners.insert(name.clone(), plugin);
         }
         world.settle();
         let mut running = Running {
@@ -51,14 +48,8 @@ impl Host for HostileHost {
     }
 
     fn start_refused(&self, setup: &scenarios::Setup) -> String {
-        let mut world = boot(setup);
-        assert!(!world.configure(0, &configuration(setup.config.as_ref())), "the configuration was accepted");
-        world.processes[0].log.borrow().iter().map(|(_, line)| format!("{line}\n")).collect()
+        boot(setup).try_configure_all().expect_err("the configuration is invalid")
     }
-}
-
-fn configuration(config: Option<&Value>) -> Vec<u8> {
-    config.map(|config| config.to_string().into_bytes()).unwrap_or_default()
 }
 
 /// Envoys without a configuration.
@@ -76,7 +67,7 @@ fn boot(wanted: &scenarios::Setup) -> World {
         allows_stop: wanted.passes_bodies,
         clusters,
         refusing,
-        ..wasm_host::Setup::new("")
+        ..wasm_host::Setup::new(wanted.config.as_ref().map(Value::to_string).unwrap_or_default())
     });
     for process in &world.processes {
         process.keeps_stats.set(wanted.keeps_stats);
@@ -252,8 +243,8 @@ impl Gateway for Running {
     }
 
     fn deliver(&mut self, config: &Value) -> bool {
-        let plugin = configuration(Some(config));
-        (0..self.workers()).all(|worker| self.world.configure(worker, &plugin))
+        let config = config.to_string();
+        (0..self.workers()).all(|worker| self.world.configure(worker, config.as_bytes()))
     }
 
     fn redis(&mut self) -> &mut dyn Redis {
