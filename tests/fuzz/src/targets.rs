@@ -11,8 +11,9 @@ mod session;
 
 use std::time::Duration;
 
+use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::Headers;
-use dynamic_rate_limiter::headers::{HeaderValues, write_headers};
+use dynamic_rate_limiter::headers::write_headers;
 use dynamic_rate_limiter::time::WallClock;
 
 use crate::Random;
@@ -57,8 +58,15 @@ fn pieces<'a>(bytes: &'a [u8], random: &mut Random) -> Vec<&'a [u8]> {
     pieces
 }
 
-/// The headers of an answer are complete, in range, and contain no line break.
-fn check_answer(answer: &HeaderValues, wall_clock: WallClock) {
+/// The headers of a decision, if it has any, are complete, in range, and contain no line break.
+fn check_headers(decision: &Decision, wall_clock: WallClock) {
+    let (Decision::Admitted(answer)
+    | Decision::Rejected(answer)
+    | Decision::Unavailable(answer)
+    | Decision::Shed(answer, _)) = decision
+    else {
+        return;
+    };
     if let Some(verdict) = answer.verdict {
         assert!(verdict.remaining <= verdict.capacity, "{verdict:?}");
     }

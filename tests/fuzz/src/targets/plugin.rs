@@ -6,7 +6,7 @@ use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::DecisionStart;
 
-use super::check_answer;
+use super::check_headers;
 use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide};
 
 pub(super) const WORDS: &str = "\
@@ -54,20 +54,10 @@ fn serve(plugin: PluginConfig) {
         data.advance(advance_us);
         for (request_id, request) in requests.iter().enumerate() {
             let start = DecisionStart { id: request_id as u32, ..START };
-            match decide(&mut limiter, &data, request, start) {
-                Decision::Admitted(answer)
-                | Decision::Rejected(answer)
-                | Decision::Shed(answer, _)
-                | Decision::Unavailable(answer) => {
-                    check_answer(&answer, limiter.wall_clock());
-                }
-                Decision::AwaitsBody(pending) => {
-                    limiter.change_health(&pending, br#"{"status":"DEGRADED"}"#, &data, START);
-                }
-                Decision::Exempt
-                | Decision::Replied(_)
-                | Decision::AwaitsRedis(_)
-                | Decision::AwaitsDocuments => {}
+            let decision = decide(&mut limiter, &data, request, start);
+            check_headers(&decision, limiter.wall_clock());
+            if let Decision::AwaitsBody(pending) = decision {
+                limiter.change_health(&pending, br#"{"status":"DEGRADED"}"#, &data, START);
             }
         }
     }

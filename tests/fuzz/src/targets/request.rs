@@ -16,7 +16,7 @@ use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::time::StoreTime;
 
-use super::check_answer;
+use super::check_headers;
 use harness::{FakeData, FakeRequest, SECOND, TOKEN, decide, limiter};
 
 pub(super) const WORDS: &str = "\
@@ -116,18 +116,15 @@ impl World {
         let prefix = self.limiter.config().settings.ipv6_prefix;
         let network = Network::of_source(&request.source, prefix).to_string();
         let header = |name| request.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+        check_headers(&decision, self.limiter.wall_clock());
         match decision {
             Decision::Admitted(answer) => {
-                check_answer(&answer, self.limiter.wall_clock());
                 if let (Some(verdict), None) = (answer.verdict, header("x-api-key")) {
                     let admitted = self.admitted.entry(network).or_default();
                     *admitted += 1;
                     let most = answer.tier.normal.capacity();
                     assert!(*admitted <= most && verdict.capacity <= most, "{admitted} at once, of {most}");
                 }
-            }
-            Decision::Rejected(answer) | Decision::Unavailable(answer) | Decision::Shed(answer, _) => {
-                check_answer(&answer, self.limiter.wall_clock());
             }
             Decision::Replied(reply) => {
                 assert!(matches!(reply.status, 200 | 403 | 405 | 429), "{reply:?}");
@@ -150,7 +147,7 @@ impl World {
                     other => panic!("{other:?}"),
                 }
             }
-            Decision::Exempt | Decision::AwaitsRedis(_) | Decision::AwaitsDocuments => {}
+            _ => {}
         }
     }
 
@@ -168,10 +165,9 @@ impl World {
         while let Some(output) = self.limiter.poll_output(data.now(), data) {
             let LimiterOutput::Decided(request_id, decision) = output else { continue };
             assert!((1..=self.request_id).contains(&request_id));
+            check_headers(&decision, self.limiter.wall_clock());
             match decision {
-                Decision::Admitted(answer) | Decision::Rejected(answer) => {
-                    check_answer(&answer, self.limiter.wall_clock());
-                }
+                Decision::Admitted(_) | Decision::Rejected(_) => {}
                 Decision::Replied(reply) => assert_eq!(reply.status, 500),
                 other => panic!("{other:?}"),
             }
