@@ -55,7 +55,9 @@ pub fn measure() -> Vec<(String, Cost)> {
     let unlimited = Request::get("/test").key("c4nary-open");
     let unknown = Request::get("/test").key("c4nary-unknown");
     let call = Request::post("/test", [0; 5]).key(API_KEY);
-    // `headers alone` is a response without a body; after a request with a body it may be gRPC.
+    // `headers alone` is a response without a body; after a request with a body it may be gRPC, whose status is read.
+    // Measured health adds five host calls if no queue is in use: the cluster, its gauge twice, the status, and the
+    // gauge once more. The end of a body adds one.
     let kinds = [
         ("", "admitted, known key", keyed(), "hello"),
         ("", "admitted, address", Request::get("/test"), "hello"),
