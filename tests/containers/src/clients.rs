@@ -1,12 +1,10 @@
 //! Clients on persistent connections that send one request after the other.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use e2e::client::{Connection, Request, Response};
+use e2e::load::{self, Exchange};
 use e2e::wait;
 
 /// Where the shipped files publish the service.
@@ -15,71 +13,25 @@ pub(crate) const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4
 /// How long the service may take to respond after a start.
 const START: Duration = Duration::from_secs(30);
 
-/// A request and its result.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    pub(crate) sent: Instant,
-    pub(crate) done: Instant,
-    /// The status, or the error of the connection.
-    pub(crate) result: Result<u16, String>,
+/// The upstream has responded, or the limiter has limited the caller.
+pub(crate) fn is_served(exchange: &Exchange) -> bool {
+    matches!(exchange.status(), 200 | 429)
 }
 
-impl Exchange {
-    /// The upstream has responded, or the limiter has limited the caller.
-    pub(crate) fn is_served(&self) -> bool {
-        matches!(self.result, Ok(200 | 429))
-    }
-}
-
-/// Clients that send requests until [`Clients::stop`].
-pub(crate) struct Clients {
-    is_stopped: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Vec<Exchange>>>,
-}
-
-impl Clients {
-    /// Each sends this request, waits for the response, and pauses.
-    pub(crate) fn start(count: usize, pause: Duration, request: &Request) -> Self {
-        let is_stopped = Arc::new(AtomicBool::new(false));
-        let client = |_| {
-            let (is_stopped, request) = (Arc::clone(&is_stopped), request.clone());
-            thread::spawn(move || drive(&request, pause, &is_stopped))
-        };
-        Self { threads: (0..count).map(client).collect(), is_stopped }
-    }
-
-    /// Each client finishes its request; returns all exchanges.
-    pub(crate) fn stop(self) -> Vec<Exchange> {
-        self.is_stopped.store(true, Ordering::Relaxed);
-        self.threads.into_iter().flat_map(|client| client.join().expect("a client does not panic")).collect()
-    }
-}
-
-fn drive(request: &Request, pause: Duration, is_stopped: &AtomicBool) -> Vec<Exchange> {
-    let mut connection = None;
-    let mut exchanges = Vec::new();
-    while !is_stopped.load(Ordering::Relaxed) {
-        let sent = Instant::now();
-        let result = connection.take().map_or_else(|| Connection::try_connect(SERVICE, None), Ok).and_then(
-            |mut open: Connection| {
-                let response = open.try_send(request)?;
-                if !response.closes_connection() {
-                    connection = Some(open);
-                }
-                Ok(response.status)
-            },
-        );
-        let result = result.map_err(|error| error.to_string());
-        exchanges.push(Exchange { sent, done: Instant::now(), result });
-        thread::sleep(pause);
-    }
-    exchanges
+/// Runs `work` while each client sends this request, waits for the response, and pauses. Returns all exchanges, too.
+pub(crate) fn under_load<T>(
+    clients: usize,
+    pause: Duration,
+    request: &Request,
+    work: impl FnOnce() -> T,
+) -> (T, Vec<Exchange>) {
+    load::observe(&[SERVICE], clients, pause, |_, _| request.clone(), work)
 }
 
 /// Asserts that every request was served; returns their number.
 #[track_caller]
 pub(crate) fn assert_all_served(exchanges: &[Exchange]) -> usize {
-    let lost: Vec<_> = exchanges.iter().filter(|exchange| !exchange.is_served()).collect();
+    let lost: Vec<_> = exchanges.iter().filter(|exchange| !is_served(exchange)).collect();
     assert!(
         lost.is_empty(),
         "{} of {} requests were lost: {:?}",

@@ -1,16 +1,17 @@
 //! The commands of `docker` and `docker compose`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use e2e::wait;
+use e2e::{shipped_files, wait};
 use serde_json::Value;
 
 /// How long containers may take to become healthy on a busy machine.
 const HEALTHY: Duration = Duration::from_secs(60);
 
 /// One Compose file, with a project name for this test.
+#[derive(Clone)]
 pub(crate) struct Compose {
     folder: PathBuf,
     file: PathBuf,
@@ -30,12 +31,7 @@ impl Compose {
 
     /// The same with a profile.
     pub(crate) fn with_profile(&self, profile: &str) -> Self {
-        Self {
-            folder: self.folder.clone(),
-            file: self.file.clone(),
-            project: self.project.clone(),
-            profiles: vec!["--profile".to_owned(), profile.to_owned()],
-        }
+        Self { profiles: vec!["--profile".to_owned(), profile.to_owned()], ..self.clone() }
     }
 
     /// Sets the folder and the environment of a command.
@@ -59,7 +55,7 @@ impl Compose {
 
     /// Runs `docker compose …`: whether it succeeded, and its output.
     pub(crate) fn try_run(&self, arguments: &[&str]) -> (bool, String) {
-        finish(self.command(arguments))
+        shipped_files::run(&mut self.command(arguments))
     }
 
     /// Runs `docker compose …`; returns its output.
@@ -148,15 +144,9 @@ pub(crate) fn text(value: &Value) -> &str {
 
 #[track_caller]
 fn output(mut command: Command) -> String {
-    let output = command.stdin(Stdio::null()).output().expect("an installed program");
+    let output = command.output().expect("an installed program");
     let [stdout, stderr] =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
     stdout
-}
-
-fn finish(mut command: Command) -> (bool, String) {
-    let output = command.stdin(Stdio::null()).output().expect("an installed program");
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    (output.status.success(), text.concat())
 }

@@ -6,9 +6,9 @@ use e2e::client::Request;
 use e2e::wait;
 
 use crate::Progress;
-use crate::clients::{Clients, assert_all_served, send};
+use crate::clients::{assert_all_served, send};
 use crate::compose::{Compose, docker};
-use crate::production::{CLIENTS, request};
+use crate::production::{CLIENTS, under_load};
 
 /// As in `deploy/compose/limiter.yaml`.
 const LIMIT: usize = 4096;
@@ -49,16 +49,14 @@ echo "$opened $closed $(cat memory/memory.usage_in_bytes memory.current 2>/dev/n
 pub(crate) fn run(compose: &Compose, progress: &mut Progress) {
     let limiter = compose.names("limiter").remove(0);
     // The full limiter closes further connections, some with a request on them: the load balancer must have enough.
-    let many = Clients::start(MANY, Duration::ZERO, &request());
-    std::thread::sleep(CROWD_STAYS);
-    assert_all_served(&many.stop());
-    let load = Clients::start(CLIENTS, Duration::ZERO, &request());
-    let (opened, closed, memory) = open(&limiter, LIMIT + EXTRA);
+    let ((), many) = under_load(MANY, || std::thread::sleep(CROWD_STAYS));
+    assert_all_served(&many);
+    let ((opened, closed, memory), exchanges) = under_load(CLIENTS, || open(&limiter, LIMIT + EXTRA));
     assert_eq!(opened, LIMIT + EXTRA);
     // The connections of the load balancer count too.
     assert!((EXTRA..EXTRA + MANY).contains(&closed), "{closed} were closed at once");
     assert!(memory < 512 << 20, "{memory} bytes");
-    let count = assert_all_served(&load.stop());
+    let count = assert_all_served(&exchanges);
     wait::until("connections are accepted again", || {
         let closed_before = open(&limiter, 0).1;
         (open(&limiter, 1).1 == closed_before).then_some(())

@@ -10,7 +10,7 @@ use e2e::wait;
 use serde_json::Value;
 
 use crate::Progress;
-use crate::clients::{self, Clients, await_redis, send};
+use crate::clients::{self, await_redis, send};
 use crate::compose::{Compose, text};
 
 const PROJECT: &str = "rate-limiter-test-development";
@@ -117,13 +117,15 @@ pub(crate) fn a_saved_tier_applies(folder: &std::path::Path) {
 
 #[track_caller]
 fn redis_restart_loses_no_request(compose: &Compose, progress: &mut Progress) {
-    let load = Clients::start(10, Duration::from_millis(20), &Request::get("/test").key("enterprise"));
-    thread::sleep(Duration::from_millis(500));
-    compose.run(&["stop", "redis"]);
-    await_redis("disconnected");
-    compose.run(&["start", "redis"]);
-    await_redis("connected");
-    let count = clients::assert_all_served(&load.stop());
+    let request = Request::get("/test").key("enterprise");
+    let ((), exchanges) = clients::under_load(10, Duration::from_millis(20), &request, || {
+        thread::sleep(Duration::from_millis(500));
+        compose.run(&["stop", "redis"]);
+        await_redis("disconnected");
+        compose.run(&["start", "redis"]);
+        await_redis("connected");
+    });
+    let count = clients::assert_all_served(&exchanges);
     progress.passed(format!("Redis stopped and started again, none of {count} requests lost"));
 }
 

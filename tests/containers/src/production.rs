@@ -6,10 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use e2e::client::Request;
+use e2e::load::Exchange;
 use serde_json::{Value, json};
 
 use crate::Progress;
-use crate::clients::{Clients, assert_all_served, await_redis, send};
+use crate::clients::{self, assert_all_served, await_redis, send};
 use crate::compose::{Compose, docker, text};
 use crate::development::{a_saved_tier_applies, first_request_is_served, prints_nothing, published};
 use crate::{connections, drain, monitoring};
@@ -79,9 +80,9 @@ fn slow_upstream_and_large_tier(progress: &Progress) {
     edit("config/tiers.json", "\"capacity\": 50", "\"capacity\": 1000000");
 }
 
-/// The request that all clients send.
-pub(crate) fn request() -> Request {
-    Request::get("/test").key("enterprise")
+/// [`clients::under_load`] without a pause, as callers of the tier `enterprise`.
+pub(crate) fn under_load<T>(count: usize, work: impl FnOnce() -> T) -> (T, Vec<Exchange>) {
+    clients::under_load(count, Duration::ZERO, &Request::get("/test").key("enterprise"), work)
 }
 
 /// The settings of the file apply, in `docker inspect` and inside the containers.
@@ -159,11 +160,12 @@ fn redis_outages_lose_no_request(compose: &Compose, progress: &mut Progress) {
         }),
     ];
     for (what, outage) in outages {
-        let load = Clients::start(CLIENTS, Duration::ZERO, &request());
-        thread::sleep(Duration::from_millis(500));
-        outage();
-        await_redis("connected");
-        let count = assert_all_served(&load.stop());
+        let ((), exchanges) = under_load(CLIENTS, || {
+            thread::sleep(Duration::from_millis(500));
+            outage();
+            await_redis("connected");
+        });
+        let count = assert_all_served(&exchanges);
         progress.passed(format!("Redis {what}, none of {count} requests lost"));
     }
 }
