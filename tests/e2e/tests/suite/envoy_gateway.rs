@@ -1,4 +1,4 @@
-//! `deploy/envoy-gateway`: valid by our types of Envoy Gateway's CRDs, and the resulting configuration limits requests
+//! `deploy/envoy-gateway`: valid by our shapes of Envoy Gateway's CRDs, and the resulting configuration limits requests
 //! in a real Envoy. Envoy Gateway itself does not run: this file reimplements how it turns an EnvoyExtensionPolicy into
 //! a filter and how it applies JSON patches.
 
@@ -19,7 +19,7 @@ const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 #[test]
-fn the_manifests_are_valid_by_our_types_of_envoy_gateway() {
+fn the_manifests_are_valid_by_our_shapes_of_envoy_gateway() {
     let documents = [manifest(PROXY, &[]), manifest(POLICIES, &[])].concat();
     assert_eq!(documents.len(), 3);
     for document in &documents {
@@ -133,7 +133,7 @@ fn gateway_bootstrap() -> Value {
 fn gateway_listener(policy: &Value) -> Value {
     let metadata = &policy["metadata"];
     let [namespace, name] = [&metadata["namespace"], &metadata["name"]].map(|it| it.as_str().expect("text"));
-    let wasm = &policy["spec"]["wasm"][0];
+    let [wasm] = &policy["spec"]["wasm"].as_array().expect("a list")[..] else { panic!("one filter") };
     let id = format!("envoyextensionpolicy/{namespace}/{name}/wasm/0");
     let filter = format!("envoy.filters.http.wasm/{id}");
     let config = json!({

@@ -11,8 +11,6 @@ use serde_json::Value;
 use e2e::envoy::from_env;
 use e2e::shipped_files::{run, yaml_documents};
 
-use envoy_gateway::{EnvoyExtensionPolicySpec, EnvoyPatchPolicySpec, EnvoyProxySpec};
-
 mod envoy_gateway;
 
 /// The oldest and the newest Kubernetes version whose schemas must accept the manifests.
@@ -56,18 +54,13 @@ pub(crate) fn check_istio(object: &Value) -> Result<(), String> {
     }
 }
 
-/// Checks an object of Envoy Gateway against our own types.
+/// Checks an object of Envoy Gateway against our own shapes.
 pub(crate) fn check_envoy_gateway(object: &Value) -> Result<(), String> {
-    let spec = &object["spec"];
     check_envelope(object)?;
-    match (text(&object["apiVersion"]), text(&object["kind"])) {
-        ("gateway.envoyproxy.io/v1alpha1", "EnvoyExtensionPolicy") => {
-            strictly::<EnvoyExtensionPolicySpec>(spec)
-        }
-        ("gateway.envoyproxy.io/v1alpha1", "EnvoyPatchPolicy") => strictly::<EnvoyPatchPolicySpec>(spec),
-        ("gateway.envoyproxy.io/v1alpha1", "EnvoyProxy") => strictly::<EnvoyProxySpec>(spec),
-        (version, kind) => Err(format!("no type for {version} {kind}")),
-    }
+    let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
+    let shape = envoy_gateway::spec(kind).filter(|_| version == "gateway.envoyproxy.io/v1alpha1");
+    let shape = shape.ok_or_else(|| format!("no shape for {version} {kind}"))?;
+    envoy_gateway::check(&object["spec"], &shape, "spec")
 }
 
 /// Checks the fields around the spec.

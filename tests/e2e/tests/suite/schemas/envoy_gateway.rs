@@ -1,170 +1,85 @@
 //! The fields of Envoy Gateway's CRDs (v1.9) that `deploy/envoy-gateway` uses, as the CRDs define them; any other field
 //! is a mistake. They are written here because no package registry has the CRDs.
-#![expect(dead_code, reason = "reading them is the check")]
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-type Object = Map<String, Value>;
+/// Placeholders in a shape. Any other text in a shape is the only valid one.
+const TEXT: &str = "<text>";
+const NAME: &str = "<name of 1 to 253 bytes>";
+const INTEGER: &str = "<integer>";
+const ANYTHING: &str = "<anything>";
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct EnvoyExtensionPolicySpec {
-    target_refs: NonEmpty<TargetRef>,
-    wasm: [Wasm; 1],
-}
-
-#[derive(Deserialize)]
-struct Wasm {
-    name: String,
-    #[serde(rename = "rootID")]
-    root_id: String,
-    code: Code,
-    /// Anything; it reaches the filter as JSON text.
-    config: Object,
-    env: Env,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type", deny_unknown_fields)]
-enum Code {
-    Image { image: Image },
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Image {
-    url: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Env {
-    host_keys: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct EnvoyPatchPolicySpec {
-    target_ref: TargetRef,
-    r#type: PatchType,
-    json_patches: NonEmpty<ResourcePatch>,
-}
-
-#[derive(Deserialize)]
-struct ResourcePatch {
-    r#type: ResourceType,
-    name: String,
-    operation: Operation,
-}
-
-#[derive(Deserialize)]
-enum ResourceType {
-    #[serde(rename = "type.googleapis.com/envoy.config.listener.v3.Listener")]
-    Listener,
-    #[serde(rename = "type.googleapis.com/envoy.config.cluster.v3.Cluster")]
-    Cluster,
-}
-
-#[derive(Deserialize)]
-pub(crate) struct EnvoyProxySpec {
-    bootstrap: Bootstrap,
-    provider: Provider,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Bootstrap {
-    r#type: PatchType,
-    json_patches: NonEmpty<Operation>,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type", deny_unknown_fields)]
-enum Provider {
-    Kubernetes { kubernetes: Kubernetes },
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Kubernetes {
-    envoy_deployment: EnvoyDeployment,
-}
-
-/// The objects in it are Kubernetes' own; another test checks them against Kubernetes' schemas.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct EnvoyDeployment {
-    replicas: i32,
-    init_containers: Vec<Object>,
-    container: Container,
-    pod: Pod,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Container {
-    env: Vec<Object>,
-    volume_mounts: Vec<Object>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Pod {
-    volumes: Vec<Object>,
-}
-
-#[derive(Deserialize)]
-enum PatchType {
-    #[serde(rename = "JSONPatch")]
-    JsonPatch,
-}
-
-/// An operation of RFC 6902, at `path`, or at `path` below what `jsonPath` finds.
-#[derive(Deserialize)]
-#[serde(tag = "op", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
-enum Operation {
-    Add { json_path: Option<String>, path: String, value: Value },
-}
-
-#[derive(Deserialize)]
-struct TargetRef {
-    group: Group,
-    kind: TargetKind,
-    name: Name,
-}
-
-#[derive(Deserialize)]
-enum Group {
-    #[serde(rename = "gateway.networking.k8s.io")]
-    Gateway,
-}
-
-#[derive(Deserialize)]
-enum TargetKind {
-    Gateway,
-}
-
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Name(String);
-
-impl TryFrom<String> for Name {
-    type Error = &'static str;
-
-    fn try_from(name: String) -> Result<Self, Self::Error> {
-        if (1..=253).contains(&name.len()) { Ok(Self(name)) } else { Err("a name has 1 to 253 bytes") }
+/// The shape of a spec. An object has exactly these fields, of which those with a `?` may be missing; `{}` is any object.
+/// A list has at least one element, and each has the shape of the one here.
+pub(crate) fn spec(kind: &str) -> Option<Value> {
+    let target = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": NAME});
+    // An operation of RFC 6902, at `path`, or at `path` below what `jsonPath` finds.
+    let operation = json!({"op": "add", "jsonPath?": TEXT, "path": TEXT, "value": ANYTHING});
+    match kind {
+        "EnvoyExtensionPolicy" => Some(json!({
+            "targetRefs": [target],
+            "wasm": [{
+                "name": TEXT,
+                "rootID": TEXT,
+                "code": {"type": "Image", "image": {"url": TEXT}},
+                // It reaches the filter as JSON text.
+                "config": {},
+                "env": {"hostKeys": [TEXT]},
+            }],
+        })),
+        "EnvoyPatchPolicy" => Some(json!({
+            "targetRef": target,
+            "type": "JSONPatch",
+            // The test that applies the patches accepts only two types.
+            "jsonPatches": [{"type": TEXT, "name": TEXT, "operation": operation}],
+        })),
+        "EnvoyProxy" => Some(json!({
+            "bootstrap": {"type": "JSONPatch", "jsonPatches": [operation]},
+            // The objects in it are Kubernetes' own; another test checks them against Kubernetes' schemas.
+            "provider": {"type": "Kubernetes", "kubernetes": {"envoyDeployment": {
+                "replicas": INTEGER,
+                "initContainers": [{}],
+                "container": {"env": [{}], "volumeMounts": [{}]},
+                "pod": {"volumes": [{}]},
+            }}},
+        })),
+        _ => None,
     }
 }
 
-#[derive(Deserialize)]
-#[serde(try_from = "Vec<T>")]
-struct NonEmpty<T>(Vec<T>);
+/// Checks that a value has this shape. `place` is where it is.
+pub(crate) fn check(value: &Value, shape: &Value, place: &str) -> Result<(), String> {
+    let fits = match (value, shape) {
+        (Value::Object(found), Value::Object(fields)) if !fields.is_empty() => {
+            return check_fields(found, fields, place);
+        }
+        (Value::Array(items), Value::Array(shapes)) if !items.is_empty() => {
+            return items.iter().try_for_each(|item| check(item, &shapes[0], place));
+        }
+        (_, Value::String(shape)) => match shape.as_str() {
+            ANYTHING => true,
+            TEXT => value.is_string(),
+            NAME => value.as_str().is_some_and(|name| (1..=253).contains(&name.len())),
+            INTEGER => value.is_i64(),
+            text => value == text,
+        },
+        (value, shape) => value.is_object() && shape.is_object(),
+    };
+    if fits { Ok(()) } else { Err(format!("{place} is {value}, not {shape}")) }
+}
 
-impl<T> TryFrom<Vec<T>> for NonEmpty<T> {
-    type Error = &'static str;
-
-    fn try_from(items: Vec<T>) -> Result<Self, Self::Error> {
-        if items.is_empty() { Err("an empty list") } else { Ok(Self(items)) }
+fn check_fields(found: &Map<String, Value>, fields: &Map<String, Value>, place: &str) -> Result<(), String> {
+    for (name, shape) in fields {
+        let (name, is_optional) = name.strip_suffix('?').map_or((name.as_str(), false), |name| (name, true));
+        match found.get(name) {
+            Some(value) => check(value, shape, &format!("{place}.{name}"))?,
+            None if is_optional => {}
+            None => return Err(format!("{place} has no {name}")),
+        }
+    }
+    let is_known = |name: &str| fields.contains_key(name) || fields.contains_key(&format!("{name}?"));
+    match found.keys().find(|name| !is_known(name)) {
+        Some(unknown) => Err(format!("unknown: {place}.{unknown}")),
+        None => Ok(()),
     }
 }
