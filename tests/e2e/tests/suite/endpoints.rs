@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::client::Request;
+use e2e::client::{Connection, Request, Response};
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;
 use scenarios::endpoints::assert_own_answer;
@@ -12,6 +12,21 @@ use crate::support::{TOKEN, assert_headers_complete, health, set_health, set_hea
 
 fn start() -> Envoy {
     Setup::new().config(&two_tiers(5, 7)).start()
+}
+
+/// The head of a request to set the health, with the token, up to its last header.
+fn head(last_header: &str) -> String {
+    format!("POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\n{last_header}\r\n\r\n")
+}
+
+/// Sends these parts of a request with a body; returns the answer and the connection.
+#[track_caller]
+fn exchange(envoy: &Envoy, parts: &[&str]) -> (Response, Connection) {
+    let mut connection = envoy.connect();
+    for part in parts {
+        connection.write(part.as_bytes()).expect("written");
+    }
+    (connection.read("POST").expect("an answer"), connection)
 }
 
 #[test]
@@ -37,9 +52,7 @@ fn a_wrong_token_is_refused_before_the_body_is_read() {
 #[test]
 fn a_slow_or_aborted_admin_body_does_not_block_other_requests() {
     let envoy = start();
-    let head = format!(
-        "POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\ncontent-length: 21\r\n\r\n"
-    );
+    let head = head("content-length: 21");
     let mut slow: Vec<_> = (0..20).map(|_| envoy.connect()).collect();
     for connection in &mut slow {
         connection.write(head.as_bytes()).expect("written");
@@ -69,14 +82,9 @@ fn start_with_trailers() -> Envoy {
 #[test]
 fn a_body_may_end_with_trailers() {
     let envoy = start_with_trailers();
-    let request = format!(
-        "POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\n\
-         transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
-         15\r\n{{\"status\":\"DEGRADED\"}}\r\n0\r\nx-sum: 1\r\n\r\n"
-    );
-    let mut connection = envoy.connect();
-    connection.write(request.as_bytes()).expect("written");
-    let reply = connection.read("POST").expect("an answer");
+    let request = head("transfer-encoding: chunked\r\ntrailer: x-sum")
+        + "15\r\n{\"status\":\"DEGRADED\"}\r\n0\r\nx-sum: 1\r\n\r\n";
+    let (reply, _) = exchange(&envoy, &[&request]);
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(health(&envoy), "DEGRADED");
 }
@@ -86,22 +94,14 @@ fn a_request_that_ends_with_trailers_is_answered_with_every_header() {
     let envoy = start_with_trailers();
     let request = "POST / HTTP/1.1\r\nhost: e2e\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
                    2\r\nhi\r\n0\r\nx-sum: 1\r\n\r\n";
-    let mut connection = envoy.connect();
-    connection.write(request.as_bytes()).expect("written");
-    let reply = connection.read("POST").expect("an answer");
+    let (reply, _) = exchange(&envoy, &[request]);
     assert_headers_complete(&reply, "free", 5, "NORMAL");
 }
 
 #[test]
 fn a_body_that_never_ends_is_a_408_and_changes_nothing() {
     let envoy = start();
-    let mut connection = envoy.connect();
-    let head = format!(
-        "POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\ncontent-length: 21\r\n\r\n"
-    );
-    connection.write(head.as_bytes()).expect("written");
-    connection.write(br#"{"status":"DEGRADED""#).expect("written");
-    let reply = connection.read("POST").expect("an answer");
+    let (reply, mut connection) = exchange(&envoy, &[&head("content-length: 21"), r#"{"status":"DEGRADED""#]);
     assert_own_answer(&reply, 408);
     // Envoy may have closed the connection by now; the end of the body must be ignored.
     let _ = connection.write(b"}");
@@ -122,13 +122,8 @@ fn after_a_head_request_the_connection_stays_open() {
 #[test]
 fn a_request_with_expect_100_continue_is_answered() {
     let envoy = start();
-    let mut connection = envoy.connect();
-    let head = format!(
-        "POST /system/health HTTP/1.1\r\nhost: e2e\r\nx-admin-token: {TOKEN}\r\n\
-         expect: 100-continue\r\ncontent-length: 21\r\n\r\n"
-    );
-    connection.write(head.as_bytes()).expect("written");
-    connection.write(br#"{"status":"DEGRADED"}"#).expect("written");
-    assert_eq!(connection.read("POST").expect("an answer").status, 200);
+    let head = head("expect: 100-continue\r\ncontent-length: 21");
+    let (reply, _) = exchange(&envoy, &[&head, r#"{"status":"DEGRADED"}"#]);
+    assert_eq!(reply.status, 200);
     assert_eq!(health(&envoy), "DEGRADED");
 }
