@@ -22,7 +22,8 @@ fn a_refused_head_request_has_no_body_and_the_connection_stays_open() {
     assert_eq!(connection.send(&Request::get("/")).text(), "Too Many Requests");
 }
 
-/// Failures behind the filter: the path that causes each, and the status that the client receives.
+/// Failures behind the filter: the path that causes each, and the status that the client receives. The first five are
+/// those of the upstream.
 const FAILURES: [(&str, u16); 7] = [
     ("/500", 500),
     ("/503", 503),
@@ -33,7 +34,8 @@ const FAILURES: [(&str, u16); 7] = [
     ("/no-route", 404),
 ];
 
-fn failing_setup(config: &Value) -> (Upstream, Setup) {
+#[test]
+fn every_failure_behind_the_filter_is_answered_with_every_header_and_costs_a_token() {
     let upstream = Upstream::start(|request| match request.target.as_str() {
         "/500" => Answer::with(500, &[]),
         "/503" => Answer::with(503, &[("retry-after", "120")]),
@@ -41,26 +43,15 @@ fn failing_setup(config: &Value) -> (Upstream, Setup) {
         "/slow" => Answer::Late(Duration::from_secs(2), Box::new(Answer::ok("late"))),
         _ => Answer::Reset,
     });
-    let to_upstream =
-        |path: &str| json!({"match": {"path": path}, "route": {"cluster": "upstream", "timeout": "0.3s"}});
-    let setup =
-        Setup::new().config(config).upstream(upstream.address()).cluster("refusing", refusing()).routes(
-            &json!([
-                to_upstream("/500"),
-                to_upstream("/503"),
-                to_upstream("/404"),
-                to_upstream("/reset"),
-                to_upstream("/slow"),
-                {"match": {"path": "/refused"}, "route": {"cluster": "refusing"}},
-            ]),
-        );
-    (upstream, setup)
-}
-
-#[test]
-fn every_failure_behind_the_filter_is_answered_with_every_header_and_costs_a_token() {
-    let (_upstream, setup) = failing_setup(&two_tiers(7, 7));
-    let envoy = setup.start();
+    let to_upstream = |(path, _): (&str, u16)| json!({"match": {"path": path}, "route": {"cluster": "upstream", "timeout": "0.3s"}});
+    let mut routes: Vec<Value> = FAILURES[..5].iter().copied().map(to_upstream).collect();
+    routes.push(json!({"match": {"path": "/refused"}, "route": {"cluster": "refusing"}}));
+    let envoy = Setup::new()
+        .config(&two_tiers(7, 7))
+        .upstream(upstream.address())
+        .cluster("refusing", refusing())
+        .routes(&json!(routes))
+        .start();
     let mut connection = envoy.connect();
     for (spent, (path, status)) in FAILURES.into_iter().enumerate() {
         let reply = connection.send(&Request::get(path));
