@@ -19,20 +19,6 @@ fn chunked(body: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn every_request_of_a_kept_alive_connection_is_counted() {
-    let envoy = Setup::new().config(&two_tiers(50, 7)).start();
-    let mut connection = envoy.connect();
-    for remaining in (0..50).rev() {
-        let reply = connection.send(&Request::get("/"));
-        assert_eq!((reply.status, reply.remaining()), (200, remaining));
-    }
-    for _ in 0..50 {
-        assert_eq!(connection.send(&Request::get("/")).status, 429);
-    }
-    assert_eq!(envoy.stat("http.main.downstream_cx_total"), 1);
-}
-
-#[test]
 fn every_stream_of_an_http2_connection_is_counted() {
     let envoy = Setup::new().config(&two_tiers(30, 7)).start();
     let replies = http2::send_all(envoy.address(), &vec![Request::get("/"); 90]);
