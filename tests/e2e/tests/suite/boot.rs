@@ -5,7 +5,7 @@ use e2e::client::Request;
 use e2e::setup::Setup;
 use serde_json::json;
 
-use crate::support::{assert_headers_complete, two_tiers};
+use crate::support::{assert_headers_complete, set_health_with_token, two_tiers};
 
 #[test]
 fn envoy_without_the_filter_serves() {
@@ -28,8 +28,7 @@ fn without_configuration_the_built_in_tiers_apply_and_the_endpoint_refuses() {
     assert_eq!(keyed.remaining(), 8, "an unknown key counts on the address");
 
     for token in ["", "anything"] {
-        let request =
-            Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", token);
+        let request = set_health_with_token("DEGRADED", token);
         assert_eq!(envoy.send(&request).status, 403, "token {token:?}");
     }
 }

@@ -15,6 +15,7 @@ use e2e::shipped_files::{check_compose, yaml};
 use e2e::wait;
 use serde_json::{Value, json};
 
+use crate::manifests::changed;
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::repository_root;
 use crate::support::{ONE_PER_HOUR, tier};
@@ -180,17 +181,10 @@ fn assert_addresses_are_those_of_connections(balancer: &Envoy, redis: &e2e::redi
         assert_eq!((reply.status, reply.tier().as_str()), (200, "free"));
     }
     let tokens = |address: &str| redis.bucket(&format!("rate_limit:{address}")).map(|(tokens, _)| tokens);
-    let left = |taken: u64| format!("{}.", CAPACITY - taken);
-    assert!(
-        tokens("127.0.0.2").is_some_and(|tokens| tokens.starts_with(&left(2))),
-        "{:?}",
-        tokens("127.0.0.2")
-    );
-    assert!(
-        tokens("127.0.0.3").is_some_and(|tokens| tokens.starts_with(&left(1))),
-        "{:?}",
-        tokens("127.0.0.3")
-    );
+    for (address, taken) in [("127.0.0.2", 2), ("127.0.0.3", 1)] {
+        let left = tokens(address).unwrap_or_default();
+        assert!(left.starts_with(&format!("{}.", CAPACITY - taken)), "{address} has {left:?}");
+    }
     for made_up in ["203.0.113.9", "203.0.113.10", "198.51.100.1"] {
         assert_eq!(tokens(made_up), None);
     }
@@ -258,15 +252,12 @@ fn redis_requires_the_password_from_its_file() {
     let port = port::reserve().port();
     let server = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
     // As Compose passes it.
-    let mut script = words[2].replace("$$", "$");
-    for (from, to) in [
-        ("/etc/redis.conf", config.display().to_string()),
-        ("/run/secrets/redis_password", password.display().to_string()),
-        ("exec redis-server -", format!("exec {server} - --bind 127.0.0.1 --port {port}")),
-    ] {
-        assert_eq!(script.matches(from).count(), 1, "{from} in {script}");
-        script = script.replace(from, &to);
-    }
+    let changes = [
+        ("/etc/redis.conf", config.to_str().expect("text")),
+        ("/run/secrets/redis_password", password.to_str().expect("text")),
+        ("exec redis-server -", &format!("exec {server} - --bind 127.0.0.1 --port {port}")),
+    ];
+    let script = changed(&words[2].replace("$$", "$"), &changes);
     // It always ends: by `SHUTDOWN` below or by `timeout`.
     let mut redis = Command::new("timeout")
         .args(["60", "sh", "-c", &script])

@@ -1,6 +1,5 @@
 //! The last listener with the filter is removed and added again: the service in the bootstrap keeps the shared data.
 
-use std::path::Path;
 use std::time::Duration;
 
 use e2e::client::{Connection, Request};
@@ -10,7 +9,8 @@ use e2e::shipped_files::yaml;
 use e2e::wait;
 use serde_json::Value;
 
-use crate::support::{health, set_health, two_tiers};
+use crate::shipped::repository_root;
+use crate::support::{find, health, set_health, two_tiers};
 
 /// Longer than the drain of the old listener.
 const GAP: Duration = Duration::from_secs(3);
@@ -78,21 +78,8 @@ fn the_service_logs_nothing() {
     assert_eq!(envoy.log_lines(&["[wasm]"]), before);
 }
 
-/// The limiter's and the service's `vm_config` anywhere in a configuration.
-fn vm_configs<'a>(root_id: &str, within: &'a Value, found: &mut Vec<&'a Value>) {
-    if within["root_id"] == root_id {
-        found.push(&within["vm_config"]);
-    }
-    match within {
-        Value::Array(values) => values.iter().for_each(|value| vm_configs(root_id, value, found)),
-        Value::Object(fields) => fields.values().for_each(|value| vm_configs(root_id, value, found)),
-        _ => {}
-    }
-}
-
 #[test]
 fn the_service_of_each_shipped_bootstrap_shares_the_limiters_vm() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     for file in [
         "envoy.yaml",
         "deploy/redis/envoy.yaml",
@@ -100,10 +87,9 @@ fn the_service_of_each_shipped_bootstrap_shares_the_limiters_vm() {
         "deploy/redis-cluster/envoy.yaml",
         "deploy/compose/limiter.yaml",
     ] {
-        let bootstrap = yaml(&root.join(file));
-        let (mut limiters, mut services) = (Vec::new(), Vec::new());
-        vm_configs("rate_limiter", &bootstrap, &mut limiters);
-        vm_configs("shared_data", &bootstrap["bootstrap_extensions"], &mut services);
+        let bootstrap = yaml(&repository_root().join(file));
+        let limiters = find("$..[?(@.root_id == 'rate_limiter')].vm_config", &bootstrap);
+        let services = find("$.bootstrap_extensions..[?(@.root_id == 'shared_data')].vm_config", &bootstrap);
         assert_eq!((limiters.len(), services.len()), (1, 1), "{file}");
         assert_eq!(limiters, services, "{file}");
     }

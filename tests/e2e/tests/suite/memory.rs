@@ -2,7 +2,6 @@
 //! caller.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::client::Request;
@@ -51,19 +50,9 @@ fn a_million_addresses_neither_grow_envoy_nor_reset_a_refused_callers_bucket() {
     assert_eq!(load::count(&spent, 200), CAPACITY);
     assert_eq!(envoy.send(&Request::get("/").key("pro")).remaining(), 99);
 
-    let stop = AtomicBool::new(false);
-    let refusals = AtomicU64::new(0);
     let begun = Instant::now();
-    let (counts, sizes) = std::thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let mut connection = envoy.connect();
-            while !stop.load(Ordering::Relaxed) {
-                let reply = connection.send(&refused_caller);
-                assert_eq!(reply.status, 429, "the refused caller was admitted");
-                refusals.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        });
+    let pause = Duration::from_millis(10);
+    let ((counts, sizes), of_refused) = load::during(address, 1, pause, &refused_caller, || {
         let mut counts = StatusCounts::new();
         let mut sizes = vec![envoy.resident_kib()];
         for round in 0..ROUNDS {
@@ -77,14 +66,13 @@ fn a_million_addresses_neither_grow_envoy_nor_reset_a_refused_callers_bucket() {
                 sizes[round + 1] / 1_024
             );
         }
-        stop.store(true, Ordering::Relaxed);
-        watch.join().expect("the refused caller stays refused");
         (counts, sizes)
     });
 
     let answered = load::count(&counts, 200) + load::count(&counts, 429);
     assert_eq!(answered, ADDRESSES as u64, "{counts:?}");
-    assert!(refusals.load(Ordering::Relaxed) > 100);
+    assert!(of_refused.keys().eq([&429]), "the refused caller was admitted: {of_refused:?}");
+    assert!(load::count(&of_refused, 429) > 100, "{of_refused:?}");
     let grown = |from: usize, to: usize| sizes[to].saturating_sub(sizes[from]);
     assert!(grown(0, ROUNDS) < MOST_GROWTH_KIB, "KiB by round: {sizes:?}");
     assert!(grown(ROUNDS / 2, ROUNDS) < MOST_LATE_GROWTH_KIB, "KiB by round: {sizes:?}");

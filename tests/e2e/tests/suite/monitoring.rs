@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::manifests::changed;
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::{repository_root, save};
-use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
+use crate::support::{ONE_PER_HOUR, await_value, find, limited_upstream, tier, two_tiers};
 
 const FOLDER: &str = "deploy/monitoring";
 const DASHBOARD: &str = "deploy/monitoring/grafana/dashboards/rate_limiter.json";
@@ -44,12 +44,7 @@ fn promtool_accepts_configuration_rules_and_their_tests() {
     }
     // Every alert has a test in which it fires and one in which it does not.
     let tests = yaml(&folder.join("rules_test.yml"));
-    let tests: Vec<_> = tests["tests"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .flat_map(|test| test["alert_rule_test"].as_array().expect("tests of alerts").clone())
-        .collect();
+    let tests = find("$.tests[*].alert_rule_test[*]", &tests);
     for (alert, rule) in alerts() {
         for fires in [true, false] {
             let is_tested = tests
@@ -73,8 +68,7 @@ fn promtools_tests_fail_when_a_rule_is_wrong() {
         ("{reason!=\"contended\"}", ""),
         ("for: 15m", "for: 0s"),
     ] {
-        assert_eq!(rules.matches(right).count(), 1, "{right}");
-        fs::write(dir.path().join("rules.yml"), rules.replace(right, wrong)).expect("written");
+        fs::write(dir.path().join("rules.yml"), changed(&rules, &[(right, wrong)])).expect("written");
         let (succeeded, output) = promtool(dir.path(), &["test", "rules", "rules_test.yml"]);
         assert!(!succeeded, "{wrong}: {output}");
     }
@@ -122,8 +116,7 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
         let health = production::send(&limiter, &Request::get("/health")).json();
         (tier == "enterprise" && health["redis"] == "connected").then_some(())
     });
-    let prometheus =
-        Prometheus::start(&[("prometheus.yml", &scrape_config(&targets)), ("rules.yml", &fast_rules())]);
+    let prometheus = scraping(&targets);
 
     let is_over = AtomicBool::new(false);
     let has_faults = AtomicBool::new(false);
@@ -138,12 +131,7 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
             (seen.len() == 3 && !rates.is_empty()).then_some(())
         });
         // A stalled machine may miss a scrape; the next one resolves the alert.
-        let mut early = Vec::new();
-        let is_quiet = wait::poll(SCRAPED, || {
-            early = firing(&prometheus);
-            early.is_empty().then_some(())
-        });
-        assert!(is_quiet.is_some(), "alerts without a fault: {early:?}");
+        await_value(SCRAPED, "no alert without a fault", || firing(&prometheus), Vec::is_empty);
 
         has_faults.store(true, Ordering::Relaxed);
         scope.spawn(|| overload(&overloaded, &is_over));
@@ -153,20 +141,17 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
         assert_eq!(production::send(&limiter, &change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);
         redis.kill();
         // A Prometheus whose target does not exist.
-        let gone = Prometheus::start(&[
-            ("prometheus.yml", &scrape_config(&[refusing()])),
-            ("rules.yml", &fast_rules()),
-        ]);
+        let gone = scraping(&[refusing()]);
 
-        let mut waiting = alerts().into_iter().map(|(alert, _)| alert).collect::<BTreeSet<_>>();
-        let all_fire = wait::poll(SCRAPED, || {
-            waiting.retain(|alert| {
+        let mut silent = alerts().into_iter().map(|(alert, _)| alert).collect::<BTreeSet<_>>();
+        let still_silent = || {
+            silent.retain(|alert| {
                 let server = if alert == "RateLimiterDown" { &gone } else { &prometheus };
                 server.alerts()[alert] != "firing"
             });
-            waiting.is_empty().then_some(())
-        });
-        assert!(all_fire.is_some(), "these do not fire: {waiting:?} among {:?}", prometheus.alerts());
+            silent.clone()
+        };
+        await_value(SCRAPED, "every alert fires", still_silent, BTreeSet::is_empty);
 
         for (place, expression) in expressions() {
             let server = if expression.starts_with("up{") { &gone } else { &prometheus };
@@ -243,6 +228,12 @@ fn send_load([limiter, evicting]: [&Envoy; 2], has_faults: &AtomicBool, is_over:
     }
 }
 
+/// A Prometheus with the shipped configuration and rules, which scrapes these targets.
+#[track_caller]
+fn scraping(targets: &[SocketAddr]) -> Prometheus {
+    Prometheus::start(&[("prometheus.yml", &scrape_config(targets)), ("rules.yml", &fast_rules())])
+}
+
 /// The shipped configuration with these targets instead of a name, scraped once a second.
 fn scrape_config(targets: &[SocketAddr]) -> String {
     let targets: Vec<_> = targets.iter().map(SocketAddr::to_string).collect();
@@ -313,10 +304,7 @@ fn the_first_refusals_of_a_limiter_count_in_rates_and_alerts() {
     let mut tiers = config["tiers"].clone();
     tiers["by_document"] = tier(1, ONE_PER_HOUR);
     let envoy = Setup::new().config(&config).config_files(&tiers.to_string(), "{}").quiet().start();
-    let prometheus = Prometheus::start(&[
-        ("prometheus.yml", &scrape_config(&[envoy.admin_address()])),
-        ("rules.yml", &fast_rules()),
-    ]);
+    let prometheus = scraping(&[envoy.admin_address()]);
     for tier in ["free", "by_document"] {
         for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
             let series = format!(r#"rate_limiter_requests_total{{tier="{tier}",status="{status}"}}"#);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use e2e::client::{Request, Response};
 
@@ -19,7 +19,8 @@ use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    ONE_PER_HOUR, TOKEN, at_once, health, limited_upstream, set_health, set_health_request, tier, two_tiers,
+    ONE_PER_HOUR, TOKEN, at_once, await_value, health, limited_upstream, set_health, set_health_request,
+    tier, two_tiers,
 };
 
 mod places;
@@ -94,13 +95,16 @@ fn system_health(envoy: &Envoy) -> Value {
 /// Waits until `GET /system/health` reports this health.
 #[track_caller]
 pub(crate) fn await_health(envoy: &Envoy, status: &str) -> Value {
-    let mut report = Value::Null;
-    let is_reached = wait::poll(wait::SOON, || {
-        report = system_health(envoy);
-        (report["health"] == status).then_some(())
-    });
-    assert!(is_reached.is_some(), "not {status} by itself: {report}");
-    report
+    let what = format!("{status} by itself");
+    await_value(wait::SOON, &what, || system_health(envoy), |report| report["health"] == status)
+}
+
+/// Waits until `GET /system/health` reports a degradation and its reason. A worker reports the reason only after its own
+/// flush.
+#[track_caller]
+fn await_reason(envoy: &Envoy) -> Value {
+    let has_reason = |report: &Value| report["health"] == "DEGRADED" && report["reason"].is_string();
+    await_value(wait::SOON, "DEGRADED with a reason", || system_health(envoy), has_reason)
 }
 
 /// Whether the limiter has shed this request: no other 503 has a `retry-after`.
@@ -129,29 +133,6 @@ fn two_clusters() -> Value {
     json!([route("/other", "other"), route("/", "upstream")])
 }
 
-/// Sends requests to the second cluster while `during` runs; how many were served, and the statuses of the others.
-fn with_second_cluster(envoy: &Envoy, during: impl FnOnce()) -> (u32, Vec<u16>) {
-    let is_over = &AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let end = load::SetOnDrop(is_over);
-        let sender = scope.spawn(move || {
-            let (mut served, mut others) = (0, Vec::new());
-            let mut connection = envoy.connect();
-            while !is_over.load(Ordering::Relaxed) {
-                match connection.send(&Request::get("/other").forwarded_for("192.0.2.1")).status {
-                    200 => served += 1,
-                    status => others.push(status),
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            (served, others)
-        });
-        during();
-        drop(end);
-        sender.join().expect("no panic")
-    })
-}
-
 #[test]
 fn at_ten_times_the_capacity_goodput_the_important_tier_and_another_cluster_are_unaffected() {
     let _alone = wait::alone();
@@ -171,14 +152,11 @@ fn at_ten_times_the_capacity_goodput_the_important_tier_and_another_cluster_are_
 
     let plan = plan();
     let mut load_report = Report::new("ours", plan);
-    let (served, others) = with_second_cluster(&envoy, || {
+    let to_other = Request::get("/other").forwarded_for("192.0.2.1");
+    let ((), of_other) = load::during(envoy.address(), 1, Duration::from_millis(20), &to_other, || {
         let load = OpenLoopLoad::start(envoy.address(), plan);
-        // Each worker reports a reason only after its own flush.
-        let degraded = wait::until("DEGRADED with a reason", || {
-            let report = await_health(&envoy, "DEGRADED");
-            report["reason"].is_string().then_some(report)
-        });
-        assert_degraded(&degraded);
+        await_health(&envoy, "DEGRADED");
+        assert_degraded(&await_reason(&envoy));
         assert_shed_response(&await_shed_response(&envoy));
         assert_grpc_is_unavailable(&envoy);
         assert_metrics_of_shedding(&envoy);
@@ -199,14 +177,24 @@ fn at_ten_times_the_capacity_goodput_the_important_tier_and_another_cluster_are_
     assert_all_admitted_requests_were_sent(&envoy);
     envoy.await_metric("rate_limiter_health_transitions_total", &[("reason", "recovered")], 1.0);
 
-    assert!(others.is_empty() && served > 200, "the other cluster: {served} served, and {others:?}");
-    let [first, after] = load_report.goodput().map(|served| served / SHAPE.capacity());
-    let enterprise = load_report.success(ENTERPRISE);
+    let all_served = of_other.keys().eq([&200]) && load::count(&of_other, 200) > 200;
+    assert!(all_served, "the other cluster by status: {of_other:?}");
     load_report.seconds.iter().for_each(|second| eprintln!("{}", second.line()));
-    eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
-    assert!(first >= 0.9 && after >= 0.9, "goodput {first:.2} in the first seconds, {after:.2} after");
-    assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
+    assert_goodput(&load_report, 0.9);
     assert!(load_report.success(FREE) < 0.2, "free callers are shed first: {}", load_report.success(FREE));
+}
+
+/// Checks that the upstream's capacity was used, in the first seconds and after, and the most important tier served.
+#[track_caller]
+fn assert_goodput(report: &Report, least_after: f64) {
+    let [first, after] = report.goodput().map(|served| served / SHAPE.capacity());
+    let enterprise = report.success(ENTERPRISE);
+    eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
+    assert!(
+        first >= 0.9 && after >= least_after,
+        "goodput {first:.2} in the first seconds, {after:.2} after"
+    );
+    assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
 }
 
 #[test]
@@ -221,11 +209,7 @@ fn a_mild_overload_from_the_first_request_on_builds_up_no_queue_in_the_upstream(
     std::thread::sleep(end.saturating_sub(load.elapsed()));
     let mut report = Report::new("ours", plan);
     load.stop().iter().for_each(|outcome| report.add(outcome));
-    let [first, after] = report.goodput().map(|served| served / SHAPE.capacity());
-    let enterprise = report.success(ENTERPRISE);
-    eprintln!("goodput {first:.2} and {after:.2} of the capacity, enterprise {enterprise:.3}");
-    assert!(first >= 0.9 && after >= 0.8, "goodput {first:.2} in the first seconds, {after:.2} after");
-    assert!(enterprise >= 0.98, "{enterprise:.3} of enterprise requests served");
+    assert_goodput(&report, 0.8);
 }
 
 #[test]
@@ -250,17 +234,10 @@ fn timeouts_lower_the_limit_and_errors_of_the_upstream_do_not() {
             system_health(&envoy)["clusters"]["upstream"]["baseline_ms"].is_number().then_some(())
         });
         is_healthy.store(false, Ordering::Relaxed);
-        let end = Instant::now() + Duration::from_secs(3);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let mut connection = envoy.connect();
-                    while Instant::now() < end {
-                        assert_eq!(connection.send(&Request::get("/")).status, status);
-                    }
-                });
-            }
+        let ((), counts) = load::during(envoy.address(), 4, Duration::ZERO, &Request::get("/"), || {
+            std::thread::sleep(Duration::from_secs(3));
         });
+        assert!(counts.keys().eq([&status]), "{counts:?}");
         system_health(&envoy)["clusters"]["upstream"]["limit"].as_f64().expect("a limit")
     };
     let failing = limit_after(|| Answer::with(500, &[]), 500);
@@ -292,17 +269,17 @@ fn what_a_later_filter_refuses_is_no_signal_of_the_upstream() {
 /// Checks that as many requests were sent to the upstreams as took a token.
 #[track_caller]
 fn assert_all_admitted_requests_were_sent(envoy: &Envoy) {
-    let mut last = (0, 0);
-    let is_equal = wait::poll(wait::SOON, || {
+    let sent_and_admitted = || {
         let sent = ["upstream", "other"].map(|name| envoy.stat(&format!("cluster.{name}.upstream_rq_total")));
         let admitted = ["free", "pro", "enterprise"].map(|tier| {
             let labels = [("tier", tier), ("status", "allowed")];
             envoy.metric("rate_limiter_requests_total", &labels).unwrap_or_default() as u64
         });
-        last = (sent.iter().sum::<u64>(), admitted.iter().sum::<u64>());
-        (last.0 == last.1).then_some(())
+        (sent.iter().sum::<u64>(), admitted.iter().sum::<u64>())
+    };
+    await_value(wait::SOON, "as many sent as admitted", sent_and_admitted, |(sent, admitted)| {
+        sent == admitted
     });
-    assert!(is_equal.is_some(), "(sent, admitted) are {last:?}");
 }
 
 #[track_caller]
@@ -370,12 +347,8 @@ fn assert_recorded_stats_of_the_live_view_exist(envoy: &Envoy) {
     };
     let recorded = names(include_str!("../../../../xtask/src/watch/overload.stats"));
     assert!(recorded.len() > 40, "{recorded:?}");
-    let mut missing = BTreeSet::new();
-    let found = wait::poll(wait::SOON, || {
-        missing = &recorded - &names(&envoy.admin("/stats?filter=rate_limiter_"));
-        missing.is_empty().then_some(())
-    });
-    assert!(found.is_some(), "not printed: {missing:?}");
+    let missing = || &recorded - &names(&envoy.admin("/stats?filter=rate_limiter_"));
+    await_value(wait::SOON, "every recorded stat is printed", missing, BTreeSet::is_empty);
 }
 
 /// A free caller that sends requests repeatedly.
@@ -414,11 +387,7 @@ impl<'a> RepeatedCaller<'a> {
 fn a_refusing_upstream_degrades_health_and_sheds_no_request() {
     let envoy = Setup::new().config(&measured()).trusted_hops(1).upstream(upstream::refusing()).start();
     let ((), _) = load::during(envoy.address(), 4, Duration::from_millis(20), &Request::get("/"), || {
-        // Only the worker that made the change reports the reason before its next flush.
-        let report = wait::until("DEGRADED with a reason", || {
-            let report = system_health(&envoy);
-            (report["health"] == "DEGRADED" && report["reason"].is_string()).then_some(report)
-        });
+        let report = await_reason(&envoy);
         assert_eq!(report["reason"], "error_ratio", "{report}");
         assert_eq!(report["signals"]["error_ratio"].as_f64(), Some(1.0), "{report}");
         for number in 0..50 {

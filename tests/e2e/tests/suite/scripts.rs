@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::manifests::changed;
 use crate::shipped::{DEMO_TOKEN, boot, document, on_any_ports, repository_root};
-use crate::support::health;
+use crate::support::{health, set_health_with_token};
 
 const SCRIPTS: [&str; 3] = ["quick_test.py", "comprehensive_test.py", "simple_test.py"];
 
@@ -27,8 +27,7 @@ fn demo(tiers: &Value) -> (Envoy, PathBuf) {
         let reply = envoy.send(&Request::get("/").key("enterprise"));
         (reply.tier() == "enterprise" && reply.limit() == limit).then_some(())
     });
-    let degraded = json!({"status": "DEGRADED"}).to_string();
-    let reply = envoy.send(&Request::post("/system/health", degraded).header("X-Admin-Token", DEMO_TOKEN));
+    let reply = envoy.send(&set_health_with_token("DEGRADED", DEMO_TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
     (envoy, folder.join("config/tiers.json"))
 }

@@ -14,7 +14,7 @@ use e2e::sha256_hex;
 use e2e::upstream::{Answer, Upstream};
 use serde_json::json;
 
-use crate::support::{ONE_PER_HOUR, tier};
+use crate::support::{ONE_PER_HOUR, set_health_with_token, tier};
 
 #[test]
 fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
@@ -39,9 +39,7 @@ fn no_key_and_no_token_shows_in_stats_metrics_or_debug_logs() {
         }
     }
     for (offered, status) in [(guess, 403), (token, 200)] {
-        let request =
-            Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", offered);
-        assert_eq!(envoy.send(&request).status, status);
+        assert_eq!(envoy.send(&set_health_with_token("DEGRADED", offered)).status, status);
     }
     for body in [format!("{{\"status\":\"{guess}\"}}"), guess.to_owned()] {
         let request = Request::post("/system/health", body).header("X-Admin-Token", token);

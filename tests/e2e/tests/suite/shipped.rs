@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::manifests::changed;
 use crate::production::shipped;
-use crate::support::{ONE_PER_HOUR, assert_headers_complete, statuses, tier};
+use crate::support::{ONE_PER_HOUR, assert_headers_complete, set_health_with_token, statuses, tier};
 
 /// The token whose hash is in the demo's configuration, and the default of the scripts.
 pub(crate) const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
@@ -103,10 +103,6 @@ fn is_free(port: u16) -> bool {
 /// A shipped document of `config/`.
 pub(crate) fn document(name: &str) -> Value {
     serde_json::from_str(&shipped(&format!("config/{name}"))).expect(name)
-}
-
-fn set_health_with_token(status: &str, token: &str) -> Request {
-    Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", token)
 }
 
 #[test]

@@ -12,7 +12,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{at_once, health, set_health, two_tiers};
+use crate::support::{at_once, await_value, health, set_health, two_tiers};
 
 /// How long a state must not change. An active generation would change it: it polls four times a second, and measures
 /// health once a second.
@@ -39,14 +39,9 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it with a first configuration, and an upstream with an event stream and a failing endpoint.
+    /// Starts it with a first configuration.
     fn start(setup: Setup, first: &Value, held: Held) -> Self {
-        let upstream = Upstream::start(|request| match request.target.as_str() {
-            "/stream" => Answer::Stream,
-            "/fails" => Answer::with(500, &[]),
-            "/waits" => Answer::Late(Duration::from_secs(60), Box::new(Answer::ok("late"))),
-            _ => Answer::ok("ok"),
-        });
+        let upstream = upstream();
         let limit = FIRST_LIMIT;
         let envoy = setup
             .config(&numbered(first, limit))
@@ -141,6 +136,16 @@ fn numbered(config: &Value, limit: u64) -> Value {
     config
 }
 
+/// An upstream with an event stream, and with endpoints that fail and hang.
+fn upstream() -> Upstream {
+    Upstream::start(|request| match request.target.as_str() {
+        "/stream" => Answer::Stream,
+        "/fails" => Answer::with(500, &[]),
+        "/waits" => Answer::Late(Duration::from_secs(60), Box::new(Answer::ok("late"))),
+        _ => Answer::ok("ok"),
+    })
+}
+
 fn caller(target: &str, number: usize) -> Request {
     Request::get(target).forwarded_for(&format!("203.0.113.{}", number % 200 + 1))
 }
@@ -167,8 +172,7 @@ fn in_redis(cluster: &str) -> Value {
 
 #[track_caller]
 fn await_health(envoy: &Envoy, wanted: &str) {
-    let reached = wait::poll(PROPAGATION, || (health(envoy) == wanted).then_some(()));
-    assert!(reached.is_some(), "{} instead of {wanted}", health(envoy));
+    await_value(PROPAGATION, wanted, || health(envoy), |health| health == wanted);
 }
 
 /// The client connections of this Redis, without the one of this command.
@@ -328,10 +332,7 @@ fn superseded_generations_on_every_worker_are_passive() {
 
 #[test]
 fn a_draining_listener_is_passive() {
-    let upstream = Upstream::start(|request| match request.target.as_str() {
-        "/fails" => Answer::with(500, &[]),
-        _ => Answer::ok("ok"),
-    });
+    let upstream = upstream();
     let setup = Setup::new().workers(1).config(&numbered(&measured(3), FIRST_LIMIT));
     let mut envoy = setup.upstream(upstream.address()).trusted_hops(1).by_lds(300).quiet().start();
     let mut drains = envoy.connect();

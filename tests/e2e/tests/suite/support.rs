@@ -1,12 +1,15 @@
 //! Shared by several subjects: configurations and checks of responses.
 
+use std::fmt::Debug;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
-use e2e::sha256_hex;
+use e2e::{sha256_hex, wait};
 use loadgen::upstream::{Shape, Upstream};
-use serde_json::Value;
+use serde_json::{Value, json};
+use serde_json_path::JsonPath;
 
 pub(crate) use scenarios::support::{ONE_PER_HOUR, TOKEN, assert_headers_complete, set_health_request, tier};
 
@@ -21,6 +24,11 @@ pub(crate) fn limited_upstream(shape: Shape) -> Upstream {
     Upstream::start(shape, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream")
 }
 
+/// A request to set the health, with this token.
+pub(crate) fn set_health_with_token(status: &str, token: &str) -> Request {
+    Request::post("/system/health", json!({"status": status}).to_string()).header("X-Admin-Token", token)
+}
+
 #[track_caller]
 pub(crate) fn set_health(envoy: &Envoy, status: &str) {
     let reply = envoy.send(&set_health_request(status));
@@ -33,6 +41,28 @@ pub(crate) fn health(envoy: &Envoy) -> String {
     let reply = envoy.send(&Request::get("/system/health"));
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()["health"].as_str().expect("health is text").to_owned()
+}
+
+/// What a JSON path finds. It finds nothing where a field is missing, so a test must check how much was found.
+#[track_caller]
+pub(crate) fn find<'a>(path: &str, within: &'a Value) -> Vec<&'a Value> {
+    JsonPath::parse(path).expect("a JSON path").query(within).all()
+}
+
+/// Reads a value until it is as wanted, and returns it; panics with the last value after `limit`.
+#[track_caller]
+pub(crate) fn await_value<T: Debug>(
+    limit: Duration,
+    what: &str,
+    mut read: impl FnMut() -> T,
+    is_wanted: impl Fn(&T) -> bool,
+) -> T {
+    let mut last = None;
+    let reached = wait::poll(limit, || is_wanted(last.insert(read())).then_some(()));
+    match (reached, last) {
+        (Some(()), Some(value)) => value,
+        (_, last) => panic!("not within {limit:?}: {what}, but {last:?}"),
+    }
 }
 
 /// Sends `requests` copies one after the other on one connection; returns the statuses.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::production::shipped;
 use crate::shipped::repository_root;
+use crate::support::find;
 
 fn workflows() -> Vec<(String, PathBuf, Value)> {
     let files = fs::read_dir(repository_root().join(".github/workflows")).expect("workflows");
@@ -25,10 +26,6 @@ fn workflows() -> Vec<(String, PathBuf, Value)> {
 
 fn jobs(workflow: &Value) -> impl Iterator<Item = (&String, &Value)> {
     workflow["jobs"].as_object().expect("jobs").iter()
-}
-
-fn steps(workflow: &Value) -> impl Iterator<Item = &Value> {
-    jobs(workflow).flat_map(|(_, job)| job["steps"].as_array().expect("steps"))
 }
 
 #[test]
@@ -71,7 +68,7 @@ fn every_job_has_few_rights_and_a_timeout() {
 fn every_action_is_pinned_to_a_commit() {
     let mut seen = 0;
     for (name, _, workflow) in workflows() {
-        for action in steps(&workflow).filter_map(|step| step["uses"].as_str()) {
+        for action in find("$.jobs.*.steps[*].uses", &workflow).into_iter().filter_map(Value::as_str) {
             let commit = action.split_once('@').map_or("", |(_, commit)| commit);
             let is_commit = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
             assert!(is_commit, "{name}: {action}");
@@ -86,13 +83,8 @@ fn a_release_is_tested_built_twice_and_with_the_compiler_of_the_image() {
     let all = workflows();
     let (_, _, release) = all.last().expect("the release");
     let build = &release["jobs"]["build"];
-    let commands: Vec<&str> = build["steps"]
-        .as_array()
-        .expect("steps")
-        .iter()
-        .filter_map(|step| step["run"].as_str())
-        .filter(|command| command.starts_with("cargo xtask"))
-        .collect();
+    let commands = find("$.steps[*].run", build).into_iter().filter_map(Value::as_str);
+    let commands: Vec<_> = commands.filter(|command| command.starts_with("cargo xtask")).collect();
     assert_eq!(commands, ["cargo xtask test", "cargo xtask dist --verify"]);
     assert_eq!(release["jobs"]["publish"]["needs"], "build");
 

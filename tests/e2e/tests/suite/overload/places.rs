@@ -14,13 +14,16 @@ use loadgen::upstream::Shape;
 use serde_json::{Value, json};
 
 use super::{CAPACITY, is_shed, system_health};
-use crate::support::{ONE_PER_HOUR, limited_upstream, tier, two_tiers};
+use crate::support::{ONE_PER_HOUR, await_value, limited_upstream, tier, two_tiers};
 
 /// The limit before the first response of an upstream.
 const INITIAL_LIMIT: f64 = 9.0;
 
 /// How many requests wait. The queues of all workers have room for at least eighteen.
 const WAITING: usize = 10;
+
+/// How soon places are taken and returned.
+const SHORTLY: Duration = Duration::from_secs(5);
 
 /// The gauges with which workers share places. Each is zero when no request is in flight or waiting.
 const SHARED: [&str; 2] = ["rate_limiter_cluster_in_flight_state", "rate_limiter_cluster_queue_state"];
@@ -73,20 +76,15 @@ fn limit(envoy: &Envoy) -> usize {
 #[track_caller]
 fn open_and_wait(envoy: &Envoy) -> Vec<Connection> {
     let limit = limit(envoy);
-    let connections = open(envoy, "/hangs", limit + WAITING);
-    let waits = wait::poll(Duration::from_secs(5), || (in_flight_and_waiting(envoy).1 > 0).then_some(()));
-    assert!(waits.is_some(), "no request waits: {}", system_health(envoy));
+    let connections = open(envoy, &Request::get("/hangs").key("pro").encode(), limit + WAITING);
+    await_value(SHORTLY, "requests wait", || in_flight_and_waiting(envoy), |(_, waiting)| *waiting > 0);
     connections
 }
 
 #[track_caller]
 fn await_counts(envoy: &Envoy, wanted: (u64, u64)) {
-    let mut last = (0, 0);
-    let reached = wait::poll(Duration::from_secs(5), || {
-        last = in_flight_and_waiting(envoy);
-        (last == wanted).then_some(())
-    });
-    assert!(reached.is_some(), "(in flight, waiting) should become {wanted:?}, is {last:?}");
+    let what = format!("(in flight, waiting) are {wanted:?}");
+    await_value(SHORTLY, &what, || in_flight_and_waiting(envoy), |last| *last == wanted);
 }
 
 #[track_caller]
@@ -96,25 +94,20 @@ fn assert_all_places_returned(envoy: &Envoy, after: &str) {
     for name in SHARED {
         let values =
             || -> Vec<f64> { envoy.scrape().named(name).iter().map(|sample| sample.value).collect() };
-        let mut last = Vec::new();
-        let reached = wait::poll(Duration::from_secs(5), || {
-            last = values();
-            (!last.is_empty() && last.iter().all(|value| *value == 0.0)).then_some(())
+        await_value(SHORTLY, &format!("{name} is zero after {after}"), values, |values| {
+            !values.is_empty() && values.iter().all(|value| *value == 0.0)
         });
-        assert!(reached.is_some(), "{name} after {after}: {last:?}");
     }
 }
 
-/// Opens `copies` connections and sends one request on each, of a caller of the more important tier.
-fn open(envoy: &Envoy, target: &str, copies: usize) -> Vec<Connection> {
-    let request = Request::get(target).key("pro").encode();
-    (0..copies)
-        .map(|_| {
-            let mut connection = envoy.connect();
-            connection.write(&request).expect("a request written");
-            connection
-        })
-        .collect()
+/// Opens `copies` connections and sends this request, or a part of it, on each.
+fn open(envoy: &Envoy, request: &[u8], copies: usize) -> Vec<Connection> {
+    let open_one = |_| {
+        let mut connection = envoy.connect();
+        connection.write(request).expect("a request written");
+        connection
+    };
+    (0..copies).map(open_one).collect()
 }
 
 #[test]
@@ -123,7 +116,7 @@ fn a_request_returns_its_place_however_it_ends() {
     let envoy = start(setup(&upstream));
 
     for target in ["/", "/breaks", "/resets", "/short"] {
-        for mut connection in open(&envoy, target, 10) {
+        for mut connection in open(&envoy, &Request::get(target).key("pro").encode(), 10) {
             // An aborted response is an error here.
             let _ = connection.read("GET");
         }
@@ -177,13 +170,7 @@ fn slow_uploads_do_not_block_other_requests() {
     let upload = "POST /upload HTTP/1.1\r\nhost: e2e\r\ncontent-length: 5\r\n\r\nab";
     let limit = limit(&envoy);
     // The queue of each worker has room for those beyond the limit.
-    let mut connections: Vec<Connection> = (0..limit + 6)
-        .map(|_| {
-            let mut connection = envoy.connect();
-            connection.write(upload.as_bytes()).expect("half an upload written");
-            connection
-        })
-        .collect();
+    let mut connections = open(&envoy, upload.as_bytes(), limit + 6);
     wait::until("a response beside slow uploads", || {
         (envoy.send(&Request::get("/")).status == 200).then_some(())
     });
@@ -461,13 +448,12 @@ fn a_stream_holds_no_place_after_its_response_headers() {
     for (what, request, status) in
         [("event streams", Request::get("/events").key("pro"), 200), ("WebSockets", socket, 101)]
     {
-        let streams: Vec<Connection> = (0..STREAMS)
-            .map(|_| {
-                let mut connection = envoy.connect();
-                assert_eq!(connection.start_stream(&request), status, "{what}");
-                connection
-            })
-            .collect();
+        let start_one = |_| {
+            let mut connection = envoy.connect();
+            assert_eq!(connection.start_stream(&request), status, "{what}");
+            connection
+        };
+        let streams: Vec<Connection> = (0..STREAMS).map(start_one).collect();
         assert_serves_beside(what, "upstream", &|| envoy.send(&Request::get("/")));
         drop(streams);
     }
