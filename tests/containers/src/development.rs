@@ -34,7 +34,7 @@ pub(crate) fn run(progress: &mut Progress) {
     only_the_service_is_published(&compose);
     progress.passed("HGETALL and the metrics as documented, nothing published but port 8000");
 
-    a_saved_tier_applies(&progress.folder);
+    a_saved_tier_applies(progress);
     progress.passed("a saved tier applies");
     redis_restart_loses_no_request(&compose, progress);
     restart_of_envoy_restarts_redis(&compose);
@@ -103,16 +103,13 @@ pub(crate) fn published(container: &Value) -> Vec<String> {
 }
 
 #[track_caller]
-pub(crate) fn a_saved_tier_applies(folder: &std::path::Path) {
-    let path = folder.join("config/tiers.json");
-    let tiers = fs::read_to_string(&path).expect("config/tiers.json");
-    let changed = tiers.replace("\"capacity\": 25", "\"capacity\": 40");
-    assert_ne!(tiers, changed);
-    fs::write(&path, changed).expect("written");
+pub(crate) fn a_saved_tier_applies(progress: &Progress) {
+    let file = "config/tiers.json";
+    let before = progress.edit(file, &[("\"capacity\": 25", "\"capacity\": 40")]);
     wait::until_within(Duration::from_secs(40), "the saved tier", || {
         (send(&Request::get("/test").key("pro")).limit() == 40).then_some(())
     });
-    fs::write(&path, tiers).expect("written");
+    fs::write(progress.folder.join(file), before).expect("written");
 }
 
 #[track_caller]

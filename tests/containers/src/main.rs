@@ -14,6 +14,7 @@ mod monitoring;
 mod production;
 mod valkey;
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -30,6 +31,19 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Replaces texts in a file of the folder, each of which must occur once; returns the former content.
+    #[track_caller]
+    pub(crate) fn edit(&self, file: &str, changes: &[(&str, &str)]) -> String {
+        let path = self.folder.join(file);
+        let before = fs::read_to_string(&path).expect(file);
+        let changed = changes.iter().fold(before.clone(), |text, (from, to)| {
+            assert_eq!(text.matches(from).count(), 1, "{from} in {file}");
+            text.replace(from, to)
+        });
+        fs::write(path, changed).expect("written");
+        before
+    }
+
     /// Prints a step that has just passed.
     pub(crate) fn passed(&mut self, what: impl std::fmt::Display) {
         eprintln!("    {:5.1} s  {what}", self.last_step.elapsed().as_secs_f64());

@@ -52,7 +52,7 @@ pub(crate) fn run(progress: &mut Progress) {
     containers_match_the_file(&compose);
     progress.passed("users, read-only file systems, capabilities and limits match the file");
     documented_commands_work(&compose, &secrets);
-    a_saved_tier_applies(&progress.folder);
+    a_saved_tier_applies(progress);
     progress.passed("the documented commands work, and a saved tier applies");
     redis_outages_lose_no_request(&compose, progress);
     drain::run(&compose, progress);
@@ -65,19 +65,13 @@ pub(crate) fn run(progress: &mut Progress) {
 
 /// The upstream responds after 300 ms, and the tier `enterprise` allows the load of this test.
 fn slow_upstream_and_large_tier(progress: &Progress) {
-    let edit = |file: &str, from: &str, to: &str| {
-        let path = progress.folder.join(file);
-        let text = fs::read_to_string(&path).expect(file);
-        assert_eq!(text.matches(from).count(), 1, "{from} in {file}");
-        fs::write(path, text.replace(from, to)).expect("written");
-    };
     let fault = "          http_filters:
           - name: envoy.filters.http.fault
             typed_config:
               \"@type\": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
               delay: {fixed_delay: 0.3s, percentage: {numerator: 100}}\n";
-    edit("deploy/compose/upstream.yaml", "          http_filters:\n", fault);
-    edit("config/tiers.json", "\"capacity\": 50", "\"capacity\": 1000000");
+    progress.edit("deploy/compose/upstream.yaml", &[("          http_filters:\n", fault)]);
+    progress.edit("config/tiers.json", &[("\"capacity\": 50", "\"capacity\": 1000000")]);
 }
 
 /// [`clients::under_load`] without a pause, as callers of the tier `enterprise`.

@@ -9,22 +9,19 @@ use crate::clients::{self, await_redis};
 use crate::production;
 
 pub(crate) fn run(progress: &mut Progress) {
-    let path = progress.folder.join("deploy/compose/production.yml");
-    let text = fs::read_to_string(&path).expect("production.yml");
+    let file = "deploy/compose/production.yml";
+    let path = progress.folder.join(file);
+    let text = fs::read_to_string(&path).expect(file);
     let (_, image) = text.split_once("# Or Valkey: image ").expect("the comment that names the choice");
-    let image = image.split(',').next().expect("an image").to_owned();
+    let image = image.split(',').next().expect("an image");
     let redis_image = text.lines().find_map(|line| line.strip_prefix("    image: redis:")).expect("an image");
     let changes = [
-        (format!("image: redis:{redis_image}"), format!("image: {image}")),
-        ("user: redis".to_owned(), "user: valkey".to_owned()),
-        ("exec redis-server".to_owned(), "exec valkey-server".to_owned()),
-        (") redis-cli".to_owned(), ") valkey-cli".to_owned()),
+        (&*format!("image: redis:{redis_image}"), &*format!("image: {image}")),
+        ("user: redis", "user: valkey"),
+        ("exec redis-server", "exec valkey-server"),
+        (") redis-cli", ") valkey-cli"),
     ];
-    let changed = changes.iter().fold(text.clone(), |text, (from, to)| {
-        assert_eq!(text.matches(from).count(), 1, "{from}");
-        text.replace(from, to)
-    });
-    fs::write(&path, changed).expect("written");
+    progress.edit(file, &changes);
     let compose = production::compose(progress);
     compose.run_script("deploy/compose/make-secrets");
     compose.run(&["up", "--detach", "--scale", "limiter=1"]);
