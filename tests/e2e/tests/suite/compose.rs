@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::manifests::changed;
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::repository_root;
-use crate::support::{ONE_PER_HOUR, tier};
+use crate::support::{ONE_PER_HOUR, await_that, tier};
 
 const FILES: [&str; 2] = ["docker-compose.yml", "deploy/compose/production.yml"];
 const PRODUCTION: &str = FILES[1];
@@ -119,23 +119,23 @@ fn three_limiters_behind_the_load_balancer_share_buckets_and_health() {
     let mut limiters = vec![start(), start(), start()];
     let balancer = production::load_balancer(&limiters.iter().collect::<Vec<_>>());
     for limiter in &limiters {
-        wait::until("the documents, and Redis", || {
+        await_that("the documents, and Redis", || {
             let reply = production::send(limiter, &Request::get("/").key("pro"));
             let health = production::send(limiter, &Request::get("/health")).json();
-            (reply.tier() == "pro" && health["redis"] == "connected").then_some(())
+            reply.tier() == "pro" && health["redis"] == "connected"
         });
     }
     // Envoy passes the results of its health checks to its workers once a second.
-    wait::until("the load balancer sends to all three", || {
+    await_that("the load balancer sends to all three", || {
         balancer.send(&Request::get("/health"));
         let shares = shares(&balancer);
-        (shares.len() == 3 && !shares.contains(&0)).then_some(())
+        shares.len() == 3 && !shares.contains(&0)
     });
     // For a refused caller, Redis is queried again after at most one second.
-    wait::until("a full bucket", || {
+    await_that("a full bucket", || {
         redis.command(&["DEL", "rate_limit:pro"]);
         let reply = balancer.send(&Request::get("/test").key("pro"));
-        (reply.status == 200 && reply.json()["message"] == "Request successful!").then_some(())
+        reply.status == 200 && reply.json()["message"] == "Request successful!"
     });
     redis.command(&["DEL", "rate_limit:pro"]);
 
@@ -197,9 +197,8 @@ fn assert_health_is_shared(balancer: &Envoy, limiters: &[Envoy]) {
     assert_eq!(balancer.send(&change).status, 403);
     assert_eq!(balancer.send(&change.header("X-Admin-Token", ADMIN_TOKEN)).status, 200);
     for limiter in limiters {
-        wait::until("the same health everywhere", || {
-            (production::send(limiter, &Request::get("/system/health")).json()["health"] == "DEGRADED")
-                .then_some(())
+        await_that("the same health everywhere", || {
+            production::send(limiter, &Request::get("/system/health")).json()["health"] == "DEGRADED"
         });
     }
 }

@@ -4,27 +4,23 @@ use e2e::client::Request;
 use e2e::envoy::{Envoy, follows_writing_in_place};
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
-use e2e::wait;
 use scenarios::documents::{api_keys, config, tiers};
 use serde_json::json;
+
+use crate::support::await_that;
 
 /// Waits until every worker answers a request without a key with this limit.
 #[track_caller]
 fn await_limit(envoy: &Envoy, limit: u64) {
     let mut connections: Vec<_> = (0..12).map(|_| envoy.connect()).collect();
-    wait::until(&format!("a limit of {limit} on every worker"), || {
-        connections
-            .iter_mut()
-            .all(|connection| connection.send(&Request::get("/")).limit() == limit)
-            .then_some(())
+    await_that(&format!("a limit of {limit} on every worker"), || {
+        connections.iter_mut().all(|connection| connection.send(&Request::get("/")).limit() == limit)
     });
 }
 
 #[track_caller]
 fn await_tier(envoy: &Envoy, key: &str, tier: &str) {
-    wait::until(&format!("{key:?} in {tier}"), || {
-        (envoy.send(&Request::get("/").key(key)).tier() == tier).then_some(())
-    });
+    await_that(&format!("{key:?} in {tier}"), || envoy.send(&Request::get("/").key(key)).tier() == tier);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use e2e::wait;
 use serde_json::Value;
 
 use crate::shipped::repository_root;
+use crate::support::{await_that, find};
 
 /// The latency of the service behind the limiter.
 const SERVICE: Duration = Duration::from_millis(300);
@@ -32,10 +33,30 @@ pub(crate) fn slow_upstream() -> Upstream {
     })
 }
 
+/// Checks `preStop` of the only container of this pod. `start` starts its Envoy, of which `service` is the listener.
+#[track_caller]
+pub(crate) fn assert_pre_stop_drains(pod: &Value, service: &str, start: impl Fn() -> Envoy) {
+    let container = &pod["containers"][0];
+    assert_ends_in_time(container, pod);
+    let envoy = start();
+    assert_drains(container, &envoy, envoy.listener(service));
+    let envoy = start();
+    assert_ends(container, &envoy, envoy.listener(service));
+}
+
+/// After the longest drain, Envoy has some seconds left to exit.
+#[track_caller]
+fn assert_ends_in_time(container: &Value, pod: &Value) {
+    let limit = find("$.env[?(@.name == 'DRAIN_SECONDS')].value", container);
+    let limit = limit.first().and_then(|limit| limit.as_str()?.parse::<u64>().ok());
+    let grace = pod["terminationGracePeriodSeconds"].as_u64();
+    assert!(limit.zip(grace).is_some_and(|(limit, grace)| limit + 5 < grace), "{limit:?} {grace:?}");
+}
+
 /// Clients that keep their connections lose no request, and responses close these connections; the readiness probe
 /// fails meanwhile. The drain ends when no connection is left.
 #[track_caller]
-pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAddr) {
+fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAddr) {
     let served = AtomicU64::new(0);
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
@@ -51,12 +72,12 @@ pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAdd
                 }
             });
         }
-        wait::until("load", || (served.load(Ordering::Relaxed) > 2 * CLIENTS as u64).then_some(()));
+        await_that("load", || served.load(Ordering::Relaxed) > 2 * CLIENTS as u64);
         let begun = Instant::now();
         let mut hook = run_pre_stop(container, envoy);
-        wait::until("the readiness probe fails", || {
+        await_that("the readiness probe fails", || {
             let ready = Connection::open(envoy.admin_address()).send(&Request::get("/ready"));
-            (ready.status == 503).then_some(())
+            ready.status == 503
         });
         assert!(hook.wait().expect("a child").success());
         let took = begun.elapsed();
@@ -71,7 +92,7 @@ pub(crate) fn assert_drains(container: &Value, envoy: &Envoy, service: SocketAdd
 
 /// The drain does not wait longer than the limit for an idle connection that its client keeps open.
 #[track_caller]
-pub(crate) fn assert_ends(container: &Value, envoy: &Envoy, service: SocketAddr) {
+fn assert_ends(container: &Value, envoy: &Envoy, service: SocketAddr) {
     let _idle = Connection::open(service);
     let begun = Instant::now();
     assert!(run_pre_stop(container, envoy).wait().expect("a child").success());

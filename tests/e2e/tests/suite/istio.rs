@@ -6,12 +6,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::drain;
 use crate::schemas::{check_istio, check_kubernetes};
-use crate::{drain, kubernetes};
+use crate::support::await_that;
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
-use e2e::wait;
 use harness::bootstrap::{WASM_TYPE, cluster, extension, listener, routes, socket, string_value, tcp};
 use serde_json::{Value, json};
 
@@ -100,7 +100,7 @@ fn a_changed_envoy_filter_applies_without_a_restart_and_an_invalid_one_is_refuse
     let mut connection = Connection::open(envoy.listener(LISTENER));
     assert_eq!(connection.send(&Request::get("/test")).limit(), 111);
     deliver(r#""free": {"base": {"capacity": 222, "refill_rate": 1},"#).deliver(&envoy, 2);
-    wait::until("the new limit", || (connection.send(&Request::get("/test")).limit() == 222).then_some(()));
+    await_that("the new limit", || connection.send(&Request::get("/test")).limit() == 222);
     deliver(r#""free": {"base": {"capacity": -1, "refill_rate": 1},"#).deliver(&envoy, 3);
     envoy.await_log(&["tiers.free.base.capacity", "-1"]);
     assert_eq!(connection.send(&Request::get("/test")).limit(), 222);
@@ -138,15 +138,10 @@ fn as_a_wasm_plugin_it_limits_and_takes_health_from_redis() {
 fn pre_stop_drains_without_losing_a_request() {
     let documents = manifest(GATEWAY, &[]);
     let pod = &object(&documents, "Deployment", "rate-limited-gateway")["spec"]["template"]["spec"];
-    let container = &pod["containers"][0];
-    kubernetes::assert_ends_in_time(container, pod);
     let (redis, upstream) = (redis(), drain::slow_upstream());
     let filters = [redis_filter(&redis), manifest(FILTER, &[LONG_TIMEOUT]).remove(0)];
-    let start = || patched(gateway(upstream.address(), &[]), &filters).start();
-    let envoy = start();
-    drain::assert_drains(container, &envoy, envoy.listener(LISTENER));
-    let envoy = start();
-    drain::assert_ends(container, &envoy, envoy.listener(LISTENER));
+    let delivered = patched(gateway(upstream.address(), &[]), &filters);
+    drain::assert_pre_stop_drains(pod, LISTENER, || delivered.start());
 }
 
 /// A Redis timeout that a busy machine does not exceed.

@@ -10,7 +10,6 @@ use crate::schemas::check_kubernetes;
 use e2e::client::{Connection, Request};
 use e2e::envoy::{Envoy, filter_wasm};
 use e2e::redis::Redis;
-use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::drain;
@@ -19,7 +18,7 @@ use crate::manifests::{
 };
 use crate::production::{on_this_machine, shipped};
 use crate::shipped::{assert_no_warning, document, launch};
-use crate::support::{ONE_PER_HOUR, tier};
+use crate::support::{ONE_PER_HOUR, await_that, tier};
 
 const FILES: [&str; 3] = ["config.yaml", "secret.yaml", "rate-limiter.yaml"];
 const NAME: &str = "rate-limiter";
@@ -119,8 +118,8 @@ fn the_container_limits_requests_reloads_documents_and_answers_probes() {
     let mut tiers = document("tiers.json");
     tiers["free"] = tier(777, ONE_PER_HOUR);
     as_kubelet(&place.join("documents"), 2, &[("tiers.json", &tiers.to_string())]);
-    wait::until("the ConfigMap's new limit", || {
-        (Connection::open(service).send(&Request::get("/test")).limit() == 777).then_some(())
+    await_that("the ConfigMap's new limit", || {
+        Connection::open(service).send(&Request::get("/test")).limit() == 777
     });
     assert_eq!(Connection::open(service).send(&Request::get("/test").key("pro")).tier(), "pro");
 }
@@ -129,24 +128,8 @@ fn the_container_limits_requests_reloads_documents_and_answers_probes() {
 fn pre_stop_drains_without_losing_a_request() {
     let documents = documents();
     let (redis, upstream) = (redis(), drain::slow_upstream());
-    let container = container(&documents);
-    let (envoy, _) = start(&documents, &redis, upstream.address());
-    drain::assert_drains(container, &envoy, envoy.listener("service"));
     let pod = &object(&documents, "Deployment", NAME)["spec"]["template"]["spec"];
-    assert_ends_in_time(container, pod);
-
-    let (envoy, _) = start(&documents, &redis, upstream.address());
-    drain::assert_ends(container, &envoy, envoy.listener("service"));
-}
-
-/// After the longest drain, Envoy has some seconds left to exit.
-#[track_caller]
-pub(crate) fn assert_ends_in_time(container: &Value, pod: &Value) {
-    let variables = container["env"].as_array().expect("variables").iter();
-    let mut limits = variables.filter(|variable| variable["name"] == "DRAIN_SECONDS");
-    let limit = limits.next().and_then(|limit| limit["value"].as_str()?.parse::<u64>().ok());
-    let grace = pod["terminationGracePeriodSeconds"].as_u64();
-    assert!(limit.zip(grace).is_some_and(|(limit, grace)| limit + 5 < grace), "{limit:?} {grace:?}");
+    drain::assert_pre_stop_drains(pod, "service", || start(&documents, &redis, upstream.address()).0);
 }
 
 fn container(documents: &[Value]) -> &Value {

@@ -6,11 +6,10 @@ use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::setup::Setup;
 use e2e::shipped_files::yaml;
-use e2e::wait;
 use serde_json::Value;
 
 use crate::shipped::repository_root;
-use crate::support::{find, health, set_health, two_tiers};
+use crate::support::{await_that, find, health, set_health, two_tiers};
 
 /// Longer than the drain of the old listener.
 const GAP: Duration = Duration::from_secs(3);
@@ -38,7 +37,7 @@ fn remove_and_add_listener(envoy: &mut Envoy) {
     envoy.change_listeners(|listeners| removed.append(listeners));
     std::thread::sleep(GAP);
     envoy.change_listeners(|listeners| listeners.append(&mut removed));
-    wait::until("it serves", || (envoy.send(&Request::get("/health")).status == 200).then_some(()));
+    await_that("it serves", || envoy.send(&Request::get("/health")).status == 200);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::production::shipped;
 use crate::shipped::{launch, repository_root};
-use crate::support::assert_headers_complete;
+use crate::support::{assert_headers_complete, await_that};
 
 pub(crate) const ADMIN_TOKEN: &str = "c4nary-manifest-token";
 pub(crate) const REDIS_PASSWORD: &str = "c4nary-manifest-password";
@@ -138,9 +138,7 @@ pub(crate) fn boot(
 pub(crate) fn assert_limits(at: SocketAddr, redis: &Redis) {
     let send = |request: &Request| Connection::open(at).send(request);
     let of_pro = Request::get("/test").key("pro");
-    wait::until("Redis is connected", || {
-        (send(&Request::get("/health")).json()["redis"] == "connected").then_some(())
-    });
+    await_that("Redis is connected", || send(&Request::get("/health")).json()["redis"] == "connected");
     let reply = wait::until("the key is known", || {
         let reply = send(&of_pro);
         (reply.tier() == "pro").then_some(reply)

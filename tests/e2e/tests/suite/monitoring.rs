@@ -16,14 +16,15 @@ use e2e::prometheus_server::Prometheus;
 use e2e::setup::Setup;
 use e2e::shipped_files::{promtool, yaml};
 use e2e::upstream::refusing;
-use e2e::wait;
 use loadgen::upstream::{Condition, Shape};
 use serde_json::{Value, json};
 
 use crate::manifests::changed;
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::{repository_root, save};
-use crate::support::{ONE_PER_HOUR, await_value, find, limited_upstream, tier, two_tiers};
+use crate::support::{
+    ONE_PER_HOUR, await_that, await_that_within, await_value, find, limited_upstream, tier, two_tiers,
+};
 
 const FOLDER: &str = "deploy/monitoring";
 const DASHBOARD: &str = "deploy/monitoring/grafana/dashboards/rate_limiter.json";
@@ -111,10 +112,10 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
     failing.set(Condition { failing: 0.5, ..Condition::default() });
     let (evicting, overloaded) = (evicting(), overloaded(failing.address()));
     let targets = [limiter.listener("metrics"), evicting.admin_address(), overloaded.admin_address()];
-    wait::until("the documents, and Redis", || {
+    await_that("the documents, and Redis", || {
         let tier = production::send(&limiter, &Request::get("/").key("enterprise")).tier();
         let health = production::send(&limiter, &Request::get("/health")).json();
-        (tier == "enterprise" && health["redis"] == "connected").then_some(())
+        tier == "enterprise" && health["redis"] == "connected"
     });
     let prometheus = scraping(&targets);
 
@@ -125,10 +126,10 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
         scope.spawn(|| send_load([&limiter, &evicting], &has_faults, &is_over));
 
         let rejected = r#"rate_limiter_config_reloads_total{result="rejected"}"#;
-        wait::until_within(SCRAPED, "Prometheus has scraped all targets", || {
+        await_that_within(SCRAPED, "Prometheus has scraped all targets", || {
             let seen = prometheus.query(rejected);
             let rates = prometheus.query("rate_limiter:requests:rate1m > 0");
-            (seen.len() == 3 && !rates.is_empty()).then_some(())
+            seen.len() == 3 && !rates.is_empty()
         });
         // A stalled machine may miss a scrape; the next one resolves the alert.
         await_value(SCRAPED, "no alert without a fault", || firing(&prometheus), Vec::is_empty);
@@ -155,16 +156,16 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
 
         for (place, expression) in expressions() {
             let server = if expression.starts_with("up{") { &gone } else { &prometheus };
-            wait::until(&format!("data for {place}: {expression}"), || {
+            await_that(&format!("data for {place}: {expression}"), || {
                 let samples = server.query(&expression);
                 let are_numbers = samples.iter().all(|(_, value)| value.is_finite());
-                (!samples.is_empty() && are_numbers).then_some(())
+                !samples.is_empty() && are_numbers
             });
         }
 
         redis.restart();
-        wait::until_within(SCRAPED, "the alert is resolved after Redis has recovered", || {
-            (prometheus.alerts()["RateLimiterRedisLost"] == "inactive").then_some(())
+        await_that_within(SCRAPED, "the alert is resolved after Redis has recovered", || {
+            prometheus.alerts()["RateLimiterRedisLost"] == "inactive"
         });
     });
 }
@@ -308,9 +309,9 @@ fn the_first_refusals_of_a_limiter_count_in_rates_and_alerts() {
     for tier in ["free", "by_document"] {
         for status in ["allowed", "limited", "exempt", "blocked", "shed"] {
             let series = format!(r#"rate_limiter_requests_total{{tier="{tier}",status="{status}"}}"#);
-            wait::until_within(SCRAPED, &series, || {
+            await_that_within(SCRAPED, &series, || {
                 let samples = prometheus.query(&series);
-                (samples.len() == 1 && samples[0].1 == 0.0).then_some(())
+                samples.len() == 1 && samples[0].1 == 0.0
             });
         }
     }
@@ -318,10 +319,10 @@ fn the_first_refusals_of_a_limiter_count_in_rates_and_alerts() {
     let limited = load::count(&counts, 429) as f64;
     assert_eq!(limited, 1_190.0);
     let increase = r#"increase(rate_limiter_requests_total{tier="free",status="limited"}[1m])"#;
-    wait::until_within(SCRAPED, "all rejections in the increase", || {
-        prometheus.query(increase).first().is_some_and(|(_, seen)| *seen >= limited).then_some(())
+    await_that_within(SCRAPED, "all rejections in the increase", || {
+        prometheus.query(increase).first().is_some_and(|(_, seen)| *seen >= limited)
     });
-    wait::until_within(SCRAPED, "the alert", || {
-        firing(&prometheus).iter().any(|alert| alert == "RateLimiterRejectionsHigh").then_some(())
+    await_that_within(SCRAPED, "the alert", || {
+        firing(&prometheus).iter().any(|alert| alert == "RateLimiterRejectionsHigh")
     });
 }

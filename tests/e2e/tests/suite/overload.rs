@@ -19,8 +19,8 @@ use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    ONE_PER_HOUR, TOKEN, at_once, await_value, health, limited_upstream, set_health, set_health_request,
-    tier, two_tiers,
+    ONE_PER_HOUR, TOKEN, at_once, await_that, await_value, health, limited_upstream, set_health,
+    set_health_request, tier, two_tiers,
 };
 
 mod places;
@@ -230,9 +230,7 @@ fn timeouts_lower_the_limit_and_errors_of_the_upstream_do_not() {
             .routes(&json!([{"match": {"prefix": "/"}, "route": route}]))
             .start();
         load::burst(envoy.address(), 4, 100, &Request::get("/"));
-        wait::until("a baseline", || {
-            system_health(&envoy)["clusters"]["upstream"]["baseline_ms"].is_number().then_some(())
-        });
+        await_that("a baseline", || system_health(&envoy)["clusters"]["upstream"]["baseline_ms"].is_number());
         is_healthy.store(false, Ordering::Relaxed);
         let ((), counts) = load::during(envoy.address(), 4, Duration::ZERO, &Request::get("/"), || {
             std::thread::sleep(Duration::from_secs(3));
@@ -331,11 +329,11 @@ fn assert_metrics_of_shedding(envoy: &Envoy) {
     }
     envoy.await_metric("rate_limiter_health_mode_auto", &[], 1.0);
     envoy.await_metric("rate_limiter_system_degraded", &[], 1.0);
-    wait::until("one transition to DEGRADED", || {
+    await_that("one transition to DEGRADED", || {
         let transitions = ["latency", "shed", "error_ratio"].map(|reason| {
             envoy.metric("rate_limiter_health_transitions_total", &[("reason", reason)]).unwrap_or_default()
         });
-        (transitions.iter().sum::<f64>() == 1.0).then_some(())
+        transitions.iter().sum::<f64>() == 1.0
     });
 }
 

@@ -8,10 +8,9 @@ use e2e::envoy::Envoy;
 use e2e::load::{self, StatusCounts};
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
-use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{ONE_PER_HOUR, tier, two_tiers};
+use crate::support::{ONE_PER_HOUR, await_that, await_that_within, tier, two_tiers};
 
 const RELOADS: u64 = 100;
 const CAPACITY: u64 = 3_000;
@@ -53,15 +52,15 @@ fn a_hundred_valid_and_invalid_deliveries_lose_no_request_and_no_token() {
         for n in 1..=RELOADS {
             let (received, refused) = envoy.deliveries();
             envoy.deliver(&nth_config(n));
-            wait::until(&format!("delivery {n} handled"), || {
-                (envoy.deliveries() == (received + 1, refused + n % 2)).then_some(())
+            await_that(&format!("delivery {n} handled"), || {
+                envoy.deliveries() == (received + 1, refused + n % 2)
             });
         }
     });
     assert!(load::count(&during, 200) > 100, "{during:?}");
     assert_nothing_lost(&envoy, &during);
-    wait::until("the last valid configuration on every worker", || {
-        (0..12).all(|_| envoy.send(&Request::get("/")).limit() == 10 + RELOADS).then_some(())
+    await_that("the last valid configuration on every worker", || {
+        (0..12).all(|_| envoy.send(&Request::get("/")).limit() == 10 + RELOADS)
     });
 }
 
@@ -100,8 +99,8 @@ fn a_hundred_valid_and_invalid_documents_lose_no_request_and_no_token() {
     let pause = Duration::from_millis(200);
     let limit = Duration::from_secs(240);
     let ((), during) = load::during(envoy.address(), CONNECTIONS, pause, &request(), || {
-        wait::until_within(limit, "a hundred reloads", || {
-            (reloads("applied") + reloads("rejected") >= RELOADS as f64).then_some(())
+        await_that_within(limit, "a hundred reloads", || {
+            reloads("applied") + reloads("rejected") >= RELOADS as f64
         });
     });
     assert!(reloads("applied") >= 40.0 && reloads("rejected") >= 20.0);

@@ -7,12 +7,11 @@ use std::process::{Child, Command, Output, Stdio};
 use e2e::canary;
 use e2e::client::Request;
 use e2e::envoy::Envoy;
-use e2e::wait;
 use serde_json::{Value, json};
 
 use crate::manifests::changed;
 use crate::shipped::{DEMO_TOKEN, boot, document, on_any_ports, repository_root};
-use crate::support::{health, set_health_with_token};
+use crate::support::{await_that, health, set_health_with_token};
 
 const SCRIPTS: [&str; 3] = ["quick_test.py", "comprehensive_test.py", "simple_test.py"];
 
@@ -23,9 +22,9 @@ fn demo(tiers: &Value) -> (Envoy, PathBuf) {
         |folder: &Path| fs::write(folder.join("config/tiers.json"), tiers.to_string()).expect("tiers");
     let (envoy, folder) = boot(&on_any_ports("envoy.yaml"), &[], write);
     let limit = tiers["enterprise"]["burst"]["capacity"].as_u64().expect("a capacity");
-    wait::until("the documents are there", || {
+    await_that("the documents are there", || {
         let reply = envoy.send(&Request::get("/").key("enterprise"));
-        (reply.tier() == "enterprise" && reply.limit() == limit).then_some(())
+        reply.tier() == "enterprise" && reply.limit() == limit
     });
     let reply = envoy.send(&set_health_with_token("DEGRADED", DEMO_TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -147,7 +146,7 @@ fn an_interrupted_script_restores_health() {
     let (envoy, _) = demo(&document("tiers.json"));
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let script = start("quick_test.py", &envoy, &[]);
-        wait::until("the script has set health", || (health(&envoy) == "NORMAL").then_some(()));
+        await_that("the script has set health", || health(&envoy) == "NORMAL");
         let id = i32::try_from(script.id()).expect("a process id");
         // SAFETY: plain system call on a child that has not been waited for yet.
         assert_eq!(unsafe { libc::kill(id, signal) }, 0);

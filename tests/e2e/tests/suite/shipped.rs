@@ -16,7 +16,9 @@ use tempfile::TempDir;
 
 use crate::manifests::changed;
 use crate::production::shipped;
-use crate::support::{ONE_PER_HOUR, assert_headers_complete, set_health_with_token, statuses, tier};
+use crate::support::{
+    ONE_PER_HOUR, assert_headers_complete, await_that, set_health_with_token, statuses, tier,
+};
 
 /// The token whose hash is in the demo's configuration, and the default of the scripts.
 pub(crate) const DEMO_TOKEN: &str = "admin_secret_token_change_in_production";
@@ -90,8 +92,8 @@ fn start(as_it_is: bool, env: &[(&str, &str)]) -> (Envoy, PathBuf) {
     canary::register(DEMO_TOKEN);
     let bootstrap = if as_it_is { shipped("envoy.yaml") } else { on_any_ports("envoy.yaml") };
     let (envoy, folder) = boot(&bootstrap, env, |_| ());
-    wait::until("the documents applied", || {
-        (envoy.send(&Request::get("/").key("enterprise")).tier() == "enterprise").then_some(())
+    await_that("the documents applied", || {
+        envoy.send(&Request::get("/").key("enterprise")).tier() == "enterprise"
     });
     (envoy, folder)
 }
@@ -143,16 +145,14 @@ fn saving_the_shipped_documents_reloads_them() {
     let mut tiers = document("tiers.json");
     tiers["free"] = tier(777, ONE_PER_HOUR);
     write("tiers.json", &tiers.to_string());
-    wait::until("the new limit", || (envoy.send(&Request::get("/")).limit() == 777).then_some(()));
+    await_that("the new limit", || envoy.send(&Request::get("/")).limit() == 777);
 
     let mut keys = document("api_keys.json");
     keys["newcomer"] = json!({"tier": "pro", "id": "newcomer"});
     let next = folder.join("config/next");
     fs::write(&next, keys.to_string()).expect("written");
     fs::rename(next, folder.join("config/api_keys.json")).expect("renamed");
-    wait::until("the new key", || {
-        (envoy.send(&Request::get("/").key("newcomer")).tier() == "pro").then_some(())
-    });
+    await_that("the new key", || envoy.send(&Request::get("/").key("newcomer")).tier() == "pro");
 
     write("tiers.json", "{");
     let rejected = ("rate_limiter_config_reloads_total", [("result", "rejected")]);

@@ -12,7 +12,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{at_once, await_value, health, set_health, two_tiers};
+use crate::support::{at_once, await_that, await_value, health, set_health, two_tiers};
 
 /// How long a state must not change. An active generation would change it: it polls four times a second, and measures
 /// health once a second.
@@ -81,9 +81,7 @@ impl Gateway {
             change(plugin);
         });
         let wanted = self.limit;
-        wait::until(&format!("limit {wanted}"), || {
-            (self.envoy.send(&caller("/", 0)).limit() == wanted).then_some(())
-        });
+        await_that(&format!("limit {wanted}"), || self.envoy.send(&caller("/", 0)).limit() == wanted);
         // Two ticks, so that each generation knows whether it is superseded.
         thread::sleep(Duration::from_millis(500));
     }
@@ -106,7 +104,7 @@ impl Gateway {
     fn assert_measured_health_ends(&mut self, change: impl FnOnce(&mut Value)) {
         self.fail_until_degraded();
         self.deliver_with(&plain(), change);
-        wait::until("NORMAL", || (health(&self.envoy) == "NORMAL").then_some(()));
+        await_that("NORMAL", || health(&self.envoy) == "NORMAL");
         self.assert_health_stays("NORMAL");
     }
 
@@ -260,7 +258,7 @@ fn thirty_deliveries_leave_no_connection_to_redis_open() {
         gateway.hold_stream();
     }
     // The worker's connection, and that of the main thread, which also reads health in its turn.
-    wait::until("two connections at most", || (connections(&redis) <= 2).then_some(()));
+    await_that("two connections at most", || connections(&redis) <= 2);
 }
 
 #[test]
@@ -318,7 +316,7 @@ fn a_refused_configuration_changes_nothing() {
         let mut gateway = Gateway::start(Setup::new().workers(1), &measured(3), held);
         let (received, refused) = gateway.envoy.deliveries();
         gateway.envoy.deliver(&json!({"unheard_of": 1}));
-        wait::until("refused", || (gateway.envoy.deliveries() == (received + 1, refused + 1)).then_some(()));
+        await_that("refused", || gateway.envoy.deliveries() == (received + 1, refused + 1));
         gateway.assert_measured_health_ends(|_| {});
     });
 }
@@ -346,10 +344,8 @@ fn a_draining_listener_is_passive() {
         let manager = &mut listeners[0]["filter_chains"][0]["filters"][0]["typed_config"];
         manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"] = json!(text);
     });
-    wait::until("the new listener", || {
-        (envoy.send(&caller("/", 0)).limit() == FIRST_LIMIT + 1).then_some(())
-    });
-    wait::until("NORMAL", || (health(&envoy) == "NORMAL").then_some(()));
+    await_that("the new listener", || envoy.send(&caller("/", 0)).limit() == FIRST_LIMIT + 1);
+    await_that("NORMAL", || health(&envoy) == "NORMAL");
     let began = Instant::now();
     // The next response on a draining listener closes the connection.
     let last = drains.send(&caller("/fails", 0));
@@ -379,5 +375,5 @@ fn two_plugins_with_one_namespace_are_both_active() {
     redis.command(&["SET", "system:health:status", "DEGRADED"]);
     await_health(&envoy, "DEGRADED");
     let fetched = files.targets().len();
-    wait::until("another fetch", || (files.targets().len() > fetched).then_some(()));
+    await_that("another fetch", || files.targets().len() > fetched);
 }

@@ -49,6 +49,17 @@ pub(crate) fn find<'a>(path: &str, within: &'a Value) -> Vec<&'a Value> {
     JsonPath::parse(path).expect("a JSON path").query(within).all()
 }
 
+/// Waits until the condition is true.
+#[track_caller]
+pub(crate) fn await_that(what: &str, condition: impl FnMut() -> bool) {
+    await_that_within(wait::SOON, what, condition);
+}
+
+#[track_caller]
+pub(crate) fn await_that_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    wait::until_within(limit, what, || condition().then_some(()));
+}
+
 /// Reads a value until it is as wanted, and returns it; panics with the last value after `limit`.
 #[track_caller]
 pub(crate) fn await_value<T: Debug>(

@@ -14,7 +14,9 @@ use loadgen::upstream::Shape;
 use serde_json::{Value, json};
 
 use super::{CAPACITY, is_shed, system_health};
-use crate::support::{ONE_PER_HOUR, await_value, limited_upstream, tier, two_tiers};
+use crate::support::{
+    ONE_PER_HOUR, await_that, await_that_within, await_value, limited_upstream, tier, two_tiers,
+};
 
 /// The limit before the first response of an upstream.
 const INITIAL_LIMIT: f64 = 9.0;
@@ -130,10 +132,10 @@ fn a_request_returns_its_place_however_it_ends() {
     let mut connections = open_and_wait(&envoy);
     // Requests are shed after a second in the queue.
     let mut shed = Vec::new();
-    wait::until("the waiting requests are shed", || {
+    await_that("the waiting requests are shed", || {
         connections.iter_mut().for_each(|connection| connection.read_timeout(Duration::from_millis(5)));
         shed.extend(connections.iter_mut().filter_map(|connection| connection.read("GET").ok()));
-        (in_flight_and_waiting(&envoy) == ((connections.len() - shed.len()) as u64, 0)).then_some(())
+        in_flight_and_waiting(&envoy) == ((connections.len() - shed.len()) as u64, 0)
     });
     for response in &shed {
         assert!(is_shed(response) && response.one("x-envoy-ratelimited") == "true", "{response:#?}");
@@ -171,9 +173,7 @@ fn slow_uploads_do_not_block_other_requests() {
     let limit = limit(&envoy);
     // The queue of each worker has room for those beyond the limit.
     let mut connections = open(&envoy, upload.as_bytes(), limit + 6);
-    wait::until("a response beside slow uploads", || {
-        (envoy.send(&Request::get("/")).status == 200).then_some(())
-    });
+    await_that("a response beside slow uploads", || envoy.send(&Request::get("/")).status == 200);
     for connection in &mut connections {
         connection.write(b"cde").expect("the rest of an upload written");
         assert_eq!(connection.read("POST").expect("an answer").status, 200);
@@ -190,7 +190,7 @@ fn connections_to_workers<const WORKERS: usize>(
     let mut found = wanted.map(|_| Vec::new());
     let mut before = envoy.connections_by_worker();
     assert_eq!(before.len(), WORKERS, "workers");
-    wait::until_within(Duration::from_secs(60), "connections to each worker", || {
+    await_that_within(Duration::from_secs(60), "connections to each worker", || {
         // The kernel chooses the worker of a connection; surplus connections are closed.
         let mut connection = envoy.connect();
         assert_eq!(connection.send(&Request::get("/")).status, 200);
@@ -200,7 +200,7 @@ fn connections_to_workers<const WORKERS: usize>(
         if found[worker].len() < wanted[worker] {
             found[worker].push(connection);
         }
-        found.iter().map(Vec::len).eq(wanted).then_some(())
+        found.iter().map(Vec::len).eq(wanted)
     });
     found
 }
@@ -260,11 +260,11 @@ fn an_envoy_in_front_that_retries_sends_a_shed_request_once() {
     let front = front.start();
     let overloading = Request::get("/short").key("pro");
     let ((), _) = load::during(envoy.address(), 200, Duration::from_millis(200), &overloading, || {
-        wait::until("a queue", || (in_flight_and_waiting(&envoy).1 > WAITING as u64).then_some(()));
+        await_that("a queue", || in_flight_and_waiting(&envoy).1 > WAITING as u64);
         let mut shed = 0;
-        wait::until("five are shed", || {
+        await_that("five are shed", || {
             shed += u32::from(is_shed(&front.send(&Request::get("/"))));
-            (shed == 5).then_some(())
+            shed == 5
         });
         // Only these requests are of this tier.
         let labels = [("tier", "free"), ("status", "shed")];
@@ -274,7 +274,7 @@ fn an_envoy_in_front_that_retries_sends_a_shed_request_once() {
         assert_eq!(counted, Some(f64::from(shed)), "each was sent once");
     });
     // The control: a response that is not shed is retried.
-    wait::until("places are free", || (in_flight_and_waiting(&envoy).0 == 0).then_some(()));
+    await_that("places are free", || in_flight_and_waiting(&envoy).0 == 0);
     let before = upstream.targets().len();
     front.send(&Request::get("/resets"));
     assert_eq!(upstream.targets().len() - before, 4, "a reset is tried four times");
@@ -359,17 +359,17 @@ fn the_next_place_goes_to_the_most_important_tier_in_any_worker() {
             });
         }
         let mut try_once = || {
-            wait::until("a queue", || (gauge(SHARED[1]) > 0).then_some(()));
+            await_that("a queue", || gauge(SHARED[1]) > 0);
             enterprise.write(&Request::get("/enterprise").key("e").encode()).expect("a request written");
             let mut answer = None;
             let mut is_answered = || {
                 answer = answer.take().or_else(|| enterprise.read("GET").ok());
                 answer.is_some()
             };
-            wait::until("it waits, and all requests with places are at the upstream", || {
+            await_that("it waits, and all requests with places are at the upstream", || {
                 // If the limit has just grown, it is sent at once.
                 let is_sent = held.lock().held.iter().any(|(target, _)| target == "/enterprise");
-                (waits() && all_have_arrived() || is_sent || is_answered()).then_some(())
+                waits() && all_have_arrived() || is_sent || is_answered()
             });
             let before = held.lock().arrived.len();
             let next = wait::until("another request has a place", || {
@@ -379,9 +379,9 @@ fn the_next_place_goes_to_the_most_important_tier_in_any_worker() {
             });
             let is_next = next == "/enterprise";
             assert!(is_next || !waits() || is_answered(), "{next} took the place: {}", system_health(&envoy));
-            wait::until("its answer", || {
+            await_that("its answer", || {
                 held.release("/enterprise");
-                is_answered().then_some(())
+                is_answered()
             });
             is_next.then_some(())
         };
@@ -405,10 +405,10 @@ fn places_of_a_trapped_vm_are_returned() {
     await_counts(&envoy, (7, 0));
     // The request that traps loses its own place, too.
     assert_eq!(last.send(&Request::post("/", "traps")).status, 503);
-    wait::until("a new VM", || {
+    await_that("a new VM", || {
         let before = envoy.connections_by_worker();
         let status = envoy.send(&Request::get("/")).status;
-        (status == 200 && envoy.connections_by_worker()[0] > before[0]).then_some(())
+        status == 200 && envoy.connections_by_worker()[0] > before[0]
     });
     await_counts(&envoy, (3, 0));
     drop(hanging);
