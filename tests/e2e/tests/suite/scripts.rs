@@ -32,7 +32,7 @@ fn demo(tiers: &Value) -> (Envoy, PathBuf) {
 }
 
 /// The shipped tiers with `times` their refill rates.
-fn faster(times: f64) -> Value {
+pub(crate) fn tiers_with_rates(times: f64) -> Value {
     let mut tiers = document("tiers.json");
     for tier in tiers.as_object_mut().expect("tiers").values_mut() {
         for limit in ["base", "degraded"] {
@@ -92,7 +92,7 @@ fn quick_test_passes_on_the_shipped_demo() {
 
 #[test]
 fn all_scripts_pass_on_a_limiter_in_use() {
-    let (envoy, tiers) = demo(&faster(5.0));
+    let (envoy, tiers) = demo(&tiers_with_rates(5.0));
     // Each script but the first starts with the buckets that the previous one has emptied.
     for script in SCRIPTS {
         assert_passes(script, &envoy, &["--tiers", tiers.to_str().expect("text")]);
@@ -114,7 +114,7 @@ fn all_scripts_fail_without_a_limiter() {
 
 #[test]
 fn scripts_fail_if_the_limits_differ() {
-    let wanted = faster(5.0);
+    let wanted = tiers_with_rates(5.0);
     // The wrong field and value, the scripts that detect it, and their message.
     let cases: [(&str, Value, &[&str], &str); 4] = [
         ("/free/burst/capacity", json!(11), &["quick_test.py", "comprehensive_test.py"], "10 by X-RateLimit"),

@@ -7,6 +7,7 @@ use e2e::envoy::Envoy;
 use e2e::redis::Redis;
 
 use crate::production::shipped;
+use crate::scripts::tiers_with_rates;
 use crate::troubleshooting::{code_lines, demo, with_addresses};
 
 /// On a busy machine a few commands take long, and buckets must not refill meanwhile.
@@ -94,27 +95,19 @@ fn without_times(line: &str) -> String {
 #[test]
 fn the_commands_of_the_tour_print_the_documented_output() {
     let redis = Redis::start();
-    let (envoy, folder) = demo(Some(&redis), &[], slower);
+    let (envoy, folder) = demo(Some(&redis), &[], &slower());
     run_all(&steps("docs/tour.md", 25), Some(redis), &envoy, &folder);
 }
 
 #[test]
 fn the_commands_of_the_readme_print_the_documented_output() {
-    let (envoy, folder) = demo(None, &[], slower);
+    let (envoy, folder) = demo(None, &[], &slower());
     run_all(&steps("README.md", 4), None, &envoy, &folder);
 }
 
-/// The shipped tiers with lower rates.
-fn slower(tiers: String) -> String {
-    let mut text = String::new();
-    let mut pieces = tiers.split("\"refill_rate\": ");
-    text += pieces.next().unwrap_or_default();
-    for piece in pieces {
-        let (rate, rest) = piece.split_once(' ').expect("a rate and more");
-        let rate: f64 = rate.parse().expect("a rate");
-        text += &format!("\"refill_rate\": {} {rest}", rate / TIMES_SLOWER);
-    }
-    text
+/// The shipped tiers with lower rates, with the spaces that commands of the tour search for.
+fn slower() -> String {
+    format!("{:#}", tiers_with_rates(1.0 / TIMES_SLOWER))
 }
 
 #[test]

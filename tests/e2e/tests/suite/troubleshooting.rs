@@ -43,13 +43,8 @@ pub(crate) fn with_addresses(command: &str, envoy: &Envoy, redis: Option<&Redis>
     }
 }
 
-/// The demo with or without Redis, in a folder in which the paths of the documentation exist. `tiers` may change the
-/// tiers.
-pub(crate) fn demo(
-    redis: Option<&Redis>,
-    env: &[(&str, &str)],
-    tiers: impl Fn(String) -> String,
-) -> (Envoy, PathBuf) {
+/// The demo with or without Redis, with these tiers, in a folder in which the paths of the documentation exist.
+pub(crate) fn demo(redis: Option<&Redis>, env: &[(&str, &str)], tiers: &str) -> (Envoy, PathBuf) {
     let bootstrap = match redis {
         None => on_any_ports("envoy.yaml"),
         Some(redis) => changed(
@@ -66,9 +61,7 @@ pub(crate) fn demo(
         link(&repository_root().join("scripts"), "scripts");
         fs::create_dir(folder.join("target/demo")).expect("a folder");
         link(&folder.join("envoy.log"), "target/demo/envoy.log");
-        let file = folder.join("config/tiers.json");
-        let shipped = fs::read_to_string(&file).expect("the tiers");
-        fs::write(file, tiers(shipped)).expect("the tiers");
+        fs::write(folder.join("config/tiers.json"), tiers).expect("the tiers");
     });
     // Not by a request, because that takes a token.
     envoy.await_log(&["documents applied"]);
@@ -78,7 +71,8 @@ pub(crate) fn demo(
 #[test]
 fn every_command_runs_against_the_shipped_configuration() {
     let redis = Redis::start();
-    let (envoy, folder) = demo(Some(&redis), &[("ADMIN_TOKEN", TOKEN)], |tiers| tiers);
+    let tiers = shipped("config/tiers.json");
+    let (envoy, folder) = demo(Some(&redis), &[("ADMIN_TOKEN", TOKEN)], &tiers);
     for command in commands() {
         let here = with_addresses(&command, &envoy, Some(&redis))
             .replace("simple_test.py", &format!("simple_test.py --url http://{}", envoy.address()));
