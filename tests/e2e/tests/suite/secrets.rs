@@ -62,7 +62,8 @@ fn a_refused_configuration_does_not_print_its_keys() {
 
 /// Checks that the search finds a secret in all of these places, and that dropping the Envoy or Redis fails the test.
 #[track_caller]
-fn assert_found<T>(planted: T, found: &[String], places: &[&str]) {
+fn assert_found<T>(planted: T, search: impl Fn(&T) -> Vec<String>, places: &[&str]) {
+    let found = search(&planted);
     for place in places {
         let start = format!("a secret in {place}:");
         assert!(found.iter().any(|line| line.starts_with(&start)), "{place} in {found:?}");
@@ -94,26 +95,20 @@ fn a_secret_that_envoy_shows_is_found() {
     let envoy = Setup::without_filter().hcm(&access_log).start();
     envoy.send(&Request::get("/c4nary-planted"));
     envoy.await_log(&["c4nary-planted"]);
-    assert_found_in_envoy(envoy, &["Envoy's log"]);
+    assert_found(envoy, Envoy::secrets, &["Envoy's log"]);
 
     let unused = ([127, 0, 0, 1], 9).into();
     let envoy = Setup::without_filter().cluster("c4nary_planted", unused).start();
-    assert_found_in_envoy(envoy, &["/stats", "/stats/prometheus"]);
+    assert_found(envoy, Envoy::secrets, &["/stats", "/stats/prometheus"]);
     let envoy = Setup::without_filter().zone("c4nary-planted").start();
-    assert_found_in_envoy(envoy, &["/server_info"]);
+    assert_found(envoy, Envoy::secrets, &["/server_info"]);
 
     // Only 16 digits of a hash may be shown.
     let hash = sha256_hex("c4nary-that-is-hashed");
     let envoy = Setup::without_filter().zone(&hash[..16]).start();
     assert_eq!(envoy.secrets(), [""; 0]);
     let envoy = Setup::without_filter().zone(&hash[..17]).start();
-    assert_found_in_envoy(envoy, &["/server_info"]);
-}
-
-#[track_caller]
-fn assert_found_in_envoy(envoy: Envoy, places: &[&str]) {
-    let found = envoy.secrets();
-    assert_found(envoy, &found, places);
+    assert_found(envoy, Envoy::secrets, &["/server_info"]);
 }
 
 #[test]
@@ -130,12 +125,10 @@ fn a_secret_that_redis_keeps_is_found() {
         if let Err(error) = redis.try_command(command) {
             assert!(error.code().is_some(), "no reply: {error}");
         }
-        let found = redis.secrets();
-        assert_found(redis, &found, &[place]);
+        assert_found(redis, Redis::secrets, &[place]);
     }
     canary::register("no mark, but registered");
     let redis = Redis::start();
     redis.command(&["SET", "name", "no mark, but registered"]);
-    let found = redis.secrets();
-    assert_found(redis, &found, &["Redis"]);
+    assert_found(redis, Redis::secrets, &["Redis"]);
 }
