@@ -91,15 +91,13 @@ fn only_the_service_is_published(compose: &Compose) {
 /// The published ports of a container: `8000/tcp=127.0.0.1:8000`.
 #[track_caller]
 pub(crate) fn published(container: &Value) -> Vec<String> {
-    let bindings = container["HostConfig"]["PortBindings"].as_object().cloned().unwrap_or_default();
-    let port = |(port, bindings): (&String, &Value)| {
-        let bindings = bindings.as_array().expect("bindings").clone();
-        let port = port.clone();
-        bindings
-            .into_iter()
-            .map(move |to| format!("{port}={}:{}", text(&to["HostIp"]), text(&to["HostPort"])))
-    };
-    bindings.iter().flat_map(port).collect()
+    let mut published = Vec::new();
+    for (port, bindings) in container["HostConfig"]["PortBindings"].as_object().into_iter().flatten() {
+        for to in bindings.as_array().expect("bindings") {
+            published.push(format!("{port}={}:{}", text(&to["HostIp"]), text(&to["HostPort"])));
+        }
+    }
+    published
 }
 
 #[track_caller]

@@ -119,11 +119,7 @@ fn three_limiters_behind_the_load_balancer_share_buckets_and_health() {
     let mut limiters = vec![start(), start(), start()];
     let balancer = production::load_balancer(&limiters.iter().collect::<Vec<_>>());
     for limiter in &limiters {
-        await_that("the documents, and Redis", || {
-            let reply = production::send(limiter, &Request::get("/").key("pro"));
-            let health = production::send(limiter, &Request::get("/health")).json();
-            reply.tier() == "pro" && health["redis"] == "connected"
-        });
+        production::await_ready(limiter, "pro");
     }
     // Envoy passes the results of its health checks to its workers once a second.
     await_that("the load balancer sends to all three", || {

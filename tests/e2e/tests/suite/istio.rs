@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::drain;
 use crate::schemas::{check_istio, check_kubernetes};
-use crate::support::await_that;
+use crate::support::{await_that, find};
 use e2e::client::{Connection, Request};
 use e2e::envoy::Envoy;
 use e2e::redis::Redis;
@@ -51,23 +51,18 @@ fn the_manifests_are_valid_by_schemas_of_kubernetes_and_istio() {
 
 #[test]
 fn every_selector_matches_the_gateway() {
-    let gateway = manifest(GATEWAY, &[]);
-    let labels =
-        &object(&gateway, "Deployment", "rate-limited-gateway")["spec"]["template"]["metadata"]["labels"];
-    let mut selectors = vec![object(&gateway, "Service", "rate-limited-gateway")["spec"]["selector"].clone()];
-    for file in [REDIS, FILTER, PLUGIN] {
-        let spec = &manifest(file, &[])[0]["spec"];
-        selectors.extend(
-            [&spec["workloadSelector"]["labels"], &spec["selector"]["matchLabels"]]
-                .into_iter()
-                .filter(|selector| !selector.is_null())
-                .cloned(),
-        );
-    }
-    assert_eq!(selectors.len(), 4);
+    let documents = json!([GATEWAY, REDIS, FILTER, PLUGIN].map(|file| manifest(file, &[])).concat());
+    let labels = find("$[?(@.kind == 'Deployment')].spec.template.metadata.labels", &documents);
+    let paths = [
+        "$[?(@.kind == 'Service')].spec.selector",
+        "$[*].spec.selector.matchLabels",
+        "$[*].spec.workloadSelector.labels",
+    ];
+    let selectors: Vec<_> = paths.iter().flat_map(|path| find(path, &documents)).collect();
+    assert_eq!((labels.len(), selectors.len()), (1, 5));
     for selector in selectors {
         for (label, value) in selector.as_object().expect("labels") {
-            assert_eq!(labels[label], *value);
+            assert_eq!(labels[0][label], *value);
         }
     }
 }

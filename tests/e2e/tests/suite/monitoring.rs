@@ -112,11 +112,7 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
     failing.set(Condition { failing: 0.5, ..Condition::default() });
     let (evicting, overloaded) = (evicting(), overloaded(failing.address()));
     let targets = [limiter.listener("metrics"), evicting.admin_address(), overloaded.admin_address()];
-    await_that("the documents, and Redis", || {
-        let tier = production::send(&limiter, &Request::get("/").key("enterprise")).tier();
-        let health = production::send(&limiter, &Request::get("/health")).json();
-        tier == "enterprise" && health["redis"] == "connected"
-    });
+    production::await_ready(&limiter, "enterprise");
     let prometheus = scraping(&targets);
 
     let is_over = AtomicBool::new(false);

@@ -11,6 +11,7 @@ use e2e::redis::Redis;
 
 use crate::manifests::{changed, socket_address};
 use crate::shipped::{boot, repository_root};
+use crate::support::await_that;
 
 pub(crate) const ADMIN_TOKEN: &str = "production-token";
 const REDIS_PASSWORD: &str = "0123456789abcdef";
@@ -77,6 +78,16 @@ pub(crate) fn connect(limiter: &Envoy) -> Connection {
 #[track_caller]
 pub(crate) fn send(limiter: &Envoy, request: &Request) -> Response {
     connect(limiter).send(request)
+}
+
+/// Waits until a limiter has its documents, in which this key has the tier of the same name, and is connected to Redis.
+#[track_caller]
+pub(crate) fn await_ready(limiter: &Envoy, key: &str) {
+    await_that("the documents, and Redis", || {
+        let tier = send(limiter, &Request::get("/").key(key)).tier();
+        let health = send(limiter, &Request::get("/health")).json();
+        tier == key && health["redis"] == "connected"
+    });
 }
 
 /// The stand-in for the service behind the limiters.
