@@ -109,12 +109,6 @@ impl Compose {
         });
     }
 
-    /// The output of all containers.
-    #[track_caller]
-    pub(crate) fn logs(&self) -> String {
-        self.run(&["logs", "--no-color"])
-    }
-
     /// Removes everything, volumes included.
     #[track_caller]
     pub(crate) fn down(&self) {

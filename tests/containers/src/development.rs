@@ -31,7 +31,8 @@ pub(crate) fn run(progress: &mut Progress) {
     let scrape = "http://127.0.0.1:9901/stats/prometheus?filter=rate_limiter";
     let metrics = compose.exec("redis", &["wget", "-qO-", scrape]);
     assert!(metrics.contains("rate_limiter_requests_total{"), "{metrics}");
-    only_the_service_is_published(&compose);
+    assert_eq!(published(&compose.inspect("envoy")[0]), ["8000/tcp=:8000"]);
+    assert!(published(&compose.inspect("redis")[0]).is_empty());
     progress.passed("HGETALL and the metrics as documented, nothing published but port 8000");
 
     a_saved_tier_applies(progress);
@@ -80,12 +81,6 @@ pub(crate) fn prints_nothing(compose: &Compose, arguments: &[&str]) {
 pub(crate) fn first_request_is_served() {
     let first = clients::first_response(&Request::get("/test").key("pro"));
     assert_eq!((first.status, first.tier().as_str(), first.limit()), (200, "pro", 25));
-}
-
-#[track_caller]
-fn only_the_service_is_published(compose: &Compose) {
-    assert_eq!(published(&compose.inspect("envoy")[0]), ["8000/tcp=:8000"]);
-    assert!(published(&compose.inspect("redis")[0]).is_empty());
 }
 
 /// The published ports of a container: `8000/tcp=127.0.0.1:8000`.

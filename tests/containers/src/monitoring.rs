@@ -18,10 +18,6 @@ const PROMETHEUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 /// Time for a name lookup and a scrape every 15 s.
 const SCRAPED: Duration = Duration::from_secs(60);
 
-pub(crate) fn start(compose: &Compose) {
-    compose.with_profile("monitoring").run(&["up", "--detach", "--no-deps", "prometheus"]);
-}
-
 pub(crate) fn check(compose: &Compose, progress: &mut Progress) {
     let monitoring = compose.with_profile("monitoring");
     monitoring.await_healthy("prometheus", 1);

@@ -47,7 +47,7 @@ pub(crate) fn run(progress: &mut Progress) {
     }
     first_request_is_served();
     progress.passed("up and healthy, and the first request has the limits of its tier");
-    monitoring::start(&compose);
+    compose.with_profile("monitoring").run(&["up", "--detach", "--no-deps", "prometheus"]);
 
     containers_match_the_file(&compose);
     progress.passed("users, read-only file systems, capabilities and limits match the file");
@@ -166,7 +166,7 @@ fn redis_outages_lose_no_request(compose: &Compose, progress: &mut Progress) {
 
 /// Searches the logs and `docker inspect`, which every user of the engine can read.
 fn no_secret_is_shown(compose: &Compose, secrets: &std::path::Path) {
-    let logs = compose.logs();
+    let logs = compose.run(&["logs", "--no-color"]);
     let ids = compose.run(&["ps", "--all", "--quiet"]);
     let inspected = docker(&[&["inspect"], ids.lines().collect::<Vec<_>>().as_slice()].concat());
     for secret in fs::read_dir(secrets).expect("secrets") {

@@ -4,7 +4,7 @@ use e2e::client::Request;
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream, refusing};
 use scenarios::answers::OURS;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Duration;
 
 use crate::support::{assert_headers_complete, two_tiers};
@@ -43,9 +43,10 @@ fn every_failure_behind_the_filter_is_answered_with_every_header_and_costs_a_tok
         "/slow" => Answer::Late(Duration::from_secs(2), Box::new(Answer::ok("late"))),
         _ => Answer::Reset,
     });
-    let to_upstream = |(path, _): (&str, u16)| json!({"match": {"path": path}, "route": {"cluster": "upstream", "timeout": "0.3s"}});
-    let mut routes: Vec<Value> = FAILURES[..5].iter().copied().map(to_upstream).collect();
-    routes.push(json!({"match": {"path": "/refused"}, "route": {"cluster": "refusing"}}));
+    let mut routes = vec![json!({"match": {"path": "/refused"}, "route": {"cluster": "refusing"}})];
+    for (path, _) in &FAILURES[..5] {
+        routes.push(json!({"match": {"path": path}, "route": {"cluster": "upstream", "timeout": "0.3s"}}));
+    }
     let envoy = Setup::new()
         .config(&two_tiers(7, 7))
         .upstream(upstream.address())

@@ -12,7 +12,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{at_once, await_that, await_value, health, set_health, two_tiers};
+use crate::support::{at_once, await_that, await_value, health, route, set_health, two_tiers};
 
 /// How long a state must not change. An active generation would change it: it polls four times a second, and measures
 /// health once a second.
@@ -46,7 +46,7 @@ impl Gateway {
         let envoy = setup
             .config(&numbered(first, limit))
             .cluster("upstream", upstream.address())
-            .routes(&json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}]))
+            .routes(&json!([route("/", "upstream", "0s")]))
             .hcm(&json!({"stream_idle_timeout": "0s"}))
             .trusted_hops(1)
             .by_ecds()

@@ -19,6 +19,11 @@ pub(crate) fn two_tiers(free: u64, pro: u64) -> Value {
     scenarios::support::two_tiers(free, pro)
 }
 
+/// A route to a cluster.
+pub(crate) fn route(prefix: &str, cluster: &str, timeout: &str) -> Value {
+    json!({"match": {"prefix": prefix}, "route": {"cluster": cluster, "timeout": timeout}})
+}
+
 /// An upstream with limited capacity.
 pub(crate) fn limited_upstream(shape: Shape) -> Upstream {
     Upstream::start(shape, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("an upstream")

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{CAPACITY, is_shed, system_health};
 use crate::support::{
-    ONE_PER_HOUR, await_that, await_that_within, await_value, limited_upstream, tier, two_tiers,
+    ONE_PER_HOUR, await_that, await_that_within, await_value, limited_upstream, route, tier, two_tiers,
 };
 
 /// The limit before the first response of an upstream.
@@ -38,10 +38,8 @@ fn config() -> Value {
 }
 
 fn setup(upstream: &Upstream) -> Setup {
-    Setup::new().config(&config()).cluster("upstream", upstream.address()).routes(&json!([
-        {"match": {"prefix": "/short"}, "route": {"cluster": "upstream", "timeout": "0.3s"}},
-        {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "20s"}},
-    ]))
+    let routes = json!([route("/short", "upstream", "0.3s"), route("/", "upstream", "20s")]);
+    Setup::new().config(&config()).cluster("upstream", upstream.address()).routes(&routes)
 }
 
 /// An upstream that does not answer `/hangs` and `/short`.
@@ -332,9 +330,7 @@ fn the_next_place_goes_to_the_most_important_tier_in_any_worker() {
         "health": {"mode": "auto"},
     });
     let setup = Setup::new().config(&config).workers(2).cluster("upstream", upstream.address());
-    let envoy = start(setup.routes(&json!([
-        {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}},
-    ])));
+    let envoy = start(setup.routes(&json!([route("/", "upstream", "0s")])));
     let [busy, mut other] = connections_to_workers(&envoy, [60, 1]);
     let enterprise = &mut other[0];
     enterprise.read_timeout(Duration::from_millis(5));
@@ -432,8 +428,8 @@ fn a_stream_holds_no_place_after_its_response_headers() {
     let setup =
         Setup::new().config(&config()).hcm(&json!({"upgrade_configs": [{"upgrade_type": "websocket"}]}));
     let setup = setup.cluster("upstream", upstream.address()).http2_cluster("grpc", http2::grpc_server());
-    let route = |prefix: &str, cluster: &str| json!({"match": {"prefix": prefix}, "route": {"cluster": cluster, "timeout": "0s"}});
-    let envoy = start(setup.routes(&json!([route("/demo.Greeter", "grpc"), route("/", "upstream")])));
+    let routes = json!([route("/demo.Greeter", "grpc", "0s"), route("/", "upstream", "0s")]);
+    let envoy = start(setup.routes(&routes));
     let assert_serves_beside = |what: &str, cluster: &str, other: &dyn Fn() -> Response| {
         assert!(envoy.stat("http.main.downstream_rq_active") >= STREAMS as u64, "{what} are open");
         assert_all_places_returned(&envoy, &format!("the response headers of {what}"));
