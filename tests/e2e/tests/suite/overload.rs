@@ -94,8 +94,8 @@ pub(crate) fn await_health(envoy: &Envoy, status: &str) -> Value {
     await_value(wait::SOON, &what, || system_health(envoy), |report| report["health"] == status)
 }
 
-/// Waits until `GET /system/health` reports a degradation and its reason. A worker reports the reason only after its own
-/// flush.
+/// Waits until `GET /system/health` reports a degradation and its reason. A worker reports the reason only after its
+/// own flush.
 #[track_caller]
 fn await_reason(envoy: &Envoy) -> Value {
     let has_reason = |report: &Value| report["health"] == "DEGRADED" && report["reason"].is_string();

@@ -9,8 +9,8 @@ const NAME: &str = "<name of 1 to 253 bytes>";
 const INTEGER: &str = "<integer>";
 const ANYTHING: &str = "<anything>";
 
-/// The shape of a spec. An object has exactly these fields, of which those with a `?` may be missing; `{}` is any object.
-/// A list has at least one element, and each has the shape of the one here.
+/// The shape of a spec. An object has exactly these fields, of which those with a `?` may be missing; `{}` is any
+/// object. A list has at least one element, and each has the shape of the one here.
 pub(crate) fn spec(kind: &str) -> Option<Value> {
     let target = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": NAME});
     // An operation of RFC 6902, at `path`, or at `path` below what `jsonPath` finds.
