@@ -1,19 +1,20 @@
 //! A running Envoy: its addresses, its admin endpoint, its log. It is killed when it is dropped.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use harness::bootstrap::string_value;
-use harness::{envoy_version, process};
+use harness::envoy_version;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::canary;
+use crate::child_process::ChildProcess;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, LDS_FILE, MAIN};
@@ -21,9 +22,6 @@ use crate::wait;
 
 /// Envoy compiles the filter for each worker before it serves, while other tests run.
 const START: Duration = Duration::from_secs(60);
-
-/// What a failing test shows of the log.
-const LOG_TAIL_LINES: usize = 40;
 
 /// What Envoy writes when the filter's VM has trapped.
 const TRAPS: [&str; 3] = ["Function: proxy_on_", "Uncaught RuntimeError", "panicked at"];
@@ -79,7 +77,7 @@ pub fn from_env(name: &str) -> PathBuf {
 
 #[derive(Debug)]
 pub struct Envoy {
-    child: Child,
+    process: ChildProcess,
     dir: TempDir,
     admin: SocketAddr,
     listeners: BTreeMap<String, SocketAddr>,
@@ -92,18 +90,14 @@ impl Envoy {
     /// admin address go to files in `dir`, which lives as long as the Envoy.
     #[track_caller]
     pub fn start(dir: TempDir, command: Command) -> Self {
-        let mut launched = Launched::new(&dir, command);
-        let admin = wait::until_within(START, "Envoy serves", || {
-            if let Some(status) = launched.exit_status() {
-                panic!("Envoy ended: {status}\n{}", tail(&read_log(&dir)));
-            }
+        let mut process = launch(&dir, command);
+        let admin = process.await_ready(START, "Envoy serves", || {
             let admin = fs::read_to_string(dir.path().join("admin.txt")).ok()?;
             let admin = admin.trim().parse().ok()?;
             let ready = get(admin, "/ready").ok()?;
             (ready.status == 200).then_some(admin)
         });
-        let (child, listeners) = (launched.into_child(), listener_addresses(admin));
-        Self { child, dir, admin, listeners, deliveries: 0, traps: false }
+        Self { process, dir, admin, listeners: listener_addresses(admin), deliveries: 0, traps: false }
     }
 
     /// Sets whether the test expects the filter to trap.
@@ -115,12 +109,11 @@ impl Envoy {
     /// Runs `command`, which must end by itself because its configuration is refused.
     #[track_caller]
     pub(crate) fn start_refused(dir: TempDir, command: Command) -> String {
-        let mut launched = Launched::new(&dir, command);
+        let mut process = launch(&dir, command);
         let status =
-            wait::until_within(START, "Envoy refuses its configuration and ends", || launched.exit_status());
-        let log = read_log(&dir);
-        assert!(!status.success(), "{status}\n{}", tail(&log));
-        log
+            wait::until_within(START, "Envoy refuses its configuration and ends", || process.exit_status());
+        assert!(!status.success(), "{status}\n{}", process.tail());
+        process.output()
     }
 
     /// The main listener's address, or that of the first listener if none has that name.
@@ -206,7 +199,7 @@ impl Envoy {
 
     /// Everything Envoy and the filter have logged so far.
     pub fn log(&self) -> String {
-        read_log(&self.dir)
+        self.process.output()
     }
 
     /// Waits for a line that contains all of `words`; returns it.
@@ -227,7 +220,7 @@ impl Envoy {
     #[track_caller]
     pub fn resident_kib(&self) -> u64 {
         let status =
-            fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Envoy is running");
+            fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Envoy is running");
         status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
@@ -256,6 +249,18 @@ impl Envoy {
     #[track_caller]
     pub fn deliver(&mut self, config: &Value) {
         self.deliver_plugin(|plugin| plugin["configuration"] = string_value(&config.to_string()));
+    }
+
+    /// [`Envoy::deliver`]; waits until the configuration is accepted or refused, and returns whether it was accepted.
+    #[track_caller]
+    pub fn deliver_and_wait(&mut self, config: &Value) -> bool {
+        let (received, refused) = self.deliveries();
+        self.deliver(config);
+        wait::until("a delivery accepted or refused", || match self.deliveries() {
+            (_, now) if now > refused => Some(false),
+            (now, _) if now > received => Some(true),
+            _ => None,
+        })
     }
 
     /// Delivers the plugin's `PluginConfig` after `change`, as [`Envoy::deliver`] does.
@@ -297,9 +302,7 @@ impl Envoy {
         let prefix = "extension_config_discovery.http_filter.rate_limiter";
         (self.stat(&format!("{prefix}.config_reload")), self.stat(&format!("{prefix}.config_fail")))
     }
-}
 
-impl Envoy {
     /// Every secret in what Envoy shows to operators without access to its configuration.
     #[track_caller]
     pub fn secrets(&self) -> Vec<String> {
@@ -314,59 +317,26 @@ impl Drop for Envoy {
     fn drop(&mut self) {
         // If the test fails, Envoy may not answer any more, and the log is more useful.
         let secrets = if std::thread::panicking() { Vec::new() } else { self.secrets() };
-        kill(&mut self.child);
-        let log = read_log(&self.dir);
+        self.process.kill();
         if std::thread::panicking() {
-            eprintln!("{}", tail(&log));
+            eprintln!("{}", self.process.tail());
             return;
         }
+        let log = self.log();
         let trap = log.lines().find(|line| TRAPS.iter().any(|trap| line.contains(trap)));
-        assert_eq!(trap.is_some(), self.traps, "the filter trapped: {trap:?}\n{}", tail(&log));
+        assert_eq!(trap.is_some(), self.traps, "the filter trapped: {trap:?}\n{}", self.process.tail());
         canary::assert_none(&secrets);
     }
 }
 
-/// A child that is killed unless [`Launched::into_child`] takes it.
-struct Launched(Option<Child>);
-
-impl Launched {
-    #[track_caller]
-    fn new(dir: &TempDir, mut command: Command) -> Self {
-        let log = File::create(dir.path().join("envoy.log")).expect("a log file");
-        command
-            .args(["--disable-hot-restart", "--log-level", "warning"])
-            .arg("--admin-address-path")
-            .arg(dir.path().join("admin.txt"))
-            .stdin(std::process::Stdio::null())
-            .stdout(log.try_clone().expect("a file descriptor to spare"))
-            .stderr(log);
-        match process::spawn(command) {
-            Ok(child) => Self(Some(child)),
-            Err(error) => panic!("starting Envoy: {error}"),
-        }
-    }
-
-    fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.0.as_mut()?.try_wait().expect("a child to wait for")
-    }
-
-    fn into_child(mut self) -> Child {
-        self.0.take().expect("taken once")
-    }
-}
-
-impl Drop for Launched {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            kill(child);
-        }
-    }
-}
-
-fn kill(child: &mut Child) {
-    // Both fail only for a child that has ended already.
-    let _ = child.kill();
-    let _ = child.wait();
+/// Runs `command` with Envoy's log and admin address in files of `dir`.
+#[track_caller]
+fn launch(dir: &TempDir, mut command: Command) -> ChildProcess {
+    command
+        .args(["--disable-hot-restart", "--log-level", "warning"])
+        .arg("--admin-address-path")
+        .arg(dir.path().join("admin.txt"));
+    ChildProcess::start(command, dir.path().join("envoy.log"))
 }
 
 fn get(admin: SocketAddr, path: &str) -> std::io::Result<Response> {
@@ -395,15 +365,4 @@ fn listener_addresses(admin: SocketAddr) -> BTreeMap<String, SocketAddr> {
 fn replace(path: &Path, next: &Path, text: &str) {
     fs::write(next, text).expect("a file written");
     fs::rename(next, path).expect("a file renamed");
-}
-
-fn read_log(dir: &TempDir) -> String {
-    let bytes = fs::read(dir.path().join("envoy.log")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn tail(log: &str) -> String {
-    let lines: Vec<_> = log.lines().collect();
-    let from = lines.len().saturating_sub(LOG_TAIL_LINES);
-    format!("--- the end of Envoy's log ---\n{}", lines[from..].join("\n"))
 }

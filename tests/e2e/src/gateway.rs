@@ -1,7 +1,7 @@
 //! A real Envoy as a [`scenarios::Host`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scenarios::{Gateway, Host, Request, Response, Served, Source};
@@ -12,7 +12,7 @@ use crate::envoy::Envoy;
 use crate::redis::Redis;
 use crate::setup::Setup;
 use crate::upstream::{Answer, Upstream, refusing};
-use crate::{http2, sha256_hex, wait};
+use crate::{http2, lock, sha256_hex, wait};
 
 /// Connections for each worker, so that every worker has one.
 const CONNECTIONS_PER_WORKER: usize = 10;
@@ -126,10 +126,6 @@ impl World {
     }
 }
 
-fn lock(documents: &Documents) -> std::sync::MutexGuard<'_, HashMap<String, Served>> {
-    documents.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Running {
     /// The request with its address in the header from which the connection manager takes it.
     fn addressed(&self, request: &Request) -> Request {
@@ -233,13 +229,7 @@ impl Gateway for Running {
     }
 
     fn deliver(&mut self, config: &Value) -> bool {
-        let (taken, refused) = self.envoys[0].deliveries();
-        self.envoys[0].deliver(config);
-        wait::until("a delivery taken or refused", || match self.envoys[0].deliveries() {
-            (_, now) if now > refused => Some(false),
-            (now, _) if now > taken => Some(true),
-            _ => None,
-        })
+        self.envoys[0].deliver_and_wait(config)
     }
 
     fn redis(&mut self) -> &mut dyn scenarios::Redis {

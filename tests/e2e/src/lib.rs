@@ -25,6 +25,14 @@ pub mod shipped_files;
 pub mod upstream;
 pub mod wire;
 
+mod child_process;
 mod http1;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use harness::{canary, port, redis, redis_cluster, sha256_hex, wait};
+
+/// Locks what a thread that has panicked may have left.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

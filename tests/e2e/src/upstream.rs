@@ -2,11 +2,12 @@
 
 use std::io::{self, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crate::http1::{self, BodyLength};
+use crate::lock;
 
 /// One received request.
 #[derive(Clone, Debug)]
@@ -83,16 +84,12 @@ impl Upstream {
 
     /// All requests received so far.
     pub fn received(&self) -> Vec<Received> {
-        self.lock().clone()
+        lock(&self.received).clone()
     }
 
     /// The targets of all requests received so far.
     pub fn targets(&self) -> Vec<String> {
-        self.lock().iter().map(|r| r.target.clone()).collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Received>> {
-        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.received).iter().map(|r| r.target.clone()).collect()
     }
 }
 
@@ -111,7 +108,7 @@ fn serve(
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader)? {
         let answer = script(&request);
-        log.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        lock(log).push(request);
         let (delay, answer) = match answer {
             Answer::Late(delay, answer) => (delay, *answer),
             answer => (Duration::ZERO, answer),

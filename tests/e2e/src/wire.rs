@@ -6,13 +6,13 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use socket2::SockRef;
 
-use harness::port;
+use crate::{lock, port};
 
 /// What happens to a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,8 +188,4 @@ impl Link {
         let _ = self.envoy.shutdown(Shutdown::Read);
         let _ = self.redis.shutdown(Shutdown::Both);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
