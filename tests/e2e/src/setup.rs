@@ -1,7 +1,7 @@
 //! The configuration of an Envoy under test: a bootstrap written from the options of a test.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use harness::bootstrap::{self, WASM_TYPE, extension, socket, string_value, tcp, wasm};
@@ -29,24 +29,13 @@ pub(crate) const LDS_FILE: &str = "lds/listeners.json";
 /// The folder that the cluster `config_files` serves.
 pub(crate) const CONFIG_FOLDER: &str = "config";
 
-/// How the filter gets its configuration.
-#[derive(Clone, Debug)]
-enum Plugin {
-    NoFilter,
-    /// No `configuration` at all.
-    Bare,
-    /// A `StringValue` with this text, valid or not.
-    Text(String),
-    /// A `Struct`.
-    Struct(Value),
-}
-
 #[derive(Debug)]
 struct Listener {
     name: String,
     plugin_name: &'static str,
     address: Value,
-    plugin: Plugin,
+    /// The `configuration` of the filter's plugin, if it has one; `None` without the filter.
+    plugin: Option<Value>,
 }
 
 /// The options. Defaults: two workers, the client's address is that of the connection, `200 ok` for every request
@@ -56,11 +45,11 @@ pub struct Setup {
     dir: TempDir,
     workers: u32,
     zone: String,
-    env: Vec<(String, String)>,
+    env: Map<String, Value>,
     host_env: Vec<(String, String)>,
     hcm: Map<String, Value>,
     filter_after: Option<Value>,
-    routes: Vec<Value>,
+    routes: Value,
     clusters: Vec<Value>,
     listeners: Vec<Listener>,
     /// Complete configurations of listeners that only this Envoy itself can reach.
@@ -87,20 +76,20 @@ impl Setup {
             dir: tempfile::tempdir().expect("a temporary directory"),
             workers: 2,
             zone: String::new(),
-            env: Vec::new(),
+            env: Map::new(),
             host_env: Vec::new(),
             hcm: Map::new(),
             filter_after: None,
-            routes: vec![json!({
+            routes: json!([{
                 "match": {"prefix": "/"},
                 "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
-            })],
+            }]),
             clusters: Vec::new(),
             listeners: vec![Listener {
                 name: MAIN.to_owned(),
                 plugin_name: LIMITER,
                 address: tcp("127.0.0.1", 0),
-                plugin: Plugin::Bare,
+                plugin: Some(json!({})),
             }],
             internal_listeners: Vec::new(),
             ecds: false,
@@ -115,7 +104,7 @@ impl Setup {
 
     pub fn without_filter() -> Self {
         let mut setup = Self::new();
-        setup.listeners[0].plugin = Plugin::NoFilter;
+        setup.listeners[0].plugin = None;
         setup
     }
 
@@ -125,57 +114,51 @@ impl Setup {
 
     /// The plugin configuration as text, JSON or not.
     pub fn config_text(mut self, text: &str) -> Self {
-        self.listeners[0].plugin = Plugin::Text(text.to_owned());
+        self.listeners[0].plugin = Some(json!({"configuration": string_value(text)}));
         self
     }
 
     /// The plugin configuration as a `google.protobuf.Struct`.
     pub fn config_struct(mut self, config: &Value) -> Self {
-        self.listeners[0].plugin = Plugin::Struct(config.clone());
+        let kind = "type.googleapis.com/google.protobuf.Struct";
+        self.listeners[0].plugin = Some(json!({"configuration": {"@type": kind, "value": config}}));
         self
     }
 
     /// The plugin configuration is delivered from a file by ECDS; [`Envoy::deliver`] writes the next one.
-    pub fn by_ecds(mut self) -> Self {
-        self.ecds = true;
-        self
+    pub fn by_ecds(self) -> Self {
+        Self { ecds: true, ..self }
     }
 
     /// The listeners are delivered from a file by LDS; [`Envoy::change_listeners`] writes the next ones. A listener
     /// that is replaced or removed drains for `drain_seconds`.
-    pub fn by_lds(mut self, drain_seconds: u32) -> Self {
-        self.lds = Some(drain_seconds);
-        self
+    pub fn by_lds(self, drain_seconds: u32) -> Self {
+        Self { lds: Some(drain_seconds), ..self }
     }
 
     /// A Wasm service in the bootstrap keeps shared data, as in the shipped configurations.
-    pub fn keeps_shared_data(mut self) -> Self {
-        self.keeps_shared_data = true;
-        self
+    pub fn keeps_shared_data(self) -> Self {
+        Self { keeps_shared_data: true, ..self }
     }
 
     /// Omits `allow_on_headers_stop_iteration`: without it no body reaches a filter that waits for one.
-    pub fn without_bodies(mut self) -> Self {
-        self.bodies = false;
-        self
+    pub fn without_bodies(self) -> Self {
+        Self { bodies: false, ..self }
     }
 
     /// Envoy keeps none of the stats that the filter defines.
-    pub fn without_filter_stats(mut self) -> Self {
-        self.filter_stats = false;
-        self
+    pub fn without_filter_stats(self) -> Self {
+        Self { filter_stats: false, ..self }
     }
 
     /// The filter logs no line per request, for a test that sends very many.
-    pub fn quiet(mut self) -> Self {
-        self.filter_log = "info";
-        self
+    pub fn quiet(self) -> Self {
+        Self { filter_log: "info", ..self }
     }
 
     /// The filter's VM traps at every request's body.
-    pub fn traps(mut self) -> Self {
-        self.traps = true;
-        self
+    pub fn traps(self) -> Self {
+        Self { traps: true, ..self }
     }
 
     /// One more listener with a filter of its own.
@@ -189,7 +172,7 @@ impl Setup {
             name: name.to_owned(),
             plugin_name,
             address: tcp("127.0.0.1", 0),
-            plugin: Plugin::Text(config.to_string()),
+            plugin: Some(json!({"configuration": string_value(&config.to_string())})),
         });
         self
     }
@@ -206,7 +189,7 @@ impl Setup {
 
     /// Adds a variable to the VM's environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.env.push((name.to_owned(), value.to_owned()));
+        self.env.insert(name.to_owned(), json!(value));
         self
     }
 
@@ -217,15 +200,13 @@ impl Setup {
     }
 
     /// Envoy's `--concurrency`.
-    pub fn workers(mut self, workers: u32) -> Self {
-        self.workers = workers;
-        self
+    pub fn workers(self, workers: u32) -> Self {
+        Self { workers, ..self }
     }
 
     /// The zone of Envoy's node.
-    pub fn zone(mut self, zone: &str) -> Self {
-        zone.clone_into(&mut self.zone);
-        self
+    pub fn zone(self, zone: &str) -> Self {
+        Self { zone: zone.to_owned(), ..self }
     }
 
     /// Fields of the HTTP connection manager, which replace the defaults.
@@ -236,9 +217,8 @@ impl Setup {
     }
 
     /// An HTTP filter between the limiter and the router, of this type and with these fields.
-    pub fn filter_after(mut self, kind: &str, fields: Value) -> Self {
-        self.filter_after = Some(extension("after", kind, fields));
-        self
+    pub fn filter_after(self, kind: &str, fields: Value) -> Self {
+        Self { filter_after: Some(extension("after", kind, fields)), ..self }
     }
 
     /// The client's address is the `hops`th from the right in `X-Forwarded-For`.
@@ -246,9 +226,8 @@ impl Setup {
         self.hcm(&json!({"use_remote_address": true, "xff_num_trusted_hops": hops}))
     }
 
-    pub fn routes(mut self, routes: &Value) -> Self {
-        self.routes = routes.as_array().cloned().unwrap_or_default();
-        self
+    pub fn routes(self, routes: &Value) -> Self {
+        Self { routes: routes.clone(), ..self }
     }
 
     /// Routes everything to this address, with a timeout of two seconds.
@@ -290,7 +269,7 @@ impl Setup {
             name: CONFIG_FOLDER.to_owned(),
             plugin_name: LIMITER,
             address: pipe.clone(),
-            plugin: Plugin::NoFilter,
+            plugin: None,
         });
         self.cluster_at("config_files", pipe)
     }
@@ -376,7 +355,7 @@ impl Setup {
         if listener.name == CONFIG_FOLDER {
             hcm["route_config"] = file_routes(&self.dir.path().join(CONFIG_FOLDER));
         } else {
-            hcm["route_config"] = bootstrap::routes(&json!(self.routes));
+            hcm["route_config"] = bootstrap::routes(&self.routes);
             for (field, value) in &self.hcm {
                 hcm[field] = value.clone();
             }
@@ -386,9 +365,7 @@ impl Setup {
     }
 
     fn limiter(&self, listener: &Listener) -> Option<Value> {
-        if matches!(listener.plugin, Plugin::NoFilter) {
-            return None;
-        }
+        listener.plugin.as_ref()?;
         if self.ecds && listener.name == MAIN {
             return Some(json!({
                 "name": LIMITER,
@@ -407,33 +384,16 @@ impl Setup {
         extension("envoy.bootstrap.wasm", kind, json!({"singleton": true, "config": config}))
     }
 
-    fn environment_variables(&self) -> Value {
-        let env: Map<String, Value> =
-            self.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
-        let host_env: Vec<_> = self.host_env.iter().map(|(name, _)| name).collect();
-        json!({"key_values": env, "host_env_keys": host_env})
-    }
-
     fn wasm(&self, listener: &Listener) -> Value {
-        let fields = json!({"name": listener.plugin_name, "allow_on_headers_stop_iteration": self.bodies});
-        let mut filter = wasm(LIMITER, &self.wasm_file(), fields);
-        let config = &mut filter["typed_config"]["config"];
-        config["vm_config"]["environment_variables"] = self.environment_variables();
-        match &listener.plugin {
-            Plugin::NoFilter | Plugin::Bare => {}
-            Plugin::Text(text) => config["configuration"] = string_value(text),
-            Plugin::Struct(value) => {
-                config["configuration"] = json!({
-                    "@type": "type.googleapis.com/google.protobuf.Struct",
-                    "value": value,
-                });
-            }
-        }
+        let file = if self.traps { trapping_wasm() } else { filter_wasm() };
+        let mut fields = listener.plugin.clone().unwrap_or_default();
+        fields["name"] = json!(listener.plugin_name);
+        fields["allow_on_headers_stop_iteration"] = json!(self.bodies);
+        let mut filter = wasm(LIMITER, &file, fields);
+        let host_env: Vec<_> = self.host_env.iter().map(|(name, _)| name).collect();
+        filter["typed_config"]["config"]["vm_config"]["environment_variables"] =
+            json!({"key_values": self.env, "host_env_keys": host_env});
         filter
-    }
-
-    fn wasm_file(&self) -> PathBuf {
-        if self.traps { trapping_wasm() } else { filter_wasm() }
     }
 
     /// Where Envoy gets the resources that [`Self::write_resources`] writes.

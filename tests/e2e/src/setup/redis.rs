@@ -4,28 +4,25 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use harness::bootstrap::{extension, internal, redis_bridge, redis_nodes, redis_proxy, socket};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Setup;
 use crate::envoy::filter_wasm;
 
-/// The Envoy cluster in a test's `store`.
-pub const REDIS_CLUSTER: &str = "redis";
+pub use scenarios::REDIS_CLUSTER;
 
 /// The internal listener whose filter is `redis_proxy`.
 const NODES_LISTENER: &str = "redis_nodes";
 
 impl Setup {
     /// Adds the cluster [`REDIS_CLUSTER`] with the bridge to this one Redis.
-    pub fn redis(mut self, address: SocketAddr) -> Self {
-        self.clusters.push(redis_bridge(REDIS_CLUSTER, &socket(address), &filter_wasm()));
-        self
+    pub fn redis(self, address: SocketAddr) -> Self {
+        self.bridge(REDIS_CLUSTER, &socket(address))
     }
 
     /// Adds the cluster `second_redis` with the bridge to another Redis.
-    pub fn second_redis(mut self, address: SocketAddr) -> Self {
-        self.clusters.push(redis_bridge("second_redis", &socket(address), &filter_wasm()));
-        self
+    pub fn second_redis(self, address: SocketAddr) -> Self {
+        self.bridge("second_redis", &socket(address))
     }
 
     /// [`Setup::redis`] over TLS: it trusts the authority in this file and expects the name `redis.test`.
@@ -45,17 +42,22 @@ impl Setup {
 
     /// [`Setup::redis`] for a Redis Cluster: the bridge leads to an internal listener with `redis_proxy`, which reads
     /// from these nodes which of them owns which slot.
-    pub fn redis_nodes(mut self, nodes: &[SocketAddr]) -> Self {
-        self.clusters.push(redis_bridge(REDIS_CLUSTER, &internal(NODES_LISTENER), &filter_wasm()));
+    pub fn redis_nodes(self, nodes: &[SocketAddr]) -> Self {
+        let mut setup = self.bridge(REDIS_CLUSTER, &internal(NODES_LISTENER));
         let refresh = json!({
             "cluster_refresh_rate": "1s",
             "cluster_refresh_timeout": "0.5s",
             "redirect_refresh_interval": "0.2s",
             "redirect_refresh_threshold": 1,
         });
-        self.clusters.push(redis_nodes(NODES_LISTENER, nodes, refresh));
+        setup.clusters.push(redis_nodes(NODES_LISTENER, nodes, refresh));
         let settings = json!({"op_timeout": "1s", "enable_redirection": true});
-        self.internal_listeners.push(redis_proxy(NODES_LISTENER, &settings));
+        setup.internal_listeners.push(redis_proxy(NODES_LISTENER, &settings));
+        setup
+    }
+
+    fn bridge(mut self, cluster: &str, endpoint: &Value) -> Self {
+        self.clusters.push(redis_bridge(cluster, endpoint, &filter_wasm()));
         self
     }
 }
