@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
@@ -19,13 +20,22 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// appended to a response's headers.
 #[track_caller]
 pub fn send_all(to: SocketAddr, requests: &[Request]) -> Vec<Response> {
-    let exchange = runtime().block_on(async {
-        tokio::time::timeout(TIMEOUT, exchange(to, requests)).await.map_err(Failure::from)?
-    });
-    match exchange {
-        Ok(responses) => responses,
-        Err(error) => panic!("HTTP/2 to {to}: {error}"),
-    }
+    run(&runtime(), to, exchange(to, requests))
+}
+
+/// [`send_all`] on each of `connections` connections at the same time; `work` runs meanwhile.
+#[track_caller]
+pub fn send_on_each(
+    to: SocketAddr,
+    connections: usize,
+    requests: &[Request],
+    work: impl FnOnce(),
+) -> Vec<Response> {
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..connections).map(|_| scope.spawn(|| send_all(to, requests))).collect();
+        work();
+        running.into_iter().flat_map(|thread| thread.join().expect("answers")).collect()
+    })
 }
 
 #[track_caller]
@@ -43,15 +53,8 @@ pub fn with_streams<T>(
     work: impl FnOnce() -> T,
 ) -> (Vec<u16>, T) {
     let runtime = runtime();
-    let opened = runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, open_streams(to, request, copies)).await.map_err(Failure::from)?
-    });
-    match opened {
-        Ok((streams, _connection)) => {
-            (streams.iter().map(|(_, response)| response.status().as_u16()).collect(), work())
-        }
-        Err(error) => panic!("HTTP/2 to {to}: {error}"),
-    }
+    let (streams, _connection) = run(&runtime, to, open_streams(to, request, copies));
+    (streams.iter().map(|(_, response)| response.status().as_u16()).collect(), work())
 }
 
 /// A gRPC call: the path is `/<service>/<method>`, the message is empty.
@@ -83,10 +86,23 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-async fn exchange(to: SocketAddr, requests: &[Request]) -> Result<Vec<Response>, Failure> {
-    let stream = TcpStream::connect(to).await?;
-    let (mut sender, connection) = h2::client::handshake(stream).await?;
+#[track_caller]
+fn run<T>(runtime: &Runtime, to: SocketAddr, exchange: impl Future<Output = Result<T, Failure>>) -> T {
+    let result = runtime.block_on(async { tokio::time::timeout(TIMEOUT, exchange).await? });
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("HTTP/2 to {to}: {error}"),
+    }
+}
+
+async fn connect(to: SocketAddr) -> Result<SendRequest<Bytes>, Failure> {
+    let (sender, connection) = h2::client::handshake(TcpStream::connect(to).await?).await?;
     tokio::spawn(connection);
+    Ok(sender)
+}
+
+async fn exchange(to: SocketAddr, requests: &[Request]) -> Result<Vec<Response>, Failure> {
+    let mut sender = connect(to).await?;
     let mut pending = Vec::with_capacity(requests.len());
     for request in requests {
         sender = sender.ready().await?;
@@ -115,10 +131,8 @@ async fn open_streams(
     to: SocketAddr,
     request: &Request,
     copies: usize,
-) -> Result<(Vec<Open>, h2::client::SendRequest<Bytes>), Failure> {
-    let stream = TcpStream::connect(to).await?;
-    let (mut sender, connection) = h2::client::handshake(stream).await?;
-    tokio::spawn(connection);
+) -> Result<(Vec<Open>, SendRequest<Bytes>), Failure> {
+    let mut sender = connect(to).await?;
     let mut open = Vec::with_capacity(copies);
     for _ in 0..copies {
         sender = sender.ready().await?;

@@ -177,6 +177,13 @@ fn keep_sending(
     exchanges
 }
 
+/// The 99th percentile and the maximum; zero if there are no times.
+pub fn p99_and_longest(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    let p99 = times.get(times.len() * 99 / 100).copied().unwrap_or_default();
+    (p99, times.last().copied().unwrap_or_default())
+}
+
 pub fn count_by_status<'a>(exchanges: impl IntoIterator<Item = &'a Exchange>) -> StatusCounts {
     let mut counts = StatusCounts::new();
     for exchange in exchanges {
