@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use e2e::client::Request;
 use e2e::envoy::Envoy;
+use e2e::load::{self, Exchange};
 use e2e::redis::Redis;
-use e2e::setup::{REDIS_CLUSTER, Setup};
+use e2e::setup::Setup;
 use e2e::wait;
+use scenarios::support::{A_SECOND, LONG_TIMEOUT_MS, RECOVERY, SLACK, in_redis};
 use serde_json::{Map, Value, json};
 
 use crate::support::{ONE_PER_HOUR, health, tier};
@@ -24,32 +26,14 @@ mod outages;
 mod shipped;
 mod uploads;
 
-/// Long enough that no reply of a healthy Redis times out on a busy machine.
-const LONG_TIMEOUT_MS: u64 = 5_000;
-
-/// How soon the limiter uses Redis again after it has recovered.
-const RECOVERY: Duration = Duration::from_secs(5);
-
-/// How soon a change of health reaches every Envoy.
-const HEALTH_PROPAGATION: Duration = Duration::from_secs(1);
-
-/// The delay that a busy machine may add to [`HEALTH_PROPAGATION`].
-const SLACK: Duration = Duration::from_millis(500);
-
-/// `config` with its buckets in Redis.
-fn in_redis(mut config: Value, timeout_ms: u64, on_failure: &str) -> Value {
-    config["store"] = json!({
-        "kind": "redis",
-        "cluster": REDIS_CLUSTER,
-        "timeout_ms": timeout_ms,
-        "on_failure": on_failure,
-    });
-    config
+/// An Envoy whose buckets are in this Redis.
+fn redis_setup(config: Value, timeout_ms: u64, on_failure: &str, redis: &Redis) -> Setup {
+    Setup::new().config(&in_redis(config, timeout_ms, on_failure)).redis(redis.address())
 }
 
 /// An Envoy with a Redis timeout that a busy machine does not exceed.
 fn long_timeout_setup(config: Value, redis: &Redis) -> Setup {
-    Setup::new().config(&in_redis(config, LONG_TIMEOUT_MS, "local")).redis(redis.address()).quiet()
+    redis_setup(config, LONG_TIMEOUT_MS, "local", redis).quiet()
 }
 
 /// `clients` callers, each with a key, a tier and a capacity. The capacities are far apart; nothing refills.
@@ -64,6 +48,18 @@ fn clients(clients: usize) -> Value {
 
 fn client_capacity(client: usize) -> u64 {
     (client as u64 + 1) * 100_000
+}
+
+fn client_request(client: usize) -> Request {
+    Request::get("/").key(format!("client-{client}"))
+}
+
+/// The whole tokens in a bucket in Redis.
+#[track_caller]
+fn whole_tokens(redis: &Redis, caller: &str) -> u64 {
+    let (tokens, _) = redis.bucket(&format!("rate_limit:{caller}")).expect("a bucket in Redis");
+    let (whole, _) = tokens.split_once('.').expect("a decimal");
+    whole.parse().expect("a number of tokens")
 }
 
 /// The response of `GET /health`.
@@ -85,7 +81,7 @@ fn await_redis(envoy: &Envoy, state: &str) {
 #[track_caller]
 fn await_healths<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
     let mut last = envoys.map(health_of_a_decision);
-    let reached = wait::poll(HEALTH_PROPAGATION + SLACK, || {
+    let reached = wait::poll(A_SECOND + SLACK, || {
         last = envoys.map(health_of_a_decision);
         (last == wanted).then_some(())
     });
@@ -96,7 +92,7 @@ fn await_healths<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
 #[track_caller]
 fn assert_healths_stay<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
     let began = Instant::now();
-    while began.elapsed() < HEALTH_PROPAGATION + SLACK {
+    while began.elapsed() < A_SECOND + SLACK {
         assert_eq!(envoys.map(health_of_a_decision), wanted, "after {:?}", began.elapsed());
         assert_eq!(envoys.map(health), wanted, "after {:?}", began.elapsed());
         std::thread::sleep(Duration::from_millis(50));
@@ -128,6 +124,13 @@ fn await_counted(envoy: &Envoy, requests: usize) {
         (last == requests as f64).then_some(())
     });
     assert!(counted.is_some(), "{requests} requests were sent, {last} are counted");
+}
+
+/// Checks that every request was answered with one of these statuses.
+#[track_caller]
+fn assert_statuses(exchanges: &[Exchange], allowed: &[u16]) {
+    let unexpected: Vec<_> = exchanges.iter().filter(|e| !allowed.contains(&e.status())).take(3).collect();
+    assert!(unexpected.is_empty(), "{:?}: {unexpected:?}", load::count_by_status(exchanges));
 }
 
 /// Checks that Redis has decided all requests so far.

@@ -4,7 +4,7 @@
 use e2e::redis::Redis;
 use e2e::wait;
 
-use super::{assert_no_failures, await_counted, long_timeout_setup};
+use super::{assert_no_failures, await_counted, long_timeout_setup, whole_tokens};
 use crate::exactness::{Identity, assert_exact};
 
 #[track_caller]
@@ -13,8 +13,7 @@ fn assert_exact_across_three_envoys(identity: Identity) {
     let redis = Redis::start();
     let envoys = [(); 3].map(|()| long_timeout_setup(identity.config(), &redis).trusted_hops(1).start());
     let answered = assert_exact(&envoys, 2, identity, |bucket| {
-        let (tokens, _) = redis.bucket(&format!("rate_limit:{bucket}")).expect("a bucket in Redis");
-        assert!(tokens.starts_with("0."), "{bucket}: {tokens} left");
+        assert_eq!(whole_tokens(&redis, bucket), 0, "left in {bucket}");
     });
     for envoy in &envoys {
         await_counted(envoy, answered);

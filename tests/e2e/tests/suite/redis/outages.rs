@@ -13,8 +13,9 @@ use e2e::{http2, upstream};
 use serde_json::json;
 
 use super::{
-    FAILURES, FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, REQUESTS, assert_no_failures, await_counted, await_redis,
-    client_capacity, clients, health_report, in_redis, long_timeout_setup, total,
+    FAILURES, FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, REQUESTS, assert_no_failures, assert_statuses,
+    await_counted, await_redis, client_capacity, client_request, clients, health_report, in_redis,
+    long_timeout_setup, redis_setup, total, whole_tokens,
 };
 use crate::support::{ONE_PER_HOUR, assert_headers_complete, tier, two_tiers};
 
@@ -24,24 +25,16 @@ const TIMEOUT_MS: u64 = 100;
 const LONGEST_TIMEOUT_MS: u64 = 10_000;
 
 fn short_timeout_setup(redis: &Redis, policy: &str) -> Setup {
-    let config = in_redis(two_tiers(5, 10), TIMEOUT_MS, policy);
-    Setup::new().config(&config).redis(redis.address())
-}
-
-#[track_caller]
-fn assert_all_answered(exchanges: &[Exchange]) {
-    let unexpected: Vec<_> = exchanges.iter().filter(|e| e.status() != 200).take(3).collect();
-    assert!(unexpected.is_empty(), "{:?}: {unexpected:?}", load::count_by_status(exchanges));
+    redis_setup(two_tiers(5, 10), TIMEOUT_MS, policy, redis)
 }
 
 #[test]
 fn redis_is_killed_and_restarted_twenty_times_under_load() {
     let _alone = wait::alone();
     let mut redis = Redis::start();
-    let config = in_redis(clients(8), TIMEOUT_MS, "local");
-    let envoy = Setup::new().config(&config).redis(redis.address()).quiet().start();
-    let request = |client: usize, _: &[Exchange]| Request::get("/").key(format!("client-{client}"));
+    let envoy = redis_setup(clients(8), TIMEOUT_MS, "local", &redis).quiet().start();
     let pause = Duration::from_millis(5);
+    let request = |client, _: &[Exchange]| client_request(client);
     let ((), exchanges) = load::observe(&[envoy.address()], 8, pause, request, || {
         for round in 0..20 {
             redis.kill();
@@ -51,18 +44,16 @@ fn redis_is_killed_and_restarted_twenty_times_under_load() {
         }
         await_redis(&envoy, "connected");
     });
-    assert_all_answered(&exchanges);
+    assert_statuses(&exchanges, &[200]);
     for exchange in &exchanges {
         let reply = exchange.answer.as_ref().expect("checked above");
         let capacity = client_capacity(exchange.connection);
         assert_headers_complete(reply, &format!("client-{}", exchange.connection), capacity, "NORMAL");
         assert!((capacity - 50_000..capacity).contains(&reply.remaining()), "{reply:?}");
     }
-    let mut delays: Vec<_> = exchanges.iter().map(Exchange::delay).collect();
-    delays.sort_unstable();
-    let (most, worst) = (delays[delays.len() * 99 / 100], delays[delays.len() - 1]);
+    let (p99, worst) = load::p99_and_longest(exchanges.iter().map(Exchange::delay).collect());
     let timeout = Duration::from_millis(TIMEOUT_MS);
-    assert!(most < timeout + Duration::from_millis(60), "the 99th percentile is {most:?}");
+    assert!(p99 < timeout + Duration::from_millis(60), "the 99th percentile is {p99:?}");
     assert!(worst < timeout + Duration::from_millis(260), "the maximum is {worst:?}");
     await_counted(&envoy, exchanges.len());
     assert!(total(&envoy, FALLBACKS) > 0.0, "some were decided locally");
@@ -73,7 +64,7 @@ fn redis_is_killed_and_restarted_twenty_times_under_load() {
         };
         let before: Vec<_> = (0..8).map(tokens).collect();
         for n in 0..8 {
-            envoy.send(&Request::get("/").key(format!("client-{n}")));
+            envoy.send(&client_request(n));
         }
         (0..8).all(|n| tokens(n).is_some() && tokens(n) < before[n].or(Some(Some(f64::MAX)))).then_some(())
     });
@@ -84,7 +75,7 @@ fn repeated_loss_of_the_script_affects_no_request() {
     let _alone = wait::alone();
     let redis = Redis::start();
     let envoy = long_timeout_setup(clients(4), &redis).start();
-    let request = |client: usize, _: &[Exchange]| Request::get("/").key(format!("client-{client}"));
+    let request = |client, _: &[Exchange]| client_request(client);
     let pause = Duration::from_millis(1);
     let (flushes, exchanges) = load::observe(&[envoy.address()], 4, pause, request, || {
         let (began, mut flushes) = (Instant::now(), 0);
@@ -95,7 +86,7 @@ fn repeated_loss_of_the_script_affects_no_request() {
         flushes
     });
     assert!(flushes > 100, "{flushes} flushes");
-    assert_all_answered(&exchanges);
+    assert_statuses(&exchanges, &[200]);
     for client in 0..4 {
         let mine = exchanges.iter().filter(|exchange| exchange.connection == client);
         for (nth, exchange) in (1..).zip(mine) {
@@ -135,7 +126,7 @@ fn while_redis_loads_its_data_the_policy_decides() {
     await_redis(&envoy, "connected");
     wait::until_within(RECOVERY, "Redis decides", || (envoy.send(&request).status == 200).then_some(()));
     assert!(loaded.elapsed() < RECOVERY);
-    assert_eq!(redis.bucket("rate_limit:pro").expect("kept").0.split('.').next(), Some("8"));
+    assert_eq!(whole_tokens(&redis, "pro"), 8, "the bucket was kept");
 }
 
 #[test]
@@ -143,8 +134,8 @@ fn during_an_outage_local_applies_the_same_limits_exactly() {
     let _alone = wait::alone();
     let redis = Redis::start();
     let capacity = 50;
-    let config = in_redis(two_tiers(5, capacity), TIMEOUT_MS, "local");
-    let envoy = Setup::new().config(&config).redis(redis.address()).workers(4).quiet().start();
+    let setup = redis_setup(two_tiers(5, capacity), TIMEOUT_MS, "local", &redis);
+    let envoy = setup.workers(4).quiet().start();
     await_redis(&envoy, "connected");
     redis.freeze();
     let request = Request::get("/").key("pro");
@@ -214,8 +205,8 @@ fn responses_of_the_policies() {
             }
         }
         // Requests without a bucket are not affected.
-        assert_eq!(http2::send(envoy.address(), &Request::get("/").header("x-api-key", "o")).status, 200);
-        assert_eq!(http2::send(envoy.address(), &Request::get("/").header("x-api-key", "c")).status, 429);
+        assert_eq!(http2::send(envoy.address(), &Request::get("/").key("o")).status, 200);
+        assert_eq!(http2::send(envoy.address(), &Request::get("/").key("c")).status, 429);
         assert_eq!(http2::send(envoy.address(), &Request::get("/exempt")).status, 200);
         assert_eq!(health_report(&envoy)["redis"], "disconnected");
         envoy.await_metric(FALLBACKS, &[("policy", policy)], 16.0);
@@ -260,8 +251,8 @@ fn a_thousand_waiting_requests_are_all_answered_after_the_timeout_or_recovery() 
         [("local", 1_500, 200), ("allow", 1_500, 200), ("deny", 1_500, 503), ("deny", LONG_TIMEOUT_MS, 200)]
     {
         let redis = Redis::start();
-        let config = in_redis(two_tiers(5, 10_000), timeout_ms, policy);
-        let envoy = Setup::new().config(&config).redis(redis.address()).workers(1).quiet().start();
+        let setup = redis_setup(two_tiers(5, 10_000), timeout_ms, policy, &redis);
+        let envoy = setup.workers(1).quiet().start();
         let request = Request::get("/").key("pro");
         assert_eq!(envoy.send(&request).status, 200);
         let mut waiting: Vec<_> = (0..1_000).map(|_| envoy.connect()).collect();
@@ -294,29 +285,26 @@ fn a_thousand_waiting_requests_are_all_answered_after_the_timeout_or_recovery() 
 fn if_the_queue_is_full_the_policy_decides_at_once() {
     let _alone = wait::alone();
     let redis = Redis::start();
-    let config = in_redis(two_tiers(5, 100_000), LONGEST_TIMEOUT_MS, "deny");
-    let envoy = Setup::new().config(&config).redis(redis.address()).workers(1).quiet().start();
-    let request = Request::get("/").header("x-api-key", "pro");
+    let setup = redis_setup(two_tiers(5, 100_000), LONGEST_TIMEOUT_MS, "deny", &redis);
+    let envoy = setup.workers(1).quiet().start();
+    let request = Request::get("/").key("pro");
     assert_eq!(envoy.send(&request).status, 200);
     redis.freeze();
     let (connections, streams) = (170, 100);
-    let replies: Vec<_> = std::thread::scope(|scope| {
-        let send = || http2::send_all(envoy.address(), &vec![request.clone(); streams]);
-        let running: Vec<_> = (0..connections).map(|_| scope.spawn(send)).collect();
+    let requests = vec![request.clone(); streams];
+    let replies = http2::send_on_each(envoy.address(), connections, &requests, || {
         wait::until("requests that the queue rejects", || {
             envoy.metric(FAILURES, &[("reason", "queue_full")]).filter(|count| *count > 0.0)
         });
         redis.thaw();
-        running.into_iter().flat_map(|thread| thread.join().expect("answers")).collect()
     });
     let with = |status| replies.iter().filter(|reply| reply.status == status).count();
     assert_eq!(with(200) + with(503), connections * streams);
     // The bound of the queue; it also contains commands about health.
     assert!((16_300..=16_384).contains(&with(200)), "{} of {} waited", with(200), replies.len());
     envoy.await_metric(FALLBACKS, &[("policy", "deny")], with(503) as f64);
-    let (tokens, _) = redis.bucket("rate_limit:pro").expect("a bucket");
-    let left = 100_000 - 1 - with(200);
-    assert_eq!(tokens.split('.').next(), Some(left.to_string().as_str()), "each of them took a token");
+    let left = 100_000 - 1 - with(200) as u64;
+    assert_eq!(whole_tokens(&redis, "pro"), left, "each of them took a token");
     assert_eq!(envoy.send(&request).status, 200);
 }
 
@@ -389,9 +377,7 @@ fn deliveries_under_load_lose_no_request() {
     let pause = Duration::from_millis(5);
     let ((), during) = load::during(address, 6, pause, &request, || {
         for n in 1..=20 {
-            let (received, _) = envoy.deliveries();
-            envoy.deliver(&config(10 + n));
-            wait::until("the delivery handled", || (envoy.deliveries().0 > received).then_some(()));
+            assert!(envoy.deliver_and_wait(&config(10 + n)), "delivery {n}");
         }
     });
     let after = load::burst(address, 8, 400, &request);
@@ -413,9 +399,7 @@ fn a_delivery_while_requests_wait_for_a_frozen_redis_loses_none_of_them() {
     for connection in &mut waiting {
         connection.write(&Request::get("/").key("pro").encode()).expect("written");
     }
-    let (received, _) = envoy.deliveries();
-    envoy.deliver(&config(11));
-    wait::until("the delivery handled", || (envoy.deliveries().0 > received).then_some(()));
+    assert!(envoy.deliver_and_wait(&config(11)));
     sleep(Duration::from_millis(200));
     redis.thaw();
     for connection in &mut waiting {

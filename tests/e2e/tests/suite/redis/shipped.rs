@@ -1,5 +1,7 @@
 //! The shipped configurations with Redis, as a user starts them, except for ports and names.
 
+use std::path::Path;
+
 use e2e::certificates::Certificate;
 use e2e::client::Request;
 use e2e::envoy::Envoy;
@@ -9,12 +11,13 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::json;
 
-use super::{HEALTH_PROPAGATION, await_redis, health_report};
+use super::{A_SECOND, await_redis, health_report};
 use crate::manifests::{changed, socket_address};
 use crate::shipped::{boot, on_any_ports};
 use crate::support::assert_headers_complete;
 
 const TOKEN: &str = "c4nary-token";
+const PASSWORD: &str = "c4nary-shipped-password";
 const BUCKET: &str = "rate_limit:127.0.0.1";
 
 /// Checks that two Envoys share a caller's bucket and health. The shipped timeout is 20 ms, which a busy machine may
@@ -38,7 +41,7 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
     });
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", TOKEN);
     assert_eq!(connections[0].send(&change).status, 200);
-    wait::until_within(HEALTH_PROPAGATION * 2, "one health for both", || {
+    wait::until_within(A_SECOND * 2, "one health for both", || {
         let reply = connections[1].send(&Request::get("/"));
         (reply.one("x-system-health") == "DEGRADED").then_some(())
     });
@@ -46,14 +49,18 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
     assert_eq!(health_report(envoys[1]), report);
 }
 
+/// Starts two Envoys with this shipped bootstrap, after these changes. `prepare` gets the folder of each.
+#[track_caller]
+fn boot_two(path: &str, changes: &[(&str, &str)], prepare: impl Fn(&Path)) -> [Envoy; 2] {
+    let bootstrap = changed(&on_any_ports(path), changes);
+    [(); 2].map(|()| boot(&bootstrap, &[("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", PASSWORD)], &prepare).0)
+}
+
 #[test]
 fn with_one_redis() {
-    let redis = Redis::start_with(&["requirepass c4nary-shipped-password"]);
+    let redis = Redis::start_with(&[&format!("requirepass {PASSWORD}")]);
     let changes = [("{address: 127.0.0.1, port_value: 6379}", &*socket_address(redis.address()))];
-    let bootstrap = changed(&on_any_ports("deploy/redis/envoy.yaml"), &changes);
-    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "c4nary-shipped-password")];
-    let start = || boot(&bootstrap, &env, |_| ()).0;
-    let envoys = [start(), start()];
+    let envoys = boot_two("deploy/redis/envoy.yaml", &changes, |_| ());
     assert_share(envoys.each_ref(), &redis);
     wait::until("the demo's documents and upstream", || {
         let reply = envoys[0].send(&Request::get("/test").key("enterprise"));
@@ -70,22 +77,17 @@ fn with_one_redis_over_tls() {
     let upstream = Upstream::start(|_| Answer::ok("upstream"));
     let folder = tempfile::tempdir().expect("a temporary directory");
     let certificate = Certificate::write(folder.path(), "redis.example.com");
-    let redis = certificate.start_redis(&["requirepass c4nary-shipped-password"]);
+    let redis = certificate.start_redis(&[&format!("requirepass {PASSWORD}")]);
     let changes = [
         ("{address: 127.0.0.1, port_value: 8080}", &*socket_address(upstream.address())),
         ("{address: 127.0.0.1, port_value: 6379}", &*socket_address(redis.tls_address())),
     ];
-    let bootstrap = changed(&on_any_ports("deploy/redis-tls/envoy.yaml"), &changes);
-    let env = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", "c4nary-shipped-password")];
-    let start = || {
-        let (envoy, _) = boot(&bootstrap, &env, |folder| {
-            let place = folder.join("deploy/redis-tls");
-            std::fs::create_dir_all(&place).expect("a folder");
-            std::fs::copy(&certificate.authority, place.join("ca.pem")).expect("copied");
-        });
-        envoy
-    };
-    assert_share([&start(), &start()], &redis);
+    let envoys = boot_two("deploy/redis-tls/envoy.yaml", &changes, |folder| {
+        let place = folder.join("deploy/redis-tls");
+        std::fs::create_dir_all(&place).expect("a folder");
+        std::fs::copy(&certificate.authority, place.join("ca.pem")).expect("copied");
+    });
+    assert_share(envoys.each_ref(), &redis);
 }
 
 #[test]
@@ -99,7 +101,6 @@ fn with_a_redis_cluster() {
         ("{address: 127.0.0.1, port_value: 7001}", &*socket_address(nodes[1])),
         ("{address: 127.0.0.1, port_value: 7002}", &*socket_address(nodes[2])),
     ];
-    let bootstrap = changed(&on_any_ports("deploy/redis-cluster/envoy.yaml"), &changes);
-    let start = || boot(&bootstrap, &[("ADMIN_TOKEN", TOKEN)], |_| ()).0;
-    assert_share([&start(), &start()], cluster.master(cluster.master_of(BUCKET)));
+    let envoys = boot_two("deploy/redis-cluster/envoy.yaml", &changes, |_| ());
+    assert_share(envoys.each_ref(), cluster.master(cluster.master_of(BUCKET)));
 }

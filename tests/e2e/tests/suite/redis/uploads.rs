@@ -7,11 +7,10 @@ use e2e::client::{Request, Response};
 use e2e::envoy::Envoy;
 use e2e::http2;
 use e2e::redis::Redis;
-use e2e::setup::Setup;
-use e2e::upstream::{Answer, Upstream};
+use e2e::upstream::{Answer, Received, Upstream};
 use serde_json::json;
 
-use super::{LONG_TIMEOUT_MS, in_redis, long_timeout_setup};
+use super::{LONG_TIMEOUT_MS, long_timeout_setup, redis_setup};
 use crate::support::two_tiers;
 
 /// Several times Envoy's buffer limit, above which it answers 413.
@@ -32,73 +31,72 @@ fn uploads() -> [(&'static str, Upload); 3] {
             let chunks = body().chunks(100_000).map(<[u8]>::to_vec).collect();
             envoy.send(&Request::new("POST", "/chunked").key("pro").chunks(chunks))
         }),
-        ("over HTTP/2", |envoy| {
-            http2::send(envoy.address(), &Request::post("/http2", body()).header("x-api-key", "pro"))
-        }),
+        ("over HTTP/2", |envoy| http2::send(envoy.address(), &Request::post("/http2", body()).key("pro"))),
     ]
 }
 
 #[track_caller]
-fn assert_arrived(upstream: &Upstream, uploads: usize) {
-    let received = upstream.received();
-    assert_eq!(received.len(), uploads);
+fn assert_arrived(received: &[Received]) {
+    assert_eq!(received.len(), uploads().len());
     for request in received {
         assert_eq!(request.body.len(), LENGTH, "bytes for {}", request.target);
         assert!(request.body == body(), "{} arrived as it was sent", request.target);
     }
 }
 
-#[test]
-fn a_large_upload_arrives_complete_if_redis_answers_at_once() {
-    let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-    let envoy = long_timeout_setup(two_tiers(5, 10), &redis).upstream(upstream.address()).start();
-    for (nth, (name, upload)) in uploads().iter().enumerate() {
-        let reply = upload(&envoy);
-        assert_eq!((reply.status, reply.text().as_str()), (200, "taken"), "{name}");
-        assert_eq!(reply.remaining(), 9 - nth as u64, "{name}");
-    }
-    assert_arrived(&upstream, 3);
+/// Calls `send` with Redis frozen for this long. Checks that the response waits for Redis.
+#[track_caller]
+fn while_frozen(redis: &Redis, frozen: Duration, send: impl FnOnce() -> Response + Send) -> Response {
+    redis.freeze();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(send);
+        thread::sleep(frozen);
+        assert!(!waiting.is_finished(), "it waits for Redis");
+        redis.thaw();
+        waiting.join().expect("an answer")
+    })
 }
 
-#[test]
-fn a_large_upload_that_waits_for_redis_arrives_complete() {
+/// Checks that every upload is admitted and arrives complete. `respond` gets the function that sends it.
+#[track_caller]
+fn assert_uploads_arrive(respond: fn(&Redis, &(dyn Fn() -> Response + Sync)) -> Response) {
     let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
     let envoy = long_timeout_setup(two_tiers(5, 10), &redis).upstream(upstream.address()).start();
     envoy.send(&Request::get("/first").key("pro"));
     for (nth, (name, upload)) in uploads().iter().enumerate() {
-        redis.freeze();
-        let reply = thread::scope(|scope| {
-            let waiting = scope.spawn(|| upload(&envoy));
-            // Long enough for the body to fill all buffers.
-            thread::sleep(Duration::from_millis(500));
-            assert!(!waiting.is_finished(), "{name}: it waits for Redis");
-            redis.thaw();
-            waiting.join().expect("an answer")
-        });
+        eprintln!("{name}");
+        let reply = respond(&redis, &|| upload(&envoy));
         assert_eq!((reply.status, reply.text().as_str()), (200, "taken"), "{name}");
         assert_eq!(reply.remaining(), 8 - nth as u64, "{name}");
     }
-    let first = upstream.received().remove(0);
-    assert_eq!(first.target, "/first");
-    let rest: Vec<_> = upstream.received().into_iter().skip(1).collect();
-    assert_eq!(rest.len(), 3);
-    for request in rest {
-        assert!(request.body == body(), "{} arrived as it was sent", request.target);
-    }
+    let received = upstream.received();
+    assert_eq!(received[0].target, "/first");
+    assert_arrived(&received[1..]);
+}
+
+#[test]
+fn a_large_upload_arrives_complete_if_redis_answers_at_once() {
+    assert_uploads_arrive(|_, send| send());
+}
+
+#[test]
+fn a_large_upload_that_waits_for_redis_arrives_complete() {
+    // Long enough for the body to fill all buffers.
+    assert_uploads_arrive(|redis, send| while_frozen(redis, Duration::from_millis(500), send));
 }
 
 #[test]
 fn if_redis_times_out_the_policy_decides_a_large_upload() {
     for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
         let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-        let config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS / 10, policy);
-        let envoy = Setup::new().config(&config).redis(redis.address()).upstream(upstream.address()).start();
+        let setup = redis_setup(two_tiers(5, 10), LONG_TIMEOUT_MS / 10, policy, &redis);
+        let envoy = setup.upstream(upstream.address()).start();
         redis.freeze();
         for (name, upload) in uploads() {
             assert_eq!(upload(&envoy).status, status, "{name}, {policy}");
         }
         if status == 200 {
-            assert_arrived(&upstream, 3);
+            assert_arrived(&upstream.received());
         } else {
             assert_eq!(upstream.targets(), [""; 0]);
         }
@@ -121,18 +119,11 @@ fn an_admin_request_changes_health_with_a_slow_redis() {
     let redis = Redis::start();
     let envoy = long_timeout_setup(two_tiers(5, 10), &redis).start();
     crate::support::set_health(&envoy, "NORMAL");
-    redis.freeze();
     let body = json!({"status": "DEGRADED"}).to_string().into_bytes();
     let request = Request::new("POST", "/system/health")
         .header("X-Admin-Token", crate::support::TOKEN)
         .chunks(body.iter().map(|byte| vec![*byte]).collect());
-    let reply = thread::scope(|scope| {
-        let waiting = scope.spawn(|| envoy.send(&request));
-        thread::sleep(Duration::from_millis(300));
-        assert!(!waiting.is_finished(), "it waits for Redis");
-        redis.thaw();
-        waiting.join().expect("an answer")
-    });
+    let reply = while_frozen(&redis, Duration::from_millis(300), || envoy.send(&request));
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(redis.command(&["GET", super::health::KEY]).text(), "DEGRADED");
 }
