@@ -96,8 +96,7 @@ impl Connection {
     /// Reads the response to a request of this method, and skips `1xx` responses.
     pub fn read(&mut self, method: &str) -> io::Result<Response> {
         loop {
-            let head = http1::read_head(&mut self.reader)?.ok_or(io::ErrorKind::ConnectionAborted)?;
-            let (status, headers) = parse_response_head(&head)?;
+            let (status, headers) = self.read_head()?;
             if (100..200).contains(&status) && status != 101 {
                 continue;
             }
@@ -120,8 +119,16 @@ impl Connection {
     #[track_caller]
     pub fn start_stream(&mut self, request: &Request) -> u16 {
         self.write(&request.encode()).expect("written");
-        let head = http1::read_head(&mut self.reader).expect("read").expect("a response");
-        parse_response_head(&head).expect("a response head").0
+        self.read_head().expect("a response head").0
+    }
+
+    fn read_head(&mut self) -> io::Result<(u16, Headers)> {
+        let head = http1::read_head(&mut self.reader)?.ok_or(io::ErrorKind::ConnectionAborted)?;
+        let mut headers = [httparse::EMPTY_HEADER; http1::MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        response.parse(&head).map_err(|error| io::Error::other(format!("no HTTP response: {error}")))?;
+        let status = response.code.ok_or_else(|| io::Error::other("no status code"))?;
+        Ok((status, http1::owned_headers(response.headers)))
     }
 
     /// How long a read may wait; the default is [`READ_TIMEOUT`].
@@ -139,12 +146,4 @@ impl Connection {
         let socket = Socket::from(self.reader.into_inner());
         socket.set_linger(Some(Duration::ZERO)).expect("an open socket");
     }
-}
-
-fn parse_response_head(head: &[u8]) -> io::Result<(u16, Headers)> {
-    let mut headers = [httparse::EMPTY_HEADER; http1::MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut headers);
-    response.parse(head).map_err(|error| io::Error::other(format!("no HTTP response: {error}")))?;
-    let status = response.code.ok_or_else(|| io::Error::other("no status code"))?;
-    Ok((status, http1::owned_headers(response.headers)))
 }

@@ -36,23 +36,18 @@ pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>
 pub(crate) fn read_body(reader: &mut impl BufRead, length: BodyLength) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     match length {
-        BodyLength::Known(length) => {
-            if reader.take(length).read_to_end(&mut body)? as u64 != length {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
+        BodyLength::Known(length) => read_exactly(reader, length, &mut body)?,
         BodyLength::UntilClose => {
             reader.read_to_end(&mut body)?;
         }
         BodyLength::Chunked => loop {
             let size = read_chunk_size(reader)?;
             if size == 0 {
-                skip_trailers(reader)?;
+                // Skips the trailers.
+                while !read_line(reader)?.is_empty() {}
                 break;
             }
-            if reader.take(size).read_to_end(&mut body)? as u64 != size {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            read_exactly(reader, size, &mut body)?;
             read_line(reader)?;
         },
     }
@@ -83,9 +78,11 @@ fn read_chunk_size(reader: &mut impl BufRead) -> io::Result<u64> {
     u64::from_str_radix(digits, 16).map_err(|error| io::Error::other(format!("chunk size {line:?}: {error}")))
 }
 
-fn skip_trailers(reader: &mut impl BufRead) -> io::Result<()> {
-    while !read_line(reader)?.is_empty() {}
-    Ok(())
+fn read_exactly(reader: &mut impl BufRead, length: u64, body: &mut Vec<u8>) -> io::Result<()> {
+    match reader.take(length).read_to_end(body)? as u64 == length {
+        true => Ok(()),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 fn read_line(reader: &mut impl BufRead) -> io::Result<String> {

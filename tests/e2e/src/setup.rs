@@ -38,6 +38,12 @@ struct Listener {
     plugin: Option<Value>,
 }
 
+impl Listener {
+    fn new(name: &str, address: Value, plugin: Option<Value>) -> Self {
+        Self { name: name.to_owned(), plugin_name: LIMITER, address, plugin }
+    }
+}
+
 /// The options. Defaults: two workers, the client's address is that of the connection, `200 ok` for every request
 /// that the filter admits.
 #[derive(Debug)]
@@ -85,12 +91,7 @@ impl Setup {
                 "direct_response": {"status": 200, "body": {"inline_string": "ok"}},
             }]),
             clusters: Vec::new(),
-            listeners: vec![Listener {
-                name: MAIN.to_owned(),
-                plugin_name: LIMITER,
-                address: tcp("127.0.0.1", 0),
-                plugin: Some(json!({})),
-            }],
+            listeners: vec![Listener::new(MAIN, tcp("127.0.0.1", 0), Some(json!({})))],
             internal_listeners: Vec::new(),
             ecds: false,
             lds: None,
@@ -168,12 +169,9 @@ impl Setup {
 
     /// One more listener with a filter of its own, which has another name.
     pub fn named_listener(mut self, name: &str, plugin_name: &'static str, config: &Value) -> Self {
-        self.listeners.push(Listener {
-            name: name.to_owned(),
-            plugin_name,
-            address: tcp("127.0.0.1", 0),
-            plugin: Some(json!({"configuration": string_value(&config.to_string())})),
-        });
+        let plugin = json!({"configuration": string_value(&config.to_string())});
+        let listener = Listener::new(name, tcp("127.0.0.1", 0), Some(plugin));
+        self.listeners.push(Listener { plugin_name, ..listener });
         self
     }
 
@@ -181,9 +179,7 @@ impl Setup {
     pub fn dual_stack_listener(mut self, name: &str) -> Self {
         let mut address = tcp("::", 0);
         address["socket_address"]["ipv4_compat"] = json!(true);
-        let plugin = self.listeners[0].plugin.clone();
-        let name = name.to_owned();
-        self.listeners.push(Listener { name, plugin_name: LIMITER, address, plugin });
+        self.listeners.push(Listener::new(name, address, self.listeners[0].plugin.clone()));
         self
     }
 
@@ -265,12 +261,7 @@ impl Setup {
             std::fs::write(folder.join(name), text).expect("a document written");
         }
         let pipe = json!({"pipe": {"path": self.dir.path().join("files.sock")}});
-        self.listeners.push(Listener {
-            name: CONFIG_FOLDER.to_owned(),
-            plugin_name: LIMITER,
-            address: pipe.clone(),
-            plugin: None,
-        });
+        self.listeners.push(Listener::new(CONFIG_FOLDER, pipe.clone(), None));
         self.cluster_at("config_files", pipe)
     }
 

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -45,7 +45,6 @@ struct State {
     target: SocketAddr,
     fault: Mutex<Fault>,
     refuses: AtomicBool,
-    accepted: AtomicU64,
     open: Mutex<Vec<Weak<Link>>>,
 }
 
@@ -63,7 +62,6 @@ impl Wire {
             target,
             fault: Mutex::new(Fault::None),
             refuses: AtomicBool::new(false),
-            accepted: AtomicU64::new(0),
             open: Mutex::new(Vec::new()),
         });
         let mut wire = Self { address: port::reserve(), state, acceptor: None };
@@ -107,10 +105,6 @@ impl Wire {
         let state = Arc::clone(&self.state);
         self.acceptor = Some(thread::spawn(move || accept(&listener, &state)));
     }
-
-    pub fn accepted(&self) -> u64 {
-        self.state.accepted.load(Ordering::SeqCst)
-    }
 }
 
 impl Drop for Wire {
@@ -124,7 +118,6 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
         if state.refuses.load(Ordering::SeqCst) {
             return;
         }
-        state.accepted.fetch_add(1, Ordering::SeqCst);
         // If Redis is not running, dropping the stream closes Envoy's connection.
         let Ok(redis) = TcpStream::connect(state.target) else { continue };
         let link = Arc::new(Link { envoy: stream, redis });
