@@ -11,7 +11,8 @@ use e2e::wait;
 use serde_json::{Map, Value, json};
 
 use super::{
-    FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, assert_statuses, await_counted, await_redis, in_redis, total,
+    FALLBACKS, LONG_TIMEOUT_MS, RECOVERY, assert_statuses, await_counted, await_healths, await_redis,
+    in_redis, total,
 };
 use crate::support::{set_health, two_tiers};
 
@@ -64,9 +65,7 @@ fn limits_are_exact_for_keys_of_every_master() {
         assert_eq!(total(envoy, FALLBACKS), 0.0, "Redis has decided all requests");
     }
     set_health(&envoys[0], "DEGRADED");
-    wait::until_within(Duration::from_millis(1_500), "the change of health in the other Envoy", || {
-        (envoys[1].send(&Request::get("/")).one("x-system-health") == "DEGRADED").then_some(())
-    });
+    await_healths([&envoys[1]], ["DEGRADED"]);
 }
 
 /// Sends requests of one key while `change` runs, then spends the remaining tokens.

@@ -66,27 +66,18 @@ pub(super) const REPLIES: &[Case] = &[
         PROTOCOL,
         Passing(|world| change_replies_for_a_second(world, Fault::Twice)),
     ),
-    case(
-        "an HTTP server answers",
-        PROTOCOL,
-        Replies(Fault::Garbage(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")),
-    ),
+    garbage("an HTTP server answers", b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"),
     case(
         "a reply without an end",
         &["protocol", "timeout"],
         Replies(Fault::Garbage(b"$2147483647\r\nxxxxxxxx")),
     ),
-    case(
-        "replies nested without an end",
-        PROTOCOL,
-        Replies(Fault::Garbage(b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n")),
-    ),
-    case("binary nonsense", PROTOCOL, Replies(Fault::Garbage(b"\x00\xff\xfe\x16\x03\x01\r\n\r\r\n\n"))),
-    case("valid replies to other commands", PROTOCOL, Replies(Fault::Garbage(b"+OK\r\n"))),
-    case(
+    garbage("replies nested without an end", b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n"),
+    garbage("binary nonsense", b"\x00\xff\xfe\x16\x03\x01\r\n\r\r\n\n"),
+    garbage("valid replies to other commands", b"+OK\r\n"),
+    garbage(
         "a reply of our script with another number",
-        PROTOCOL,
-        Replies(Fault::Garbage(b"$43\r\n9 1 4.000000000000 1700000000.000000 and more\r\n")),
+        b"$43\r\n9 1 4.000000000000 1700000000.000000 and more\r\n",
     ),
 ];
 
@@ -132,6 +123,11 @@ pub(super) const CLUSTER: &[Case] = &[case(
 
 const fn case(name: &'static str, reasons: &'static [&'static str], injection: Injection) -> Case {
     Case { name, reasons, injection }
+}
+
+/// Every reply is replaced by this one.
+const fn garbage(name: &'static str, reply: &'static [u8]) -> Case {
+    case(name, PROTOCOL, Replies(Fault::Garbage(reply)))
 }
 
 fn cut_again_and_again(world: &mut World) {
