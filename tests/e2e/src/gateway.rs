@@ -93,6 +93,9 @@ impl World {
     fn prepare(&self) -> Setup {
         let wanted = &self.setup;
         let mut setup = Setup::new().workers(wanted.workers);
+        setup.ecds = wanted.takes_deliveries;
+        setup.bodies = wanted.passes_bodies;
+        setup.filter_stats = wanted.keeps_stats;
         setup = match wanted.source {
             Source::Serves => setup.cluster("config_files", self.source.address()),
             Source::Refuses => setup.cluster("config_files", refusing()),
@@ -105,17 +108,8 @@ impl World {
         if let Some(config) = &wanted.config {
             setup = setup.config(config);
         }
-        if wanted.takes_deliveries {
-            setup = setup.by_ecds();
-        }
         if wanted.has_addresses {
             setup = setup.trusted_hops(1);
-        }
-        if !wanted.passes_bodies {
-            setup = setup.without_bodies();
-        }
-        if !wanted.keeps_stats {
-            setup = setup.without_filter_stats();
         }
         if let Some(redis) = &self.redis {
             setup = setup.redis(redis.0.address());

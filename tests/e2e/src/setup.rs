@@ -12,7 +12,8 @@ use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place, trapping_wasm};
 
 mod redis;
 
-pub use redis::REDIS_CLUSTER;
+/// The Envoy cluster in a test's `store`.
+pub use scenarios::REDIS_CLUSTER;
 
 /// The listener that [`Envoy::send`] talks to.
 pub const MAIN: &str = "main";
@@ -60,11 +61,13 @@ pub struct Setup {
     listeners: Vec<Listener>,
     /// Complete configurations of listeners that only this Envoy itself can reach.
     internal_listeners: Vec<Value>,
-    ecds: bool,
+    pub(crate) ecds: bool,
     lds: Option<u32>,
     keeps_shared_data: bool,
-    bodies: bool,
-    filter_stats: bool,
+    /// `allow_on_headers_stop_iteration`: without it no body reaches a filter that waits for one.
+    pub(crate) bodies: bool,
+    /// Whether Envoy keeps the stats that the filter defines.
+    pub(crate) filter_stats: bool,
     filter_log: &'static str,
     traps: bool,
 }
@@ -140,16 +143,6 @@ impl Setup {
     /// A Wasm service in the bootstrap keeps shared data, as in the shipped configurations.
     pub fn keeps_shared_data(self) -> Self {
         Self { keeps_shared_data: true, ..self }
-    }
-
-    /// Omits `allow_on_headers_stop_iteration`: without it no body reaches a filter that waits for one.
-    pub fn without_bodies(self) -> Self {
-        Self { bodies: false, ..self }
-    }
-
-    /// Envoy keeps none of the stats that the filter defines.
-    pub fn without_filter_stats(self) -> Self {
-        Self { filter_stats: false, ..self }
     }
 
     /// The filter logs no line per request, for a test that sends very many.
@@ -304,10 +297,8 @@ impl Setup {
         command
             .arg("-c")
             .arg(&path)
-            .arg("--component-log-level")
-            .arg(format!("wasm:{}", self.filter_log))
-            .arg("--concurrency")
-            .arg(self.workers.to_string())
+            .args(["--component-log-level", &format!("wasm:{}", self.filter_log)])
+            .args(["--concurrency", &self.workers.to_string()])
             .envs(self.host_env.iter().cloned())
             .current_dir(self.dir.path());
         (self.dir, command)

@@ -6,10 +6,8 @@ use std::path::Path;
 use harness::bootstrap::{extension, internal, redis_bridge, redis_nodes, redis_proxy, socket};
 use serde_json::{Value, json};
 
-use super::Setup;
+use super::{REDIS_CLUSTER, Setup};
 use crate::envoy::filter_wasm;
-
-pub use scenarios::REDIS_CLUSTER;
 
 /// The internal listener whose filter is `redis_proxy`.
 const NODES_LISTENER: &str = "redis_nodes";
