@@ -1,5 +1,6 @@
 //! Buckets in a real Redis, which is killed, frozen, filled up and locked, and whose replies are changed.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use e2e::client::Request;
@@ -26,14 +27,14 @@ mod outages;
 mod shipped;
 mod uploads;
 
-/// An Envoy whose buckets are in this Redis.
-fn redis_setup(config: Value, timeout_ms: u64, on_failure: &str, redis: &Redis) -> Setup {
-    Setup::new().config(&in_redis(config, timeout_ms, on_failure)).redis(redis.address())
+/// An Envoy whose buckets are in the Redis with this address.
+fn redis_setup(config: Value, timeout_ms: u64, on_failure: &str, redis: SocketAddr) -> Setup {
+    Setup::new().config(&in_redis(config, timeout_ms, on_failure)).redis(redis)
 }
 
 /// An Envoy with a Redis timeout that a busy machine does not exceed.
 fn long_timeout_setup(config: Value, redis: &Redis) -> Setup {
-    redis_setup(config, LONG_TIMEOUT_MS, "local", redis).quiet()
+    redis_setup(config, LONG_TIMEOUT_MS, "local", redis.address()).quiet()
 }
 
 /// `clients` callers, each with a key, a tier and a capacity. The capacities are far apart; nothing refills.

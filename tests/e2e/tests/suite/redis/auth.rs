@@ -28,7 +28,7 @@ const RULES: &str =
 
 /// An Envoy that sends this password to Redis.
 fn setup_with_password(password: &str, timeout_ms: u64, redis: &Redis) -> Setup {
-    redis_setup(two_tiers(5, 10), timeout_ms, "local", redis).host_env("REDIS_PASSWORD", password)
+    redis_setup(two_tiers(5, 10), timeout_ms, "local", redis.address()).host_env("REDIS_PASSWORD", password)
 }
 
 /// An Envoy that sends the password over TLS.

@@ -12,14 +12,13 @@ use e2e::envoy::Envoy;
 use e2e::load::{self, Exchange};
 use e2e::prometheus::Scrape;
 use e2e::redis::Redis;
-use e2e::setup::Setup;
 use e2e::wait;
 use e2e::wire::{Fault, Wire};
 use serde_json::json;
 
 use super::{
     CONNECTED, FAILURES, FALLBACKS, RECOVERY, REQUESTS, await_redis, client_capacity, client_request,
-    clients, health_report, in_redis, total,
+    clients, health_report, redis_setup, total,
 };
 
 mod cases;
@@ -31,7 +30,8 @@ const CONNECTIONS: usize = 4;
 const CLIENTS: usize = CONNECTIONS * POLICIES.len();
 const PAUSE: Duration = Duration::from_millis(8);
 
-const TIMEOUT: Duration = Duration::from_millis(100);
+const TIMEOUT_MS: u64 = 100;
+const TIMEOUT: Duration = Duration::from_millis(TIMEOUT_MS);
 
 const TICK: Duration = Duration::from_millis(10);
 
@@ -67,7 +67,7 @@ enum Injection {
 struct World {
     redis: Redis,
     wire: Wire,
-    envoys: Vec<Envoy>,
+    envoys: [Envoy; POLICIES.len()],
     /// Requests sent so far, to each Envoy.
     sent: [usize; POLICIES.len()],
     /// When each client sent its last request, if Redis decided it.
@@ -157,11 +157,8 @@ impl Injection {
 impl World {
     fn start(redis: Redis) -> Self {
         let wire = Wire::start(redis.address());
-        let setup = |policy| {
-            let config = in_redis(clients(CLIENTS), millis(TIMEOUT), policy);
-            Setup::new().config(&config).redis(wire.address()).quiet()
-        };
-        let envoys: Vec<_> = POLICIES.iter().map(|policy| setup(policy).start()).collect();
+        let setup = |policy| redis_setup(clients(CLIENTS), TIMEOUT_MS, policy, wire.address()).quiet();
+        let envoys = POLICIES.map(|policy| setup(policy).start());
         let by_redis = Arc::new(Mutex::new(vec![None; CLIENTS]));
         let mut world = Self { redis, wire, envoys, sent: [0; POLICIES.len()], by_redis };
         for client in 0..CLIENTS {
@@ -221,11 +218,11 @@ impl World {
             let mine = |exchange: &&Exchange| exchange.connection % POLICIES.len() == index;
             let calm: Vec<_> = calm.iter().filter(mine).collect();
             let during: Vec<_> = exchanges.iter().filter(mine).collect();
-            let mut found = Vec::new();
-            found.extend(check_responses(&calm, &during));
+            let all = [calm.as_slice(), &during].concat();
+            let mut found = check_responses(&all);
             found.extend(check_times(case, &marks, &calm, &during));
             found.extend(check_recovery(&marks, &during));
-            found.extend(self.check_counts(case, index, &before[index], &calm, &during));
+            found.extend(self.check_counts(case, index, &before[index], &all));
             errors.extend(found.into_iter().map(|error| format!("{policy}: {error}")));
         }
         errors
@@ -238,15 +235,13 @@ impl World {
         let gauge = if state == "connected" { 1.0 } else { 0.0 };
         let mut errors = Vec::new();
         for (envoy, policy) in self.envoys.iter().zip(POLICIES) {
-            let is_reported = wait::poll(RECOVERY, || (health_report(envoy) == wanted).then_some(()));
-            if is_reported.is_none() {
+            let is_reported = || (health_report(envoy) == wanted).then_some(());
+            if wait::poll(RECOVERY, is_reported).is_none() {
                 let report = health_report(envoy);
                 errors.push(format!("{policy}: /health reports {report} instead of {wanted}"));
             }
-            let is_in_gauge = wait::poll(Duration::from_secs(3), || {
-                (envoy.metric(CONNECTED, &[]) == Some(gauge)).then_some(())
-            });
-            if is_in_gauge.is_none() {
+            let is_in_gauge = || (envoy.metric(CONNECTED, &[]) == Some(gauge)).then_some(());
+            if wait::poll(Duration::from_secs(3), is_in_gauge).is_none() {
                 errors.push(format!("{policy}: {CONNECTED} is {:?}", envoy.metric(CONNECTED, &[])));
             }
         }
@@ -259,12 +254,13 @@ impl World {
         let recovered = wait::poll(RECOVERY, || {
             self.by_redis.lock().expect("no panic with the lock").iter().all(is_new).then_some(())
         });
-        match recovered {
-            Some(()) => self.check_reports("connected"),
-            None => {
-                vec![format!("Redis does not decide everything {:.1?} after the fault", healed.elapsed())]
-            }
+        if recovered.is_none() {
+            return vec![format!(
+                "Redis does not decide everything {:.1?} after the fault",
+                healed.elapsed()
+            )];
         }
+        self.check_reports("connected")
     }
 
     /// Waits until every request to this Envoy is counted; returns what is wrong if that does not happen.
@@ -279,19 +275,14 @@ impl World {
         case: &Case,
         index: usize,
         before: &Scrape,
-        calm: &[&Exchange],
-        during: &[&Exchange],
+        exchanges: &[&Exchange],
     ) -> Vec<String> {
         let (envoy, policy) = (&self.envoys[index], POLICIES[index]);
         if let Some(error) = self.await_counts(index) {
             return vec![error];
         }
         let after = envoy.scrape();
-        let by_policy = calm
-            .iter()
-            .chain(during)
-            .filter(|exchange| matches!(decided(exchange), Ok(Decided::ByPolicy)))
-            .count();
+        let by_policy = number_by_policy(exchanges);
         let mut errors = Vec::new();
         let mut expect = |what: &str, found: f64, wanted: usize| {
             if found != wanted as f64 {
@@ -357,14 +348,17 @@ fn decided(exchange: &Exchange) -> Result<Decided, String> {
     }
 }
 
+fn number_by_policy(exchanges: &[&Exchange]) -> usize {
+    exchanges.iter().filter(|exchange| decided(exchange) == Ok(Decided::ByPolicy)).count()
+}
+
 /// Checks that every response is allowed by the policy, and that each reply of Redis went to its own request: the
 /// remaining tokens fall by one for each request, and by at most one for each command that timed out in between.
-fn check_responses(calm: &[&Exchange], during: &[&Exchange]) -> Vec<String> {
+fn check_responses(exchanges: &[&Exchange]) -> Vec<String> {
     let mut errors = Vec::new();
     for client in 0..CLIENTS {
-        let mine = calm.iter().chain(during).filter(|exchange| exchange.connection == client);
         let (mut last, mut timed_out) = (None, 0);
-        for exchange in mine {
+        for exchange in exchanges.iter().filter(|exchange| exchange.connection == client) {
             match decided(exchange) {
                 Err(error) => errors.push(error),
                 Ok(Decided::ByPolicy) => timed_out += 1,
@@ -417,8 +411,8 @@ fn check_times(case: &Case, marks: &Marks, calm: &[&Exchange], during: &[&Exchan
 
 /// Checks that Redis decides all requests after the recovery, except for a few that the busy machine delays.
 fn check_recovery(marks: &Marks, during: &[&Exchange]) -> Vec<String> {
-    let after: Vec<_> = during.iter().filter(|exchange| exchange.sent > marks.recovered).collect();
-    let by_policy = after.iter().filter(|e| matches!(decided(e), Ok(Decided::ByPolicy))).count();
+    let after: Vec<_> = during.iter().copied().filter(|e| e.sent > marks.recovered).collect();
+    let by_policy = number_by_policy(&after);
     if after.len() < 20 {
         return vec![format!("only {} responses after the fault", after.len())];
     }
@@ -426,8 +420,4 @@ fn check_recovery(marks: &Marks, during: &[&Exchange]) -> Vec<String> {
         return vec![format!("{by_policy} of {} decided by policy after the fault", after.len())];
     }
     Vec::new()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("a short time")
 }

@@ -84,7 +84,7 @@ fn without_health_in_redis_nothing_changes_and_degraded_is_written_back() {
 #[test]
 fn a_change_that_redis_rejects_is_answered_with_500_and_not_applied() {
     let mut redis = Redis::start();
-    let envoy = redis_setup(two_tiers(1_000, 10), 100, "local", &redis).start();
+    let envoy = redis_setup(two_tiers(1_000, 10), 100, "local", redis.address()).start();
     set_health(&envoy, "DEGRADED");
     type Step = fn(&mut Redis);
     let cases: [(&str, Step, Step); 4] = [

@@ -25,14 +25,14 @@ const TIMEOUT_MS: u64 = 100;
 const LONGEST_TIMEOUT_MS: u64 = 10_000;
 
 fn short_timeout_setup(redis: &Redis, policy: &str) -> Setup {
-    redis_setup(two_tiers(5, 10), TIMEOUT_MS, policy, redis)
+    redis_setup(two_tiers(5, 10), TIMEOUT_MS, policy, redis.address())
 }
 
 #[test]
 fn redis_is_killed_and_restarted_twenty_times_under_load() {
     let _alone = wait::alone();
     let mut redis = Redis::start();
-    let envoy = redis_setup(clients(8), TIMEOUT_MS, "local", &redis).quiet().start();
+    let envoy = redis_setup(clients(8), TIMEOUT_MS, "local", redis.address()).quiet().start();
     let pause = Duration::from_millis(5);
     let request = |client, _: &[Exchange]| client_request(client);
     let ((), exchanges) = load::observe(&[envoy.address()], 8, pause, request, || {
@@ -134,7 +134,7 @@ fn during_an_outage_local_applies_the_same_limits_exactly() {
     let _alone = wait::alone();
     let redis = Redis::start();
     let capacity = 50;
-    let setup = redis_setup(two_tiers(5, capacity), TIMEOUT_MS, "local", &redis);
+    let setup = redis_setup(two_tiers(5, capacity), TIMEOUT_MS, "local", redis.address());
     let envoy = setup.workers(4).quiet().start();
     await_redis(&envoy, "connected");
     redis.freeze();
@@ -239,7 +239,7 @@ fn a_thousand_waiting_requests_are_all_answered_after_the_timeout_or_recovery() 
         [("local", 1_500, 200), ("allow", 1_500, 200), ("deny", 1_500, 503), ("deny", LONG_TIMEOUT_MS, 200)]
     {
         let redis = Redis::start();
-        let setup = redis_setup(two_tiers(5, 10_000), timeout_ms, policy, &redis);
+        let setup = redis_setup(two_tiers(5, 10_000), timeout_ms, policy, redis.address());
         let envoy = setup.workers(1).quiet().start();
         let request = Request::get("/").key("pro");
         assert_eq!(envoy.send(&request).status, 200);
@@ -267,7 +267,7 @@ fn a_thousand_waiting_requests_are_all_answered_after_the_timeout_or_recovery() 
 fn if_the_queue_is_full_the_policy_decides_at_once() {
     let _alone = wait::alone();
     let redis = Redis::start();
-    let setup = redis_setup(two_tiers(5, 100_000), LONGEST_TIMEOUT_MS, "deny", &redis);
+    let setup = redis_setup(two_tiers(5, 100_000), LONGEST_TIMEOUT_MS, "deny", redis.address());
     let envoy = setup.workers(1).quiet().start();
     let request = Request::get("/").key("pro");
     assert_eq!(envoy.send(&request).status, 200);
@@ -337,9 +337,8 @@ fn with_an_unknown_cluster_the_policy_decides_and_it_is_logged() {
 #[test]
 fn connecting_to_an_unreachable_address_times_out() {
     // A documentation address: packets to it are dropped, or the machine reports at once that there is no route.
-    let config = in_redis(two_tiers(50, 10), TIMEOUT_MS, "deny");
     let nowhere = "192.0.2.1:6379".parse().expect("an address");
-    let envoy = Setup::new().config(&config).redis(nowhere).start();
+    let envoy = redis_setup(two_tiers(50, 10), TIMEOUT_MS, "deny", nowhere).start();
     let mut connection = envoy.connect();
     for attempt in 0..10 {
         let began = Instant::now();

@@ -89,7 +89,7 @@ fn a_large_upload_that_waits_for_redis_arrives_complete() {
 fn if_redis_times_out_the_policy_decides_a_large_upload() {
     for (policy, status) in [("local", 200), ("allow", 200), ("deny", 503)] {
         let (redis, upstream) = (Redis::start(), Upstream::start(|_| Answer::ok("taken")));
-        let setup = redis_setup(two_tiers(5, 10), LONG_TIMEOUT_MS / 10, policy, &redis);
+        let setup = redis_setup(two_tiers(5, 10), LONG_TIMEOUT_MS / 10, policy, redis.address());
         let envoy = setup.upstream(upstream.address()).start();
         redis.freeze();
         for (name, upload) in uploads() {
