@@ -19,13 +19,12 @@ fn start(config: Value) -> (Redis, Envoy) {
     (redis, envoy)
 }
 
+/// The number in this text, which must have this many decimals.
 #[track_caller]
-fn assert_shape(text: &str, decimals: usize) -> f64 {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    assert!(!whole.is_empty() && digits(whole) && digits(fraction), "{text:?} is a decimal");
-    assert_eq!(fraction.len(), decimals, "decimals of {text:?}");
-    text.parse().expect("a decimal")
+fn decimal(text: &str, decimals: usize) -> f64 {
+    let number: f64 = text.parse().expect("a decimal");
+    assert_eq!(text, format!("{number:.decimals$}"));
+    number
 }
 
 #[test]
@@ -36,9 +35,9 @@ fn hgetall_shows_the_bucket_of_a_key_which_expires_when_it_is_full_again() {
         let reply = envoy.send(&Request::get("/").key("pro"));
         assert_eq!((reply.status, reply.remaining()), (200, remaining));
         let (tokens, last_refill) = redis.bucket("rate_limit:pro").expect("the bucket");
-        let tokens = assert_shape(&tokens, 12);
+        let tokens = decimal(&tokens, 12);
         assert!((remaining as f64..remaining as f64 + 0.1).contains(&tokens), "{tokens} of {remaining}");
-        let last_refill = assert_shape(&last_refill, 6);
+        let last_refill = decimal(&last_refill, 6);
         assert!((before - 0.001..=unix_now() + 0.001).contains(&last_refill), "{last_refill} is now");
         let full_in = (10 - remaining) as f64 / ONE_PER_HOUR;
         let kept = full_in.max(3_600.0);
