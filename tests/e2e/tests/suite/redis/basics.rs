@@ -44,7 +44,6 @@ fn hgetall_shows_the_bucket_of_a_key_which_expires_when_it_is_full_again() {
         let left = redis.command(&["PTTL", "rate_limit:pro"]).integer() as f64 / 1_000.0;
         assert!((kept - SLACK_SECONDS..=kept + 0.01).contains(&left), "{left} s of {kept} s");
     }
-    assert_eq!(redis.bucket("rate_limit:pro").expect("the bucket").0.len(), "7.000000000000".len());
 }
 
 #[test]
