@@ -1,7 +1,7 @@
 //! Many requests at once, counted by status.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, Read as _};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{Connection, Request, Response};
+use crate::http1::{self, BodyLength};
 use crate::wait::Stalls;
 
 /// How many responses had each status. A broken connection counts as status 0.
@@ -232,37 +233,13 @@ fn count_answers(connection: &mut Connection, batch: usize, written: bool, count
     }
 }
 
-/// Reads one response for its status. All responses to a load have a `content-length`.
+/// Reads one response for its status, and keeps nothing else. All responses to a load have a `content-length`.
 fn read_status(connection: &mut Connection) -> io::Result<u16> {
     let reader = connection.reader();
-    let mut line = Vec::with_capacity(128);
-    let mut status = None;
-    let mut length = 0_u64;
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match status {
-            None => {
-                status = Some(status_code(&line).ok_or_else(|| io::Error::other("no status"))?);
-            }
-            Some(status) if line == b"\r\n" => {
-                let skipped = io::copy(&mut reader.take(length), &mut io::sink())?;
-                return if skipped == length { Ok(status) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-            }
-            Some(_) => {
-                if let Some(value) = line.strip_prefix(b"content-length: ") {
-                    length = std::str::from_utf8(value)
-                        .ok()
-                        .and_then(|value| value.trim().parse().ok())
-                        .ok_or_else(|| io::Error::other("no content-length"))?;
-                }
-            }
-        }
-    }
-}
-
-fn status_code(line: &[u8]) -> Option<u16> {
-    std::str::from_utf8(line.get(9..12)?).ok()?.parse().ok()
+    let head = http1::read_head(reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let head = String::from_utf8_lossy(&head);
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    let length = length.ok_or_else(|| io::Error::other("no content-length"))?;
+    http1::read_body(reader, BodyLength::Known(length))?;
+    head.get(9..12).and_then(|code| code.parse().ok()).ok_or_else(|| io::Error::other("no status"))
 }
