@@ -59,12 +59,6 @@ pub fn filter_wasm() -> PathBuf {
     from_env("FILTER_WASM")
 }
 
-/// The filter with a trap at every request's body, from `TRAPPING_WASM`.
-#[track_caller]
-pub fn trapping_wasm() -> PathBuf {
-    from_env("TRAPPING_WASM")
-}
-
 /// The path in that variable, which `cargo xtask test` sets.
 #[track_caller]
 pub fn from_env(name: &str) -> PathBuf {

@@ -71,27 +71,22 @@ impl Probe {
         let request = encode(path, step);
         let method = step["method"].as_str().unwrap_or("GET");
         let address = self.envoy.listener(plugin);
-        let send = |connection: &mut Connection| {
-            let written = connection.write(&request);
-            written.and_then(|()| connection.read(method)).map_err(|error| format!("no answer: {error}"))
+        let check = |connection: &mut Connection| {
+            let reply = connection.write(&request).and_then(|()| connection.read(method));
+            let reply = reply.map_err(|error| vec![format!("no answer: {error}")])?;
+            let found = facts::differences(step, &reply);
+            if found.is_empty() { Ok(reply) } else { Err(found) }
         };
         if step["every_worker"] != true {
             let connection =
                 connections.entry(plugin.to_owned()).or_insert_with(|| Connection::open(address));
-            return send(connection)
-                .map_or_else(|error| vec![error], |reply| facts::differences(step, &reply));
+            return check(connection).err().unwrap_or_default();
         }
         let mut workers = BTreeSet::new();
         for _ in 0..MOST_CONNECTIONS {
-            match send(&mut Connection::open(address)) {
-                Err(error) => return vec![error],
-                Ok(reply) => {
-                    let found = facts::differences(step, &reply);
-                    if !found.is_empty() {
-                        return found;
-                    }
-                    workers.extend(reply.all("x-probe-vm"));
-                }
+            match check(&mut Connection::open(address)) {
+                Err(found) => return found,
+                Ok(reply) => workers.extend(reply.all("x-probe-vm")),
             }
             if workers.len() > 1 {
                 return Vec::new();

@@ -8,7 +8,7 @@ use harness::bootstrap::{self, WASM_TYPE, extension, socket, string_value, tcp, 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place, trapping_wasm};
+use crate::envoy::{Envoy, filter_wasm, follows_writing_in_place, from_env};
 
 mod redis;
 
@@ -367,7 +367,7 @@ impl Setup {
     }
 
     fn wasm(&self, listener: &Listener) -> Value {
-        let file = if self.traps { trapping_wasm() } else { filter_wasm() };
+        let file = if self.traps { from_env("TRAPPING_WASM") } else { filter_wasm() };
         let mut fields = listener.plugin.clone().unwrap_or_default();
         fields["name"] = json!(listener.plugin_name);
         fields["allow_on_headers_stop_iteration"] = json!(self.bodies);
