@@ -19,19 +19,28 @@ mod overload;
 mod redis;
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use harness::wait;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 
+use crate::envoy::{self, ensure_free, loopback};
 use crate::filter::{self, Toolchain};
 use crate::process::{Running, run as run_program};
-use crate::{envoy, search, step, tools, workspace};
+use crate::{http, search, step, tools, workspace};
+use config::REJECTED_KEY;
+
+/// Different from the demo's ports, and below the kernel's ports for outgoing connections. Redis has reserved ports.
+const SERVICE: SocketAddr = loopback(18000);
+const ADMIN: SocketAddr = loopback(18001);
+const UPSTREAM: SocketAddr = loopback(18002);
 
 /// Long enough for V8 to have optimised what the load runs through.
 const WARM_UP_SECONDS: u32 = 2;
@@ -39,6 +48,9 @@ const WARM_UP_SECONDS: u32 = 2;
 /// The share of responses that must be as the variant expects. A bucket that rejects nearly all requests admits the
 /// first one, and one more in an hour.
 const EXPECTED_SHARE: f64 = 0.999;
+
+/// How long the first answers of a variant may differ from the later ones.
+const VERIFY_LIMIT: Duration = Duration::from_secs(1);
 
 /// The headers that a response has if and only if a limiter has decided the request.
 const LIMIT_HEADERS: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
@@ -142,8 +154,9 @@ impl Machine {
     }
 
     /// The Envoy that is measured: one worker, ready.
-    fn measured_envoy(&self, name: &str, bootstrap: &Value, admin: SocketAddr) -> Result<Running> {
-        start_envoy(self.on_first_cpu(&self.envoy), name, bootstrap, (admin, "/ready"))
+    fn measured_envoy(&self, name: &str, bootstrap: &Value) -> Result<Running> {
+        ensure_free([SERVICE, ADMIN])?;
+        start_envoy(self.on_first_cpu(&self.envoy), 1, name, bootstrap, (ADMIN, "/ready"))
     }
 
     fn wrk(&self) -> Command {
@@ -151,17 +164,18 @@ impl Machine {
     }
 }
 
-/// Starts an Envoy with one worker, and waits until this path at this address is answered.
+/// Starts an Envoy, and waits until this path at this address is answered.
 fn start_envoy(
     mut command: Command,
+    workers: u32,
     name: &str,
     bootstrap: &Value,
     (address, path): (SocketAddr, &str),
 ) -> Result<Running> {
     let file = directory()?.join(name).with_extension("json");
-    fs::write(&file, serde_json::to_vec_pretty(bootstrap)?)?;
+    workspace::write_json(&file, bootstrap)?;
     command.arg("--config-path").arg(&file);
-    command.args(["--concurrency", "1", "--log-level", "warning"]);
+    command.args(["--concurrency", &workers.to_string(), "--log-level", "warning"]);
     envoy::start(&mut command, &file.with_extension("log"), address, path)
 }
 
@@ -171,29 +185,76 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-pub(crate) fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
+/// How a variant answers.
+#[derive(Clone, Copy)]
+struct Expected {
+    /// Whether it answers nearly all requests with 429.
+    rejects: bool,
+    has_limit_headers: bool,
 }
 
-/// Checks that nearly all responses under load were rejections, or none, as the variant expects.
-fn ensure_responses(report: &load::Report, rejects: bool) -> Result<()> {
-    let expected = if rejects { report.rejected_share() } else { 1.0 - report.rejected_share() };
-    let others = 100.0 * (1.0 - expected);
-    ensure!(
-        expected >= EXPECTED_SHARE,
-        "{others:.2} % of the responses are not those that the variant expects"
-    );
-    Ok(())
+impl Expected {
+    fn api_key(self) -> &'static str {
+        if self.rejects { REJECTED_KEY } else { "key-50" }
+    }
+
+    /// Checks the answer to one request: a variant that is configured wrongly would look fast. The first requests take
+    /// the token of a bucket that rejects, are decided without Redis because it is not connected yet, or let webdis
+    /// connect.
+    fn verify(self) -> Result<()> {
+        wait::poll(VERIFY_LIMIT, || self.verify_once().ok());
+        self.verify_once()
+    }
+
+    fn verify_once(self) -> Result<()> {
+        let response = http::get(SERVICE, "/", &[("x-api-key", self.api_key())])?;
+        let status = if self.rejects { 429_u16 } else { 200 };
+        ensure!(response.status() == status, "answers {} instead of {status}", response.status());
+        let found = LIMIT_HEADERS.map(|header| response.headers().contains_key(header));
+        ensure!(found == [self.has_limit_headers; 3], "has the headers {LIMIT_HEADERS:?}: {found:?}");
+        Ok(())
+    }
+
+    /// Checks that nearly all responses under load were rejections, or none.
+    fn check(self, report: &load::Report) -> Result<()> {
+        let rejected = report.rejected_share();
+        let expected = if self.rejects { rejected } else { 1.0 - rejected };
+        let others = 100.0 * (1.0 - expected);
+        ensure!(
+            expected >= EXPECTED_SHARE,
+            "{others:.2} % of the responses are not those that the variant expects"
+        );
+        Ok(())
+    }
 }
 
-/// Checks that the service answers one request as the variant expects.
-fn ensure_response(service: SocketAddr, api_key: &str, rejects: bool, has_limit_headers: bool) -> Result<()> {
-    let response = crate::http::get(service, "/", &[("x-api-key", api_key)])?;
-    let status = if rejects { 429_u16 } else { 200 };
-    ensure!(response.status() == status, "answers {} instead of {status}", response.status());
-    let found = LIMIT_HEADERS.map(|header| response.headers().contains_key(header));
-    ensure!(found == [has_limit_headers; 3], "has the headers {LIMIT_HEADERS:?}: {found:?}");
-    Ok(())
+/// The measurements of a variant with a number of connections, one a round.
+struct Series<V, M> {
+    variant: V,
+    connections: u32,
+    measured: Vec<M>,
+}
+
+impl<V: PartialEq, M> Series<V, M> {
+    fn new(variant: V, connections: u32) -> Self {
+        Self { variant, connections, measured: Vec::new() }
+    }
+
+    /// The series of a variant with the same number of connections.
+    fn beside<'a>(&self, variant: V, all: &'a [Self]) -> Option<&'a Self> {
+        all.iter().find(|other| other.variant == variant && other.connections == self.connections)
+    }
+
+    fn median(&self, of: impl Fn(&M) -> f64) -> f64 {
+        median(self.measured.iter().map(of).collect())
+    }
+
+    /// The median of a comparison with another series in each round.
+    fn compared_with(&self, base: Option<&Self>, digits: usize, of: fn(&M, &M) -> f64) -> String {
+        let compared =
+            |base: &Self| self.measured.iter().zip(&base.measured).map(|(m, b)| of(m, b)).collect();
+        dash(base.map(|base| median(compared(base))), digits)
+    }
 }
 
 fn chosen<V: ValueEnum + PartialEq + Copy>(only: &[V]) -> Vec<V> {
@@ -209,11 +270,15 @@ fn description<V: ValueEnum>(variant: V) -> String {
     value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
+fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
     f64::midpoint(values[low], values[high])
+}
+
+/// A number, or a dash if there is none.
+fn dash(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "–".into(), |value| format!("{value:.digits$}"))
 }
 
 #[cfg(test)]
@@ -222,7 +287,7 @@ mod tests {
 
     #[test]
     fn median_of_an_even_number_lies_between_the_middle_two() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 3.0, 2.0].into_iter()), 2.5);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 2.5);
     }
 }

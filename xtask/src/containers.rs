@@ -9,14 +9,13 @@ mod images;
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::envoy::ensure_free;
+use crate::envoy::{ensure_free, loopback};
 use crate::filter::{self, Toolchain};
 use crate::process::{output_of, run_within};
 use crate::{step, workspace};
@@ -38,7 +37,7 @@ pub(crate) fn engine() -> Result<String> {
 /// Runs all chapters, or these.
 pub(crate) fn run(chapters: &[OsString]) -> Result<()> {
     step(format!("Docker engine {}", engine()?.trim()));
-    PORTS.into_iter().try_for_each(|port| ensure_free((Ipv4Addr::LOCALHOST, port).into()))?;
+    ensure_free(PORTS.map(loopback))?;
     let docker = compose::install()?;
     let folder = workspace::target().join("containers/sources");
     copy(&folder)?;

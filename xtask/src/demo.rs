@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use overload::Overload;
 use redis::Redis;
 
-use crate::envoy::{self, ensure_free};
+use crate::envoy::{self, ensure_free, loopback};
 use crate::filter::{self, Toolchain};
 use crate::process::{Running, pause};
 use crate::watch::Watched;
@@ -90,8 +90,7 @@ struct Demo {
 
 impl Demo {
     fn start(options: &Options, binary: &Path) -> Result<Self> {
-        ensure_free((Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into())?;
-        ensure_free((Ipv4Addr::LOCALHOST, ADMIN_PORT).into())?;
+        ensure_free([(Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into(), loopback(ADMIN_PORT)])?;
         let redis_server = match options.store {
             Store::SharedData => None,
             Store::Redis => Some(redis::ensure_port_free().and_then(|()| tools::redis_server())?),
@@ -115,7 +114,7 @@ impl Demo {
     fn watch_until_interrupted(&mut self) -> Result<()> {
         let configured = workspace::root().join("config/tiers.json");
         let tiers = if self.overload.is_some() { Overload::tiers() } else { configured };
-        let watched = Watched { admin: (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(), tiers };
+        let watched = Watched { admin: loopback(ADMIN_PORT), tiers };
         let mut is_first = self.overload.is_none();
         watched.watch(|notices| {
             if std::mem::take(&mut is_first) {
@@ -154,7 +153,7 @@ fn start_envoy(options: &Options, binary: &Path) -> Result<Running> {
     // Credentials in our environment are for another Redis; the demo's requires none.
     command.env_remove("REDIS_USERNAME").env_remove("REDIS_PASSWORD");
     // The filter answers this path itself, so it is running then.
-    envoy::start(&mut command, &log, (Ipv4Addr::LOCALHOST, SERVICE_PORT).into(), "/health")
+    envoy::start(&mut command, &log, loopback(SERVICE_PORT), "/health")
 }
 
 /// The shipped bootstrap, or a copy of it that this Envoy accepts.

@@ -1,6 +1,6 @@
 //! Starting an Envoy.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -22,14 +22,19 @@ pub(crate) fn start(command: &mut Command, log: &Path, address: SocketAddr, path
     Ok(envoy)
 }
 
-/// Returns an error if the port is in use. Envoy itself would not fail: it shares ports with other Envoys, and the
-/// kernel would distribute connections among them.
-pub(crate) fn ensure_free(address: SocketAddr) -> Result<()> {
-    let free = std::net::TcpListener::bind(address);
-    ensure!(
-        free.is_ok(),
-        "port {} is taken: another demo? `ss -ltnp 'sport = :{0}'` names the program",
-        address.port()
-    );
+pub(crate) const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// Returns an error if a port is in use. Envoy itself would not fail: it shares ports with other Envoys, and the kernel
+/// would distribute connections among them.
+pub(crate) fn ensure_free(addresses: impl IntoIterator<Item = SocketAddr>) -> Result<()> {
+    for address in addresses {
+        ensure!(
+            TcpListener::bind(address).is_ok(),
+            "port {} is taken: another demo? `ss -ltnp 'sport = :{0}'` names the program",
+            address.port()
+        );
+    }
     Ok(())
 }

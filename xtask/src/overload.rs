@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use harness::bootstrap;
 use serde_json::{Map, Value, json};
 
@@ -104,12 +104,4 @@ fn api_keys() -> Value {
         (key.clone(), json!({"tier": tier, "id": key}))
     };
     keys.map(entry).collect::<Map<_, _>>().into()
-}
-
-pub(crate) fn write(bootstrap: &Value, file: &Path) -> Result<()> {
-    if let Some(directory) = file.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    std::fs::write(file, serde_json::to_vec_pretty(bootstrap)?)
-        .with_context(|| format!("cannot write {}", file.display()))
 }

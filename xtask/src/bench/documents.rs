@@ -6,7 +6,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,15 +16,11 @@ use serde_json::{Value, json};
 
 use super::config::{FILTER, answer, listener, socket, wasm};
 use super::load::rss_mib;
-use super::{Machine, directory, loopback};
+use super::{ADMIN, Machine, SERVICE, UPSTREAM, directory};
 use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
 use crate::process::Running;
 use crate::{http, step};
-
-const SERVICE_PORT: u16 = 18010;
-const ADMIN_PORT: u16 = 18011;
-const FILES_PORT: u16 = 18012;
 
 const KEYS: [usize; 3] = [10, 20_000, 100_000];
 
@@ -46,13 +41,11 @@ pub(super) fn run() -> Result<()> {
 }
 
 fn measure(machine: &Machine, keys: usize) -> Result<()> {
-    let [service, admin, files] = [SERVICE_PORT, ADMIN_PORT, FILES_PORT].map(loopback);
-    [service, admin, files].into_iter().try_for_each(ensure_free)?;
     let file = directory()?.join("documents").join("api_keys.json");
     let size_kib = save(&file, keys, "key-a")? / 1024;
     step(format!("{keys} keys, {size_kib} KiB"));
-    let _server = serve(machine, &file, files)?;
-    let envoy = machine.measured_envoy("documents", &bootstrap(service, admin, files), admin)?;
+    let _server = serve(machine, &file)?;
+    let envoy = machine.measured_envoy("documents", &bootstrap())?;
     let row = |phase: &str, applied: &str, latencies: Vec<Duration>| -> Result<()> {
         let [longest, p99] = max_and_p99(latencies).map(|took| format!("{:.1} ms", took.as_secs_f64() * 1e3));
         let memory = rss_mib(envoy.id())?;
@@ -60,7 +53,7 @@ fn measure(machine: &Machine, keys: usize) -> Result<()> {
         Ok(())
     };
 
-    let caller = Caller { http: http::agent(), url: format!("http://{service}/") };
+    let caller = Caller { http: http::agent(), url: format!("http://{SERVICE}/") };
     let (after, latencies) = caller.until("key-a")?;
     row("start", &after, latencies)?;
     row("unchanged", "", caller.watch("key-a", UNCHANGED)?)?;
@@ -82,25 +75,26 @@ fn save(file: &Path, keys: usize, key: &str) -> Result<usize> {
 }
 
 /// Serves the document with Python's file server.
-fn serve(machine: &Machine, file: &Path, address: SocketAddr) -> Result<Running> {
+fn serve(machine: &Machine, file: &Path) -> Result<Running> {
+    ensure_free([UPSTREAM])?;
     let mut python = machine.on_other_cpus(Path::new("python3"));
     python.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]);
-    python.arg(file.with_file_name("")).arg(address.port().to_string());
+    python.arg(file.with_file_name("")).arg(UPSTREAM.port().to_string());
     let mut server = Running::start_logged(&mut python, &directory()?.join("files.log"))?;
-    server.wait_until_ready(TIMEOUT, || http::get_ok(address, "/"))?;
+    server.wait_until_ready(TIMEOUT, || http::get_ok(UPSTREAM, "/"))?;
     Ok(server)
 }
 
-fn bootstrap(service: SocketAddr, admin: SocketAddr, files: SocketAddr) -> Value {
+fn bootstrap() -> Value {
     let configuration = json!({"config_source": {
         "cluster": "files", "api_keys": "/api_keys.json", "ttl_seconds": TTL.as_secs(),
     }});
     let host = json!({"name": "bench", "domains": ["*"], "routes": [answer()]});
     json!({
-        "admin": {"address": socket(admin)},
+        "admin": {"address": socket(ADMIN)},
         "static_resources": {
-            "listeners": [listener(service, [wasm("rate_limiter", FILTER, &configuration)], &host)],
-            "clusters": [bootstrap::cluster("files", &[socket(files)])],
+            "listeners": [listener(SERVICE, [wasm("rate_limiter", FILTER, &configuration)], &host)],
+            "clusters": [bootstrap::cluster("files", &[socket(UPSTREAM)])],
         },
     })
 }

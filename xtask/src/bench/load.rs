@@ -1,7 +1,6 @@
 //! Load with wrk, and the CPU time and memory of processes.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use procfs::process::{Process, Stat};
 use serde::Deserialize;
 
-use super::directory;
+use super::config::KEYS;
+use super::{SERVICE, directory};
 use crate::process::{log_tail, run_logged_within};
 
 const WRK_CALLERS: &str = include_str!("callers.lua");
@@ -17,7 +17,6 @@ const WRK_REPORT: &str = include_str!("report.lua");
 
 #[derive(Debug)]
 pub(super) struct Load {
-    pub(super) address: SocketAddr,
     pub(super) callers: Callers,
     pub(super) connections: u32,
 }
@@ -26,8 +25,8 @@ pub(super) struct Load {
 pub(super) enum Callers {
     /// The same key in all requests.
     One(&'static str),
-    /// `key-0` and the following keys, this many, in turn.
-    InTurn(usize),
+    /// All [`KEYS`] keys in turn.
+    InTurn,
 }
 
 /// What `report.lua` prints at the end of a run.
@@ -48,16 +47,16 @@ impl Load {
         let connections = self.connections;
         wrk.args(format!("--threads 1 --connections {connections} --duration {seconds}s").split(' '));
         wrk.arg("--script").arg(&script);
-        let url = format!("http://{}/", self.address);
+        let url = format!("http://{SERVICE}/");
         match self.callers {
             Callers::One(key) => {
                 // Without a function for each request, wrk is faster.
                 fs::write(&script, WRK_REPORT)?;
                 wrk.args(["--header", &format!("x-api-key: {key}"), &url]);
             }
-            Callers::InTurn(count) => {
+            Callers::InTurn => {
                 fs::write(&script, [WRK_REPORT, WRK_CALLERS].concat())?;
-                wrk.args([&url, "--", &count.to_string()]);
+                wrk.args([&url, "--", &KEYS.to_string()]);
             }
         }
         let has_succeeded = run_logged_within(&mut wrk, &printed, Duration::MAX)?;

@@ -14,17 +14,12 @@ use clap::ValueEnum;
 use harness::bootstrap::extension;
 use serde_json::{Value, json};
 
-use super::{chosen, description, directory, loopback, name};
-use crate::envoy::{self, ensure_free};
+use super::{ADMIN, SERVICE, UPSTREAM, chosen, description, directory, name, start_envoy};
+use crate::envoy::ensure_free;
 use crate::filter::{self, Toolchain};
-use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, write};
+use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours};
 use crate::process::run as run_program;
 use crate::{step, tools, workspace};
-
-/// Different from the ports of the demo and of the other tables, and below the kernel's ports for outgoing connections.
-const SERVICE_PORT: u16 = 18030;
-const ADMIN_PORT: u16 = 18031;
-const UPSTREAM_PORT: u16 = 18032;
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum UpstreamKind {
@@ -185,25 +180,25 @@ fn measure(
     (kind, variant): (UpstreamKind, Variant),
     options: &Options,
 ) -> Result<PathBuf> {
-    let [service, admin, upstream] = [SERVICE_PORT, ADMIN_PORT, UPSTREAM_PORT].map(loopback);
-    [service, admin, upstream].into_iter().try_for_each(ensure_free)?;
-    let stem = directory()?.join(format!("overload-{}-{}", name(kind), name(variant)));
-    let file = |extension: &str| stem.with_extension(extension);
+    ensure_free([SERVICE, ADMIN, UPSTREAM])?;
+    let stem = format!("overload-{}-{}", name(kind), name(variant));
+    let file = |extension: &str| Ok::<_, anyhow::Error>(directory()?.join(&stem).with_extension(extension));
     let shape = kind.shape();
-    let _upstream = program.upstream(upstream, shape.upstream, &file("upstream.log"))?;
+    let _upstream = program.upstream(UPSTREAM, shape.upstream, &file("upstream.log")?)?;
+    let bootstrap = bootstrap(Between {
+        service: SERVICE,
+        admin: ADMIN,
+        upstream: UPSTREAM,
+        route_timeout: shape.route_timeout,
+        protection: variant.filter(shape.slots),
+    });
+    let mut envoy = start_envoy(Command::new(envoy_bin), 2, &stem, &bootstrap, (ADMIN, "/ready"))?;
 
-    let config = file("json");
-    let (route_timeout, protection) = (shape.route_timeout, variant.filter(shape.slots));
-    write(&bootstrap(Between { service, admin, upstream, route_timeout, protection }), &config)?;
-    let mut command = Command::new(envoy_bin);
-    command.arg("--config-path").arg(&config).args(["--concurrency", "2", "--log-level", "warning"]);
-    let mut envoy = envoy::start(&mut command, &file("log"), admin, "/ready")?;
-
-    let report = file("report.json");
+    let report = file("report.json")?;
     let before = if options.cold { 0 } else { shape.before };
     let (times, seed) = (options.times, options.seed);
     let plan = format!("{} --before {before} --times {times} --seed {seed}", shape.plan);
-    let mut load = program.load(service, &plan);
+    let mut load = program.load(SERVICE, &plan);
     load.args(["--name", &description(variant)]).arg("--report").arg(&report);
     if variant == Variant::Ours {
         load.args(["--health", HEALTH_PATH]);

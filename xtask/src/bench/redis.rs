@@ -7,21 +7,13 @@
 mod servers;
 mod variant;
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
 use super::load::{Load, Report, cpu_us};
-use super::{
-    Machine, Timing, WARM_UP_SECONDS, chosen, description, ensure_response, ensure_responses, loopback,
-    median, name,
-};
-use crate::envoy::ensure_free;
+use super::{ADMIN, Machine, Timing, WARM_UP_SECONDS, chosen, dash, description, median, name};
 use crate::filter::{self, Toolchain};
-use crate::process::pause;
 use crate::{http, step, tools};
-use servers::{ADMIN_PORT, SERVICE_PORT, Servers};
+use servers::Servers;
 use variant::Variant;
 
 /// How often a measurement is repeated if the number of commands to Redis was wrong, or requests were decided without
@@ -99,34 +91,7 @@ impl Measurement {
     }
 }
 
-struct Series {
-    variant: Variant,
-    connections: u32,
-    measured: Vec<Measurement>,
-}
-
-impl Series {
-    fn median(&self, of: impl Fn(&Measurement) -> f64) -> f64 {
-        median(self.measured.iter().map(of))
-    }
-
-    /// The median of a comparison of two series in each round.
-    fn compared_with(&self, base: &Self, of: impl Fn(&Measurement, &Measurement) -> f64) -> f64 {
-        median(self.measured.iter().zip(&base.measured).map(|(m, b)| of(m, b)))
-    }
-
-    fn added_cpu_us(&self, base: &Self) -> f64 {
-        self.compared_with(base, |m, b| m.cpu_us() - b.cpu_us())
-    }
-
-    fn added_p50_us(&self, base: &Self) -> f64 {
-        self.compared_with(base, |m, b| 1e3 * (m.report.p50_ms - b.report.p50_ms))
-    }
-
-    fn rate(&self, base: &Self) -> f64 {
-        self.compared_with(base, |m, b| m.report.requests_per_second / b.report.requests_per_second)
-    }
-}
+type Series = super::Series<Variant, Measurement>;
 
 pub(super) fn run(options: &Options) -> Result<()> {
     let machine = Machine::find()?;
@@ -138,9 +103,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut bench = Bench { servers: Servers::start(&machine, &variants)?, machine, options };
 
     // The variants of one number of connections are adjacent, because they are compared.
-    let series = |&connections: &u32| {
-        variants.iter().map(move |&variant| Series { variant, connections, measured: Vec::new() })
-    };
+    let series = |&connections: &u32| variants.iter().map(move |&variant| Series::new(variant, connections));
     let mut results: Vec<Series> = options.connections.iter().flat_map(series).collect();
     let ended = (1..=options.timing.rounds).try_for_each(|round| bench.round(round, &mut results));
     // A run takes long. If it is aborted, the complete rounds are still printed.
@@ -192,23 +155,22 @@ impl Bench<'_> {
 
     fn measure_once(&mut self, variant: Variant, connections: u32) -> Result<Measurement> {
         let Self { servers, machine, options } = self;
-        let [service, admin] = [SERVICE_PORT, ADMIN_PORT].map(loopback);
-        [service, admin].into_iter().try_for_each(ensure_free)?;
         let bootstrap = variant.bootstrap(servers)?;
-        let mut envoy = machine.measured_envoy(&format!("upstream-{}", name(variant)), &bootstrap, admin)?;
-        verify(variant, service)?;
+        let mut envoy = machine.measured_envoy(&format!("upstream-{}", name(variant)), &bootstrap)?;
+        let expected = variant.expected();
+        expected.verify()?;
 
-        let load = Load { address: service, callers: variant.callers(), connections };
+        let load = Load { callers: variant.callers(), connections };
         load.run(machine.wrk(), WARM_UP_SECONDS)?;
         let (redis, other) = (servers.redis_processes(variant), servers.other_processes(variant));
         let spent = || Ok::<_, anyhow::Error>([cpu_us(&[envoy.id()])?, cpu_us(&redis)?, cpu_us(&other)?]);
-        let counts = || Ok::<_, anyhow::Error>((servers.commands(variant), fallbacks(variant, admin)?));
+        let counts = || Ok::<_, anyhow::Error>((servers.commands(variant), fallbacks(variant)?));
         let ((commands, fallbacks_before), before) = (counts()?, spent()?);
         let report = load.run(machine.wrk(), options.timing.seconds)?;
         let (after, (commands_after, fallbacks_after)) = (spent()?, counts()?);
         envoy.check()?;
         servers.check()?;
-        ensure_responses(&report, variant.rejects())?;
+        expected.check(&report)?;
 
         let a_request = |count: f64| count / report.requests;
         let each = |index: usize| a_request(after[index] - before[index]);
@@ -239,33 +201,14 @@ impl Bench<'_> {
     }
 }
 
-/// Checks that a variant behaves as expected.
-fn verify(variant: Variant, service: SocketAddr) -> Result<()> {
-    let check =
-        || ensure_response(service, variant.api_key(), variant.rejects(), variant.has_limit_headers());
-    // The first requests take the token of a bucket that rejects, are decided without Redis because it is not connected
-    // yet, or let webdis connect.
-    for _ in 0..20 {
-        if check().is_ok() {
-            break;
-        }
-        pause(Duration::from_millis(50))?;
-    }
-    check()
-}
-
 /// How many requests `on_failure` has decided so far.
-fn fallbacks(variant: Variant, admin: SocketAddr) -> Result<f64> {
+fn fallbacks(variant: Variant) -> Result<f64> {
     if !variant.uses_redis_store() {
         return Ok(0.0);
     }
-    let stats = http::get(admin, "/stats?filter=fallback_decisions", &[])?.into_body();
+    let stats = http::get(ADMIN, "/stats?filter=fallback_decisions", &[])?.into_body();
     let count = stats.lines().find_map(|line| line.trim().strip_prefix(FALLBACKS)?.trim().parse().ok());
     count.with_context(|| format!("no `{FALLBACKS} <number>` among Envoy's stats"))
-}
-
-fn find(results: &[Series], variant: Variant, connections: u32) -> Option<&Series> {
-    results.iter().find(|series| series.variant == variant && series.connections == connections)
 }
 
 fn print_table(results: &[Series], connections: u32) {
@@ -274,11 +217,11 @@ fn print_table(results: &[Series], connections: u32) {
         "| variant | Envoy | Redis | webdis | added | × no limiter | p50 ms | p99 ms | p50 added µs | requests/s | × no limiter | Envoy busy % |"
     );
     println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
-    let none = find(results, Variant::None, connections);
     for series in results.iter().filter(|series| series.connections == connections) {
+        let none = series.beside(Variant::None, results);
         let part = |of: fn(&Measurement) -> Option<f64>| {
-            let is_some = series.measured.iter().all(|m| of(m).is_some());
-            dash(is_some.then(|| series.median(|m| of(m).unwrap_or_default())), 1)
+            let values: Option<Vec<f64>> = series.measured.iter().map(of).collect();
+            dash(values.map(median), 1)
         };
         println!(
             "| {} | {:.1} | {} | {} | {} | {} | {:.3} | {:.3} | {} | {:.0} | {} | {:.0} |",
@@ -286,13 +229,13 @@ fn print_table(results: &[Series], connections: u32) {
             series.median(|m| m.envoy_us),
             part(|m| m.redis_us),
             part(|m| m.other_us),
-            dash(none.map(|none| series.added_cpu_us(none)), 1),
-            dash(none.map(|none| series.compared_with(none, |m, b| m.cpu_us() / b.cpu_us())), 2),
+            series.compared_with(none, 1, |m, b| m.cpu_us() - b.cpu_us()),
+            series.compared_with(none, 2, |m, b| m.cpu_us() / b.cpu_us()),
             series.median(|m| m.report.p50_ms),
             series.median(|m| m.report.p99_ms),
-            dash(none.map(|none| series.added_p50_us(none)), 0),
+            series.compared_with(none, 0, |m, b| 1e3 * (m.report.p50_ms - b.report.p50_ms)),
             series.median(|m| m.report.requests_per_second),
-            dash(none.map(|none| series.rate(none)), 2),
+            series.compared_with(none, 2, |m, b| m.report.requests_per_second / b.report.requests_per_second),
             series.median(Measurement::busy),
         );
     }
@@ -300,8 +243,4 @@ fn print_table(results: &[Series], connections: u32) {
 
 fn counted(connections: u32) -> String {
     format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
-}
-
-fn dash(value: Option<f64>, digits: usize) -> String {
-    value.map_or_else(|| "–".into(), |value| format!("{value:.digits$}"))
 }

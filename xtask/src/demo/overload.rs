@@ -9,9 +9,8 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::{ADMIN_PORT, SERVICE_PORT};
-use crate::bench::loopback;
-use crate::envoy::ensure_free;
-use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, tiers, write};
+use crate::envoy::{ensure_free, loopback};
+use crate::overload::{Between, HEALTH_PATH, Program, ROUTE_TIMEOUT, bootstrap, ours, tiers};
 use crate::process::Running;
 use crate::{step, workspace};
 
@@ -40,16 +39,19 @@ impl Overload {
     /// Starts the upstream, and writes the bootstrap for Envoy.
     pub(super) fn start(log: Option<PathBuf>) -> Result<Self> {
         let upstream = loopback(UPSTREAM_PORT);
-        ensure_free(upstream)?;
+        ensure_free([upstream])?;
         let program = Program::build()?;
         // Shorter than the defaults, so that the changes are visible.
         let bounds = json!({"degrade_after_seconds": 1, "recover_after_seconds": 5});
-        let service = (Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into();
-        let admin = loopback(ADMIN_PORT);
-        let (route_timeout, protection) = (ROUTE_TIMEOUT, Some(ours(bounds)));
-        let between = Between { service, admin, upstream, route_timeout, protection };
-        write(&bootstrap(between), &Self::bootstrap())?;
-        write(&tiers(), &Self::tiers())?;
+        let between = Between {
+            service: (Ipv4Addr::UNSPECIFIED, SERVICE_PORT).into(),
+            admin: loopback(ADMIN_PORT),
+            upstream,
+            route_timeout: ROUTE_TIMEOUT,
+            protection: Some(ours(bounds)),
+        };
+        workspace::write_json(&Self::bootstrap(), &bootstrap(between))?;
+        workspace::write_json(&Self::tiers(), &tiers())?;
         let upstream_log = workspace::target().join("demo/upstream.log");
         let shown = workspace::shown(&upstream_log);
         step(format!("starting an upstream of limited capacity; its log: {shown}"));

@@ -1,24 +1,24 @@
 //! The demo's Redis: on the loopback, without persistence.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::envoy::ensure_free;
+use crate::envoy::{ensure_free, loopback};
 use crate::process::Running;
 use crate::{step, workspace};
 
 /// The address of Redis in `deploy/redis/envoy.yaml`.
-const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6379);
+const ADDRESS: SocketAddr = loopback(6379);
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) fn ensure_port_free() -> Result<()> {
-    ensure_free(ADDRESS).with_context(|| {
+    ensure_free([ADDRESS]).with_context(|| {
         format!(
             "the demo starts a Redis of its own on port {}, so another must not be there \
              (a Debian service ends with `sudo systemctl stop redis-server`)",

@@ -1,12 +1,11 @@
 //! The measured variants as Envoy bootstraps.
 
-use std::net::SocketAddr;
-
 use clap::ValueEnum;
 use harness::bootstrap::extension;
 use serde_json::{Value, json};
 
-use super::super::config::{REJECTED_KEY, answer, callers, keys, limiter, listener, socket, wasm};
+use super::super::config::{answer, callers, keys, limiter, listener, socket, wasm};
+use super::super::{ADMIN, Expected, SERVICE};
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum Variant {
@@ -27,20 +26,15 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(super) fn has_limit_headers(self) -> bool {
-        matches!(self, Self::Native | Self::Ours | Self::OursRejecting)
-    }
-
-    pub(super) fn rejects(self) -> bool {
-        self == Self::OursRejecting
-    }
-
-    pub(super) fn api_key(self) -> &'static str {
-        if self.rejects() { REJECTED_KEY } else { "key-50" }
+    pub(super) fn expected(self) -> Expected {
+        Expected {
+            rejects: self == Self::OursRejecting,
+            has_limit_headers: matches!(self, Self::Native | Self::Ours | Self::OursRejecting),
+        }
     }
 
     /// An Envoy without an upstream, with this variant's filter.
-    pub(super) fn bootstrap(self, service: SocketAddr, admin: SocketAddr) -> Value {
+    pub(super) fn bootstrap(self) -> Value {
         let host = json!({
             "name": "bench",
             "domains": ["*"],
@@ -50,8 +44,8 @@ impl Variant {
             "routes": [answer()],
         });
         json!({
-            "admin": {"address": socket(admin)},
-            "static_resources": {"listeners": [listener(service, self.filter(), &host)]},
+            "admin": {"address": socket(ADMIN)},
+            "static_resources": {"listeners": [listener(SERVICE, self.filter(), &host)]},
         })
     }
 

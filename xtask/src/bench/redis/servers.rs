@@ -1,6 +1,5 @@
 //! The servers behind the measured Envoy: the upstream, one Redis, a cluster of three, webdis.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::slice;
 use std::time::Duration;
@@ -10,23 +9,18 @@ use harness::redis::Redis;
 use harness::redis_cluster::RedisCluster;
 use serde_json::json;
 
-use super::super::{Machine, directory, loopback, start_envoy};
+use super::super::{Machine, UPSTREAM, directory, start_envoy};
 use super::variant::{self, Variant};
-use crate::envoy::ensure_free;
+use crate::envoy::{ensure_free, loopback};
 use crate::process::Running;
-use crate::{http, step, tools};
+use crate::{http, step, tools, workspace};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The limiter's own script, which webdis runs as well.
 const SCRIPT: &str = include_str!("../../../../src/store/redis/take.lua");
 
-/// Different from the ports of the demo and of the other table, and below the kernel's ports for outgoing connections.
-/// Redis has reserved ports.
-pub(super) const SERVICE_PORT: u16 = 18010;
-pub(super) const ADMIN_PORT: u16 = 18011;
-pub(super) const UPSTREAM_PORT: u16 = 18012;
-pub(super) const WEBDIS_PORT: u16 = 18020;
+pub(super) const WEBDIS: SocketAddr = loopback(18003);
 
 pub(super) struct Servers {
     upstream: Running,
@@ -39,10 +33,9 @@ pub(super) struct Servers {
 impl Servers {
     pub(super) fn start(machine: &Machine, variants: &[Variant]) -> Result<Self> {
         step("starting the servers behind Envoy");
-        let address = loopback(UPSTREAM_PORT);
-        ensure_free(address)?;
+        ensure_free([UPSTREAM, WEBDIS])?;
         let command = machine.on_other_cpus(&machine.envoy);
-        let upstream = start_envoy(command, "upstream", &variant::upstream(address), (address, "/"))?;
+        let upstream = start_envoy(command, 1, "upstream", &variant::upstream(), (UPSTREAM, "/"))?;
 
         let redis = variants.iter().any(|variant| variant.needs_redis()).then(Redis::start);
         let cluster = variants.contains(&Variant::RedisCluster).then(RedisCluster::of_masters);
@@ -104,25 +97,23 @@ impl Servers {
 
 /// Starts webdis with Debian's settings, but without a log of each request.
 fn start_webdis(machine: &Machine, redis: SocketAddr) -> Result<Running> {
-    let address = loopback(WEBDIS_PORT);
-    ensure_free(address)?;
     let (binary, _) = tools::program("WEBDIS", &["webdis"], "webdis")?;
     let directory = directory()?;
     let file = directory.join("webdis-settings.json");
     let settings = json!({
         "redis_host": redis.ip(),
         "redis_port": redis.port(),
-        "http_host": address.ip(),
-        "http_port": address.port(),
+        "http_host": WEBDIS.ip(),
+        "http_port": WEBDIS.port(),
         "threads": 2,
         "daemonize": false,
         "database": 0,
         "verbosity": 0,
         "logfile": directory.join("webdis-requests.log"),
     });
-    fs::write(&file, serde_json::to_vec_pretty(&settings)?)?;
+    workspace::write_json(&file, &settings)?;
     let mut command = machine.on_other_cpus(&binary);
     let mut webdis = Running::start_logged(command.arg(&file), &directory.join("webdis.log"))?;
-    webdis.wait_until_ready(START_LIMIT, || http::get_ok(address, "/PING"))?;
+    webdis.wait_until_ready(START_LIMIT, || http::get_ok(WEBDIS, "/PING"))?;
     Ok(webdis)
 }

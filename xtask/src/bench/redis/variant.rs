@@ -1,6 +1,5 @@
 //! The measured variants as Envoy bootstraps.
 
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -11,10 +10,10 @@ use harness::bootstrap::{
 };
 use serde_json::{Value, json};
 
-use super::super::config::{FILTER, KEYS, REJECTED_KEY, answer, callers, limiter, listener};
+use super::super::config::{FILTER, answer, callers, limiter, listener};
 use super::super::load::Callers;
-use super::super::loopback;
-use super::servers::{ADMIN_PORT, SERVICE_PORT, Servers, UPSTREAM_PORT, WEBDIS_PORT};
+use super::super::{ADMIN, Expected, SERVICE, UPSTREAM};
+use super::servers::{Servers, WEBDIS};
 
 /// The name of the cluster with the Redis bridge.
 const BRIDGE: &str = "redis";
@@ -40,12 +39,11 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    pub(super) fn has_limit_headers(self) -> bool {
-        !matches!(self, Self::None | Self::Webdis)
-    }
-
-    pub(super) fn rejects(self) -> bool {
-        matches!(self, Self::SharedDataRejecting | Self::RedisRejecting)
+    pub(super) fn expected(self) -> Expected {
+        Expected {
+            rejects: matches!(self, Self::SharedDataRejecting | Self::RedisRejecting),
+            has_limit_headers: !matches!(self, Self::None | Self::Webdis),
+        }
     }
 
     /// The expected number of commands to Redis for a request, on average.
@@ -59,11 +57,8 @@ impl Variant {
     }
 
     pub(super) fn callers(self) -> Callers {
-        if self.rejects() { Callers::One(REJECTED_KEY) } else { Callers::InTurn(KEYS) }
-    }
-
-    pub(super) fn api_key(self) -> &'static str {
-        if self.rejects() { REJECTED_KEY } else { "key-50" }
+        let expected = self.expected();
+        if expected.rejects { Callers::One(expected.api_key()) } else { Callers::InTurn }
     }
 
     /// Whether our limiter uses Redis.
@@ -83,8 +78,8 @@ impl Variant {
             "domains": ["*"],
             "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}],
         });
-        let mut listeners = vec![listener(loopback(SERVICE_PORT), self.filter(&servers.script), &host)];
-        let mut clusters = vec![cluster("upstream", &[socket(loopback(UPSTREAM_PORT))])];
+        let mut listeners = vec![listener(SERVICE, self.filter(&servers.script), &host)];
+        let mut clusters = vec![cluster("upstream", &[socket(UPSTREAM)])];
         let bridge = |endpoint| redis_bridge(BRIDGE, &endpoint, Path::new(FILTER));
         match self {
             Self::None | Self::SharedData | Self::SharedDataRejecting => {}
@@ -94,10 +89,10 @@ impl Variant {
                 clusters.push(redis_nodes(NODES, &servers.nodes()?, refresh()));
                 listeners.push(redis_proxy(NODES, &proxy_settings()));
             }
-            Self::Webdis => clusters.push(cluster("webdis", &[socket(loopback(WEBDIS_PORT))])),
+            Self::Webdis => clusters.push(cluster("webdis", &[socket(WEBDIS)])),
         }
         Ok(json!({
-            "admin": {"address": socket(loopback(ADMIN_PORT))},
+            "admin": {"address": socket(ADMIN)},
             "bootstrap_extensions": [internal_listeners()],
             "static_resources": {"listeners": listeners, "clusters": clusters},
         }))
@@ -119,9 +114,9 @@ impl Variant {
 }
 
 /// The upstream: an Envoy with a direct response.
-pub(super) fn upstream(address: SocketAddr) -> Value {
+pub(super) fn upstream() -> Value {
     let host = json!({"name": "upstream", "domains": ["*"], "routes": [answer()]});
-    json!({"static_resources": {"listeners": [listener(address, None, &host)]}})
+    json!({"static_resources": {"listeners": [listener(UPSTREAM, None, &host)]}})
 }
 
 /// The cheapest way in which stock Envoy can query an HTTP service about a request, send the caller, and read the
