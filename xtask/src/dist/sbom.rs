@@ -10,7 +10,6 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{description, sha256};
@@ -25,37 +24,35 @@ pub(super) fn document(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result
     tree.args("--edges normal,no-proc-macro --prefix depth --no-dedupe --format |{p}|{l}|{r}|{f}".split(' '));
     let tree = output_of(tree.current_dir(root))?;
     let lock = fs::read_to_string(root.join("Cargo.lock")).context("cannot read Cargo.lock")?;
-    let document = Crates::read(&tree, &lock)?.document(wasm, runtime(toolchain)?)?;
+    let document = document_of(&tree, &lock, wasm, runtime(toolchain)?)?;
     check(&document, wasm)?;
     Ok(document)
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Crate {
-    name: String,
-    version: String,
-    license: String,
-    repository: String,
-    features: String,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Crate<'a> {
+    name: &'a str,
+    version: &'a str,
+    license: &'a str,
+    repository: &'a str,
+    features: &'a str,
 }
 
-impl Crate {
+impl<'a> Crate<'a> {
     /// Reads `1|itoa v1.0.19|MIT OR Apache-2.0|https://…|std`; returns the depth and the crate.
-    fn read(line: &str) -> Option<(usize, Self)> {
+    fn read(line: &'a str) -> Option<(usize, Self)> {
         let fields: Vec<&str> = line.split('|').collect();
         let [depth, package, license, repository, features] = fields[..] else { return None };
         let (name, version) = package.split_once(" v")?;
         let version = version.split(' ').next()?;
-        let [name, version, license, repository, features] =
-            [name, version, license, repository, features].map(str::to_owned);
         Some((depth.parse().ok()?, Self { name, version, license, repository, features }))
     }
 
-    fn purl(&self) -> String {
-        format!("pkg:cargo/{}@{}", self.name, self.version)
+    fn purl(self) -> String {
+        purl(self.name, self.version)
     }
 
-    fn component(&self, sha256: &str) -> Value {
+    fn component(self, sha256: &str) -> Value {
         let mut component = json!({
             "type": "library",
             "bom-ref": self.purl(),
@@ -77,79 +74,69 @@ impl Crate {
     }
 }
 
-#[derive(Deserialize)]
-struct Lock {
-    package: Vec<Locked>,
+fn purl(name: &str, version: &str) -> String {
+    format!("pkg:cargo/{name}@{version}")
 }
 
-#[derive(Deserialize)]
-struct Locked {
-    name: String,
-    version: String,
-    checksum: Option<String>,
-}
-
-#[derive(Debug)]
-struct Crates {
-    filter: Crate,
-    /// Each crate with its dependencies.
-    dependencies: BTreeMap<Crate, BTreeSet<String>>,
-    checksums: BTreeMap<String, String>,
-}
-
-impl Crates {
-    /// Parses the output of `cargo tree` with the depth before each crate, and `Cargo.lock`.
-    fn read(tree: &str, lock: &str) -> Result<Self> {
-        let mut path: Vec<Crate> = Vec::new();
-        let mut dependencies = BTreeMap::<Crate, BTreeSet<String>>::new();
-        for line in tree.lines().filter(|line| !line.is_empty()) {
-            let (depth, package) = Crate::read(line)
-                .with_context(|| format!("`cargo tree` printed `{line}`, which is not a crate"))?;
-            ensure!(depth <= path.len(), "`cargo tree` printed `{line}` below nothing");
-            path.truncate(depth);
-            if let Some(parent) = path.last() {
-                dependencies.entry(parent.clone()).or_default().insert(package.purl());
-            }
-            dependencies.entry(package.clone()).or_default();
-            path.push(package);
+/// Parses the output of `cargo tree` with the depth before each crate; returns each crate with its dependencies, and the
+/// first one.
+fn crates(tree: &str) -> Result<(BTreeMap<Crate<'_>, BTreeSet<String>>, Crate<'_>)> {
+    let mut path: Vec<Crate> = Vec::new();
+    let mut dependencies = BTreeMap::<Crate, BTreeSet<String>>::new();
+    for line in tree.lines().filter(|line| !line.is_empty()) {
+        let (depth, package) = Crate::read(line)
+            .with_context(|| format!("`cargo tree` printed `{line}`, which is not a crate"))?;
+        ensure!(depth <= path.len(), "`cargo tree` printed `{line}` below nothing");
+        path.truncate(depth);
+        if let Some(parent) = path.last() {
+            dependencies.entry(*parent).or_default().insert(package.purl());
         }
-        let filter = path.first().context("`cargo tree` printed nothing")?.clone();
-        let locked = toml::from_str::<Lock>(lock).context("Cargo.lock")?.package;
-        let checksum = |Locked { name, version, checksum }: Locked| {
-            Some((format!("pkg:cargo/{name}@{version}"), checksum?))
-        };
-        Ok(Self { filter, dependencies, checksums: locked.into_iter().filter_map(checksum).collect() })
+        dependencies.entry(package).or_default();
+        path.push(package);
     }
+    Ok((dependencies, *path.first().context("`cargo tree` printed nothing")?))
+}
 
-    fn document(&self, wasm: &[u8], runtime: Vec<Value>) -> Result<Value> {
-        let mut components = Vec::new();
-        for package in self.dependencies.keys().filter(|package| **package != self.filter) {
-            let checksum = self.checksums.get(&package.purl());
-            let checksum = checksum.with_context(|| {
-                format!("no checksum of {} {} in Cargo.lock", package.name, package.version)
-            })?;
-            components.push(package.component(checksum));
-        }
-        let mut filter = self.filter.component(&sha256(wasm));
-        filter["description"] = description()?.into();
-        let edge = |(package, needs): (&Crate, &BTreeSet<String>)| {
-            let runtime = runtime.iter().filter(|_| *package == self.filter);
-            let needs = needs.iter().map(|purl| json!(purl));
-            let needs: Vec<_> = needs.chain(runtime.map(|library| library["bom-ref"].clone())).collect();
-            json!({"ref": package.purl(), "dependsOn": needs})
-        };
-        let dependencies: Vec<_> = self.dependencies.iter().map(edge).collect();
-        components.extend(runtime);
-        Ok(json!({
-            "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-            "bomFormat": "CycloneDX",
-            "specVersion": "1.6",
-            "version": 1,
-            "metadata": {"component": filter},
-            "components": components,
-            "dependencies": dependencies,
-        }))
+/// The checksums in `Cargo.lock`.
+fn checksums(lock: &str) -> Result<BTreeMap<String, String>> {
+    let lock: toml::Table = toml::from_str(lock).context("Cargo.lock")?;
+    let packages = lock.get("package").and_then(toml::Value::as_array).into_iter().flatten();
+    let checksum = |package: &toml::Value| {
+        let text = |field: &str| package.get(field)?.as_str();
+        Some((purl(text("name")?, text("version")?), text("checksum")?.to_owned()))
+    };
+    Ok(packages.filter_map(checksum).collect())
+}
+
+fn document_of(tree: &str, lock: &str, wasm: &[u8], runtime: Vec<Value>) -> Result<Value> {
+    let (crates, filter) = crates(tree)?;
+    let checksums = checksums(lock)?;
+    let mut components = Vec::new();
+    for package in crates.keys().filter(|package| **package != filter) {
+        let checksum = checksums.get(&package.purl());
+        let checksum = checksum
+            .with_context(|| format!("no checksum of {} {} in Cargo.lock", package.name, package.version))?;
+        components.push(package.component(checksum));
     }
+    let edge = |(package, needs): (&Crate, &BTreeSet<String>)| {
+        let runtime = runtime.iter().filter(|_| *package == filter);
+        let needs = needs.iter().map(|purl| json!(purl));
+        let needs: Vec<_> = needs.chain(runtime.map(|library| library["bom-ref"].clone())).collect();
+        json!({"ref": package.purl(), "dependsOn": needs})
+    };
+    let dependencies: Vec<_> = crates.iter().map(edge).collect();
+    components.extend(runtime);
+    let mut filter = filter.component(&sha256(wasm));
+    filter["description"] = description()?.into();
+    Ok(json!({
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": filter},
+        "components": components,
+        "dependencies": dependencies,
+    }))
 }
 
 fn runtime(toolchain: Toolchain) -> Result<Vec<Value>> {
@@ -217,7 +204,7 @@ mod tests {
             format!("[[package]]\nname = {name:?}\nversion = {version:?}\nchecksum = {checksum:?}\n")
         };
         let lock: String = locked.iter().map(package).collect();
-        Crates::read(TREE, &lock).expect("a tree").document(b"wasm", vec![json!({"bom-ref": "std"})])
+        document_of(TREE, &lock, b"wasm", vec![json!({"bom-ref": "std"})])
     }
 
     const LOCKED: [&str; 5] = ["log 0.4.1", "serde 1.2.3", "serde_core 1.2.3", "wasm 0.1.0", "clap 4.0.0"];
