@@ -29,9 +29,9 @@ pub async fn run(to: SocketAddr, plan: &Plan, started: Instant, outcomes: mpsc::
         let late = due.elapsed();
         let (client, outcomes) = (Arc::clone(&client), outcomes.clone());
         tokio::spawn(async move {
-            let (fate, tries) = client.send(&arrival, due).await;
+            let fate = client.send(&arrival, due).await;
             // The receiver is dropped if the load is stopped early.
-            let _ = outcomes.send(Outcome { arrival, fate, took: due.elapsed(), tries, late });
+            let _ = outcomes.send(Outcome { arrival, fate, took: due.elapsed(), late });
         });
     }
 }
@@ -55,8 +55,8 @@ impl Caller {
         Self { http, uri, policy }
     }
 
-    /// Tries as often as the policy allows; returns the result of the last try, and the number of tries.
-    async fn send(&self, arrival: &Arrival, due: Instant) -> (Fate, u32) {
+    /// Tries as often as the policy allows; returns the result of the last try.
+    async fn send(&self, arrival: &Arrival, due: Instant) -> Fate {
         let deadline = due + Duration::from_millis(self.policy.deadline_ms);
         let mut tries = 0;
         loop {
@@ -66,7 +66,7 @@ impl Caller {
             tries += 1;
             let pause = back_off(self.policy.back_off_ms, tries).max(retry_after.unwrap_or_default());
             if !fate.is_worth_a_retry() || tries > self.policy.retries || Instant::now() + pause >= deadline {
-                return (fate, tries);
+                return fate;
             }
             sleep(pause).await;
         }
@@ -118,7 +118,7 @@ mod tests {
 
     use super::run;
     use crate::plan::{ClientPolicy, Plan};
-    use crate::report::{Fate, Report};
+    use crate::report::{Fate, Report, percentile};
     use crate::upstream::{Condition, Shape, Upstream};
 
     const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -147,13 +147,12 @@ mod tests {
     fn an_upstream_serves_its_capacity_and_refuses_requests_beyond_its_queue() {
         let shape = Shape { slots: 5, service_ms: 100, queue: Some(5) };
         let report = report_of(&plan(), &Upstream::start(shape, ANY_PORT).expect("an upstream"));
-        let of = |fate| report.seconds.iter().flat_map(|second| second.fates[fate as usize]).sum::<u32>();
-        let sent: u32 = report.seconds.iter().flat_map(|second| second.sent).sum();
-        assert_eq!(sent as usize, plan().arrivals().len());
-        let served = of(Fate::Served);
+        let all = report.during(0..plan().seconds());
+        assert_eq!(all.fates.iter().flatten().sum::<u32>() as usize, plan().arrivals().len());
+        let served = all.sum(Fate::Served);
         assert!((60..=170).contains(&served), "about 125 of 325 requests in four seconds: {served}");
-        assert!(of(Fate::Error) > 50, "the others are refused at once");
-        assert!(report.usual_ms(0.5).expect("some are served") >= 20.0);
+        assert!(all.sum(Fate::Error) > 50, "the others are refused at once");
+        assert!(percentile(&report.usual_ms, 0.5).expect("some are served") >= 20.0);
     }
 
     #[test]
@@ -163,6 +162,7 @@ mod tests {
         upstream.set(Condition { slowdown: 1.0, failing: 1.0 });
         let normal = Plan { overload: 0, after: 0, ..plan() };
         let report = report_of(&normal, &upstream);
-        assert_eq!(report.seconds[0].fates[Fate::Error as usize], report.seconds[0].sent);
+        let second = &report.seconds[0];
+        assert_eq!(second.sum(Fate::Error) as usize, normal.arrivals().len());
     }
 }

@@ -1,5 +1,6 @@
 //! When which caller sends a request: the same plan with the same seed gives the same arrivals, to the microsecond.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -85,11 +86,20 @@ impl Plan {
         self.before + self.overload + self.after
     }
 
-    /// The phase of a second, counted from zero.
+    /// Counted from zero, as all seconds.
+    pub fn overload_seconds(&self) -> Range<u32> {
+        self.before..self.before + self.overload
+    }
+
+    pub fn after_seconds(&self) -> Range<u32> {
+        self.overload_seconds().end..self.seconds()
+    }
+
     pub fn phase(&self, second: u32) -> Phase {
-        if second < self.before {
+        let overload = self.overload_seconds();
+        if second < overload.start {
             Phase::Before
-        } else if second < self.before + self.overload {
+        } else if second < overload.end {
             Phase::Overload
         } else {
             Phase::After
@@ -144,17 +154,11 @@ pub fn key(tier: usize, caller: u32) -> String {
 
 #[cfg(test)]
 impl Plan {
+    /// The plan without any arguments.
     pub(crate) fn example() -> Self {
-        Self {
-            capacity: 100.0,
-            before: 10,
-            overload: 30,
-            after: 30,
-            times: 10.0,
-            normal: 0.5,
-            seed: 1,
-            client: ClientPolicy { timeout_ms: 1_000, deadline_ms: 3_000, retries: 2, back_off_ms: 200 },
-        }
+        let command = <Self as clap::Args>::augment_args(clap::Command::new("load"));
+        clap::FromArgMatches::from_arg_matches(&command.get_matches_from(["load"]))
+            .expect("all have defaults")
     }
 }
 

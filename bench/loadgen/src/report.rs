@@ -1,5 +1,6 @@
 //! The outcomes of all requests, counted by the second in which they were sent. Reports can be saved.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,6 @@ pub struct Outcome {
     pub fate: Fate,
     /// The time from when it was due, including retries and pauses.
     pub took: Duration,
-    pub tries: u32,
     /// How much later than due it was sent. If it is more than a few milliseconds, this machine is too slow for the
     /// load, and the measurement is invalid.
     pub late: Duration,
@@ -51,10 +51,8 @@ pub struct Outcome {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Second {
-    pub sent: [u32; TIERS],
     /// Outcomes by fate and tier.
     pub fates: [[u32; TIERS]; FATES],
-    pub tries: u32,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -81,9 +79,7 @@ const GOOD_SHARE: f64 = 0.99;
 
 impl Second {
     pub fn add(&mut self, outcome: &Outcome) {
-        self.sent[outcome.arrival.tier] += 1;
         self.fates[outcome.fate as usize][outcome.arrival.tier] += 1;
-        self.tries += outcome.tries;
     }
 
     pub fn of(&self, fate: Fate) -> [u32; TIERS] {
@@ -94,15 +90,35 @@ impl Second {
         self.of(fate).iter().sum()
     }
 
+    /// The requests sent by callers of a tier.
+    pub fn sent(&self, tier: usize) -> u32 {
+        self.fates.iter().map(|tiers| tiers[tier]).sum()
+    }
+
+    /// The share of a tier's requests that were served, 0 to 1.
+    pub fn success(&self, tier: usize) -> f64 {
+        f64::from(self.of(Fate::Served)[tier]) / f64::from(self.sent(tier).max(1))
+    }
+
+    /// The share of all requests with one of these fates, 0 to 1.
+    pub fn share(&self, fates: &[Fate]) -> f64 {
+        let count: u32 = fates.iter().map(|fate| self.sum(*fate)).sum();
+        f64::from(count) / f64::from(self.all_sent().max(1))
+    }
+
+    fn all_sent(&self) -> u32 {
+        self.fates.iter().flatten().sum()
+    }
+
     fn is_good(&self) -> bool {
-        f64::from(self.sum(Fate::Served)) >= GOOD_SHARE * f64::from(self.sent.iter().sum::<u32>())
+        f64::from(self.sum(Fate::Served)) >= GOOD_SHARE * f64::from(self.all_sent())
     }
 
     pub fn line(&self) -> String {
         let served = self.of(Fate::Served);
         let tiers = (0..TIERS)
             .rev()
-            .map(|tier| format!("{} {:3} of {:4}", TIER_NAMES[tier], served[tier], self.sent[tier]));
+            .map(|tier| format!("{} {:3} of {:4}", TIER_NAMES[tier], served[tier], self.sent(tier)));
         let rest = Fate::FAILURES.into_iter().map(|(fate, name)| (name, self.sum(fate)));
         let rest = rest.filter(|(_, sum)| *sum > 0).map(|(name, sum)| format!("{name} {sum}"));
         let served = tiers.collect::<Vec<_>>().join(", ");
@@ -137,73 +153,51 @@ impl Report {
         self.late_ms.push(outcome.late.as_secs_f32() * 1_000.0);
     }
 
-    pub fn phase(&self, phase: Phase) -> Second {
+    /// The sum of these seconds.
+    pub fn during(&self, seconds: Range<u32>) -> Second {
         let mut sum = Second::default();
-        for (_, second) in (0..).zip(&self.seconds).filter(|(index, _)| self.plan.phase(*index) == phase) {
-            let sums = sum.fates.iter_mut().chain([&mut sum.sent]).flatten();
-            let more = second.fates.iter().chain([&second.sent]).flatten();
-            sums.zip(more).for_each(|(sum, more)| *sum += more);
-            sum.tries += second.tries;
+        for second in self.seconds.get(seconds.start as usize..seconds.end as usize).unwrap_or_default() {
+            let sums = sum.fates.iter_mut().flatten();
+            sums.zip(second.fates.iter().flatten()).for_each(|(sum, more)| *sum += more);
         }
         sum
     }
 
     /// The share of this tier's requests in the overload that were served, 0 to 1.
     pub fn success(&self, tier: usize) -> f64 {
-        let overload = self.phase(Phase::Overload);
-        f64::from(overload.of(Fate::Served)[tier]) / f64::from(overload.sent[tier].max(1))
+        self.during(self.plan.overload_seconds()).success(tier)
     }
 
     /// [`Self::success`] without the first [`BEGIN_SECONDS`].
     pub fn settled_success(&self, tier: usize) -> f64 {
-        let end = (self.plan.before + self.plan.overload) as usize;
-        let settled = (self.plan.before + BEGIN_SECONDS) as usize..end;
-        let seconds = self.seconds.get(settled).unwrap_or_default();
-        let count =
-            |of: fn(&Second) -> [u32; TIERS]| seconds.iter().map(|second| of(second)[tier]).sum::<u32>();
-        f64::from(count(|second| second.of(Fate::Served))) / f64::from(count(|second| second.sent).max(1))
+        let [_, settled] = self.begin_and_rest();
+        self.during(settled).success(tier)
     }
 
     /// Served requests a second: in the first [`BEGIN_SECONDS`] of the overload, and in the rest of it.
     pub fn goodput(&self) -> [f64; 2] {
-        let (from, to) = (self.plan.before, self.plan.before + self.plan.overload);
-        let begin = (from + BEGIN_SECONDS).min(to);
-        [(from, begin), (begin, to)].map(|(from, to)| self.served(from, to) / f64::from((to - from).max(1)))
+        self.begin_and_rest().map(|seconds| self.served(seconds.clone()) / seconds.len().max(1) as f64)
     }
 
-    pub fn served(&self, from: u32, to: u32) -> f64 {
-        let seconds = self.seconds.get(from as usize..to as usize).unwrap_or_default();
-        seconds.iter().map(|second| f64::from(second.sum(Fate::Served))).sum()
+    fn begin_and_rest(&self) -> [Range<u32>; 2] {
+        let Range { start, end } = self.plan.overload_seconds();
+        let begun = (start + BEGIN_SECONDS).min(end);
+        [start..begun, begun..end]
     }
 
-    /// The share of requests after the overload that were served, 0 to 1.
-    pub fn success_after(&self) -> f64 {
-        let after = self.phase(Phase::After);
-        f64::from(after.sum(Fate::Served)) / f64::from(after.sent.iter().sum::<u32>().max(1))
-    }
-
-    /// A quantile of the most important tier's latency in the overload; `None` if no request was served.
-    pub fn latency_ms(&self, quantile: f64) -> Option<f32> {
-        percentile(&self.served_ms, quantile)
-    }
-
-    /// A quantile of the latency of all tiers before the overload.
-    pub fn usual_ms(&self, quantile: f64) -> Option<f32> {
-        percentile(&self.usual_ms, quantile)
-    }
-
-    pub fn late_ms(&self, quantile: f64) -> f32 {
-        percentile(&self.late_ms, quantile).unwrap_or_default()
+    pub fn served(&self, seconds: Range<u32>) -> f64 {
+        f64::from(self.during(seconds).sum(Fate::Served))
     }
 
     /// Seconds from the end of the overload until all requests are served again; `None` if that did not happen.
     pub fn recovery_seconds(&self) -> Option<usize> {
-        let after = self.seconds.get((self.plan.before + self.plan.overload) as usize..)?;
+        let after = self.seconds.get(self.plan.after_seconds().start as usize..)?;
         after.windows(GOOD_SECONDS).position(|seconds| seconds.iter().all(Second::is_good))
     }
 }
 
-fn percentile(values: &[f32], quantile: f64) -> Option<f32> {
+/// A quantile of values in any order; `None` if there are none.
+pub fn percentile(values: &[f32], quantile: f64) -> Option<f32> {
     let mut values = values.to_vec();
     values.sort_by(f32::total_cmp);
     let index = (quantile * values.len() as f64).ceil() as usize;
@@ -214,15 +208,14 @@ fn percentile(values: &[f32], quantile: f64) -> Option<f32> {
 mod tests {
     use std::time::Duration;
 
-    use super::{Fate, Outcome, Report};
-    use crate::plan::{Arrival, Phase, Plan};
+    use super::{Fate, Outcome, Report, percentile};
+    use crate::plan::{Arrival, Plan};
 
     fn outcome(second: u64, tier: usize, fate: Fate, ms: u64) -> Outcome {
         Outcome {
             arrival: Arrival { at: Duration::from_millis(second * 1_000 + 500), tier, caller: 0 },
             fate,
             took: Duration::from_millis(ms),
-            tries: 1,
             late: Duration::from_millis(1),
         }
     }
@@ -236,12 +229,12 @@ mod tests {
             report.add(&outcome(10 + index % 30, 0, Fate::Shed, 1));
         }
         report.add(&outcome(39, 2, Fate::TimedOut, 3_000));
-        assert_eq!((report.goodput(), report.served(0, 10)), ([2.0, 2.0], 1.0));
+        assert_eq!((report.goodput(), report.served(0..10)), ([2.0, 2.0], 1.0));
         assert_eq!((report.success(2), report.success(0)), (60.0 / 61.0, 0.0));
         assert_eq!((report.settled_success(2), report.settled_success(0)), (50.0 / 51.0, 0.0));
-        assert_eq!((report.latency_ms(0.5), report.latency_ms(0.99)), (Some(129.0), Some(159.0)));
-        assert_eq!(report.usual_ms(0.5), Some(9_000.0));
-        assert_eq!(report.phase(Phase::Overload).sum(Fate::Shed), 60);
+        assert_eq!([0.5, 0.99].map(|q| percentile(&report.served_ms, q)), [Some(129.0), Some(159.0)]);
+        assert_eq!(percentile(&report.usual_ms, 0.5), Some(9_000.0));
+        assert_eq!(report.during(report.plan.overload_seconds()).sum(Fate::Shed), 60);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A comparison of reports as a Markdown table.
 
 use crate::plan::{Phase, Plan, TIER_NAMES, TIERS};
-use crate::report::{BEGIN_SECONDS, Fate, Report};
+use crate::report::{BEGIN_SECONDS, Fate, Report, percentile};
 
 /// If one request in a hundred is sent later than this, the machine is too busy for a measurement.
 const LATE_MS: f32 = 50.0;
@@ -26,11 +26,12 @@ pub fn markdown(reports: &[Report]) -> String {
     for other in others {
         text += &format!("\n{}", comparison(last, other));
     }
-    for report in reports.iter().filter(|report| report.late_ms(0.99) > LATE_MS) {
+    let late_ms = |report: &Report| percentile(&report.late_ms, 0.99).unwrap_or_default();
+    for report in reports.iter().filter(|report| late_ms(report) > LATE_MS) {
         text += &format!(
             "\n{}: one request in a hundred was sent {:.0} ms late or more. This machine was too busy; measure again.\n",
             report.name,
-            report.late_ms(0.99)
+            late_ms(report)
         );
     }
     text
@@ -56,38 +57,40 @@ fn conditions(plan: &Plan) -> String {
 }
 
 fn row(report: &Report) -> String {
-    let milliseconds = |latency: Option<f32>, usual: Option<f32>| match (latency, usual) {
-        (Some(latency), Some(usual)) => format!("{latency:.0} ms (usual {usual:.0})"),
-        (Some(latency), None) => format!("{latency:.0} ms"),
-        (None, _) => "–".to_owned(),
-    };
-    let overload = report.phase(Phase::Overload);
-    let sent = f64::from(overload.sent.iter().sum::<u32>().max(1));
-    let share = |fates: &[Fate]| {
-        let count: u32 = fates.iter().map(|fate| overload.sum(*fate)).sum();
-        percent(f64::from(count) / sent)
-    };
-    let [begin, after] = report.goodput();
-    let important = TIERS - 1;
-    let mut cells = vec![report.name.clone(), format!("{begin:.1}"), format!("{after:.1}")];
-    cells.extend([report.success(important), report.settled_success(important)].map(percent));
-    cells.extend((0..important).rev().map(|tier| percent(report.success(tier))));
-    cells.extend(
-        [0.5, 0.99].map(|quantile| milliseconds(report.latency_ms(quantile), report.usual_ms(quantile))),
-    );
-    cells.push(share(&[Fate::Shed, Fate::Limited]));
-    cells.push(share(&[Fate::Error, Fate::TimedOut, Fate::Broken]));
-    cells.push(percent(report.success_after()));
+    let [overload, after] =
+        [report.plan.overload_seconds(), report.plan.after_seconds()].map(|seconds| report.during(seconds));
+    let latency =
+        |quantile: f64| match [&report.served_ms, &report.usual_ms].map(|ms| percentile(ms, quantile)) {
+            [Some(latency), Some(usual)] => format!("{latency:.0} ms (usual {usual:.0})"),
+            [Some(latency), None] => format!("{latency:.0} ms"),
+            [None, _] => "–".to_owned(),
+        };
+    let [begin, rest] = report.goodput();
+    let [free, pro, important] = [0, 1, 2].map(|tier| percent(overload.success(tier)));
     let never = format!("not within {} s", report.plan.after);
-    cells.push(report.recovery_seconds().map_or(never, |seconds| format!("{seconds} s")));
+    let cells = [
+        report.name.clone(),
+        format!("{begin:.1}"),
+        format!("{rest:.1}"),
+        important,
+        percent(report.settled_success(TIERS - 1)),
+        pro,
+        free,
+        latency(0.5),
+        latency(0.99),
+        percent(overload.share(&[Fate::Shed, Fate::Limited])),
+        percent(overload.share(&[Fate::Error, Fate::TimedOut, Fate::Broken])),
+        percent(after.share(&[Fate::Served])),
+        report.recovery_seconds().map_or(never, |seconds| format!("{seconds} s")),
+    ];
     format!("| {} |\n", cells.join(" | "))
 }
 
 /// In how many windows the first report has fewer served requests than the second, and the largest difference.
 fn comparison(ours: &Report, other: &Report) -> String {
     let starts = 0..=ours.plan.seconds().saturating_sub(WINDOW_SECONDS);
-    let missing =
-        |from: u32| other.served(from, from + WINDOW_SECONDS) - ours.served(from, from + WINDOW_SECONDS);
+    let window = |from: u32| from..from + WINDOW_SECONDS;
+    let missing = |from: u32| other.served(window(from)) - ours.served(window(from));
     let fewer = starts.clone().filter(|from| missing(*from) > 0.0).count();
     let worst = starts.clone().max_by(|one, two| missing(*one).total_cmp(&missing(*two))).unwrap_or(0);
     format!(
@@ -96,7 +99,7 @@ fn comparison(ours: &Report, other: &Report) -> String {
         other.name,
         starts.count(),
         missing(worst).max(0.0),
-        other.served(worst, worst + WINDOW_SECONDS),
+        other.served(window(worst)),
     )
 }
 

@@ -4,8 +4,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
@@ -13,6 +13,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -88,10 +89,17 @@ impl Upstream {
             let _entered = runtime.enter();
             listen(address)?
         };
-        let upstream = Self { address: listener.local_addr()?, state: Arc::new(State::new(shape)) };
-        let state = Arc::clone(&upstream.state);
-        std::thread::spawn(move || runtime.block_on(accept(listener, &state)));
-        Ok(upstream)
+        let address = listener.local_addr()?;
+        let state = Arc::new(State {
+            shape,
+            condition: Mutex::default(),
+            slots: Semaphore::new(shape.slots),
+            rng: Mutex::new(fastrand::Rng::with_seed(1)),
+            accepted: AtomicUsize::new(0),
+        });
+        let served = Arc::clone(&state);
+        std::thread::spawn(move || runtime.block_on(accept(listener, &served)));
+        Ok(Self { address, state })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -99,25 +107,11 @@ impl Upstream {
     }
 
     pub fn set(&self, condition: Condition) {
-        self.state.set(condition);
+        *self.state.condition.lock() = condition;
     }
 }
 
 impl State {
-    fn new(shape: Shape) -> Self {
-        Self {
-            shape,
-            condition: Mutex::default(),
-            slots: Semaphore::new(shape.slots),
-            rng: Mutex::new(fastrand::Rng::with_seed(1)),
-            accepted: AtomicUsize::new(0),
-        }
-    }
-
-    fn set(&self, condition: Condition) {
-        *self.condition.lock().unwrap_or_else(PoisonError::into_inner) = condition;
-    }
-
     /// Counts a request as accepted, unless the queue is full.
     fn accept(&self) -> bool {
         let most = self.shape.queue.map_or(usize::MAX, |queue| self.shape.slots + queue);
@@ -129,9 +123,9 @@ impl State {
     async fn work(&self) -> bool {
         // The semaphore is fair, so that requests are processed in the order received, and it is never closed.
         let slot = self.slots.acquire().await;
-        let condition = *self.condition.lock().unwrap_or_else(PoisonError::into_inner);
+        let condition = *self.condition.lock();
         let mean = self.shape.service_ms as f64 / 1_000.0 * condition.slowdown;
-        let seconds = mean * lognormal(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner));
+        let seconds = mean * lognormal(&mut self.rng.lock());
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         drop(slot);
         self.accepted.fetch_sub(1, Ordering::Relaxed);
@@ -188,7 +182,7 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
 
 async fn change(request: Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    match serde_json::from_slice(&body).map(|condition| state.set(condition)) {
+    match serde_json::from_slice(&body).map(|condition| *state.condition.lock() = condition) {
         Ok(()) => reply(StatusCode::OK, "changed\n"),
         Err(error) => {
             let wanted = r#"{"slowdown": 1.0, "failing": 0.0} with other numbers"#;
