@@ -135,10 +135,6 @@ impl Machine {
         Ok(())
     }
 
-    fn on_first_cpu(&self, program: &Path) -> Command {
-        self.on_cpus("0", program)
-    }
-
     /// The program on CPUs that the measured Envoy does not use.
     fn on_other_cpus(&self, program: &Path) -> Command {
         self.on_cpus(&format!("1-{}", self.cpus - 1), program)
@@ -156,7 +152,7 @@ impl Machine {
     /// The Envoy that is measured: one worker, ready.
     fn measured_envoy(&self, name: &str, bootstrap: &Value) -> Result<Running> {
         ensure_free([SERVICE, ADMIN])?;
-        start_envoy(self.on_first_cpu(&self.envoy), 1, name, bootstrap, (ADMIN, "/ready"))
+        start_envoy(self.on_cpus("0", &self.envoy), 1, name, bootstrap, (ADMIN, "/ready"))
     }
 
     fn wrk(&self) -> Command {
@@ -217,7 +213,7 @@ impl Expected {
 
     /// Checks that nearly all responses under load were rejections, or none.
     fn check(self, report: &load::Report) -> Result<()> {
-        let rejected = report.rejected_share();
+        let rejected = report.rejected / report.requests;
         let expected = if self.rejects { rejected } else { 1.0 - rejected };
         let others = 100.0 * (1.0 - expected);
         ensure!(
@@ -261,7 +257,7 @@ fn chosen<V: ValueEnum + PartialEq + Copy>(only: &[V]) -> Vec<V> {
     V::value_variants().iter().filter(|variant| only.is_empty() || only.contains(variant)).copied().collect()
 }
 
-fn name<V: ValueEnum>(variant: V) -> String {
+pub(crate) fn name<V: ValueEnum>(variant: V) -> String {
     variant.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 

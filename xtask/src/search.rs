@@ -12,7 +12,7 @@ use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
 use crate::process::run;
-use crate::{step, tools, workspace};
+use crate::{bench, step, tools, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -48,7 +48,7 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
     let seed = options.seed.map_or_else(|| std::time::UNIX_EPOCH.elapsed().map(|now| now.as_secs()), Ok)?;
     let parts = if options.parts.is_empty() { Part::value_variants() } else { &options.parts };
     for part in parts {
-        let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let name = bench::name(*part);
         step(format!("{name} for {} s, seed {seed}", options.time.as_secs()));
         part.run(options.time, seed).with_context(|| {
             format!("{name} found a violation with seed {seed}; the output above shows how to repeat it")

@@ -31,7 +31,7 @@ pub(super) fn answer() -> Value {
 }
 
 pub(crate) fn limiter(configuration: &Value) -> Value {
-    wasm("rate_limiter", FILTER, configuration)
+    wasm(FILTER, configuration)
 }
 
 /// The tiers and callers of our configuration: one tier that rejects no request, and one that rejects nearly all.
@@ -48,6 +48,7 @@ pub(super) fn callers() -> Value {
     })
 }
 
-pub(super) fn wasm(name: &str, file: &str, configuration: &Value) -> Value {
-    bootstrap::wasm(name, Path::new(file), json!({"configuration": string_value(&configuration.to_string())}))
+pub(super) fn wasm(file: &str, configuration: &Value) -> Value {
+    let configuration = string_value(&configuration.to_string());
+    bootstrap::wasm("rate_limiter", Path::new(file), json!({"configuration": configuration}))
 }

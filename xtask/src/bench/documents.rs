@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use harness::bootstrap;
 use serde_json::{Value, json};
 
-use super::config::{FILTER, answer, listener, socket, wasm};
+use super::config::{answer, limiter, listener, socket};
 use super::load::rss_mib;
 use super::{ADMIN, Machine, SERVICE, UPSTREAM, directory};
 use crate::envoy::ensure_free;
@@ -54,11 +54,12 @@ fn measure(machine: &Machine, keys: usize) -> Result<()> {
     };
 
     let caller = Caller { http: http::agent(), url: format!("http://{SERVICE}/") };
-    let (after, latencies) = caller.until("key-a")?;
+    let (after, latencies) = caller.send("key-a", |tier, _| tier == "pro")?;
     row("start", &after, latencies)?;
-    row("unchanged", "", caller.watch("key-a", UNCHANGED)?)?;
+    let (_, latencies) = caller.send("key-a", |_, time| time >= UNCHANGED)?;
+    row("unchanged", "", latencies)?;
     save(&file, keys, "key-b")?;
-    let (after, latencies) = caller.until("key-b")?;
+    let (after, latencies) = caller.send("key-b", |tier, _| tier == "pro")?;
     row("one key changed", &after, latencies)
 }
 
@@ -93,7 +94,7 @@ fn bootstrap() -> Value {
     json!({
         "admin": {"address": socket(ADMIN)},
         "static_resources": {
-            "listeners": [listener(SERVICE, [wasm("rate_limiter", FILTER, &configuration)], &host)],
+            "listeners": [listener(SERVICE, [limiter(&configuration)], &host)],
             "clusters": [bootstrap::cluster("files", &[socket(UPSTREAM)])],
         },
     })
@@ -106,34 +107,22 @@ struct Caller {
 }
 
 impl Caller {
-    /// Sends requests until a key is known; returns the time, and the latencies of all requests but the first.
-    fn until(&self, key: &str) -> Result<(String, Vec<Duration>)> {
+    /// Sends requests until the end, by the tier in a response or by the time so far. Returns the time, and the latencies
+    /// of all requests but the first.
+    fn send(&self, key: &str, is_end: fn(&str, Duration) -> bool) -> Result<(String, Vec<Duration>)> {
         let begun = Instant::now();
         let mut latencies = Vec::new();
         self.tier(key)?;
         while begun.elapsed() < TIMEOUT {
-            if self.timed(key, &mut latencies)? == "pro" {
+            thread::sleep(Duration::from_millis(1));
+            let sent = Instant::now();
+            let tier = self.tier(key)?;
+            latencies.push(sent.elapsed());
+            if is_end(&tier, begun.elapsed()) {
                 return Ok((format!("{:.1} s", begun.elapsed().as_secs_f64()), latencies));
             }
         }
         bail!("the document is not applied after {} s", TIMEOUT.as_secs())
-    }
-
-    fn watch(&self, key: &str, time: Duration) -> Result<Vec<Duration>> {
-        let begun = Instant::now();
-        let mut latencies = Vec::new();
-        while begun.elapsed() < time {
-            self.timed(key, &mut latencies)?;
-        }
-        Ok(latencies)
-    }
-
-    fn timed(&self, key: &str, latencies: &mut Vec<Duration>) -> Result<String> {
-        thread::sleep(Duration::from_millis(1));
-        let begun = Instant::now();
-        let tier = self.tier(key)?;
-        latencies.push(begun.elapsed());
-        Ok(tier)
     }
 
     /// Sends a request; returns the tier in the response.

@@ -34,7 +34,7 @@ pub(super) enum Callers {
 pub(super) struct Report {
     pub(super) requests: f64,
     /// Responses that were neither 2xx nor 3xx.
-    rejected: f64,
+    pub(super) rejected: f64,
     pub(super) requests_per_second: f64,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
@@ -63,12 +63,6 @@ impl Load {
         ensure!(has_succeeded, "wrk failed\n{}", log_tail(&printed));
         let report = fs::read_to_string(&printed)?.lines().last().map(serde_json::from_str);
         report.context("no output")?.with_context(|| format!("no report by wrk\n{}", log_tail(&printed)))
-    }
-}
-
-impl Report {
-    pub(super) fn rejected_share(&self) -> f64 {
-        self.rejected / self.requests
     }
 }
 

@@ -5,9 +5,8 @@
 //! arrivals and the same service times, a fresh Envoy with two workers and a fresh upstream.
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -181,10 +180,10 @@ fn measure(
     options: &Options,
 ) -> Result<PathBuf> {
     ensure_free([SERVICE, ADMIN, UPSTREAM])?;
-    let stem = format!("overload-{}-{}", name(kind), name(variant));
-    let file = |extension: &str| Ok::<_, anyhow::Error>(directory()?.join(&stem).with_extension(extension));
+    let (directory, stem) = (directory()?, format!("overload-{}-{}", name(kind), name(variant)));
+    let file = |extension: &str| directory.join(&stem).with_extension(extension);
     let shape = kind.shape();
-    let _upstream = program.upstream(UPSTREAM, shape.upstream, &file("upstream.log")?)?;
+    let _upstream = program.upstream(UPSTREAM, shape.upstream, &file("upstream.log"))?;
     let bootstrap = bootstrap(Between {
         service: SERVICE,
         admin: ADMIN,
@@ -194,7 +193,7 @@ fn measure(
     });
     let mut envoy = start_envoy(Command::new(envoy_bin), 2, &stem, &bootstrap, (ADMIN, "/ready"))?;
 
-    let report = file("report.json")?;
+    let report = file("report.json");
     let before = if options.cold { 0 } else { shape.before };
     let (times, seed) = (options.times, options.seed);
     let plan = format!("{} --before {before} --times {times} --seed {seed}", shape.plan);
@@ -204,7 +203,7 @@ fn measure(
         load.args(["--health", HEALTH_PATH]);
     }
     // Its lines are progress, so only the table goes to standard output.
-    load.stdout(Stdio::from(std::io::stderr().as_fd().try_clone_to_owned()?));
+    load.stdout(std::io::stderr());
     run_program(&mut load)?;
     envoy.check()?;
     Ok(report)

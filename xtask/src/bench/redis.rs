@@ -110,7 +110,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let complete = results.iter().map(|series| series.measured.len()).min().unwrap_or(0);
     if complete > 0 {
         results.iter_mut().for_each(|series| series.measured.truncate(complete));
-        bench.print(&results, complete);
+        println!(
+            "\n{complete} rounds of {} s, one Envoy worker{}; medians; differences and ratios within a round",
+            options.timing.seconds,
+            if bench.machine.is_pinned() { " on its own CPU" } else { "" }
+        );
+        options.connections.iter().for_each(|connections| print_table(&results, *connections));
     }
     ended
 }
@@ -186,18 +191,6 @@ impl Bench<'_> {
             fallbacks: a_request(fallbacks_after - fallbacks_before),
             report,
         })
-    }
-
-    fn print(&self, results: &[Series], rounds: usize) {
-        let Options { timing, connections, .. } = self.options;
-        println!(
-            "\n{rounds} rounds of {} s, one Envoy worker{}; medians; differences and ratios within a round",
-            timing.seconds,
-            if self.machine.is_pinned() { " on its own CPU" } else { "" }
-        );
-        for &connections in connections {
-            print_table(results, connections);
-        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Variant {
         match self {
             Self::None => None,
             Self::Native => Some(native()),
-            Self::Empty => Some(wasm("rate_limiter", "target/empty_filter.wasm", &json!({}))),
+            Self::Empty => Some(wasm("target/empty_filter.wasm", &json!({}))),
             _ => Some(limiter(&self.limiter())),
         }
     }
