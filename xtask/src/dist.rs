@@ -5,7 +5,7 @@ mod sbom;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
@@ -33,9 +33,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
-    pack(toolchain, workspace::root(), &wasm, &directory)?;
+    let files = pack(toolchain, workspace::root(), &wasm)?;
+    write(&directory, &files)?;
     if options.verify {
-        verify(toolchain, &directory)?;
+        verify(toolchain, &files)?;
     }
 
     step(format!("{}:", workspace::shown(&directory)));
@@ -62,35 +63,42 @@ pub(crate) fn check_sbom() -> Result<()> {
     Ok(())
 }
 
-/// Writes all files of a release, and reads the images back.
-fn pack(toolchain: Toolchain, root: &Path, wasm: &[u8], directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory)?;
-    let file = |extension: &str| directory.join(format!("{NAME}.{extension}"));
-    fs::write(file("wasm"), wasm)?;
-    fs::write(file("wasm.sha256"), format!("{}  {NAME}.wasm\n", sha256(wasm)))?;
-    let sbom = sbom::document(toolchain, root, wasm).context("the SBOM")?;
-    fs::write(file("cdx.json"), format!("{sbom:#}\n"))?;
+/// The content of files by their paths.
+type Files = BTreeMap<String, Vec<u8>>;
 
-    oci::write_image(&directory.join("oci"), wasm)?;
-    oci::write_artifact(&directory.join("oci-artifact"), wasm)?;
-    for form in ["oci", "oci-artifact"] {
-        let loaded = oci::load(&directory.join(form)).with_context(|| format!("reading {form} back"))?;
+/// All files of a release; the images are read back.
+fn pack(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result<Files> {
+    let sbom = sbom::document(toolchain, root, wasm).context("the SBOM")?;
+    let mut files = Files::from([
+        (format!("{NAME}.wasm"), wasm.to_vec()),
+        (format!("{NAME}.wasm.sha256"), format!("{}  {NAME}.wasm\n", sha256(wasm)).into_bytes()),
+        (format!("{NAME}.cdx.json"), format!("{sbom:#}\n").into_bytes()),
+    ]);
+    for (form, layout) in [("oci", oci::image(wasm)?), ("oci-artifact", oci::artifact(wasm)?)] {
+        let loaded = oci::load(layout.clone()).with_context(|| format!("reading {form} back"))?;
         ensure!(loaded == wasm, "{form} contains another module than {NAME}.wasm");
+        files.extend(layout.into_iter().map(|(path, content)| (format!("{form}/{path}"), content)));
+    }
+    Ok(files)
+}
+
+fn write(directory: &Path, files: &Files) -> Result<()> {
+    for (path, content) in files {
+        let file = directory.join(path);
+        fs::create_dir_all(file.parent().context("a file is in a folder")?)?;
+        fs::write(file, content)?;
     }
     Ok(())
 }
 
 /// Builds and packs a copy of the sources in a new directory, and compares the files.
-fn verify(toolchain: Toolchain, directory: &Path) -> Result<()> {
+fn verify(toolchain: Toolchain, files: &Files) -> Result<()> {
     let elsewhere = tempfile::Builder::new().prefix("dist-").tempdir()?;
     step(format!("building again, from scratch, in {}", elsewhere.path().display()));
-    let (sources, again) = (elsewhere.path().join("sources"), elsewhere.path().join("dist"));
+    let sources = elsewhere.path().join("sources");
     workspace::copy_sources(&sources)?;
     let wasm = filter::build_at(toolchain, &sources, filter::LIMITER)?;
-    pack(toolchain, &sources, &wasm, &again)?;
-
-    let files = files_in(directory)?;
-    let differing = differences(&files, &files_in(&again)?);
+    let differing = differences(files, &pack(toolchain, &sources, &wasm)?);
     ensure!(
         differing.is_empty(),
         "not reproducible; a second build in another directory differs in\n  {}",
@@ -100,28 +108,10 @@ fn verify(toolchain: Toolchain, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-type Files = BTreeMap<PathBuf, Vec<u8>>;
-
-fn files_in(directory: &Path) -> Result<Files> {
-    let mut files = Files::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(folder) = left.pop() {
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                left.push(path);
-            } else {
-                files.insert(path.strip_prefix(directory)?.to_owned(), fs::read(&path)?);
-            }
-        }
-    }
-    Ok(files)
-}
-
-/// The files that are missing in one directory, or differ.
+/// The files that are missing in one release, or differ.
 fn differences(first: &Files, second: &Files) -> Vec<String> {
-    let names: BTreeSet<&PathBuf> = first.keys().chain(second.keys()).collect();
-    let difference = |name: &PathBuf| match (first.get(name), second.get(name)) {
+    let names: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
+    let difference = |name: &String| match (first.get(name), second.get(name)) {
         (Some(one), Some(other)) => (one != other).then(|| {
             let same = one.iter().zip(other).take_while(|(one, other)| one == other).count();
             format!("{} and {} bytes, the same up to byte {same}", one.len(), other.len())
@@ -129,7 +119,7 @@ fn differences(first: &Files, second: &Files) -> Vec<String> {
         (Some(_), None) => Some("not in the second".to_owned()),
         (None, _) => Some("not in the first".to_owned()),
     };
-    let named = |name: &PathBuf| Some(format!("{}: {}", name.display(), difference(name)?));
+    let named = |name: &String| Some(format!("{name}: {}", difference(name)?));
     names.into_iter().filter_map(named).collect()
 }
 
@@ -148,18 +138,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_difference_between_two_directories_is_named() {
-        let directory = |files: &[(&str, &str)]| {
-            let directory = tempfile::tempdir().expect("a temporary directory");
-            for (name, content) in files {
-                let path = directory.path().join(name);
-                fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-                fs::write(path, content).expect("written");
-            }
-            files_in(directory.path()).expect("files")
+    fn every_difference_between_two_releases_is_named() {
+        let files = |files: [(&str, &str); 3]| -> Files {
+            files.into_iter().map(|(path, content)| (path.to_owned(), content.into())).collect()
         };
-        let first = directory(&[("a", "same"), ("b/c", "one"), ("b/d", "gone")]);
-        let second = directory(&[("a", "same"), ("b/c", "ore"), ("e", "new")]);
+        let first = files([("a", "same"), ("b/c", "one"), ("b/d", "gone")]);
+        let second = files([("a", "same"), ("b/c", "ore"), ("e", "new")]);
         assert_eq!(
             differences(&first, &second),
             ["b/c: 3 and 3 bytes, the same up to byte 1", "b/d: not in the second", "e: not in the first"]

@@ -4,17 +4,14 @@
 //! from it; else they require exactly two layers, one of which is the module itself with its own media type. They do
 //! not read an index, so each format is an image by itself.
 
-use std::collections::HashSet;
-use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 
-use super::{description, sha256};
+use super::{Files, description, sha256};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -23,30 +20,34 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const WASM_CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const WASM_LAYER: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
 
+const INDEX: &str = "index.json";
+const VERSION: &str = "oci-layout";
+const BLOBS: &str = "blobs/sha256/";
+
 /// The required name of the file in the tar layer.
 const PLUGIN: &str = "plugin.wasm";
 
-/// Writes a plain image with one layer, a tar with the module. Every registry and every tool supports it.
-pub(super) fn write_image(directory: &Path, wasm: &[u8]) -> Result<()> {
-    let layout = Layout::create(directory)?;
+/// A plain image with one layer, a tar with the module. Every registry and every tool supports it.
+pub(super) fn image(wasm: &[u8]) -> Result<Files> {
+    let mut layout = Layout::default();
     let tar = tar_of(PLUGIN, wasm)?;
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     gzip.write_all(&tar)?;
-    let layer = layout.blob(TAR_LAYER, &gzip.finish()?)?;
+    let layer = layout.blob(TAR_LAYER, gzip.finish()?);
     let config = json!({
         "architecture": "wasm",
         "os": "wasip1",
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&tar))]},
     });
-    let config = layout.json_blob(IMAGE_CONFIG, &config)?;
+    let config = layout.blob(IMAGE_CONFIG, config.to_string());
     let variant = json!({"module.wasm.image/variant": "compat"});
     layout.finish(json!({"config": config, "layers": [layer], "annotations": variant}))
 }
 
-/// Writes a wasm artifact: the module itself, and a description for its loader.
-pub(super) fn write_artifact(directory: &Path, wasm: &[u8]) -> Result<()> {
-    let layout = Layout::create(directory)?;
+/// A wasm artifact: the module itself, and a description for its loader.
+pub(super) fn artifact(wasm: &[u8]) -> Result<Files> {
+    let mut layout = Layout::default();
     let description = json!({
         "type": "envoy_proxy",
         "abiVersions": ["v0-2.1"],
@@ -56,38 +57,30 @@ pub(super) fn write_artifact(directory: &Path, wasm: &[u8]) -> Result<()> {
         blob["annotations"] = json!({"org.opencontainers.image.title": title});
         blob
     };
-    let description = titled(layout.json_blob(WASM_CONFIG, &description)?, "runtime-config.json");
-    let module = titled(layout.blob(WASM_LAYER, wasm)?, PLUGIN);
-    let (config, layers) = (layout.json_blob(EMPTY, &json!({}))?, [description, module]);
+    let description = titled(layout.blob(WASM_CONFIG, description.to_string()), "runtime-config.json");
+    let module = titled(layout.blob(WASM_LAYER, wasm), PLUGIN);
+    let (config, layers) = (layout.blob(EMPTY, "{}"), [description, module]);
     layout.finish(json!({"artifactType": WASM_CONFIG, "config": config, "layers": layers}))
 }
 
-struct Layout<'a> {
-    directory: &'a Path,
-}
+#[derive(Default)]
+struct Layout(Files);
 
-impl<'a> Layout<'a> {
-    fn create(directory: &'a Path) -> Result<Self> {
-        fs::create_dir_all(directory.join("blobs/sha256"))?;
-        Ok(Self { directory })
-    }
-
-    /// Writes a blob; returns its descriptor.
-    fn blob(&self, media_type: &str, content: &[u8]) -> Result<Value> {
-        let digest = sha256(content);
-        fs::write(self.directory.join("blobs/sha256").join(&digest), content)?;
-        Ok(json!({
+impl Layout {
+    /// Adds a blob; returns its descriptor.
+    fn blob(&mut self, media_type: &str, content: impl Into<Vec<u8>>) -> Value {
+        let content = content.into();
+        let digest = sha256(&content);
+        let descriptor = json!({
             "mediaType": media_type,
             "digest": format!("sha256:{digest}"),
             "size": content.len(),
-        }))
+        });
+        self.0.insert([BLOBS, &digest].concat(), content);
+        descriptor
     }
 
-    fn json_blob(&self, media_type: &str, content: &Value) -> Result<Value> {
-        self.blob(media_type, &serde_json::to_vec(content)?)
-    }
-
-    fn finish(&self, mut manifest: Value) -> Result<()> {
+    fn finish(mut self, mut manifest: Value) -> Result<Files> {
         manifest["schemaVersion"] = 2.into();
         manifest["mediaType"] = MANIFEST.into();
         let annotations = [
@@ -102,11 +95,11 @@ impl<'a> Layout<'a> {
         let index = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [self.json_blob(MANIFEST, &manifest)?],
+            "manifests": [self.blob(MANIFEST, manifest.to_string())],
         });
-        fs::write(self.directory.join("index.json"), serde_json::to_vec(&index)?)?;
-        fs::write(self.directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        Ok(())
+        self.0.insert(INDEX.to_owned(), index.to_string().into());
+        self.0.insert(VERSION.to_owned(), r#"{"imageLayoutVersion":"1.0.0"}"#.into());
+        Ok(self.0)
     }
 }
 
@@ -121,31 +114,44 @@ fn tar_of(name: &str, content: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Reads a layout as Istio and Envoy Gateway read an image; returns the module that they would load. All metadata must
-/// be correct: each digest, each size, the content of the layer; and there must be no other blobs.
-pub(super) fn load(directory: &Path) -> Result<Vec<u8>> {
-    let index: Value = serde_json::from_slice(&fs::read(directory.join("index.json"))?)?;
+/// be correct: each digest, each size, the content of the layer; and there must be no other files.
+pub(super) fn load(mut layout: Files) -> Result<Vec<u8>> {
+    let index: Value = serde_json::from_slice(&layout.remove(INDEX).context("no index.json")?)?;
+    layout.remove(VERSION).context("no oci-layout")?;
     let manifests = list(&index, "manifests")?;
     ensure!(manifests.len() == 1, "index.json lists {} manifests, wanted one", manifests.len());
-    let mut reader = Reader { directory, seen: HashSet::new() };
-    let manifest: Value = serde_json::from_slice(&reader.blob(&manifests[0], &[MANIFEST])?)?;
-    let config = reader.blob(&manifest["config"], &[IMAGE_CONFIG, EMPTY])?;
+    let manifest: Value = serde_json::from_slice(&take_blob(&mut layout, &manifests[0], &[MANIFEST])?)?;
+    let config = take_blob(&mut layout, &manifest["config"], &[IMAGE_CONFIG, EMPTY])?;
 
     let layers = list(&manifest, "layers")?;
     let wasm = match layers.as_slice() {
         [layer] => {
-            let compressed = reader.blob(layer, &[TAR_LAYER])?;
+            let compressed = take_blob(&mut layout, layer, &[TAR_LAYER])?;
             let config: Value = serde_json::from_slice(&config)?;
             unpack(&compressed, &config["rootfs"]["diff_ids"])?
         }
         [description, module] => {
-            serde_json::from_slice::<Value>(&reader.blob(description, &[WASM_CONFIG])?)?;
-            reader.blob(module, &[WASM_LAYER])?
+            let description = take_blob(&mut layout, description, &[WASM_CONFIG])?;
+            serde_json::from_slice::<Value>(&description)?;
+            take_blob(&mut layout, module, &[WASM_LAYER])?
         }
         _ => anyhow::bail!("the manifest lists {} layers, wanted one or two", layers.len()),
     };
-    let blobs = fs::read_dir(directory.join("blobs/sha256"))?.count();
-    ensure!(blobs == reader.seen.len(), "{blobs} blobs, of which {} are referred to", reader.seen.len());
+    ensure!(layout.is_empty(), "nothing refers to {:?}", layout.keys());
     Ok(wasm)
+}
+
+/// The blob of a descriptor, which must have one of these media types.
+fn take_blob(layout: &mut Files, descriptor: &Value, media_types: &[&str]) -> Result<Vec<u8>> {
+    let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
+    ensure!(media_types.contains(&media_type), "found `{media_type}`, wanted {}", media_types.join(" or "));
+    let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
+    let digest = digest.with_context(|| format!("no SHA-256 in {descriptor}"))?;
+    let content = layout.remove(&[BLOBS, digest].concat()).with_context(|| format!("no blob {digest}"))?;
+    let (found, size) = (sha256(&content), content.len());
+    ensure!(found == digest, "blob {digest} has the SHA-256 {found}");
+    ensure!(descriptor["size"] == size, "blob {digest} has {size} bytes, not {}", descriptor["size"]);
+    Ok(content)
 }
 
 fn unpack(compressed: &[u8], diff_ids: &Value) -> Result<Vec<u8>> {
@@ -166,55 +172,21 @@ fn list(value: &Value, name: &str) -> Result<Vec<Value>> {
     value[name].as_array().cloned().with_context(|| format!("no list `{name}` in {value}"))
 }
 
-struct Reader<'a> {
-    directory: &'a Path,
-    seen: HashSet<String>,
-}
-
-impl Reader<'_> {
-    /// The blob of a descriptor, which must have one of these media types.
-    fn blob(&mut self, descriptor: &Value, media_types: &[&str]) -> Result<Vec<u8>> {
-        let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
-        ensure!(
-            media_types.contains(&media_type),
-            "found `{media_type}`, wanted {}",
-            media_types.join(" or ")
-        );
-        let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
-        let digest = digest.with_context(|| format!("no SHA-256 in {descriptor}"))?;
-        let content = fs::read(self.directory.join("blobs/sha256").join(digest))
-            .with_context(|| format!("no blob {digest}"))?;
-        let (found, size) = (sha256(&content), content.len());
-        ensure!(found == digest, "blob {digest} has the SHA-256 {found}");
-        ensure!(descriptor["size"] == size, "blob {digest} has {size} bytes, not {}", descriptor["size"]);
-        self.seen.insert(digest.to_owned());
-        Ok(content)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::files_in;
     use super::*;
 
     const WASM: &[u8] = b"\0asm\x01\0\0\0 and so on";
 
-    type Write = fn(&Path, &[u8]) -> Result<()>;
-    const FORMS: [(&str, Write); 2] = [("image", write_image), ("artifact", write_artifact)];
-
-    fn written(write: Write) -> tempfile::TempDir {
-        let layout = tempfile::tempdir().expect("a temporary directory");
-        write(layout.path(), WASM).expect("a layout");
-        layout
-    }
+    type Pack = fn(&[u8]) -> Result<Files>;
+    const FORMS: [(&str, Pack); 2] = [("image", image), ("artifact", artifact)];
 
     #[test]
     fn both_formats_contain_the_same_module_and_are_reproducible() {
-        for (form, write) in FORMS {
-            let (first, second) = (written(write), written(write));
-            assert_eq!(load(first.path()).expect(form), WASM, "{form}");
-            let [first, second] = [first, second].map(|layout| files_in(layout.path()).expect("files"));
-            assert_eq!(first, second, "{form}");
+        for (form, pack) in FORMS {
+            let layout = pack(WASM).expect(form);
+            assert_eq!(layout, pack(WASM).expect(form), "{form}");
+            assert_eq!(load(layout).expect(form), WASM, "{form}");
         }
     }
 
@@ -223,10 +195,10 @@ mod tests {
         let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
         let [config, module] = ["config.v1+json", "content.layer.v1+wasm"]
             .map(|kind| format!("application/vnd.module.wasm.{kind}"));
-        let forms: [(Write, &[&str]); 2] = [(write_image, &[tar]), (write_artifact, &[&config, &module])];
-        for (write, expected) in forms {
-            let files = files_in(written(write).path()).expect("files");
-            let mut documents = files.values().filter_map(|file| serde_json::from_slice::<Value>(file).ok());
+        let forms: [(Pack, &[&str]); 2] = [(image, &[tar]), (artifact, &[&config, &module])];
+        for (pack, expected) in forms {
+            let layout = pack(WASM).expect("a layout");
+            let mut documents = layout.values().filter_map(|file| serde_json::from_slice::<Value>(file).ok());
             let manifest = documents.find(|document| document["layers"].is_array()).expect("a manifest");
             let layers = list(&manifest, "layers").expect("layers");
             assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
@@ -236,26 +208,23 @@ mod tests {
 
     #[test]
     fn any_changed_missing_or_additional_file_of_a_layout_is_detected() {
-        for (form, write) in FORMS {
-            let layout = written(write);
-            let path = |file: &Path| layout.path().join(file);
-            for (file, content) in files_in(layout.path()).expect("files") {
-                // Its only field is the version of the format.
-                if file.as_os_str() == "oci-layout" {
-                    continue;
+        for (form, pack) in FORMS {
+            let layout = pack(WASM).expect(form);
+            for (path, content) in &layout {
+                let mut without = layout.clone();
+                without.remove(path);
+                load(without).expect_err(&format!("{form}: without {path}"));
+                // The only field of the other file is the version of the format.
+                if path != VERSION {
+                    let mut changed = layout.clone();
+                    changed.get_mut(path).expect("a file")[content.len() - 3.min(content.len())] ^= 1;
+                    load(changed).expect_err(&format!("{form}: {path} with one bit changed"));
                 }
-                let mut changed = content.clone();
-                changed[content.len() - 3.min(content.len())] ^= 1;
-                fs::write(path(&file), changed).expect("written");
-                assert!(load(layout.path()).is_err(), "{form}: {} with one bit changed", file.display());
-                fs::remove_file(path(&file)).expect("removed");
-                assert!(load(layout.path()).is_err(), "{form}: without {}", file.display());
-                fs::write(path(&file), content).expect("written");
             }
-            assert_eq!(load(layout.path()).expect("restored"), WASM, "{form}");
-            fs::write(layout.path().join("blobs/sha256/0"), "").expect("written");
-            let error = load(layout.path()).expect_err(form).to_string();
-            assert!(error.contains("of which"), "{error}");
+            let mut more = layout.clone();
+            more.insert([BLOBS, "0"].concat(), Vec::new());
+            let error = load(more).expect_err(form).to_string();
+            assert!(error.contains("nothing refers to"), "{error}");
         }
     }
 }
