@@ -1,13 +1,14 @@
 //! Finds required programs, and installs missing ones.
 
 use std::env;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempPath;
 
 use crate::process::{output_of, run};
 use crate::{step, workspace};
@@ -160,7 +161,7 @@ pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
         "missing: {names}; run\n  sudo apt-get update && sudo apt-get install --yes {names}"
     );
     step(format!("installing {names}"));
-    let _no_services = NoServices::new();
+    let _no_services = refuse_services();
     let apt_get = |arguments: &[&str]| {
         run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments))
     };
@@ -171,30 +172,18 @@ pub(crate) fn install_debian_packages(packages: &[&str]) -> Result<()> {
     apt_get(&[&["install", "--quiet", "--yes", "--no-install-recommends"], packages].concat())
 }
 
-/// Debian's package scripts call this before they start a service; 101 means that they must not.
-const POLICY: &str = "/usr/sbin/policy-rc.d";
-
-/// Until this is dropped, installed packages do not start their services: we need the program, not a Redis on port
-/// 6379.
-struct NoServices {
-    is_ours: bool,
-}
-
-impl NoServices {
-    fn new() -> Self {
-        // An existing file, as in most containers, is not changed. If the file cannot be written, a service may start;
-        // then the program that needs its port reports that.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY);
-        Self { is_ours: file.is_ok_and(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n").is_ok()) }
-    }
-}
-
-impl Drop for NoServices {
-    fn drop(&mut self) {
-        if self.is_ours {
-            let _ = fs::remove_file(POLICY);
-        }
-    }
+/// Writes the program that Debian's package scripts call before they start a service; 101 means that they must not.
+///
+/// Until the path is dropped, installed packages do not start their services: we need the program, not a Redis on port
+/// 6379. An existing file, as in most containers, is not changed. If the file cannot be written, a service may start;
+/// then the program that needs its port reports that.
+fn refuse_services() -> io::Result<TempPath> {
+    let mut file = tempfile::Builder::new();
+    file.prefix("policy-rc.d").rand_bytes(0).permissions(Permissions::from_mode(0o755));
+    let mut file = file.tempfile_in("/usr/sbin")?;
+    file.write_all(b"#!/bin/sh\nexit 101\n")?;
+    // A program that is open for writing cannot be run.
+    Ok(file.into_temp_path())
 }
 
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
