@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
+use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyModifiers};
 
 use crate::process::{interrupted, pause};
 use crate::{http, step, workspace};
@@ -106,9 +106,15 @@ fn on_screen(
 ) -> Result<()> {
     loop {
         take_sample(board)?;
-        terminal.draw(|frame| screen::draw(board, frame))?;
-        if has_quit(Instant::now() + REFRESH, terminal, board)? {
-            return Ok(());
+        let end = Instant::now() + REFRESH;
+        while Instant::now() < end {
+            terminal.draw(|frame| screen::draw(board, frame))?;
+            // A signal ends the wait early, on some systems with an error.
+            let has_event = event::poll(end.saturating_duration_since(Instant::now())).unwrap_or(false);
+            let event = if has_event { Some(event::read()?) } else { None };
+            if interrupted() || event.and_then(|event| event.as_key_event()).is_some_and(quits) {
+                return Ok(());
+            }
         }
     }
 }
@@ -124,30 +130,6 @@ fn in_lines(board: &mut Board, mut take_sample: impl FnMut(&mut Board) -> Result
         }
     }
     Ok(())
-}
-
-/// Waits until the next sample; returns whether the user has quit. A resized window is redrawn at once.
-fn has_quit(end: Instant, terminal: &mut DefaultTerminal, board: &Board) -> Result<bool> {
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if interrupted() {
-            return Ok(true);
-        }
-        if left.is_zero() {
-            return Ok(false);
-        }
-        // A signal ends the wait early, on some systems with an error; then the loop continues.
-        if !event::poll(left).unwrap_or(false) {
-            continue;
-        }
-        match event::read()? {
-            Event::Key(key) if quits(key) => return Ok(true),
-            Event::Resize(..) => {
-                terminal.draw(|frame| screen::draw(board, frame))?;
-            }
-            _ => {}
-        }
-    }
 }
 
 /// On a terminal in raw mode, Ctrl-C is a key like any other.
