@@ -67,7 +67,7 @@ fn kind_of(bytes: &[u8]) -> Result<Kind, String> {
         return Err(format!("found an empty file, wanted a configuration; if that is intended, {hint}"));
     }
     Json::parse(bytes)?;
-    if !is_object(bytes) {
+    if !bytes.trim_ascii_start().starts_with(b"{") {
         return Ok(Kind::PluginConfig);
     }
     let members = members(bytes);
@@ -124,10 +124,6 @@ fn no_key_among_fields(bytes: &[u8]) -> Result<(), String> {
 
 fn members(bytes: &[u8]) -> Map<String, Value> {
     serde_json::from_slice(bytes).unwrap_or_default()
-}
-
-fn is_object(bytes: &[u8]) -> bool {
-    bytes.trim_ascii_start().starts_with(b"{")
 }
 
 /// A summary, with which a user can check that the document was read as intended.
