@@ -18,7 +18,6 @@ mod load;
 mod overload;
 mod redis;
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -168,17 +167,15 @@ fn start_envoy(
     bootstrap: &Value,
     (address, path): (SocketAddr, &str),
 ) -> Result<Running> {
-    let file = directory()?.join(name).with_extension("json");
-    workspace::write_json(&file, bootstrap)?;
+    let file = directory().join(name).with_extension("json");
+    workspace::write(&file, format!("{bootstrap:#}"))?;
     command.arg("--config-path").arg(&file);
     command.args(["--concurrency", &workers.to_string(), "--log-level", "warning"]);
     envoy::start(&mut command, &file.with_extension("log"), address, path)
 }
 
-fn directory() -> Result<PathBuf> {
-    let directory = workspace::target().join("bench");
-    fs::create_dir_all(&directory)?;
-    Ok(directory)
+fn directory() -> PathBuf {
+    workspace::target().join("bench")
 }
 
 /// How a variant answers.

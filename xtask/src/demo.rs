@@ -169,8 +169,7 @@ fn shipped(bootstrap: &str, envoy: &Path) -> Result<PathBuf> {
          moved over it, as most editors and `sed -i` do"
     ));
     let copy = workspace::target().join("demo/envoy.yaml");
-    fs::create_dir_all(workspace::target().join("demo"))?;
-    fs::write(&copy, harness::envoy_version::for_moved_files_alone(&fs::read_to_string(file)?))?;
+    workspace::write(&copy, harness::envoy_version::for_moved_files_alone(&fs::read_to_string(file)?))?;
     Ok(copy)
 }
 

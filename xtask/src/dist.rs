@@ -34,7 +34,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         fs::remove_dir_all(&directory)?;
     }
     let files = pack(toolchain, workspace::root(), &wasm)?;
-    write(&directory, &files)?;
+    for (path, content) in &files {
+        workspace::write(&directory.join(path), content)?;
+    }
     if options.verify {
         verify(toolchain, &files)?;
     }
@@ -80,15 +82,6 @@ fn pack(toolchain: Toolchain, root: &Path, wasm: &[u8]) -> Result<Files> {
         files.extend(layout.into_iter().map(|(path, content)| (format!("{form}/{path}"), content)));
     }
     Ok(files)
-}
-
-fn write(directory: &Path, files: &Files) -> Result<()> {
-    for (path, content) in files {
-        let file = directory.join(path);
-        fs::create_dir_all(file.parent().context("a file is in a folder")?)?;
-        fs::write(file, content)?;
-    }
-    Ok(())
 }
 
 /// Builds and packs a copy of the sources in a new directory, and compares the files.

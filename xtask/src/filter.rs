@@ -182,7 +182,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
         return Ok(());
     }
     let partial = path.with_extension("partial");
-    fs::write(&partial, content)?;
+    workspace::write(&partial, content)?;
     fs::rename(&partial, path)?;
     Ok(())
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 /// Entries of the repository's root that are not part of the sources.
 const NOT_SOURCES: [&str; 2] = ["target", ".git"];
@@ -43,13 +42,12 @@ pub(crate) fn forget_our_package(command: &mut Command) {
     }
 }
 
-/// Writes a generated file of settings, in a folder that is created if it does not exist.
-pub(crate) fn write_json(file: &Path, content: &Value) -> Result<()> {
+/// Writes a file, and creates its folder if there is none.
+pub(crate) fn write(file: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder)?;
     }
-    fs::write(file, serde_json::to_vec_pretty(content)?)
-        .with_context(|| format!("cannot write {}", file.display()))
+    fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Makes a folder a copy of the sources. An older copy is changed where it differs: cargo uses the age of files to decide

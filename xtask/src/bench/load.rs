@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::config::KEYS;
 use super::{SERVICE, directory};
 use crate::process::{log_tail, run_logged_within};
+use crate::workspace;
 
 const WRK_CALLERS: &str = include_str!("callers.lua");
 const WRK_REPORT: &str = include_str!("report.lua");
@@ -42,7 +43,7 @@ pub(super) struct Report {
 
 impl Load {
     pub(super) fn run(&self, mut wrk: Command, seconds: u32) -> Result<Report> {
-        let directory = directory()?;
+        let directory = directory();
         let (script, printed) = (directory.join("wrk.lua"), directory.join("wrk.log"));
         let connections = self.connections;
         wrk.args(format!("--threads 1 --connections {connections} --duration {seconds}s").split(' '));
@@ -51,11 +52,11 @@ impl Load {
         match self.callers {
             Callers::One(key) => {
                 // Without a function for each request, wrk is faster.
-                fs::write(&script, WRK_REPORT)?;
+                workspace::write(&script, WRK_REPORT)?;
                 wrk.args(["--header", &format!("x-api-key: {key}"), &url]);
             }
             Callers::InTurn => {
-                fs::write(&script, [WRK_REPORT, WRK_CALLERS].concat())?;
+                workspace::write(&script, [WRK_REPORT, WRK_CALLERS].concat())?;
                 wrk.args([&url, "--", &KEYS.to_string()]);
             }
         }

@@ -164,7 +164,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
             let report = measure(&program, &envoy, (upstream, *variant), options);
             reports.push(report.with_context(|| name(*variant))?);
         }
-        let svg = directory()?.join(format!("overload-{}.svg", name(upstream)));
+        let svg = directory().join(format!("overload-{}.svg", name(upstream)));
         run_program(program.subcommand("table").args(&reports).arg("--svg").arg(&svg))?;
         step(format!("the plot: {}", workspace::shown(&svg)));
     }
@@ -180,7 +180,7 @@ fn measure(
     options: &Options,
 ) -> Result<PathBuf> {
     ensure_free([SERVICE, ADMIN, UPSTREAM])?;
-    let (directory, stem) = (directory()?, format!("overload-{}-{}", name(kind), name(variant)));
+    let (directory, stem) = (directory(), format!("overload-{}-{}", name(kind), name(variant)));
     let file = |extension: &str| directory.join(&stem).with_extension(extension);
     let shape = kind.shape();
     let _upstream = program.upstream(UPSTREAM, shape.upstream, &file("upstream.log"))?;

@@ -50,8 +50,8 @@ impl Overload {
             route_timeout: ROUTE_TIMEOUT,
             protection: Some(ours(bounds)),
         };
-        workspace::write_json(&Self::bootstrap(), &bootstrap(between))?;
-        workspace::write_json(&Self::tiers(), &tiers())?;
+        workspace::write(&Self::bootstrap(), format!("{:#}", bootstrap(between)))?;
+        workspace::write(&Self::tiers(), format!("{:#}", tiers()))?;
         let upstream_log = workspace::target().join("demo/upstream.log");
         let shown = workspace::shown(&upstream_log);
         step(format!("starting an upstream of limited capacity; its log: {shown}"));

@@ -98,7 +98,7 @@ impl Servers {
 /// Starts webdis with Debian's settings, but without a log of each request.
 fn start_webdis(machine: &Machine, redis: SocketAddr) -> Result<Running> {
     let (binary, _) = tools::program("WEBDIS", &["webdis"], "webdis")?;
-    let directory = directory()?;
+    let directory = directory();
     let file = directory.join("webdis-settings.json");
     let settings = json!({
         "redis_host": redis.ip(),
@@ -111,7 +111,7 @@ fn start_webdis(machine: &Machine, redis: SocketAddr) -> Result<Running> {
         "verbosity": 0,
         "logfile": directory.join("webdis-requests.log"),
     });
-    workspace::write_json(&file, &settings)?;
+    workspace::write(&file, format!("{settings:#}"))?;
     let mut command = machine.on_other_cpus(&binary);
     let mut webdis = Running::start_logged(command.arg(&file), &directory.join("webdis.log"))?;
     webdis.wait_until_ready(START_LIMIT, || http::get_ok(WEBDIS, "/PING"))?;
