@@ -1,7 +1,8 @@
 //! A board as a screen of text, and as a line.
 
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::Constraint::{Length, Min};
+use ratatui::layout::{Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Sparkline, Wrap};
@@ -20,15 +21,14 @@ pub(super) fn draw(board: &Board, frame: &mut Frame) {
     let measured_rows = measured.iter().map(|line| rows_of(&line.to_string(), columns)).sum();
     let notice = board.notices.last().map_or("", String::as_str);
     let notices = notice.lines().map(|line| rows_of(line, columns)).sum();
-    let rows = [1, 1, measured_rows].map(Constraint::Length).into_iter();
-    let rows = rows.chain([Constraint::Min(0), Constraint::Length(1), Constraint::Length(notices)]);
-    let areas = Layout::vertical(rows).split(frame.area());
-    frame.render_widget(title(board), areas[0]);
-    frame.render_widget(Line::from(state(board)), areas[1]);
-    frame.render_widget(Paragraph::new(measured).wrap(Wrap { trim: true }), areas[2]);
-    draw_tiers(board, frame, areas[3]);
-    frame.render_widget(counts(board).dim(), areas[4]);
-    frame.render_widget(Paragraph::new(notice).wrap(Wrap { trim: false }).yellow(), areas[5]);
+    let rows = [Length(1), Length(1), Length(measured_rows), Min(0), Length(1), Length(notices)];
+    let [top, second, third, middle, last, bottom] = Layout::vertical(rows).areas(frame.area());
+    frame.render_widget(title(board), top);
+    frame.render_widget(Line::from(state(board)), second);
+    frame.render_widget(Paragraph::new(measured).wrap(Wrap { trim: true }), third);
+    draw_tiers(board, frame, middle);
+    frame.render_widget(counts(board).dim(), last);
+    frame.render_widget(Paragraph::new(notice).wrap(Wrap { trim: false }).yellow(), bottom);
 }
 
 /// The maximum of rows for a line: words are not broken.
@@ -86,8 +86,8 @@ fn draw_tiers(board: &Board, frame: &mut Frame, area: Rect) {
     // If not all fit, the last row says so.
     let shown =
         if tiers.len() > fit { usize::from(area.height.saturating_sub(1) / ROWS_PER_TIER) } else { fit };
-    let rows = tiers.iter().take(shown).map(|_| Constraint::Length(ROWS_PER_TIER));
-    let areas = Layout::vertical(rows.chain([Constraint::Min(0)])).split(area);
+    let rows = tiers.iter().take(shown).map(|_| Length(ROWS_PER_TIER));
+    let areas = Layout::vertical(rows.chain([Min(0)])).split(area);
     for (name, area) in tiers.iter().take(shown).zip(areas.iter()) {
         draw_tier(board, name, frame, *area);
     }
@@ -102,16 +102,13 @@ fn draw_tier(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
     let inner = block.inner(area);
     frame.render_widget(block, area);
     let rates = board.rates(name);
-    let rows = Layout::vertical([Constraint::Length(1); 3]).split(inner);
-    let of_row = |row: usize| -> [Rect; 2] {
-        Layout::horizontal([Constraint::Length(NAME_COLUMNS), Constraint::Min(0)]).areas(rows[row])
-    };
-
-    let [left, right] = of_row(0);
+    let rows: [Rect; 3] = Layout::vertical([Length(1); 3]).areas(inner);
+    let columns = |row: Rect| Layout::horizontal([Length(NAME_COLUMNS), Min(0)]).areas(row);
+    let [[left, right], second, third] = rows.map(columns);
     frame.render_widget(Line::from("tokens of the last caller"), left);
     draw_tokens(board, name, frame, right);
-    draw_curve("allowed", rates.allowed, board.curve(name, |r| r.allowed), Color::Green, frame, of_row(1));
-    draw_curve("rejected", rates.rejected, board.curve(name, |r| r.rejected), Color::Red, frame, of_row(2));
+    draw_curve("allowed", rates.allowed, board.curve(name, |r| r.allowed), Color::Green, frame, second);
+    draw_curve("rejected", rates.rejected, board.curve(name, |r| r.rejected), Color::Red, frame, third);
 }
 
 fn draw_tokens(board: &Board, name: &str, frame: &mut Frame, area: Rect) {
