@@ -436,7 +436,8 @@ fn a_document_that_does_not_fit_beside_a_wrong_one_is_reported_and_not_parsed_ag
         let plugin =
             PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
         let complaints = |fetched: &Fetched| {
-            let mut publication = Publication::new(fetched.clone(), &plugin, records("default", 20), 1, &data);
+            let mut publication =
+                Publication::new(fetched.clone(), &plugin, records("default", 20), 1, &data);
             let outcome = (1..1_000).find_map(|slices| Some((slices, publication.work(&plugin, &data)?)));
             let Some((slices, PublicationOutcome::Finished(finished))) = outcome else {
                 panic!("{outcome:?}")
