@@ -1,11 +1,10 @@
 //! The bucket in Lua at any time, and what the bucket in Rust expects of it.
 
 use dynamic_rate_limiter::bucket::{self, Bucket, Outcome, PICO_PER_TOKEN, Verdict, available_pico};
-use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::store::redis::resp::push_command;
-use dynamic_rate_limiter::store::redis::script::{Script, TAKE, Take, TakeReply};
+use dynamic_rate_limiter::store::redis::script::{Script, Take, TakeReply};
 use harness::SECOND;
-use harness::fake_redis::parse_command;
+use harness::fake_redis::{kept_ms, parse_command, script_with_clock};
 use harness::redis::Redis;
 use redis::{Connection, FromRedisValue, RedisResult, from_redis_value};
 
@@ -74,7 +73,7 @@ pub struct LuaBucket {
 impl LuaBucket {
     pub fn start() -> Self {
         let client = Client::start();
-        let sha1 = client.redis.command(&["SCRIPT", "LOAD", &script_with_clock()]).text();
+        let sha1 = client.redis.command(&["SCRIPT", "LOAD", &script_with_result()]).text();
         Self { client, sha1, sequence: 0, batch: Vec::new() }
     }
 
@@ -135,10 +134,8 @@ impl LuaBucket {
 }
 
 /// The script with the time as an argument, and with the stored fields and their expiry in its reply.
-fn script_with_clock() -> String {
-    let clock = "redis.call('TIME')";
-    assert_eq!(TAKE.matches(clock).count(), 1, "the script reads the clock once");
-    let timed = TAKE.replace(clock, "{ARGV[7], ARGV[8]}");
+fn script_with_result() -> String {
+    let timed = script_with_clock();
     format!(
         "local function take()\n{timed}\nend\n\
          local reply = take()\n\
@@ -183,15 +180,6 @@ impl Stored {
         let kept_ms = is_kept.then(|| kept_ms(take, tokens_pico));
         (ScriptResult { taken, fields: self.fields.clone(), kept_ms }, verdict)
     }
-}
-
-/// The expiry of a bucket with these tokens: its `ttl`, and until it is full at either health.
-fn kept_ms(take: &Take, tokens_pico: u64) -> u64 {
-    let full_ms = |limit: Limit| {
-        let missing = (u64::from(limit.capacity()) * PICO_PER_TOKEN).saturating_sub(tokens_pico);
-        if missing == 0 { 0 } else { missing.div_ceil(limit.refill_micro_per_sec()).div_ceil(1_000) }
-    };
-    take.ttl_ms.max(full_ms(take.limit)).max(full_ms(take.other_limit))
 }
 
 /// Units of one in 10^`digits`, as the script writes them.

@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, take};
-use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1};
+use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico, take};
+use dynamic_rate_limiter::limit::Limit;
+use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1, Take};
 
 use crate::{SECOND, limit};
 
@@ -19,9 +20,8 @@ pub fn shown(command: &Command) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Parses a command as Redis does, without code of the limiter: the command and its length, or `None` if it is
-/// incomplete.
-pub fn parse_command(bytes: &[u8]) -> Option<(Command, usize)> {
+/// Parses a command as Redis does, without code of the limiter: its words and its length, or `None` if it is incomplete.
+pub fn parse_words(bytes: &[u8]) -> Option<(Vec<&[u8]>, usize)> {
     let mut at = 0;
     let number = |kind: u8, at: &mut usize| {
         let line = bytes[*at..].windows(2).position(|pair| pair == b"\r\n")?;
@@ -30,16 +30,22 @@ pub fn parse_command(bytes: &[u8]) -> Option<(Command, usize)> {
         *at += line + 2;
         std::str::from_utf8(&text[1..]).ok()?.parse::<usize>().ok()
     };
-    let words = number(b'*', &mut at)?;
-    let mut command = Vec::new();
-    for _ in 0..words {
+    let count = number(b'*', &mut at)?;
+    let mut words = Vec::new();
+    for _ in 0..count {
         let length = number(b'$', &mut at)?;
-        let word = bytes.get(at..at + length)?.to_vec();
+        let word = bytes.get(at..at + length)?;
         assert_eq!(bytes.get(at + length..at + length + 2)?, b"\r\n");
         at += length + 2;
-        command.push(word);
+        words.push(word);
     }
-    Some((command, at))
+    Some((words, at))
+}
+
+/// [`parse_words`], with words of its own.
+pub fn parse_command(bytes: &[u8]) -> Option<(Command, usize)> {
+    let (words, length) = parse_words(bytes)?;
+    Some((words.into_iter().map(<[u8]>::to_vec).collect(), length))
 }
 
 /// Parses all commands in `bytes`, which must end with a complete one.
@@ -65,6 +71,22 @@ pub fn bulk(text: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
 }
 
+/// The expiry of a bucket with these tokens: its `ttl`, and until it is full at either health.
+pub fn kept_ms(take: &Take, tokens_pico: u64) -> u64 {
+    let full_ms = |limit: Limit| {
+        let missing = (u64::from(limit.capacity()) * PICO_PER_TOKEN).saturating_sub(tokens_pico);
+        if missing == 0 { 0 } else { missing.div_ceil(limit.refill_micro_per_sec()).div_ceil(1_000) }
+    };
+    take.ttl_ms.max(full_ms(take.limit)).max(full_ms(take.other_limit))
+}
+
+/// The shipped script, but with the time in two more arguments: seconds, and microseconds.
+pub fn script_with_clock() -> String {
+    let clock = "redis.call('TIME')";
+    assert_eq!(TAKE.matches(clock).count(), 1, "the script reads the clock once");
+    TAKE.replace(clock, "{ARGV[7], ARGV[8]}")
+}
+
 /// One connection: the input not parsed yet, and whether it is authenticated.
 #[derive(Default)]
 pub struct Connection {
@@ -72,10 +94,12 @@ pub struct Connection {
     is_authenticated: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ModelRedis {
     pub now_us: u64,
     pub buckets: HashMap<String, Bucket>,
+    /// When each bucket expires, on the same clock.
+    pub expires_us: HashMap<String, u64>,
     pub strings: HashMap<String, Vec<u8>>,
     /// Whether the script is loaded, so that `EVALSHA` works.
     pub knows_script: bool,
@@ -115,8 +139,10 @@ impl ModelRedis {
         std::mem::take(&mut self.commands).iter().map(shown).collect()
     }
 
-    fn execute(&mut self, connection: &mut Connection, command: &Command) -> Vec<u8> {
-        let texts: Vec<&str> = command.iter().map(|word| std::str::from_utf8(word).expect("text")).collect();
+    /// The reply to one command.
+    pub fn execute(&mut self, connection: &mut Connection, words: &[impl AsRef<[u8]>]) -> Vec<u8> {
+        let text = |word| std::str::from_utf8(word).expect("text");
+        let texts: Vec<&str> = words.iter().map(|word| text(word.as_ref())).collect();
         if let Some(error) = self.error {
             return format!("-{error}\r\n").into_bytes();
         }
@@ -168,21 +194,31 @@ impl ModelRedis {
         }
     }
 
+    /// The bucket, unless it has expired.
+    pub fn bucket(&self, key: &str) -> Option<Bucket> {
+        let is_kept = |_: &Bucket| self.expires_us.get(key).is_none_or(|until_us| self.now_us < *until_us);
+        self.buckets.get(key).copied().filter(is_kept)
+    }
+
     fn take(&mut self, key: &str, arguments: &[&str]) -> Vec<u8> {
-        let [capacity, rate, ttl_ms, sequence, _, _] = arguments else {
+        let [capacity, rate, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
             panic!("the script has six arguments: {arguments:?}");
         };
         if self.of_another_type.contains(key) {
             return b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n".to_vec();
         }
         let number = |text: &str| text.parse::<u64>().expect("a number");
-        assert!(number(ttl_ms) > 0, "the key would be gone at once");
-        let limit = limit(number(capacity) as u32, number(rate));
-        let stored = self.buckets.get(key).copied();
+        let limit_of = |capacity: &str, rate: &str| limit(number(capacity) as u32, number(rate));
+        let (limit, other_limit) = (limit_of(capacity, rate), limit_of(other_capacity, other_rate));
+        let command = Take { key: key.to_owned(), limit, other_limit, ttl_ms: number(ttl_ms) };
+        assert!(command.ttl_ms > 0, "the key would be gone at once");
+        let stored = self.bucket(key);
         let (verdict, changed) = take(stored, limit, self.now_us);
         let state = changed.or(stored).expect("a new bucket has a token");
+        let left = available_pico(Some(state), limit, self.now_us);
+        let until_us = self.now_us.saturating_add(kept_ms(&command, left).saturating_mul(1_000));
+        self.expires_us.insert(key.to_owned(), until_us);
         self.buckets.insert(key.to_owned(), state);
-        let left = dynamic_rate_limiter::bucket::available_pico(Some(state), limit, self.now_us);
         taken_reply(sequence, verdict.outcome == Outcome::Admitted, left, self.now_us)
     }
 }

@@ -224,7 +224,7 @@ impl World {
             Happening::HealthPost => self.post_health(index, health),
             Happening::HealthInRedis => {
                 let key = health_key(self.envoys[envoy].namespace_index);
-                self.redis.borrow_mut().set_text(key, health.name().as_bytes());
+                self.redis.borrow_mut().set_text(key, health.name());
                 self.health_changed_us.set(now_us);
             }
             _ => return false,

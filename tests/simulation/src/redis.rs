@@ -1,13 +1,13 @@
 //! The Redis of a world: a model, or a real server with the real script on the world's clock.
 
-use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use dynamic_rate_limiter::bucket::{Bucket, Outcome, PICO_PER_TOKEN, available_pico, take};
+use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::limit::Limit;
 use dynamic_rate_limiter::store::redis::resp::push_command;
 use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1};
+use harness::fake_redis::{Connection, ModelRedis, script_with_clock};
 
 use crate::oracle::Said;
 
@@ -47,22 +47,20 @@ pub struct Server {
 }
 
 enum Backend {
-    Model(Model),
+    Model(Box<Model>),
     Real(Client),
 }
 
 #[derive(Default)]
 struct Model {
-    buckets: HashMap<Vec<u8>, (Bucket, u64)>,
-    texts: HashMap<Vec<u8>, Vec<u8>>,
-    knows_script: bool,
-    replica: Option<Box<Model>>,
+    redis: ModelRedis,
+    replica: ModelRedis,
 }
 
 impl Server {
     /// The model, empty.
     pub fn model() -> Self {
-        Self { backend: Backend::Model(Model::default()), clock_us: EPOCH_US, knows_script: false }
+        Self { backend: Backend::Model(Box::default()), clock_us: EPOCH_US, knows_script: false }
     }
 
     /// A real server, emptied.
@@ -95,7 +93,7 @@ impl Server {
     pub fn flush_script(&mut self) {
         self.knows_script = false;
         match &mut self.backend {
-            Backend::Model(model) => model.knows_script = false,
+            Backend::Model(model) => model.redis.knows_script = false,
             Backend::Real(client) => drop(client.send(&[b"SCRIPT", b"FLUSH"])),
         }
     }
@@ -103,7 +101,7 @@ impl Server {
     /// A restart without the data.
     pub fn lose_all(&mut self) {
         match &mut self.backend {
-            Backend::Model(model) => *model = Model::default(),
+            Backend::Model(model) => **model = Model::default(),
             Backend::Real(client) => drop(client.send(&[b"FLUSHALL"])),
         }
         self.flush_script();
@@ -111,31 +109,27 @@ impl Server {
 
     pub fn replicate(&mut self) {
         if let Backend::Model(model) = &mut self.backend {
-            let (buckets, texts) = (model.buckets.clone(), model.texts.clone());
-            model.replica = Some(Box::new(Model { buckets, texts, ..Model::default() }));
+            model.replica = ModelRedis { knows_script: false, ..model.redis.clone() };
         }
     }
 
     pub fn fail_over(&mut self) {
         self.knows_script = false;
         if let Backend::Model(model) = &mut self.backend {
-            let replica = model.replica.take().unwrap_or_default();
-            *model =
-                Model { buckets: replica.buckets.clone(), texts: replica.texts.clone(), ..Model::default() };
-            model.replica = Some(replica);
+            model.redis = model.replica.clone();
         }
     }
 
-    pub fn text(&mut self, key: &[u8]) -> Option<Vec<u8>> {
+    pub fn text(&mut self, key: &str) -> Option<Vec<u8>> {
         match &mut self.backend {
-            Backend::Model(model) => model.texts.get(key).cloned(),
-            Backend::Real(client) => bulk_of(&client.send(&[b"GET", key])).map(<[u8]>::to_vec),
+            Backend::Model(model) => model.redis.strings.get(key).cloned(),
+            Backend::Real(client) => bulk_of(&client.send(&[b"GET", key.as_bytes()])).map(<[u8]>::to_vec),
         }
     }
 
     /// Sets a text, as an operator does.
-    pub fn set_text(&mut self, key: &[u8], value: &[u8]) {
-        self.execute(&[b"SET", key, value], 0);
+    pub fn set_text(&mut self, key: &str, value: &str) {
+        self.execute(&[b"SET", key.as_bytes(), value.as_bytes()], 0);
     }
 
     /// Carries out one command at a time of the world's clock.
@@ -147,17 +141,40 @@ impl Server {
                 self.knows_script |= is_retry;
                 let expected = if is_retry { TAKE.as_bytes() } else { TAKE_SHA1.as_bytes() };
                 assert_eq!(*script, expected, "another script than ours");
-                let command = TakeCommand::read(key, arguments, is_retry);
-                match &mut self.backend {
-                    Backend::Model(model) => model.take(&command, clock_us),
-                    Backend::Real(client) => client.take(&command, clock_us),
+                let command = TakeCommand::read(key, arguments);
+                let (reply, (was_absent, has_expired)) = match &mut self.backend {
+                    Backend::Model(model) => {
+                        model.redis.now_us = clock_us;
+                        let absence = model.absence(key);
+                        (model.redis.execute(&mut Connection::default(), words), absence)
+                    }
+                    Backend::Real(client) => (client.take(&command, is_retry, clock_us), (false, false)),
+                };
+                let TakeCommand { sequence, limit, other_limit, .. } = command;
+                if reply.starts_with(b"-NOSCRIPT") {
+                    return (reply, Done::NoScript(sequence));
                 }
+                let (key, said) = (key.to_vec(), said(&reply));
+                let took =
+                    Took { key, sequence, is_retry, limit, other_limit, said, was_absent, has_expired };
+                (reply, Done::Took(took))
             }
             _ => match &mut self.backend {
-                Backend::Model(model) => (model.text_command(words), Done::Other),
+                Backend::Model(model) => {
+                    (model.redis.execute(&mut Connection::default(), words), Done::Other)
+                }
                 Backend::Real(client) => (client.send(words), Done::Other),
             },
         }
+    }
+}
+
+impl Model {
+    /// Whether there is no such bucket, and whether it has expired.
+    fn absence(&self, key: &[u8]) -> (bool, bool) {
+        let key = std::str::from_utf8(key).expect("a key of the limiter");
+        let is_absent = self.redis.bucket(key).is_none();
+        (is_absent, is_absent && self.redis.buckets.contains_key(key))
     }
 }
 
@@ -165,7 +182,6 @@ impl Server {
 struct TakeCommand<'a> {
     key: &'a [u8],
     arguments: &'a [&'a [u8]],
-    is_retry: bool,
     limit: Limit,
     other_limit: Limit,
     ttl_ms: u64,
@@ -173,113 +189,33 @@ struct TakeCommand<'a> {
 }
 
 impl<'a> TakeCommand<'a> {
-    fn read(key: &'a [u8], arguments: &'a [&'a [u8]], is_retry: bool) -> Self {
+    fn read(key: &'a [u8], arguments: &'a [&'a [u8]]) -> Self {
         let &[capacity, rate, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
             panic!("the script has six arguments");
         };
-        let limit = Limit::new(number(capacity) as u32, number(rate));
-        let limit = limit.expect("a limit in range");
-        let other_limit = Limit::new(number(other_capacity) as u32, number(other_rate));
-        let other_limit = other_limit.expect("a limit in range");
-        let (ttl_ms, sequence) = (number(ttl_ms), number(sequence) as u32);
-        assert!(ttl_ms > 0, "the bucket would be gone at once");
-        Self { key, arguments, is_retry, limit, other_limit, ttl_ms, sequence }
-    }
-
-    /// The expiry of the bucket with these tokens: until it is full at either health.
-    fn keep_ms(&self, left_pico: u64) -> u64 {
-        let full_ms = |limit: Limit| {
-            let full = u64::from(limit.capacity()) * PICO_PER_TOKEN;
-            full.saturating_sub(left_pico).div_ceil(limit.refill_micro_per_sec()).div_ceil(1_000)
-        };
-        self.ttl_ms.max(full_ms(self.limit)).max(full_ms(self.other_limit))
-    }
-
-    fn took(&self, said: Said, (was_absent, has_expired): (bool, bool)) -> Done {
-        let Self { sequence, is_retry, limit, other_limit, .. } = *self;
-        Done::Took(Took {
-            key: self.key.to_vec(),
-            sequence,
-            is_retry,
-            limit,
-            other_limit,
-            said,
-            was_absent,
-            has_expired,
-        })
+        let limit = harness::limit(number(capacity) as u32, number(rate));
+        let other_limit = harness::limit(number(other_capacity) as u32, number(other_rate));
+        Self { key, arguments, limit, other_limit, ttl_ms: number(ttl_ms), sequence: number(sequence) as u32 }
     }
 }
 
-const NO_SCRIPT: &[u8] = b"-NOSCRIPT No matching script. Please use EVAL.\r\n";
-
-impl Model {
-    fn take(&mut self, command: &TakeCommand, clock_us: u64) -> (Vec<u8>, Done) {
-        if !self.knows_script && !command.is_retry {
-            return (NO_SCRIPT.to_vec(), Done::NoScript(command.sequence));
-        }
-        self.knows_script = true;
-        let kept = self.buckets.get(command.key).copied();
-        let stored = kept.filter(|(_, until_us)| clock_us < *until_us).map(|(bucket, _)| bucket);
-        let (verdict, changed) = take(stored, command.limit, clock_us);
-        let state = changed.or(stored).expect("a new bucket has a token");
-        let left = available_pico(Some(state), command.limit, clock_us);
-        self.buckets.insert(command.key.to_vec(), (state, clock_us + command.keep_ms(left) * 1_000));
-        let admitted = verdict.outcome == Outcome::Admitted;
-        let (tokens, pico) = (left / PICO_PER_TOKEN, left % PICO_PER_TOKEN);
-        let (seconds, us) = (clock_us / SECOND, clock_us % SECOND);
-        let text =
-            format!("{} {} {tokens}.{pico:012} {seconds}.{us:06}", command.sequence, u8::from(admitted));
-        let said = Said { admitted, left_pico: Some(left), left: tokens as u32, wait_us: None };
-        (bulk(text.as_bytes()), command.took(said, (stored.is_none(), kept.is_some() && stored.is_none())))
-    }
-
-    fn text_command(&mut self, words: &[&[u8]]) -> Vec<u8> {
-        match words {
-            [b"GET", key] => self.texts.get(*key).map_or(b"$-1\r\n".to_vec(), |text| bulk(text)),
-            [b"SET", key, _, b"NX"] if self.texts.contains_key(*key) => b"$-1\r\n".to_vec(),
-            [b"SET", key, value] | [b"SET", key, value, b"NX"] => {
-                self.texts.insert(key.to_vec(), value.to_vec());
-                b"+OK\r\n".to_vec()
-            }
-            _ => panic!("unknown command: {words:?}"),
-        }
-    }
+/// The decision in a reply of the script.
+fn said(reply: &[u8]) -> Said {
+    let text = bulk_of(reply).and_then(|text| std::str::from_utf8(text).ok()).expect("the script's reply");
+    let fields: Vec<&str> = text.split(' ').collect();
+    let (whole, pico) = fields[2].split_once('.').expect("tokens");
+    let left_pico = number(whole.as_bytes()) * PICO_PER_TOKEN + number(pico.as_bytes());
+    let left = (left_pico / PICO_PER_TOKEN) as u32;
+    Said { admitted: fields[1] == "1", left_pico: Some(left_pico), left, wait_us: None }
 }
 
 fn number(text: &[u8]) -> u64 {
     std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).expect("a number")
 }
 
-fn bulk(text: &[u8]) -> Vec<u8> {
-    [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat()
-}
-
 fn bulk_of(reply: &[u8]) -> Option<&[u8]> {
     let start = reply.iter().position(|byte| *byte == b'\n')? + 1;
     (reply.first() == Some(&b'$')).then(|| reply.get(start..reply.len() - 2)).flatten()
-}
-
-/// Parses a command without the limiter's code: its words and its length, or nothing while it is incomplete.
-pub fn parse_command<'a>(bytes: &'a [u8], words: &mut Vec<&'a [u8]>) -> Option<usize> {
-    words.clear();
-    let mut at = 0;
-    let mut count = None;
-    while count.is_none_or(|count| words.len() < count) {
-        let line = bytes[at..].windows(2).position(|pair| pair == b"\r\n")?;
-        let (kind, digits) = bytes[at..at + line].split_first().expect("a command");
-        let length = number(digits) as usize;
-        at += line + 2;
-        if count.is_none() {
-            assert_eq!(*kind, b'*', "a command");
-            count = Some(length);
-        } else {
-            assert_eq!(*kind, b'$', "a word");
-            bytes.get(at + length + 1)?;
-            words.push(&bytes[at..at + length]);
-            at += length + 2;
-        }
-    }
-    Some(at)
 }
 
 /// A connection to the real server. One carries the commands of all streams, in the order in which they arrive there.
@@ -296,11 +232,8 @@ impl Client {
     pub fn start() -> Self {
         let server = harness::redis::Redis::start();
         let stream = UnixStream::connect(server.socket()).expect("redis-server listens");
-        let clock = "redis.call('TIME')";
-        assert_eq!(TAKE.matches(clock).count(), 1, "the script looks at the clock once");
-        let script = TAKE.replace(clock, "{ARGV[7], ARGV[8]}");
-        let mut client = Self { _server: server, stream, script, sha1: Vec::new() };
-        let script = client.script.clone();
+        let script = script_with_clock();
+        let mut client = Self { _server: server, stream, script: script.clone(), sha1: Vec::new() };
         let reply = client.send(&[b"SCRIPT", b"LOAD", script.as_bytes()]);
         client.sha1 = bulk_of(&reply).expect("a hash").to_vec();
         client
@@ -320,12 +253,12 @@ impl Client {
         reply
     }
 
-    fn take(&mut self, command: &TakeCommand, clock_us: u64) -> (Vec<u8>, Done) {
+    fn take(&mut self, command: &TakeCommand, is_retry: bool, clock_us: u64) -> Vec<u8> {
         let (seconds, us) = ((clock_us / SECOND).to_string(), (clock_us % SECOND).to_string());
         // The server expires keys by its own clock, which is not the world's: the expiry is extended.
         let ttl_ms = (command.ttl_ms * 1_000_000).to_string();
         let (script, sha1) = (self.script.clone(), self.sha1.clone());
-        let (name, script): (&[u8], &[u8]) = match command.is_retry {
+        let (name, script): (&[u8], &[u8]) = match is_retry {
             true => (b"EVAL", script.as_bytes()),
             false => (b"EVALSHA", &sha1),
         };
@@ -333,18 +266,7 @@ impl Client {
         words.extend(command.arguments);
         words[6] = ttl_ms.as_bytes();
         words.extend([seconds.as_bytes(), us.as_bytes()]);
-        let reply = self.send(&words);
-        if reply.starts_with(b"-NOSCRIPT") {
-            return (reply, Done::NoScript(command.sequence));
-        }
-        let text =
-            bulk_of(&reply).and_then(|text| std::str::from_utf8(text).ok()).expect("the script's answer");
-        let fields: Vec<&str> = text.split(' ').collect();
-        let (whole, pico) = fields[2].split_once('.').expect("tokens");
-        let left_pico = number(whole.as_bytes()) * PICO_PER_TOKEN + number(pico.as_bytes());
-        let left = (left_pico / PICO_PER_TOKEN) as u32;
-        let said = Said { admitted: fields[1] == "1", left_pico: Some(left_pico), left, wait_us: None };
-        (reply.clone(), command.took(said, (false, false)))
+        self.send(&words)
     }
 }
 

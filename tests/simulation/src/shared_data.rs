@@ -1,56 +1,17 @@
-//! Shared data as Envoy keeps it, and a handle to it through which other workers get a word in.
+//! A handle to shared data through which other workers get a word in.
 //!
-//! A write with a version succeeds if the record still has it; `u32::MAX` stands for "not there yet", which is what the
-//! host makes of a write to a missing record; versions never repeat within a world. Other workers of the same Envoy may
-//! act before every read, every look at the clock and every write, and there again, so every race between two and
-//! three workers comes up.
+//! Other workers of the same Envoy may act before every read, every look at the clock and every write, and there again,
+//! so every race between two and three workers comes up.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 
 use dynamic_rate_limiter::control::Control;
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::StoreTime;
+use harness::FakeData;
 
 use crate::report::Happening;
 use crate::world::World;
-
-/// The version by which the host names a record that is not there.
-const ABSENT: u32 = u32::MAX;
-
-/// The map of one Envoy process.
-#[derive(Default)]
-pub struct SharedMap {
-    records: RefCell<HashMap<String, (Vec<u8>, u32)>>,
-    last_version: Cell<u32>,
-    changes: Cell<u64>,
-}
-
-impl SharedMap {
-    /// The host's `get`.
-    fn get(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>) {
-        self.records.borrow().get(key).cloned().unzip()
-    }
-
-    /// The host's `set`: with no version it writes whatever is there.
-    fn set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict> {
-        let mut records = self.records.borrow_mut();
-        let stored = records.get(key).map_or(ABSENT, |(_, version)| *version);
-        if version.is_some_and(|version| version != stored) {
-            return Err(Conflict);
-        }
-        self.last_version.set(self.last_version.get() + 1);
-        match records.get_mut(key) {
-            Some((stored, version)) => {
-                stored.clear();
-                stored.extend_from_slice(value);
-                *version = self.last_version.get();
-            }
-            None => drop(records.insert(key.to_owned(), (value.to_vec(), self.last_version.get()))),
-        }
-        Ok(())
-    }
-}
 
 /// What one operation of one worker sees of the host.
 pub struct Host<'a> {
@@ -72,7 +33,7 @@ impl<'a> Host<'a> {
         Self { world, envoy, depth, clock_us, read_after: Cell::default(), written_pico: Cell::default() }
     }
 
-    fn map(&self) -> &SharedMap {
+    fn map(&self) -> &FakeData {
         &self.world.envoys[self.envoy].map
     }
 }
@@ -83,13 +44,12 @@ impl SharedData for Host<'_> {
         if key.contains("/key/") || key.contains("/address/") {
             self.read_after.set(Some(self.world.oracle.borrow().admissions));
         }
-        let (value, version) = self.map().get(key);
-        value.zip(version)
+        self.map().get(key)
     }
 
     fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict> {
         self.world.interleave(self.envoy, self.depth);
-        let written = self.map().set(key, value, Some(version.unwrap_or(ABSENT)));
+        let written = self.map().compare_and_set(key, value, version);
         if written.is_err() {
             self.world.count(Happening::Conflict);
             return written;
@@ -105,11 +65,11 @@ impl SharedData for Host<'_> {
     }
 
     fn changes(&self) -> Option<u64> {
-        Some(self.map().changes.get())
+        self.map().changes()
     }
 
     fn announce_change(&self) {
-        self.map().changes.set(self.map().changes.get() + 1);
+        self.map().announce_change();
     }
 
     fn now(&self) -> StoreTime {

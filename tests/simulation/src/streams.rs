@@ -2,8 +2,9 @@
 
 use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
+use harness::fake_redis::parse_words;
 
-use crate::redis::{Done, Took, parse_command};
+use crate::redis::{Done, Took};
 use crate::report::{Happening, What};
 use crate::worker::{Stream, Worker};
 use crate::workload::full_in_us;
@@ -55,8 +56,7 @@ impl World {
     fn note_owners(&self, worker: &Worker, mut bytes: &[u8]) {
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut() else { return self.fail(None, "bytes are sent on no stream") };
-        let mut words = Vec::new();
-        while let Some(length) = parse_command(bytes, &mut words) {
+        while let Some((words, length)) = parse_words(bytes) {
             bytes = &bytes[length..];
             let (b"EVALSHA" | b"EVAL") = words[0] else { continue };
             let Some(bucket) = self.redis_buckets.get(words[3]).copied() else { continue };
@@ -107,13 +107,11 @@ impl World {
             stream.input.extend_from_slice(&bytes);
             std::mem::take(&mut stream.input)
         };
-        let (mut replies, mut read, mut words) = (Vec::new(), 0, Vec::new());
-        while let Some(length) = input.get(read..).and_then(|rest| parse_command(rest, &mut words)) {
+        let (mut replies, mut read) = (Vec::new(), 0);
+        while let Some((words, length)) = parse_words(&input[read..]) {
             replies.push(self.execute(&worker, &words));
-            words = Vec::new();
             read += length;
         }
-        drop(words);
         input.drain(..read);
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut() else { return };

@@ -12,15 +12,16 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::reply_clock::{ReplyClock, TIMER_RESOLUTION};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
+use harness::FakeData;
 
 use crate::oracle::Said;
-use crate::shared_data::{Host, SharedMap};
+use crate::shared_data::Host;
 use crate::workload::{Caller, Limits, TOKEN};
 
 /// The limiters of one namespace in one Envoy process.
 pub struct Envoy {
-    /// The process' map; two namespaces may share one.
-    pub map: Rc<SharedMap>,
+    /// The shared data of the process; two namespaces may share it.
+    pub map: Rc<FakeData>,
     /// Its monotonic clock when the world began.
     pub epoch_us: u64,
     pub namespace: &'static str,

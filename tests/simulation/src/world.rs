@@ -19,14 +19,14 @@ use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::AddressTable;
 use dynamic_rate_limiter::store::redis::queue::max_on_wire;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
-use harness::{decide, decide_at_once};
+use harness::{FakeData, decide, decide_at_once};
 
 use crate::faults::Faults;
 use crate::oracle::Oracle;
 use crate::random::Random;
 use crate::redis::Server;
 use crate::report::{Happening, History, Totals, What};
-use crate::shared_data::{Host, SharedMap};
+use crate::shared_data::Host;
 use crate::worker::{Envoy, Pending, Worker};
 use crate::workload::{Caller, KEYS, Limits, Plan, SimulatedRequest, Store, bucket_name};
 
@@ -95,7 +95,7 @@ impl World {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
         let limits = Rc::new(Limits::draw(&mut random, &plan, None));
-        let maps: [Rc<SharedMap>; 2] = Default::default();
+        let maps: [Rc<FakeData>; 2] = Default::default();
         let envoy = |(process, namespace): &(usize, &'static str)| Envoy {
             map: maps[*process].clone(),
             epoch_us: 1_000_000 * (1 + 1_000 * *process as u64),
@@ -600,9 +600,9 @@ impl World {
 }
 
 /// The key of a namespace's health in Redis.
-pub fn health_key(namespace_index: usize) -> &'static [u8] {
+pub fn health_key(namespace_index: usize) -> &'static str {
     match namespace_index {
-        0 => b"system:health:status",
-        _ => b"system:health:other:status",
+        0 => "system:health:status",
+        _ => "system:health:other:status",
     }
 }
