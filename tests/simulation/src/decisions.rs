@@ -4,7 +4,6 @@ use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
 use dynamic_rate_limiter::headers::HeaderValues;
 use dynamic_rate_limiter::limit::Limit;
-use dynamic_rate_limiter::request::RequestId;
 
 use crate::oracle::Said;
 use crate::report::{Happening, What};
@@ -21,12 +20,9 @@ const HEALTH_US: u64 = 1_000_000;
 
 impl World {
     /// Checks a decision: in time, once, by the right store, and equal to the oracle's.
-    #[allow(clippy::too_many_arguments, reason = "all of it is one decision")]
     pub(crate) fn decided(
         &self,
-        index: usize,
         worker: &Worker,
-        request_id: RequestId,
         pending: Pending,
         decision: Decision,
         host: &Host,
@@ -39,7 +35,7 @@ impl World {
         if waited_us > pending.timeout_us + worker.check_interval_us + TURN_US + late_us {
             self.fail(
                 pending.payment.map(|(owner, _)| owner),
-                format!("request {request_id} waited for {waited_us} µs"),
+                format!("request {} waited for {waited_us} µs", pending.id),
             );
         }
         self.totals.borrow_mut().operations += 1;
@@ -51,15 +47,15 @@ impl World {
             Decision::Admitted(answer) => (true, answer),
             Decision::Rejected(answer) => (false, answer),
             Decision::Unavailable(answer) => {
-                return self.fell_back(index, worker, owner, request_id, "deny", answer.verdict.is_some());
+                return self.fell_back(worker, &pending, "deny", answer.verdict.is_some());
             }
-            other => return self.fail(Some(owner), format!("request {request_id}: {other:?}")),
+            other => return self.fail(Some(owner), format!("request {}: {other:?}", pending.id)),
         };
         if !has_waited && answer.health != health {
             self.fail(Some(owner), format!("limited as {} while {health} holds in its Envoy", answer.health));
         }
         let Some(verdict) = answer.verdict else {
-            return self.fell_back(index, worker, owner, request_id, "allow", !admitted);
+            return self.fell_back(worker, &pending, "allow", !admitted);
         };
         if verdict.capacity != limit.capacity() {
             let (found, expected) = (verdict.capacity, limit.capacity());
@@ -67,13 +63,13 @@ impl World {
         }
         let how = match (host.read_after.get(), has_waited) {
             (Some(_), _) => {
-                self.decided_locally(index, worker, request_id, (owner, limit), (admitted, &verdict), host)
+                self.decided_locally(worker, &pending, (owner, limit), (admitted, &verdict), host)
             }
             (None, true) => self.decided_by_redis(&pending, (owner, limit), (admitted, &verdict), &answer),
             (None, false) => self.decided_by_deny_cache(worker, (owner, limit), pending.at_us, admitted),
         };
-        let envoy = worker.envoy;
-        let left = verdict.remaining;
+        let Worker { envoy, index, .. } = *worker;
+        let (request_id, left) = (pending.id, verdict.remaining);
         self.note(Some(owner), What::Decided { envoy, worker: index, request_id, how, admitted, left });
         if admitted {
             self.count(Happening::Admitted);
@@ -87,9 +83,8 @@ impl World {
 
     fn decided_locally(
         &self,
-        index: usize,
         worker: &Worker,
-        request_id: RequestId,
+        pending: &Pending,
         (owner, limit): (usize, Limit),
         (admitted, verdict): (bool, &Verdict),
         host: &Host,
@@ -109,7 +104,7 @@ impl World {
                 "shared data"
             }
             Store::Redis(_) => {
-                self.fell_back(index, worker, owner, request_id, "local", false);
+                self.fell_back(worker, pending, "local", false);
                 "its Envoy, for want of Redis"
             }
         }
@@ -166,31 +161,21 @@ impl World {
     }
 
     /// `on_failure` has decided: only as configured, and only while Redis is unhealthy.
-    fn fell_back(
-        &self,
-        index: usize,
-        worker: &Worker,
-        owner: usize,
-        request_id: RequestId,
-        policy: &'static str,
-        is_odd: bool,
-    ) {
+    fn fell_back(&self, worker: &Worker, pending: &Pending, policy: &'static str, is_odd: bool) {
+        let owner = pending.payment.map(|(owner, _)| owner);
         if self.plan.store != Store::Redis(policy) || is_odd {
-            self.fail(Some(owner), format!("request {request_id} at worker {index} was decided by {policy}"));
+            let (id, index) = (pending.id, worker.index);
+            self.fail(owner, format!("request {id} at worker {index} was decided by {policy}"));
         }
         self.count(match policy {
             "local" => Happening::FallbackLocal,
             "allow" => Happening::FallbackAllow,
             _ => Happening::FallbackDeny,
         });
-        let has_hole = worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole);
         let well_us = self.faults.healthy_for_us(self.now_us.get());
-        if !has_hole && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
+        if !worker.has_hole() && well_us > RECOVERY_US + self.plan.timeout_us + SLACK_US {
             let healthy_s = well_us as f64 / 1e6;
-            self.fail(
-                Some(owner),
-                format!("Redis was not used, although it has been healthy for {healthy_s} s"),
-            );
+            self.fail(owner, format!("Redis was not used, although it has been healthy for {healthy_s} s"));
         }
     }
 
@@ -216,11 +201,7 @@ impl World {
         if self.plan.store == Store::SharedData
             || now_us < self.health_changed_us.get() + quiet_us
             || self.faults.healthy_for_us(now_us) < RECOVERY_US + quiet_us
-            || self
-                .workers
-                .borrow()
-                .iter()
-                .any(|worker| worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole))
+            || self.workers.borrow().iter().any(|worker| worker.has_hole())
         {
             return;
         }

@@ -10,8 +10,8 @@ use dynamic_rate_limiter::time::{UnixTime, WallClock};
 
 use crate::report::{Happening, What};
 use crate::shared_data::Host;
-use crate::worker::Stream;
-use crate::workload::{Caller, Limits, Store};
+use crate::worker::{Stream, Worker};
+use crate::workload::{Limits, Store};
 use crate::world::{Event, MAX_DEPTH, World, health_key};
 
 /// The start of every wall clock, in Unix microseconds.
@@ -146,14 +146,12 @@ impl World {
     /// Runs an immediate action; false if it is not possible.
     fn act(&self, kind: Happening) -> bool {
         let now_us = self.now_us.get();
-        let envoy = self.below(self.envoys.len() as u64) as usize;
-        let Some(index) = self.some_worker(envoy) else { return false };
+        let Some(worker) = self.any_worker() else { return false };
+        let Worker { index, envoy, .. } = *worker;
         let health = if self.one_in(2) { Health::Degraded } else { Health::Normal };
-        let worker = self.worker(index);
         // Requests in flight during a change find the most bugs.
         for _ in 0..self.below(6) {
-            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
-            self.request(index, caller, 0);
+            self.request_of_any_caller(&worker, 0);
         }
         match kind {
             Happening::Hole => {
@@ -206,7 +204,7 @@ impl World {
             Happening::Documents if !self.plan.by_documents => return false,
             Happening::Documents => {
                 let limits = self.next_limits(envoy);
-                self.publish(index, limits.document());
+                self.publish(&worker, limits.document());
                 *self.envoys[envoy].limits.borrow_mut() = Rc::new(limits);
                 let mut published = self.faults.published.get();
                 published[envoy] = true;
@@ -218,10 +216,10 @@ impl World {
                     self.fail(None, "a bad configuration is taken");
                 }
                 if self.plan.by_documents {
-                    self.publish(index, json.to_owned());
+                    self.publish(&worker, json.to_owned());
                 }
             }
-            Happening::HealthPost => self.post_health(index, health),
+            Happening::HealthPost => self.post_health(&worker, health),
             Happening::HealthInRedis => {
                 let key = health_key(self.envoys[envoy].namespace_index);
                 self.redis.borrow_mut().set_text(key, health.name());
@@ -254,8 +252,7 @@ impl World {
         (0..self.plan.workers).for_each(|_| self.start_worker(envoy));
     }
 
-    fn publish(&self, index: usize, tiers: String) {
-        let worker = self.worker(index);
+    fn publish(&self, worker: &Worker, tiers: String) {
         // No other worker acts meanwhile: the limits are known again when the publication has ended.
         let host = Host::new(self, worker.envoy, MAX_DEPTH);
         let mut limiter = worker.limiter.borrow_mut();

@@ -3,13 +3,14 @@
 //!
 //! A world is determined by its seed. Each world of a run has its own seed, so that one short world repeats a failure.
 //! In reading order: [`oracle`] (the properties), [`workload`] (the requests), [`shared_data`] and [`redis`] (the
-//! stores), [`worker`] and [`world`] (the events), `streams`, `decisions`, [`faults`], [`report`].
+//! stores), [`worker`] and [`world`] (the events), `requests`, `streams`, `decisions`, [`faults`], [`report`].
 
 mod decisions;
 pub mod faults;
 pub mod oracle;
 pub mod redis;
 pub mod report;
+mod requests;
 pub mod shared_data;
 mod streams;
 pub mod worker;

@@ -12,14 +12,14 @@ use crate::world::{Event, World};
 
 impl World {
     /// Carries out an action of a worker on its stream.
-    pub(crate) fn carry_out(&self, index: usize, worker: &Worker, action: StreamAction) {
+    pub(crate) fn carry_out(&self, worker: &Worker, action: StreamAction) {
         match action {
             StreamAction::Close => self.drop_stream(worker),
             StreamAction::Open => {
                 self.drop_stream(worker);
-                self.open_stream(index, worker);
+                self.open_stream(worker);
             }
-            StreamAction::Send(bytes) => self.send(index, worker, bytes),
+            StreamAction::Send(bytes) => self.send(worker, bytes),
         }
     }
 
@@ -29,15 +29,15 @@ impl World {
         }
     }
 
-    fn open_stream(&self, index: usize, worker: &Worker) {
+    fn open_stream(&self, worker: &Worker) {
         let stream = Stream { id: self.number(), is_refused: self.faults.is_down(), ..Stream::default() };
         if stream.is_refused {
-            self.after(1 + self.below(2_000), Event::Closed(index, stream.id));
+            self.after(1 + self.below(2_000), Event::Closed(worker.index, stream.id));
         }
         *worker.stream.borrow_mut() = Some(stream);
     }
 
-    fn send(&self, index: usize, worker: &Worker, bytes: Vec<u8>) {
+    fn send(&self, worker: &Worker, bytes: Vec<u8>) {
         self.note_owners(worker, &bytes);
         let mut stream = worker.stream.borrow_mut();
         let Some(stream) = stream.as_mut().filter(|stream| !stream.is_refused && !stream.is_hole) else {
@@ -47,7 +47,7 @@ impl World {
         for part in [&bytes[..cut], &bytes[cut..]].into_iter().filter(|part| !part.is_empty()) {
             stream.last_us.0 = stream.last_us.0.max(self.now_us.get() + self.delay_us());
             stream.to_redis.push_back(part.to_vec());
-            self.at(stream.last_us.0, Event::ToRedis(index, stream.id));
+            self.at(stream.last_us.0, Event::ToRedis(worker.index, stream.id));
         }
     }
 
@@ -201,7 +201,7 @@ impl World {
         let Some(bytes) = bytes else { return };
         let clock = self.envoys[worker.envoy].clock(self.now_us.get());
         worker.limiter.borrow_mut().handle_input(&bytes, clock);
-        self.pump(index, &worker);
+        self.pump(&worker);
     }
 
     pub(crate) fn closed(&self, index: usize, id: u64) {
@@ -212,6 +212,6 @@ impl World {
         self.drop_stream(&worker);
         let clock = self.envoys[worker.envoy].clock(self.now_us.get());
         worker.limiter.borrow_mut().handle_close("reset", clock);
-        self.pump(index, &worker);
+        self.pump(&worker);
     }
 }

@@ -43,7 +43,9 @@ impl Envoy {
     }
 }
 
+#[derive(Default)]
 pub struct Pending {
+    pub id: RequestId,
     /// The owner; `None` for a change of health.
     pub payment: Option<(usize, Limit)>,
     /// The limit of the same bucket at the other health.
@@ -63,6 +65,8 @@ pub struct Pending {
 
 /// One VM.
 pub struct Worker {
+    /// Its number in the world.
+    pub index: usize,
     pub envoy: usize,
     /// Whether it gets requests: it has not been replaced.
     pub accepts: Cell<bool>,
@@ -85,7 +89,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(envoy: usize, json: &str, delivered: Rc<Limits>, host: &Host, random: u64) -> Self {
+    pub fn new(
+        (index, envoy): (usize, usize),
+        json: &str,
+        delivered: Rc<Limits>,
+        host: &Host,
+        random: u64,
+    ) -> Self {
         let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
         let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
         let limiter = Limiter::new(plugin, host, (random, 0x5eed)).expect("a limiter");
@@ -93,6 +103,7 @@ impl Worker {
         let timeout = redis.map(|redis| Duration::from_millis(redis.timeout_ms.into()));
         let check_interval = timeout.map_or(Duration::ZERO, |timeout| ReplyClock::new(timeout).interval());
         Self {
+            index,
             envoy,
             accepts: Cell::new(true),
             is_gone: Cell::new(false),
@@ -121,6 +132,11 @@ impl Worker {
     pub fn late_us_now(&self, now_us: u64) -> u64 {
         let overdue_us = now_us.saturating_sub(self.tick_us.get());
         self.late_us.get() + overdue_us.max(now_us - self.pumps_since_us.get().unwrap_or(now_us))
+    }
+
+    /// Whether the bytes on its stream are lost.
+    pub fn has_hole(&self) -> bool {
+        self.stream.borrow().as_ref().is_some_and(|stream| stream.is_hole)
     }
 
     /// Whether the stream of that number is still the one it uses.

@@ -203,7 +203,7 @@ pub fn bucket_name(owner: usize) -> String {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller {
     pub key: Option<usize>,
     pub address: usize,

@@ -6,20 +6,16 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
-use std::time::Duration;
 
-use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::generation::Role;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::health_sync::POLL_INTERVAL;
 use dynamic_rate_limiter::limiter::LimiterOutput;
 use dynamic_rate_limiter::metrics::{BUCKET_EVICTIONS, StatUpdate};
 use dynamic_rate_limiter::redis_limiter::RedisLimiter;
-use dynamic_rate_limiter::request::{DecisionStart, RequestId};
 use dynamic_rate_limiter::store::AddressTable;
-use dynamic_rate_limiter::store::redis::queue::max_on_wire;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
-use harness::{FakeData, decide, decide_at_once};
+use harness::FakeData;
 
 use crate::faults::Faults;
 use crate::oracle::Oracle;
@@ -27,11 +23,11 @@ use crate::random::Random;
 use crate::redis::Server;
 use crate::report::{Happening, History, Totals, What};
 use crate::shared_data::Host;
-use crate::worker::{Envoy, Pending, Worker};
-use crate::workload::{Caller, KEYS, Limits, Plan, SimulatedRequest, Store, bucket_name};
+use crate::worker::{Envoy, Worker};
+use crate::workload::{Caller, KEYS, Limits, Plan, Store, bucket_name};
 
 /// The timeout of a change of health, in microseconds.
-const POST_TIMEOUT_US: u64 = 1_000_000;
+pub const POST_TIMEOUT_US: u64 = 1_000_000;
 
 /// The longest delay of a poll by other workers that act during an operation, in microseconds. The timeouts of requests
 /// are checked with their actual delays.
@@ -42,9 +38,6 @@ pub const TURN_US: u64 = 50;
 
 /// Longest turn of a busy worker's event loop, in microseconds.
 const LONGEST_TURN_US: u64 = 100_000;
-
-/// One in this many arrivals is a burst of requests.
-const CROWD_ONE_IN: u64 = 400;
 
 /// The most nested operations.
 pub const MAX_DEPTH: u32 = 2;
@@ -158,13 +151,8 @@ impl World {
                 break;
             }
         }
-        match self
-            .workers
-            .borrow()
-            .iter()
-            .filter(|worker| !worker.is_gone.get())
-            .any(|worker| !worker.pending.borrow().is_empty())
-        {
+        let has_waiting = |worker: &Rc<Worker>| !worker.is_gone.get() && !worker.pending.borrow().is_empty();
+        match self.workers.borrow().iter().any(has_waiting) {
             false => Ok(()),
             true => Err(format!("a request was never decided\n{}", self.history(None))),
         }
@@ -253,23 +241,22 @@ impl World {
             Event::Return(envoy, caller) => {
                 self.count(Happening::AtTheInstant);
                 if let Some(worker) = self.some_worker(envoy) {
-                    self.request(worker, caller, 0);
+                    self.request(&worker, caller, 0);
                 }
             }
             Event::Turn(index) => {
                 let worker = self.worker(index);
                 worker.is_awake.set(false);
-                self.pump(index, &worker);
+                self.pump(&worker);
             }
             Event::Tick(index) => self.tick(index),
             Event::SomeBusy => {
-                let envoy = self.below(self.envoys.len() as u64) as usize;
-                if let Some(index) = self.some_worker(envoy) {
-                    self.keep_busy(index, self.below(30) as u32);
+                if let Some(worker) = self.any_worker() {
+                    self.keep_busy(&worker, self.below(30) as u32);
                 }
                 self.schedule_busy();
             }
-            Event::Busy(index, more) => self.keep_busy(index, more),
+            Event::Busy(index, more) => self.keep_busy(&self.worker(index), more),
             Event::ToRedis(index, stream) => self.arrive_at_redis(index, stream),
             Event::FromRedis(index, stream) => self.arrive_at_worker(index, stream),
             Event::Closed(index, stream) => self.closed(index, stream),
@@ -296,8 +283,7 @@ impl World {
     }
 
     /// A turn of a worker's event loop takes long, and so do some turns after it.
-    pub fn keep_busy(&self, index: usize, more: u32) {
-        let worker = self.worker(index);
+    fn keep_busy(&self, worker: &Worker, more: u32) {
         if worker.is_gone.get() || worker.limiter.try_borrow_mut().is_err() {
             return;
         }
@@ -306,38 +292,7 @@ impl World {
         let turn_us = 1 + self.below(longest_us);
         worker.busy_until_us.set(self.now_us.get() + turn_us);
         if let Some(more) = more.checked_sub(1) {
-            self.after(turn_us + 2, Event::Busy(index, more));
-        }
-    }
-
-    fn arrivals(&self) {
-        for _ in 0..1 + self.below(8) {
-            let envoy = self.below(self.envoys.len() as u64) as usize;
-            if let Some(worker) = self.some_worker(envoy) {
-                let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
-                self.request(worker, caller, 0);
-            }
-        }
-        if self.plan.store != Store::SharedData && self.one_in(CROWD_ONE_IN) {
-            self.burst();
-        }
-        if !self.is_over() {
-            self.after(self.below(2 * self.plan.gap_us), Event::Arrivals);
-        }
-    }
-
-    /// More requests arrive at once at one worker than may be on the wire.
-    fn burst(&self) {
-        let envoy = self.below(self.envoys.len() as u64) as usize;
-        let Some(index) = self.some_worker(envoy) else { return };
-        let max_on_wire = max_on_wire(Duration::from_micros(self.plan.timeout_us));
-        if self.worker(index).pending.borrow().len() > max_on_wire {
-            return;
-        }
-        self.count(Happening::Burst);
-        for _ in 0..max_on_wire as u64 + self.below(2 * max_on_wire as u64) {
-            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
-            self.request(index, caller, MAX_DEPTH);
+            self.after(turn_us + 2, Event::Busy(worker.index, more));
         }
     }
 
@@ -346,19 +301,23 @@ impl World {
     }
 
     /// A worker of an Envoy that takes requests and is not inside an operation.
-    pub fn some_worker(&self, envoy: usize) -> Option<usize> {
+    pub fn some_worker(&self, envoy: usize) -> Option<Rc<Worker>> {
         let workers = self.workers.borrow();
-        let is_free = |index: &usize| {
-            let worker = &workers[*index];
+        let start = self.below(workers.len() as u64) as usize;
+        let is_free = |worker: &&Rc<Worker>| {
             let is_idle = worker.busy_until_us.get() <= self.now_us.get();
             worker.envoy == envoy
                 && worker.accepts.get()
                 && is_idle
                 && worker.limiter.try_borrow_mut().is_ok()
         };
-        let all = workers.len();
-        let start = self.below(all as u64) as usize;
-        (start..all).chain(0..start).find(is_free)
+        workers[start..].iter().chain(&workers[..start]).find(is_free).cloned()
+    }
+
+    /// The same, of a random Envoy.
+    pub fn any_worker(&self) -> Option<Rc<Worker>> {
+        let envoy = self.below(self.envoys.len() as u64) as usize;
+        self.some_worker(envoy)
     }
 
     /// Starts a VM with the present configuration of the Envoy.
@@ -367,11 +326,12 @@ impl World {
         let delivered = delivered.borrow().clone();
         let random = self.random.borrow_mut().next();
         let json = self.plan.configuration(&delivered, namespace);
-        let worker = Worker::new(envoy, &json, delivered, &Host::new(self, envoy, MAX_DEPTH), random);
+        let host = Host::new(self, envoy, MAX_DEPTH);
         let index = self.workers.borrow().len();
-        self.workers.borrow_mut().push(Rc::new(worker));
+        let worker = Rc::new(Worker::new((index, envoy), &json, delivered, &host, random));
+        self.workers.borrow_mut().push(Rc::clone(&worker));
         if self.plan.store != Store::SharedData {
-            self.tick_after(index, self.below(POLL_INTERVAL.as_micros() as u64));
+            self.tick_after(&worker, self.below(POLL_INTERVAL.as_micros() as u64));
         }
     }
 
@@ -393,117 +353,18 @@ impl World {
         }
     }
 
-    /// During an operation, other workers act and time passes.
-    pub fn interleave(&self, envoy: usize, depth: u32) {
-        if depth >= MAX_DEPTH || self.is_over() || !self.one_in(self.plan.race_one_in) {
-            return;
-        }
-        self.now_us.set(self.now_us.get() + self.below(100));
-        if let Some(worker) = self.some_worker(envoy) {
-            self.count(Happening::Interleaved);
-            let caller = Caller::draw(&mut self.random.borrow_mut(), &self.plan);
-            self.request(worker, caller, depth + 1);
-        }
-    }
-
-    /// The limits of a worker's next request.
-    pub(crate) fn limits(&self, worker: &Worker) -> Rc<Limits> {
-        match self.plan.by_documents {
-            true => self.envoys[worker.envoy].limits.borrow().clone(),
-            false => worker.delivered.clone(),
-        }
-    }
-
-    /// A caller's request arrives at a worker.
-    pub fn request(&self, index: usize, caller: Caller, depth: u32) {
-        let worker = self.worker(index);
-        let envoy = &self.envoys[worker.envoy];
-        let request_id = self.number() as RequestId;
-        let host = Host::new(self, worker.envoy, depth);
-        let at_us = self.now_us.get();
-        let start = DecisionStart { id: request_id, at: envoy.clock(at_us) };
-        let (limits, health) = (self.limits(&worker), envoy.health.get());
-        let owner = limits.owner(caller);
-        let limit = limits.limit(owner, health);
-        let other = if health == Health::Normal { Health::Degraded } else { Health::Normal };
-        let request = SimulatedRequest { caller, is_post: false };
-        let late_us = worker.late_us.get();
-        // No request waits for documents: until some are published, the plugin configuration applies.
-        let decision = decide_at_once(&mut worker.limiter.borrow_mut(), &host, &request, start);
-        self.check_health(worker.envoy);
-        let timeout_us = self.plan.timeout_us;
-        // The other workers have delayed it already.
-        worker.delay(self.now_us.get() - at_us);
-        let pending = Pending {
-            payment: Some((owner, limit)),
-            other_limit: Some(limits.limit(owner, other)),
-            wanted: None,
-            caller,
-            at_us,
-            sent_us: None,
-            timeout_us,
-            late_us,
-            outcome: None,
-        };
-        match decision {
-            Decision::AwaitsRedis(_) => {
-                self.note(Some(owner), What::Sent { envoy: worker.envoy, worker: index, request_id });
-                worker.pending.borrow_mut().insert(request_id, pending);
-                worker.unsent.borrow_mut().push_back(request_id);
-            }
-            decision => self.decided(index, &worker, request_id, pending, decision, &host, false),
-        }
-        self.wake(index, &worker);
-    }
-
-    /// Sends a change of health with its body.
-    pub fn post_health(&self, index: usize, wanted: Health) {
-        let worker = self.worker(index);
-        let envoy = &self.envoys[worker.envoy];
-        let request_id = self.number() as RequestId;
-        let host = Host::new(self, worker.envoy, 0);
-        let at_us = self.now_us.get();
-        let start = DecisionStart { id: request_id, at: envoy.clock(at_us) };
-        let caller = Caller { key: None, address: 0 };
-        let request = SimulatedRequest { caller, is_post: true };
-        let decision = decide(&mut worker.limiter.borrow_mut(), &host, &request, start);
-        let Decision::AwaitsBody(change) = decision else {
-            return self.fail(None, format!("a change of health with the right token: {decision:?}"));
-        };
-        let late_us = worker.late_us.get();
-        let body = format!(r#"{{"status": "{wanted}"}}"#);
-        let decision = worker.limiter.borrow_mut().change_health(&change, body.as_bytes(), &host, start);
-        worker.delay(self.now_us.get() - at_us);
-        let pending = Pending {
-            payment: None,
-            other_limit: None,
-            wanted: Some(wanted),
-            caller,
-            at_us,
-            sent_us: None,
-            timeout_us: POST_TIMEOUT_US,
-            late_us,
-            outcome: None,
-        };
-        match decision {
-            Decision::AwaitsRedis(_) => drop(worker.pending.borrow_mut().insert(request_id, pending)),
-            decision => self.decided(index, &worker, request_id, pending, decision, &host, false),
-        }
-        self.wake(index, &worker);
-    }
-
     /// What Envoy does for a worker with something to send or to answer, or whose requests wait.
-    pub fn wake(&self, index: usize, worker: &Worker) {
+    pub fn wake(&self, worker: &Worker) {
         let limiter = worker.limiter.borrow();
         let Some(redis) = limiter.redis() else { return };
         if redis.has_output() && !worker.is_awake.replace(true) {
-            self.after(self.below(TURN_US), Event::Turn(index));
+            self.after(self.below(TURN_US), Event::Turn(worker.index));
         }
         drop(limiter);
-        self.await_timeout(index, worker);
+        self.await_timeout(worker);
     }
 
-    fn await_timeout(&self, index: usize, worker: &Worker) {
+    fn await_timeout(&self, worker: &Worker) {
         let envoy = &self.envoys[worker.envoy];
         let limiter = worker.limiter.borrow();
         let Some(redis) = limiter.redis() else { return };
@@ -511,13 +372,13 @@ impl World {
         if let Some(wait_us) = wait_us.map(whole_micros)
             && self.now_us.get() + wait_us < worker.tick_us.get()
         {
-            self.tick_after(index, wait_us);
+            self.tick_after(worker, wait_us);
         }
     }
 
-    fn tick_after(&self, index: usize, us: u64) {
-        self.worker(index).tick_us.set(self.now_us.get() + us);
-        self.after(us, Event::Tick(index));
+    fn tick_after(&self, worker: &Worker, us: u64) {
+        worker.tick_us.set(self.now_us.get() + us);
+        self.after(us, Event::Tick(worker.index));
     }
 
     fn tick(&self, index: usize) {
@@ -537,8 +398,8 @@ impl World {
         // It may be late, and the other workers delay the next one.
         worker.delay(self.now_us.get() - due_us);
         // The answers, too, delay a check that is due meanwhile.
-        self.await_timeout(index, &worker);
-        self.pump(index, &worker);
+        self.await_timeout(&worker);
+        self.pump(&worker);
         if !worker.accepts.get() && worker.pending.borrow().is_empty() {
             self.let_go(&worker);
         }
@@ -567,27 +428,23 @@ impl World {
     }
 
     /// Handles all decisions and sends all commands.
-    pub(crate) fn pump(&self, index: usize, worker: &Worker) {
+    pub(crate) fn pump(&self, worker: &Worker) {
         worker.pumps_since_us.set(Some(self.now_us.get()));
         while !worker.is_gone.get() {
             let host = Host::new(self, worker.envoy, 0);
             let clock = StoreTime::from_micros(host.clock_us.get());
             let output = worker.limiter.borrow_mut().poll_output(clock, &host);
             match output {
-                Some(LimiterOutput::Decided(request_id, decision)) => {
-                    worker.unsent.borrow_mut().retain(|unsent| *unsent != request_id);
-                    let pending = worker.pending.borrow_mut().remove(&request_id);
+                Some(LimiterOutput::Decided(id, decision)) => {
+                    worker.unsent.borrow_mut().retain(|unsent| *unsent != id);
+                    let pending = worker.pending.borrow_mut().remove(&id);
                     match pending {
-                        Some(pending) => {
-                            self.decided(index, worker, request_id, pending, decision, &host, true)
-                        }
-                        None => self.fail(
-                            None,
-                            format!("request {request_id}, decided twice or not waiting: {decision:?}"),
-                        ),
+                        Some(pending) => self.decided(worker, pending, decision, &host, true),
+                        None => self
+                            .fail(None, format!("request {id}, decided twice or not waiting: {decision:?}")),
                     }
                 }
-                Some(LimiterOutput::Stream(action)) => self.carry_out(index, worker, action),
+                Some(LimiterOutput::Stream(action)) => self.carry_out(worker, action),
                 None if worker.limiter.borrow().redis().is_some_and(RedisLimiter::has_output) => {
                     worker.limiter.borrow_mut().flush();
                 }
@@ -595,7 +452,7 @@ impl World {
             }
         }
         worker.pumps_since_us.set(None);
-        self.wake(index, worker);
+        self.wake(worker);
     }
 }
 
