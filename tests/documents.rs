@@ -5,15 +5,12 @@ use std::time::Duration;
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
 use dynamic_rate_limiter::control::Control;
-use dynamic_rate_limiter::documents::{
-    Fetched, Finished, Publication, PublicationOutcome, SourceRecords, claim_fetch,
-};
+use dynamic_rate_limiter::documents::{Fetched, Publication, PublicationOutcome, SourceRecords, claim_fetch};
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::in_force::DOCUMENT_WAIT;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
-use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 use harness::{FakeData, FakeRequest, SECOND, START, counted, decide, limiter};
 
@@ -30,6 +27,11 @@ fn records(namespace: &str, ttl_seconds: u32) -> SourceRecords {
     SourceRecords::new(namespace, &ConfigSource { cluster: "files".to_owned(), tiers, api_keys, ttl_seconds })
 }
 
+/// Whether an idle worker fetches the documents now, if they are in force.
+fn claims(data: &FakeData, records: &SourceRecords) -> bool {
+    claim_fetch(data, records, Duration::ZERO, false)
+}
+
 /// Publishes the documents; returns the number of slices.
 fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
     limiter.begin_publication(fetched, data);
@@ -40,6 +42,16 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
         limiter.publish(data);
     }
     panic!("the publication does not end");
+}
+
+/// Publishes the documents without a limiter; returns the number of slices and what is reported.
+fn publish_alone(fetched: Fetched, data: &FakeData) -> (usize, Option<String>) {
+    let plugin =
+        PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
+    let mut publication = Publication::new(fetched, &plugin, records("default", 20), data);
+    let outcome = (1..1_000).find_map(|slices| Some((slices, publication.work(&plugin, data)?)));
+    let Some((slices, PublicationOutcome::Finished(finished))) = outcome else { panic!("{outcome:?}") };
+    (slices, finished.complaint)
 }
 
 /// How many rejections were counted since the last call.
@@ -56,35 +68,17 @@ fn waits(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> bool 
     matches!(decide(limiter, data, request, START), Decision::AwaitsDocuments)
 }
 
-const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
-
-#[test]
-fn documents_from_one_worker_apply_in_all_at_their_next_request() {
-    let data = FakeData::at(SECOND);
-    let (mut first, mut second) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
-    let gold = FakeRequest::get("/").with("x-api-key", "canary-key");
-    assert!(waits(&mut second, &data, &gold), "until documents are published");
-    publish(&mut first, texts(TIERS, r#"{"canary-key": {"tier": "gold", "id": "g"}}"#), &data);
-    assert_eq!(counted(&mut second, &data, &gold), ("gold".to_owned(), Some(99)));
-    assert_eq!(counted(&mut second, &data, &FakeRequest::get("/")).1, Some(2), "nine tokens become three");
-    let mut third = limiter(&data, SOURCE);
-    assert_eq!(
-        counted(&mut third, &data, &gold),
-        ("gold".to_owned(), Some(98)),
-        "a reload finds them at once"
-    );
-    for key in data.keys() {
-        let (value, _) = data.get(&key).expect("a record");
-        let text = format!("{key} {}", String::from_utf8_lossy(&value));
-        assert!(!text.contains("canary-key"), "{text}");
-    }
+fn keyed(key: &str) -> FakeRequest {
+    FakeRequest::get("/").with("x-api-key", key)
 }
+
+const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
 
 #[test]
 fn documents_apply_only_to_configurations_with_the_same_source() {
     let data = FakeData::at(SECOND);
     publish(&mut limiter(&data, SOURCE), texts(TIERS, r#"{"k": "gold"}"#), &data);
-    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    let gold = keyed("k");
     assert_eq!(counted(&mut limiter(&data, SOURCE), &data, &gold).0, "gold");
     let slower = SOURCE.replace("\"cluster\"", "\"ttl_seconds\": 60, \"cluster\"");
     assert_eq!(counted(&mut limiter(&data, &slower), &data, &gold).0, "gold", "the period does not matter");
@@ -99,7 +93,7 @@ fn bad_documents_change_nothing_and_are_reported_once() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
     publish(&mut limiter, texts(TIERS, r#"{"k": "gold"}"#), &data);
-    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    let gold = keyed("k");
     let bad = [
         texts("{", r#"{"k": "gold"}"#),
         texts(r#"{"free": {}}"#, r#"{"k": "gold"}"#),
@@ -124,7 +118,7 @@ fn bad_documents_change_nothing_and_are_reported_once() {
 fn a_bad_document_does_not_block_the_other() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
-    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    let gold = keyed("k");
     publish(&mut limiter, texts(TIERS, "{"), &data);
     assert_eq!(counted(&mut limiter, &data, &gold), ("free".to_owned(), Some(2)), "the tiers apply");
     publish(&mut limiter, texts("{", r#"{"k": "gold"}"#), &data);
@@ -156,15 +150,15 @@ fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
                 .count()
         };
         let records = records("default", 20);
-        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
+        assert!(claims(&data, &records));
         assert_eq!(rejections(), 0);
         data.advance(retry_us - 1);
-        assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "a tick early");
+        assert!(!claims(&data, &records), "a tick early");
         data.advance(1);
-        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
+        assert!(claims(&data, &records));
         assert_eq!(rejections(), 1);
         data.advance(retry_us);
-        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
+        assert!(claims(&data, &records));
         assert_eq!(rejections(), 0);
     }
 }
@@ -172,17 +166,14 @@ fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
 #[test]
 fn one_worker_fetches_for_all_once_in_a_period() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
-    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
-    assert!(claim_fetch(&data, &records("other", 20), Duration::ZERO, false));
+    assert!(claims(&data, &records("default", 20)));
+    assert!(!claims(&data, &records("default", 20)));
+    assert!(claims(&data, &records("other", 20)));
     data.advance(20 * SECOND - 1);
-    assert!(!claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
+    assert!(!claims(&data, &records("default", 20)));
     data.advance(1);
-    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
-    assert!(
-        claim_fetch(&data, &records("default", 5), Duration::ZERO, false),
-        "a shorter period starts at once"
-    );
+    assert!(claims(&data, &records("default", 20)));
+    assert!(claims(&data, &records("default", 5)), "a shorter period starts at once");
 }
 
 #[test]
@@ -192,7 +183,7 @@ fn a_fetch_of_a_superseded_worker_is_repeated_after_six_seconds_while_documents_
     data.advance(6 * SECOND - 1);
     assert!(!claim_fetch(&data, &records, Duration::ZERO, true));
     data.advance(1);
-    assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "documents are in force");
+    assert!(!claims(&data, &records), "documents are in force");
     assert!(claim_fetch(&data, &records, Duration::ZERO, true));
     assert!(!claim_fetch(&data, &records, Duration::ZERO, true));
 }
@@ -200,7 +191,7 @@ fn a_fetch_of_a_superseded_worker_is_repeated_after_six_seconds_while_documents_
 #[test]
 fn a_busy_worker_leaves_a_fetch_to_others_for_a_moment() {
     let data = FakeData::at(SECOND);
-    assert!(claim_fetch(&data, &records("default", 20), Duration::ZERO, false));
+    assert!(claims(&data, &records("default", 20)));
     data.advance(20 * SECOND);
     assert!(!claim_fetch(&data, &records("default", 20), Duration::from_secs(1), false));
     data.advance(SECOND);
@@ -218,15 +209,12 @@ fn no_worker_fetches_during_a_publication_unless_the_publisher_is_silent() {
     busy.begin_publication(texts(TIERS, &many_keys(2_000, "gold")), &data);
     busy.publish(&data);
     data.advance(2 * SECOND);
-    assert!(!claim_fetch(&data, &records, Duration::ZERO, false));
+    assert!(!claims(&data, &records));
     busy.publish(&data);
     data.advance(3 * SECOND);
-    assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "the publisher has worked again");
+    assert!(!claims(&data, &records), "the publisher has worked again");
     data.advance(2 * SECOND);
-    assert!(
-        claim_fetch(&data, &records, Duration::ZERO, false),
-        "five seconds after the publisher's last work"
-    );
+    assert!(claims(&data, &records), "five seconds after the publisher's last work");
 }
 
 fn many_keys(count: usize, tier: &str) -> String {
@@ -235,7 +223,7 @@ fn many_keys(count: usize, tier: &str) -> String {
 }
 
 fn key(number: usize) -> FakeRequest {
-    FakeRequest::get("/").with("x-api-key", format!("key-{number}"))
+    keyed(&format!("key-{number}"))
 }
 
 #[test]
@@ -310,8 +298,6 @@ fn an_older_publication_changes_nothing_after_a_newer_one() {
 #[test]
 fn keys_and_ids_are_unique_across_a_large_document() {
     let data = FakeData::at(SECOND);
-    let plugin =
-        PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
     let keys = many_keys(3_000, "gold");
     let with = |entry: &str| texts(TIERS, &format!("{}, {entry}}}", &keys[..keys.len() - 1]));
     let hash = KeyHash::of(b"key-7");
@@ -342,11 +328,7 @@ fn keys_and_ids_are_unique_across_a_large_document() {
         ),
     ];
     for (entry, expected) in cases {
-        let mut publication = Publication::new(with(&entry), &plugin, records("default", 20), 1, &data);
-        let outcome = (0..1_000).find_map(|_| publication.work(&plugin, &data)).expect("an end");
-        let PublicationOutcome::Finished(Finished { complaint: Some(complaint), .. }) = outcome else {
-            panic!("{entry}: {outcome:?}");
-        };
+        let complaint = publish_alone(with(&entry), &data).1.unwrap_or_default();
         assert!(complaint.contains(expected), "{entry}: {complaint}");
     }
 }
@@ -406,8 +388,8 @@ fn a_document_that_fits_a_new_configuration_applies_without_a_change_of_its_text
         publish(&mut limiter(&data, &with(misfit)), document(), &data);
         let mut limiter = limiter(&data, &with(good));
         publish(&mut limiter, document(), &data);
-        let keyed = FakeRequest::get("/").with("x-api-key", "k");
-        assert_eq!(counted(&mut limiter, &data, &keyed), ("pro".to_owned(), Some(6)), "{misfit}");
+        let request = keyed("k");
+        assert_eq!(counted(&mut limiter, &data, &request), ("pro".to_owned(), Some(6)), "{misfit}");
     }
 }
 
@@ -417,8 +399,8 @@ fn documents_that_do_not_fit_a_newer_configuration_keep_their_keys_and_tiers() {
     publish(&mut limiter(&data, SOURCE), texts(TIERS, r#"{"k": "gold"}"#), &data);
     let misfit = SOURCE.replacen('{', r#"{"default_tier": "platinum", "#, 1);
     let mut limiter = limiter(&data, &misfit);
-    let keyed = FakeRequest::get("/").with("x-api-key", "k");
-    assert_eq!(counted(&mut limiter, &data, &keyed), ("gold".to_owned(), Some(99)));
+    let request = keyed("k");
+    assert_eq!(counted(&mut limiter, &data, &request), ("gold".to_owned(), Some(99)));
     assert_eq!(counted(&mut limiter, &data, &FakeRequest::get("/")), ("free".to_owned(), Some(2)));
 }
 
@@ -433,24 +415,13 @@ fn a_document_that_does_not_fit_beside_a_wrong_one_is_reported_and_not_parsed_ag
     ];
     for (fetched, reasons) in cases {
         let data = FakeData::at(SECOND);
-        let plugin =
-            PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
-        let complaints = |fetched: &Fetched| {
-            let mut publication =
-                Publication::new(fetched.clone(), &plugin, records("default", 20), 1, &data);
-            let outcome = (1..1_000).find_map(|slices| Some((slices, publication.work(&plugin, &data)?)));
-            let Some((slices, PublicationOutcome::Finished(finished))) = outcome else {
-                panic!("{outcome:?}")
-            };
-            (slices, finished.complaint)
-        };
-        complaints(&texts(TIERS, r#"{"k": "gold"}"#));
-        let (slices, complaint) = complaints(&fetched);
+        publish_alone(texts(TIERS, r#"{"k": "gold"}"#), &data);
+        let (slices, complaint) = publish_alone(fetched.clone(), &data);
         let complaint = complaint.expect("a complaint");
         assert!(slices > 5, "{slices}");
         assert!(reasons.iter().all(|reason| complaint.contains(reason)), "{complaint}");
         for _ in 0..2 {
-            assert_eq!(complaints(&fetched), (1, None), "{complaint}");
+            assert_eq!(publish_alone(fetched.clone(), &data), (1, None), "{complaint}");
         }
     }
 }
@@ -464,53 +435,21 @@ fn a_wrong_document_does_not_delay_the_retry_of_an_unreachable_one() {
             publish(&mut limiter, texts(TIERS, "{}"), &data);
         }
         let records = records("default", 20);
-        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
+        assert!(claims(&data, &records));
         let mut one_unreachable = texts("{", "");
         one_unreachable.api_keys = Some(Err("api_keys: found status 503, wanted 200".to_owned()));
         publish(&mut limiter, one_unreachable, &data);
         assert_eq!(rejected(&mut limiter), 1, "the wrong one");
         data.advance(retry_us - 1);
-        assert!(!claim_fetch(&data, &records, Duration::ZERO, false), "a tick early");
+        assert!(!claims(&data, &records), "a tick early");
         data.advance(1);
-        assert!(claim_fetch(&data, &records, Duration::ZERO, false));
+        assert!(claims(&data, &records));
         publish(&mut limiter, texts("{", r#"{"k": "free"}"#), &data);
         assert_eq!(rejected(&mut limiter), 0, "the wrong one is reported once");
-        let keyed = FakeRequest::get("/").with("x-api-key", "k");
-        assert_eq!(counted(&mut limiter, &data, &keyed).0, "free");
+        let request = keyed("k");
+        assert_eq!(counted(&mut limiter, &data, &request).0, "free");
         data.advance(retry_us);
-        assert!(
-            !claim_fetch(&data, &records, Duration::ZERO, false),
-            "a wrong document is fetched at the usual time"
-        );
-    }
-}
-
-/// Shared data in which no write to the control record succeeds.
-struct ContendedControl<'a>(&'a FakeData);
-
-impl SharedData for ContendedControl<'_> {
-    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
-        self.0.get(key)
-    }
-
-    fn compare_and_set(&self, key: &str, value: &[u8], version: Option<u32>) -> Result<(), Conflict> {
-        if key == Control::key("default") {
-            Err(Conflict)
-        } else {
-            self.0.compare_and_set(key, value, version)
-        }
-    }
-
-    fn changes(&self) -> Option<u64> {
-        self.0.changes()
-    }
-
-    fn announce_change(&self) {
-        self.0.announce_change();
-    }
-
-    fn now(&self) -> StoreTime {
-        self.0.now()
+        assert!(!claims(&data, &records), "a wrong document is fetched at the usual time");
     }
 }
 
@@ -518,11 +457,11 @@ impl SharedData for ContendedControl<'_> {
 fn documents_that_could_not_be_announced_are_announced_at_the_next_tick() {
     let data = FakeData::at(SECOND);
     let (mut publisher, mut other) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
-    let gold = FakeRequest::get("/").with("x-api-key", "k");
+    let gold = keyed("k");
     publisher.begin_publication(texts(TIERS, r#"{"k": "gold"}"#), &data);
-    for _ in 0..100 {
-        publisher.publish(&ContendedControl(&data));
-    }
+    data.refuse_writes_to(Some(&Control::key("default")));
+    (0..100).for_each(|_| publisher.publish(&data));
+    data.refuse_writes_to(None);
     assert!(!publisher.is_publishing());
     assert!(waits(&mut other, &data, &gold), "it does not know of the documents");
     publisher.publish(&data);

@@ -28,6 +28,7 @@ pub struct FakeData {
     now_us: Cell<u64>,
     before_next_write: RefCell<Option<Act>>,
     refuse_writes: Cell<bool>,
+    refused_key: RefCell<Option<String>>,
     changes: Cell<u64>,
     cannot_count_changes: Cell<bool>,
     reads: Cell<u32>,
@@ -57,6 +58,11 @@ impl FakeData {
     /// Every later write loses its race.
     pub fn refuse_writes(&self) {
         self.refuse_writes.set(true);
+    }
+
+    /// Later writes to this key lose their race, if there is one.
+    pub fn refuse_writes_to(&self, key: Option<&str>) {
+        *self.refused_key.borrow_mut() = key.map(str::to_owned);
     }
 
     /// The count of announced changes is no longer available.
@@ -106,7 +112,8 @@ impl SharedData for FakeData {
             act(self);
         }
         let stored = self.records.borrow().get(key).map(|(_, version)| *version);
-        if stored != version || self.refuse_writes.get() {
+        let is_refused = self.refuse_writes.get() || self.refused_key.borrow().as_deref() == Some(key);
+        if stored != version || is_refused {
             return Err(Conflict);
         }
         self.put(key, value);
