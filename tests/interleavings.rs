@@ -50,14 +50,6 @@ impl SteppedData {
         Self { state: Mutex::new(state), step: Default::default(), steps_at_clock: false, compares: true }
     }
 
-    fn with_steps_at_the_clock() -> Self {
-        Self { steps_at_clock: true, ..Self::new() }
-    }
-
-    fn that_ignores_versions() -> Self {
-        Self { compares: false, ..Self::new() }
-    }
-
     fn call<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         self.step.load(Ordering::SeqCst);
         self.with(act)
@@ -114,26 +106,23 @@ fn explore(model: impl Fn() + Send + Sync + 'static) -> usize {
     runs.load(Ordering::Relaxed)
 }
 
-/// Runs several workers at once; returns their results in the order of the workers.
-fn at_once<T: Send + 'static>(workers: Vec<Box<dyn FnOnce() -> Vec<T> + Send>>) -> Vec<T> {
-    let threads: Vec<_> = workers.into_iter().map(|worker| thread::spawn(worker)).collect();
-    threads.into_iter().flat_map(|thread| thread.join().expect("a worker that ends")).collect()
+/// Runs a worker for each of these at once; returns their results in the same order.
+fn at_once<W: Send + 'static, T: Send + 'static>(
+    workers: impl IntoIterator<Item = W>,
+    run: impl Fn(W) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    let spawn = |worker| {
+        let run = run.clone();
+        thread::spawn(move || run(worker))
+    };
+    let threads: Vec<_> = workers.into_iter().map(spawn).collect();
+    threads.into_iter().map(|thread| thread.join().expect("a worker that ends")).collect()
 }
 
-/// Each worker takes this number of tokens from one new bucket.
-fn take_from_one_bucket(data: SteppedData, workers: usize, each: usize, limit: Limit) -> Vec<Taken> {
-    let data = Arc::new(data);
-    at_once(
-        (0..workers)
-            .map(|_| {
-                let data = Arc::clone(&data);
-                let key = keyed_bucket_key("test", "pro");
-                let take = move || take_keyed(&*data, &key, limit).expect("no contention").value;
-                Box::new(move || (0..each).map(|_| take()).collect())
-                    as Box<dyn FnOnce() -> Vec<Taken> + Send>
-            })
-            .collect(),
-    )
+/// Each worker takes a token from one new bucket.
+fn take_from_one_bucket(data: SteppedData, workers: usize, limit: Limit) -> Vec<Taken> {
+    let (data, key) = (Arc::new(data), keyed_bucket_key("test", "pro"));
+    at_once(0..workers, move |_| take_keyed(&*data, &key, limit).expect("no contention").value)
 }
 
 /// Exactly `min(requests, capacity)` were admitted, and no two of them have the same token.
@@ -149,7 +138,7 @@ fn three_workers_create_one_bucket_and_take_from_it() {
     for capacity in 1..=2 {
         let limit = limit(capacity, RATE);
         let orders =
-            explore(move || assert_exact(&take_from_one_bucket(SteppedData::new(), 3, 1, limit), limit));
+            explore(move || assert_exact(&take_from_one_bucket(SteppedData::new(), 3, limit), limit));
         println!("capacity {capacity}: {orders} orders");
         assert!(orders > 100, "{orders}");
     }
@@ -159,7 +148,8 @@ fn three_workers_create_one_bucket_and_take_from_it() {
 fn two_workers_take_from_one_bucket_with_steps_at_the_clock() {
     let limit = limit(1, RATE);
     let orders = explore(move || {
-        assert_exact(&take_from_one_bucket(SteppedData::with_steps_at_the_clock(), 2, 1, limit), limit);
+        let data = SteppedData { steps_at_clock: true, ..SteppedData::new() };
+        assert_exact(&take_from_one_bucket(data, 2, limit), limit);
     });
     println!("{orders} orders");
     assert!(orders > 50, "{orders}");
@@ -169,8 +159,10 @@ fn two_workers_take_from_one_bucket_with_steps_at_the_clock() {
 fn a_compare_and_swap_without_the_comparison_is_detected() {
     let limit = limit(1, RATE);
     let explored = catch_unwind(AssertUnwindSafe(|| {
-        let broken = SteppedData::that_ignores_versions;
-        explore(move || assert_exact(&take_from_one_bucket(broken(), 2, 1, limit), limit))
+        explore(move || {
+            let broken = SteppedData { compares: false, ..SteppedData::new() };
+            assert_exact(&take_from_one_bucket(broken, 2, limit), limit);
+        })
     }));
     assert!(explored.is_err(), "two workers spend one token in some order, and no order showed it");
 }
@@ -194,21 +186,12 @@ fn take_from_a_full_record(stored: [(u8, u32); 2], callers: [u8; 3]) -> Vec<(u8,
         }
     }
     let before = tokens(&data, limit);
-    let taken = at_once(
-        callers
-            .into_iter()
-            .map(|number| {
-                let (data, table) = (Arc::clone(&data), table.clone());
-                let take = move || {
-                    let taken = table.take(&*data, network(number), limit, TTL).expect("no contention");
-                    vec![(number, taken.value)]
-                };
-                Box::new(take) as Box<dyn FnOnce() -> Vec<(u8, Taken)> + Send>
-            })
-            .collect(),
-    );
-    let admitted =
-        taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count() as u64;
+    let shared = Arc::clone(&data);
+    let taken = at_once(callers, move |number| {
+        let taken = table.take(&*shared, network(number), limit, TTL).expect("no contention");
+        (number, taken.value)
+    });
+    let admitted = admitted(&taken) as u64;
     // The most reads of the clock, each a microsecond in which both buckets refill.
     let refilled = 2 * 30 * RATE;
     assert!(
@@ -216,6 +199,10 @@ fn take_from_a_full_record(stored: [(u8, u32); 2], callers: [u8; 3]) -> Vec<(u8,
         "a token was minted: {taken:?}"
     );
     taken
+}
+
+fn admitted(taken: &[(u8, Taken)]) -> usize {
+    taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count()
 }
 
 /// All tokens of the record, in units of 10⁻¹².
@@ -237,8 +224,7 @@ fn new_callers_that_race_for_a_full_record_mint_nothing() {
     // One bucket has two tokens left and the other one: three new callers can spend only these.
     let orders = explore(|| {
         let taken = take_from_a_full_record([(1, 1), (2, 2)], [3, 4, 5]);
-        let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
-        assert_eq!(admitted, 3, "every token is spent: {taken:?}");
+        assert_eq!(admitted(&taken), 3, "every token is spent: {taken:?}");
     });
     println!("{orders} orders");
     assert!(orders > 100, "{orders}");
@@ -264,8 +250,7 @@ fn a_rejected_caller_stays_rejected_while_new_callers_race() {
         for (number, taken) in &taken {
             assert!(*number != 1 || taken.verdict.outcome == Outcome::Rejected, "{taken:?}");
         }
-        let admitted = taken.iter().filter(|(_, taken)| taken.verdict.outcome == Outcome::Admitted).count();
-        assert_eq!(admitted, 1, "the one remaining token: {taken:?}");
+        assert_eq!(admitted(&taken), 1, "the one remaining token: {taken:?}");
     });
     println!("{orders} orders");
     assert!(orders > 100, "{orders}");
