@@ -13,64 +13,6 @@ fn take_stored(stored: &mut Option<Bucket>, limit: Limit, now_us: u64) -> Verdic
 }
 
 #[test]
-fn a_new_bucket_is_full_and_the_first_request_leaves_capacity_minus_one() {
-    let (verdict, stored) = take(None, limit(10, 1_000_000), 5 * SECOND);
-    assert_eq!(verdict, Verdict { outcome: Outcome::Admitted, capacity: 10, remaining: 9, wait_us: SECOND });
-    assert_eq!(stored, Some(Bucket { tokens_pico: 9 * PICO_PER_TOKEN, refilled_at_us: 5 * SECOND }));
-}
-
-#[test]
-fn rejects_until_the_microsecond_at_which_the_next_token_is_due() {
-    // (capacity, millionths of a token per second, microseconds until an empty bucket holds a token)
-    let cases = [
-        (1, 1_000_000, SECOND),
-        (10, 1_000_000, SECOND),
-        (2, 500_000, 2 * SECOND),
-        (3, 3_000_000, 333_334),
-        (7, 7_000_000, 142_858),
-        (1, 1, 1_000_000 * SECOND),
-        (1, 278, 3_597_122_303),
-        (5, 999_999, 1_000_002),
-        (MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC, 1),
-    ];
-    for (capacity, rate, due_us) in cases {
-        let limit = limit(capacity, rate);
-        let empty = Some(Bucket { tokens_pico: 0, refilled_at_us: 1000 });
-        let after = |us: u64| take(empty, limit, 1000 + us).0;
-        let rejected = |verdict: Verdict| (verdict.outcome == Outcome::Rejected).then_some(verdict.wait_us);
-        assert_eq!(rejected(after(0)), Some(due_us), "{limit:?} at once");
-        assert_eq!(rejected(after(due_us - 1)), Some(1), "{limit:?} one tick early");
-        assert_eq!(rejected(after(due_us)), None, "{limit:?} on time");
-        assert_eq!(rejected(after(due_us + 1)), None, "{limit:?} one tick late");
-    }
-}
-
-#[test]
-fn rejections_change_nothing() {
-    let limit = limit(1, 300_000);
-    let mut stored = None;
-    take_stored(&mut stored, limit, 0);
-    let emptied = stored;
-    for us in (0..3_333_334).step_by(1_111) {
-        assert_eq!(take_stored(&mut stored, limit, us).outcome, Outcome::Rejected, "at {us}");
-    }
-    assert_eq!(stored, emptied);
-    assert_eq!(take_stored(&mut stored, limit, 3_333_334).outcome, Outcome::Admitted);
-}
-
-#[test]
-fn a_smaller_capacity_drops_tokens_above_it_and_a_larger_one_fills_at_the_rate() {
-    let (burst, degraded) = (limit(10, 1_000_000), limit(2, 500_000));
-    let mut stored = None;
-    assert_eq!(take_stored(&mut stored, burst, 0).remaining, 9);
-    // Nine tokens become two, and one is taken.
-    assert_eq!(take_stored(&mut stored, degraded, 0).remaining, 1);
-    assert_eq!(take_stored(&mut stored, burst, 0).remaining, 0, "the tokens above do not come back");
-    assert_eq!(take_stored(&mut stored, burst, 0).outcome, Outcome::Rejected);
-    assert_eq!(take_stored(&mut stored, burst, 10 * SECOND).remaining, 9, "it fills at its rate");
-}
-
-#[test]
 fn a_capacity_of_zero_rejects_for_ever() {
     let blocked = limit(0, 0);
     assert_eq!(take(None, blocked, 0).0.outcome, Outcome::Rejected);
@@ -97,9 +39,10 @@ fn every_case_of_a_small_domain_is_as_defined() {
         let due_us = TOKEN.div_ceil(rate);
         // Also the last times after which the gain fits into 64 bits.
         let elapsed = [0, 1, due_us / 2, due_us, 2 * due_us, full_us, u64::MAX / rate, u64::MAX];
-        for tokens_pico in tokens.into_iter().flat_map(near) {
-            for refilled_at_us in [0, 1, SECOND, u64::MAX - 1, u64::MAX] {
-                let stored = Bucket { tokens_pico, refilled_at_us };
+        for refilled_at_us in [0, 1, SECOND, u64::MAX - 1, u64::MAX] {
+            assert_as_defined(None, limit, refilled_at_us);
+            for tokens_pico in tokens.into_iter().flat_map(near) {
+                let stored = Some(Bucket { tokens_pico, refilled_at_us });
                 for elapsed_us in elapsed.into_iter().flat_map(near) {
                     assert_as_defined(stored, limit, refilled_at_us.saturating_add(elapsed_us));
                     assert_as_defined(stored, limit, refilled_at_us.saturating_sub(elapsed_us));
@@ -112,16 +55,20 @@ fn every_case_of_a_small_domain_is_as_defined() {
     assert!(cases > 200_000, "{cases}");
 }
 
-/// The definition, in numbers that cannot overflow.
-fn assert_as_defined(stored: Bucket, limit: Limit, now_us: u64) {
+/// The definition, in numbers that cannot overflow. A new bucket is full.
+fn assert_as_defined(stored: Option<Bucket>, limit: Limit, now_us: u64) {
     let token = u128::from(PICO_PER_TOKEN);
     let capacity = u128::from(limit.capacity()) * token;
     let rate = u128::from(limit.refill_micro_per_sec());
-    let elapsed_us = u128::from(now_us.saturating_sub(stored.refilled_at_us));
-    let available = (u128::from(stored.tokens_pico) + elapsed_us * rate).min(capacity);
+    let available = stored.map_or(capacity, |bucket| {
+        let elapsed_us = u128::from(now_us.saturating_sub(bucket.refilled_at_us));
+        (u128::from(bucket.tokens_pico) + elapsed_us * rate).min(capacity)
+    });
+    let has_stepped_back = stored.is_some_and(|bucket| now_us < bucket.refilled_at_us);
     let case = format!("{stored:?} {limit:?} at {now_us}");
 
-    let (verdict, changed) = take(Some(stored), limit, now_us);
+    let (verdict, changed) = take(stored, limit, now_us);
+    assert_eq!(verdict.capacity, limit.capacity(), "{case}");
     assert_eq!(verdict.outcome == Outcome::Admitted, available >= token, "{case}");
     let left = if available >= token { available - token } else { available };
     assert_eq!(u128::from(verdict.remaining), left / token, "{case}");
@@ -129,17 +76,15 @@ fn assert_as_defined(stored: Bucket, limit: Limit, now_us: u64) {
     let wait_us = u128::from(verdict.wait_us);
     assert!(left + wait_us * rate >= target, "{case}: the wait is too short");
     assert!(wait_us == 0 || left + (wait_us - 1) * rate < target, "{case}: the wait is too long");
-    match changed {
-        Some(bucket) => {
-            assert_eq!((u128::from(bucket.tokens_pico), bucket.refilled_at_us), (left, now_us), "{case}");
-        }
-        None => assert!(available < token && now_us >= stored.refilled_at_us, "{case}: not written"),
+    // A rejection writes nothing.
+    assert_eq!(changed.is_some(), available >= token || has_stepped_back, "{case}: {changed:?}");
+    if let Some(bucket) = changed {
+        assert_eq!((u128::from(bucket.tokens_pico), bucket.refilled_at_us), (left, now_us), "{case}");
     }
     // A rejected request does not delay the next token.
     if available < token && limit.capacity() > 0 && now_us < u64::MAX / 2 {
-        let after = changed.unwrap_or(stored);
         let at = now_us.saturating_add(verdict.wait_us);
-        assert_eq!(take(Some(after), limit, at).0.outcome, Outcome::Admitted, "{case}: late");
+        assert_eq!(take(changed.or(stored), limit, at).0.outcome, Outcome::Admitted, "{case}: late");
     }
 }
 
@@ -200,14 +145,14 @@ proptest! {
     #[test]
     fn every_request_is_as_defined(
         requests in prop::collection::vec((any_limit(), any_step()), 1..100),
-        tokens_pico in any::<u64>(),
+        tokens_pico in any::<Option<u64>>(),
         start_us in any::<u64>(),
     ) {
-        let mut stored = Some(Bucket { tokens_pico, refilled_at_us: start_us });
+        let mut stored = tokens_pico.map(|tokens_pico| Bucket { tokens_pico, refilled_at_us: start_us });
         let mut now_us = start_us;
         for (limit, step) in requests {
             now_us = stepped(now_us, limit, step);
-            assert_as_defined(stored.expect("a bucket"), limit, now_us);
+            assert_as_defined(stored, limit, now_us);
             take_stored(&mut stored, limit, now_us);
         }
     }

@@ -81,30 +81,6 @@ fn almost_replies() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn replies_decode_the_same_split_at_any_one_or_two_places() {
-    let replies = [
-        line(b'+', b"OK"),
-        bulk(b"7 1 9.000000000000 1699564800.123456"),
-        line(b'$', b"-1"),
-        line(b'-', b"NOSCRIPT No matching script."),
-        bulk(b""),
-        bulk(b"\r\n$3\r\n"),
-        line(b':', b"-1"),
-        line(b':', b"0"),
-        line(b'+', b""),
-    ];
-    let stream = replies.concat();
-    let wanted = (replies.to_vec(), Ok(()));
-    for first in 0..=stream.len() {
-        for second in first..=stream.len() {
-            let pieces = [&stream[..first], &stream[first..second], &stream[second..]];
-            assert_eq!(decode(pieces), wanted, "split at {first} and {second}");
-        }
-    }
-    assert_eq!(decode(stream.chunks(1)), wanted);
-}
-
-#[test]
 fn a_reply_of_the_longest_size_decodes_wherever_it_is_split() {
     for length in MAX_REPLY_BYTES - 20..=MAX_REPLY_BYTES {
         let text = vec![b'x'; length];

@@ -107,21 +107,6 @@ fn the_number_of_buckets_is_bounded() {
 }
 
 #[test]
-fn an_address_that_is_rejected_stays_rejected_through_a_flood() {
-    let data = FakeData::at(SECOND);
-    let table = table(&data, 16);
-    let limit = limit(5, 1);
-    while take(&data, &table, 1, limit).verdict.outcome == Outcome::Admitted {}
-    for number in 2..50_000 {
-        data.advance(10);
-        take(&data, &table, number, limit);
-        if number % 100 == 0 {
-            assert_eq!(take(&data, &table, 1, limit).verdict.outcome, Outcome::Rejected, "after {number}");
-        }
-    }
-}
-
-#[test]
 fn an_eviction_is_counted_unless_the_bucket_had_expired() {
     let data = FakeData::at(SECOND);
     let table = table(&data, 1);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::admission::Screening;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
-use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
@@ -99,37 +98,6 @@ fn the_deny_cache_forgets_a_caller_whose_reply_does_not_come() {
     let decision = only(world.run(TIMEOUT + 5 * MS), id);
     assert_eq!(kind(&decision), "Admitted", "by this Envoy's own bucket");
     assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis", "the next request waits for Redis");
-}
-
-#[test]
-fn a_change_of_health_or_documents_clears_the_deny_cache() {
-    const TIERS: &str = r#"{"slow": {"base": {"capacity": 1, "refill_rate": 0.1}}}"#;
-    type Change = fn(&mut World);
-    let cases: [(&str, Change); 4] = [
-        ("set through this worker", |world| drop(world.post(WORKER, "DEGRADED"))),
-        ("set through another worker", |world| drop(world.post(OTHER, "DEGRADED"))),
-        ("set through another Envoy", |world| {
-            world.post(ELSEWHERE, "DEGRADED");
-            world.run(2 * POLL_US);
-        }),
-        ("documents", |world| {
-            let Worker { limiter, data, .. } = world.worker(OTHER);
-            let fetched = Fetched { tiers: Some(Ok(TIERS.into())), api_keys: None };
-            limiter.begin_publication(fetched, &**data);
-            limiter.publish(&**data);
-        }),
-    ];
-    let json = format!(r#"{SLOW}, "config_source": {{"cluster": "files", "tiers": "/tiers.json"}}"#);
-    for (what, change) in cases {
-        let mut world = rejected(2, 2, &json);
-        assert_eq!(world.decided(WORKER, &get()), "Rejected", "{what}: in the deny cache");
-        change(&mut world);
-        let (id, decision) = world.decide(WORKER, &get());
-        assert_eq!(kind(&decision), "AwaitsRedis", "{what}: not in the deny cache");
-        let decision = only(world.exchange(WORKER), id);
-        assert_eq!(kind(&decision), "Rejected", "{what}: still empty");
-        assert_eq!(world.decided(WORKER, &get()), "Rejected", "{what}: in the deny cache again");
-    }
 }
 
 #[test]
