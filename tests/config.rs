@@ -159,39 +159,36 @@ fn the_environment_overrides_the_json() {
 
 #[test]
 fn a_bad_environment_variable_is_an_error_that_names_it() {
-    let json = br#"{"config_source": {"cluster": "files", "tiers": "/t"}}"#;
+    let source = r#"{"config_source": {"cluster": "files", "tiers": "/t"}}"#;
+    let bad_source = r#"{"config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": -5}}"#;
+    let gold = "DEFAULT_TIER: found \"gold\", wanted one of the tiers free, pro, enterprise";
+    let bytes = "DEFAULT_TIER: found bytes that are not UTF-8, wanted the name of a tier";
+    let zero = "CONFIG_TTL: found \"0\", wanted a whole number of seconds from 1 to 86400";
+    let soon = "CONFIG_TTL: found \"soon\", wanted a whole number of seconds from 1 to 86400";
+    // (configuration, default tier and ttl in the environment, error)
     let cases = [
-        (None, Some("0"), "CONFIG_TTL: found \"0\", wanted a whole number of seconds from 1 to 86400"),
-        (None, Some("soon"), "CONFIG_TTL: found \"soon\", wanted a whole number of seconds from 1 to 86400"),
-        (Some(&b"\xff"[..]), None, "DEFAULT_TIER: found bytes that are not UTF-8, wanted the name of a tier"),
+        (source, None, Some("0"), zero),
+        (source, None, Some("soon"), soon),
+        (source, Some(&b"\xff"[..]), None, bytes),
+        ("{}", Some(b"gold"), None, gold),
+        // A variable does not hide a bad field.
+        (r#"{"default_tier": 7}"#, Some(b"free"), Some("5"), "default_tier: found 7, wanted a string"),
+        (
+            bad_source,
+            Some(b"free"),
+            Some("5"),
+            "config_source.ttl_seconds: found -5, wanted a whole number from 1 to 86400",
+        ),
     ];
-    for (tier, ttl, message) in cases {
+    for (json, tier, ttl, wanted) in cases {
         let environment = Environment {
             default_tier: tier.map(<[u8]>::to_vec),
             config_ttl: ttl.map(Vec::from),
             ..Environment::default()
         };
-        assert_eq!(PluginConfig::parse(json, &environment).map(|_| ()), Err(message.to_owned()));
+        let error = PluginConfig::parse(json.as_bytes(), &environment).err();
+        assert_eq!(error.as_deref(), Some(wanted), "{json}");
     }
-    // A variable does not hide a bad field.
-    let environment = Environment {
-        default_tier: Some(b"free".to_vec()),
-        config_ttl: Some(b"5".to_vec()),
-        ..Environment::default()
-    };
-    for (json, field) in [
-        (r#"{"default_tier": 7}"#, "default_tier"),
-        (r#"{"config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": -5}}"#, "ttl_seconds"),
-    ] {
-        let error = PluginConfig::parse(json.as_bytes(), &environment).map(|_| ());
-        assert!(error.is_err_and(|error| error.contains(field)), "{json}");
-    }
-    let environment = Environment { default_tier: Some(b"gold".to_vec()), ..Environment::default() };
-    let error = PluginConfig::parse(b"{}", &environment).map(|_| ());
-    assert_eq!(
-        error,
-        Err("DEFAULT_TIER: found \"gold\", wanted one of the tiers free, pro, enterprise".to_owned())
-    );
 }
 
 #[test]
