@@ -30,6 +30,7 @@ fn full(data: &FakeData) -> Limiter {
     let answered = (0..12_000).map(|number| status(&mut limiter, data, "wrong", &guesser(number)));
     let forbidden = answered.filter(|status| *status == 403).count();
     assert_eq!(forbidden, 256 * 16, "the other tokens are not compared");
+    assert!(data.size() < 256 * 16 * 64, "{} bytes", data.size());
     limiter
 }
 

@@ -113,30 +113,6 @@ fn an_invalid_change_is_not_sent() {
 }
 
 #[test]
-fn an_envoy_restores_the_health_that_redis_has_lost() {
-    let mut world = World::new(2, 2, "");
-    world.run(SECOND);
-    world.post(WORKER, "DEGRADED");
-    world.run(SECOND);
-    world.redis.strings.clear();
-    world.redis.take_commands();
-    world.run(SECOND);
-    // The known health stays.
-    world.assert_health_everywhere(Health::Degraded);
-    assert_eq!(world.redis.strings[HEALTH], b"DEGRADED");
-    let mut written = world.redis.take_commands();
-    written.retain(|command| command.starts_with("SET"));
-    written.dedup();
-    assert_eq!(written, ["SET system:health:status DEGRADED NX"]);
-
-    // A new Envoy knows no health, and restores none.
-    let mut world = World::new(1, 1, "");
-    world.run(SECOND);
-    assert!(!world.redis.take_commands().iter().any(|command| command.starts_with("SET")));
-    assert!(world.redis.strings.is_empty());
-}
-
-#[test]
 fn restoring_a_missing_health_does_not_overwrite_a_newer_one() {
     let mut world = World::new(2, 1, "");
     world.post(WORKER, "DEGRADED");

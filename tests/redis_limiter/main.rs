@@ -1,4 +1,4 @@
-//! Several Envoys with one Redis: exact limits, the deny cache, shared health, and outages of Redis.
+//! Several Envoys with one Redis: exact limits, the deny cache and shared health.
 //!
 //! Each Envoy has its own shared data and clock; Redis is in memory. The bytes between them are the real protocol.
 //! Random cases are in `tests/simulation`.
@@ -6,12 +6,11 @@
 mod commands;
 mod deny_cache;
 mod health;
-mod outages;
 mod world;
 
 use dynamic_rate_limiter::admission::Decision;
 use harness::{FakeRequest, SECOND};
-use world::{Decisions, Name, UNIX_START, Worker, World, answer, kind, only, replied};
+use world::{Name, UNIX_START, Worker, World, answer, kind, only, replied};
 
 const MS: u64 = 1_000;
 

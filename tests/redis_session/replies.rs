@@ -3,25 +3,6 @@
 use super::*;
 
 #[test]
-fn answers_come_in_the_order_of_the_commands() {
-    let mut test = session();
-    for id in 0..30 {
-        test.send(id, [take, get, set][id as usize % 3](id));
-    }
-    let turn = test.flush();
-    assert!(turn.has_opened && !turn.has_closed);
-    assert_eq!(words(&turn).len(), 30, "one message for all of them");
-    // Byte by byte, as a network may deliver it.
-    for byte in test.stream.take_replies() {
-        test.receive(&[byte]);
-    }
-    assert_eq!(test.outcomes(), ok(0..30));
-    assert_eq!(test.next_event(), Some(Event::Connected));
-    assert_eq!(test.next_event(), None);
-    assert!(!test.is_waiting() && !test.wants_turn());
-}
-
-#[test]
 fn a_missing_value_and_a_value_that_is_not_overwritten_are_answers() {
     let mut test = session();
     test.send(1, Command::Get("nothing".into()));

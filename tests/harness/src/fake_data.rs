@@ -78,12 +78,6 @@ impl FakeData {
         self.records.borrow().keys().cloned().collect()
     }
 
-    /// Each key and its value, as `key=value`.
-    pub fn records(&self) -> Vec<Vec<u8>> {
-        let records = self.records.borrow();
-        records.iter().map(|(key, (value, _))| [key.as_bytes(), b"=", value].concat()).collect()
-    }
-
     pub fn size(&self) -> usize {
         self.records.borrow().values().map(|(value, _)| value.len()).sum()
     }
