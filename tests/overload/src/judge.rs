@@ -55,6 +55,12 @@ pub enum Found {
 }
 
 impl Found {
+    fn share(is_missed: impl Iterator<Item = bool>, allowed: f64) -> Self {
+        let counted =
+            is_missed.fold((0, 0), |(missed, of), is_missed| (missed + u32::from(is_missed), of + 1));
+        Self::Misses { missed: counted.0, of: counted.1, allowed }
+    }
+
     pub fn holds(self) -> bool {
         match self {
             // Chernoff's bound of the probability that chance alone causes these misses.
@@ -211,41 +217,33 @@ impl View<'_> {
         Found::Amount { found, of: self.cluster.capacity(self.phase) * (to - from), wanted, variance: 0.0 }
     }
 
-    /// Calls that began in a part of the phase and have ended.
-    fn calls(&self, from: f64, to: f64) -> impl Iterator<Item = &Call> {
+    /// Calls, of a tier or all, that began in a part of the phase and have ended.
+    fn calls(&self, tier: Option<usize>, from: f64, to: f64) -> impl Iterator<Item = &Call> {
         let (from_us, to_us) = ((from * 1e6) as u64, (to * 1e6) as u64);
         let is_counted = move |call: &&Call| {
             call.cluster == self.index
                 && (from_us..to_us).contains(&call.begun_us)
                 && matches!(call.fate, Fate::Served | Fate::Failed)
+                && tier.is_none_or(|tier| call.tier == tier)
         };
         self.run.calls.iter().filter(is_counted)
     }
 
     fn shed(&self, from: f64, to: f64, allowed: f64) -> Found {
-        let sum = |count: fn(&Call) -> u32| self.calls(from, to).map(count).sum();
+        let sum = |count: fn(&Call) -> u32| self.calls(None, from, to).map(count).sum();
         Found::Misses { missed: sum(|call| call.shed), of: sum(|call| call.tries), allowed }
     }
 
-    /// Calls, of a tier or all, that were not served in the end.
+    /// Calls that were not served in the end.
     fn lost(&self, tier: Option<usize>, settled: f64, allowed: f64) -> Found {
-        let calls = || {
-            self.calls(self.from + settled, self.to)
-                .filter(move |call| tier.is_none_or(|tier| call.tier == tier))
-        };
-        let missed = calls().filter(|call| call.fate == Fate::Failed).count() as u32;
-        Found::Misses { missed, of: calls().count() as u32, allowed }
+        let calls = self.calls(tier, self.from + settled, self.to);
+        Found::share(calls.map(|call| call.fate == Fate::Failed), allowed)
     }
 
-    /// Calls, of a tier or all, that were served but took longer.
+    /// Calls that were served but took longer.
     fn slower(&self, tier: Option<usize>, than_us: u64, allowed: f64) -> Found {
-        let served = || {
-            let is_counted =
-                move |call: &&Call| call.fate == Fate::Served && tier.is_none_or(|tier| call.tier == tier);
-            self.calls(self.from, self.to).filter(is_counted)
-        };
-        let missed = served().filter(|call| call.latency_us > than_us).count() as u32;
-        Found::Misses { missed, of: served().count() as u32, allowed }
+        let served = self.calls(tier, self.from, self.to).filter(|call| call.fate == Fate::Served);
+        Found::share(served.map(|call| call.latency_us > than_us), allowed)
     }
 }
 

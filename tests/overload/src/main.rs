@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use overload::gradient::Gradient;
@@ -71,8 +71,7 @@ fn main() -> ExitCode {
         all().iter().for_each(|scenario| println!("{}", scenario.name));
         return ExitCode::SUCCESS;
     }
-    let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000);
-    let first = arguments.seed.unwrap_or_else(new_seed);
+    let first = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000_000));
     let (started, mut sweep) = (Instant::now(), Sweep::default());
     let is_late =
         || arguments.seconds.is_some_and(|seconds| started.elapsed() > Duration::from_secs(seconds));

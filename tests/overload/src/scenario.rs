@@ -158,32 +158,23 @@ pub fn all() -> Vec<Scenario> {
         all.push(one(&format!("queue-{times}x"), SMALL, &step(times)));
     }
     for times in [1.05, 1.1, 1.2, 1.4] {
-        let rate = MEDIUM.capacity(Condition::Healthy);
-        let phases = [(12.0, 0.5 * rate), (40.0, times * rate), (15.0, 0.5 * rate)];
-        all.push(one(&format!("mild-{times}x"), MEDIUM, &phases));
+        let phases = [(12.0, 0.5), (40.0, times), (15.0, 0.5)];
+        all.push(at_load(&format!("mild-{times}x"), MEDIUM, &phases));
     }
     // The first request arrives when the overload has begun: Envoy was restarted, or the cluster is new.
     let thrashing = Upstream { discipline: Discipline::Thrashing, spread: Spread::Exponential, ..SMALL };
     for (name, upstream) in [("small", SMALL), ("medium", MEDIUM), ("thrashing", thrashing)] {
         for times in [1.2, 3.0, 10.0] {
-            let rate = upstream.capacity(Condition::Healthy);
-            all.push(one(
-                &format!("cold-{name}-{times}x"),
-                upstream,
-                &[(40.0, times * rate), (15.0, 0.5 * rate)],
-            ));
+            all.push(at_load(&format!("cold-{name}-{times}x"), upstream, &[(40.0, times), (15.0, 0.5)]));
         }
     }
     // Minutes of overload: the baseline is measured many times, and must not drift.
     let exponential = |upstream| Upstream { spread: Spread::Exponential, ..upstream };
-    let medium = exponential(MEDIUM);
-    for (name, upstream) in
-        [("exponential", exponential(SMALL)), ("medium", medium), ("thrashing", thrashing)]
-    {
+    let (small, medium) = (exponential(SMALL), exponential(MEDIUM));
+    for (name, upstream) in [("exponential", small), ("medium", medium), ("thrashing", thrashing)] {
         for times in [1.2, 3.0] {
-            let capacity = upstream.capacity(Condition::Healthy);
-            let phases = [(12.0, 0.5 * capacity), (180.0, times * capacity), (15.0, 0.5 * capacity)];
-            all.push(one(&format!("long-{name}-{times}x"), upstream, &phases));
+            let phases = [(12.0, 0.5), (180.0, times), (15.0, 0.5)];
+            all.push(at_load(&format!("long-{name}-{times}x"), upstream, &phases));
         }
     }
     all.push(one("cold-spare-0.85", MEDIUM, &[(30.0, 425.0)]));
@@ -304,6 +295,13 @@ fn one(name: &str, upstream: Upstream, phases: &[(f64, f64)]) -> Scenario {
     let phase = |&(seconds, rate): &(f64, f64)| Phase { seconds, rate, condition: Condition::Healthy };
     let phases = phases.iter().map(phase).collect();
     Scenario::of(name, Cluster { upstream, clients: OPEN_LOOP, mix: MIX, phases })
+}
+
+/// The same with a phase as its seconds and its load: calls in multiples of the capacity.
+fn at_load(name: &str, upstream: Upstream, phases: &[(f64, f64)]) -> Scenario {
+    let capacity = upstream.capacity(Condition::Healthy);
+    let phases: Vec<_> = phases.iter().map(|(seconds, load)| (*seconds, load * capacity)).collect();
+    one(name, upstream, &phases)
 }
 
 /// A constant load, and in the second phase an upstream in this condition.
