@@ -12,7 +12,7 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
-use harness::{FakeData, FakeRequest, SECOND, START, counted, decide, limiter};
+use harness::{FakeData, FakeRequest, SECOND, START, counted, decide, keyed, limiter};
 
 const SOURCE: &str =
     r#"{"config_source": {"cluster": "files", "tiers": "/tiers.json", "api_keys": "/api_keys.json"}}"#;
@@ -66,10 +66,6 @@ fn rejected(limiter: &mut Limiter) -> u64 {
 /// Whether a request waits for documents.
 fn waits(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> bool {
     matches!(decide(limiter, data, request, START), Decision::AwaitsDocuments)
-}
-
-fn keyed(key: &str) -> FakeRequest {
-    FakeRequest::get("/").with("x-api-key", key)
 }
 
 const TIERS: &str = r#"{"free": {"base": {"capacity": 3, "refill_rate": 1}}, "gold": {"base": {"capacity": 100, "refill_rate": 1}}}"#;
@@ -223,7 +219,7 @@ fn many_keys(count: usize, tier: &str) -> String {
 }
 
 fn key(number: usize) -> FakeRequest {
-    keyed(&format!("key-{number}"))
+    keyed(format!("key-{number}"))
 }
 
 #[test]

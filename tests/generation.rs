@@ -3,6 +3,7 @@
 
 use dynamic_rate_limiter::generation::{CLAIM_TTL, Claimed, Generations, PluginIdentity, Role};
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
+use harness::random::Random;
 use harness::{FakeData, SECOND};
 
 /// One thread of Envoy: a VM, and the root contexts that Envoy keeps in it.
@@ -97,25 +98,21 @@ fn a_configuration_that_returns_acts_again_without_a_call_in_its_worker() {
 #[test]
 fn a_worker_that_lags_ends_up_with_the_last_configuration() {
     // Each thread gets configurations 1 to 4 at its own times, and each seed is an order of ticks.
-    for seed in 0..500_u32 {
+    for seed in 0..500 {
         let (data, mut threads) = (data(), [(); 3].map(|()| Thread::default()));
         let mut delivered = [0_u64; 3];
-        let mut random = seed;
-        let mut next = |bound: u32| {
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (random >> 16) % bound
-        };
+        let mut random = Random::new(seed);
         while delivered != [4; 3] {
-            let thread = next(3) as usize;
+            let thread = random.below(3) as usize;
             // Thread 0 is the main one, which is never behind.
             if delivered[thread] < if thread == 0 { 4 } else { delivered[0] } {
                 delivered[thread] += 1;
                 threads[thread].deliver(delivered[thread], &data);
-                if thread != 0 && next(2) == 0 {
+                if thread != 0 && random.one_in(2) {
                     threads[thread].hold(delivered[thread]);
                 }
             }
-            threads[next(3) as usize].tick(&data);
+            threads[random.below(3) as usize].tick(&data);
         }
         for _ in 0..5 {
             data.advance(SECOND);

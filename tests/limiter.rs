@@ -12,7 +12,7 @@ use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, StatUpdate};
 use dynamic_rate_limiter::overload::ClusterReport;
 use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
-use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, limiter};
+use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, keyed, limiter, replied};
 
 /// A worker's limiter, and the shared data of its Envoy.
 struct Test {
@@ -55,19 +55,8 @@ impl Test {
     }
 }
 
-fn replied(decision: Decision) -> (u32, String) {
-    match decision {
-        Decision::Replied(reply) => (reply.status, reply.body),
-        other => panic!("not replied: {other:?}"),
-    }
-}
-
 fn get() -> FakeRequest {
     FakeRequest::get("/")
-}
-
-fn keyed(key: impl AsRef<[u8]>) -> FakeRequest {
-    get().with("x-api-key", key)
 }
 
 /// A change of health with this token.

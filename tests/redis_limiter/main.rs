@@ -9,8 +9,8 @@ mod health;
 mod world;
 
 use dynamic_rate_limiter::admission::Decision;
-use harness::{FakeRequest, SECOND};
-use world::{Name, UNIX_START, Worker, World, answer, kind, only, replied};
+use harness::{FakeRequest, SECOND, keyed, replied};
+use world::{Name, UNIX_START, Worker, World, answer, kind, only};
 
 const MS: u64 = 1_000;
 
@@ -35,8 +35,4 @@ const DEGRADED: &str = r#"{"status":"DEGRADED"}"#;
 
 fn get() -> FakeRequest {
     FakeRequest::get("/")
-}
-
-fn keyed(key: &str) -> FakeRequest {
-    get().with("x-api-key", key)
 }

@@ -17,7 +17,7 @@ use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use dynamic_rate_limiter::time::{UnixTime, WallClock};
 use harness::fake_redis::ModelRedis;
 use harness::fake_stream::FakeStream;
-use harness::{FakeData, FakeRequest, SECOND, TOKEN, decide_at_once, limiter_with};
+use harness::{FakeData, FakeRequest, SECOND, TOKEN, decide_at_once, limiter_with, replied};
 
 use crate::MS;
 
@@ -236,12 +236,5 @@ pub fn answer(decision: &Decision) -> &HeaderValues {
     match decision {
         Decision::Admitted(answer) | Decision::Rejected(answer) => answer,
         other => panic!("neither admitted nor rejected: {other:?}"),
-    }
-}
-
-pub fn replied(decision: Decision) -> (u32, String) {
-    match decision {
-        Decision::Replied(reply) => (reply.status, reply.body),
-        other => panic!("not replied: {other:?}"),
     }
 }

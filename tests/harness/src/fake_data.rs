@@ -161,6 +161,11 @@ impl FakeRequest {
     }
 }
 
+/// A request with this API key.
+pub fn keyed(key: impl AsRef<[u8]>) -> FakeRequest {
+    FakeRequest::get("/").with("x-api-key", key)
+}
+
 impl Request for FakeRequest {
     fn header(&self, name: &str) -> Option<Vec<u8>> {
         match name {
@@ -264,6 +269,15 @@ pub fn answer(limiter: &mut Limiter, data: &FakeData, request: &FakeRequest) -> 
     match decide(limiter, data, request, START) {
         Decision::Admitted(answer) | Decision::Rejected(answer) => answer,
         other => panic!("not limited: {other:?}"),
+    }
+}
+
+/// Status and body of a reply by the limiter itself.
+#[track_caller]
+pub fn replied(decision: Decision) -> (u32, String) {
+    match decision {
+        Decision::Replied(reply) => (reply.status, reply.body),
+        other => panic!("not replied: {other:?}"),
     }
 }
 
