@@ -45,10 +45,15 @@ pub fn number_from_env(name: &str, default: u64) -> u64 {
     })
 }
 
+/// A seed that follows from the time.
+pub fn new_seed() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970");
+    since.as_nanos() as u64 % 1_000_000_000_000
+}
+
 /// The seed in an environment variable, or a new one. Printed, so that a failure can be reproduced.
 pub fn seed_from_env(name: &str) -> u64 {
-    let since = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970");
-    let seed = number_from_env(name, since.as_nanos() as u64 % 1_000_000_000_000);
+    let seed = number_from_env(name, new_seed());
     println!("{name}={seed}");
     seed
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask search simulation`: runs worlds one after the other until the time is over or a check fails.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use simulation::redis::Client;
@@ -46,8 +46,7 @@ fn main() -> ExitCode {
 fn search(arguments: &Arguments) -> Result<(), String> {
     let is_real = arguments.redis == Redis::Real;
     let mut client = is_real.then(Client::start);
-    let new_seed = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000_000_000);
-    let seed = arguments.seed.unwrap_or_else(new_seed);
+    let seed = arguments.seed.unwrap_or_else(simulation::random::new_seed);
     println!("seed {seed}");
     let started = Instant::now();
     let is_over = |worlds| match arguments.worlds {

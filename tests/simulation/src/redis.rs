@@ -27,8 +27,6 @@ pub struct Took {
     pub key: Vec<u8>,
     /// The sequence number of the command.
     pub sequence: u32,
-    /// Whether it came with the script's text.
-    pub is_retry: bool,
     pub limit: Limit,
     /// The limit at the other health in the command.
     pub other_limit: Limit,
@@ -141,22 +139,27 @@ impl Server {
                 self.knows_script |= is_retry;
                 let expected = if is_retry { TAKE.as_bytes() } else { TAKE_SHA1.as_bytes() };
                 assert_eq!(*script, expected, "another script than ours");
-                let command = TakeCommand::read(key, arguments);
+                let &[capacity, rate, _, sequence, other_capacity, other_rate] = arguments else {
+                    panic!("the script has six arguments");
+                };
                 let (reply, (was_absent, has_expired)) = match &mut self.backend {
                     Backend::Model(model) => {
                         model.redis.now_us = clock_us;
                         let absence = model.absence(key);
                         (model.redis.execute(&mut Connection::default(), words), absence)
                     }
-                    Backend::Real(client) => (client.take(&command, is_retry, clock_us), (false, false)),
+                    Backend::Real(client) => {
+                        (client.take(key, arguments, is_retry, clock_us), (false, false))
+                    }
                 };
-                let TakeCommand { sequence, limit, other_limit, .. } = command;
+                let sequence = number(sequence) as u32;
                 if reply.starts_with(b"-NOSCRIPT") {
                     return (reply, Done::NoScript(sequence));
                 }
+                let limit = harness::limit(number(capacity) as u32, number(rate));
+                let other_limit = harness::limit(number(other_capacity) as u32, number(other_rate));
                 let (key, said) = (key.to_vec(), said(&reply));
-                let took =
-                    Took { key, sequence, is_retry, limit, other_limit, said, was_absent, has_expired };
+                let took = Took { key, sequence, limit, other_limit, said, was_absent, has_expired };
                 (reply, Done::Took(took))
             }
             _ => match &mut self.backend {
@@ -175,27 +178,6 @@ impl Model {
         let key = std::str::from_utf8(key).expect("a key of the limiter");
         let is_absent = self.redis.bucket(key).is_none();
         (is_absent, is_absent && self.redis.buckets.contains_key(key))
-    }
-}
-
-/// A command that runs the script.
-struct TakeCommand<'a> {
-    key: &'a [u8],
-    arguments: &'a [&'a [u8]],
-    limit: Limit,
-    other_limit: Limit,
-    ttl_ms: u64,
-    sequence: u32,
-}
-
-impl<'a> TakeCommand<'a> {
-    fn read(key: &'a [u8], arguments: &'a [&'a [u8]]) -> Self {
-        let &[capacity, rate, ttl_ms, sequence, other_capacity, other_rate] = arguments else {
-            panic!("the script has six arguments");
-        };
-        let limit = harness::limit(number(capacity) as u32, number(rate));
-        let other_limit = harness::limit(number(other_capacity) as u32, number(other_rate));
-        Self { key, arguments, limit, other_limit, ttl_ms: number(ttl_ms), sequence: number(sequence) as u32 }
     }
 }
 
@@ -253,17 +235,19 @@ impl Client {
         reply
     }
 
-    fn take(&mut self, command: &TakeCommand, is_retry: bool, clock_us: u64) -> Vec<u8> {
+    fn take(&mut self, key: &[u8], arguments: &[&[u8]], is_retry: bool, clock_us: u64) -> Vec<u8> {
         let (seconds, us) = ((clock_us / SECOND).to_string(), (clock_us % SECOND).to_string());
         // The server expires keys by its own clock, which is not the world's: the expiry is extended.
-        let ttl_ms = (command.ttl_ms * 1_000_000).to_string();
+        let ttl_ms = number(arguments[2]);
+        assert!(ttl_ms > 0, "the bucket would be gone at once");
+        let ttl_ms = (ttl_ms * 1_000_000).to_string();
         let (script, sha1) = (self.script.clone(), self.sha1.clone());
         let (name, script): (&[u8], &[u8]) = match is_retry {
             true => (b"EVAL", script.as_bytes()),
             false => (b"EVALSHA", &sha1),
         };
-        let mut words: Vec<&[u8]> = vec![name, script, b"1", command.key];
-        words.extend(command.arguments);
+        let mut words: Vec<&[u8]> = vec![name, script, b"1", key];
+        words.extend(arguments);
         words[6] = ttl_ms.as_bytes();
         words.extend([seconds.as_bytes(), us.as_bytes()]);
         self.send(&words)
