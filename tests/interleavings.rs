@@ -94,8 +94,8 @@ impl SharedData for SteppedData {
     }
 }
 
-/// Runs `model` under every interleaving; returns their number.
-fn explore(model: impl Fn() + Send + Sync + 'static) -> usize {
+/// Runs `model` under every interleaving, of which there are more than `bound`.
+fn explore(bound: usize, model: impl Fn() + Send + Sync + 'static) {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
     let scheduler = DfsScheduler::new(None, false);
@@ -103,7 +103,9 @@ fn explore(model: impl Fn() + Send + Sync + 'static) -> usize {
         counted.fetch_add(1, Ordering::Relaxed);
         model();
     });
-    runs.load(Ordering::Relaxed)
+    let orders = runs.load(Ordering::Relaxed);
+    println!("{orders} orders");
+    assert!(orders > bound, "{orders}");
 }
 
 /// Runs a worker for each of these at once; returns their results in the same order.
@@ -137,32 +139,27 @@ fn assert_exact(taken: &[Taken], limit: Limit) {
 fn three_workers_create_one_bucket_and_take_from_it() {
     for capacity in 1..=2 {
         let limit = limit(capacity, RATE);
-        let orders =
-            explore(move || assert_exact(&take_from_one_bucket(SteppedData::new(), 3, limit), limit));
-        println!("capacity {capacity}: {orders} orders");
-        assert!(orders > 100, "{orders}");
+        explore(100, move || assert_exact(&take_from_one_bucket(SteppedData::new(), 3, limit), limit));
     }
 }
 
 #[test]
 fn two_workers_take_from_one_bucket_with_steps_at_the_clock() {
     let limit = limit(1, RATE);
-    let orders = explore(move || {
+    explore(50, move || {
         let data = SteppedData { steps_at_clock: true, ..SteppedData::new() };
         assert_exact(&take_from_one_bucket(data, 2, limit), limit);
     });
-    println!("{orders} orders");
-    assert!(orders > 50, "{orders}");
 }
 
 #[test]
 fn a_compare_and_swap_without_the_comparison_is_detected() {
     let limit = limit(1, RATE);
     let explored = catch_unwind(AssertUnwindSafe(|| {
-        explore(move || {
+        explore(0, move || {
             let broken = SteppedData { compares: false, ..SteppedData::new() };
             assert_exact(&take_from_one_bucket(broken, 2, limit), limit);
-        })
+        });
     }));
     assert!(explored.is_err(), "two workers spend one token in some order, and no order showed it");
 }
@@ -222,36 +219,30 @@ fn tokens(data: &SteppedData, limit: Limit) -> u64 {
 #[test]
 fn new_callers_that_race_for_a_full_record_mint_nothing() {
     // One bucket has two tokens left and the other one: three new callers can spend only these.
-    let orders = explore(|| {
+    explore(100, || {
         let taken = take_from_a_full_record([(1, 1), (2, 2)], [3, 4, 5]);
         assert_eq!(admitted(&taken), 3, "every token is spent: {taken:?}");
     });
-    println!("{orders} orders");
-    assert!(orders > 100, "{orders}");
 }
 
 #[test]
 fn one_address_on_three_workers_is_one_bucket_in_a_full_record() {
-    let orders = explore(|| {
+    explore(100, || {
         let taken = take_from_a_full_record([(1, 2), (2, 1)], [1, 1, 3]);
         let own =
             taken.iter().filter(|(number, taken)| *number == 1 && taken.verdict.outcome == Outcome::Admitted);
         assert!(own.count() >= 1, "the caller's own token is not lost to a new caller: {taken:?}");
     });
-    println!("{orders} orders");
-    assert!(orders > 100, "{orders}");
 }
 
 #[test]
 fn a_rejected_caller_stays_rejected_while_new_callers_race() {
     // Address 1 has spent all its tokens; 2 has one left, and two new callers and 1 itself race.
-    let orders = explore(|| {
+    explore(100, || {
         let taken = take_from_a_full_record([(1, 3), (2, 2)], [1, 3, 4]);
         for (number, taken) in &taken {
             assert!(*number != 1 || taken.verdict.outcome == Outcome::Rejected, "{taken:?}");
         }
         assert_eq!(admitted(&taken), 1, "the one remaining token: {taken:?}");
     });
-    println!("{orders} orders");
-    assert!(orders > 100, "{orders}");
 }
