@@ -69,21 +69,12 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub fn is_slow(&self) -> bool {
-        self.lasting.get() == Some(Happening::Slow)
-    }
-
-    pub fn is_frozen(&self) -> bool {
-        self.lasting.get() == Some(Happening::Frozen)
-    }
-
-    /// Whether connections are refused.
-    pub fn is_down(&self) -> bool {
-        self.lasting.get() == Some(Happening::Down)
+    pub fn lasts(&self, kind: Happening) -> bool {
+        self.lasting.get() == Some(kind)
     }
 
     pub fn error(&self) -> Option<&'static str> {
-        (self.lasting.get() == Some(Happening::Error)).then(|| self.error.get())
+        self.lasts(Happening::Error).then(|| self.error.get())
     }
 
     /// A fault lasted until now.
@@ -269,10 +260,10 @@ impl World {
     }
 
     fn reset(&self, which: impl Fn(&Stream) -> bool, within_us: u64) {
-        for (index, worker) in self.workers.borrow().iter().enumerate() {
+        for worker in self.workers.borrow().iter() {
             if let Some(stream) = worker.stream.borrow().as_ref().filter(|stream| which(stream)) {
                 self.faults.touch(self.now_us.get());
-                self.after(self.below(within_us), Event::Closed(index, stream.id));
+                self.after(self.below(within_us), Event::Closed(worker.index, stream.id));
             }
         }
     }

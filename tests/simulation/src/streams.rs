@@ -30,7 +30,8 @@ impl World {
     }
 
     fn open_stream(&self, worker: &Worker) {
-        let stream = Stream { id: self.number(), is_refused: self.faults.is_down(), ..Stream::default() };
+        let stream =
+            Stream { id: self.number(), is_refused: self.faults.lasts(Happening::Down), ..Stream::default() };
         if stream.is_refused {
             self.after(1 + self.below(2_000), Event::Closed(worker.index, stream.id));
         }
@@ -89,7 +90,7 @@ impl World {
     /// The delay of bytes in one direction.
     fn delay_us(&self) -> u64 {
         let usual = 20 + self.below(self.plan.timeout_us / 8);
-        usual + if self.faults.is_slow() { self.below(2 * self.plan.timeout_us) } else { 0 }
+        usual + if self.faults.lasts(Happening::Slow) { self.below(2 * self.plan.timeout_us) } else { 0 }
     }
 
     pub(crate) fn arrive_at_redis(&self, index: usize, id: u64) {
@@ -97,7 +98,7 @@ impl World {
         if !worker.has_stream(id) {
             return;
         }
-        if self.faults.is_frozen() {
+        if self.faults.lasts(Happening::Frozen) {
             return self.after(1_000, Event::ToRedis(index, id));
         }
         let mut input = {
