@@ -181,19 +181,6 @@ fn an_idle_worker_releases_the_places_of_a_dead_one_within_two_seconds() {
 }
 
 #[test]
-fn a_more_important_request_of_another_worker_goes_first() {
-    let [mut one, mut other] = workers();
-    let held = one.fill(0);
-    let (important, output) = other.admit(8, 1);
-    assert_eq!(output, None);
-    one.outputs();
-    one.finish(held[0], GOOD, 2);
-    assert_eq!(one.outputs(), [], "it leaves the place to the other worker");
-    other.tick(5);
-    assert_eq!(other.outputs(), [Output::Send(important)]);
-}
-
-#[test]
 fn a_full_queue_to_one_cluster_costs_no_request_to_another() {
     let mut worker = worker();
     let to_the_first = worker.fill(0).len() + 1_100;
@@ -219,27 +206,6 @@ fn a_worker_whose_requests_only_wait_is_not_taken_for_dead() {
         other.tick(ms);
     }
     assert_eq!(one.control.report().clusters[0].waiting, waiting + 1);
-}
-
-#[test]
-fn a_worker_with_one_request_does_not_starve_beside_one_with_many() {
-    let [mut many, mut one] = workers();
-    let mut held = many.fill(0);
-    let (lonely, _) = one.admit(2, 0);
-    let sent_ms = (1..1_000).find(|ms| {
-        many.finish(held.remove(0), GOOD, *ms);
-        many.admit(2, *ms);
-        held.extend(many.outputs().into_iter().filter_map(|output| match output {
-            Output::Send(id) => Some(id),
-            Output::Shed(_) => None,
-        }));
-        if ms % 5 == 0 {
-            many.tick(*ms);
-            one.tick(*ms);
-        }
-        one.outputs().contains(&Output::Send(lonely))
-    });
-    assert!(sent_ms.is_some_and(|ms| ms < 50), "{sent_ms:?}");
 }
 
 #[test]
