@@ -48,7 +48,7 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
 fn publish_alone(fetched: Fetched, data: &FakeData) -> (usize, Option<String>) {
     let plugin =
         PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
-    let mut publication = Publication::new(fetched, &plugin, records("default", 20), data);
+    let mut publication = Publication::new(fetched, &plugin, records("default", 20), 1, data);
     let outcome = (1..1_000).find_map(|slices| Some((slices, publication.work(&plugin, data)?)));
     let Some((slices, PublicationOutcome::Finished(finished))) = outcome else { panic!("{outcome:?}") };
     (slices, finished.complaint)
@@ -125,6 +125,36 @@ fn a_bad_document_does_not_block_the_other() {
     };
     publish(&mut limiter, unreachable, &data);
     assert_eq!(counted(&mut limiter, &data, &gold), ("gold".to_owned(), Some(49)), "the last good keys stay");
+}
+
+#[test]
+fn of_two_new_documents_that_do_not_fit_the_one_that_fits_applies() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    let without_gold = r#"{"free": {"base": {"capacity": 4, "refill_rate": 1}}}"#;
+    let new_tiers = TIERS.replace("100", "50");
+    let gold_keys = r#"{"k": "gold"}"#;
+    let cases = [
+        ("at a start, tiers alone", texts(TIERS, r#"{"k": "platinum"}"#), ["free", "free"]),
+        ("both fit", texts(TIERS, gold_keys), ["gold", "free"]),
+        (
+            "a key is added beside wrong tiers",
+            texts(without_gold, r#"{"k": "gold", "l": "gold"}"#),
+            ["gold", "gold"],
+        ),
+        ("and another is revoked", texts(without_gold, r#"{"l": "gold"}"#), ["free", "gold"]),
+        ("limits change beside wrong keys", texts(&new_tiers, r#"{"k": "platinum"}"#), ["free", "gold"]),
+        ("neither fits", texts(without_gold, r#"{"k": "platinum"}"#), ["free", "gold"]),
+    ];
+    for (case, fetched, tiers) in cases {
+        publish(&mut limiter, fetched.clone(), &data);
+        assert_eq!(rejected(&mut limiter), u64::from(case != "both fit"), "{case}");
+        assert_eq!(publish(&mut limiter, fetched, &data), 1, "{case}: parsed again");
+        assert_eq!(rejected(&mut limiter), 0, "{case}: reported again");
+        let found = ["k", "l"].map(|key| counted(&mut limiter, &data, &keyed(key)).0);
+        assert_eq!(found, tiers, "{case}");
+    }
+    assert_eq!(counted(&mut limiter, &data, &keyed("l")).1, Some(47), "the new limit of gold holds");
 }
 
 #[test]

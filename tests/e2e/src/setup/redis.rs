@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use harness::bootstrap::{extension, internal, redis_bridge, redis_nodes, redis_proxy, socket};
+use harness::bootstrap::{
+    HTTP_PROTOCOL_OPTIONS, extension, internal, redis_bridge, redis_nodes, redis_proxy, socket,
+};
 use serde_json::{Value, json};
 
-use super::{REDIS_CLUSTER, Setup};
+use super::{LIMITER, REDIS_CLUSTER, Setup};
 use crate::envoy::filter_wasm;
 
 /// The internal listener whose filter is `redis_proxy`.
@@ -16,6 +18,16 @@ impl Setup {
     /// Adds the cluster [`REDIS_CLUSTER`] with the bridge to this one Redis.
     pub fn redis(self, address: SocketAddr) -> Self {
         self.bridge(REDIS_CLUSTER, &socket(address))
+    }
+
+    /// [`Setup::redis`] with the bridge in the limiter's VM.
+    pub fn redis_in_one_vm(self, address: SocketAddr) -> Self {
+        let mut setup = self.redis(address);
+        if let Some(cluster) = setup.clusters.last_mut() {
+            let options = &mut cluster["typed_extension_protocol_options"][HTTP_PROTOCOL_OPTIONS];
+            options["http_filters"][0]["typed_config"]["config"]["vm_config"]["vm_id"] = json!(LIMITER);
+        }
+        setup
     }
 
     /// Adds the cluster `second_redis` with the bridge to another Redis.

@@ -1,6 +1,8 @@
 //! Envoy starts: without the filter, with the filter unconfigured, with both forms of configuration. It refuses an invalid
 //! configuration.
 
+use std::net::SocketAddr;
+
 use e2e::client::Request;
 use e2e::setup::Setup;
 use serde_json::json;
@@ -56,4 +58,10 @@ fn an_invalid_configuration_is_refused_with_an_error_that_names_the_field() {
     let log = Setup::new().config(&config).start_refused();
     let words = ["[error][wasm]", "tiers.free.base.refill_rate", "-1"];
     assert!(log.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?} in\n{log}");
+}
+
+#[test]
+fn the_limiter_and_the_bridge_in_one_vm_are_refused() {
+    let log = Setup::new().redis_in_one_vm(SocketAddr::from(([127, 0, 0, 1], 1))).start_refused();
+    assert!(log.contains("wanted a vm_id of its own for each"), "{log}");
 }
