@@ -41,7 +41,7 @@ pub struct ClusterControl {
     pub yields_until: StoreTime,
     id: ClusterId,
     key: String,
-    places_in_a_row: f64,
+    places_in_a_row: u32,
 }
 
 impl ClusterControl {
@@ -58,7 +58,7 @@ impl ClusterControl {
             yields_until: now,
             id,
             key,
-            places_in_a_row: 0.0,
+            places_in_a_row: 0,
         }
     }
 
@@ -103,9 +103,9 @@ impl ClusterControl {
         let Some(priority) = self.queue.best_priority() else { return };
         let waiting = Gauges::new(0, shared.read(self.id, Gauge::Waiting).unwrap_or_default()).waiting;
         let has_others = waiting.get(usize::from(priority)).is_some_and(|workers| *workers > 1);
-        self.places_in_a_row = if has_others { self.places_in_a_row + 1.0 } else { 0.0 };
-        if self.places_in_a_row * TOLERANCE >= 1.0 {
-            self.places_in_a_row = 0.0;
+        self.places_in_a_row = if has_others { self.places_in_a_row + 1 } else { 0 };
+        if f64::from(self.places_in_a_row) * TOLERANCE >= 1.0 {
+            self.places_in_a_row = 0;
             self.yields_until = now.after(2 * TICK);
         }
     }
