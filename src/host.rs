@@ -17,7 +17,6 @@ mod ticks;
 mod turn;
 mod worker;
 
-use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use proxy_wasm::traits::{Context, RootContext};
@@ -30,30 +29,10 @@ proxy_wasm::main! {{
 /// The plugin that `root_id` names.
 fn root_context(id: u32) -> Box<dyn RootContext> {
     match proxy_wasm::hostcalls::get_property(vec!["plugin_root_id"]).ok().flatten().as_deref() {
-        Some(b"redis_bridge") => Box::new(bridge::BridgeRoot),
+        Some(b"redis_bridge") => Box::new(bridge::BridgeRoot::new()),
         Some(b"shared_data") => Box::new(SharedDataRoot),
         _ => Box::new(root::Root::new(id)),
     }
-}
-
-/// The plugins that cannot run in one VM: while the limiter sends to the bridge, its VM cannot be entered again.
-#[derive(Clone, Copy, PartialEq)]
-enum Plugin {
-    Limiter,
-    Bridge,
-}
-
-thread_local! {
-    /// Which of them was configured first in this VM.
-    static PLUGIN: Cell<Option<Plugin>> = const { Cell::new(None) };
-}
-
-/// Fails if the other plugin runs in this VM.
-fn claim_vm(plugin: Plugin) -> Result<(), String> {
-    let first = PLUGIN.get().unwrap_or(plugin);
-    PLUGIN.set(Some(first));
-    let error = "the limiter and redis_bridge have one vm_id, wanted a vm_id of its own for each";
-    if first == plugin { Ok(()) } else { Err(error.to_owned()) }
 }
 
 /// A service of Envoy's bootstrap that does nothing: while its VM lives, Envoy keeps the shared data of that

@@ -1,29 +1,46 @@
 //! The other end of the stream to Redis: an upstream filter between it and the TCP connection.
 //!
-//! Runs in a VM of its own (`root_id` and `vm_id` `redis_bridge`). Knows nothing of Redis.
+//! Runs in a VM of its own (`root_id` and `vm_id` `redis_bridge`): the limiter's could not be entered again while it
+//! sends. Knows nothing of Redis.
+
+use std::cell::Cell;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType};
 
 use super::hostcalls::set_response_header;
-use super::{Plugin, claim_vm};
 use crate::store::redis::frame::{self, Unframer};
 
+thread_local! {
+    /// How many bridges this VM has.
+    static BRIDGES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether a bridge runs in this VM, against the rule.
+pub(super) fn is_in_this_vm() -> bool {
+    BRIDGES.get() > 0
+}
+
 /// The plugin's root context.
-pub(super) struct BridgeRoot;
+pub(super) struct BridgeRoot(());
+
+impl BridgeRoot {
+    pub(super) fn new() -> Self {
+        BRIDGES.set(BRIDGES.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for BridgeRoot {
+    fn drop(&mut self) {
+        BRIDGES.set(BRIDGES.get().saturating_sub(1));
+    }
+}
 
 impl Context for BridgeRoot {}
 
 impl RootContext for BridgeRoot {
-    fn on_configure(&mut self, _size: usize) -> bool {
-        let claimed = claim_vm(Plugin::Bridge);
-        if let Err(error) = &claimed {
-            log::error!("configuration rejected: {error}");
-        }
-        claimed.is_ok()
-    }
-
     fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
         Some(Box::new(Bridge::default()))
     }

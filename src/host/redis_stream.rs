@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use proxy_wasm::hostcalls;
 
+use super::bridge;
 use super::turn::NextTurn;
 use crate::limiter::Limiter;
 use crate::redis_limiter::RedisLimiter;
@@ -74,6 +75,11 @@ impl RedisStream {
             StreamAction::Close => self.close(),
             StreamAction::Open => {
                 self.close();
+                if bridge::is_in_this_vm() {
+                    let detail =
+                        "the limiter and redis_bridge have one vm_id, wanted a vm_id of its own for each";
+                    return limiter.handle_close(detail, now);
+                }
                 let service = grpc_service(&self.cluster);
                 self.stream = hostcalls::open_grpc_stream(&service, "redis", "pipe", Vec::new()).ok();
                 if self.stream.is_none() {

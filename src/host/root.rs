@@ -13,7 +13,7 @@ use super::fetch::Fetch;
 use super::hostcalls::{HostData, wall_clock};
 use super::http::HttpRequest;
 use super::worker::Worker;
-use super::{Plugin, claim_vm, metrics, random};
+use super::{metrics, random};
 use crate::config::{Environment, PluginConfig};
 use crate::credentials::Credentials;
 use crate::documents::claim_fetch;
@@ -57,7 +57,6 @@ impl Root {
     }
 
     fn configure(&mut self, configuration: &[u8]) -> Result<(), String> {
-        claim_vm(Plugin::Limiter)?;
         let plugin = PluginConfig::parse(configuration, &environment())?;
         metrics::define(plugin.settings.redis.is_some(), plugin.settings.health_thresholds.is_some());
         metrics::probe_changes();

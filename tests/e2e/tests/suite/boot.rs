@@ -1,10 +1,10 @@
 //! Envoy starts: without the filter, with the filter unconfigured, with both forms of configuration. It refuses an invalid
 //! configuration.
 
-use std::net::SocketAddr;
-
 use e2e::client::Request;
+use e2e::redis::Redis;
 use e2e::setup::Setup;
+use scenarios::support::in_redis;
 use serde_json::json;
 
 use crate::support::{assert_headers_complete, set_health_with_token, two_tiers};
@@ -61,7 +61,12 @@ fn an_invalid_configuration_is_refused_with_an_error_that_names_the_field() {
 }
 
 #[test]
-fn the_limiter_and_the_bridge_in_one_vm_are_refused() {
-    let log = Setup::new().redis_in_one_vm(SocketAddr::from(([127, 0, 0, 1], 1))).start_refused();
-    assert!(log.contains("wanted a vm_id of its own for each"), "{log}");
+fn with_the_bridge_in_its_vm_the_limiter_sends_nothing_and_the_policy_decides() {
+    let redis = Redis::start();
+    let config = in_redis(two_tiers(3, 7), 500, "local");
+    let envoy = Setup::new().redis_in_one_vm(redis.address()).config(&config).start();
+    let statuses: Vec<_> = (0..4).map(|_| envoy.send(&Request::get("/")).status).collect();
+    assert_eq!(statuses, [200, 200, 200, 429]);
+    envoy.await_log(&["[warning][wasm]", "Redis lost", "wanted a vm_id of its own for each"]);
+    assert!(redis.keys().is_empty(), "{:?}", redis.keys());
 }
