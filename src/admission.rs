@@ -143,7 +143,12 @@ impl<D: SharedData> Decider<'_, D> {
     }
 
     /// Decides about a charge by what Redis said; `None`: it failed.
-    pub fn decide_by_reply(&mut self, charge: &Charge, verdict: Option<Verdict>, now: StoreTime) -> Decision {
+    pub(crate) fn decide_by_reply(
+        &mut self,
+        charge: &Charge,
+        verdict: Option<Verdict>,
+        now: StoreTime,
+    ) -> Decision {
         match verdict {
             // Redis' clock fills the bucket; the headers follow this Envoy's.
             Some(verdict) => self.decide_by_verdict(charge, verdict, now),

@@ -11,6 +11,7 @@ use dynamic_rate_limiter::in_force::DOCUMENT_WAIT;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
 use dynamic_rate_limiter::request::DecisionStart;
+use dynamic_rate_limiter::store::SharedData;
 use dynamic_rate_limiter::time::{StoreTime, whole_micros};
 use harness::{FakeData, FakeRequest, SECOND, START, counted, decide, keyed, limiter};
 
@@ -46,9 +47,13 @@ fn publish(limiter: &mut Limiter, fetched: Fetched, data: &FakeData) -> usize {
 
 /// Publishes the documents without a limiter; returns the number of slices and what is reported.
 fn publish_alone(fetched: Fetched, data: &FakeData) -> (usize, Option<String>) {
+    publish_with_seed(1, fetched, data)
+}
+
+fn publish_with_seed(seed: u64, fetched: Fetched, data: &FakeData) -> (usize, Option<String>) {
     let plugin =
         PluginConfig::parse(SOURCE.as_bytes(), &Environment::default()).expect("a good configuration");
-    let mut publication = Publication::new(fetched, &plugin, records("default", 20), 1, data);
+    let mut publication = Publication::new(fetched, &plugin, records("default", 20), seed, data);
     let outcome = (1..1_000).find_map(|slices| Some((slices, publication.work(&plugin, data)?)));
     let Some((slices, PublicationOutcome::Finished(finished))) = outcome else { panic!("{outcome:?}") };
     (slices, finished.complaint)
@@ -155,6 +160,33 @@ fn of_two_new_documents_that_do_not_fit_the_one_that_fits_applies() {
         assert_eq!(found, tiers, "{case}");
     }
     assert_eq!(counted(&mut limiter, &data, &keyed("l")).1, Some(47), "the new limit of gold holds");
+}
+
+#[test]
+fn tiers_that_keys_do_not_fit_apply_in_any_order() {
+    let (tiers, keys) = (Some(Ok(TIERS.into())), Some(Ok(r#"{"k": "platinum"}"#.into())));
+    let unreachable = || Some(Err("tiers: found status 503, wanted 200".to_owned()));
+    for first in [unreachable(), tiers.clone()] {
+        let data = FakeData::at(SECOND);
+        let mut limiter = limiter(&data, SOURCE);
+        publish(&mut limiter, Fetched { tiers: first.clone(), api_keys: keys.clone() }, &data);
+        publish(&mut limiter, Fetched { tiers: tiers.clone(), api_keys: keys.clone() }, &data);
+        let found = counted(&mut limiter, &data, &keyed("k"));
+        assert_eq!(found, ("free".to_owned(), Some(2)), "first {first:?}");
+    }
+}
+
+#[test]
+fn no_document_can_aim_at_a_record_of_the_table() {
+    let sizes = |seed| {
+        let data = FakeData::at(SECOND);
+        assert_eq!(publish_with_seed(seed, texts(TIERS, &many_keys(1_000, "gold")), &data).1, None);
+        let mut records: Vec<_> = data.keys().into_iter().filter(|key| key.contains("/k1/")).collect();
+        records.sort();
+        records.iter().map(|key| data.get(key).expect("a record").0.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(1), sizes(1));
+    assert_ne!(sizes(1), sizes(2), "the seed decides which key is in which record");
 }
 
 #[test]
@@ -354,6 +386,7 @@ fn keys_and_ids_are_unique_across_a_large_document() {
         ),
     ];
     for (entry, expected) in cases {
+        println!("{entry}");
         let complaint = publish_alone(with(&entry), &data).1.unwrap_or_default();
         assert!(complaint.contains(expected), "{entry}: {complaint}");
     }

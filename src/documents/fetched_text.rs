@@ -46,12 +46,7 @@ impl FetchedText {
     pub(super) fn new(fetched: Option<Result<Vec<u8>, String>>) -> Self {
         match fetched {
             None => FetchedText::NothingToDo,
-            Some(Ok(text)) => {
-                // What an earlier version of the filter rejected may be good now.
-                let mut hasher = DefaultHasher::new();
-                hasher.write(env!("CARGO_PKG_VERSION").as_bytes());
-                FetchedText::Hashing(text, hasher, 0)
-            }
+            Some(Ok(text)) => FetchedText::Hashing(text, DefaultHasher::new(), 0),
             Some(Err(reason)) => FetchedText::Failed(DocumentFailure::unreachable(reason)),
         }
     }

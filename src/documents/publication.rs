@@ -168,17 +168,27 @@ impl Publication {
 
         if let Some(reason) = self.misfit(plugin, &next) {
             known_wrong.together = self.fingerprint_of_both(next.fingerprints());
-            let failure = DocumentFailure::wrong(reason, known_wrong.together);
-            // Of two new documents, one may fit what is in force of the other.
+            // Of two new documents, one may fit what is in force of the other. Keys from before the first tiers were checked
+            // beside none.
             let (base, both) = (&self.base, next.clone());
-            let choices =
-                [(&both.tiers, &base.keys), (&base.tiers, &both.keys), (&base.tiers, &base.keys)].into_iter();
-            let mut choices =
-                choices.map(|(tiers, keys)| Published { tiers: tiers.clone(), keys: keys.clone(), ..both });
-            next = choices.find(|choice| self.misfit(plugin, choice).is_none()).unwrap_or(next);
+            let with = |tiers: &Option<PublishedTiers>, keys: &Option<PublishedKeys>| Published {
+                tiers: tiers.clone(),
+                keys: keys.clone(),
+                ..both
+            };
+            let are_first_tiers = base.tiers.is_none() && both.tiers.is_some();
+            let checked_keys = if are_first_tiers { &None } else { &base.keys };
+            let fits = |choice: &Published| self.misfit(plugin, choice).is_none();
+            let choices = [with(&both.tiers, checked_keys), with(&base.tiers, &both.keys)];
+            next = choices.into_iter().find(fits).unwrap_or_else(|| with(&base.tiers, &base.keys));
             // As in `look_up`: the failure of the first document that is left out.
-            let left_out = if next.tiers == both.tiers { &mut failures.keys } else { &mut failures.tiers };
-            *left_out = Some(failure);
+            let (left_out, name) = if next.tiers == both.tiers {
+                (&mut failures.keys, KEY_DOCUMENT)
+            } else {
+                (&mut failures.tiers, TIER_DOCUMENT)
+            };
+            *left_out =
+                Some(DocumentFailure::wrong(format!("{name} left out: {reason}"), known_wrong.together));
         } else if failures.tiers.is_none() && failures.keys.is_none() {
             known_wrong.together = 0;
         }

@@ -140,20 +140,29 @@ impl Schedule {
             .u64(self.busy_until.as_micros())
             .u32(self.unreachable)
             .u64(self.complaint);
-        record.u64(tiers).u64(keys).u64(together);
+        record.u64(tiers).u64(keys).u64(together).u64(version());
         record.into_bytes()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut record = Reader::new(bytes);
-        Some(Self {
+        let mut schedule = Self {
             due_at: StoreTime::from_micros(record.u64()?),
             busy_until: StoreTime::from_micros(record.u64()?),
             unreachable: record.u32()?,
             complaint: record.u64()?,
             known_wrong: KnownWrong { tiers: record.u64()?, keys: record.u64()?, together: record.u64()? },
-        })
+        };
+        if record.u64()? != version() {
+            schedule.known_wrong = KnownWrong::default();
+        }
+        Some(schedule)
     }
+}
+
+/// What one version of the filter rejects may be good for another.
+fn version() -> Fingerprint {
+    fingerprint(&[env!("CARGO_PKG_VERSION").as_bytes()])
 }
 
 /// These failures in words, and their fingerprint.
