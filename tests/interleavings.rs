@@ -94,8 +94,8 @@ impl SharedData for SteppedData {
     }
 }
 
-/// Runs `model` under every interleaving, of which there are more than `bound`.
-fn explore(bound: usize, model: impl Fn() + Send + Sync + 'static) {
+/// Runs `model` under every interleaving; returns their number.
+fn explore(model: impl Fn() + Send + Sync + 'static) -> usize {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
     let scheduler = DfsScheduler::new(None, false);
@@ -105,6 +105,12 @@ fn explore(bound: usize, model: impl Fn() + Send + Sync + 'static) {
     });
     let orders = runs.load(Ordering::Relaxed);
     println!("{orders} orders");
+    orders
+}
+
+/// [`explore`], which has to find more than `bound` orders.
+fn explore_more_than(bound: usize, model: impl Fn() + Send + Sync + 'static) {
+    let orders = explore(model);
     assert!(orders > bound, "{orders}");
 }
 
@@ -139,14 +145,16 @@ fn assert_exact(taken: &[Taken], limit: Limit) {
 fn three_workers_create_one_bucket_and_take_from_it() {
     for capacity in 1..=2 {
         let limit = limit(capacity, RATE);
-        explore(100, move || assert_exact(&take_from_one_bucket(SteppedData::new(), 3, limit), limit));
+        explore_more_than(100, move || {
+            assert_exact(&take_from_one_bucket(SteppedData::new(), 3, limit), limit)
+        });
     }
 }
 
 #[test]
 fn two_workers_take_from_one_bucket_with_steps_at_the_clock() {
     let limit = limit(1, RATE);
-    explore(50, move || {
+    explore_more_than(50, move || {
         let data = SteppedData { steps_at_clock: true, ..SteppedData::new() };
         assert_exact(&take_from_one_bucket(data, 2, limit), limit);
     });
@@ -156,10 +164,10 @@ fn two_workers_take_from_one_bucket_with_steps_at_the_clock() {
 fn a_compare_and_swap_without_the_comparison_is_detected() {
     let limit = limit(1, RATE);
     let explored = catch_unwind(AssertUnwindSafe(|| {
-        explore(0, move || {
+        explore(move || {
             let broken = SteppedData { compares: false, ..SteppedData::new() };
             assert_exact(&take_from_one_bucket(broken, 2, limit), limit);
-        });
+        })
     }));
     assert!(explored.is_err(), "two workers spend one token in some order, and no order showed it");
 }
@@ -219,7 +227,7 @@ fn tokens(data: &SteppedData, limit: Limit) -> u64 {
 #[test]
 fn new_callers_that_race_for_a_full_record_mint_nothing() {
     // One bucket has two tokens left and the other one: three new callers can spend only these.
-    explore(100, || {
+    explore_more_than(100, || {
         let taken = take_from_a_full_record([(1, 1), (2, 2)], [3, 4, 5]);
         assert_eq!(admitted(&taken), 3, "every token is spent: {taken:?}");
     });
@@ -227,7 +235,7 @@ fn new_callers_that_race_for_a_full_record_mint_nothing() {
 
 #[test]
 fn one_address_on_three_workers_is_one_bucket_in_a_full_record() {
-    explore(100, || {
+    explore_more_than(100, || {
         let taken = take_from_a_full_record([(1, 2), (2, 1)], [1, 1, 3]);
         let own =
             taken.iter().filter(|(number, taken)| *number == 1 && taken.verdict.outcome == Outcome::Admitted);
@@ -238,7 +246,7 @@ fn one_address_on_three_workers_is_one_bucket_in_a_full_record() {
 #[test]
 fn a_rejected_caller_stays_rejected_while_new_callers_race() {
     // Address 1 has spent all its tokens; 2 has one left, and two new callers and 1 itself race.
-    explore(100, || {
+    explore_more_than(100, || {
         let taken = take_from_a_full_record([(1, 3), (2, 2)], [1, 3, 4]);
         for (number, taken) in &taken {
             assert!(*number != 1 || taken.verdict.outcome == Outcome::Rejected, "{taken:?}");

@@ -33,7 +33,7 @@ pub(super) struct Ticks {
 
 impl Ticks {
     /// Ticks as often as the shortest of these periods says. Envoy starts the timer anew with each new period, so a
-    /// longer one is set only at a tick: changes back and forth would put the next tick off.
+    /// longer one is set only at a tick: changes back and forth would put the next tick off again and again.
     pub(super) fn set(&mut self, periods: impl IntoIterator<Item = Option<Duration>>) {
         let slowest = if self.has_ticked { SLOWEST_TICK } else { FIRST_TICK };
         let period = periods.into_iter().flatten().min().unwrap_or(slowest).min(slowest);

@@ -114,6 +114,8 @@ fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
     assert_eq!(kind(&only(world.exchange(WORKER), id)), "Rejected");
     // The rejection before the change is not cached.
     assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis");
+    world.exchange(WORKER);
+    assert_eq!(world.decided(WORKER, &get()), "Rejected", "a rejection after the change is cached");
 }
 
 #[test]

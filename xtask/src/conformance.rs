@@ -65,7 +65,7 @@ struct Column {
 struct Results {
     facts: BTreeMap<String, bool>,
     tests: BTreeMap<String, bool>,
-    /// Whether each demo starts, if that was checked.
+    /// Whether each demo starts; false if that was not checked.
     demo: bool,
 }
 

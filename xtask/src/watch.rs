@@ -107,14 +107,17 @@ fn on_screen(
     loop {
         take_sample(board)?;
         let end = Instant::now() + REFRESH;
-        while Instant::now() < end {
+        while !interrupted() && Instant::now() < end {
             terminal.draw(|frame| screen::draw(board, frame))?;
             // A signal ends the wait early, on some systems with an error.
             let has_event = event::poll(end.saturating_duration_since(Instant::now())).unwrap_or(false);
             let event = if has_event { Some(event::read()?) } else { None };
-            if interrupted() || event.and_then(|event| event.as_key_event()).is_some_and(quits) {
+            if event.and_then(|event| event.as_key_event()).is_some_and(quits) {
                 return Ok(());
             }
+        }
+        if interrupted() {
+            return Ok(());
         }
     }
 }

@@ -162,16 +162,20 @@ fn keep_sending(
     request: &impl Fn(usize, &[Exchange]) -> Request,
     stop: &AtomicBool,
 ) -> Vec<Exchange> {
-    let mut connection = Connection::open(to);
+    let mut connection = None;
     let mut exchanges = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let request = request(index, &exchanges);
         let sent = Instant::now();
-        let answer = connection.try_send(&request);
+        let open = connection.take().map_or_else(|| Connection::try_connect(to, None), Ok);
+        let answer = open.and_then(|mut open: Connection| {
+            let response = open.try_send(&request)?;
+            if !response.closes_connection() {
+                connection = Some(open);
+            }
+            Ok(response)
+        });
         let took = sent.elapsed();
-        if answer.as_ref().map_or(true, Response::closes_connection) {
-            connection = Connection::open(to);
-        }
         exchanges.push(Exchange { connection: index, sent, took, stalled: Duration::ZERO, answer });
         thread::sleep(pause);
     }

@@ -80,7 +80,7 @@ impl Prometheus {
 impl Drop for Prometheus {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.process.tail());
+            eprintln!("--- Prometheus' log ---\n{}", self.process.output());
         }
     }
 }

@@ -60,12 +60,16 @@ fn pieces<'a>(bytes: &'a [u8], random: &mut Random) -> Vec<&'a [u8]> {
 
 /// The headers of a decision, if it has any, are complete, in range, and contain no line break.
 fn check_headers(decision: &Decision, wall_clock: WallClock) {
-    let (Decision::Admitted(answer)
-    | Decision::Rejected(answer)
-    | Decision::Unavailable(answer)
-    | Decision::Shed(answer, _)) = decision
-    else {
-        return;
+    let answer = match decision {
+        Decision::Admitted(answer)
+        | Decision::Rejected(answer)
+        | Decision::Unavailable(answer)
+        | Decision::Shed(answer, _) => answer,
+        Decision::Exempt
+        | Decision::Replied(_)
+        | Decision::AwaitsBody(_)
+        | Decision::AwaitsRedis(_)
+        | Decision::AwaitsDocuments => return,
     };
     if let Some(verdict) = answer.verdict {
         assert!(verdict.remaining <= verdict.capacity, "{verdict:?}");

@@ -166,12 +166,6 @@ impl dyn Gateway + '_ {
     }
 }
 
-/// [`Gateway::await_redis`].
-#[track_caller]
-pub fn await_redis(gateway: &mut dyn Gateway, envoy: usize, state: &str) {
-    gateway.await_redis(envoy, state);
-}
-
 /// Checks that every header of the filter is sent exactly once and well-formed, and `Retry-After` exactly with a 429 or
 /// its gRPC status.
 #[track_caller]

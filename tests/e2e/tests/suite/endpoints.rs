@@ -80,11 +80,11 @@ fn start_with_trailers() -> Envoy {
 }
 
 #[test]
-fn a_body_may_end_with_trailers() {
+fn a_body_may_arrive_in_parts_and_end_with_trailers() {
     let envoy = start_with_trailers();
-    let request = head("transfer-encoding: chunked\r\ntrailer: x-sum")
-        + "15\r\n{\"status\":\"DEGRADED\"}\r\n0\r\nx-sum: 1\r\n\r\n";
-    let (reply, _) = exchange(&envoy, &[&request]);
+    let head = head("transfer-encoding: chunked\r\ntrailer: x-sum");
+    let parts = [&*head, "b\r\n{\"status\":\"\r\n", "a\r\nDEGRADED\"}\r\n", "0\r\nx-sum: 1\r\n\r\n"];
+    let (reply, _) = exchange(&envoy, &parts);
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(health(&envoy), "DEGRADED");
 }

@@ -9,7 +9,7 @@ use e2e::load::{self, Exchange};
 use e2e::redis::Redis;
 use e2e::setup::Setup;
 use e2e::wait;
-use scenarios::support::{A_SECOND, LONG_TIMEOUT_MS, RECOVERY, SLACK, in_redis};
+use scenarios::support::{A_SECOND as HEALTH_PROPAGATION, LONG_TIMEOUT_MS, RECOVERY, SLACK, in_redis};
 use serde_json::{Map, Value, json};
 
 use crate::support::{ONE_PER_HOUR, health, tier};
@@ -82,7 +82,7 @@ fn await_redis(envoy: &Envoy, state: &str) {
 #[track_caller]
 fn await_healths<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
     let mut last = envoys.map(health_of_a_decision);
-    let reached = wait::poll(A_SECOND + SLACK, || {
+    let reached = wait::poll(HEALTH_PROPAGATION + SLACK, || {
         last = envoys.map(health_of_a_decision);
         (last == wanted).then_some(())
     });
@@ -93,7 +93,7 @@ fn await_healths<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
 #[track_caller]
 fn assert_healths_stay<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
     let began = Instant::now();
-    while began.elapsed() < A_SECOND + SLACK {
+    while began.elapsed() < HEALTH_PROPAGATION + SLACK {
         assert_eq!(envoys.map(health_of_a_decision), wanted, "after {:?}", began.elapsed());
         assert_eq!(envoys.map(health), wanted, "after {:?}", began.elapsed());
         std::thread::sleep(Duration::from_millis(50));

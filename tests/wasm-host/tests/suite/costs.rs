@@ -5,12 +5,20 @@ use wasm_host::costs;
 #[test]
 fn every_kind_of_request_has_its_recorded_cost() {
     let recorded = std::fs::read_to_string(costs::recorded_path()).expect("the recorded table");
-    let found = costs::differences(&costs::measure(), &recorded);
+    let table = costs::measure();
+    let found = costs::differences(&table, &recorded);
     assert!(
         found.is_empty(),
         "costs differ from costs.txt:\n{}\nIf this is intended: cargo run -p wasm-host -- costs --record, and explain it in the commit",
         found.join("\n")
     );
+    let calls = |kind: &str| -> u64 {
+        let of_kind = |name: &str| name.rsplit_once(": ").is_some_and(|(known, _)| known == kind);
+        let rows = table.iter().filter(|(name, _)| of_kind(name));
+        rows.flat_map(|(_, cost)| cost.calls.values()).sum()
+    };
+    let unmeasured = calls("admitted, known key");
+    assert_eq!(calls("measured, known key"), unmeasured + 5, "host calls of measured health");
 }
 
 #[test]

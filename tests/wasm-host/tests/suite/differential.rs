@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use e2e::gateway::RealEnvoy;
 use harness::random::Random;
-use scenarios::support::{LONG_TIMEOUT_MS, SECRETS, TOKEN, await_redis, in_redis, sha256_hex};
+use scenarios::support::{LONG_TIMEOUT_MS, SECRETS, TOKEN, in_redis, sha256_hex};
 use scenarios::{Host, Request, Response, Setup};
 use serde_json::{Value, json};
 
@@ -205,7 +205,7 @@ fn difference(seed: u64, setup: impl Fn(&Value) -> [Setup; 2]) -> Option<String>
         // Before that, `GET /health` reports that Redis is not connected.
         for gateway in [&mut hostile, &mut real] {
             gateway.send(&Request::get("/"));
-            await_redis(&mut **gateway, 0, "connected");
+            gateway.await_redis(0, "connected");
         }
     }
     let mut seen = BTreeMap::<u16, usize>::new();

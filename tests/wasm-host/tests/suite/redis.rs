@@ -1,13 +1,14 @@
 //! Requests that Redis decides, and requests during failures of Redis.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use scenarios::Request;
-use wasm_host::World;
 use wasm_host::redis::Mode;
-use wasm_host::secrets::{REDIS_PASSWORD, REDIS_USER};
+use wasm_host::secrets::{API_KEY, REDIS_PASSWORD, REDIS_USER};
+use wasm_host::{Setup, World};
 
-use crate::support::{keyed, redis_configuration, redis_setup, redis_world};
+use crate::support::{configuration, keyed, redis_configuration, redis_setup, redis_world};
 
 fn client(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0a00_0000 + n as u32)
@@ -89,4 +90,44 @@ fn an_upload_that_waits_arrives_complete() {
     let got = world.forwarded(id).expect("a forwarded request");
     assert_eq!((got.body.len(), got.has_trailers), (body.len(), true));
     assert!(world.vms.iter_mut().all(|vm| vm.memory_bytes() <= 3 << 20), "no VM has buffered the body");
+}
+
+/// The world searches all commands for secrets when it is dropped.
+#[test]
+fn nothing_of_a_request_is_sent_to_redis() {
+    let mut world = redis_world("local");
+    for key in [API_KEY, "c4nary-unknown", "c4nary c4nary"] {
+        world.get(0, &Request::get("/c4nary?c4nary=c4nary").key(key));
+    }
+    let received = String::from_utf8_lossy(&world.redis.received).into_owned();
+    assert!(received.matches("EVALSHA").count() >= 2, "{received}");
+}
+
+/// A period starts Envoy's timer anew.
+#[test]
+fn a_queue_that_comes_and_goes_does_not_put_the_next_tick_off() {
+    let store =
+        r#", "store": {"kind": "redis", "cluster": "redis", "timeout_ms": 1000}, "health": {"mode": "auto"}"#;
+    let mut world = World::start(Setup::new(configuration(store)));
+    world.upstream.waits = true;
+    let mut sent = 0;
+    let mut send = |world: &mut World| {
+        sent += 1;
+        world.send(0, &from_client(sent))
+    };
+    let mut ids: VecDeque<_> = (0..20).map(|_| send(&mut world)).collect();
+    world.advance_ms(1);
+    let cost = world.cost(0, |world| {
+        for _ in 0..10 {
+            while let Some(id) = ids.pop_front().filter(|_| !world.undecided().is_empty()) {
+                world.upstream_answers(id);
+                world.settle();
+            }
+            while world.undecided().is_empty() {
+                ids.push_back(send(world));
+            }
+        }
+    });
+    let periods = cost.calls.get("set_tick_period_milliseconds").copied().unwrap_or_default();
+    assert!(periods <= 1, "{:?}", cost.calls);
 }

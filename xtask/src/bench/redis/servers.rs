@@ -33,7 +33,7 @@ pub(super) struct Servers {
 impl Servers {
     pub(super) fn start(machine: &Machine, variants: &[Variant]) -> Result<Self> {
         step("starting the servers behind Envoy");
-        ensure_free([UPSTREAM, WEBDIS])?;
+        ensure_free([UPSTREAM])?;
         let command = machine.on_other_cpus(&machine.envoy);
         let upstream = start_envoy(command, 1, "upstream", &variant::upstream(), (UPSTREAM, "/"))?;
 
@@ -97,6 +97,7 @@ impl Servers {
 
 /// Starts webdis with Debian's settings, but without a log of each request.
 fn start_webdis(machine: &Machine, redis: SocketAddr) -> Result<Running> {
+    ensure_free([WEBDIS])?;
     let (binary, _) = tools::program("WEBDIS", &["webdis"], "webdis")?;
     let directory = directory();
     let file = directory.join("webdis-settings.json");

@@ -77,7 +77,8 @@ fn limit(envoy: &Envoy) -> usize {
 fn open_and_wait(envoy: &Envoy) -> Vec<Connection> {
     let limit = limit(envoy);
     let connections = open(envoy, &Request::get("/hangs").key("pro").encode(), limit + WAITING);
-    await_value(SHORTLY, "requests wait", || in_flight_and_waiting(envoy), |(_, waiting)| *waiting > 0);
+    let state = || (in_flight_and_waiting(envoy), system_health(envoy));
+    await_value(SHORTLY, "requests wait", state, |((_, waiting), _)| *waiting > 0);
     connections
 }
 

@@ -112,6 +112,7 @@ fn an_error_reply_to_auth_affects_no_request_and_does_not_log_the_password() {
     // One Redis requires no password: either the limiter or Redis is configured wrongly. The other one does not know
     // the command, and repeats it in its error.
     for lines in [&[][..], &["rename-command AUTH NO-AUTH"]] {
+        eprintln!("{lines:?}");
         let redis = Redis::start_with(lines);
         let envoy = setup_with_password(PASSWORD, 500, &redis).start();
         for remaining in (4..10).rev() {

@@ -9,7 +9,7 @@ use e2e::wait;
 use serde_json::json;
 
 use super::{
-    A_SECOND, RECOVERY, SLACK, assert_healths_stay, await_healths, await_redis, health_report,
+    HEALTH_PROPAGATION, RECOVERY, SLACK, assert_healths_stay, await_healths, await_redis, health_report,
     long_timeout_setup, redis_setup,
 };
 use crate::support::{health, set_health, set_health_request, two_tiers};
@@ -31,7 +31,7 @@ fn a_change_reaches_envoys_without_requests() {
     set_health(&busy, "DEGRADED");
     for envoy in &idle {
         // Scraping metrics is no request to the filter. Workers report once a second.
-        wait::until_within(A_SECOND * 2 + SLACK, "the idle Envoy's gauge", || {
+        wait::until_within(HEALTH_PROPAGATION * 2 + SLACK, "the idle Envoy's gauge", || {
             (envoy.metric("rate_limiter_system_degraded", &[]) == Some(1.0)).then_some(())
         });
         let first = envoy.send(&Request::get("/"));
@@ -74,7 +74,7 @@ fn without_health_in_redis_nothing_changes_and_degraded_is_written_back() {
     await_healths(envoys.each_ref(), ["DEGRADED"; 2]);
     for emptied in 0..3 {
         redis.command(&["FLUSHALL"]);
-        wait::until_within(A_SECOND + SLACK, &format!("written back, time {emptied}"), || {
+        wait::until_within(HEALTH_PROPAGATION + SLACK, &format!("written back, time {emptied}"), || {
             (stored(&redis).as_deref() == Some("DEGRADED")).then_some(())
         });
     }

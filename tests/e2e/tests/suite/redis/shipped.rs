@@ -11,13 +11,15 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::json;
 
-use super::{A_SECOND, await_redis, health_report};
+use super::{HEALTH_PROPAGATION, await_redis, health_report};
 use crate::manifests::{changed, socket_address};
 use crate::shipped::{boot, on_any_ports};
 use crate::support::assert_headers_complete;
 
 const TOKEN: &str = "c4nary-token";
 const PASSWORD: &str = "c4nary-shipped-password";
+/// The variables that the shipped files name; those for a Redis Cluster have no password.
+const WITH_PASSWORD: [(&str, &str); 2] = [("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", PASSWORD)];
 const BUCKET: &str = "rate_limit:127.0.0.1";
 
 /// Checks that two Envoys share a caller's bucket and health. The shipped timeout is 20 ms, which a busy machine may
@@ -41,7 +43,7 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
     });
     let change = Request::post("/system/health", r#"{"status":"DEGRADED"}"#).header("X-Admin-Token", TOKEN);
     assert_eq!(connections[0].send(&change).status, 200);
-    wait::until_within(A_SECOND * 2, "one health for both", || {
+    wait::until_within(HEALTH_PROPAGATION * 2, "one health for both", || {
         let reply = connections[1].send(&Request::get("/"));
         (reply.one("x-system-health") == "DEGRADED").then_some(())
     });
@@ -51,16 +53,21 @@ fn assert_share(envoys: [&Envoy; 2], owner: &Redis) {
 
 /// Starts two Envoys with this shipped bootstrap, after these changes. `prepare` gets the folder of each.
 #[track_caller]
-fn boot_two(path: &str, changes: &[(&str, &str)], prepare: impl Fn(&Path)) -> [Envoy; 2] {
+fn boot_two(
+    path: &str,
+    changes: &[(&str, &str)],
+    variables: &[(&str, &str)],
+    prepare: impl Fn(&Path),
+) -> [Envoy; 2] {
     let bootstrap = changed(&on_any_ports(path), changes);
-    [(); 2].map(|()| boot(&bootstrap, &[("ADMIN_TOKEN", TOKEN), ("REDIS_PASSWORD", PASSWORD)], &prepare).0)
+    [(); 2].map(|()| boot(&bootstrap, variables, &prepare).0)
 }
 
 #[test]
 fn with_one_redis() {
     let redis = Redis::start_with(&[&format!("requirepass {PASSWORD}")]);
     let changes = [("{address: 127.0.0.1, port_value: 6379}", &*socket_address(redis.address()))];
-    let envoys = boot_two("deploy/redis/envoy.yaml", &changes, |_| ());
+    let envoys = boot_two("deploy/redis/envoy.yaml", &changes, &WITH_PASSWORD, |_| ());
     assert_share(envoys.each_ref(), &redis);
     wait::until("the demo's documents and upstream", || {
         let reply = envoys[0].send(&Request::get("/test").key("enterprise"));
@@ -82,7 +89,7 @@ fn with_one_redis_over_tls() {
         ("{address: 127.0.0.1, port_value: 8080}", &*socket_address(upstream.address())),
         ("{address: 127.0.0.1, port_value: 6379}", &*socket_address(redis.tls_address())),
     ];
-    let envoys = boot_two("deploy/redis-tls/envoy.yaml", &changes, |folder| {
+    let envoys = boot_two("deploy/redis-tls/envoy.yaml", &changes, &WITH_PASSWORD, |folder| {
         let place = folder.join("deploy/redis-tls");
         std::fs::create_dir_all(&place).expect("a folder");
         std::fs::copy(&certificate.authority, place.join("ca.pem")).expect("copied");
@@ -101,6 +108,6 @@ fn with_a_redis_cluster() {
         ("{address: 127.0.0.1, port_value: 7001}", &*socket_address(nodes[1])),
         ("{address: 127.0.0.1, port_value: 7002}", &*socket_address(nodes[2])),
     ];
-    let envoys = boot_two("deploy/redis-cluster/envoy.yaml", &changes, |_| ());
+    let envoys = boot_two("deploy/redis-cluster/envoy.yaml", &changes, &WITH_PASSWORD[..1], |_| ());
     assert_share(envoys.each_ref(), cluster.master(cluster.master_of(BUCKET)));
 }
