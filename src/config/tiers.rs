@@ -11,8 +11,8 @@ const DEFAULT_TTL_SECONDS: u32 = 60;
 /// What errors call the tier document, in the plugin configuration and by itself.
 pub const TIER_DOCUMENT: &str = "tiers";
 
-/// Most tiers: each has metrics of its own, and every worker has all of them.
-pub const MAX_TIERS: usize = 4_096;
+/// Most tiers: each has metrics of its own, and every worker puts all of them into force at once.
+pub const MAX_TIERS: usize = 1_024;
 
 /// Reads the text of a tier document at once.
 pub fn parse_tier_document(text: &[u8]) -> Result<Vec<Tier>, String> {

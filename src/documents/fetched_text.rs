@@ -11,7 +11,7 @@ use crate::store::Contended;
 pub(super) const WORK_PER_CALL_BYTES: usize = 24 << 10;
 
 /// What an entry costs beside its bytes: its hash, and its write to the table.
-const ENTRY_COST_BYTES: usize = 128;
+pub(super) const ENTRY_COST_BYTES: usize = 128;
 
 /// How many bytes are hashed for what a parsed one costs.
 const HASHED_PER_PARSED: usize = 16;

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 
-use super::fetched_text::{FetchedText, Stop, WORK_PER_CALL_BYTES};
+use super::fetched_text::{ENTRY_COST_BYTES, FetchedText, Stop, WORK_PER_CALL_BYTES};
 use super::key_table::{Inserted, KeyTable};
 use super::published::{Fingerprint, Published, PublishedKeys, PublishedTiers, SourceRecords};
 use super::schedule::{KnownWrong, Schedule};
@@ -89,6 +89,8 @@ impl Publication {
         while done < WORK_PER_CALL_BYTES {
             match self.step(data) {
                 Ok(Some(cost)) => done += cost.max(1),
+                // Putting many tiers into force is a slice of its own.
+                Ok(None) if done > 0 && self.has_many_tiers() => break,
                 Ok(None) => {
                     let finished = self.commit(plugin, data);
                     return Some(
@@ -100,6 +102,11 @@ impl Publication {
         }
         Schedule::keep_busy(data, &self.records);
         None
+    }
+
+    fn has_many_tiers(&self) -> bool {
+        let named_by_keys = self.key_builder.as_ref().map_or(0, |keys| keys.summary.tiers.len());
+        self.tier_builder.tiers.len() + named_by_keys > WORK_PER_CALL_BYTES / ENTRY_COST_BYTES
     }
 
     /// Does the next thing and says what it cost; `None` where all is ready to be put into force.

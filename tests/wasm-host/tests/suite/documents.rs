@@ -1,6 +1,7 @@
 //! Documents of the maximum size: their cost for a callback in instructions and memory. Instructions are the same on
 //! every machine.
 
+use dynamic_rate_limiter::config::MAX_TIERS;
 use scenarios::Request;
 use wasm_host::{Setup, World};
 
@@ -45,9 +46,16 @@ fn tiers<const N: usize>(world: &mut World, keys: [&str; N]) -> [String; N] {
     first
 }
 
+/// The same for the most tiers, which are put into force as a whole.
+const MOST_FUEL_FOR_TIERS: u64 = 12_500_000;
+
 /// Advances the clocks; asserts that no callback since the last call cost too much. Returns the cost of all callbacks of
 /// both workers since then.
 fn work(world: &mut World, ms: u64, what: &str) -> u64 {
+    work_within(MOST_FUEL, world, ms, what)
+}
+
+fn work_within(bound: u64, world: &mut World, ms: u64, what: &str) -> u64 {
     world.advance_ms(ms);
     let most = world.vms.iter().map(|vm| vm.most_fuel).max().expect("a VM");
     let total = world.vms.iter().map(|vm| vm.total_fuel).sum();
@@ -55,7 +63,7 @@ fn work(world: &mut World, ms: u64, what: &str) -> u64 {
         (vm.most_fuel, vm.total_fuel) = (0, 0);
     }
     println!("{what}: {most} in one callback, {total} in all");
-    assert!(most < MOST_FUEL, "{what}: {most} in one callback");
+    assert!(most < bound, "{what}: {most} in one callback");
     total
 }
 
@@ -89,6 +97,27 @@ fn the_cost_of_a_callback_is_bounded_for_a_large_document() {
         println!("{what}: {records} bytes of shared data, {grown} with the next one");
         assert!(grown < 2 * records + 100_000, "{what}: two tables, not {records} and then {grown}");
     }
+}
+
+#[test]
+fn the_cost_of_a_callback_is_bounded_for_the_most_tiers() {
+    let numbers = 0..MAX_TIERS - 1;
+    let tiers = numbers
+        .clone()
+        .map(|n| format!(",\"tier-{n}\":{{\"base\":{{\"capacity\":{},\"refill_rate\":1}}}}", n + 1));
+    let free = "{\"free\":{\"base\":{\"capacity\":3,\"refill_rate\":1}}";
+    let tiers = format!("{free}{}}}", tiers.collect::<String>());
+    let keys = numbers.map(|n| format!(",\"caller-{n}\":\"tier-{n}\"")).collect::<String>();
+    let keys = format!("{{\"c4nary-0\":\"free\"{keys}}}");
+    let source =
+        r#"{"config_source": {"cluster": "config_files", "tiers": "/tiers.json", "api_keys": "/keys.json"}}"#;
+    let mut world = World::boot(Setup::new(source).workers(2));
+    world.documents.insert("/tiers.json".into(), (200, tiers.into_bytes()));
+    world.documents.insert("/keys.json".into(), (200, keys.into_bytes()));
+    world.configure_all();
+    work_within(MOST_FUEL_FOR_TIERS, &mut world, 15_000, "the most tiers");
+    assert_eq!(self::tiers(&mut world, ["caller-7"]), ["tier-7"]);
+    work(&mut world, 1, "the first requests");
 }
 
 #[test]
