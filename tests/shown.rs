@@ -1,6 +1,8 @@
 //! Text from outside, in the log and in errors: one line of a bounded length.
 
-use dynamic_rate_limiter::config::{Environment, PluginConfig, parse_key_document, parse_tier_document};
+use dynamic_rate_limiter::config::{
+    Environment, MAX_TIERS, PluginConfig, parse_key_document, parse_tier_document,
+};
 use dynamic_rate_limiter::shown::{Line, MAX_LINE_BYTES, Shown, listed, quoted};
 
 /// Longer than a log line and than any document.
@@ -112,7 +114,7 @@ fn every_configuration_error_is_one_line() {
 #[test]
 fn an_error_lists_a_bounded_number_of_tiers() {
     let tiers: Vec<String> =
-        (0..4_000).map(|number| format!(r#""t{number}": {{"unlimited": true}}"#)).collect();
+        (0..MAX_TIERS).map(|number| format!(r#""t{number}": {{"unlimited": true}}"#)).collect();
     let document = format!(r#"{{"default_tier": "gold", "tiers": {{{}}}}}"#, tiers.join(","));
     let error = PluginConfig::parse(document.as_bytes(), &Environment::default()).expect_err("no such tier");
     assert!(error.starts_with("default_tier: found \"gold\", wanted one of the tiers t0, t1, "), "{error}");
