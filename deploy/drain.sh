@@ -17,10 +17,11 @@ port=${DRAIN_ADMIN_PORT:-9901}
 # The statistics that count clients' connections, as a regular expression.
 connections=${DRAIN_CONNECTIONS:-http.service.downstream_cx_active}
 
-# admin METHOD PATH: prints the answer; fails if Envoy does not answer with 200 within 2 s.
+# admin METHOD PATH: prints the answer. Fails with 2 if there is no Envoy, else with 1 if it does not answer with 200
+# within 2 s.
 admin() {
   local line answer
-  exec 3<>"/dev/tcp/127.0.0.1/$port" || return 1
+  exec 3<>"/dev/tcp/127.0.0.1/$port" || return 2
   printf '%s %s HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n' "$1" "$2" >&3
   answer=''
   while IFS= read -r -t 2 line <&3; do answer+=$line$'\n'; done
@@ -32,7 +33,7 @@ admin() {
 # How many connections clients have, in all.
 count() {
   local answer line sum=0
-  answer=$(admin GET "/stats?filter=$connections") || return 1
+  answer=$(admin GET "/stats?filter=$connections") || return
   while IFS= read -r line; do
     line=${line%$'\r'}
     [[ $line =~ _active:\ ([0-9]+)$ ]] && sum=$((sum + BASH_REMATCH[1]))
@@ -48,9 +49,9 @@ count() {
 }
 echo "drain: for at least $least s and at most $limit s" >&2
 while ((SECONDS < limit)); do
-  # An Envoy that has ended has no connections.
-  left=$(count 2>/dev/null) || left=0
-  ((SECONDS >= least && left == 0)) && break
+  # An Envoy that has ended has no connections. One that does not answer in time is busy.
+  left=$(count 2>/dev/null) || { (($? == 2)) && left=0 || left=unknown; }
+  ((SECONDS >= least)) && [[ $left == 0 ]] && break
   sleep 0.25
 done
 echo "drain: over after $SECONDS s, with ${left:-0} connections left" >&2

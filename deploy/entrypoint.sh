@@ -41,7 +41,7 @@ stop() {
 trap stop TERM INT
 
 "$@" &
-# Envoy has them.
+# Envoy has inherited them.
 unset ADMIN_TOKEN REDIS_USERNAME REDIS_PASSWORD
 wait "$!"
 status=$?

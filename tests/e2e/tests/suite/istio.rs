@@ -164,11 +164,17 @@ impl Delivered {
         let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
         assert_eq!(place, PLACE);
         let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
+        let annotations = &pod_template["metadata"]["annotations"];
+        // Istio's agent adds these statistics to the ones that Envoy keeps.
+        let mut bootstrap = self.bootstrap.clone();
+        let kept = list(&mut bootstrap["stats_config"]["stats_matcher"]["inclusion_list"]["patterns"]);
+        let suffixes = annotations["sidecar.istio.io/statsInclusionSuffixes"].as_str().expect("suffixes");
+        kept.extend(suffixes.split(',').map(|suffix| json!({"suffix": suffix})));
         // Istio's agent passes this to Envoy unchanged, and Envoy merges it.
-        let added = &pod_template["metadata"]["annotations"]["sidecar.istio.io/bootstrapOverride"];
+        let added = &annotations["sidecar.istio.io/bootstrapOverride"];
         let added = object(&documents, "ConfigMap", added.as_str().expect("a name"));
         let added = added["data"]["custom_bootstrap.json"].as_str().expect("text");
-        boot(&self.bootstrap, place, &["--config-yaml", added], &env, |folder| self.write(folder, 1))
+        boot(&bootstrap, place, &["--config-yaml", added], &env, |folder| self.write(folder, 1))
     }
 
     /// Delivers only the resource to a running gateway.
@@ -212,7 +218,7 @@ fn gateway(upstream: SocketAddr, plugins: &[Value]) -> Value {
             "use_all_default_tags": false,
             "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?(\\..+?\\.svc\\.cluster\\.local)?)\\.)"}],
             "stats_matcher": {"inclusion_list": {"patterns": [
-                {"prefix": "server"}, {"prefix": "wasm"}, {"suffix": "downstream_cx_active"},
+                {"prefix": "server"}, {"prefix": "wasm"},
             ]}},
         },
         "static_resources": {
