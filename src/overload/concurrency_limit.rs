@@ -150,7 +150,7 @@ impl ConcurrencyLimit {
         self.updated = now;
         if observed.arrivals > 0.0 || observed.ended > 0.0 {
             // A pause does not count: demand would seem low, and the upstream silent.
-            let pause = now.since(self.active_at.max(self.since)).saturating_sub(2 * FLUSH_INTERVAL);
+            let pause = now.since(self.active_at.max(self.since)).saturating_sub(self.longest_gap());
             self.since = self.since.after(pause);
             self.responded_at = self.responded_at.after(pause);
             self.active_at = now;
@@ -238,7 +238,7 @@ impl ConcurrencyLimit {
                 return self.begin(LimitState::Limiting);
             }
             _ if self.any_given_up() => {
-                self.target = (self.target.min(in_flight) / 2.0).max(MIN_SAMPLES.min(self.target));
+                self.target = (self.target.min(in_flight) / 2.0).max(MIN_SAMPLES);
             }
             // They may hang while others would get a response.
             _ => self.target = in_flight + MIN_SAMPLES,
@@ -350,8 +350,8 @@ impl ConcurrencyLimit {
         } else if is_below(before.helped_s(self.target)) {
             self.cut(Some(now), self.target, latency);
         } else if failed_by > SIGMAS || is_sure && is_last {
-            if self.totals.answered < (1.0 - TOLERANCE) * self.totals.ended {
-                // The upstream still works on requests that were given up.
+            if self.totals.answered < (1.0 - TOLERANCE) * self.totals.ended && self.target > MIN_SAMPLES {
+                // The upstream may still work on requests that were given up.
                 self.begin(LimitState::Limiting);
             } else {
                 self.set_baseline(trial.back, latency, failed_by > 2.0 * SIGMAS);
@@ -442,8 +442,13 @@ impl ConcurrencyLimit {
 
     /// Without pauses.
     fn age_s(&self) -> f64 {
-        let until = self.updated.min(self.active_at.after(2 * FLUSH_INTERVAL));
+        let until = self.updated.min(self.active_at.after(self.longest_gap()));
         until.since(self.since).as_secs_f64().max(1e-3)
+    }
+
+    /// The longest time between arrivals and ends that is no pause.
+    fn longest_gap(&self) -> Duration {
+        self.baseline().unwrap_or_default().max(2 * FLUSH_INTERVAL)
     }
 
     fn seconds_since(&self, at: StoreTime) -> f64 {

@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::record_key::record_key;
 use crate::store::{SharedData, update};
 use crate::tier::MAX_PRIORITY;
 
@@ -94,15 +95,18 @@ pub fn change<T: Serialize + DeserializeOwned, R>(
     updated.ok().map(|updated| updated.value)
 }
 
-/// The format of the records. The bytes do not describe themselves, so a change of what is encoded has to count it up.
-const FORMAT: u8 = 5;
+/// The format of the records, a part of their names. The bytes do not describe themselves, so a change of what is
+/// encoded has to count it up.
+const FORMAT: u8 = 6;
 
-pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
-    postcard::to_allocvec(&(FORMAT, record)).unwrap_or_default()
+pub(super) fn key(namespace: &str, record: &str) -> String {
+    record_key(namespace, &format!("overload/{FORMAT}/{record}"))
 }
 
-/// `None` for bytes of another format.
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(record).unwrap_or_default()
+}
+
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let (_, bytes) = bytes.split_first().filter(|(format, _)| **format == FORMAT)?;
     postcard::from_bytes(bytes).ok()
 }

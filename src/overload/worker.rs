@@ -1,6 +1,6 @@
 //! One worker's part in the overload control, for all clusters.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::cluster::{ClusterControl, ClusterReport};
 use super::health_detector::{DegradeReason, HealthDetector, Signals};
 use super::observations::{CallerCounts, CallerObservations, RequestOutcome};
 use super::parameters::*;
-use super::shared::{ClusterId, Shared, change, decode};
+use super::shared::{ClusterId, Shared, change, decode, key};
 use crate::config::HealthThresholds;
 use crate::generation::Role;
 use crate::health::Health;
-use crate::record_key::record_key;
+use crate::id_map::IdMap;
 use crate::request::RequestId;
 use crate::store::SharedData;
 use crate::time::StoreTime;
@@ -97,7 +97,7 @@ pub struct OverloadControl {
     namespace: String,
     worker: u64,
     clusters: Vec<ClusterControl>,
-    requests: HashMap<RequestId, TrackedRequest>,
+    requests: IdMap<RequestId, TrackedRequest>,
     outputs: VecDeque<Output>,
     callers: CallerObservations,
     detector: HealthDetector,
@@ -118,7 +118,7 @@ impl OverloadControl {
             namespace: namespace.to_owned(),
             worker,
             clusters: Vec::new(),
-            requests: HashMap::new(),
+            requests: IdMap::default(),
             outputs: VecDeque::new(),
             callers: CallerObservations::default(),
             detector: HealthDetector::new(now),
@@ -136,8 +136,7 @@ impl OverloadControl {
         let id = ClusterId(index as u8);
         if index == self.clusters.len() {
             let name = if id == ClusterId::REST { b"" } else { name };
-            let record = format!("overload/clusters/{}", String::from_utf8_lossy(name));
-            let key = record_key(&self.namespace, &record);
+            let key = key(&self.namespace, &format!("clusters/{}", String::from_utf8_lossy(name)));
             self.clusters.push(ClusterControl::new(name, id, key, self.worker, now));
         }
         id
@@ -366,7 +365,7 @@ impl OverloadControl {
 }
 
 fn health_key(namespace: &str) -> String {
-    record_key(namespace, "overload/health")
+    key(namespace, "health")
 }
 
 fn health_for(reason: Option<DegradeReason>) -> Health {

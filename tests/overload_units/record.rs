@@ -61,12 +61,9 @@ fn without_gauges_the_shares_add_up_to_the_limit_and_follow_demand() {
 }
 
 #[test]
-fn bytes_of_another_version_are_ignored() {
+fn incomplete_bytes_are_ignored() {
     let record = ClusterRecord::new(at(0));
     assert_eq!(decode::<ClusterRecord>(&encode(&record)), Some(record.clone()));
-    let mut other = encode(&record);
-    other[0] += 1;
-    assert_eq!(decode::<ClusterRecord>(&other), None, "another format");
     let cut = &encode(&record)[..5];
     for bytes in [cut, &[], &[1]] {
         assert_eq!(decode::<ClusterRecord>(bytes), None, "{bytes:?}");

@@ -345,7 +345,7 @@ fn an_idle_worker_learns_what_others_did_before_it_sheds() {
     let mut worker = worker();
     worker.admit(2, 0);
     worker.tick(50);
-    let key = record_key("test", "overload/clusters/upstream");
+    let key = key("test", "clusters/upstream");
     change(
         &*worker.memory,
         &key,
