@@ -200,8 +200,6 @@ impl Limiter {
         let control = self.in_force.control();
         let namespace = &self.in_force.config().settings.namespace;
         measured_health::put_into_force(&report, control, namespace, data, &mut self.metrics);
-        self.metrics.signals(report.signals, control.health_override);
-        report.clusters.iter().for_each(|cluster| self.metrics.cluster(cluster));
         self.overload_report = Some(report);
     }
 
@@ -254,6 +252,10 @@ impl Limiter {
 
     /// Takes out what was counted.
     pub fn drain_metrics(&mut self) -> Vec<StatUpdate> {
+        if let Some(OverloadReport { signals, clusters, .. }) = &self.overload_report {
+            self.metrics.signals(*signals, self.in_force.control().health_override);
+            clusters.iter().for_each(|cluster| self.metrics.cluster(cluster));
+        }
         self.metrics.drain()
     }
 }

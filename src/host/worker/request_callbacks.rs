@@ -6,7 +6,7 @@ use proxy_wasm::types::{Action, BufferType};
 use super::Worker;
 use crate::admin::{self, MAX_BODY_BYTES, PendingChange};
 use crate::admission::Decision;
-use crate::host::hostcalls::{HostData, set_response_header};
+use crate::host::hostcalls::{HostData, response_code_details, set_response_header};
 use crate::host::http::{Next, action, outcome, send_decision, write_headers};
 use crate::overload::RequestOutcome;
 use crate::request::{DecisionStart, RequestId};
@@ -116,11 +116,15 @@ impl Worker {
         }
     }
 
-    /// A request has ended. If it was sent on and no response headers came, its client has left.
+    /// A request has ended. If it was sent on and no response headers came, its client has left, or Envoy follows a
+    /// redirect itself: that was the response.
     pub(in crate::host) fn on_end(&mut self, id: RequestId) {
         match self.requests.end(id) {
             Some(InProgress { state: RequestState::SentOn(_), .. }) => {
-                self.finish(id, RequestOutcome::ClientLeft)
+                let details = self.overload.as_ref().and_then(|_| response_code_details());
+                let is_redirect = details.is_some_and(|details| details == b"internal_redirect");
+                let response = RequestOutcome::Response { failed: false };
+                self.finish(id, if is_redirect { response } else { RequestOutcome::ClientLeft })
             }
             Some(InProgress { state, .. }) => self.finish_unsent(id, &state),
             None => {}

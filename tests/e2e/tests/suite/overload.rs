@@ -258,6 +258,21 @@ fn what_a_later_filter_refuses_is_no_signal_of_the_upstream() {
     assert!(report["clusters"]["upstream"]["baseline_ms"].is_null(), "{report}");
 }
 
+#[test]
+fn a_redirect_that_envoy_follows_is_a_response_of_the_upstream() {
+    let upstream = Upstream::start(|_| Answer::with(302, &[("location", "http://e2e/done")]));
+    let mut redirected = route("/", "upstream", "5s");
+    redirected["route"]["internal_redirect_policy"] = json!({"max_internal_redirects": 1});
+    let done = json!({"match": {"path": "/done"}, "direct_response": {"status": 200}});
+    let setup = Setup::new().config(&measured()).cluster("upstream", upstream.address());
+    let envoy = setup.routes(&json!([done, redirected])).start();
+    let mut connection = envoy.connect();
+    for _ in 0..40 {
+        assert_eq!(connection.send(&Request::get("/")).status, 200);
+    }
+    await_that("a baseline", || system_health(&envoy)["clusters"]["upstream"]["baseline_ms"].is_number());
+}
+
 /// Checks that as many requests were sent to the upstreams as took a token.
 #[track_caller]
 fn assert_all_admitted_requests_were_sent(envoy: &Envoy) {
