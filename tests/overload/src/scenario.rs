@@ -217,8 +217,10 @@ pub fn all() -> Vec<Scenario> {
         let upstream = Upstream { servers: 100_000.0, ..SMALL };
         all.push(fault(&format!("delay-{rate}"), upstream, rate, 40.0, Condition::Slow(4.0)));
     }
-    // Half of the clients give up.
+    // More than the limit has room for.
     let fast = Upstream { servers: 100_000.0, service_us: 50_000.0, ..SMALL };
+    all.push(fault("delay-5x", fast, 200.0, 120.0, Condition::Slow(5.0)));
+    // Half of the clients give up.
     let leaving = fault("delay-leaving", fast, 200.0, 120.0, Condition::Slow(9.0));
     all.push(leaving.with(|c| c.clients = Clients { timeout: (0.4, 0.6), ..OPEN_LOOP }));
     for share in [0.3, 0.9] {
