@@ -2,15 +2,22 @@
 
 use super::*;
 
-#[test]
-fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
-    for (published, retry_us) in [(false, SECOND / 10), (true, SECOND)] {
+/// A limiter without documents and one with some, and how soon each tries a document again that it could not reach.
+fn retrying() -> [(FakeData, Limiter, u64); 2] {
+    [(false, SECOND / 10), (true, SECOND)].map(|(published, retry_us)| {
         let data = FakeData::at(SECOND);
         let mut limiter = limiter(&data, SOURCE);
         if published {
             publish(&mut limiter, texts(TIERS, "{}"), &data);
             limiter.drain_metrics();
         }
+        (data, limiter, retry_us)
+    })
+}
+
+#[test]
+fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
+    for (data, mut limiter, retry_us) in retrying() {
         let mut rejections = || {
             let tiers = Some(Err("tiers: found status 503, wanted 200".to_owned()));
             publish(&mut limiter, Fetched { tiers, api_keys: None }, &data);
@@ -90,12 +97,7 @@ fn no_worker_fetches_during_a_publication_unless_the_publisher_is_silent() {
 
 #[test]
 fn a_wrong_document_does_not_delay_the_retry_of_an_unreachable_one() {
-    for (published, retry_us) in [(false, SECOND / 10), (true, SECOND)] {
-        let data = FakeData::at(SECOND);
-        let mut limiter = limiter(&data, SOURCE);
-        if published {
-            publish(&mut limiter, texts(TIERS, "{}"), &data);
-        }
+    for (data, mut limiter, retry_us) in retrying() {
         let records = records("default", 20);
         assert!(claims(&data, &records));
         let mut one_unreachable = texts("{", "");
