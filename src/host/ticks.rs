@@ -27,7 +27,7 @@ const FIRST_PUBLICATION_TICK: Duration = Duration::from_millis(1);
 pub(super) struct Ticks {
     period: Duration,
     has_ticked: bool,
-    /// Whether the last tick set no period yet.
+    /// Whether no period was set since the last tick.
     is_at_tick: bool,
 }
 
