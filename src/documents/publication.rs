@@ -2,7 +2,7 @@
 //!
 //! A text that is in force already, or is known to be wrong, is recognised by its fingerprint and not parsed. Any other
 //! is parsed once, some members at a time. Entries of a key document go straight into the table that is not in force; a
-//! single write then puts everything into force, or nothing.
+//! single write then puts into force what fits.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
@@ -105,8 +105,11 @@ impl Publication {
     }
 
     fn has_many_tiers(&self) -> bool {
-        let named_by_keys = self.key_builder.as_ref().map_or(0, |keys| keys.summary.tiers.len());
-        self.tier_builder.tiers.len() + named_by_keys > WORK_PER_CALL_BYTES / ENTRY_COST_BYTES
+        let tiers = self.base.tiers.as_ref().map_or(0, |base| base.tiers.len());
+        let named = self.base.keys.as_ref().map_or(0, |base| base.summary.tiers.len());
+        let named_anew = self.key_builder.as_ref().map_or(0, |keys| keys.summary.tiers.len());
+        let most = tiers.max(self.tier_builder.tiers.len()) + named.max(named_anew);
+        most > WORK_PER_CALL_BYTES / ENTRY_COST_BYTES
     }
 
     /// Does the next thing and says what it cost; `None` where all is ready to be put into force.
@@ -184,18 +187,23 @@ impl Publication {
                 ..both
             };
             let are_first_tiers = base.tiers.is_none() && both.tiers.is_some();
-            let checked_keys = if are_first_tiers { &None } else { &base.keys };
+            let without_keys = are_first_tiers.then(|| with(&both.tiers, &None));
+            let mut choices = std::iter::once(with(&both.tiers, &base.keys))
+                .chain(without_keys)
+                .chain([with(&base.tiers, &both.keys)]);
             let fits = |choice: &Published| self.misfit(plugin, choice).is_none();
-            let choices = [with(&both.tiers, checked_keys), with(&base.tiers, &both.keys)];
-            next = choices.into_iter().find(fits).unwrap_or_else(|| with(&base.tiers, &base.keys));
+            next = choices.find(fits).unwrap_or_else(|| with(&base.tiers, &base.keys));
             // As in `look_up`: the failure of the first document that is left out.
             let (left_out, name) = if next.tiers == both.tiers {
                 (&mut failures.keys, KEY_DOCUMENT)
             } else {
                 (&mut failures.tiers, TIER_DOCUMENT)
             };
-            *left_out =
-                Some(DocumentFailure::wrong(format!("{name} left out: {reason}"), known_wrong.together));
+            let reason = format!("{name} left out: {reason}");
+            match left_out {
+                Some(failure) => failure.reason = format!("{}; {reason}", failure.reason),
+                None => *left_out = Some(DocumentFailure::wrong(reason, known_wrong.together)),
+            }
         } else if failures.tiers.is_none() && failures.keys.is_none() {
             known_wrong.together = 0;
         }

@@ -185,6 +185,27 @@ fn tiers_that_keys_do_not_fit_apply_in_any_order() {
 }
 
 #[test]
+fn keys_that_fit_the_first_tiers_stay_beside_wrong_new_keys() {
+    let data = FakeData::at(SECOND);
+    let mut limiter = limiter(&data, SOURCE);
+    let keys = |text: &str| Some(Ok(text.into()));
+    publish(&mut limiter, Fetched { tiers: None, api_keys: keys(r#"{"k": "gold"}"#) }, &data);
+    publish(&mut limiter, texts(TIERS, r#"{"k": "platinum"}"#), &data);
+    assert_eq!(counted(&mut limiter, &data, &keyed("k")), ("gold".to_owned(), Some(99)));
+}
+
+#[test]
+fn old_keys_that_do_not_fit_the_first_tiers_are_reported_beside_wrong_new_ones() {
+    let data = FakeData::at(SECOND);
+    let old = Some(Ok(r#"{"k": "platinum"}"#.into()));
+    publish_alone(Fetched { tiers: None, api_keys: old }, &data);
+    let complaint = publish_alone(texts(TIERS, "{"), &data).1.expect("a complaint");
+    for reason in ["api_keys: not valid JSON", "api_keys left out: api_keys[1]: found the name of no tier"] {
+        assert!(complaint.contains(reason), "{complaint}");
+    }
+}
+
+#[test]
 fn requests_wait_for_documents_until_a_second_after_the_first_one() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
