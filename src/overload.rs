@@ -20,7 +20,7 @@ mod worker;
 pub use cluster::ClusterReport;
 pub use health_detector::{DegradeReason, Signals};
 pub use observations::RequestOutcome;
-pub use shared::{ClusterId, Gauge, Shared};
+pub use shared::{ClusterId, FORMAT, Gauge, Shared};
 pub use worker::{Output, OverloadControl, OverloadReport, PlaceRequest, measured_health, rotating_order};
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::generation::Role;
 use crate::metrics::{CLUSTER_IN_FLIGHT_STATE, CLUSTER_QUEUE_STATE, cluster_label};
 use crate::overload::parameters::{FLUSH_INTERVAL, TICK};
 use crate::overload::{
-    ClusterId, Gauge, Output, OverloadControl, OverloadReport, PlaceRequest, RequestOutcome, Shared,
+    ClusterId, FORMAT, Gauge, Output, OverloadControl, OverloadReport, PlaceRequest, RequestOutcome, Shared,
     rotating_order,
 };
 use crate::store::{Conflict, SharedData};
@@ -123,8 +123,8 @@ fn hash_of(value: &impl Hash) -> u64 {
 
 /// The gauges of clusters, and shared data.
 ///
-/// Shared data belongs to a `vm_id` and its records to a namespace, but gauges to the process. So a gauge's name has
-/// both in it, as a hash.
+/// Shared data belongs to a `vm_id`, and its records to a namespace and a format, but gauges to the process. So a gauge's
+/// name has all three in it, as a hash.
 struct ClusterGauges {
     scope: u32,
     /// By number of the cluster; `None` where Envoy keeps no number behind a gauge.
@@ -134,7 +134,7 @@ struct ClusterGauges {
 impl ClusterGauges {
     fn new(namespace: &str) -> Self {
         let vm_id = proxy_wasm::hostcalls::get_property(vec!["plugin_vm_id"]).ok().flatten();
-        Self { scope: hash_of(&(vm_id, namespace)) as u32, ids: Vec::new() }
+        Self { scope: hash_of(&(vm_id, namespace, FORMAT)) as u32, ids: Vec::new() }
     }
 
     /// Defines the gauges of a cluster that is new.

@@ -95,9 +95,9 @@ pub fn change<T: Serialize + DeserializeOwned, R>(
     updated.ok().map(|updated| updated.value)
 }
 
-/// The format of the records, a part of their names. The bytes do not describe themselves, so a change of what is
+/// The format of the records, a part of their names and of the gauges'. The bytes do not describe themselves, so a change of what is
 /// encoded has to count it up.
-const FORMAT: u8 = 6;
+pub const FORMAT: u8 = 6;
 
 pub(super) fn key(namespace: &str, record: &str) -> String {
     record_key(namespace, &format!("overload/{FORMAT}/{record}"))
