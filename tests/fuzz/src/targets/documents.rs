@@ -1,5 +1,6 @@
 //! A tier document and a key document, separated by a zero byte: read in slices they have the same content as read at
-//! once, they apply as a whole or not at all, all workers use the same content, and no key is ever shown.
+//! once, each applies as a whole or not at all, both if they fit each other, all workers use the same content, and no key
+//! is ever shown.
 
 use dynamic_rate_limiter::config::{Config, parse_key_document, parse_tier_document};
 use dynamic_rate_limiter::documents::Fetched;
@@ -30,11 +31,19 @@ pub(super) fn check(bytes: &[u8]) {
         api_keys.map(|text| parse_key_document(&text)).transpose(),
     );
     match at_once {
-        (Ok(tiers), Ok(keys)) if force != before => {
-            if let Some(tiers) = tiers {
-                assert!(first.config().tiers.iter().map(|tier| &**tier).eq(&tiers), "{force}");
-            }
-            assert_eq!(first.config().keys(), keys.map_or(0, |keys| keys.len()), "keys are lost on the way");
+        (Ok(Some(tiers)), Ok(Some(keys))) => {
+            let is_tier = |name: &str| tiers.iter().any(|tier| tier.name == name);
+            let fits = is_tier("free") && keys.iter().all(|entry| is_tier(&entry.tier));
+            let has_tiers = first.config().tiers.iter().map(|tier| &**tier).eq(&tiers);
+            let has_keys = first.config().keys() == keys.len();
+            let has_one = has_tiers && first.config().keys() == 0 || has_keys;
+            assert!(if fits { has_tiers && has_keys } else { force == before || has_one }, "{force}");
+        }
+        (Ok(Some(tiers)), Ok(None)) if force != before => {
+            assert!(first.config().tiers.iter().map(|tier| &**tier).eq(&tiers), "{force}");
+        }
+        (Ok(None), Ok(Some(keys))) if force != before => {
+            assert_eq!(first.config().keys(), keys.len(), "keys are lost on the way");
         }
         (Err(_), Err(_)) => assert_eq!(force, before, "an invalid document does not apply"),
         _ => {}
