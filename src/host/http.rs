@@ -96,7 +96,7 @@ impl HttpContext for HttpRequest {
     }
 }
 
-/// The request has ended. Without response headers before, its client has left.
+/// The request has ended. Without response headers before, its client has left, or Envoy follows a redirect itself.
 impl Drop for HttpRequest {
     fn drop(&mut self) {
         if let Some(worker) = &self.worker {

@@ -24,8 +24,8 @@ pub enum LimitState {
     Limiting,
     /// A lower limit shows what latency is there.
     Trial(Trial),
-    /// Requests wait or are given up, and none gets a response. The limit falls until one does, unless those in flight
-    /// just hang.
+    /// Requests wait or are given up, and none gets a response. The limit falls to [`MIN_SAMPLES`] until one does, unless
+    /// those in flight just hang.
     Silent { queue_limit: f64 },
 }
 
