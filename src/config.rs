@@ -215,13 +215,13 @@ impl Config {
     ///
     /// Fails where a key or `default_tier` names a tier that does not exist. While the tier document is still
     /// awaited there is nothing to check the names against: an unknown one then means the default tier, and an
-    /// unknown default the first tier.
+    /// unknown default the least important tier.
     pub fn new(plugin: &PluginConfig, documents: &Documents) -> Result<Self, String> {
         Self::join(plugin, documents, plugin.awaits_tiers() && documents.tiers.is_none())
     }
 
     /// Joins them as far as the names of tiers fit: an unknown one means the default tier, and an unknown default the
-    /// first tier.
+    /// least important tier.
     pub fn new_lenient(plugin: &PluginConfig, documents: &Documents) -> Result<Self, String> {
         Self::join(plugin, documents, true)
     }
@@ -233,10 +233,11 @@ impl Config {
         let known = || listed(tiers.iter().map(|tier| tier.name.as_str()));
 
         let DefaultTier { name, field } = &plugin.default_tier;
+        let least_important = || tiers.iter().min_by_key(|tier| tier.priority).filter(|_| lenient);
         let default_tier =
-            by_name.get(name.as_str()).copied().or_else(|| tiers.first().filter(|_| lenient)).ok_or_else(
-                || format!("{field}: found {}, wanted one of the tiers {}", quoted(name), known()),
-            )?;
+            by_name.get(name.as_str()).copied().or_else(least_important).ok_or_else(|| {
+                format!("{field}: found {}, wanted one of the tiers {}", quoted(name), known())
+            })?;
         let named =
             |name: &str| by_name.get(name).copied().or_else(|| lenient.then_some(default_tier)).cloned();
         let find = |tier: &NamedTier| named(&tier.name).ok_or_else(|| tier.unknown(&known()));
