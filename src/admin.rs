@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, HealthThresholds};
+use crate::config::{Config, HealthThresholds, MAX_TOKEN_BYTES};
 use crate::control::{Control, RedisStatus};
 use crate::headers::seconds;
 use crate::health::HealthOverride;
@@ -20,9 +20,6 @@ pub const MAX_BODY_BYTES: usize = 1024;
 
 /// How long the body of a change may take.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest admin token that is compared, in bytes. Hashing a longer one would only cost time.
-const MAX_TOKEN_BYTES: usize = 1024;
 
 /// A complete answer of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]

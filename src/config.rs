@@ -37,6 +37,9 @@ const MAX_BUCKETS: u32 = 1 << 24;
 /// Most exempt paths: each is compared on every request.
 const MAX_EXEMPT_PATHS: usize = 64;
 
+/// Longest admin token that is compared, in bytes. Hashing a longer one would only cost time.
+pub const MAX_TOKEN_BYTES: usize = 1024;
+
 /// Variables that Envoy hands in with `vm_config.environment_variables`; they win over the JSON. An empty one
 /// counts as absent.
 #[derive(Clone, Debug, Default)]
@@ -357,6 +360,13 @@ fn admin(field: Option<Field>, environment: &Environment) -> Result<Admin, Strin
         }
     }
     if let Some(plain) = &environment.admin_token {
+        let is_trimmed = plain.trim_ascii().len() == plain.len();
+        if !is_trimmed || plain.iter().any(u8::is_ascii_control) || plain.len() > MAX_TOKEN_BYTES {
+            return Err(format!(
+                "ADMIN_TOKEN: found what no header can contain, wanted at most {MAX_TOKEN_BYTES} bytes without a line \
+                 break and without a space at either end"
+            ));
+        }
         token = Some(KeyHash::of(plain));
     }
     Ok(Admin { token, health_path, system_health_path })

@@ -192,6 +192,21 @@ fn a_bad_environment_variable_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_token_that_no_header_can_contain_is_an_error() {
+    let with = |token: &[u8]| {
+        let environment = Environment { admin_token: Some(token.to_vec()), ..Environment::default() };
+        PluginConfig::parse(b"{}", &environment)
+    };
+    for token in [&b"s"[..], b"with spaces inside", &[0xff; 1024]] {
+        assert!(with(token).is_ok(), "{token:?}");
+    }
+    for token in [&b"secret\n"[..], b" secret", b"secret ", b"se\0cret", &[b's'; 1025]] {
+        let error = with(token).expect_err("a bad token");
+        assert!(error.starts_with("ADMIN_TOKEN: found ") && !error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
 fn tier_names_are_not_checked_before_the_tier_document_arrives() {
     let plugin = parse(
         r#"{"default_tier": "bronze", "api_keys": {"k": "gold"},
