@@ -11,7 +11,8 @@ use crate::time::StoreTime;
 /// How soon to try again after a failure, where that is sooner than usual.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
-/// The same while a document has neither been applied nor rejected yet, and requests may wait for it.
+/// The first time while a document has neither been applied nor rejected yet, and requests may wait for it. Each time is
+/// twice as long as the one before.
 const FIRST_RETRY_WAIT: Duration = Duration::from_millis(100);
 
 /// How long a worker that publishes keeps others from fetching, if it is not heard of again.
@@ -105,7 +106,8 @@ impl Schedule {
             if is_unreachable {
                 next.unreachable = schedule.unreachable.saturating_add(1);
                 next.complaint = schedule.complaint;
-                let retry = if is_missing { FIRST_RETRY_WAIT } else { RETRY_WAIT };
+                let first = FIRST_RETRY_WAIT.saturating_mul(1 << schedule.unreachable.min(8)).min(RETRY_WAIT);
+                let retry = if is_missing { first } else { RETRY_WAIT };
                 next.due_at = schedule.due_at.min(now.after(retry));
             }
             let is_worth_it = |failure: &&DocumentFailure| !failure.is_unreachable() || next.unreachable > 1;

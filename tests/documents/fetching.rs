@@ -35,9 +35,13 @@ fn a_failed_fetch_is_retried_soon_and_reported_at_the_second_failure() {
         data.advance(1);
         assert!(claims(&data, &records));
         assert_eq!(rejections(), 1);
-        data.advance(retry_us);
-        assert!(claims(&data, &records));
-        assert_eq!(rejections(), 0);
+        for next_us in (1..9).map(|doublings| (retry_us << doublings).min(SECOND)) {
+            data.advance(next_us - 1);
+            assert!(!claims(&data, &records), "each time later, up to a second");
+            data.advance(1);
+            assert!(claims(&data, &records));
+            assert_eq!(rejections(), 0);
+        }
     }
 }
 
