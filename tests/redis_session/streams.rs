@@ -39,6 +39,18 @@ fn a_stream_out_of_step_is_closed_and_each_waiting_command_fails_once() {
 }
 
 #[test]
+fn a_released_stream_is_closed_a_second_after_the_last_command() {
+    let mut test = session();
+    assert_eq!(test.round_trip(1, take(1)), ok([1]));
+    for (us, is_open) in [(999_999, true), (1, false)] {
+        test.pass(us);
+        test.session.release_if_idle(test.now());
+        test.flush();
+        assert_eq!(test.stream.is_open(), is_open, "after {us} more microseconds");
+    }
+}
+
+#[test]
 fn a_stream_to_a_replica_is_closed_since_the_next_one_may_reach_the_master() {
     for command in [take(1), set(1)] {
         let mut test = session();

@@ -47,6 +47,9 @@ pub const MAX_COMMANDS: usize = 16_384;
 /// How long a probe may take that has to connect first. No request waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long [`Session::release_if_idle`] keeps the stream after the last command.
+const IDLE_TIME: Duration = Duration::from_secs(1);
+
 /// What the owner of a session has to do, or to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionOutput {
@@ -92,6 +95,7 @@ pub struct Session {
     has_taken: bool,
     sequence: u32,
     last_id: u64,
+    sent_at: StoreTime,
     /// The replies that are still to come, in order.
     pending: VecDeque<PendingReply>,
     /// Most commands on the wire, without the few about health.
@@ -122,6 +126,7 @@ impl Session {
             has_taken: false,
             sequence: 0,
             last_id: 0,
+            sent_at: StoreTime::default(),
             pending: VecDeque::new(),
             max_on_wire: max_on_wire(timeout),
             queue: Queue::default(),
@@ -169,6 +174,7 @@ impl Session {
             return Err(Declined::QueueFull);
         }
         self.connect(now);
+        self.sent_at = now;
         self.last_id += 1;
         let id = CommandId(self.last_id);
         let recipient = Recipient::Owner(id);
@@ -249,7 +255,7 @@ impl Session {
         }
     }
 
-    /// Closes the stream if no command waits for a reply, and sends no probe: the next command finds out whether
+    /// Closes the stream if there was no command for a second, and sends no probe: the next command finds out whether
     /// Redis works again. For an owner that acts only on requests; call it before each [`Session::handle_timeout`].
     pub fn release_if_idle(&mut self, now: StoreTime) {
         match self.state {
@@ -259,7 +265,7 @@ impl Session {
             SessionState::Open | SessionState::Probing(_) => {
                 let is_idle =
                     !self.pending.iter().any(|pending| matches!(pending.recipient, Recipient::Owner(_)));
-                if is_idle && self.queue.is_empty() {
+                if is_idle && self.queue.is_empty() && now.since(self.sent_at) >= IDLE_TIME {
                     self.pending.clear();
                     self.drop_stream();
                     self.state = SessionState::Idle;
