@@ -49,6 +49,7 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
         fail(&mut test, 2, true);
         assert_eq!(test.round_trip(50, take(50)), ok([50]), "{reason:?}: the count restarts");
         assert_eq!(test.next_event(), Some(Event::Connected), "{reason:?}");
+        test.pass(100 * MS);
         fail(&mut test, 3, true);
         fail(&mut test, 4, true);
         fail(&mut test, 5, false);
@@ -99,6 +100,9 @@ fn an_unhealthy_shard_opens_the_breaker_only_when_no_other_shard_responds() {
         ("CLUSTERDOWN Hash slot not served", FailureKind::Moved),
         ("upstream failure", FailureKind::Disconnected),
         ("no upstream host", FailureKind::Disconnected),
+        ("LOADING Redis is loading the dataset in memory", FailureKind::Loading),
+        ("OOM command not allowed when used memory > 'maxmemory'.", FailureKind::OutOfMemory),
+        ("NOREPLICAS Not enough good replicas to write.", FailureKind::Error),
     ];
     for (error, reason) in errors {
         let mut test = session();

@@ -11,6 +11,9 @@ pub const MAX_FAILURES: u32 = 3;
 /// Error replies of one shard in a row, with no token given in between, that open it too.
 pub const MAX_SHARD_ERRORS: u32 = 32;
 
+/// While some node has given a token since so long, the error replies of a node are those of a shard.
+const TOKEN_GAP: Duration = Duration::from_millis(100);
+
 /// After so long without a failure, pauses are short again.
 const QUIET_TIME: Duration = Duration::from_secs(10);
 
@@ -28,6 +31,8 @@ pub struct Breaker {
     /// Error replies since the last verdict: of Redis as a whole, and of a shard.
     errors: u32,
     shard_errors: u32,
+    /// When a token was last given.
+    token_at: StoreTime,
     /// Pauses since the first failure.
     pauses: u32,
     closed_at: StoreTime,
@@ -42,6 +47,7 @@ impl Breaker {
             timed_out_at: StoreTime::default(),
             errors: 0,
             shard_errors: 0,
+            token_at: StoreTime::default(),
             pauses: 0,
             closed_at: StoreTime::default(),
             random: seed | 1,
@@ -63,9 +69,10 @@ impl Breaker {
     }
 
     /// Counts an error reply to a command that takes a token.
-    pub fn record_error(&mut self, scope: Scope) {
+    pub fn record_error(&mut self, scope: Scope, now: StoreTime) {
         match scope {
-            Scope::Whole => self.errors += 1,
+            Scope::Node if now.since(self.token_at) < TOKEN_GAP => self.shard_errors += 1,
+            Scope::Node | Scope::Whole => self.errors += 1,
             Scope::Shard => self.shard_errors += 1,
             Scope::Key => {}
         }
@@ -78,7 +85,8 @@ impl Breaker {
     }
 
     /// Redis has replied to a command that takes a token, which shows that it works.
-    pub fn record_token(&mut self) {
+    pub fn record_token(&mut self, now: StoreTime) {
+        self.token_at = now;
         self.silences = 0;
         self.errors = 0;
         self.shard_errors = 0;
@@ -103,7 +111,7 @@ impl Breaker {
 
     /// Redis works again.
     pub fn close(&mut self, now: StoreTime) {
-        self.record_token();
+        self.record_token(now);
         self.closed_at = now;
     }
 

@@ -51,6 +51,8 @@ pub enum Scope {
     Key,
     /// The part of a cluster that keeps the key.
     Shard,
+    /// The node that replied: a part of a cluster, or all there is.
+    Node,
     Whole,
 }
 
@@ -60,7 +62,9 @@ impl Scope {
         match reason {
             _ if reply.starts_with(b"WRONGTYPE") => Scope::Key,
             FailureKind::Moved | FailureKind::Disconnected => Scope::Shard,
-            _ => Scope::Whole,
+            // The credentials are those of all nodes, and a stream to a replica leads to no other node.
+            FailureKind::Auth | FailureKind::ReadOnly => Scope::Whole,
+            _ => Scope::Node,
         }
     }
 }

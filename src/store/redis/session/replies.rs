@@ -48,7 +48,7 @@ impl Session {
                     match value {
                         ReplyValue::Taken(_) => {
                             self.has_taken = true;
-                            self.breaker.record_token();
+                            self.breaker.record_token(now);
                             self.note_connected();
                         }
                         ReplyValue::Text(_) | ReplyValue::Done => self.breaker.record_reply(),
@@ -69,7 +69,7 @@ impl Session {
                     self.replies.push_back((id, Err(failure.clone())));
                     // An error of another command, such as a missing right to read health, is no reason to stop.
                     if is_replica || matches!(pending.expected, Expected::Take(..)) {
-                        self.breaker.record_error(scope);
+                        self.breaker.record_error(scope, now);
                     }
                 }
                 if self.has_failed() || matches!(pending.expected, Expected::Auth) {
