@@ -1,4 +1,5 @@
-//! The plugin configurations in YAML files of Envoy, in Istio WasmPlugins and in Envoy Gateway EnvoyExtensionPolicies.
+//! The plugin configurations in YAML files of Envoy, also in ConfigMaps, in Istio WasmPlugins and in Envoy Gateway
+//! EnvoyExtensionPolicies.
 
 use serde_json::Value;
 
@@ -13,20 +14,22 @@ type Configuration = Result<Vec<u8>, String>;
 /// Every configuration of the rate limiter in a file, with the name of its filter.
 pub(super) fn plugins(yaml: &[u8]) -> Result<Vec<(String, Configuration)>, String> {
     let text = std::str::from_utf8(yaml).map_err(|_| "not valid YAML: found bytes that are not UTF-8")?;
-    // The parser's own message may show a part of the file, and with it a key.
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|error| match error.location() {
-            Some(place) => format!("not valid YAML: at line {} column {}", place.line(), place.column()),
-            None => "not valid YAML".to_owned(),
-        })?;
     let mut found = Vec::new();
-    documents.iter().for_each(|document| walk(document, &mut found));
+    documents(text)?.iter().for_each(|document| walk(document, &mut found));
     if found.is_empty() {
         return Err("found no rate limiter in it, wanted a Wasm filter that has `rate_limiter` or `rate-limiter` in its \
                     name, root_id or code"
             .to_owned());
     }
     Ok(found)
+}
+
+fn documents(yaml: &str) -> Result<Vec<Value>, String> {
+    // The parser's own message may show a part of the file, and with it a key.
+    serde_saphyr::from_multiple(yaml).map_err(|error| match error.location() {
+        Some(place) => format!("not valid YAML: at line {} column {}", place.line(), place.column()),
+        None => "not valid YAML".to_owned(),
+    })
 }
 
 fn walk(value: &Value, found: &mut Vec<(String, Configuration)>) {
@@ -39,6 +42,14 @@ fn walk(value: &Value, found: &mut Vec<(String, Configuration)>) {
         let list = value["spec"]["wasm"].as_array().into_iter().flatten();
         let plugin = |wasm: &Value| control_plane(&wasm["name"], wasm, &["name", "rootID", "code"], "config");
         found.extend(list.filter_map(plugin));
+    } else if value["kind"] == "ConfigMap" {
+        for (name, text) in value["data"].as_object().into_iter().flatten() {
+            let Some(text) = text.as_str().filter(|_| name.ends_with(".yaml")) else { continue };
+            match documents(text) {
+                Ok(documents) => documents.iter().for_each(|document| walk(document, found)),
+                Err(error) => found.push((name.clone(), Err(error))),
+            }
+        }
     } else {
         let list = value.as_array().into_iter().flatten();
         let members = value.as_object().into_iter().flat_map(|members| members.values());

@@ -45,6 +45,11 @@ fn every_shipped_file_is_valid_and_its_kind_is_detected() {
         ("deploy/redis/envoy.yaml", "; Redis by cluster redis"),
         ("deploy/redis-tls/envoy.yaml", "; Redis by cluster redis"),
         ("deploy/redis-cluster/envoy.yaml", "; Redis by cluster redis"),
+        ("deploy/compose/limiter.yaml", "; Redis by cluster redis"),
+        ("deploy/kubernetes/config.yaml", "; Redis by cluster redis"),
+        ("deploy/istio/rate-limiter.yaml", "; Redis by cluster redis"),
+        ("deploy/istio/wasm-plugin.yaml", "; Redis by cluster redis"),
+        ("deploy/envoy-gateway/rate-limiter.yaml", "; Redis by cluster redis"),
     ];
     let mut found = Vec::new();
     for (path, summary) in cases {
@@ -152,6 +157,8 @@ fn only_the_rate_limiter_is_read_from_yaml() {
              config: {{name: {name}, root_id: {name}{configuration}}}\n"
         )
     };
+    let config_map =
+        |yaml: &str| format!("kind: ConfigMap\ndata: {}\n", json!({"envoy.yaml": yaml, "notes.txt": "a: ["}));
     let string =
         "{'@type': type.googleapis.com/google.protobuf.StringValue, value: '{\"ipv6_prefix\": 999}'}";
     let structure = "{'@type': type.googleapis.com/google.protobuf.Struct, value: {ipv6_prefix: 64}}";
@@ -173,6 +180,11 @@ fn only_the_rate_limiter_is_read_from_yaml() {
                 .to_owned(),
             Ok("plugin configuration: 3 tiers, default pro; 0 keys; shared data"),
         ),
+        (
+            config_map(&filter("rate_limiter", &format!(", configuration: {string}"))),
+            Err("ipv6_prefix: found 999"),
+        ),
+        (config_map("a: {c4nary: 1\n"), Err("not valid YAML: at line 1 column 4")),
     ];
     for (yaml, expected) in cases {
         match (check("a.yaml", &yaml), expected) {
