@@ -89,18 +89,13 @@ fn limits_health_and_labels_work_with_the_patches() {
     let deployment = deployment(&documents);
     let proxy = &deployment["container"];
     let place = wasm_volume(&deployment["initContainers"][0], proxy, &deployment["pod"]["volumes"]);
-    // The Secret is created by hand, as proxy.yaml says.
-    let secret = json!({
-        "metadata": {"name": "rate-limiter"},
-        "stringData": {"ADMIN_TOKEN": "", "REDIS_PASSWORD": ""},
-    });
     let mut bootstrap = gateway_bootstrap();
     let of_bootstrap = &object(&documents, "EnvoyProxy", "rate-limiter")["spec"]["bootstrap"]["jsonPatches"];
     for operation in of_bootstrap.as_array().expect("patches") {
         apply(&mut bootstrap, operation);
     }
     bootstrap["static_resources"] = json!({"listeners": [listener], "clusters": clusters});
-    let envoy = boot(&bootstrap, place, &[], &environment(proxy, &secret), |_| ());
+    let envoy = boot(&bootstrap, place, &[], &environment(proxy), |_| ());
     let service = envoy.listener("default/eg/http");
     assert_limits(service, &redis);
     assert_health_is_set(service, &redis);

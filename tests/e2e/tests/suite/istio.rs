@@ -163,7 +163,7 @@ impl Delivered {
         let proxy = &pod["containers"][0];
         let place = wasm_volume(&pod["initContainers"][0], proxy, &pod["volumes"]);
         assert_eq!(place, PLACE);
-        let env = environment(proxy, object(&documents, "Secret", "rate-limiter"));
+        let env = environment(proxy);
         let annotations = &pod_template["metadata"]["annotations"];
         // Istio's agent adds these statistics to the ones that Envoy keeps.
         let mut bootstrap = self.bootstrap.clone();

@@ -20,7 +20,7 @@ use crate::production::{on_this_machine, shipped};
 use crate::shipped::{assert_no_warning, document, launch};
 use crate::support::{ONE_PER_HOUR, await_that, tier};
 
-const FILES: [&str; 3] = ["config.yaml", "secret.yaml", "rate-limiter.yaml"];
+const FILES: [&str; 2] = ["config.yaml", "rate-limiter.yaml"];
 const NAME: &str = "rate-limiter";
 
 fn documents() -> Vec<Value> {
@@ -30,7 +30,7 @@ fn documents() -> Vec<Value> {
 #[test]
 fn the_manifests_are_valid_by_kubernetes_schemas() {
     let documents = documents();
-    assert_eq!(documents.len(), 7);
+    assert_eq!(documents.len(), 6);
     assert_eq!(check_kubernetes(&documents), Ok(()));
     let mut broken = object(&documents, "Deployment", NAME).clone();
     broken["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = json!({});
@@ -160,7 +160,7 @@ fn start(documents: &[Value], redis: &Redis, upstream: SocketAddr) -> (Envoy, st
     let words = container["args"].as_array().expect("words").iter();
     let arguments: Vec<_> =
         words.map(|word| in_folder(word.as_str().expect("text"), container, &folder)).collect();
-    let env = environment(container, object(documents, "Secret", NAME));
+    let env = environment(container);
     let envoy = launch(dir, &arguments, &env);
     assert_no_warning(&envoy);
     (envoy, folder)
