@@ -97,6 +97,9 @@ fn every_command_runs_against_the_shipped_configuration() {
         if command.contains("/stats") {
             assert!(!printed.is_empty(), "{command} finds no stat");
         }
+        if command.contains("tokens left") {
+            assert!(printed.contains("(tier free, "), "{command} finds no decision: {printed}");
+        }
     }
 }
 
