@@ -244,7 +244,7 @@ impl InForce {
             metrics.count(metrics::CONFIG_APPLIED, 1);
         }
         if let Some(complaint) = complaint {
-            log::warn!("documents rejected, the last good ones stay: {complaint}");
+            log::warn!("documents rejected, the last valid ones stay: {complaint}");
             metrics.count(metrics::CONFIG_REJECTED, 1);
         }
     }
