@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Kind {
-    /// The plugin's configuration, as in Envoy's `configuration`
+    /// The plugin configuration, as in Envoy's `configuration`
     #[value(name = "plugin")]
     PluginConfig,
     /// A tier document
