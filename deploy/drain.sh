@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Drains the Envoy of this container or pod, and returns when it may end without losing a request.
 #
-# The health check fails, so that balancers stop sending. Envoy goes on serving meanwhile, and asks its
-# clients to close their connections. The drain is over when none of them is left, or after DRAIN_SECONDS.
+# The health check fails, so that load balancers stop sending. Envoy continues to serve, and tells its clients to
+# close their connections. The drain is over when no connection is left, or after DRAIN_SECONDS.
 #
 # deploy/entrypoint.sh runs it on SIGTERM, Kubernetes and Istio as `preStop`. It needs bash alone.
 set -u
@@ -10,7 +10,7 @@ set -u
 # The longest drain. Keep it some seconds below Docker's stop_grace_period or Kubernetes'
 # terminationGracePeriodSeconds, after which Envoy is killed.
 limit=${DRAIN_SECONDS:-25}
-# The shortest: how long balancers may take to notice, and to send requests until then.
+# The shortest: how long load balancers may take to notice, and to send requests until then.
 least=${DRAIN_LEAST_SECONDS:-5}
 # Envoy's admin port, on the loopback.
 port=${DRAIN_ADMIN_PORT:-9901}

@@ -10,7 +10,7 @@ set -u
 
 here=${BASH_SOURCE[0]%/*}
 
-# Envoy's own entry point, which is beneath, becomes the user `envoy` and comes back here.
+# The base image's entry point switches to user `envoy` and runs this script again.
 if ((EUID == 0)); then
   exec /docker-entrypoint.sh bash "${BASH_SOURCE[0]}" "$@"
 fi
