@@ -4,10 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::observations::{CallerCounts, CallerObservations, MIN_SIZE};
+use super::observations::{CallerCounts, CallerObservations, count};
 use super::parameters::*;
 use crate::config::HealthThresholds;
 use crate::time::StoreTime;
+
+/// What has faded to less is no caller any more, in requests.
+const MIN_SIZE: f64 = 0.5;
 
 /// Why health is `DEGRADED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,28 +37,17 @@ pub struct Signals {
 }
 
 /// `NORMAL`, or `DEGRADED` for a reason.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HealthDetector {
     pub reason: Option<DegradeReason>,
     pub signals: Signals,
-    pending: Option<PendingTransition>,
+    /// Since when a threshold is exceeded or, while `DEGRADED`, none is; and the requests since then.
+    pending: Option<(StoreTime, f64)>,
     window: CallerObservations,
     updated: StoreTime,
 }
 
-/// What has to last for health to change: an exceeded threshold, or that none is.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct PendingTransition {
-    since: StoreTime,
-    requests: f64,
-}
-
 impl HealthDetector {
-    pub fn new(now: StoreTime) -> Self {
-        let (signals, window) = (Signals::default(), CallerObservations::default());
-        Self { reason: None, signals, pending: None, window, updated: now }
-    }
-
     /// Whether health is `NORMAL` and no threshold is exceeded: then latency is usual.
     pub fn is_calm(&self) -> bool {
         self.reason.is_none() && self.pending.is_none()
@@ -66,14 +58,15 @@ impl HealthDetector {
         let elapsed_s = now.since(self.updated).as_secs_f64();
         if elapsed_s > f64::from(thresholds.window_seconds.max(1)) {
             // Health was not measured meanwhile.
-            *self = Self::new(now);
+            *self = Self::default();
         }
         let is_degraded = self.reason.is_some();
         // Recovery is judged by what was observed since, not before.
         let memory_s = if is_degraded { thresholds.degrade_after_seconds } else { thresholds.window_seconds };
-        self.window.fade_and_merge((-elapsed_s / f64::from(memory_s.max(1))).exp(), observed);
-        self.updated = now;
-        self.signals = Signals::of(&self.window);
+        let factor = (-elapsed_s / f64::from(memory_s.max(1))).exp();
+        self.window.values_mut().for_each(|sum| *sum = CallerCounts::default().plus(sum, factor));
+        observed.iter().for_each(|(slot, newer)| count(&mut self.window, (*slot).into(), *newer));
+        (self.updated, self.signals) = (now, Signals::of(&self.window));
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
         let (mut reason, mut pressure) = (DegradeReason::ErrorRatio, error_ratio / thresholds.error_ratio);
         for (other, ratio) in [(DegradeReason::Latency, slow_ratio), (DegradeReason::Shed, shed_ratio)] {
@@ -81,19 +74,18 @@ impl HealthDetector {
                 (reason, pressure) = (other, ratio / TOLERANCE);
             }
         }
-        let new = observed.total(f64::INFINITY);
+        let new = total(observed, f64::INFINITY);
         let min_requests = f64::from(thresholds.min_requests);
         let (is_wanted, after_seconds) = if is_degraded {
             (pressure <= 1.0 - TOLERANCE && new.shed == 0.0, thresholds.recover_after_seconds)
         } else {
             (pressure > 1.0 && requests >= min_requests, thresholds.degrade_after_seconds)
         };
-        let mut pending =
-            self.pending.filter(|_| is_wanted).unwrap_or(PendingTransition { since: now, requests: 0.0 });
-        pending.requests += new.requests;
-        self.pending = is_wanted.then_some(pending);
-        let lasts = now.since(pending.since).as_secs_f64() >= f64::from(after_seconds);
-        if is_wanted && lasts && (!is_degraded || pending.requests >= min_requests) {
+        let (since, requests_before) = self.pending.unwrap_or((now, 0.0));
+        let requests_since = requests_before + new.requests;
+        self.pending = is_wanted.then_some((since, requests_since));
+        let lasts = now.since(since).as_secs_f64() >= f64::from(after_seconds);
+        if is_wanted && lasts && (!is_degraded || requests_since >= min_requests) {
             self.reason = (!is_degraded).then_some(reason);
             self.pending = None;
         }
@@ -101,13 +93,18 @@ impl HealthDetector {
 }
 
 impl Signals {
-    /// Each share is the least of three: of all requests, of all where no caller counts for more than the median caller,
-    /// and without the caller that has most of the errors (slow requests, shed requests).
+    /// Each share is the least of three: of all requests, of all where no caller counts for more than the median
+    /// caller, and without the caller that has most of the errors (slow requests, shed requests).
     fn of(window: &CallerObservations) -> Self {
-        let (all, weighted) = (window.total(f64::INFINITY), window.total(window.median()));
+        let sizes = window.values().map(CallerCounts::size).filter(|size| *size >= MIN_SIZE);
+        let mut sizes: Vec<f64> = sizes.collect();
+        sizes.sort_unstable_by(f64::total_cmp);
+        let median = sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0);
+        let (all, weighted) = (total(window, f64::INFINITY), total(window, median));
         let least = |part: fn(&CallerCounts) -> f64, whole: fn(&CallerCounts) -> f64| {
             let share = |counts: &CallerCounts| (part(counts) / whole(counts).max(1e-9)).clamp(0.0, 1.0);
-            let others = all.plus(&window.largest(part), -1.0);
+            let largest = window.values().max_by(|one, other| part(one).total_cmp(&part(other)));
+            let others = largest.map_or(all, |largest| all.plus(largest, -1.0));
             let of_others = if others.size() < MIN_SIZE { 1.0 } else { share(&others) };
             share(&all).min(share(&weighted)).min(of_others)
         };
@@ -118,4 +115,11 @@ impl Signals {
             shed_ratio: least(|counts| counts.shed, CallerCounts::size),
         }
     }
+}
+
+/// All callers together, where none counts for more than `most`.
+fn total(callers: &CallerObservations, most: f64) -> CallerCounts {
+    let weight = |counts: &CallerCounts| (most / counts.size().max(1e-9)).min(1.0);
+    let used = callers.values().filter(|counts| counts.size() > 0.0);
+    used.fold(CallerCounts::default(), |sum, counts| sum.plus(counts, weight(counts)))
 }

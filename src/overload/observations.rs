@@ -1,15 +1,14 @@
 //! What a worker observes between two flushes. All of it adds up, over workers and over time.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// How a request that needed a place ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
-    /// Response headers of the upstream.
-    Response {
-        /// Whether the status is 5xx.
-        failed: bool,
-    },
+    /// Response headers of the upstream; `failed`: with a status of 5xx.
+    Response { failed: bool },
     /// None, as Envoy says: a timeout, a reset, no healthy host.
     NoResponse,
     /// The client left before the response headers.
@@ -59,9 +58,7 @@ impl Observations {
 }
 
 /// Slots for callers, chosen by hash; callers may share one.
-const CALLERS: usize = 64;
-/// What has faded to less is no caller any more, in requests.
-pub const MIN_SIZE: f64 = 0.5;
+const CALLERS: u64 = 64;
 
 /// What was observed of one caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -75,47 +72,11 @@ pub struct CallerCounts {
 }
 
 /// What was observed of all callers, in bounded memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CallerObservations(Vec<CallerCounts>);
+pub type CallerObservations = BTreeMap<u8, CallerCounts>;
 
-impl Default for CallerObservations {
-    fn default() -> Self {
-        Self(vec![CallerCounts::default(); CALLERS])
-    }
-}
-
-impl CallerObservations {
-    pub fn count(&mut self, caller: u64, counts: CallerCounts) {
-        if let Some(sum) = self.0.get_mut((caller % CALLERS as u64) as usize) {
-            *sum = sum.plus(&counts, 1.0);
-        }
-    }
-
-    /// Adds what was observed since. What was observed before counts by `factor` only.
-    pub fn fade_and_merge(&mut self, factor: f64, newer: &Self) {
-        self.0.iter_mut().zip(&newer.0).for_each(|(mine, newer)| *mine = newer.plus(mine, factor));
-    }
-
-    /// All together, where no caller counts for more than `most`.
-    pub fn total(&self, most: f64) -> CallerCounts {
-        let weight = |counts: &CallerCounts| (most / counts.size().max(1e-9)).min(1.0);
-        let used = self.0.iter().filter(|counts| counts.size() > 0.0);
-        used.fold(CallerCounts::default(), |sum, counts| sum.plus(counts, weight(counts)))
-    }
-
-    /// The counts of the caller with the largest `part`.
-    pub fn largest(&self, part: fn(&CallerCounts) -> f64) -> CallerCounts {
-        let larger = |largest, counts| if part(&counts) > part(&largest) { counts } else { largest };
-        self.0.iter().copied().fold(CallerCounts::default(), larger)
-    }
-
-    /// What the median caller counts for.
-    pub fn median(&self) -> f64 {
-        let mut sizes: Vec<f64> =
-            self.0.iter().map(CallerCounts::size).filter(|size| *size >= MIN_SIZE).collect();
-        sizes.sort_unstable_by(f64::total_cmp);
-        sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0)
-    }
+pub fn count(callers: &mut CallerObservations, caller: u64, counts: CallerCounts) {
+    let sum = callers.entry((caller % CALLERS) as u8).or_default();
+    *sum = sum.plus(&counts, 1.0);
 }
 
 impl CallerCounts {

@@ -97,7 +97,7 @@ pub fn change<T: Serialize + DeserializeOwned, R>(
 
 /// The format of the records, a part of their names and of the gauges'. The bytes do not describe themselves, so a change of what is
 /// encoded has to count it up.
-pub const FORMAT: u8 = 6;
+pub const FORMAT: u8 = 7;
 
 pub(super) fn key(namespace: &str, record: &str) -> String {
     record_key(namespace, &format!("overload/{FORMAT}/{record}"))

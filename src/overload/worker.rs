@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::admission_queue::Rank;
 use super::cluster::{ClusterControl, ClusterReport};
 use super::health_detector::{DegradeReason, HealthDetector, Signals};
-use super::observations::{CallerCounts, CallerObservations, RequestOutcome};
+use super::observations::{CallerCounts, CallerObservations, RequestOutcome, count};
 use super::parameters::*;
 use super::shared::{ClusterId, Shared, change, decode, key};
 use crate::config::HealthThresholds;
@@ -121,7 +121,7 @@ impl OverloadControl {
             requests: IdMap::default(),
             outputs: VecDeque::new(),
             callers: CallerObservations::default(),
-            detector: HealthDetector::new(now),
+            detector: HealthDetector::default(),
             next_flush,
             ticked: now,
             due: next_flush,
@@ -231,13 +231,17 @@ impl OverloadControl {
                 if is_counted && outcome == RequestOutcome::NotSent {
                     // It was slow because of another filter.
                     let counts = CallerCounts { requests: -1.0, slow: -1.0, ..CallerCounts::default() };
-                    self.callers.count(request.caller, counts);
+                    count(&mut self.callers, request.caller, counts);
                 }
                 let is_slow = request.is_complete && latency > latency_threshold(cluster, &self.thresholds);
                 if is_good || is_failed || outcome == RequestOutcome::ClientLeft && request.is_complete {
                     let requests = f64::from(!is_counted);
                     let (slow, errors) = (f64::from(is_slow && !is_counted), f64::from(is_failed));
-                    self.callers.count(request.caller, CallerCounts { requests, errors, slow, shed: 0.0 });
+                    count(
+                        &mut self.callers,
+                        request.caller,
+                        CallerCounts { requests, errors, slow, shed: 0.0 },
+                    );
                 }
             }
         }
@@ -318,15 +322,14 @@ impl OverloadControl {
             if !*is_counted && age > latency_threshold(cluster, &self.thresholds) {
                 *is_counted = true;
                 let counts = CallerCounts { requests: 1.0, slow: 1.0, ..CallerCounts::default() };
-                self.callers.count(request.caller, counts);
+                count(&mut self.callers, request.caller, counts);
             }
         }
     }
 
     fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
         let observed = std::mem::take(&mut self.callers);
-        let new = || HealthDetector::new(now);
-        let changed = change(shared, &health_key(&self.namespace), new, |detector| {
+        let changed = change(shared, &health_key(&self.namespace), HealthDetector::default, |detector| {
             detector.update(&observed, &self.thresholds, now)
         });
         if let Some((detector, ())) = changed {
@@ -339,7 +342,7 @@ impl OverloadControl {
         if let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) {
             cluster.observations.shed += 1.0;
         }
-        self.callers.count(request.caller, CallerCounts { shed: 1.0, ..CallerCounts::default() });
+        count(&mut self.callers, request.caller, CallerCounts { shed: 1.0, ..CallerCounts::default() });
         self.outputs.push_back(Output::Shed(id));
     }
 

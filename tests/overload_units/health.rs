@@ -8,7 +8,7 @@ fn answered(requests: f64, errors: f64) -> CallerCounts {
 
 fn observed(callers: &[CallerCounts]) -> CallerObservations {
     let mut observed = CallerObservations::default();
-    (0..).zip(callers).for_each(|(caller, counts)| observed.count(caller, *counts));
+    (0..).zip(callers).for_each(|(caller, counts)| count(&mut observed, caller, *counts));
     observed
 }
 
@@ -27,16 +27,12 @@ fn seconds_until(
 }
 
 fn turns_degraded(callers: &[CallerCounts]) -> bool {
-    seconds_until(Health::Degraded, &mut detector(), &mut 0, callers).is_some()
-}
-
-fn detector() -> HealthDetector {
-    HealthDetector::new(at(0))
+    seconds_until(Health::Degraded, &mut HealthDetector::default(), &mut 0, callers).is_some()
 }
 
 #[test]
 fn errors_of_all_callers_turn_health_degraded_and_it_recovers() {
-    let (mut detector, mut now_ms) = (detector(), 0);
+    let (mut detector, mut now_ms) = (HealthDetector::default(), 0);
     let failing = seconds_until(Health::Degraded, &mut detector, &mut now_ms, &[answered(10.0, 10.0); 20]);
     assert!(failing.is_some_and(|seconds| (3..=5).contains(&seconds)), "{failing:?}");
     assert_eq!(detector.reason, Some(DegradeReason::ErrorRatio));
@@ -67,7 +63,7 @@ fn callers_who_are_slower_than_a_large_one_do_not_turn_health_degraded() {
 
 #[test]
 fn health_is_judged_anew_after_a_time_without_a_measurement() {
-    let (mut detector, mut now_ms) = (detector(), 0);
+    let (mut detector, mut now_ms) = (HealthDetector::default(), 0);
     seconds_until(Health::Degraded, &mut detector, &mut now_ms, &[answered(10.0, 10.0); 20]);
     detector.update(&CallerObservations::default(), &HealthThresholds::default(), at(now_ms + 10_001));
     assert!(detector.is_calm(), "{detector:?}");

@@ -11,7 +11,7 @@ use super::admission_queue::AdmissionQueue;
 use super::cluster_record::{ClusterRecord, WorkerEntry};
 use super::concurrency_limit::{ConcurrencyLimit, LimitState};
 use super::health_detector::HealthDetector;
-use super::observations::{CallerCounts, CallerObservations, Observations};
+use super::observations::{CallerCounts, CallerObservations, Observations, count};
 use super::parameters::INITIAL_LIMIT;
 use super::shared::{Gauges, change, decode, encode, key};
 use super::{ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared};
