@@ -10,7 +10,7 @@ use crate::identity::{KeyHash, Network};
 use crate::json::Json;
 use crate::login_throttle::LoginThrottle;
 use crate::metrics::{self, Metrics};
-use crate::overload::{ClusterReport, DegradeReason, OverloadReport};
+use crate::overload::{ClusterRecord, DegradeReason, OverloadReport};
 use crate::request::Request;
 use crate::store::{AddressTable, Contended, SharedData};
 use crate::time::UnixTime;
@@ -249,11 +249,11 @@ fn shown_overload(report: Option<&OverloadReport>, health_override: HealthOverri
 }
 
 /// `"name":{…}`; the name of what clusters beyond the 32nd share is empty.
-fn shown_cluster(cluster: &ClusterReport) -> String {
-    let name = serde_json::to_string(&String::from_utf8_lossy(&cluster.name)).unwrap_or_default();
-    let ClusterReport { in_flight, waiting, shed, .. } = cluster;
-    let limit = rounded(cluster.limit);
-    let baseline = cluster.baseline.map(|baseline| rounded(baseline.as_secs_f64() * 1_000.0));
+fn shown_cluster((name, record): &(Vec<u8>, ClusterRecord)) -> String {
+    let name = serde_json::to_string(&String::from_utf8_lossy(name)).unwrap_or_default();
+    let (in_flight, waiting, shed) = (record.in_flight(), record.waiting(), record.shed as u64);
+    let limit = rounded(record.limit.limit());
+    let baseline = record.limit.baseline().map(|baseline| rounded(baseline.as_secs_f64() * 1_000.0));
     let baseline = baseline.unwrap_or_else(|| "null".to_owned());
     format!(
         "{name}:{{\"limit\":{limit},\"baseline_ms\":{baseline},\"in_flight\":{in_flight},\

@@ -254,7 +254,7 @@ impl Limiter {
     pub fn drain_metrics(&mut self) -> Vec<StatUpdate> {
         if let Some(OverloadReport { signals, clusters, .. }) = &self.overload_report {
             self.metrics.signals(*signals, self.in_force.control().health_override);
-            clusters.iter().for_each(|cluster| self.metrics.cluster(cluster));
+            clusters.iter().for_each(|(name, record)| self.metrics.cluster(name, record));
         }
         self.metrics.drain()
     }

@@ -14,14 +14,14 @@ pub fn put_into_force(
     data: &impl SharedData,
     metrics: &mut Metrics,
 ) {
-    let measured = report.health();
+    let measured = if report.reason.is_some() { Health::Degraded } else { Health::Normal };
     if current.measured == measured {
         return;
     }
     let changed = Control::change(data, &Control::key(namespace), |control| {
         // Another worker may have measured since and put that into force. Then its change is in the record that is read
         // here, or this one conflicts with it and is tried again.
-        let is_newest = overload::measured_health(namespace, data) == Some(measured);
+        let is_newest = overload::measured_reason(namespace, data) == Some(report.reason);
         if is_newest { Control { measured, ..control } } else { control }
     });
     // Where it failed, it is tried again at the next tick.

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use crate::health::{Health, HealthOverride};
-use crate::overload::{ClusterReport, Signals};
+use crate::overload::{ClusterRecord, Signals};
 use crate::store::redis::failure::FailureKind;
 use crate::tier::Tier;
 use crate::time::whole_micros;
@@ -350,18 +350,18 @@ impl Metrics {
     }
 
     /// Notes what is in flight to a cluster.
-    pub fn cluster(&mut self, report: &ClusterReport) {
-        let label = cluster_label(&report.name);
+    pub fn cluster(&mut self, name: &[u8], record: &ClusterRecord) {
+        let label = cluster_label(name);
         let limit = format!("{CLUSTER_LIMIT}.cluster.{label}");
         if !self.gauges.iter().any(|gauge| gauge.name == limit) {
             self.counts.push((format!("{CLUSTER_SHED}.cluster.{label}").into(), 0));
         }
-        let baseline = report.baseline.unwrap_or_default();
+        let baseline = record.limit.baseline().unwrap_or_default();
         let values = [
             // Of a part of a place, a whole one is used.
-            (CLUSTER_LIMIT, report.limit.ceil() as u64),
-            (CLUSTER_IN_FLIGHT, report.in_flight),
-            (CLUSTER_WAITING, report.waiting),
+            (CLUSTER_LIMIT, record.limit.limit().ceil() as u64),
+            (CLUSTER_IN_FLIGHT, record.in_flight()),
+            (CLUSTER_WAITING, record.waiting()),
             (CLUSTER_BASELINE, whole_micros(baseline)),
         ];
         for (name, current) in values {

@@ -17,11 +17,11 @@ pub mod parameters;
 mod shared;
 mod worker;
 
-pub use cluster::ClusterReport;
+pub use cluster_record::ClusterRecord;
 pub use health_detector::{DegradeReason, Signals};
 pub use observations::RequestOutcome;
 pub use shared::{ClusterId, FORMAT, Gauge, Shared};
-pub use worker::{Output, OverloadControl, OverloadReport, PlaceRequest, measured_health, rotating_order};
+pub use worker::{Output, OverloadControl, OverloadReport, PlaceRequest, measured_reason, rotating_order};
 
 #[cfg(test)]
 #[path = "../tests/overload_units/mod.rs"]

@@ -10,7 +10,7 @@ use dynamic_rate_limiter::headers::HeaderValues;
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::{CLUSTER_LIMIT, MAX_TIER_SERIES, Metrics, StatUpdate};
-use dynamic_rate_limiter::overload::ClusterReport;
+use dynamic_rate_limiter::overload::ClusterRecord;
 use dynamic_rate_limiter::time::{StoreTime, UnixTime, WallClock};
 use harness::{FakeData, FakeRequest, SECOND, START, TOKEN, decide, keyed, limiter, replied};
 
@@ -303,8 +303,9 @@ fn other_methods_of_an_endpoint_get_the_allowed_ones() {
 fn a_fractional_limit_is_reported_as_whole_places() {
     for (limit, shown) in [(13.0, 13), (13.078, 14)] {
         let mut metrics = Metrics::default();
-        let name = b"upstream".to_vec();
-        metrics.cluster(&ClusterReport { name, limit, baseline: None, in_flight: 0, waiting: 0, shed: 0 });
+        let mut record = ClusterRecord::new(StoreTime::default());
+        record.limit.target = limit;
+        metrics.cluster(b"upstream", &record);
         let level = StatUpdate::SetGauge(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);
         assert!(metrics.drain().contains(&level), "{limit}");
     }

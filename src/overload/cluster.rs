@@ -9,23 +9,6 @@ use super::parameters::*;
 use super::shared::{ClusterId, Gauge, Gauges, MAX_QUEUES, Shared, change, decode};
 use crate::time::StoreTime;
 
-/// What all workers together have of one cluster.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClusterReport {
-    /// Its name; empty for the one that clusters beyond the 32nd share.
-    pub name: Vec<u8>,
-    /// How many requests may be in flight.
-    pub limit: f64,
-    /// The mean latency without a queue in the upstream.
-    pub baseline: Option<Duration>,
-    /// Requests in flight.
-    pub in_flight: u64,
-    /// Requests in the queues.
-    pub waiting: u64,
-    /// Requests that were shed since the start.
-    pub shed: u64,
-}
-
 #[derive(Debug)]
 pub struct ClusterControl {
     pub name: Vec<u8>,
@@ -208,18 +191,5 @@ impl ClusterControl {
         }
         self.record = record;
         self.refresh(now, shared);
-    }
-
-    pub fn report(&self) -> ClusterReport {
-        let ClusterRecord { limit, workers, shed, .. } = &self.record;
-        let sum = |number: fn(&WorkerEntry) -> u32| workers.iter().map(number).map(u64::from).sum();
-        ClusterReport {
-            name: self.name.clone(),
-            limit: limit.limit(),
-            baseline: limit.baseline(),
-            in_flight: sum(|worker| worker.in_flight),
-            waiting: sum(|worker| worker.waiting),
-            shed: *shed as u64,
-        }
     }
 }

@@ -90,6 +90,14 @@ impl ClusterRecord {
         self.excess != Gauges::default()
     }
 
+    pub fn in_flight(&self) -> u64 {
+        self.workers.iter().map(|worker| u64::from(worker.in_flight)).sum()
+    }
+
+    pub fn waiting(&self) -> u64 {
+        self.workers.iter().map(|worker| u64::from(worker.waiting)).sum()
+    }
+
     /// Of `limit` places, those that are the worker's own, by its share of the demand. What is less than a place goes
     /// round, so that in `MAX_WAIT` each worker has its share.
     pub fn share(&self, worker: u64, limit: f64, now: StoreTime) -> f64 {

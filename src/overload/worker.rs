@@ -5,14 +5,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use super::admission_queue::Rank;
-use super::cluster::{ClusterControl, ClusterReport};
+use super::cluster::ClusterControl;
+use super::cluster_record::ClusterRecord;
 use super::health_detector::{DegradeReason, HealthDetector, Signals};
 use super::observations::{CallerCounts, CallerObservations, RequestOutcome, count};
 use super::parameters::*;
 use super::shared::{ClusterId, Shared, change, decode, key};
 use crate::config::HealthThresholds;
 use crate::generation::Role;
-use crate::health::Health;
 use crate::id_map::IdMap;
 use crate::request::RequestId;
 use crate::store::SharedData;
@@ -53,15 +53,8 @@ pub struct OverloadReport {
     /// Why health is `DEGRADED`; `None` where it is `NORMAL`.
     pub reason: Option<DegradeReason>,
     pub signals: Signals,
-    /// The clusters that have had a request.
-    pub clusters: Vec<ClusterReport>,
-}
-
-impl OverloadReport {
-    /// What the signals say.
-    pub fn health(&self) -> Health {
-        health_for(self.reason)
-    }
+    /// The clusters that have had a request. The name is empty for the one that clusters beyond the 32nd share.
+    pub clusters: Vec<(Vec<u8>, ClusterRecord)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -292,14 +285,10 @@ impl OverloadControl {
         if self.waiting() > 0 { tick.min(self.next_flush) } else { self.next_flush }
     }
 
-    /// What is shown of the clusters that have had a request.
     pub fn report(&self) -> OverloadReport {
         let HealthDetector { reason, signals, .. } = self.detector;
-        OverloadReport {
-            reason,
-            signals,
-            clusters: self.clusters.iter().map(ClusterControl::report).collect(),
-        }
+        let report = |cluster: &ClusterControl| (cluster.name.clone(), cluster.record.clone());
+        OverloadReport { reason, signals, clusters: self.clusters.iter().map(report).collect() }
     }
 
     fn waiting(&self) -> usize {
@@ -329,7 +318,7 @@ impl OverloadControl {
 
     fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
         let observed = std::mem::take(&mut self.callers);
-        let changed = change(shared, &health_key(&self.namespace), HealthDetector::default, |detector| {
+        let changed = change(shared, &key(&self.namespace, "health"), HealthDetector::default, |detector| {
             detector.update(&observed, &self.thresholds, now)
         });
         if let Some((detector, ())) = changed {
@@ -367,18 +356,10 @@ impl OverloadControl {
     }
 }
 
-fn health_key(namespace: &str) -> String {
-    key(namespace, "health")
-}
-
-fn health_for(reason: Option<DegradeReason>) -> Health {
-    reason.map_or(Health::Normal, |_| Health::Degraded)
-}
-
-/// Health as all workers measured it last; `None` where none has.
-pub fn measured_health(namespace: &str, data: &impl SharedData) -> Option<Health> {
-    let detector: HealthDetector = decode(&data.get(&health_key(namespace))?.0)?;
-    Some(health_for(detector.reason))
+/// Why health was `DEGRADED` when a worker measured it last; `None` where none has measured it.
+pub fn measured_reason(namespace: &str, data: &impl SharedData) -> Option<Option<DegradeReason>> {
+    let detector: HealthDetector = decode(&data.get(&key(namespace, "health"))?.0)?;
+    Some(detector.reason)
 }
 
 /// What takes longer is slow.

@@ -142,7 +142,7 @@ fn a_worker_that_measured_earlier_does_not_undo_a_change_of_health() {
             put_into_force(report, control(), "test", &*memory, &mut metrics);
         }
     }
-    assert_eq!((earlier.health(), control().measured), (Health::Normal, Health::Degraded));
+    assert_eq!((earlier.reason, control().measured), (None, Health::Degraded));
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_worker_whose_requests_only_wait_is_not_taken_for_dead() {
         one.tick(ms);
         other.tick(ms);
     }
-    assert_eq!(one.control.report().clusters[0].waiting, waiting + 1);
+    assert_eq!(one.control.report().clusters[0].1.waiting(), waiting + 1);
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn serve(worker: &mut Worker, until_ms: u64, latencies_ms: &[u64], period_ms: u6
 }
 
 fn limit(worker: &Worker) -> f64 {
-    worker.control.report().clusters[0].limit
+    worker.control.report().clusters[0].1.limit.limit()
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn requests_that_are_rejected_for_another_reason_do_not_raise_the_limit() {
 fn periodic_calls_that_come_when_they_can_are_not_late() {
     let mut worker = worker();
     serve(&mut worker, 10_000, &[5], 20);
-    let baseline = worker.control.report().clusters[0].baseline.unwrap();
+    let baseline = worker.control.report().clusters[0].1.limit.baseline().unwrap();
     assert!((4_500..=5_500).contains(&baseline.as_micros()), "{baseline:?}");
 }
 

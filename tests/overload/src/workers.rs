@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::config::HealthThresholds;
 use dynamic_rate_limiter::generation::Role;
-use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::overload::{self, ClusterId, Gauge, OverloadControl, RequestOutcome, Shared};
 use dynamic_rate_limiter::store::{Conflict, SharedData};
 use dynamic_rate_limiter::time::StoreTime;
@@ -175,12 +174,12 @@ impl Protection for Workers {
     fn limit(&self, cluster: usize) -> f64 {
         let name = format!("cluster {cluster}");
         let of = |control: &OverloadControl| {
-            control.report().clusters.into_iter().find(|report| report.name == name.as_bytes())
+            control.report().clusters.into_iter().find(|(found, _)| found == name.as_bytes())
         };
-        self.workers.iter().find_map(of).map_or(0.0, |report| report.limit)
+        self.workers.iter().find_map(of).map_or(0.0, |(_, record)| record.limit.limit())
     }
 
     fn is_degraded(&self) -> bool {
-        self.workers[0].report().health() == Health::Degraded
+        self.workers[0].report().reason.is_some()
     }
 }
