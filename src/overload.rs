@@ -4,11 +4,9 @@
 //! Pure: the time is an argument, what workers share is a trait ([`Shared`]), and what to do is polled. There is one
 //! [`OverloadControl`] in each worker; call `handle_timeout` when `poll_timeout` is due, and after each call
 //! `poll_output` until it returns `None`. In reading order: [`parameters`], `observations`, `latency`,
-//! `concurrency_limit`, `health_detector`, `admission_queue`, `shared`, `cluster_record`, `cluster`, `worker`.
+//! `concurrency_limit`, `health_detector`, `shared`, `cluster`, `worker`.
 
-mod admission_queue;
 mod cluster;
-mod cluster_record;
 mod concurrency_limit;
 mod health_detector;
 mod latency;
@@ -17,7 +15,7 @@ pub mod parameters;
 mod shared;
 mod worker;
 
-pub use cluster_record::ClusterRecord;
+pub use cluster::ClusterRecord;
 pub use health_detector::{DegradeReason, Signals};
 pub use observations::RequestOutcome;
 pub use shared::{ClusterId, FORMAT, Gauge, Shared};

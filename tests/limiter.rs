@@ -303,7 +303,7 @@ fn other_methods_of_an_endpoint_get_the_allowed_ones() {
 fn a_fractional_limit_is_reported_as_whole_places() {
     for (limit, shown) in [(13.0, 13), (13.078, 14)] {
         let mut metrics = Metrics::default();
-        let mut record = ClusterRecord::new(StoreTime::default());
+        let mut record = ClusterRecord::default();
         record.limit.target = limit;
         metrics.cluster(b"upstream", &record);
         let level = StatUpdate::SetGauge(format!("{CLUSTER_LIMIT}.cluster.upstream"), shown);

@@ -47,18 +47,18 @@ impl Overload {
         completes_later: bool,
         now: StoreTime,
     ) -> Option<Output> {
-        let cluster_id = self.control.cluster_id(cluster, now);
+        let cluster_id = self.control.cluster_id(cluster);
         self.gauges.define(cluster_id, cluster);
         let caller = screened.owner.as_ref().map_or(0, hash_of);
         let order = rotating_order(&caller, now);
         let priority = priority_of(&screened.tier, order, config);
-        let request = PlaceRequest { cluster: cluster_id, priority, order, caller, completes_later };
-        self.control.admit(id, request, now, &self.gauges)
+        let request = PlaceRequest { id, cluster: cluster_id, priority, order, caller, completes_later };
+        self.control.admit(request, now, &self.gauges)
     }
 
     /// The name of the limit that holds for a cluster: empty where clusters share one.
-    pub(super) fn name_of_limit(&mut self, cluster: Vec<u8>, now: StoreTime) -> Vec<u8> {
-        if self.control.cluster_id(&cluster, now) == ClusterId::REST { Vec::new() } else { cluster }
+    pub(super) fn name_of_limit(&mut self, cluster: Vec<u8>) -> Vec<u8> {
+        if self.control.cluster_id(&cluster) == ClusterId::REST { Vec::new() } else { cluster }
     }
 
     /// The request is complete, and was sent on: its latency is measured from here.

@@ -113,7 +113,7 @@ impl Worker {
         if let Some(Output::Send(_)) = output {
             return Some(self.charge(id, &screened, now));
         }
-        let waiting = Waiting { screened, cluster: overload.name_of_limit(cluster, now) };
+        let waiting = Waiting { screened, cluster: overload.name_of_limit(cluster) };
         if output.is_some() {
             return Some(self.shed(id, &waiting, now));
         }

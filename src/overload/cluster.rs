@@ -1,78 +1,171 @@
-//! One worker's view of one cluster: its queue, its observations, and the record as it was last read.
+//! One cluster: what all workers know of it, and one worker's part.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::admission_queue::AdmissionQueue;
-use super::cluster_record::{ClusterRecord, WorkerEntry};
+use serde::{Deserialize, Serialize};
+
+use super::concurrency_limit::ConcurrencyLimit;
 use super::observations::{Observations, RequestOutcome};
 use super::parameters::*;
 use super::shared::{ClusterId, Gauge, Gauges, MAX_QUEUES, Shared, change, decode};
+use crate::request::RequestId;
 use crate::time::StoreTime;
 
-#[derive(Debug)]
+/// Most workers in a record.
+const MAX_WORKERS: usize = 256;
+/// A worker that has written nothing for so long is dead.
+const WORKER_TIMEOUT: Duration = FLUSH_INTERVAL.saturating_mul(MIN_FLUSHES);
+/// An excess in the gauges is taken off after at least so many flushes.
+const MIN_FLUSHES: u32 = 8;
+
+/// Priority, the caller's order, and age. The greatest is sent first.
+pub type Rank = (u8, u64, Reverse<RequestId>);
+
+/// What one worker holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerEntry {
+    pub worker: u64,
+    pub at: StoreTime,
+    pub in_flight: u32,
+    pub waiting: u32,
+    /// What it has added to [`Gauge::Waiting`]: one for the most important priority in its queue.
+    pub published: u64,
+    /// Arrivals in a flush interval, on average.
+    pub demand: f64,
+}
+
+/// What all workers know of one cluster: one record in shared data, written a few times a second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    pub limit: ConcurrencyLimit,
+    /// Requests that were shed since the record began.
+    pub shed: f64,
+    pub workers: Vec<WorkerEntry>,
+    /// What the gauges hold beyond `workers`: the smallest difference of all flushes since `excess_since`.
+    excess: Gauges,
+    excess_since: StoreTime,
+    /// Flushes since then.
+    flushes: u32,
+}
+
+/// One worker's part.
+#[derive(Debug, Default)]
 pub struct ClusterControl {
+    pub id: ClusterId,
     pub name: Vec<u8>,
-    pub queue: AdmissionQueue,
+    pub key: String,
+    /// The requests that wait, and since when.
+    pub queue: BTreeMap<Rank, StoreTime>,
     pub observations: Observations,
+    /// As it was last read.
     pub record: ClusterRecord,
-    /// The limit, or this worker's share of it.
-    pub limit: f64,
+    /// This worker's share of the limit, where Envoy keeps no gauges.
+    pub share: Option<f64>,
     /// Workers that had a queue when that was last looked at.
     pub queues: i32,
     /// What this worker holds; `at` and `waiting` are those of the last flush.
     pub entry: WorkerEntry,
     pub yields_until: StoreTime,
-    id: ClusterId,
-    key: String,
-    places_in_a_row: u32,
+    pub places_in_a_row: u32,
+}
+
+impl Default for ConcurrencyLimit {
+    fn default() -> Self {
+        Self::new(StoreTime::default())
+    }
+}
+
+impl ClusterRecord {
+    /// Takes in what one worker observed and holds. Returns the excess to take off the gauges.
+    ///
+    /// A worker that traps never gives its places back. So each worker publishes what it holds. What the gauges hold
+    /// beyond that at every flush for some time belongs to no worker, and is taken off. A live worker that was taken
+    /// for dead makes the gauges too low; they are corrected in the same way.
+    pub fn update(&mut self, observed: &Observations, entry: WorkerEntry, gauges: Option<Gauges>) -> Gauges {
+        let now = entry.at;
+        let is_recent = |at: StoreTime| now.since(at) < WORKER_TIMEOUT;
+        self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
+        if self.workers.len() < MAX_WORKERS {
+            self.workers.push(entry);
+        }
+        self.shed += observed.shed;
+        let held = self.workers.iter().fold(Gauges::default(), |sum, entry| {
+            let queues = u64::from(entry.published != 0) << 32;
+            sum.zip(Gauges::new(queues + u64::from(entry.in_flight), entry.published), i32::saturating_add)
+        });
+        let gauges = gauges.unwrap_or(held);
+        self.limit.update(observed, gauges.in_flight.into(), now);
+        let excess = gauges.zip(held, i32::saturating_sub);
+        if !self.has_excess() {
+            (self.excess, self.excess_since, self.flushes) = (excess, now, 0);
+        }
+        self.excess = self.excess.zip(excess, nearer_to_zero);
+        self.flushes = self.flushes.saturating_add(1);
+        if self.has_excess() && (is_recent(self.excess_since) || self.flushes < MIN_FLUSHES) {
+            return Gauges::default();
+        }
+        std::mem::take(&mut self.excess)
+    }
+
+    /// Whether the gauges seem to hold more or less than all workers together.
+    pub fn has_excess(&self) -> bool {
+        self.excess != Gauges::default()
+    }
+
+    pub fn in_flight(&self) -> u64 {
+        self.workers.iter().map(|worker| u64::from(worker.in_flight)).sum()
+    }
+
+    pub fn waiting(&self) -> u64 {
+        self.workers.iter().map(|worker| u64::from(worker.waiting)).sum()
+    }
+
+    /// The places that are the worker's own, by its share of the demand. What is less than a place goes round, so that
+    /// in `MAX_WAIT` each worker has its share.
+    pub fn share(&self, worker: u64, now: StoreTime) -> f64 {
+        let demand = |is_meant: fn(&u64, &u64) -> bool| -> f64 {
+            let meant = self.workers.iter().filter(|entry| is_meant(&entry.worker, &worker));
+            meant.map(|entry| entry.demand).sum()
+        };
+        let whole = demand(|_, _| true).max(f64::MIN_POSITIVE);
+        let rotation = (now.as_micros() as f64 / MAX_WAIT.as_micros() as f64 * 10.0).floor() / 10.0;
+        let limit = self.limit.limit().ceil();
+        let places = |demand: f64| (limit * demand / whole + rotation.fract()).floor();
+        places(demand(u64::le)) - places(demand(u64::lt))
+    }
 }
 
 impl ClusterControl {
-    pub fn new(name: &[u8], id: ClusterId, key: String, worker: u64, now: StoreTime) -> Self {
-        let record = ClusterRecord::new(now);
-        Self {
-            name: name.to_vec(),
-            queue: AdmissionQueue::default(),
-            observations: Observations::default(),
-            limit: record.limit.limit(),
-            record,
-            queues: 0,
-            entry: WorkerEntry { worker, ..WorkerEntry::default() },
-            yields_until: now,
-            id,
-            key,
-            places_in_a_row: 0,
-        }
+    pub fn best_priority(&self) -> Option<u8> {
+        self.queue.last_key_value().map(|((priority, ..), _)| *priority)
     }
 
-    /// Takes a place in flight, if one is free and no worker has a more important request in its queue.
-    pub fn take_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
-        self.take_place_anyway(shared);
-        let keeps = self.keeps_place(priority, shared);
+    /// Takes a place in flight: in any case or, with a priority, if one is free and no worker has a more important
+    /// request in its queue.
+    pub fn take_place(&mut self, priority: Option<u8>, shared: &impl Shared) -> bool {
+        shared.add(self.id, Gauge::InFlight, 1);
+        self.entry.in_flight = self.entry.in_flight.saturating_add(1);
+        let keeps = priority.is_none_or(|priority| self.keeps_place(priority, shared));
         if !keeps {
             self.give_back(shared);
         }
         keeps
     }
 
-    /// Whether the place just taken was free, and no worker has a more important request in its queue.
     fn keeps_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
+        let limit = self.record.limit.limit();
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
-            return f64::from(self.entry.in_flight) <= self.limit;
+            return f64::from(self.entry.in_flight) <= self.share.unwrap_or(limit);
         };
         let mut gauges = Gauges::new(in_flight, 0);
-        let is_free = f64::from(gauges.in_flight) <= self.limit.ceil();
+        let is_free = f64::from(gauges.in_flight) <= limit.ceil();
         self.queues = gauges.queues;
         if is_free && gauges.queues > 0 {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
         }
-        let is_next = gauges.highest_waiting().is_none_or(|highest| highest <= priority);
-        is_free && is_next
-    }
-
-    pub fn take_place_anyway(&mut self, shared: &impl Shared) {
-        shared.add(self.id, Gauge::InFlight, 1);
-        self.entry.in_flight = self.entry.in_flight.saturating_add(1);
+        is_free && gauges.highest_waiting().is_none_or(|highest| highest <= priority)
     }
 
     pub fn give_back(&mut self, shared: &impl Shared) {
@@ -83,7 +176,7 @@ impl ClusterControl {
     /// Leaves the place that was just given back to the other workers that wait, one time in ten: else those with many
     /// requests in flight would take every place again before the others look for one.
     pub fn yield_place(&mut self, now: StoreTime, shared: &impl Shared) {
-        let Some(priority) = self.queue.best_priority() else { return };
+        let Some(priority) = self.best_priority() else { return };
         let waiting = Gauges::new(0, shared.read(self.id, Gauge::Waiting).unwrap_or_default()).waiting;
         let has_others = waiting.get(usize::from(priority)).is_some_and(|workers| *workers > 1);
         self.places_in_a_row = if has_others { self.places_in_a_row + 1 } else { 0 };
@@ -93,12 +186,15 @@ impl ClusterControl {
         }
     }
 
-    /// Publishes which priorities wait here, unless so many workers have a queue that their numbers would not fit.
+    /// Publishes the most important priority that waits here, unless so many workers have a queue that their number
+    /// would not fit.
     pub fn publish_queue(&mut self, shared: &impl Shared) {
-        let before = self.entry.priorities;
-        let now = if before == 0 && self.queues >= MAX_QUEUES { 0 } else { self.queue.priorities() };
+        let before = self.entry.published;
+        let is_full = before == 0 && self.queues >= MAX_QUEUES;
+        let best = self.best_priority().filter(|_| !is_full);
+        let now = best.map_or(0, |priority| 1 << (6 * priority));
         if now != before {
-            self.entry.priorities = now;
+            self.entry.published = now;
             shared.add(self.id, Gauge::Waiting, now.wrapping_sub(before) as i64);
             shared.add(self.id, Gauge::InFlight, (i64::from(now != 0) - i64::from(before != 0)) << 32);
         }
@@ -109,34 +205,26 @@ impl ClusterControl {
         self.observations.in_flight_s += until.since(since.max(self.entry.at)).as_secs_f64();
     }
 
-    /// Counts the end of a request that had a place or, with a slow upload, none.
-    pub fn note_end(&mut self, outcome: RequestOutcome, is_complete: bool) {
-        let counts = &mut self.observations;
+    /// Counts the end of a request; if it was complete, `sample` is since when, and its latency.
+    pub fn note_end(&mut self, outcome: RequestOutcome, sample: Option<(StoreTime, Duration)>) {
         match outcome {
-            RequestOutcome::NotSent => counts.arrivals -= 1.0,
-            RequestOutcome::Response { .. } => counts.answered += 1.0,
+            RequestOutcome::NotSent => self.observations.arrivals -= 1.0,
+            RequestOutcome::Response { .. } => self.observations.answered += 1.0,
             RequestOutcome::NoResponse | RequestOutcome::ClientLeft => {}
         }
-        if is_complete && outcome != RequestOutcome::NotSent {
-            counts.ended += 1.0;
+        let Some((since, latency)) = sample else { return };
+        self.observations.ended += f64::from(outcome != RequestOutcome::NotSent);
+        if outcome == (RequestOutcome::Response { failed: false }) {
+            self.note_in_flight(since, since.after(latency));
+            self.observations.over_usual += f64::from(self.record.limit.exceeds_usual(latency));
+            self.observations.responses += 1.0;
+            self.observations.samples += 1.0;
+            self.observations.latency_s += latency.as_secs_f64();
+        } else {
+            // The time in flight of a request without such a response does not count.
+            let from = since.max(self.record.limit.begun);
+            self.observations.in_flight_s -= self.entry.at.since(from).as_secs_f64();
         }
-    }
-
-    /// Counts a response that is no server error.
-    pub fn note_response(&mut self, since: StoreTime, latency: Duration) {
-        self.note_in_flight(since, since.after(latency));
-        self.observations.responses += 1.0;
-        if self.record.limit.exceeds_usual(latency) {
-            self.observations.over_usual += 1.0;
-        }
-        self.observations.samples += 1.0;
-        self.observations.latency_s += latency.as_secs_f64();
-    }
-
-    /// Takes back the time in flight of a request without such a response.
-    pub fn note_no_response(&mut self, since: StoreTime) {
-        let from = since.max(self.record.limit.begun);
-        self.observations.in_flight_s -= self.entry.at.since(from).as_secs_f64();
     }
 
     /// Reads the record again if this worker was idle for some time: others may have changed the limit.
@@ -150,13 +238,12 @@ impl ClusterControl {
 
     /// Looks how many requests may be in flight now.
     pub fn refresh(&mut self, now: StoreTime, shared: &impl Shared) {
-        let limit = self.record.limit.limit();
         let has_gauges = shared.read(self.id, Gauge::InFlight).is_some();
-        self.limit = if has_gauges { limit } else { self.record.share(self.entry.worker, limit, now) };
+        self.share = (!has_gauges).then(|| self.record.share(self.entry.worker, now));
     }
 
     pub fn is_idle(&self) -> bool {
-        self.entry.in_flight == 0 && self.queue.len() == 0 && self.observations == Observations::default()
+        self.entry.in_flight == 0 && self.queue.is_empty() && self.observations == Observations::default()
     }
 
     /// Writes into the record what was observed here, and reads what follows from what all workers observed.
@@ -171,8 +258,7 @@ impl ClusterControl {
         let (entry, read) = (self.entry, |gauge| shared.read(self.id, gauge));
         let gauges = read(Gauge::InFlight)
             .map(|in_flight| Gauges::new(in_flight, read(Gauge::Waiting).unwrap_or_default()));
-        let new = || ClusterRecord::new(now);
-        let changed = change(shared, &self.key, new, |record| {
+        let changed = change(shared, &self.key, |record: &mut ClusterRecord| {
             let mut observed = observed;
             if from < record.limit.begun {
                 (observed.samples, observed.latency_s, observed.in_flight_s) = (0.0, 0.0, 0.0);
@@ -180,7 +266,7 @@ impl ClusterControl {
             if learns {
                 record.limit.learn_usual(&observed, now);
             }
-            record.update(&observed, entry, gauges, now)
+            record.update(&observed, entry, gauges)
         });
         // Where all attempts were lost to other workers, these observations are lost, and the next ones are not.
         let Some((record, excess)) = changed else { return };
@@ -192,4 +278,9 @@ impl ClusterControl {
         self.record = record;
         self.refresh(now, shared);
     }
+}
+
+/// Of two numbers of one sign, that which is nearer to zero; zero if their signs differ.
+fn nearer_to_zero(one: i32, other: i32) -> i32 {
+    if one > 0 { one.min(other.max(0)) } else { one.max(other.min(0)) }
 }

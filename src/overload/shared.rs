@@ -8,7 +8,7 @@ use crate::store::{SharedData, update};
 use crate::tier::MAX_PRIORITY;
 
 /// An upstream cluster, by its number in this worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClusterId(pub u8);
 
 impl ClusterId {
@@ -21,7 +21,7 @@ impl ClusterId {
 pub enum Gauge {
     /// Low 32 bits: requests in flight. High 32 bits: workers that have a queue.
     InFlight,
-    /// Six bits for each priority: workers with a request of that priority in their queue.
+    /// Six bits for each priority: workers in whose queue it is the most important one.
     Waiting,
 }
 
@@ -30,7 +30,6 @@ pub const MAX_QUEUES: i32 = 48;
 
 /// Shared data, and gauges: each one atomic number for all workers.
 pub trait Shared: SharedData {
-    /// Adds `difference` to a gauge.
     fn add(&self, cluster: ClusterId, gauge: Gauge, difference: i64);
 
     /// Reads a gauge; `None` where Envoy keeps no such gauge.
@@ -42,7 +41,7 @@ pub trait Shared: SharedData {
 pub struct Gauges {
     pub in_flight: i32,
     pub queues: i32,
-    /// Workers with a request of each priority in their queue.
+    /// Workers by the most important priority in their queue.
     pub waiting: [i8; MAX_PRIORITY as usize + 1],
 }
 
@@ -80,31 +79,26 @@ impl Gauges {
 
 /// Changes a record of all workers. Returns it, and what `change` returned at last; `None` where every attempt was lost
 /// to another worker.
-pub fn change<T: Serialize + DeserializeOwned, R>(
+pub fn change<T: Default + Serialize + DeserializeOwned, R>(
     shared: &impl Shared,
     key: &str,
-    new: impl Fn() -> T,
     mut change: impl FnMut(&mut T) -> R,
 ) -> Option<(T, R)> {
     let updated = update(shared, key, |bytes, _| {
-        let mut record = bytes.and_then(decode).unwrap_or_else(&new);
+        let mut record = bytes.and_then(decode).unwrap_or_default();
         let result = change(&mut record);
-        let bytes = encode(&record);
+        let bytes = postcard::to_allocvec(&record).unwrap_or_default();
         ((record, result), Some(bytes))
     });
     updated.ok().map(|updated| updated.value)
 }
 
-/// The format of the records, a part of their names and of the gauges'. The bytes do not describe themselves, so a change of what is
-/// encoded has to count it up.
+/// The format of the records, a part of their names and of the gauges'. The bytes do not describe themselves, so a
+/// change of what is encoded has to count it up.
 pub const FORMAT: u8 = 7;
 
 pub(super) fn key(namespace: &str, record: &str) -> String {
     record_key(namespace, &format!("overload/{FORMAT}/{record}"))
-}
-
-pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
-    postcard::to_allocvec(record).unwrap_or_default()
 }
 
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {

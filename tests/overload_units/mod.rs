@@ -7,13 +7,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::admission_queue::AdmissionQueue;
-use super::cluster_record::{ClusterRecord, WorkerEntry};
+use super::cluster::{ClusterRecord, Rank, WorkerEntry};
 use super::concurrency_limit::{ConcurrencyLimit, LimitState};
 use super::health_detector::HealthDetector;
 use super::observations::{CallerCounts, CallerObservations, Observations, count};
 use super::parameters::INITIAL_LIMIT;
-use super::shared::{Gauges, change, decode, encode, key};
+use super::shared::{Gauges, change, decode, key};
 use super::{ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared};
 use crate::config::HealthThresholds;
 use crate::control::Control;

@@ -74,7 +74,7 @@ fn worker() -> Worker {
 impl Worker {
     fn new(worker: u64, thresholds: HealthThresholds, memory: &Rc<Memory>) -> Self {
         let mut control = OverloadControl::new(thresholds, "test", worker, at(0));
-        let cluster = control.cluster_id(b"upstream", at(0));
+        let cluster = control.cluster_id(b"upstream");
         Self { control, memory: Rc::clone(memory), cluster, next: 0, shed: Vec::new() }
     }
 
@@ -84,8 +84,9 @@ impl Worker {
 
     fn admit_with(&mut self, priority: u8, completes_later: bool, ms: u64) -> (RequestId, Option<Output>) {
         self.next += 1;
-        let request = PlaceRequest { cluster: self.cluster, priority, order: 0, caller: 1, completes_later };
-        let output = self.control.admit(self.next, request, at(ms), &*self.memory);
+        let (id, cluster) = (self.next, self.cluster);
+        let request = PlaceRequest { id, cluster, priority, order: 0, caller: 1, completes_later };
+        let output = self.control.admit(request, at(ms), &*self.memory);
         self.shed.extend(output.filter(|output| matches!(output, Output::Shed(_))));
         (self.next, output)
     }
@@ -186,7 +187,7 @@ fn a_full_queue_to_one_cluster_costs_no_request_to_another() {
     let to_the_first = worker.fill(0).len() + 1_100;
     (0..1_000).for_each(|_| _ = worker.admit(2, 1));
     worker.outputs();
-    worker.cluster = worker.control.cluster_id(b"another", at(2));
+    worker.cluster = worker.control.cluster_id(b"another");
     worker.fill(2);
     let shed = worker.outputs();
     assert!(!shed.is_empty());
@@ -226,7 +227,7 @@ fn at_most_1024_requests_wait_in_a_worker() {
     let mut worker = worker();
     let mut shed = 0;
     for name in 0..40_u8 {
-        worker.cluster = worker.control.cluster_id(&[name], at(0));
+        worker.cluster = worker.control.cluster_id(&[name]);
         assert!(worker.cluster <= ClusterId::REST);
         for _ in 0..200 {
             let _ = worker.admit(2, 0);
@@ -346,15 +347,23 @@ fn an_idle_worker_learns_what_others_did_before_it_sheds() {
     worker.admit(2, 0);
     worker.tick(50);
     let key = key("test", "clusters/upstream");
-    change(
-        &*worker.memory,
-        &key,
-        || ClusterRecord::new(at(0)),
-        |record: &mut ClusterRecord| record.limit.target = 200.0,
-    );
+    change(&*worker.memory, &key, |record: &mut ClusterRecord| record.limit.target = 200.0);
     worker.memory.add(worker.cluster, Gauge::InFlight, 50);
     let sent = worker.fill(400).len();
     assert_eq!((sent, worker.outputs()), (100, Vec::new()));
+}
+
+#[test]
+fn a_worker_publishes_the_most_important_priority_in_its_queue() {
+    let mut worker = worker();
+    let published = |worker: &Worker| worker.memory.read(ClusterId(0), Gauge::Waiting).unwrap();
+    assert_eq!(published(&worker), 0);
+    worker.fill(0);
+    assert_eq!(published(&worker), 1 << 12);
+    let (id, _) = worker.admit(9, 0);
+    assert_eq!(published(&worker), 1 << 54);
+    worker.finish(id, RequestOutcome::NotSent, 1);
+    assert_eq!(published(&worker), 1 << 12);
 }
 
 #[test]

@@ -122,11 +122,18 @@ impl Protection for Workers {
         let Arrival { worker, cluster, request, priority, caller } = arrival;
         let now = self.at(worker, now_us);
         let control = &mut self.workers[worker];
-        let id = control.cluster_id(format!("cluster {cluster}").as_bytes(), now);
+        let id = control.cluster_id(format!("cluster {cluster}").as_bytes());
         self.memory.clusters.borrow_mut().insert((worker, id), cluster);
         let order = overload::rotating_order(&caller, now);
-        let place = overload::PlaceRequest { cluster: id, priority, order, caller, completes_later: false };
-        match control.admit(request as u32, place, now, &self.memory) {
+        let place = overload::PlaceRequest {
+            id: request as u32,
+            cluster: id,
+            priority,
+            order,
+            caller,
+            completes_later: false,
+        };
+        match control.admit(place, now, &self.memory) {
             Some(overload::Output::Send(_)) => self.outputs.push_back(Output::Send(request)),
             Some(overload::Output::Shed(_)) => self.outputs.push_back(Output::Shed(request)),
             None => {}
