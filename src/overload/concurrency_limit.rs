@@ -24,31 +24,20 @@ pub enum LimitState {
     Limiting,
     /// A lower limit shows what latency is there.
     Trial(Trial),
-    /// Requests wait or are given up, and none gets a response. The limit falls to [`MIN_SAMPLES`] until one does, unless
-    /// those in flight just hang.
+    /// Requests wait or are given up, and none gets a response. The limit falls until one does, unless those in flight
+    /// just hang.
     Silent { queue_limit: f64 },
 }
 
 /// A lower limit on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
-    kind: TrialKind,
+    /// Whether it measures the baseline; else latency is above its goal.
+    is_verification: bool,
     /// What the latency at the lower limit is compared with; `None` if latency was still changing.
     before: Option<Measurement>,
     /// The limit to go back to: the lowest that has proved itself.
     back: f64,
-    /// The limit on its way down, slowly enough that the most important requests go on meanwhile; `None` once no more
-    /// requests are in flight than the lower limit allows.
-    falling: Option<f64>,
-}
-
-/// What a lower limit is tried for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum TrialKind {
-    /// Latency is above its goal.
-    Cut,
-    /// The baseline is measured.
-    Verify,
 }
 
 /// The limit of one cluster, as all workers share it.
@@ -57,6 +46,9 @@ pub struct ConcurrencyLimit {
     pub state: LimitState,
     /// The limit, or what it falls to.
     pub target: f64,
+    /// The limit on its way down, slowly enough that the most important requests go on meanwhile; `None` once no more
+    /// requests are in flight than `target`.
+    falling: Option<f64>,
     baseline: Mean,
     /// When the epoch of the limit began: latencies that were observed before do not count.
     pub begun: StoreTime,
@@ -82,6 +74,7 @@ impl ConcurrencyLimit {
         Self {
             state: LimitState::Starting,
             target: INITIAL_LIMIT / 2.0,
+            falling: None,
             baseline: Mean::default(),
             begun: StoreTime::default(),
             since: now,
@@ -97,22 +90,17 @@ impl ConcurrencyLimit {
 
     /// How many requests may be in flight.
     pub fn limit(&self) -> f64 {
-        match self.state {
-            LimitState::Trial(Trial { falling: Some(limit), .. }) => limit,
-            _ => self.target,
-        }
+        self.falling.unwrap_or(self.target)
     }
 
     /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed, nor is a limit
     /// before the baseline is confirmed.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
-            LimitState::Starting => f64::INFINITY,
-            LimitState::Open if self.verified_at.is_none() => f64::INFINITY,
-            LimitState::Trial(Trial { back: limit, .. }) | LimitState::Silent { queue_limit: limit } => {
-                self.target.max(limit)
-            }
-            LimitState::Open | LimitState::Limiting => self.target,
+            LimitState::Starting | LimitState::Open if self.verified_at.is_none() => f64::INFINITY,
+            LimitState::Trial(Trial { back, .. }) => back,
+            LimitState::Silent { queue_limit } => self.target.max(queue_limit),
+            LimitState::Starting | LimitState::Open | LimitState::Limiting => self.target,
         }
     }
 
@@ -144,15 +132,13 @@ impl ConcurrencyLimit {
     pub fn usual(&self) -> Option<f64> {
         self.verified_s.is_finite().then_some(self.usual_s)
     }
-
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
         self.updated = now;
         if observed.arrivals > 0.0 || observed.ended > 0.0 {
             // A pause does not count: demand would seem low, and the upstream silent.
             let pause = now.since(self.active_at.max(self.since)).saturating_sub(self.longest_gap());
-            self.since = self.since.after(pause);
-            self.responded_at = self.responded_at.after(pause);
+            (self.since, self.responded_at) = (self.since.after(pause), self.responded_at.after(pause));
             self.active_at = now;
         }
         self.totals.merge(observed);
@@ -166,32 +152,26 @@ impl ConcurrencyLimit {
         if self.is_silent() {
             return self.end_silence(in_flight);
         }
-        if let LimitState::Trial(Trial { falling: falling @ Some(_), .. }) = &mut self.state {
+        if let Some(limit) = self.falling {
             if in_flight <= self.target.ceil() {
-                *falling = None;
-                return self.begin(self.state);
+                return self.begin(self.target, self.state);
             }
-            *falling = falling.map(|limit| self.target.max(limit - DRAIN * observed.ended));
+            self.falling = Some(self.target.max(limit - DRAIN * observed.ended));
         }
         // Each worker has to have said what it observed.
         if self.totals.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
             return self.follow_errors(in_flight);
         }
         match self.state {
-            LimitState::Trial(trial) if !self.waits() => {
-                // Nothing can be proved with less demand.
-                self.target = trial.back;
-                self.begin(LimitState::Open);
-            }
+            // Nothing can be proved with less demand.
+            LimitState::Trial(trial) if !self.waits() => self.begin(trial.back, LimitState::Open),
             // With one response for each request in flight, all kinds have come.
-            LimitState::Trial(trial) if trial.falling.is_some() || self.totals.samples < self.target => {}
-            LimitState::Trial(trial) if trial.kind == TrialKind::Cut => self.prove(trial, estimate.little),
-            LimitState::Trial(trial) => self.verify(trial, estimate.little),
-            LimitState::Silent { queue_limit: back } => {
-                if !self.is_slow(estimate.low) {
-                    self.target = back.min(INITIAL_LIMIT).max(self.target);
-                }
-                self.begin(LimitState::Limiting);
+            LimitState::Trial(_) if self.falling.is_some() || self.totals.samples < self.target => {}
+            LimitState::Trial(trial) if trial.is_verification => self.verify(trial, estimate.little),
+            LimitState::Trial(trial) => self.prove(trial, estimate.little),
+            LimitState::Silent { queue_limit } => {
+                let back = if self.is_slow(estimate.low) { 0.0 } else { queue_limit.min(INITIAL_LIMIT) };
+                self.begin(self.target.max(back), LimitState::Limiting);
             }
             _ if self.waits() => self.follow(estimate, in_flight),
             _ => self.learn(estimate),
@@ -202,18 +182,14 @@ impl ConcurrencyLimit {
     /// an upstream that is overloaded from the first second has no long queue yet.
     fn start(&mut self, estimate: Estimate) {
         let waits = self.waits();
-        let enough = if waits { MIN_SAMPLES } else { INITIAL_LIMIT };
-        if self.totals.samples >= enough {
+        if self.totals.samples >= if waits { MIN_SAMPLES } else { INITIAL_LIMIT } {
             self.baseline = estimate.high;
             self.usual_s = self.goal_s();
-            if waits {
-                self.target += self.totals.samples;
-            }
+            self.target += if waits { self.totals.samples } else { 0.0 };
             self.go_on(LimitState::Open);
         } else if waits && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
             // What waits longer is shed. There is an end to this, in case no response ever arrives.
-            self.target = (2.0 * self.target).min(BASELINE_SAMPLES.max(self.target));
-            self.begin(LimitState::Starting);
+            self.begin((2.0 * self.target).min(BASELINE_SAMPLES.max(self.target)), LimitState::Starting);
         }
     }
 
@@ -228,34 +204,28 @@ impl ConcurrencyLimit {
     }
 
     fn end_silence(&mut self, in_flight: f64) {
-        let queue_limit = self.queue_limit();
+        let silent = LimitState::Silent { queue_limit: self.queue_limit() };
         self.responded_at = self.updated;
         match self.state {
-            LimitState::Trial(Trial { back, falling: Some(_), .. }) => {
-                // Some of those in flight hang, and the lower limit cannot be measured.
-                self.target = back;
+            // Some of those in flight hang, and the lower limit cannot be measured.
+            LimitState::Trial(Trial { back, .. }) if self.falling.is_some() => {
                 self.verified_at = self.verified_at.map(|_| self.updated);
-                return self.begin(LimitState::Limiting);
+                self.begin(back, LimitState::Limiting);
             }
             _ if self.any_given_up() => {
-                self.target = (self.target.min(in_flight) / 2.0).max(MIN_SAMPLES);
+                self.begin((self.target.min(in_flight) / 2.0).max(MIN_SAMPLES), silent);
             }
             // They may hang while others would get a response.
-            _ => self.target = in_flight + MIN_SAMPLES,
+            _ => self.begin(in_flight + MIN_SAMPLES, silent),
         }
-        self.begin(LimitState::Silent { queue_limit });
     }
 
     /// Where hardly anything but errors arrives, there is no latency to follow: a low limit does not help.
     fn follow_errors(&mut self, in_flight: f64) {
         let errors = self.totals.answered - self.totals.responses;
-        let are_errors = errors >= MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64();
-        if are_errors && self.waits() {
-            if let LimitState::Trial(Trial { back, .. }) = self.state {
-                self.target = back;
-            }
-            self.target = self.target.max(in_flight) + MIN_SAMPLES;
-            self.begin(LimitState::Limiting);
+        if errors >= MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64() && self.waits() {
+            let back = if let LimitState::Trial(trial) = self.state { trial.back } else { self.target };
+            self.begin(back.max(in_flight) + MIN_SAMPLES, LimitState::Limiting);
         }
     }
 
@@ -303,11 +273,11 @@ impl ConcurrencyLimit {
                 self.cut(before, self.target, estimate.mean);
             } else if !is_limiting {
                 // Earlier samples were of fewer in flight: only the next cut can prove that it helps.
-                self.lower(self.target / LATENCY_TARGET, TrialKind::Cut, None, self.target);
+                self.lower(self.target / LATENCY_TARGET, false, None, self.target);
             }
         } else if is_limiting && self.is_verification_due() {
             if is_steady {
-                self.lower(self.target / 2.0, TrialKind::Verify, before, self.target);
+                self.lower(self.target / 2.0, true, before, self.target);
             }
         } else if estimate.high.most_s() < goal_s
             || self.verified_at.is_none() && estimate.mean.seconds < goal_s
@@ -317,8 +287,7 @@ impl ConcurrencyLimit {
                 (goal_s - estimate.mean.seconds) / (goal_s - self.baseline.seconds).max(f64::EPSILON);
             let growth = growth.clamp(0.0, 1.0);
             if is_limiting {
-                self.target *= 1.0 + growth;
-                self.begin(LimitState::Limiting);
+                self.begin(self.target * (1.0 + growth), LimitState::Limiting);
             } else {
                 // There was room for all so far, and there is no queue. By one for each response it grows evenly.
                 self.target += growth * self.totals.samples.min(self.target);
@@ -337,7 +306,7 @@ impl ConcurrencyLimit {
         let now = Measurement { limit: self.target, latency };
         let Some(before) = trial.before else {
             if is_below(self.goal_s()) {
-                self.begin(LimitState::Limiting);
+                self.begin(self.target, LimitState::Limiting);
             } else if is_slow || is_sure {
                 self.cut(Some(now), trial.back, latency);
             }
@@ -346,13 +315,13 @@ impl ConcurrencyLimit {
         let is_last = self.target <= 1.0;
         let failed_by = before.failed_by(now);
         if is_below(before.helped_s(self.target)) && (is_last || !is_slow) {
-            self.begin(LimitState::Limiting);
+            self.begin(self.target, LimitState::Limiting);
         } else if is_below(before.helped_s(self.target)) {
             self.cut(Some(now), self.target, latency);
         } else if failed_by > SIGMAS || is_sure && is_last {
             if self.totals.answered < (1.0 - TOLERANCE) * self.totals.ended && self.target > MIN_SAMPLES {
                 // The upstream may still work on requests that were given up.
-                self.begin(LimitState::Limiting);
+                self.begin(self.target, LimitState::Limiting);
             } else {
                 self.set_baseline(trial.back, latency, failed_by > 2.0 * SIGMAS);
             }
@@ -377,7 +346,7 @@ impl ConcurrencyLimit {
         if has_fallen && !is_known && self.target > 1.0 {
             self.baseline = latency;
             let now = Measurement { limit: self.target, latency };
-            self.lower(self.target / 2.0, TrialKind::Verify, Some(now), trial.back);
+            self.lower(self.target / 2.0, true, Some(now), trial.back);
         } else {
             self.set_baseline(trial.back, latency, false);
         }
@@ -391,8 +360,7 @@ impl ConcurrencyLimit {
         // What differs much may be a mistake, and is soon verified.
         self.verified_at = (is_certain || !is_other).then_some(self.updated);
         self.verified_s = self.baseline.seconds;
-        self.target = limit;
-        self.begin(LimitState::Limiting);
+        self.begin(limit, LimitState::Limiting);
     }
 
     /// Under load, the baseline is measured from time to time, and when it has risen without a measurement.
@@ -412,13 +380,13 @@ impl ConcurrencyLimit {
     fn cut(&mut self, before: Option<Measurement>, back: f64, latency: Mean) {
         let to = self.target * self.goal_s() / latency.seconds;
         let to = to.clamp(self.target / HEADROOM, self.target / LATENCY_TARGET);
-        self.lower(to, TrialKind::Cut, before, back);
+        self.lower(to, false, before, back);
     }
 
-    fn lower(&mut self, to: f64, kind: TrialKind, before: Option<Measurement>, back: f64) {
+    fn lower(&mut self, to: f64, is_verification: bool, before: Option<Measurement>, back: f64) {
         let falling = Some(self.target);
-        self.target = to.max(1.0);
-        self.begin(LimitState::Trial(Trial { kind, before, back, falling }));
+        self.begin(to.max(1.0), LimitState::Trial(Trial { is_verification, before, back }));
+        self.falling = falling;
     }
 
     fn goal_s(&self) -> f64 {
@@ -456,8 +424,8 @@ impl ConcurrencyLimit {
     }
 
     /// Begins an epoch.
-    fn begin(&mut self, state: LimitState) {
-        self.begun = self.updated;
+    fn begin(&mut self, target: f64, state: LimitState) {
+        (self.target, self.falling, self.begun) = (target, None, self.updated);
         self.go_on(state);
     }
 
