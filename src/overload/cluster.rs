@@ -71,12 +71,6 @@ pub struct ClusterControl {
     pub places_in_a_row: u32,
 }
 
-impl Default for ConcurrencyLimit {
-    fn default() -> Self {
-        Self::new(StoreTime::default())
-    }
-}
-
 impl ClusterRecord {
     /// Takes in what one worker observed and holds. Returns the excess to take off the gauges.
     ///

@@ -64,30 +64,32 @@ pub struct ConcurrencyLimit {
     responded_at: StoreTime,
     /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
     verified_at: Option<StoreTime>,
-    /// The baseline then, in seconds.
-    verified_s: f64,
+    was_verified: bool,
 }
 
-impl ConcurrencyLimit {
+impl Default for ConcurrencyLimit {
     /// The limit before anything is known.
-    pub fn new(now: StoreTime) -> Self {
+    fn default() -> Self {
+        let long_ago = StoreTime::default();
         Self {
             state: LimitState::Starting,
             target: INITIAL_LIMIT / 2.0,
             falling: None,
             baseline: Mean::default(),
-            begun: StoreTime::default(),
-            since: now,
-            updated: now,
-            active_at: now,
+            begun: long_ago,
+            since: long_ago,
+            updated: long_ago,
+            active_at: long_ago,
             totals: Observations::default(),
             usual_s: f64::INFINITY,
-            responded_at: now,
+            responded_at: long_ago,
             verified_at: None,
-            verified_s: f64::INFINITY,
+            was_verified: false,
         }
     }
+}
 
+impl ConcurrencyLimit {
     /// How many requests may be in flight.
     pub fn limit(&self) -> f64 {
         self.falling.unwrap_or(self.target)
@@ -130,7 +132,7 @@ impl ConcurrencyLimit {
 
     /// What nine in ten responses usually do not exceed, in seconds; `None` before the baseline was confirmed.
     pub fn usual(&self) -> Option<f64> {
-        self.verified_s.is_finite().then_some(self.usual_s)
+        self.was_verified.then_some(self.usual_s)
     }
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
@@ -169,10 +171,7 @@ impl ConcurrencyLimit {
             LimitState::Trial(_) if self.falling.is_some() || self.totals.samples < self.target => {}
             LimitState::Trial(trial) if trial.is_verification => self.verify(trial, estimate.little),
             LimitState::Trial(trial) => self.prove(trial, estimate.little),
-            LimitState::Silent { queue_limit } => {
-                let back = if self.is_slow(estimate.low) { 0.0 } else { queue_limit.min(INITIAL_LIMIT) };
-                self.begin(self.target.max(back), LimitState::Limiting);
-            }
+            LimitState::Silent { .. } => self.begin(self.target, LimitState::Limiting),
             _ if self.waits() => self.follow(estimate, in_flight),
             _ => self.learn(estimate),
         }
@@ -254,10 +253,8 @@ impl ConcurrencyLimit {
             let share = self.age_s() / VERIFY_INTERVAL.as_secs_f64();
             let samples = self.totals.samples.min(BASELINE_SAMPLES * share);
             self.baseline = self.baseline.with(Mean { samples, ..estimate.mean }, share);
-            // A rise may be a queue that builds up.
-            if self.baseline.error() < TOLERANCE && !self.has_risen_by(TOLERANCE) {
-                self.verified_at = Some(self.updated);
-                self.verified_s = self.verified_s.min(self.baseline.seconds);
+            if self.baseline.error() < TOLERANCE {
+                (self.verified_at, self.was_verified) = (Some(self.updated), true);
             }
         }
         self.go_on(LimitState::Open);
@@ -285,12 +282,13 @@ impl ConcurrencyLimit {
             // Before there ever was room for all, nothing says that there is a queue.
             let growth =
                 (goal_s - estimate.mean.seconds) / (goal_s - self.baseline.seconds).max(f64::EPSILON);
-            let growth = growth.clamp(0.0, 1.0);
+            // By one for each response it grows evenly.
+            let target = self.target + growth.clamp(0.0, 1.0) * self.totals.samples.min(self.target);
             if is_limiting {
-                self.begin(self.target * (1.0 + growth), LimitState::Limiting);
+                self.begin(target, LimitState::Limiting);
             } else {
-                // There was room for all so far, and there is no queue. By one for each response it grows evenly.
-                self.target += growth * self.totals.samples.min(self.target);
+                // There was room for all so far, and there is no queue.
+                self.target = target;
                 self.go_on(LimitState::Open);
             }
         } else if self.totals.samples >= BASELINE_SAMPLES {
@@ -313,18 +311,12 @@ impl ConcurrencyLimit {
             return;
         };
         let is_last = self.target <= 1.0;
-        let failed_by = before.failed_by(now);
         if is_below(before.helped_s(self.target)) && (is_last || !is_slow) {
             self.begin(self.target, LimitState::Limiting);
         } else if is_below(before.helped_s(self.target)) {
             self.cut(Some(now), self.target, latency);
-        } else if failed_by > SIGMAS || is_sure && is_last {
-            if self.totals.answered < (1.0 - TOLERANCE) * self.totals.ended && self.target > MIN_SAMPLES {
-                // The upstream may still work on requests that were given up.
-                self.begin(self.target, LimitState::Limiting);
-            } else {
-                self.set_baseline(trial.back, latency, failed_by > 2.0 * SIGMAS);
-            }
+        } else if before.failed_by(now) > SIGMAS || is_sure && is_last {
+            self.set_baseline(trial.back, latency);
         } else if is_sure {
             // A lower limit shows more.
             self.cut(trial.before, trial.back, latency);
@@ -348,31 +340,25 @@ impl ConcurrencyLimit {
             let now = Measurement { limit: self.target, latency };
             self.lower(self.target / 2.0, true, Some(now), trial.back);
         } else {
-            self.set_baseline(trial.back, latency, false);
+            self.set_baseline(trial.back, latency);
         }
     }
 
     /// A lower limit has shown what latency is without a queue.
-    fn set_baseline(&mut self, limit: f64, latency: Mean, is_certain: bool) {
+    fn set_baseline(&mut self, limit: f64, latency: Mean) {
         let difference = (latency.seconds / self.baseline.seconds).ln().abs();
         let is_other = difference > SIGMAS * latency.error().hypot(self.baseline.error());
         self.baseline = if is_other { latency } else { self.baseline.with(latency, 1.0) };
         // What differs much may be a mistake, and is soon verified.
-        self.verified_at = (is_certain || !is_other).then_some(self.updated);
-        self.verified_s = self.baseline.seconds;
+        self.verified_at = (!is_other).then_some(self.updated);
+        self.was_verified = true;
         self.begin(limit, LimitState::Limiting);
     }
 
-    /// Under load, the baseline is measured from time to time, and when it has risen without a measurement.
+    /// Under load, the baseline is measured from time to time.
     fn is_verification_due(&self) -> bool {
         let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
-        self.has_risen_by(SIGMAS * TOLERANCE)
-            || self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s)
-    }
-
-    /// Whether the baseline is above its last confirmed value by this share of it.
-    fn has_risen_by(&self, share: f64) -> bool {
-        self.baseline.seconds > self.verified_s * (1.0 + share)
+        self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s)
     }
 
     /// Cuts the limit to what would bring latency to its goal by Little's law. The step is large enough to show an
