@@ -3,7 +3,7 @@
 //! One worker at a time fetches for all, by a lease in shared data. What it fetched is checked together with the
 //! plugin configuration and published in shared data, keys as hashes; every worker takes it over at its next request,
 //! so no two workers apply different limits. A document that cannot be fetched or is wrong does not hold up the other
-//! one, and is complained about once; the last good one stays in force, if it fits the other.
+//! one, and is complained about once; the last valid one stays in force, if it fits the other.
 //!
 //! In reading order: [`schedule`] (who fetches when), [`fetched_text`] (a document until it is parsed),
 //! [`publication`] (from texts to what is in force, in slices), [`published`] (the record of what is in force),

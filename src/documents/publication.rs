@@ -201,6 +201,8 @@ impl Publication {
             };
             let reason = format!("{name} left out: {reason}");
             match left_out {
+                // It is checked again once it can be reached.
+                Some(failure) if failure.is_unreachable() => known_wrong.together = 0,
                 Some(failure) => failure.reason = format!("{}; {reason}", failure.reason),
                 None => *left_out = Some(DocumentFailure::wrong(reason, known_wrong.together)),
             }

@@ -195,7 +195,7 @@ fn keys_that_fit_the_first_tiers_stay_beside_wrong_new_keys() {
 }
 
 #[test]
-fn old_keys_that_do_not_fit_the_first_tiers_are_reported_beside_wrong_new_ones() {
+fn keys_that_do_not_fit_the_first_tiers_are_reported_with_their_reason() {
     let data = FakeData::at(SECOND);
     let old = Some(Ok(r#"{"k": "platinum"}"#.into()));
     publish_alone(Fetched { tiers: None, api_keys: old }, &data);
@@ -203,6 +203,13 @@ fn old_keys_that_do_not_fit_the_first_tiers_are_reported_beside_wrong_new_ones()
     for reason in ["api_keys: not valid JSON", "api_keys left out: api_keys[1]: found the name of no tier"] {
         assert!(complaint.contains(reason), "{complaint}");
     }
+
+    let (data, keys) = (FakeData::at(SECOND), r#"{"k": "platinum"}"#);
+    publish_alone(Fetched { tiers: None, api_keys: Some(Ok(keys.into())) }, &data);
+    let unreachable = Some(Err("api_keys: found status 503, wanted 200".to_owned()));
+    publish_alone(Fetched { tiers: Some(Ok(TIERS.into())), api_keys: unreachable }, &data);
+    let complaint = publish_alone(texts(TIERS, keys), &data).1.expect("a complaint");
+    assert!(complaint.contains("api_keys[1]: found the name of no tier"), "{complaint}");
 }
 
 #[test]
