@@ -363,8 +363,8 @@ fn admin(field: Option<Field>, environment: &Environment) -> Result<Admin, Strin
         let is_trimmed = plain.trim_ascii().len() == plain.len();
         if !is_trimmed || plain.iter().any(u8::is_ascii_control) || plain.len() > MAX_TOKEN_BYTES {
             return Err(format!(
-                "ADMIN_TOKEN: found what no header can contain, wanted at most {MAX_TOKEN_BYTES} bytes without a line \
-                 break and without a space at either end"
+                "ADMIN_TOKEN: found a control character, a space at an end, or too many bytes, wanted at most \
+                 {MAX_TOKEN_BYTES} bytes without these"
             ));
         }
         token = Some(KeyHash::of(plain));

@@ -44,7 +44,8 @@ fn walk(value: &Value, found: &mut Vec<(String, Configuration)>) {
         found.extend(list.filter_map(plugin));
     } else if value["kind"] == "ConfigMap" {
         for (name, text) in value["data"].as_object().into_iter().flatten() {
-            let Some(text) = text.as_str().filter(|_| name.ends_with(".yaml")) else { continue };
+            let is_configuration = [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending));
+            let Some(text) = text.as_str().filter(|_| is_configuration) else { continue };
             match documents(text) {
                 Ok(documents) => documents.iter().for_each(|document| walk(document, found)),
                 Err(error) => found.push((name.clone(), Err(error))),
