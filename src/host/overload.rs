@@ -123,8 +123,8 @@ fn hash_of(value: &impl Hash) -> u64 {
 
 /// The gauges of clusters, and shared data.
 ///
-/// Shared data belongs to a `vm_id`, and its records to a namespace and a format, but gauges to the process. So a gauge's
-/// name has all three in it, as a hash.
+/// Shared data belongs to a `vm_id`, and its records to a namespace and a format, but gauges to the process. So a
+/// gauge's name has all three in it, as a hash.
 struct ClusterGauges {
     scope: u32,
     /// By number of the cluster; `None` where Envoy keeps no number behind a gauge.

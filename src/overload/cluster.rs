@@ -59,7 +59,7 @@ pub struct ClusterControl {
     /// The requests that wait, and since when.
     pub queue: BTreeMap<Rank, StoreTime>,
     pub observations: Observations,
-    /// As it was last read.
+    /// The record at the last read.
     pub record: ClusterRecord,
     /// This worker's share of the limit, where Envoy keeps no gauges.
     pub share: Option<f64>,

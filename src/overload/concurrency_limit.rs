@@ -24,8 +24,8 @@ pub enum LimitState {
     Limiting,
     /// A lower limit shows what latency is there.
     Trial(Trial),
-    /// Requests wait or are given up, and none gets a response. The limit falls until one does, unless those in flight
-    /// just hang.
+    /// Requests wait or are given up, and none gets a response. The limit falls to [`MIN_SAMPLES`] until one does, unless
+    /// those in flight just hang.
     Silent { queue_limit: f64 },
 }
 
@@ -58,8 +58,8 @@ pub struct ConcurrencyLimit {
     /// When a request last arrived or ended.
     active_at: StoreTime,
     totals: Observations,
-    /// What nine in ten responses usually do not exceed. Before the baseline is confirmed, it is learned quickly, and
-    /// no request is called slow by it.
+    /// What nine in ten responses usually do not exceed. Before the baseline is confirmed, it changes in large steps,
+    /// and no request is called slow by it.
     usual_s: f64,
     responded_at: StoreTime,
     /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
@@ -134,6 +134,7 @@ impl ConcurrencyLimit {
     pub fn usual(&self) -> Option<f64> {
         self.was_verified.then_some(self.usual_s)
     }
+
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
         self.updated = now;

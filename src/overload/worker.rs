@@ -44,7 +44,7 @@ impl PlaceRequest {
 
     /// Its stage when it is sent.
     fn sent(&self, now: StoreTime) -> Stage {
-        if self.completes_later { Stage::Uploading(now) } else { Stage::Complete(now) }
+        if self.completes_later { Stage::Incomplete(now) } else { Stage::Complete(now) }
     }
 }
 
@@ -52,10 +52,10 @@ impl PlaceRequest {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stage {
     Waiting,
-    /// It is in flight, and its last byte is still to come.
-    Uploading(StoreTime),
-    /// The same, but its upload is slow: it holds no place.
-    SlowUpload,
+    /// It is in flight, but its last byte or the reply of Redis is still to come.
+    Incomplete(StoreTime),
+    /// The same for so long that it holds no place.
+    IncompleteWithoutPlace,
     /// It is in flight, and complete.
     Complete(StoreTime),
     /// The same, and it was counted as slow before its end.
@@ -167,8 +167,8 @@ impl OverloadControl {
         request.completes_later = false;
         let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { return };
         match stage {
-            Stage::Uploading(_) => {}
-            Stage::SlowUpload => _ = cluster.take_place(None, shared),
+            Stage::Incomplete(_) => {}
+            Stage::IncompleteWithoutPlace => _ = cluster.take_place(None, shared),
             Stage::Waiting | Stage::Complete(_) | Stage::Slow(_) => return,
         }
         *stage = Stage::Complete(now);
@@ -182,7 +182,7 @@ impl OverloadControl {
             cluster.queue.remove(&request.rank());
             return self.pump(request.cluster, now, shared);
         }
-        if stage != Stage::SlowUpload {
+        if stage != Stage::IncompleteWithoutPlace {
             cluster.give_back(shared);
             cluster.yield_place(now, shared);
         }
@@ -265,8 +265,8 @@ impl OverloadControl {
         for (request, stage) in self.requests.values_mut() {
             let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { continue };
             match *stage {
-                Stage::Uploading(since) if now.since(since) >= FLUSH_INTERVAL => {
-                    *stage = Stage::SlowUpload;
+                Stage::Incomplete(since) if now.since(since) >= FLUSH_INTERVAL => {
+                    *stage = Stage::IncompleteWithoutPlace;
                     cluster.give_back(shared);
                 }
                 Stage::Complete(since) | Stage::Slow(since) => {
@@ -278,7 +278,7 @@ impl OverloadControl {
                         count(&mut self.callers, request.caller, counts);
                     }
                 }
-                Stage::Waiting | Stage::Uploading(_) | Stage::SlowUpload => {}
+                Stage::Waiting | Stage::Incomplete(_) | Stage::IncompleteWithoutPlace => {}
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Who is sent first, and who leaves the queue.
+//! Which request is sent first.
 
 use super::*;
 

@@ -158,11 +158,15 @@ fn every_end_of_a_request_releases_its_place_once() {
     for outcome in
         [GOOD, RequestOutcome::Response { failed: true }, RequestOutcome::ClientLeft, RequestOutcome::NotSent]
     {
-        let mut worker = worker();
-        let (id, _) = worker.admit(2, 0);
-        worker.finish(id, outcome, 10);
-        worker.finish(id, GOOD, 20);
-        assert_eq!(worker.in_flight(), 0, "{outcome:?}");
+        // After 600 ms it is slow, or its upload is.
+        for (completes_later, ms) in [(false, 10), (false, 600), (true, 10), (true, 600)] {
+            let mut worker = worker();
+            let (id, _) = worker.admit_with(2, completes_later, 0);
+            worker.tick(ms);
+            worker.finish(id, outcome, ms);
+            worker.finish(id, GOOD, ms + 10);
+            assert_eq!(worker.in_flight(), 0, "{outcome:?} after {ms} ms, {completes_later}");
+        }
     }
 }
 
@@ -364,6 +368,10 @@ fn a_worker_publishes_the_most_important_priority_in_its_queue() {
     assert_eq!(published(&worker), 1 << 54);
     worker.finish(id, RequestOutcome::NotSent, 1);
     assert_eq!(published(&worker), 1 << 12);
+    worker.tick(1_500);
+    (1..id).for_each(|id| worker.finish(id, RequestOutcome::NotSent, 1_500));
+    let in_flight = worker.memory.read(ClusterId(0), Gauge::InFlight);
+    assert_eq!((published(&worker), in_flight), (0, Some(0)), "nothing is left");
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub const KNOWN: [(&str, &str, &str); 12] = [
     (
         "delay-leaving",
         "",
-        "clients leave before the response of an upstream that is nine times slower at any load, and cuts on trial shed",
+        "clients leave before the response of an upstream that is nine times slower at any load",
     ),
     (
         "stuck-0.02",
