@@ -284,6 +284,16 @@ fn documents_that_do_not_fit_a_newer_configuration_keep_their_keys_and_tiers() {
 }
 
 #[test]
+fn a_default_tier_that_is_missing_means_the_least_important_one() {
+    let data = FakeData::at(SECOND);
+    let tier = |name, priority| format!(r#""{name}": {{"unlimited": true, "priority": {priority}}}"#);
+    let tiers = format!("{{{}, {}}}", tier("gold", 9), tier("free", 1));
+    publish(&mut limiter(&data, SOURCE), texts(&tiers, "{}"), &data);
+    let mut limiter = limiter(&data, &SOURCE.replacen('{', r#"{"default_tier": "fre", "#, 1));
+    assert_eq!(counted(&mut limiter, &data, &FakeRequest::get("/")).0, "free");
+}
+
+#[test]
 fn documents_that_could_not_be_announced_are_announced_at_the_next_tick() {
     let data = FakeData::at(SECOND);
     let (mut publisher, mut other) = (limiter(&data, SOURCE), limiter(&data, SOURCE));
