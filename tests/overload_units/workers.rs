@@ -227,6 +227,20 @@ fn a_request_is_shed_when_it_has_waited_for_a_second_and_not_before() {
 }
 
 #[test]
+fn the_most_important_is_sent_first_and_the_least_important_is_shed_first() {
+    let mut worker = worker();
+    let sent = worker.fill(0);
+    let [(lowest, _), (highest, _)] = [1, 8].map(|priority| worker.admit(priority, 0));
+    worker.finish(sent[0], GOOD, 1);
+    assert_eq!(worker.outputs(), [Output::Send(highest)]);
+    let first_shed = (0..1_024).find_map(|_| {
+        worker.admit(2, 1);
+        worker.outputs().first().copied()
+    });
+    assert_eq!(first_shed, Some(Output::Shed(lowest)));
+}
+
+#[test]
 fn at_most_1024_requests_wait_in_a_worker() {
     let mut worker = worker();
     let mut shed = 0;
