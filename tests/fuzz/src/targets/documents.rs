@@ -2,10 +2,11 @@
 //! once, each applies as a whole or not at all, both if they fit each other, all workers use the same content, and no key
 //! is ever shown.
 
-use dynamic_rate_limiter::config::{Config, parse_key_document, parse_tier_document};
+use dynamic_rate_limiter::config::{Config, KeyEntry, parse_key_document, parse_tier_document};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::store::SharedData;
+use dynamic_rate_limiter::tier::Tier;
 
 use harness::{FakeData, FakeRequest, SECOND, START, decide, limiter};
 
@@ -30,21 +31,18 @@ pub(super) fn check(bytes: &[u8]) {
         tiers.map(|text| parse_tier_document(&text)).transpose(),
         api_keys.map(|text| parse_key_document(&text)).transpose(),
     );
+    let has_tiers = |tiers: &[Tier]| first.config().tiers.iter().map(|tier| &**tier).eq(tiers);
+    let has_keys = |keys: &[KeyEntry]| first.config().keys() == keys.len();
     match at_once {
         (Ok(Some(tiers)), Ok(Some(keys))) => {
             let is_tier = |name: &str| tiers.iter().any(|tier| tier.name == name);
             let fits = is_tier("free") && keys.iter().all(|entry| is_tier(&entry.tier));
-            let has_tiers = first.config().tiers.iter().map(|tier| &**tier).eq(&tiers);
-            let has_keys = first.config().keys() == keys.len();
+            let (has_tiers, has_keys) = (has_tiers(&tiers), has_keys(&keys));
             let has_one = has_tiers && first.config().keys() == 0 || has_keys;
             assert!(if fits { has_tiers && has_keys } else { force == before || has_one }, "{force}");
         }
-        (Ok(Some(tiers)), Ok(None)) if force != before => {
-            assert!(first.config().tiers.iter().map(|tier| &**tier).eq(&tiers), "{force}");
-        }
-        (Ok(None), Ok(Some(keys))) if force != before => {
-            assert_eq!(first.config().keys(), keys.len(), "keys are lost on the way");
-        }
+        (Ok(Some(tiers)), Ok(None)) if force != before => assert!(has_tiers(&tiers), "{force}"),
+        (Ok(None), Ok(Some(keys))) if force != before => assert!(has_keys(&keys), "keys are lost on the way"),
         (Err(_), Err(_)) => assert_eq!(force, before, "an invalid document does not apply"),
         _ => {}
     }
