@@ -64,6 +64,7 @@ pub struct ConcurrencyLimit {
     responded_at: StoreTime,
     /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
     verified_at: Option<StoreTime>,
+    /// Whether it was ever confirmed.
     was_verified: bool,
 }
 

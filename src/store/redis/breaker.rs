@@ -11,7 +11,8 @@ pub const MAX_FAILURES: u32 = 3;
 /// Error replies of one shard in a row, with no token given in between, that open it too.
 pub const MAX_SHARD_ERRORS: u32 = 32;
 
-/// While some node has given a token since so long, the error replies of a node are those of a shard.
+/// For so long after the last token, which another node may have given, the error replies of a node count as those of a
+/// shard.
 const TOKEN_GAP: Duration = Duration::from_millis(100);
 
 /// After so long without a failure, pauses are short again.
