@@ -41,15 +41,13 @@ pub struct PerDocument<T> {
     pub keys: T,
 }
 
-/// Why a fetched document did not come into force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DocumentFailure {
-    /// In words: the field, what was found, what was wanted.
-    pub reason: String,
-    /// Whether there is a document, and it is wrong.
-    is_wrong: bool,
-    /// Equal for equal complaints about one text.
-    fingerprint: Fingerprint,
+/// Why a fetched document did not come into force, in words: the field, what was found, what was wanted.
+#[derive(Debug)]
+enum DocumentFailure {
+    /// No document came.
+    Unreachable(String),
+    /// The text with this fingerprint is wrong; without a reason if that was found before.
+    Wrong(Fingerprint, Option<String>),
 }
 
 /// Never zero: zero means none.

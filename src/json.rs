@@ -211,7 +211,7 @@ impl<'a> Field<'a> {
             _ => f64::NAN,
         };
         // Written so that NaN fails; within the range the cast is exact to the millionth.
-        if !(0.0..=f64::from(most)).contains(&value) || value.is_sign_negative() {
+        if !(0.0..=f64::from(most)).contains(&value) {
             return Err(self.wanted(format_args!("a number from 0 to {most}")));
         }
         let millionths = (value * 1e6).round() as u64;

@@ -83,7 +83,7 @@ fn burst_and_degraded_fall_back_to_base() {
             "slower": {"base": {"capacity": 5, "refill_rate": 1}, "degraded": {"refill_rate": 0.25}},
             "smaller": {"base": {"capacity": 5, "refill_rate": 1}, "degraded": {"capacity": 1}},
             "shed": {"base": {"capacity": 5.0, "refill_rate": 1}, "degraded": {"capacity": 0, "refill_rate": 0}},
-            "blocked": {"base": {"capacity": 0, "refill_rate": 0}},
+            "blocked": {"base": {"capacity": -0, "refill_rate": -0.0}},
             "open": {"unlimited": true}}}"#,
     );
     let cases = [

@@ -47,7 +47,7 @@ impl FetchedText {
         match fetched {
             None => FetchedText::NothingToDo,
             Some(Ok(text)) => FetchedText::Hashing(text, DefaultHasher::new(), 0),
-            Some(Err(reason)) => FetchedText::Failed(DocumentFailure::unreachable(reason)),
+            Some(Err(reason)) => FetchedText::Failed(DocumentFailure::Unreachable(reason)),
         }
     }
 
@@ -76,12 +76,11 @@ impl FetchedText {
     }
 
     /// Sees whether it has to be parsed.
-    pub(super) fn look_up(&mut self, name: &str, in_force: Option<Fingerprint>, wrong: Fingerprint) {
+    pub(super) fn look_up(&mut self, in_force: Option<Fingerprint>, wrong: Fingerprint) {
         match self.fingerprint() {
             Some(fingerprint) if in_force == Some(fingerprint) => *self = FetchedText::NothingToDo,
             Some(fingerprint) if wrong == fingerprint => {
-                *self =
-                    FetchedText::Failed(DocumentFailure::wrong(format!("{name}: still wrong"), fingerprint));
+                *self = FetchedText::Failed(DocumentFailure::Wrong(fingerprint, None));
             }
             _ => {}
         }
@@ -118,7 +117,7 @@ impl FetchedText {
         match added {
             Ok(entries) => Ok(Some(cost + entries * ENTRY_COST_BYTES)),
             Err(Stop::Wrong(reason)) => {
-                *self = FetchedText::Failed(DocumentFailure::wrong(reason, fingerprint));
+                *self = FetchedText::Failed(DocumentFailure::Wrong(fingerprint, Some(reason)));
                 Ok(Some(cost))
             }
             Err(Stop::Overtaken) => Err(Contended),

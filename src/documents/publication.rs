@@ -133,14 +133,13 @@ impl Publication {
     /// Leaves out what is in force already or known to be wrong, by the fingerprints alone.
     fn look_up(&mut self) {
         let PerDocument { tiers, keys } = self.base.fingerprints();
-        self.tiers.look_up(TIER_DOCUMENT, tiers, self.known_wrong.tiers);
-        self.keys.look_up(KEY_DOCUMENT, keys, self.known_wrong.keys);
+        self.tiers.look_up(tiers, self.known_wrong.tiers);
+        self.keys.look_up(keys, self.known_wrong.keys);
         // Beside a document that is known to be wrong, the other has to fit what is in force.
         let (tiers, keys) = (self.tiers.fingerprint().or(tiers), self.keys.fingerprint().or(keys));
         let together = self.fingerprint_of_both(PerDocument { tiers, keys });
         if self.known_wrong.together == together {
-            let reason = "the documents still do not fit".to_owned();
-            let mut failure = Some(DocumentFailure::wrong(reason, together));
+            let mut failure = Some(DocumentFailure::Wrong(together, None));
             for text in [&mut self.tiers, &mut self.keys] {
                 if text.is_hashed() {
                     *text = failure.take().map_or(FetchedText::NothingToDo, FetchedText::Failed);
@@ -202,9 +201,9 @@ impl Publication {
             let reason = format!("{name} left out: {reason}");
             match left_out {
                 // It is checked again once it can be reached.
-                Some(failure) if failure.is_unreachable() => known_wrong.together = 0,
-                Some(failure) => failure.reason = format!("{}; {reason}", failure.reason),
-                None => *left_out = Some(DocumentFailure::wrong(reason, known_wrong.together)),
+                Some(DocumentFailure::Unreachable(_)) => known_wrong.together = 0,
+                Some(DocumentFailure::Wrong(_, Some(other))) => *other = format!("{other}; {reason}"),
+                _ => *left_out = Some(DocumentFailure::Wrong(known_wrong.together, Some(reason))),
             }
         } else if failures.tiers.is_none() && failures.keys.is_none() {
             known_wrong.together = 0;
@@ -238,7 +237,7 @@ impl Publication {
                     next.tiers = Some(PublishedTiers { fingerprint, tiers });
                     None
                 }
-                Err(reason) => Some(DocumentFailure::wrong(reason, fingerprint)),
+                Err(reason) => Some(DocumentFailure::Wrong(fingerprint, Some(reason))),
             },
             FetchedText::Failed(failure) => Some(failure),
             _ => None,
@@ -266,10 +265,11 @@ impl Publication {
 
 /// Notes whether a document that could be reached is known to be wrong now.
 fn note_outcome(failure: Option<&DocumentFailure>, wrong: &mut Fingerprint, is_settled: &mut bool) {
-    if failure.is_some_and(DocumentFailure::is_unreachable) {
-        return;
-    }
-    *wrong = failure.map_or(0, |failure| failure.fingerprint);
+    *wrong = match failure {
+        Some(DocumentFailure::Unreachable(_)) => return,
+        Some(DocumentFailure::Wrong(fingerprint, _)) => *fingerprint,
+        None => 0,
+    };
     *is_settled = true;
 }
 

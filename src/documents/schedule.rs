@@ -30,10 +30,8 @@ pub(super) struct Schedule {
     due_at: StoreTime,
     /// Until when a worker is busy with what was fetched.
     busy_until: StoreTime,
-    /// Fetches in a row in which a document could not be reached.
-    unreachable: u32,
-    /// Fingerprint of what was complained about last; 0 where the next one is reported in any case.
-    complaint: Fingerprint,
+    /// Fetches in a row in which the document could not be reached.
+    unreachable: PerDocument<u32>,
     /// What is known of texts that are not in force.
     pub(super) known_wrong: KnownWrong,
 }
@@ -85,11 +83,10 @@ impl Schedule {
         });
     }
 
-    /// Notes what became of a fetch. Returns the complaint that its failures are worth: none if it is the same as last
-    /// time.
+    /// Notes what became of a fetch. Returns what is to be reported of its failures.
     ///
-    /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence:
-    /// while Envoy starts, the first fetch may well come before the listener that answers it.
+    /// Documents that cannot be reached are tried again soon. The second such failure in a row is reported: while Envoy
+    /// starts, the first fetch may well come before the listener that answers it.
     pub(super) fn finish(
         data: &impl SharedData,
         records: &SourceRecords,
@@ -97,26 +94,18 @@ impl Schedule {
         known_wrong: KnownWrong,
         is_missing: bool,
     ) -> Option<String> {
-        let (tiers, keys) = (failures.tiers.as_ref(), failures.keys.as_ref());
-        let is_unreachable = [tiers, keys].into_iter().flatten().any(DocumentFailure::is_unreachable);
         let mut complaint = None;
         Self::change(data, records, |schedule, now| {
-            let busy_until = StoreTime::default();
-            let mut next = Schedule { busy_until, known_wrong, unreachable: 0, complaint: 0, ..schedule };
-            if is_unreachable {
-                next.unreachable = schedule.unreachable.saturating_add(1);
-                next.complaint = schedule.complaint;
-                let first = FIRST_RETRY_WAIT.saturating_mul(1 << schedule.unreachable.min(8)).min(RETRY_WAIT);
+            let mut next = Schedule { busy_until: StoreTime::default(), known_wrong, ..schedule };
+            let PerDocument { tiers, keys } = &mut next.unreachable;
+            let reasons = [note_failure(&failures.tiers, tiers), note_failure(&failures.keys, keys)];
+            let most = (*tiers).max(*keys);
+            if most > 0 {
+                let first = FIRST_RETRY_WAIT.saturating_mul(1 << (most - 1).min(8)).min(RETRY_WAIT);
                 let retry = if is_missing { first } else { RETRY_WAIT };
                 next.due_at = schedule.due_at.min(now.after(retry));
             }
-            let is_worth_it = |failure: &&DocumentFailure| !failure.is_unreachable() || next.unreachable > 1;
-            complaint = None;
-            if let Some((reason, fingerprint)) = in_words(tiers.filter(is_worth_it), keys.filter(is_worth_it))
-            {
-                next.complaint = fingerprint;
-                complaint = (fingerprint != schedule.complaint).then_some(reason);
-            }
+            complaint = reasons.into_iter().flatten().reduce(|tiers, keys| format!("{tiers}; {keys}"));
             (next != schedule).then_some(next)
         });
         complaint
@@ -140,8 +129,8 @@ impl Schedule {
         record
             .u64(self.due_at.as_micros())
             .u64(self.busy_until.as_micros())
-            .u32(self.unreachable)
-            .u64(self.complaint);
+            .u32(self.unreachable.tiers)
+            .u32(self.unreachable.keys);
         record.u64(tiers).u64(keys).u64(together).u64(version());
         record.into_bytes()
     }
@@ -151,8 +140,7 @@ impl Schedule {
         let mut schedule = Self {
             due_at: StoreTime::from_micros(record.u64()?),
             busy_until: StoreTime::from_micros(record.u64()?),
-            unreachable: record.u32()?,
-            complaint: record.u64()?,
+            unreachable: PerDocument { tiers: record.u32()?, keys: record.u32()? },
             known_wrong: KnownWrong { tiers: record.u64()?, keys: record.u64()?, together: record.u64()? },
         };
         if record.u64()? != version() {
@@ -162,39 +150,25 @@ impl Schedule {
     }
 }
 
+/// Counts the failures in a row to reach a document. Returns what is to be reported.
+fn note_failure(failure: &Option<DocumentFailure>, unreachable: &mut u32) -> Option<String> {
+    match failure {
+        Some(DocumentFailure::Unreachable(reason)) => {
+            *unreachable = unreachable.saturating_add(1);
+            (*unreachable == 2).then(|| reason.clone())
+        }
+        Some(DocumentFailure::Wrong(_, reason)) => {
+            *unreachable = 0;
+            reason.clone()
+        }
+        None => {
+            *unreachable = 0;
+            None
+        }
+    }
+}
+
 /// What one version of the filter rejects may be good for another.
 fn version() -> Fingerprint {
     fingerprint(&[env!("CARGO_PKG_VERSION").as_bytes()])
-}
-
-/// These failures in words, and their fingerprint.
-fn in_words(
-    tiers: Option<&DocumentFailure>,
-    keys: Option<&DocumentFailure>,
-) -> Option<(String, Fingerprint)> {
-    match (tiers, keys) {
-        (Some(tiers), Some(keys)) => {
-            let fingerprint = tiers.fingerprint ^ keys.fingerprint.rotate_left(1);
-            Some((format!("{}; {}", tiers.reason, keys.reason), fingerprint))
-        }
-        (tiers, keys) => tiers.or(keys).map(|failure| (failure.reason.clone(), failure.fingerprint)),
-    }
-}
-
-impl DocumentFailure {
-    /// No document came.
-    pub fn unreachable(reason: String) -> Self {
-        let fingerprint = fingerprint(&[reason.as_bytes()]);
-        Self { reason, is_wrong: false, fingerprint }
-    }
-
-    /// The text with that fingerprint is wrong.
-    pub fn wrong(reason: String, text: Fingerprint) -> Self {
-        Self { reason, is_wrong: true, fingerprint: text }
-    }
-
-    /// Whether it is only that no document came.
-    pub(super) fn is_unreachable(&self) -> bool {
-        !self.is_wrong
-    }
 }

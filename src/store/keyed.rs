@@ -1,4 +1,4 @@
-//! Buckets of callers with a known key: a record each, bounded by the configuration that names them.
+//! Buckets of callers with a known key: a record each, which Envoy keeps as long as it runs.
 
 use super::{Contended, SharedData, Taken, Updated, update};
 use crate::bucket::{self, Bucket};

@@ -213,6 +213,36 @@ fn keys_that_do_not_fit_the_first_tiers_are_reported_with_their_reason() {
 }
 
 #[test]
+fn a_wrong_document_and_an_outage_are_each_reported_once() {
+    let data = FakeData::at(SECOND);
+    let wrong = || texts("{", r#"{"k": "gold"}"#);
+    let unreachable = |status: u32| Fetched {
+        tiers: Some(Err(format!("tiers: found status {status}, wanted 200"))),
+        api_keys: Some(Ok(r#"{"k": "gold"}"#.into())),
+    };
+    let steps = [
+        (wrong(), Some("tiers: not valid JSON")),
+        (wrong(), None),
+        (unreachable(502), None),
+        (unreachable(503), Some("tiers: found status 503")),
+        (unreachable(502), None),
+        (unreachable(503), None),
+        (wrong(), None),
+        (unreachable(502), None),
+        (unreachable(502), Some("tiers: found status 502")),
+        (texts("[", r#"{"k": "gold"}"#), Some("tiers: not valid JSON")),
+    ];
+    for (step, (fetched, expected)) in steps.into_iter().enumerate() {
+        let complaint = publish_alone(fetched, &data).1;
+        let is_expected = match (&complaint, expected) {
+            (Some(found), Some(expected)) => found.contains(expected),
+            (found, expected) => found.is_none() && expected.is_none(),
+        };
+        assert!(is_expected, "step {step}: {complaint:?}, expected {expected:?}");
+    }
+}
+
+#[test]
 fn requests_wait_for_documents_until_a_second_after_the_first_one() {
     let data = FakeData::at(SECOND);
     let mut limiter = limiter(&data, SOURCE);
