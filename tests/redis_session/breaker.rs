@@ -33,7 +33,6 @@ fn the_breaker_opens_after_three_failures_in_a_row() {
         (Fault::ConnectionLost, FailureKind::Disconnected),
         (Fault::Garbage, FailureKind::Protocol),
         (Fault::Error("LOADING Redis is loading the dataset in memory"), FailureKind::Loading),
-        (Fault::Error(READ_ONLY), FailureKind::ReadOnly),
         (Fault::Error("OOM command not allowed when used memory > 'maxmemory'."), FailureKind::OutOfMemory),
         (Fault::Error("NOAUTH Authentication required."), FailureKind::Auth),
         (Fault::Error("NOPERM this user has no permissions"), FailureKind::Auth),
@@ -125,7 +124,7 @@ fn an_unhealthy_shard_opens_the_breaker_only_when_no_other_shard_responds() {
 fn successful_reads_reset_the_count_of_timeouts_and_not_that_of_error_replies() {
     let cases = [
         (Fault::NoReply, FailureKind::Timeout, true),
-        (Fault::Error(READ_ONLY), FailureKind::ReadOnly, false),
+        (Fault::Error("LOADING"), FailureKind::Loading, false),
     ];
     for (fault, reason, is_accepting) in cases {
         let mut test = session();

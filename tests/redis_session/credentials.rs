@@ -32,6 +32,18 @@ fn each_new_stream_begins_with_the_password() {
 }
 
 #[test]
+fn an_error_that_redis_sends_unasked_is_not_taken_for_wrong_credentials() {
+    for error in ["ERR max number of clients reached", "DENIED Redis is running in protected mode"] {
+        let mut test = session_with(None, "canary-password");
+        test.start(1, take(1));
+        test.receive(format!("-{error}\r\n").as_bytes());
+        assert_eq!(test.outcomes(), failed(FailureKind::Error, [1]));
+        let Some(Event::Lost(failure)) = test.next_event() else { panic!("no event") };
+        assert_eq!(failure.detail, error);
+    }
+}
+
+#[test]
 fn a_wrong_password_opens_the_breaker_at_once() {
     let mut test = session_with(None, "wrong");
     test.redis.password = Some((None, "right"));

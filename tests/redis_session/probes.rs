@@ -91,6 +91,18 @@ fn an_error_reply_to_a_probe_keeps_the_breaker_open() {
 }
 
 #[test]
+fn an_error_reply_to_a_read_makes_the_session_probe_again() {
+    for (error, probes) in [("upstream failure", true), ("ERR", true), ("NOPERM", false)] {
+        let mut test = session();
+        assert_eq!(test.round_trip(1, take(1)), ok([1]));
+        assert!(test.session.probe().is_none());
+        test.redis.error = Some(error);
+        test.round_trip(2, get(2));
+        assert_eq!(test.session.probe().is_some(), probes, "{error}");
+    }
+}
+
+#[test]
 fn pauses_are_short_again_after_ten_seconds_without_failures() {
     for (quiet_us, is_short) in [(SECOND, false), (10 * SECOND, false), (10 * SECOND + 1, true)] {
         let mut test = session();

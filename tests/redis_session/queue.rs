@@ -124,6 +124,7 @@ fn the_number_of_waiting_commands_is_bounded() {
     test.cancel(commands[MAX_COMMANDS - 1]);
     assert_eq!(declined(&mut test), None, "there is room for one");
     assert_eq!(declined(&mut test), Some(Declined::QueueFull));
+    assert!(test.try_send(9, get(9)).is_ok(), "health has room");
     for _ in 0..most.div_ceil(MAX_ON_WIRE) {
         test.session.flush();
         while let Some(SessionOutput::Stream(action)) = test.session.poll_output() {
@@ -137,7 +138,9 @@ fn the_number_of_waiting_commands_is_bounded() {
     }
     assert!(!test.is_waiting() && test.session.has_output(), "replies that were not polled keep their place");
     assert_eq!(declined(&mut test), Some(Declined::QueueFull));
-    assert_eq!(test.outcomes(), ok((100..99 + most).chain([99])));
+    let mut outcomes = test.outcomes();
+    outcomes.retain(|outcome| *outcome != (9, Ok(())));
+    assert_eq!(outcomes, ok((100..99 + most).chain([99])));
     assert_eq!(declined(&mut test), None);
 }
 

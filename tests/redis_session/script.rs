@@ -9,18 +9,18 @@ fn a_redis_without_the_script_receives_it_within_the_same_request() {
     test.send(1, take(1));
     test.send(2, get(2));
     let [first, third] =
-        ["EVALSHA <sha1> 1 bucket:1 2 1 1000 1 1 1", "EVALSHA <sha1> 1 bucket:3 4 1 1000 2 1 1"];
+        ["EVALSHA <sha1> 1 bucket:1 2 1 1000 1 1 1", "EVALSHA <sha1> 1 bucket:3 4 1 1000 3 1 1"];
     assert_eq!(words(&test.start(3, take(3))), [first, "GET text:2", third]);
     test.deliver();
     assert_eq!(test.outcomes(), ok([2]));
     let again = test.flush();
-    let wanted = ["EVAL <take> 1 bucket:1 2 1 1000 3 1 1", "EVAL <take> 1 bucket:3 4 1 1000 4 1 1"];
+    let wanted = ["EVAL <take> 1 bucket:1 2 1 1000 4 1 1", "EVAL <take> 1 bucket:3 4 1 1000 5 1 1"];
     assert_eq!(words(&again), wanted, "with new sequence numbers");
     assert!(!again.has_opened && !again.has_closed);
     test.deliver();
     assert_eq!(test.outcomes(), ok([1, 3]));
     let known = test.start(5, take(5));
-    assert_eq!(words(&known), ["EVALSHA <sha1> 1 bucket:5 6 1 1000 5 1 1"], "known from now on");
+    assert_eq!(words(&known), ["EVALSHA <sha1> 1 bucket:5 6 1 1000 6 1 1"], "known from now on");
 }
 
 #[test]

@@ -51,18 +51,57 @@ fn a_released_stream_is_closed_a_second_after_the_last_command() {
 }
 
 #[test]
-fn a_stream_to_a_replica_is_closed_since_the_next_one_may_reach_the_master() {
-    for command in [take(1), set(1)] {
-        let mut test = session();
-        test.redis.is_replica = true;
-        test.start(1, command);
-        test.start(2, get(2));
+fn what_a_replica_refuses_is_sent_again_on_a_stream_that_may_reach_the_master() {
+    for (command, replicas) in [take(1), set(1)].into_iter().zip([1, MAX_FAILURES - 1]) {
+        let mut test = on_a_replica(command);
+        for tried in 1..=replicas {
+            test.redis.is_replica = tried < replicas;
+            test.deliver();
+            assert_eq!(test.outcomes(), []);
+            let turn = test.flush();
+            assert!(turn.has_closed && turn.has_opened);
+            assert_eq!(words(&turn).len(), 2);
+        }
+        test.deliver();
+        assert_eq!(test.outcomes(), ok([1, 2]));
+    }
+}
+
+#[test]
+fn replicas_alone_open_the_breaker() {
+    for error in [READ_ONLY, "MASTERDOWN Link with MASTER is down"] {
+        let mut test = on_a_replica(take(1));
+        test.redis.error = Some(error);
+        for _ in 1..MAX_FAILURES {
+            test.deliver();
+            assert_eq!(test.outcomes(), []);
+            test.flush();
+        }
         test.deliver();
         assert_eq!(test.outcomes(), failed(FailureKind::ReadOnly, [1, 2]));
-        assert!(test.take_turn().has_closed);
-        test.redis.is_replica = false;
-        assert_eq!(test.round_trip(3, take(3)), ok([3]));
+        assert_eq!(declined(&mut test), Some(Declined::BreakerOpen));
     }
+}
+
+/// A session whose stream leads to a replica, which has received two commands.
+fn on_a_replica(command: Command) -> FakeSession {
+    let mut test = session();
+    test.redis.is_replica = true;
+    test.send(1, command);
+    test.start(2, get(2));
+    test
+}
+
+#[test]
+fn what_is_sent_again_keeps_its_deadline() {
+    let mut test = session();
+    test.redis.is_replica = true;
+    test.start(1, take(1));
+    test.pass(15 * MS);
+    test.deliver();
+    test.flush();
+    test.stream.replies.clear();
+    assert_timeout(&mut test, 5 * MS, [1]);
 }
 
 #[test]

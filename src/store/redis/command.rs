@@ -10,6 +10,9 @@ use crate::credentials::Credentials;
 /// Longest part of an error reply that is shown.
 const MAX_SHOWN_BYTES: usize = 120;
 
+/// How the errors begin that Redis sends to a new connection before it reads a command.
+const UNASKED: [&[u8]; 2] = [b"ERR max number of clients", b"DENIED"];
+
 /// Names a command of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u64);
@@ -53,7 +56,7 @@ pub struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declined {
     BreakerOpen,
-    /// There are [`MAX_COMMANDS`](super::session::MAX_COMMANDS) already.
+    /// It is a [`Command::Take`], and there are [`MAX_COMMANDS`](super::session::MAX_COMMANDS) already.
     QueueFull,
 }
 
@@ -66,24 +69,26 @@ pub enum Event {
     Lost(Failure),
 }
 
-/// What was sent, as far as its reply needs it.
+/// What was sent.
 #[derive(Debug)]
-pub(super) enum Expected {
-    Take(Take, Script),
-    Get,
-    Set,
+pub(super) enum Sent {
     Auth,
+    Command(Command, Script),
 }
 
-pub(super) fn push_get(out: &mut Vec<u8>, key: &str) {
-    push_command(out, &[b"GET", key.as_bytes()]);
-}
-
-pub(super) fn push_set(out: &mut Vec<u8>, key: &str, value: &str, overwrite: Overwrite) {
-    let (key, value) = (key.as_bytes(), value.as_bytes());
-    match overwrite {
-        Overwrite::Always => push_command(out, &[b"SET", key, value]),
-        Overwrite::Never => push_command(out, &[b"SET", key, value, b"NX"]),
+impl Command {
+    /// Appends it; a `Take` in this form, and with this number.
+    pub(super) fn push(&self, out: &mut Vec<u8>, sequence: u32, script: Script) {
+        match self {
+            Command::Take(take) => take.push(out, sequence, script),
+            Command::Get(key) => push_command(out, &[b"GET", key.as_bytes()]),
+            Command::Set(key, value, Overwrite::Always) => {
+                push_command(out, &[b"SET", key.as_bytes(), value.as_bytes()]);
+            }
+            Command::Set(key, value, Overwrite::Never) => {
+                push_command(out, &[b"SET", key.as_bytes(), value.as_bytes(), b"NX"]);
+            }
+        }
     }
 }
 
@@ -103,23 +108,25 @@ pub(super) enum Read {
     Value(ReplyValue),
     Authenticated,
     /// This Redis does not know the script yet.
-    UnknownScript(Take),
+    UnknownScript,
     /// Redis replied with an error.
     Error(Failure, Scope),
 }
 
 /// Reads the reply to a command. One that the command cannot have means that replies and commands are out of step.
 pub(super) fn read(
-    expected: &Expected,
+    sent: &Sent,
     sequence: u32,
     reply: Reply<'_>,
     proxy_errors: &[&[u8]],
 ) -> Result<Read, Failure> {
-    match (expected, reply) {
-        (Expected::Take(take, Script::Hash), Reply::Error(error)) if error.starts_with(b"NOSCRIPT") => {
-            Ok(Read::UnknownScript(take.clone()))
+    match (sent, reply) {
+        (Sent::Command(Command::Take(_), Script::Hash), Reply::Error(error))
+            if error.starts_with(b"NOSCRIPT") =>
+        {
+            Ok(Read::UnknownScript)
         }
-        (Expected::Auth, Reply::Error(error)) => {
+        (Sent::Auth, Reply::Error(error)) if !UNASKED.iter().any(|start| error.starts_with(start)) => {
             // A server without `AUTH` repeats its arguments, which are secret. So only the first word of the error is
             // shown.
             let code = error.split(|byte| *byte == b' ').next().filter(|word| word.len() <= 16);
@@ -133,15 +140,19 @@ pub(super) fn read(
             let failure = Failure { reason, detail: shown(error) };
             Ok(Read::Error(failure, Scope::of_error(error, reason)))
         }
-        (Expected::Take(..), Reply::Bulk(text)) => match TakeReply::parse(text) {
+        (Sent::Command(Command::Take(_), _), Reply::Bulk(text)) => match TakeReply::parse(text) {
             Some(taken) if taken.sequence == sequence => Ok(Read::Value(ReplyValue::Taken(taken))),
             Some(_) => Err(protocol("the reply to another command came")),
             None => Err(protocol("the bytes are no reply of our script")),
         },
-        (Expected::Get, Reply::Bulk(text)) => Ok(Read::Value(ReplyValue::Text(Some(text.to_vec())))),
-        (Expected::Get, Reply::Null) => Ok(Read::Value(ReplyValue::Text(None))),
-        (Expected::Set, Reply::Simple(b"OK") | Reply::Null) => Ok(Read::Value(ReplyValue::Done)),
-        (Expected::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
+        (Sent::Command(Command::Get(_), _), Reply::Bulk(text)) => {
+            Ok(Read::Value(ReplyValue::Text(Some(text.to_vec()))))
+        }
+        (Sent::Command(Command::Get(_), _), Reply::Null) => Ok(Read::Value(ReplyValue::Text(None))),
+        (Sent::Command(Command::Set(..), _), Reply::Simple(b"OK") | Reply::Null) => {
+            Ok(Read::Value(ReplyValue::Done))
+        }
+        (Sent::Auth, Reply::Simple(b"OK")) => Ok(Read::Authenticated),
         _ => Err(protocol("the reply is of another kind than the command")),
     }
 }

@@ -35,7 +35,7 @@ impl FailureKind {
         }
         match reply.split(|byte| *byte == b' ').next().unwrap_or_default() {
             b"LOADING" => FailureKind::Loading,
-            b"READONLY" => FailureKind::ReadOnly,
+            b"READONLY" | b"MASTERDOWN" => FailureKind::ReadOnly,
             b"OOM" => FailureKind::OutOfMemory,
             b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => FailureKind::Auth,
             b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CROSSSLOT" | b"CLUSTERDOWN" => FailureKind::Moved,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::command::{CommandId, Expected};
+use super::command::{CommandId, Sent};
 use super::reply_clock::ReplyTime;
 use crate::time::StoreTime;
 
@@ -10,8 +10,8 @@ use crate::time::StoreTime;
 #[derive(Debug)]
 pub(super) struct PendingReply {
     pub recipient: Recipient,
-    /// What was sent; the text is kept for `Take` alone, which may have to be sent again.
-    pub expected: Expected,
+    /// What was sent, and may have to be sent again.
+    pub sent: Sent,
     pub sequence: u32,
     pub wait: Wait,
 }

@@ -24,10 +24,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::breaker::Breaker;
-use super::command::{
-    Command, CommandId, Declined, Event, Expected, Failure, ReplyValue, push_auth, push_get, push_set,
-    timeout,
-};
+use super::command::{Command, CommandId, Declined, Event, Failure, ReplyValue, Sent, push_auth, timeout};
 use super::failure::FailureKind;
 use super::outbox::{Outbox, StreamAction};
 use super::pending_reply::{PendingReply, Recipient, Wait};
@@ -39,7 +36,7 @@ use crate::credentials::Credentials;
 use crate::limit::Limit;
 use crate::time::StoreTime;
 
-/// Most commands of a session: waiting, on the wire, or with a reply that was not polled yet. Envoy holds a request
+/// Most commands of a session, without the few about health: waiting, on the wire, or with a reply that was not polled yet. Envoy holds a request
 /// for each, at tens of KiB: some 0.5 GiB in all. The session itself takes a hundredth of that. A worker needs
 /// seconds to answer so many.
 pub const MAX_COMMANDS: usize = 16_384;
@@ -170,7 +167,8 @@ impl Session {
         if !self.is_accepting() {
             return Err(Declined::BreakerOpen);
         }
-        if self.pending.len() + self.queue.len() + self.replies.len() >= MAX_COMMANDS {
+        let waiting = self.pending.len() + self.queue.len() + self.replies.len();
+        if waiting >= MAX_COMMANDS && matches!(command, Command::Take(_)) {
             return Err(Declined::QueueFull);
         }
         self.connect(now);
@@ -183,15 +181,7 @@ impl Session {
             Command::Take(take) if self.pending.len() >= self.max_on_wire => {
                 self.queue.push(id, Queued { take, timeout }, wait.reply_time);
             }
-            Command::Take(take) => self.send_take(recipient, take, Script::Hash, wait),
-            Command::Get(key) => {
-                push_get(self.outbox.commands(), &key);
-                self.note_pending(recipient, Expected::Get, wait);
-            }
-            Command::Set(key, value, overwrite) => {
-                push_set(self.outbox.commands(), &key, value, overwrite);
-                self.note_pending(recipient, Expected::Set, wait);
-            }
+            command => self.transmit(recipient, command, Script::Hash, wait),
         }
         Ok(id)
     }
@@ -309,13 +299,12 @@ impl Session {
 
     /// Lets the time of what has not been sent yet begin now. Returns whether no command of the queue is among it.
     fn restart_unsent(&mut self, reply_time: ReplyTime, now: StoreTime) -> bool {
-        let is_new =
-            |pending: &&mut PendingReply| !matches!(pending.expected, Expected::Take(_, Script::Text));
+        let is_new = |pending: &&mut PendingReply| !matches!(pending.sent, Sent::Command(_, Script::Text));
         let unflushed = self.pending.iter_mut().rev().take(self.unflushed).filter(is_new);
         let mut is_all_sent = true;
         for pending in unflushed {
             pending.wait = Wait { reply_time, at: now, ..pending.wait };
-            is_all_sent &= !matches!(pending.expected, Expected::Take(..));
+            is_all_sent &= !matches!(pending.sent, Sent::Command(Command::Take(_), _));
         }
         is_all_sent
     }
@@ -344,7 +333,7 @@ impl Session {
         while self.pending.len() < self.max_on_wire {
             let Some((id, Queued { take, timeout })) = self.queue.pop(self.clock.at(now)) else { return };
             let wait = self.wait(timeout, now);
-            self.send_take(Recipient::Owner(id), take, Script::Hash, wait);
+            self.transmit(Recipient::Owner(id), Command::Take(take), Script::Hash, wait);
         }
     }
 
@@ -364,24 +353,25 @@ impl Session {
         self.outbox.open_stream();
         if push_auth(self.outbox.commands(), &self.credentials) {
             let wait = self.wait(CONNECT_TIMEOUT, now);
-            self.note_pending(Recipient::Session, Expected::Auth, wait);
+            self.note_pending(Recipient::Session, Sent::Auth, wait);
         }
     }
 
     fn send_probe(&mut self, timeout: Duration, now: StoreTime) {
         let wait = self.wait(timeout, now);
-        self.send_take(Recipient::Session, self.probe.clone(), Script::Hash, wait);
+        let probe = Command::Take(self.probe.clone());
+        self.transmit(Recipient::Session, probe, Script::Hash, wait);
     }
 
-    fn send_take(&mut self, recipient: Recipient, take: Take, script: Script, wait: Wait) {
+    fn transmit(&mut self, recipient: Recipient, command: Command, script: Script, wait: Wait) {
         self.sequence = self.sequence.wrapping_add(1);
-        take.push(self.outbox.commands(), self.sequence, script);
-        self.note_pending(recipient, Expected::Take(take, script), wait);
+        command.push(self.outbox.commands(), self.sequence, script);
+        self.note_pending(recipient, Sent::Command(command, script), wait);
     }
 
     /// Notes what has just been sent: its reply is the next after those that are expected already.
-    fn note_pending(&mut self, recipient: Recipient, expected: Expected, wait: Wait) {
-        self.pending.push_back(PendingReply { recipient, expected, sequence: self.sequence, wait });
+    fn note_pending(&mut self, recipient: Recipient, sent: Sent, wait: Wait) {
+        self.pending.push_back(PendingReply { recipient, sent, sequence: self.sequence, wait });
         self.unflushed += 1;
     }
 
@@ -396,6 +386,18 @@ impl Session {
     /// Whether the breaker has to open; a probe has one try.
     fn has_failed(&self) -> bool {
         self.breaker.must_open() || matches!(self.state, SessionState::Probing(_))
+    }
+
+    /// Sends all that wait again, on a new stream that may reach the master: a replica carries out no command.
+    fn leave_replica(&mut self, now: StoreTime) {
+        let pending = std::mem::take(&mut self.pending);
+        self.drop_stream();
+        self.open_stream(now);
+        for PendingReply { recipient, sent, wait, .. } in pending {
+            if let (Recipient::Owner(_), Sent::Command(command, _)) = (recipient, sent) {
+                self.transmit(recipient, command, Script::Hash, wait);
+            }
+        }
     }
 
     /// Closes the stream and fails all that wait.

@@ -1,8 +1,8 @@
 //! What follows from the replies of Redis.
 
 use super::{Probe, Session, SessionState};
-use crate::store::redis::command::{Event, Expected, Read, ReplyValue, protocol, read};
-use crate::store::redis::failure::FailureKind;
+use crate::store::redis::command::{Command, Event, Read, ReplyValue, Sent, protocol, read};
+use crate::store::redis::failure::{FailureKind, Scope};
 use crate::store::redis::pending_reply::{PendingReply, Recipient};
 use crate::store::redis::resp::Malformed;
 use crate::store::redis::script::Script;
@@ -19,7 +19,7 @@ impl Session {
                 Ok(Some(reply)) => match self.pending.pop_front() {
                     None => Err(protocol("a reply came to no command")),
                     Some(pending) => {
-                        match read(&pending.expected, pending.sequence, reply, self.proxy_errors) {
+                        match read(&pending.sent, pending.sequence, reply, self.proxy_errors) {
                             Ok(read) => Ok((pending, read)),
                             Err(failure) => {
                                 // Its request is still to be answered, with all others.
@@ -59,24 +59,30 @@ impl Session {
                 Recipient::Gone => {}
             },
             Read::Authenticated => {}
-            Read::UnknownScript(take) => match pending.recipient {
-                Recipient::Gone => {}
-                recipient => self.send_take(recipient, take, Script::Text, pending.wait),
+            Read::UnknownScript => match (pending.recipient, pending.sent) {
+                (Recipient::Gone, _) | (_, Sent::Auth) => {}
+                (recipient, Sent::Command(command, _)) => {
+                    self.transmit(recipient, command, Script::Text, pending.wait);
+                }
             },
+            Read::Error(failure, scope) if failure.reason == FailureKind::ReadOnly => {
+                self.breaker.record_error(scope, now);
+                self.pending.push_front(pending);
+                if self.has_failed() { self.trip(failure, now) } else { self.leave_replica(now) }
+            }
             Read::Error(failure, scope) => {
-                let is_replica = failure.reason == FailureKind::ReadOnly;
                 if let Recipient::Owner(id) = pending.recipient {
                     self.replies.push_back((id, Err(failure.clone())));
                     // An error of another command, such as a missing right to read health, is no reason to stop.
-                    if is_replica || matches!(pending.expected, Expected::Take(..)) {
+                    if matches!(pending.sent, Sent::Command(Command::Take(_), _)) {
                         self.breaker.record_error(scope, now);
+                    } else if matches!(scope, Scope::Node | Scope::Shard) {
+                        // Where there are no requests, the next poll probes again.
+                        self.has_taken = false;
                     }
                 }
-                if self.has_failed() || matches!(pending.expected, Expected::Auth) {
+                if self.has_failed() || matches!(pending.sent, Sent::Auth) {
                     self.trip(failure, now);
-                } else if is_replica {
-                    // The next stream may reach the master.
-                    self.break_off(failure, now);
                 }
             }
         }

@@ -20,6 +20,17 @@ impl Setup {
         self.bridge(REDIS_CLUSTER, &socket(address))
     }
 
+    /// [`Setup::redis`] for a replica set: the cluster lists all its nodes.
+    pub fn replica_set(self, nodes: &[SocketAddr]) -> Self {
+        let mut setup = self.redis(nodes[0]);
+        if let Some(cluster) = setup.clusters.last_mut() {
+            let endpoint = |node: &SocketAddr| json!({"endpoint": {"address": socket(*node)}});
+            let endpoints: Vec<_> = nodes.iter().map(endpoint).collect();
+            cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = json!(endpoints);
+        }
+        setup
+    }
+
     /// [`Setup::redis`] with the bridge in the limiter's VM.
     pub fn redis_in_one_vm(self, address: SocketAddr) -> Self {
         let mut setup = self.redis(address);

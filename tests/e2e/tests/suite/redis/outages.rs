@@ -349,10 +349,14 @@ fn connecting_to_an_unreachable_address_times_out() {
 }
 
 #[test]
-fn deliveries_under_load_lose_no_request() {
-    let redis = Redis::start();
+fn deliveries_under_load_lose_no_request_even_if_most_nodes_are_replicas() {
+    let [first, master, last] = [(); 3].map(|()| Redis::start());
+    for replica in [&first, &last] {
+        replica.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    }
+    let nodes = [&first, &master, &last].map(Redis::address);
     let config = |free| in_redis(two_tiers(free, 3_000), LONG_TIMEOUT_MS, "local");
-    let mut envoy = Setup::new().config(&config(10)).redis(redis.address()).by_ecds().quiet().start();
+    let mut envoy = Setup::new().config(&config(10)).replica_set(&nodes).by_ecds().quiet().start();
     let address = envoy.address();
     let request = Request::get("/").key("pro");
     let pause = Duration::from_millis(5);
@@ -367,6 +371,7 @@ fn deliveries_under_load_lose_no_request() {
     }
     let admitted = load::count(&during, 200) + load::count(&after, 200);
     assert_eq!(admitted, 3_000, "{during:?} then {after:?}");
+    assert_no_failures(&envoy);
 }
 
 #[test]
