@@ -74,6 +74,8 @@ pub struct ScreenedRequest {
     pub tier: Rc<Tier>,
     /// Whose bucket is charged; `None` where the tier has no bucket and overload control is off.
     pub owner: Option<BucketOwner>,
+    /// The version of the limits that the tier belongs to, where Redis keeps the buckets.
+    pub limits_version: u32,
 }
 
 /// Decides about the requests of one worker, with the parts of its limiter.
@@ -117,12 +119,13 @@ impl<D: SharedData> Decider<'_, D> {
             Some(caller) => BucketOwner::Key(caller),
             None => BucketOwner::Address(config.network(&request.source_address().unwrap_or_default())),
         });
-        Screening::Undecided(ScreenedRequest { tier, owner })
+        let limits_version = self.redis.as_ref().map_or(0, |redis| redis.limits_version());
+        Screening::Undecided(ScreenedRequest { tier, owner, limits_version })
     }
 
     /// Takes a request's token, and decides by it.
     pub fn charge(&mut self, screened: &ScreenedRequest, start: DecisionStart) -> Decision {
-        let ScreenedRequest { tier, owner } = screened;
+        let ScreenedRequest { tier, owner, limits_version } = screened;
         let limit = match self.limit(tier, start.at) {
             Err(blocked) => return blocked,
             Ok(limit) => limit,
@@ -135,7 +138,7 @@ impl<D: SharedData> Decider<'_, D> {
         let Some(redis) = &mut self.redis else {
             return self.charge_here(&charge);
         };
-        match redis.charge(start, charge, self.metrics) {
+        match redis.charge(start, charge, *limits_version, self.metrics) {
             ChargeAttempt::Sent(command) => Decision::AwaitsRedis(command),
             ChargeAttempt::KnownEmpty(charge, verdict) => self.decide_by_verdict(&charge, verdict, start.at),
             ChargeAttempt::Declined(charge) => self.fall_back(&charge, start.at),
@@ -158,7 +161,7 @@ impl<D: SharedData> Decider<'_, D> {
 
     /// Rejects a request whose bucket is known to be empty, and charges nothing.
     pub fn reject_if_empty(&mut self, screened: &ScreenedRequest, start: DecisionStart) -> Option<Decision> {
-        let ScreenedRequest { tier, owner: Some(owner) } = screened else { return None };
+        let ScreenedRequest { tier, owner: Some(owner), .. } = screened else { return None };
         let health = self.in_force.health();
         let Allowance::Limited(limit) = tier.allowance(health) else { return None };
         let charge = Charge { owner: owner.clone(), tier: tier.clone(), health, limit };

@@ -66,7 +66,7 @@ impl HealthSync {
             return None;
         }
         self.next_poll = now.after(POLL_INTERVAL);
-        (is_accepting && self.holds_lease(data)).then(|| {
+        (is_accepting && self.take_lease(POLL_LEASE, data)).then(|| {
             let Control { health_changes, .. } = Control::read(data, &self.control_key);
             Poll { command: Command::Get(self.health_key.clone()), health_changes }
         })
@@ -112,9 +112,14 @@ impl HealthSync {
         changed.is_err() || changed.is_ok_and(|(previous, now)| previous.redis != now.redis)
     }
 
-    /// Whether it is this worker that polls.
-    fn holds_lease(&self, data: &impl SharedData) -> bool {
-        let claimed = update(data, &self.lease_key, |stored, now| {
+    /// Lets another worker poll: this one could not.
+    pub fn release_lease(&self, data: &impl SharedData) {
+        self.take_lease(Duration::ZERO, data);
+    }
+
+    /// Whether it is this worker that polls: then for so long from now on.
+    fn take_lease(&self, duration: Duration, data: &impl SharedData) -> bool {
+        let taken = update(data, &self.lease_key, |stored, now| {
             let lease = stored.and_then(|bytes| {
                 let mut record = Reader::new(bytes);
                 let (worker, until_us) = (record.u64()?, record.u64()?);
@@ -122,9 +127,9 @@ impl HealthSync {
             });
             let is_free = lease.is_none_or(|(worker, until)| worker == self.worker || until <= now);
             let mut next = Writer::default();
-            next.u64(self.worker).u64(now.after(POLL_LEASE).as_micros());
+            next.u64(self.worker).u64(now.after(duration).as_micros());
             (is_free, is_free.then(|| next.into_bytes()))
         });
-        claimed.is_ok_and(|updated| updated.value)
+        taken.is_ok_and(|updated| updated.value)
     }
 }

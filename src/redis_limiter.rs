@@ -90,8 +90,8 @@ pub struct RedisLimiter {
     /// The purpose of each command that waits for its reply; probes have none.
     purposes: IdMap<CommandId, Purpose>,
     deny_cache: DenyCache,
-    /// Counts the changes of limits and health. A rejection goes into the deny cache only if none came after its
-    /// command.
+    /// Counts the changes of limits and health. A rejection goes into the deny cache only if none came since its limit
+    /// was chosen.
     limits_version: u32,
     on_failure: OnFailure,
     bucket_prefix: String,
@@ -147,8 +147,14 @@ impl RedisLimiter {
         Some(Verdict { outcome: Outcome::Rejected, capacity, remaining: 0, wait_us })
     }
 
-    /// Charges, unless it is known that there is nothing to take.
-    pub fn charge(&mut self, start: DecisionStart, charge: Charge, metrics: &mut Metrics) -> ChargeAttempt {
+    /// Charges, unless it is known that there is nothing to take. The charge's limit is of that version.
+    pub fn charge(
+        &mut self,
+        start: DecisionStart,
+        charge: Charge,
+        limits_version: u32,
+        metrics: &mut Metrics,
+    ) -> ChargeAttempt {
         self.is_used = true;
         let now = start.at;
         if let Some(verdict) = self.known_rejection(start, &charge) {
@@ -159,8 +165,7 @@ impl RedisLimiter {
         let command = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
         match self.session.send(command, self.session.timeout(), now) {
             Ok(id) => {
-                self.purposes
-                    .insert(id, Purpose::Charge { start, charge, limits_version: self.limits_version });
+                self.purposes.insert(id, Purpose::Charge { start, charge, limits_version });
                 ChargeAttempt::Sent(id)
             }
             Err(declined) => {
@@ -205,6 +210,11 @@ impl RedisLimiter {
         self.deny_cache.release(owner, id);
     }
 
+    /// The version of the limits in force.
+    pub fn limits_version(&self) -> u32 {
+        self.limits_version
+    }
+
     /// Forgets which buckets are known to be empty: limits or health have changed.
     pub fn forget_denied(&mut self) {
         self.limits_version = self.limits_version.wrapping_add(1);
@@ -239,7 +249,6 @@ impl RedisLimiter {
             if let Some(probe) = self.session.probe() {
                 let _ = self.session.send(probe, timeout, now);
             }
-            // Where the queue is full, the next poll is soon enough.
             if let Ok(id) = self.session.send(command, timeout, now) {
                 self.purposes.insert(id, Purpose::PollHealth { health_changes });
             }
@@ -326,6 +335,8 @@ impl RedisLimiter {
                     let _ = self.session.send(restore, SET_HEALTH_TIMEOUT, now);
                 }
             }
+            // The main thread cannot connect through an internal listener.
+            Err(Failure { reason: FailureKind::Disconnected, .. }) => self.health_sync.release_lease(data),
             Err(Failure { reason: FailureKind::Auth | FailureKind::Error, detail })
                 if self.session.is_accepting() =>
             {

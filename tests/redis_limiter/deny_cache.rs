@@ -119,6 +119,22 @@ fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
 }
 
 #[test]
+fn a_rejection_by_a_limit_from_before_a_change_is_not_cached() {
+    let mut world = World::new(1, 2, SLOW);
+    world.decide_with_redis(WORKER, &get());
+    let Worker { limiter, data, .. } = world.worker(WORKER);
+    let screening = limiter.decider(&**data).screen(&get(), data.now(), false);
+    let Screening::Undecided(waiting) = screening else { panic!("it has a bucket") };
+    world.post(OTHER, "DEGRADED");
+    world.assert_health(WORKER, Health::Degraded);
+    let Worker { limiter, data, .. } = world.worker(WORKER);
+    let start = DecisionStart { id: 101, at: data.now() };
+    assert_eq!(kind(&limiter.decider(&**data).charge(&waiting, start)), "AwaitsRedis");
+    assert_eq!(kind(&only(world.exchange(WORKER), 101)), "Rejected");
+    assert_eq!(world.decided(WORKER, &get()), "AwaitsRedis");
+}
+
+#[test]
 fn a_recheck_whose_client_leaves_is_left_to_the_next_request() {
     let mut world = rejected(1, 1, SLOW);
     world.advance(SECOND);

@@ -65,6 +65,20 @@ fn one_worker_of_each_envoy_polls_health_and_another_takes_over() {
 }
 
 #[test]
+fn a_worker_that_cannot_connect_leaves_the_polls_to_another() {
+    let mut world = World::new(1, 2, "");
+    world.run(SECOND);
+    let polls = commands(&world, 0).iter().position(|sent| *sent > 0).expect("one polls");
+    world.go_down();
+    world.advance(POLL_US);
+    world.tick((0, polls));
+    world.is_down = false;
+    store_health(&mut world, b"DEGRADED");
+    world.tick((0, 1 - polls));
+    world.assert_health((0, 1 - polls), Health::Degraded);
+}
+
+#[test]
 fn a_worker_that_only_polls_does_not_stay_with_a_replica() {
     let mut world = World::new(1, 1, "");
     world.run(SECOND);
