@@ -30,15 +30,15 @@ admin() {
   printf '%s' "$answer"
 }
 
-# How many connections clients have, in all.
+# How many connections clients have, in all. Fails with 1 if Envoy has no such statistic.
 count() {
-  local answer line sum=0
+  local answer line sum=
   answer=$(admin GET "/stats?filter=$connections") || return
   while IFS= read -r line; do
     line=${line%$'\r'}
     [[ $line =~ _active:\ ([0-9]+)$ ]] && sum=$((sum + BASH_REMATCH[1]))
   done <<<"$answer"
-  echo "$sum"
+  [[ -n $sum ]] && echo "$sum"
 }
 
 {
@@ -54,4 +54,4 @@ while ((SECONDS < limit)); do
   ((SECONDS >= least)) && [[ $left == 0 ]] && break
   sleep 0.25
 done
-echo "drain: over after $SECONDS s, with ${left:-0} connections left" >&2
+echo "drain: over after $SECONDS s, connections left: ${left:-unknown}" >&2
