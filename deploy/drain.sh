@@ -41,12 +41,14 @@ count() {
   [[ -n $sum ]] && echo "$sum"
 }
 
-{
-  admin POST /healthcheck/fail && admin POST '/drain_listeners?graceful&skip_exit'
-} >/dev/null 2>&1 || {
-  echo "drain: no Envoy answers at 127.0.0.1:$port" >&2
-  exit 1
-}
+# A busy Envoy may not answer in time.
+until { admin POST /healthcheck/fail && admin POST '/drain_listeners?graceful&skip_exit'; } >/dev/null 2>&1; do
+  if (($? == 2 || SECONDS >= limit)); then
+    echo "drain: no Envoy answers at 127.0.0.1:$port" >&2
+    exit 1
+  fi
+  sleep 0.25
+done
 echo "drain: for at least $least s and at most $limit s" >&2
 while ((SECONDS < limit)); do
   # An Envoy that has ended has no connections. One that does not answer in time is busy.
