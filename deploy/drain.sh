@@ -4,7 +4,7 @@
 # The health check fails, so that load balancers stop sending. Envoy continues to serve, and tells its clients to
 # close their connections. The drain is over when no connection is left, or after DRAIN_SECONDS.
 #
-# deploy/entrypoint.sh runs it on SIGTERM, Kubernetes and Istio as `preStop`. It needs bash alone.
+# deploy/entrypoint.sh runs it on SIGTERM, Kubernetes and Istio as `preStop`. It needs bash and `sleep`.
 set -u
 
 # The longest drain. Keep it some seconds below Docker's stop_grace_period or Kubernetes'
