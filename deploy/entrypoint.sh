@@ -10,8 +10,8 @@ set -u
 
 here=${BASH_SOURCE[0]%/*}
 
-# The base image's entry point switches to user `envoy` and runs this script again.
-if ((EUID == 0)); then
+# The base image's entry point switches to user `envoy`, unless ENVOY_UID is 0, and runs this script again.
+if ((EUID == 0)) && [[ ${ENVOY_UID:-} != 0 ]]; then
   exec /docker-entrypoint.sh bash "${BASH_SOURCE[0]}" "$@"
 fi
 
