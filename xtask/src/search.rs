@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
-use crate::process::run;
+use crate::process::{interrupted, run};
 use crate::{bench, step, tools, workspace};
 
 #[derive(clap::Args)]
@@ -50,9 +50,7 @@ pub(crate) fn run_parts(options: &Options) -> Result<()> {
     for part in parts {
         let name = bench::name(*part);
         step(format!("{name} for {} s, seed {seed}", options.time.as_secs()));
-        part.run(options.time, seed).with_context(|| {
-            format!("{name} found a violation with seed {seed}; the output above shows how to repeat it")
-        })?;
+        part.run(options.time, seed).with_context(|| format!("{name} with seed {seed}"))?;
     }
     step("no violation was found");
     Ok(())
@@ -67,16 +65,16 @@ impl Part {
             Ok(command)
         };
         match self {
-            Self::Simulation => run(&mut timed("simulation", &[])?),
+            Self::Simulation => run_built(&mut timed("simulation", &[])?, SHOWN_ABOVE),
             Self::SimulationRedis => {
                 let mut command = timed("simulation", &["--redis", "real"])?;
-                run(command.env("REDIS_SERVER", tools::redis_server()?))
+                run_built(command.env("REDIS_SERVER", tools::redis_server()?), SHOWN_ABOVE)
             }
-            Self::Overload => run(&mut timed("overload", &[])?),
-            Self::Fuzz => run(&mut timed("fuzz", &[])?),
+            Self::Overload => run_built(&mut timed("overload", &[])?, SHOWN_ABOVE),
+            Self::Fuzz => run_built(&mut timed("fuzz", &[])?, SHOWN_ABOVE),
             Self::Callbacks => {
                 let wasm = filter::build(Toolchain::find()?)?;
-                run(timed("wasm-host", &["fuzz"])?.env("FILTER_WASM", wasm))
+                run_built(timed("wasm-host", &["fuzz"])?.env("FILTER_WASM", wasm), SHOWN_ABOVE)
             }
             Self::Bucket => BUCKET.run(time, seed),
             Self::Script => SCRIPT.run(time, seed),
@@ -84,16 +82,31 @@ impl Part {
     }
 }
 
+const SHOWN_ABOVE: &str = "the output above shows how to repeat it";
+
+/// Runs a search that has been built, so that it fails only if it has found a violation or is interrupted.
+fn run_built(command: &mut Command, how_to_repeat: &str) -> Result<()> {
+    let done = run(command);
+    if interrupted() { done } else { done.with_context(|| format!("found a violation; {how_to_repeat}")) }
+}
+
 /// A search that is a separate program, built with optimisations and all checks.
 pub(crate) fn program(package: &str) -> Result<Command> {
-    let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--profile", "search", "--package", package]);
     if package == "fuzz" {
         tools::program("CXX", &["c++"], "g++").context("libFuzzer is C++")?;
-        // With an explicit target, build scripts and macros are not instrumented.
-        let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-        command.args(["--features", "search", "--target", &target]).env("RUSTFLAGS", INSTRUMENTED);
     }
+    let cargo = |subcommand: &str| {
+        let mut command = workspace::cargo();
+        command.args([subcommand, "--quiet", "--profile", "search", "--package", package]);
+        if package == "fuzz" {
+            // With an explicit target, build scripts and macros are not instrumented.
+            let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+            command.args(["--features", "search", "--target", &target]).env("RUSTFLAGS", INSTRUMENTED);
+        }
+        command
+    };
+    run(&mut cargo("build"))?;
+    let mut command = cargo("run");
     command.arg("--");
     Ok(command)
 }
@@ -122,19 +135,24 @@ impl Rounds {
     fn run(&self, time: Duration, seed: u64) -> Result<()> {
         let Self { test, seed: seed_name, amount: (amount_name, amount) } = *self;
         let redis_server = tools::redis_server()?;
+        let cargo_test = || {
+            let mut command = workspace::cargo();
+            command.args("test --quiet --profile search --package dynamic-rate-limiter --test".split(' '));
+            command.arg(test);
+            command
+        };
+        run(cargo_test().arg("--no-run"))?;
         let start = Instant::now();
         for round in 1.. {
             let seed = seed.wrapping_add(round - 1).to_string();
-            let mut command = workspace::cargo();
-            command.args("test --quiet --profile search --package dynamic-rate-limiter --test".split(' '));
-            command.arg(test).env("REDIS_SERVER", &redis_server);
+            let mut command = cargo_test();
+            command.env("REDIS_SERVER", &redis_server);
             command.env(seed_name, &seed).env(amount_name, amount.to_string());
-            run(&mut command).with_context(|| {
-                format!(
-                    "to repeat it, run\n  \
-                     {seed_name}={seed} {amount_name}={amount} cargo test --profile search --test {test}"
-                )
-            })?;
+            let how_to_repeat = format!(
+                "to repeat it, run\n  \
+                 {seed_name}={seed} {amount_name}={amount} cargo test --profile search --test {test}"
+            );
+            run_built(&mut command, &how_to_repeat)?;
             step(format!("{test}: {round} rounds of {amount}, {} s", start.elapsed().as_secs()));
             if start.elapsed() >= time {
                 break;
