@@ -15,7 +15,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
+use dynamic_rate_limiter::config::parse_tier_document;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyModifiers};
 
@@ -38,15 +39,20 @@ pub(crate) struct Options {
     /// Envoy's admin endpoint
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9901")]
     admin: String,
-    /// The limiter's tiers, for the capacities of buckets
-    #[arg(long, value_name = "FILE", default_value = "config/tiers.json")]
-    tiers: PathBuf,
+    /// The limiter's tiers, for the capacities of buckets; by default the repository's `config/tiers.json`
+    #[arg(long, value_name = "FILE")]
+    tiers: Option<PathBuf>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let admin = options.admin.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
     let admin = admin.with_context(|| format!("--admin: found {:?}, wanted HOST:PORT", options.admin))?;
-    let watched = Watched { admin, tiers: workspace::root().join(&options.tiers) };
+    let tiers = options.tiers.clone().unwrap_or_else(|| workspace::root().join("config/tiers.json"));
+    let text = fs::read(&tiers).with_context(|| format!("--tiers: cannot read {}", tiers.display()))?;
+    parse_tier_document(&text)
+        .map_err(Error::msg)
+        .with_context(|| format!("--tiers: {}", tiers.display()))?;
+    let watched = Watched { admin, tiers };
     let first = watched.sample(Duration::ZERO)?;
     ensure!(
         first.is_limiter,
