@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::filter::{self, Toolchain};
@@ -19,7 +19,7 @@ const E2E_LIMIT: Duration = Duration::from_secs(20 * 60);
 pub(crate) struct Options {
     /// Only this part
     part: Option<Part>,
-    /// Arguments for the end-to-end tests, such as a test's name; for the containers, names of chapters
+    /// With `e2e`, arguments for the end-to-end tests, such as a test's name; with `containers`, names of chapters
     #[arg(last = true)]
     e2e: Vec<OsString>,
 }
@@ -47,6 +47,10 @@ enum Part {
 
 /// Runs the parts in order and stops at the first failure.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(
+        options.e2e.is_empty() || matches!(options.part, Some(Part::E2e | Part::Containers)),
+        "arguments after `--` are for `e2e` or `containers`: name that part before `--`"
+    );
     let start = Instant::now();
     let wanted = |part| options.part.is_none_or(|only| only == part);
     if wanted(Part::Lint) {
