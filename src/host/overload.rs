@@ -109,7 +109,8 @@ pub(super) fn shed_wait_seconds() -> u64 {
 /// The tier's priority; for its `min_share` of callers that of the most important tier.
 fn priority_of(tier: &Tier, order: u64, config: &Config) -> u8 {
     let from = u64::MAX - u64::MAX / 1_000 * u64::from(tier.min_share_milli);
-    if tier.min_share_milli == 0 || order < from {
+    // Not by `order` itself: those callers would come before the others of that priority.
+    if tier.min_share_milli == 0 || order.rotate_left(32) < from {
         return tier.priority;
     }
     config.tiers.iter().map(|tier| tier.priority).max().unwrap_or(tier.priority)
@@ -145,7 +146,7 @@ impl ClusterGauges {
         let label = cluster_label(if id == ClusterId::REST { b"" } else { name });
         let define = |gauge| metrics::gauge(&format!("{gauge}.cluster.{label}_{:08x}", self.scope));
         let ids = define(CLUSTER_IN_FLIGHT_STATE).zip(define(CLUSTER_QUEUE_STATE));
-        let counts = ids.filter(|(in_flight, _)| metrics::counts(*in_flight));
+        let counts = ids.filter(|(in_flight, queue)| metrics::counts(*in_flight) && metrics::counts(*queue));
         self.ids.push(counts.map(|(in_flight, queue)| [in_flight, queue]));
     }
 
