@@ -9,16 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::concurrency_limit::ConcurrencyLimit;
 use super::observations::{Observations, RequestOutcome};
 use super::parameters::*;
-use super::shared::{ClusterId, Gauge, Gauges, MAX_QUEUES, Shared, change, decode};
+use super::shared::{ClusterId, Gauge, Gauges, MAX_WAITING, Shared, change};
 use crate::request::RequestId;
 use crate::time::StoreTime;
 
-/// Most workers in a record.
-const MAX_WORKERS: usize = 256;
+/// An excess in the gauges is taken off after so many flushes of each worker.
+const MIN_FLUSHES: u32 = 8;
 /// A worker that has written nothing for so long is dead.
 const WORKER_TIMEOUT: Duration = FLUSH_INTERVAL.saturating_mul(MIN_FLUSHES);
-/// An excess in the gauges is taken off after at least so many flushes.
-const MIN_FLUSHES: u32 = 8;
 
 /// Priority, the caller's order, and age. The greatest is sent first.
 pub type Rank = (u8, u64, Reverse<RequestId>);
@@ -26,7 +24,6 @@ pub type Rank = (u8, u64, Reverse<RequestId>);
 /// What one worker holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerEntry {
-    pub worker: u64,
     pub at: StoreTime,
     pub in_flight: u32,
     pub waiting: u32,
@@ -42,18 +39,17 @@ pub struct ClusterRecord {
     pub limit: ConcurrencyLimit,
     /// Requests that were shed since the record began.
     pub shed: f64,
-    pub workers: Vec<WorkerEntry>,
-    /// What the gauges hold beyond `workers`: the smallest difference of all flushes since `excess_since`.
+    pub workers: BTreeMap<u64, WorkerEntry>,
+    /// What the gauges hold beyond `workers`: the smallest difference of the last `flushes`.
     excess: Gauges,
-    excess_since: StoreTime,
-    /// Flushes since then.
-    flushes: u32,
+    flushes: usize,
 }
 
 /// One worker's part.
 #[derive(Debug, Default)]
 pub struct ClusterControl {
     pub id: ClusterId,
+    pub worker: u64,
     pub name: Vec<u8>,
     pub key: String,
     /// The requests that wait, and since when.
@@ -61,8 +57,6 @@ pub struct ClusterControl {
     pub observations: Observations,
     /// The record at the last read.
     pub record: ClusterRecord,
-    /// This worker's share of the limit, where Envoy keeps no gauges.
-    pub share: Option<f64>,
     /// Workers that had a queue when that was last looked at.
     pub queues: i32,
     /// What this worker holds; `at` and `waiting` are those of the last flush.
@@ -77,15 +71,18 @@ impl ClusterRecord {
     /// A worker that traps never gives its places back. So each worker publishes what it holds. What the gauges hold
     /// beyond that at every flush for some time belongs to no worker, and is taken off. A live worker that was taken
     /// for dead makes the gauges too low; they are corrected in the same way.
-    pub fn update(&mut self, observed: &Observations, entry: WorkerEntry, gauges: Option<Gauges>) -> Gauges {
+    pub fn update(
+        &mut self,
+        observed: &Observations,
+        worker: u64,
+        entry: WorkerEntry,
+        gauges: Option<Gauges>,
+    ) -> Gauges {
         let now = entry.at;
-        let is_recent = |at: StoreTime| now.since(at) < WORKER_TIMEOUT;
-        self.workers.retain(|other| other.worker != entry.worker && is_recent(other.at));
-        if self.workers.len() < MAX_WORKERS {
-            self.workers.push(entry);
-        }
+        self.workers.insert(worker, entry);
+        self.workers.retain(|_, entry| now.since(entry.at) < WORKER_TIMEOUT);
         self.shed += observed.shed;
-        let held = self.workers.iter().fold(Gauges::default(), |sum, entry| {
+        let held = self.workers.values().fold(Gauges::default(), |sum, entry| {
             let queues = u64::from(entry.published != 0) << 32;
             sum.zip(Gauges::new(queues + u64::from(entry.in_flight), entry.published), i32::saturating_add)
         });
@@ -93,14 +90,12 @@ impl ClusterRecord {
         self.limit.update(observed, gauges.in_flight.into(), now);
         let excess = gauges.zip(held, i32::saturating_sub);
         if !self.has_excess() {
-            (self.excess, self.excess_since, self.flushes) = (excess, now, 0);
+            (self.excess, self.flushes) = (excess, 0);
         }
         self.excess = self.excess.zip(excess, nearer_to_zero);
-        self.flushes = self.flushes.saturating_add(1);
-        if self.has_excess() && (is_recent(self.excess_since) || self.flushes < MIN_FLUSHES) {
-            return Gauges::default();
-        }
-        std::mem::take(&mut self.excess)
+        self.flushes += 1;
+        let is_lasting = self.flushes >= MIN_FLUSHES as usize * self.workers.len();
+        if is_lasting { std::mem::take(&mut self.excess) } else { Gauges::default() }
     }
 
     /// Whether the gauges seem to hold more or less than all workers together.
@@ -109,25 +104,23 @@ impl ClusterRecord {
     }
 
     pub fn in_flight(&self) -> u64 {
-        self.workers.iter().map(|worker| u64::from(worker.in_flight)).sum()
+        self.workers.values().map(|worker| u64::from(worker.in_flight)).sum()
     }
 
     pub fn waiting(&self) -> u64 {
-        self.workers.iter().map(|worker| u64::from(worker.waiting)).sum()
+        self.workers.values().map(|worker| u64::from(worker.waiting)).sum()
     }
 
     /// The places that are the worker's own, by its share of the demand. What is less than a place goes round, so that
     /// in `MAX_WAIT` each worker has its share.
     pub fn share(&self, worker: u64, now: StoreTime) -> f64 {
-        let demand = |is_meant: fn(&u64, &u64) -> bool| -> f64 {
-            let meant = self.workers.iter().filter(|entry| is_meant(&entry.worker, &worker));
-            meant.map(|entry| entry.demand).sum()
-        };
-        let whole = demand(|_, _| true).max(f64::MIN_POSITIVE);
-        let rotation = (now.as_micros() as f64 / MAX_WAIT.as_micros() as f64 * 10.0).floor() / 10.0;
         let limit = self.limit.limit().ceil();
-        let places = |demand: f64| (limit * demand / whole + rotation.fract()).floor();
-        places(demand(u64::le)) - places(demand(u64::lt))
+        let Some(own) = self.workers.get(&worker) else { return limit };
+        let whole: f64 = self.workers.values().map(|entry| entry.demand).sum();
+        let before: f64 = self.workers.range(..worker).map(|(_, entry)| entry.demand).sum();
+        let rotation = (now.as_micros() * 10 / MAX_WAIT.as_micros() as u64 % 10) as f64 / 10.0;
+        let places = |demand: f64| (limit * demand / whole.max(f64::MIN_POSITIVE) + rotation).floor();
+        places(before + own.demand) - places(before)
     }
 }
 
@@ -138,23 +131,22 @@ impl ClusterControl {
 
     /// Takes a place in flight: in any case or, with a priority, if one is free and no worker has a more important
     /// request in its queue.
-    pub fn take_place(&mut self, priority: Option<u8>, shared: &impl Shared) -> bool {
+    pub fn take_place(&mut self, priority: Option<u8>, now: StoreTime, shared: &impl Shared) -> bool {
         shared.add(self.id, Gauge::InFlight, 1);
         self.entry.in_flight = self.entry.in_flight.saturating_add(1);
-        let keeps = priority.is_none_or(|priority| self.keeps_place(priority, shared));
+        let keeps = priority.is_none_or(|priority| self.keeps_place(priority, now, shared));
         if !keeps {
             self.give_back(shared);
         }
         keeps
     }
 
-    fn keeps_place(&mut self, priority: u8, shared: &impl Shared) -> bool {
-        let limit = self.record.limit.limit();
+    fn keeps_place(&mut self, priority: u8, now: StoreTime, shared: &impl Shared) -> bool {
         let Some(in_flight) = shared.read(self.id, Gauge::InFlight) else {
-            return f64::from(self.entry.in_flight) <= self.share.unwrap_or(limit);
+            return f64::from(self.entry.in_flight) <= self.record.share(self.worker, now).max(1.0);
         };
         let mut gauges = Gauges::new(in_flight, 0);
-        let is_free = f64::from(gauges.in_flight) <= limit.ceil();
+        let is_free = f64::from(gauges.in_flight) <= self.record.limit.limit().ceil();
         self.queues = gauges.queues;
         if is_free && gauges.queues > 0 {
             gauges = Gauges::new(in_flight, shared.read(self.id, Gauge::Waiting).unwrap_or_default());
@@ -171,8 +163,7 @@ impl ClusterControl {
     /// requests in flight would take every place again before the others look for one.
     pub fn yield_place(&mut self, now: StoreTime, shared: &impl Shared) {
         let Some(priority) = self.best_priority() else { return };
-        let waiting = Gauges::new(0, shared.read(self.id, Gauge::Waiting).unwrap_or_default()).waiting;
-        let has_others = waiting.get(usize::from(priority)).is_some_and(|workers| *workers > 1);
+        let has_others = self.workers_waiting(priority, shared) > 1;
         self.places_in_a_row = if has_others { self.places_in_a_row + 1 } else { 0 };
         if f64::from(self.places_in_a_row) * TOLERANCE >= 1.0 {
             self.places_in_a_row = 0;
@@ -180,18 +171,26 @@ impl ClusterControl {
         }
     }
 
-    /// Publishes the most important priority that waits here, unless so many workers have a queue that their number
-    /// would not fit.
+    /// Publishes the most important priority that waits here, unless so many workers have done that for it that their
+    /// number would not fit.
     pub fn publish_queue(&mut self, shared: &impl Shared) {
-        let before = self.entry.published;
-        let is_full = before == 0 && self.queues >= MAX_QUEUES;
-        let best = self.best_priority().filter(|_| !is_full);
-        let now = best.map_or(0, |priority| 1 << (6 * priority));
+        let (best, before) = (self.best_priority(), self.entry.published);
+        let bit = |priority: u8| 1 << (6 * priority);
+        let mut now = best.map_or(0, bit);
+        if now != before && best.is_some_and(|best| self.workers_waiting(best, shared) >= MAX_WAITING) {
+            now = 0;
+        }
         if now != before {
             self.entry.published = now;
             shared.add(self.id, Gauge::Waiting, now.wrapping_sub(before) as i64);
             shared.add(self.id, Gauge::InFlight, (i64::from(now != 0) - i64::from(before != 0)) << 32);
         }
+    }
+
+    /// How many workers have published this priority.
+    fn workers_waiting(&self, priority: u8, shared: &impl Shared) -> i8 {
+        let waiting = Gauges::new(0, shared.read(self.id, Gauge::Waiting).unwrap_or_default()).waiting;
+        waiting.get(usize::from(priority)).copied().unwrap_or_default()
     }
 
     /// Counts the time since the last flush that a request was in flight which was sent at `since`.
@@ -221,21 +220,6 @@ impl ClusterControl {
         }
     }
 
-    /// Reads the record again if this worker was idle for some time: others may have changed the limit.
-    pub fn catch_up(&mut self, now: StoreTime, shared: &impl Shared) -> bool {
-        let record = (now.since(self.entry.at) > 2 * FLUSH_INTERVAL).then(|| shared.get(&self.key)).flatten();
-        let Some(record) = record.and_then(|(bytes, _)| decode(&bytes)) else { return false };
-        (self.record, self.entry.at) = (record, now);
-        self.refresh(now, shared);
-        true
-    }
-
-    /// Looks how many requests may be in flight now.
-    pub fn refresh(&mut self, now: StoreTime, shared: &impl Shared) {
-        let has_gauges = shared.read(self.id, Gauge::InFlight).is_some();
-        self.share = (!has_gauges).then(|| self.record.share(self.entry.worker, now));
-    }
-
     pub fn is_idle(&self) -> bool {
         self.entry.in_flight == 0 && self.queue.is_empty() && self.observations == Observations::default()
     }
@@ -260,7 +244,7 @@ impl ClusterControl {
             if learns {
                 record.limit.learn_usual(&observed, now);
             }
-            record.update(&observed, entry, gauges)
+            record.update(&observed, self.worker, entry, gauges)
         });
         // Where all attempts were lost to other workers, these observations are lost, and the next ones are not.
         let Some((record, excess)) = changed else { return };
@@ -270,7 +254,6 @@ impl ClusterControl {
             shared.add(self.id, Gauge::Waiting, waiting.saturating_neg());
         }
         self.record = record;
-        self.refresh(now, shared);
     }
 }
 

@@ -14,9 +14,10 @@ use super::parameters::*;
 use crate::time::StoreTime;
 
 /// What the limit does.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum LimitState {
     /// Nothing is known yet.
+    #[default]
     Starting,
     /// Hardly a request waits for the limit. Latency teaches the baseline.
     Open,
@@ -41,69 +42,46 @@ pub struct Trial {
 }
 
 /// The limit of one cluster, as all workers share it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConcurrencyLimit {
     pub state: LimitState,
-    /// The limit, or what it falls to.
+    /// The limit, or what it falls to; zero until it is known.
     pub target: f64,
-    /// The limit on its way down, slowly enough that the most important requests go on meanwhile; `None` once no more
-    /// requests are in flight than `target`.
+    /// The limit on its way down ([`DRAIN`]); `None` once no more requests are in flight than `target`.
     falling: Option<f64>,
     baseline: Mean,
     /// When the epoch of the limit began: latencies that were observed before do not count.
     pub begun: StoreTime,
-    /// `totals` were observed from `since` to `updated`.
-    since: StoreTime,
     updated: StoreTime,
     /// When a request last arrived or ended.
     active_at: StoreTime,
     totals: Observations,
-    /// What nine in ten responses usually do not exceed. Before the baseline is confirmed, it changes in large steps,
-    /// and no request is called slow by it.
-    usual_s: f64,
-    responded_at: StoreTime,
+    /// How long `totals` were observed, and how long the upstream has not responded, both without pauses.
+    age: Duration,
+    silence: Duration,
+    /// See [`ConcurrencyLimit::usual`].
+    usual_s: Option<f64>,
     /// When the baseline was last confirmed; `None` before that, and after it was found wrong.
     verified_at: Option<StoreTime>,
     /// Whether it was ever confirmed.
     was_verified: bool,
 }
 
-impl Default for ConcurrencyLimit {
-    /// The limit before anything is known.
-    fn default() -> Self {
-        let long_ago = StoreTime::default();
-        Self {
-            state: LimitState::Starting,
-            target: INITIAL_LIMIT / 2.0,
-            falling: None,
-            baseline: Mean::default(),
-            begun: long_ago,
-            since: long_ago,
-            updated: long_ago,
-            active_at: long_ago,
-            totals: Observations::default(),
-            usual_s: f64::INFINITY,
-            responded_at: long_ago,
-            verified_at: None,
-            was_verified: false,
-        }
-    }
-}
-
 impl ConcurrencyLimit {
     /// How many requests may be in flight.
     pub fn limit(&self) -> f64 {
-        self.falling.unwrap_or(self.target)
+        let target = if self.target > 0.0 { self.target } else { INITIAL_LIMIT / 2.0 };
+        self.falling.unwrap_or(target)
     }
 
-    /// The limit by which queues are bounded. A cut that has not proved itself is no reason to shed, nor is a limit
-    /// before the baseline is confirmed.
+    /// The limit by which queues are bounded. A burst is no reason to shed while there is room for all, nor is a cut that
+    /// has not proved itself.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
-            LimitState::Starting | LimitState::Open if self.verified_at.is_none() => f64::INFINITY,
+            LimitState::Starting | LimitState::Open => f64::INFINITY,
             LimitState::Trial(Trial { back, .. }) => back,
             LimitState::Silent { queue_limit } => self.target.max(queue_limit),
-            LimitState::Starting | LimitState::Open | LimitState::Limiting => self.target,
+            LimitState::Limiting => self.target,
         }
     }
 
@@ -115,39 +93,42 @@ impl ConcurrencyLimit {
 
     /// Adjusts what is usual: the share of responses that exceed it shows how far off it is.
     pub fn learn_usual(&mut self, observed: &Observations, now: StoreTime) {
-        if observed.responses > 0.0 {
+        if let Some(usual_s) = &mut self.usual_s
+            && observed.responses > 0.0
+        {
             let off = observed.over_usual / observed.responses - TOLERANCE;
             let elapsed_s = now.since(self.updated).min(MAX_WAIT).as_secs_f64();
-            let gain = match self.usual() {
-                Some(_) => elapsed_s / VERIFY_INTERVAL.as_secs_f64(),
-                None => (TOLERANCE * observed.responses).min(1.0),
-            };
-            self.usual_s *= (off * gain).exp();
+            let steady = elapsed_s / VERIFY_INTERVAL.as_secs_f64();
+            let gain = if self.was_verified { steady } else { (TOLERANCE * observed.responses).min(1.0) };
+            *usual_s *= (off * gain).exp();
         }
     }
 
-    /// Whether a response took longer than nine in ten usually do.
     pub fn exceeds_usual(&self, latency: Duration) -> bool {
-        latency.as_secs_f64() > self.usual_s
+        self.usual_s.is_some_and(|usual_s| latency.as_secs_f64() > usual_s)
     }
 
-    /// What nine in ten responses usually do not exceed, in seconds; `None` before the baseline was confirmed.
+    /// What nine in ten responses usually do not exceed, in seconds; `None` before the baseline is confirmed, while it
+    /// changes in large steps.
     pub fn usual(&self) -> Option<f64> {
-        self.was_verified.then_some(self.usual_s)
+        self.usual_s.filter(|_| self.was_verified)
     }
 
     /// Takes in what one worker observed, and decides if there is enough to decide by.
     pub fn update(&mut self, observed: &Observations, in_flight: f64, now: StoreTime) {
-        self.updated = now;
         if observed.arrivals > 0.0 || observed.ended > 0.0 {
-            // A pause does not count: demand would seem low, and the upstream silent.
-            let pause = now.since(self.active_at.max(self.since)).saturating_sub(self.longest_gap());
-            (self.since, self.responded_at) = (self.since.after(pause), self.responded_at.after(pause));
             self.active_at = now;
         }
-        self.totals.merge(observed);
+        // A pause does not count: demand would seem low, and the upstream silent.
+        let longest_gap = self.baseline().unwrap_or_default().max(2 * FLUSH_INTERVAL);
+        if now.since(self.active_at) <= longest_gap {
+            let elapsed = now.since(self.updated).min(longest_gap);
+            (self.age, self.silence) = (self.age + elapsed, self.silence + elapsed);
+        }
+        self.updated = now;
+        self.totals += *observed;
         if observed.answered > 0.0 || in_flight <= 0.0 {
-            self.responded_at = now;
+            self.silence = Duration::ZERO;
         }
         let estimate = Estimate::of(&self.totals);
         if self.state == LimitState::Starting {
@@ -163,7 +144,7 @@ impl ConcurrencyLimit {
             self.falling = Some(self.target.max(limit - DRAIN * observed.ended));
         }
         // Each worker has to have said what it observed.
-        if self.totals.samples < MIN_SAMPLES || self.age_s() < FLUSH_INTERVAL.as_secs_f64() {
+        if self.totals.samples < MIN_SAMPLES || self.age < FLUSH_INTERVAL {
             return self.follow_errors(in_flight);
         }
         match self.state {
@@ -182,22 +163,22 @@ impl ConcurrencyLimit {
     /// Nothing is known yet. The first responses are the baseline. They were sent while few requests were in flight:
     /// an upstream that is overloaded from the first second has no long queue yet.
     fn start(&mut self, estimate: Estimate) {
-        let waits = self.waits();
+        let (limit, waits) = (self.limit(), self.waits());
         if self.totals.samples >= if waits { MIN_SAMPLES } else { INITIAL_LIMIT } {
             self.baseline = estimate.high;
-            self.usual_s = self.goal_s();
-            self.target += if waits { self.totals.samples } else { 0.0 };
+            self.usual_s = Some(self.goal_s());
+            self.target = limit + if waits { self.totals.samples } else { 0.0 };
             self.go_on(LimitState::Open);
-        } else if waits && self.age_s() > MAX_WAIT.as_secs_f64() / 2.0 {
+        } else if waits && self.age > MAX_WAIT / 2 {
             // What waits longer is shed. There is an end to this, in case no response ever arrives.
-            self.begin((2.0 * self.target).min(BASELINE_SAMPLES.max(self.target)), LimitState::Starting);
+            self.begin((2.0 * limit).min(BASELINE_SAMPLES), LimitState::Starting);
         }
     }
 
     /// Whether requests wait or were given up, and none has got a response for long.
     fn is_silent(&self) -> bool {
-        let silence_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
-        (self.waits() || self.any_given_up()) && self.seconds_since(self.responded_at) > silence_s
+        let longest_s = MAX_WAIT.as_secs_f64().max(HEADROOM * self.baseline.seconds);
+        (self.waits() || self.any_given_up()) && self.silence.as_secs_f64() > longest_s
     }
 
     fn any_given_up(&self) -> bool {
@@ -206,25 +187,19 @@ impl ConcurrencyLimit {
 
     fn end_silence(&mut self, in_flight: f64) {
         let silent = LimitState::Silent { queue_limit: self.queue_limit() };
-        self.responded_at = self.updated;
-        match self.state {
-            // Some of those in flight hang, and the lower limit cannot be measured.
-            LimitState::Trial(Trial { back, .. }) if self.falling.is_some() => {
-                self.verified_at = self.verified_at.map(|_| self.updated);
-                self.begin(back, LimitState::Limiting);
-            }
-            _ if self.any_given_up() => {
-                self.begin((self.target.min(in_flight) / 2.0).max(MIN_SAMPLES), silent);
-            }
-            // They may hang while others would get a response.
-            _ => self.begin(in_flight + MIN_SAMPLES, silent),
+        self.silence = Duration::ZERO;
+        if self.any_given_up() {
+            self.begin((self.target.min(in_flight) / 2.0).max(MIN_SAMPLES), silent);
+        } else {
+            // Those in flight may hang while others would get a response.
+            self.begin(in_flight + MIN_SAMPLES, silent);
         }
     }
 
     /// Where hardly anything but errors arrives, there is no latency to follow: a low limit does not help.
     fn follow_errors(&mut self, in_flight: f64) {
         let errors = self.totals.answered - self.totals.responses;
-        if errors >= MIN_SAMPLES && self.age_s() > MAX_WAIT.as_secs_f64() && self.waits() {
+        if errors >= MIN_SAMPLES && self.age > MAX_WAIT && self.waits() {
             let back = if let LimitState::Trial(trial) = self.state { trial.back } else { self.target };
             self.begin(back.max(in_flight) + MIN_SAMPLES, LimitState::Limiting);
         }
@@ -240,19 +215,19 @@ impl ConcurrencyLimit {
         if is_slow && estimate.mean.error() > TOLERANCE {
             return;
         }
-        let Observations { ended, waited, .. } = self.totals;
-        let arrivals = self.arrivals();
+        let age_s = self.age.as_secs_f64();
         if !is_slow && self.verified_at.is_some() {
             let wanted = |requests: f64| {
-                let busy = HEADROOM * self.baseline.seconds * requests / self.age_s();
+                let busy = HEADROOM * self.baseline.seconds * requests / age_s;
                 INITIAL_LIMIT.max(busy + SIGMAS * busy.sqrt())
             };
             // A rise shows in the arrivals first, and a slow upstream in the responses.
+            let (arrivals, ended) = (self.totals.arrivals.max(0.0), self.totals.ended);
             let wanted = self.target.clamp(wanted(arrivals.min(ended)), wanted(arrivals.max(ended)));
-            self.target += (self.age_s() / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.target);
+            self.target += (age_s / MAX_WAIT.as_secs_f64()).min(1.0) * (wanted - self.target);
         }
-        if !is_slow || waited == 0.0 {
-            let share = self.age_s() / VERIFY_INTERVAL.as_secs_f64();
+        if !is_slow || self.totals.waited == 0.0 {
+            let share = age_s / VERIFY_INTERVAL.as_secs_f64();
             let samples = self.totals.samples.min(BASELINE_SAMPLES * share);
             self.baseline = self.baseline.with(Mean { samples, ..estimate.mean }, share);
             if self.baseline.error() < TOLERANCE {
@@ -267,6 +242,9 @@ impl ConcurrencyLimit {
         let (goal_s, is_limiting) = (self.goal_s(), self.state == LimitState::Limiting);
         let is_steady = is_limiting && self.totals.samples >= in_flight;
         let before = Some(Measurement { limit: self.target, latency: estimate.little });
+        // Under load, the baseline is measured from time to time.
+        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
+        let is_due = self.verified_at.is_none_or(|at| self.updated.since(at).as_secs_f64() > due_s);
         if self.is_slow(estimate.low) {
             if is_steady {
                 self.cut(before, self.target, estimate.mean);
@@ -274,7 +252,7 @@ impl ConcurrencyLimit {
                 // Earlier samples were of fewer in flight: only the next cut can prove that it helps.
                 self.lower(self.target / LATENCY_TARGET, false, None, self.target);
             }
-        } else if is_limiting && self.is_verification_due() {
+        } else if is_limiting && is_due {
             if is_steady {
                 self.lower(self.target / 2.0, true, before, self.target);
             }
@@ -304,40 +282,29 @@ impl ConcurrencyLimit {
         let is_slow = self.is_slow(latency);
         let is_below = |bound_s: f64| latency.most_s() < bound_s || is_sure && latency.seconds < bound_s;
         let now = Measurement { limit: self.target, latency };
-        let Some(before) = trial.before else {
-            if is_below(self.goal_s()) {
-                self.begin(self.target, LimitState::Limiting);
-            } else if is_slow || is_sure {
-                self.cut(Some(now), trial.back, latency);
-            }
-            return;
-        };
         let is_last = self.target <= 1.0;
-        if is_below(before.helped_s(self.target)) && (is_last || !is_slow) {
+        let has_helped = is_below(trial.before.map_or(self.goal_s(), |before| before.helped_s(self.target)));
+        let has_failed = trial.before.is_some_and(|before| before.failed_by(now) > SIGMAS);
+        if has_helped && (is_last || !is_slow) {
             self.begin(self.target, LimitState::Limiting);
-        } else if is_below(before.helped_s(self.target)) {
+        } else if has_helped {
             self.cut(Some(now), self.target, latency);
-        } else if before.failed_by(now) > SIGMAS || is_sure && is_last {
+        } else if has_failed || is_sure && is_last {
             self.set_baseline(trial.back, latency);
-        } else if is_sure {
+        } else if is_sure || is_slow && trial.before.is_none() {
             // A lower limit shows more.
-            self.cut(trial.before, trial.back, latency);
+            self.cut(trial.before.or(Some(now)), trial.back, latency);
         }
     }
 
     /// Measures the baseline, at ever lower limits while latency is lower there.
     fn verify(&mut self, trial: Trial, latency: Mean) {
-        // Exact enough to tell the baseline from the goal; more exact, if that takes no time.
-        let is_early = self.age_s() < MIN_SAMPLES * FLUSH_INTERVAL.as_secs_f64();
-        let most = if is_early { TOLERANCE } else { (LATENCY_TARGET - 1.0) / SIGMAS };
-        if latency.error() > most {
+        // Exact enough to tell the baseline from the goal.
+        if latency.error() > (LATENCY_TARGET - 1.0) / SIGMAS {
             return;
         }
-        // After a mistake the baseline says nothing.
-        let is_known = self.verified_at.is_some()
-            && (latency.least_s()..latency.most_s()).contains(&self.baseline.seconds);
         let has_fallen = trial.before.is_some_and(|before| latency.seconds < before.helped_s(self.target));
-        if has_fallen && !is_known && self.target > 1.0 {
+        if has_fallen && self.target > 1.0 {
             self.baseline = latency;
             let now = Measurement { limit: self.target, latency };
             self.lower(self.target / 2.0, true, Some(now), trial.back);
@@ -355,12 +322,6 @@ impl ConcurrencyLimit {
         self.verified_at = (!is_other).then_some(self.updated);
         self.was_verified = true;
         self.begin(limit, LimitState::Limiting);
-    }
-
-    /// Under load, the baseline is measured from time to time.
-    fn is_verification_due(&self) -> bool {
-        let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
-        self.verified_at.is_none_or(|at| self.seconds_since(at) > due_s)
     }
 
     /// Cuts the limit to what would bring latency to its goal by Little's law. The step is large enough to show an
@@ -388,27 +349,8 @@ impl ConcurrencyLimit {
 
     /// Whether requests wait because of the limit, by more than chance.
     fn waits(&self) -> bool {
-        let allowed = TOLERANCE * self.arrivals();
+        let allowed = TOLERANCE * self.totals.arrivals.max(0.0);
         self.totals.waited > allowed + SIGMAS * allowed.sqrt()
-    }
-
-    fn arrivals(&self) -> f64 {
-        self.totals.arrivals.max(0.0)
-    }
-
-    /// Without pauses.
-    fn age_s(&self) -> f64 {
-        let until = self.updated.min(self.active_at.after(self.longest_gap()));
-        until.since(self.since).as_secs_f64().max(1e-3)
-    }
-
-    /// The longest time between arrivals and ends that is no pause.
-    fn longest_gap(&self) -> Duration {
-        self.baseline().unwrap_or_default().max(2 * FLUSH_INTERVAL)
-    }
-
-    fn seconds_since(&self, at: StoreTime) -> f64 {
-        self.updated.since(at).as_secs_f64()
     }
 
     /// Begins an epoch.
@@ -419,7 +361,6 @@ impl ConcurrencyLimit {
 
     /// Begins to observe anew.
     fn go_on(&mut self, state: LimitState) {
-        (self.state, self.since) = (state, self.updated);
-        self.totals = Observations::default();
+        (self.state, self.age, self.totals) = (state, Duration::ZERO, Observations::default());
     }
 }

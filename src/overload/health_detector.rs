@@ -15,7 +15,6 @@ const MIN_SIZE: f64 = 0.5;
 /// Why health is `DEGRADED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DegradeReason {
-    /// Too many server errors.
     ErrorRatio,
     /// More than a tenth of requests took longer than `latency_ms`, or `latency_ratio` times what is usual.
     Latency,
@@ -32,7 +31,6 @@ pub struct Signals {
     pub error_ratio: f64,
     /// The share of requests that took longer than the thresholds.
     pub slow_ratio: f64,
-    /// The share of requests that were shed.
     pub shed_ratio: f64,
 }
 
@@ -64,7 +62,7 @@ impl HealthDetector {
         // Recovery is judged by what was observed since, not before.
         let memory_s = if is_degraded { thresholds.degrade_after_seconds } else { thresholds.window_seconds };
         let factor = (-elapsed_s / f64::from(memory_s.max(1))).exp();
-        self.window.values_mut().for_each(|sum| *sum = CallerCounts::default().plus(sum, factor));
+        self.window.values_mut().for_each(|sum| *sum = *sum * factor);
         observed.iter().for_each(|(slot, newer)| count(&mut self.window, (*slot).into(), *newer));
         (self.updated, self.signals) = (now, Signals::of(&self.window));
         let Signals { requests, error_ratio, slow_ratio, shed_ratio } = self.signals;
@@ -104,7 +102,7 @@ impl Signals {
         let least = |part: fn(&CallerCounts) -> f64, whole: fn(&CallerCounts) -> f64| {
             let share = |counts: &CallerCounts| (part(counts) / whole(counts).max(1e-9)).clamp(0.0, 1.0);
             let largest = window.values().max_by(|one, other| part(one).total_cmp(&part(other)));
-            let others = largest.map_or(all, |largest| all.plus(largest, -1.0));
+            let others = largest.map_or(all, |largest| all - *largest);
             let of_others = if others.size() < MIN_SIZE { 1.0 } else { share(&others) };
             share(&all).min(share(&weighted)).min(of_others)
         };
@@ -121,5 +119,5 @@ impl Signals {
 fn total(callers: &CallerObservations, most: f64) -> CallerCounts {
     let weight = |counts: &CallerCounts| (most / counts.size().max(1e-9)).min(1.0);
     let used = callers.values().filter(|counts| counts.size() > 0.0);
-    used.fold(CallerCounts::default(), |sum, counts| sum.plus(counts, weight(counts)))
+    used.fold(CallerCounts::default(), |sum, counts| sum + *counts * weight(counts))
 }

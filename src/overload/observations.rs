@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use derive_more::{Add, AddAssign, Mul, Sub};
 use serde::{Deserialize, Serialize};
 
 /// How a request that needed a place ended.
@@ -18,7 +19,7 @@ pub enum RequestOutcome {
 }
 
 /// What was observed of one cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(AddAssign, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observations {
     /// Requests that needed a place. One that is not sent for another reason than the limit is subtracted later, so the
     /// number may be negative.
@@ -42,26 +43,11 @@ pub struct Observations {
     pub in_flight_s: f64,
 }
 
-impl Observations {
-    pub fn merge(&mut self, other: &Self) {
-        self.arrivals += other.arrivals;
-        self.waited += other.waited;
-        self.shed += other.shed;
-        self.ended += other.ended;
-        self.answered += other.answered;
-        self.responses += other.responses;
-        self.over_usual += other.over_usual;
-        self.samples += other.samples;
-        self.latency_s += other.latency_s;
-        self.in_flight_s += other.in_flight_s;
-    }
-}
-
 /// Slots for callers, chosen by hash; callers may share one.
 const CALLERS: u64 = 64;
 
 /// What was observed of one caller.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Add, AddAssign, Clone, Copy, Debug, Default, Mul, PartialEq, Serialize, Deserialize, Sub)]
 pub struct CallerCounts {
     /// Requests that got a response or failed, or take too long already.
     pub requests: f64,
@@ -75,22 +61,11 @@ pub struct CallerCounts {
 pub type CallerObservations = BTreeMap<u8, CallerCounts>;
 
 pub fn count(callers: &mut CallerObservations, caller: u64, counts: CallerCounts) {
-    let sum = callers.entry((caller % CALLERS) as u8).or_default();
-    *sum = sum.plus(&counts, 1.0);
+    *callers.entry((caller % CALLERS) as u8).or_default() += counts;
 }
 
 impl CallerCounts {
-    /// Requests that ended or were shed.
     pub fn size(&self) -> f64 {
         self.requests + self.shed
-    }
-
-    pub fn plus(self, other: &Self, weight: f64) -> Self {
-        Self {
-            requests: self.requests + weight * other.requests,
-            errors: self.errors + weight * other.errors,
-            slow: self.slow + weight * other.slow,
-            shed: self.shed + weight * other.shed,
-        }
     }
 }

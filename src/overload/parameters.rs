@@ -22,8 +22,7 @@ pub const SIGMAS: f64 = 2.0;
 /// Of places that are given back while the limit falls, the share that is not taken again. Source: at most this much is
 /// missing to the most important tier while a queue in the upstream is worked off; sweep.
 pub const DRAIN: f64 = 0.4;
-/// The share of requests that is not noticed: that wait, are shed, or are slower than a threshold. Source: SPEC, section
-/// 12.
+/// The share of requests that is not noticed: that wait, are shed, or are slow. Source: SPEC, section 12.
 pub const TOLERANCE: f64 = 0.1;
 /// Time between two flushes of a worker. Source: a tenfold rise doubles the limit every two of them.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(50);

@@ -25,8 +25,8 @@ pub enum Gauge {
     Waiting,
 }
 
-/// Most workers that publish their queue: a number of six bits has room for more that do so at the same time.
-pub const MAX_QUEUES: i32 = 48;
+/// Most workers that publish a priority: a number of six bits has room for more that do so at the same time.
+pub const MAX_WAITING: i8 = 48;
 
 /// Shared data, and gauges: each one atomic number for all workers.
 pub trait Shared: SharedData {
@@ -47,13 +47,10 @@ pub struct Gauges {
 
 impl Gauges {
     pub fn new(in_flight: u64, waiting: u64) -> Self {
-        let low = in_flight as u32 as i32;
-        let high = (in_flight.wrapping_sub(low as i64 as u64) >> 32) as i32;
-        let mut gauges = Self { in_flight: low, queues: high, ..Self::default() };
-        for (field, shift) in gauges.waiting.iter_mut().zip((0..).step_by(6)) {
-            *field = (waiting >> shift & 63) as i8;
-        }
-        gauges
+        let low = in_flight as i32;
+        let queues = (in_flight.wrapping_sub(low as u64) >> 32) as i32;
+        let workers = |priority| (waiting >> (6 * priority) & 63) as i8;
+        Self { in_flight: low, queues, waiting: std::array::from_fn(workers) }
     }
 
     /// The values of the gauges, to add or to take off.
@@ -95,7 +92,7 @@ pub fn change<T: Default + Serialize + DeserializeOwned, R>(
 
 /// The format of the records, a part of their names and of the gauges'. The bytes do not describe themselves, so a
 /// change of what is encoded has to count it up.
-pub const FORMAT: u8 = 7;
+pub const FORMAT: u8 = 8;
 
 pub(super) fn key(namespace: &str, record: &str) -> String {
     record_key(namespace, &format!("overload/{FORMAT}/{record}"))

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use super::cluster::{ClusterControl, ClusterRecord, Rank, WorkerEntry};
+use super::cluster::{ClusterControl, ClusterRecord, Rank};
 use super::health_detector::{DegradeReason, HealthDetector, Signals};
 use super::observations::{CallerCounts, CallerObservations, RequestOutcome, count};
 use super::parameters::*;
@@ -25,7 +25,6 @@ const MAX_QUEUE: usize = 1_024;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlaceRequest {
     pub id: RequestId,
-    /// The cluster that it goes to.
     pub cluster: ClusterId,
     /// Its tier's priority: 0, the least important, to 9.
     pub priority: u8,
@@ -42,7 +41,6 @@ impl PlaceRequest {
         (self.priority.min(MAX_PRIORITY), self.order, Reverse(self.id))
     }
 
-    /// Its stage when it is sent.
     fn sent(&self, now: StoreTime) -> Stage {
         if self.completes_later { Stage::Incomplete(now) } else { Stage::Complete(now) }
     }
@@ -115,8 +113,8 @@ impl OverloadControl {
         if index == self.clusters.len() {
             let name = if id == ClusterId::REST { Vec::new() } else { name.to_vec() };
             let key = key(&self.namespace, &format!("clusters/{}", String::from_utf8_lossy(&name)));
-            let entry = WorkerEntry { worker: self.worker, ..WorkerEntry::default() };
-            self.clusters.push(ClusterControl { id, name, key, entry, ..ClusterControl::default() });
+            let worker = self.worker;
+            self.clusters.push(ClusterControl { id, worker, name, key, ..ClusterControl::default() });
         }
         id
     }
@@ -133,19 +131,18 @@ impl OverloadControl {
         // Where none is shed, none waits either.
         let needed = self.thresholds.shed.then_some(priority);
         let is_next = cluster.best_priority().is_none_or(|best| best < priority);
-        let is_sent = is_next && cluster.take_place(needed, shared)
-            || cluster.queue.is_empty()
-                && cluster.catch_up(now, shared)
-                && cluster.take_place(needed, shared);
-        if is_sent {
+        if is_next && cluster.take_place(needed, now, shared) {
             self.requests.insert(id, (request, request.sent(now)));
             return Some(Output::Send(id));
+        }
+        if now.since(cluster.entry.at) > 2 * FLUSH_INTERVAL {
+            // While this worker was idle, others may have changed the limit.
+            cluster.flush(false, now, shared);
         }
         cluster.observations.waited += 1.0;
         cluster.queue.insert(request.rank(), now);
         self.requests.insert(id, (request, Stage::Waiting));
-        // The queues hold as many requests as may be in flight, at least `INITIAL_LIMIT`. Workers with a queue share
-        // that.
+        // The queues of all workers hold as many requests as may be in flight.
         let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
         let full = if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) {
             Some(&*cluster)
@@ -168,7 +165,7 @@ impl OverloadControl {
         let Some(cluster) = self.clusters.get_mut(usize::from(request.cluster.0)) else { return };
         match stage {
             Stage::Incomplete(_) => {}
-            Stage::IncompleteWithoutPlace => _ = cluster.take_place(None, shared),
+            Stage::IncompleteWithoutPlace => _ = cluster.take_place(None, now, shared),
             Stage::Waiting | Stage::Complete(_) | Stage::Slow(_) => return,
         }
         *stage = Stage::Complete(now);
@@ -186,24 +183,23 @@ impl OverloadControl {
             cluster.give_back(shared);
             cluster.yield_place(now, shared);
         }
-        let lag = self.lag.into_iter().max().unwrap_or_default();
+        let lag = self.lag[0].max(self.lag[1]);
         let since = if let Stage::Complete(since) | Stage::Slow(since) = stage { Some(since) } else { None };
         let sample = since.map(|since| (since, now.since(since).saturating_sub(lag)));
         cluster.note_end(outcome, sample);
         let was_slow = matches!(stage, Stage::Slow(_));
-        let threshold = latency_threshold(cluster, &self.thresholds);
-        let is_slow = was_slow || sample.is_some_and(|(_, latency)| latency > threshold);
-        let (counts, is_failed) = match outcome {
-            RequestOutcome::Response { failed } => (true, failed),
-            RequestOutcome::NoResponse => (true, true),
-            RequestOutcome::ClientLeft => (sample.is_some(), false),
+        let is_slow =
+            was_slow || sample.is_some_and(|(_, latency)| is_slow(latency, cluster, &self.thresholds));
+        let (requests, errors) = match outcome {
+            RequestOutcome::Response { failed } => (1.0, f64::from(failed)),
+            RequestOutcome::NoResponse => (1.0, 1.0),
+            RequestOutcome::ClientLeft => (f64::from(sample.is_some()), 0.0),
             // If it was slow, that was because of another filter.
-            RequestOutcome::NotSent => (false, false),
+            RequestOutcome::NotSent => (0.0, 0.0),
         };
         // What was counted before the end is not counted again.
-        let requests = f64::from(counts) - f64::from(was_slow);
-        let slow = f64::from(counts && is_slow) - f64::from(was_slow);
-        let errors = f64::from(is_failed);
+        let before = f64::from(was_slow);
+        let (slow, requests) = (requests * f64::from(is_slow) - before, requests - before);
         count(&mut self.callers, request.caller, CallerCounts { requests, errors, slow, shed: 0.0 });
         self.pump(request.cluster, now, shared);
     }
@@ -222,7 +218,12 @@ impl OverloadControl {
             self.look_at_requests(now, shared);
             let is_newest = role == Role::Newest;
             if is_newest {
-                self.flush_health(now, shared);
+                let (observed, key) = (std::mem::take(&mut self.callers), key(&self.namespace, "health"));
+                let update =
+                    |detector: &mut HealthDetector| detector.update(&observed, &self.thresholds, now);
+                if let Some((detector, ())) = change(shared, &key, update) {
+                    self.detector = detector;
+                }
             }
             let learns = self.detector.is_calm();
             // A superseded generation has to publish only the places that it still holds.
@@ -271,8 +272,8 @@ impl OverloadControl {
                 }
                 Stage::Complete(since) | Stage::Slow(since) => {
                     cluster.note_in_flight(since, now);
-                    let is_slow = now.since(since) > latency_threshold(cluster, &self.thresholds);
-                    if is_slow && *stage == Stage::Complete(since) {
+                    let latency = now.since(since);
+                    if *stage == Stage::Complete(since) && is_slow(latency, cluster, &self.thresholds) {
                         *stage = Stage::Slow(since);
                         let counts = CallerCounts { requests: 1.0, slow: 1.0, ..CallerCounts::default() };
                         count(&mut self.callers, request.caller, counts);
@@ -280,16 +281,6 @@ impl OverloadControl {
                 }
                 Stage::Waiting | Stage::Incomplete(_) | Stage::IncompleteWithoutPlace => {}
             }
-        }
-    }
-
-    fn flush_health(&mut self, now: StoreTime, shared: &impl Shared) {
-        let (observed, key) = (std::mem::take(&mut self.callers), key(&self.namespace, "health"));
-        let changed = change(shared, &key, |detector: &mut HealthDetector| {
-            detector.update(&observed, &self.thresholds, now);
-        });
-        if let Some((detector, ())) = changed {
-            self.detector = detector;
         }
     }
 
@@ -306,13 +297,10 @@ impl OverloadControl {
     /// Sends what waits while there is a place for it.
     fn pump(&mut self, id: ClusterId, now: StoreTime, shared: &impl Shared) {
         let Some(cluster) = self.clusters.get_mut(usize::from(id.0)) else { return };
-        if !cluster.queue.is_empty() {
-            cluster.refresh(now, shared);
-        }
         // Each turn takes one request out of the queue.
         while let Some((priority, _, Reverse(id))) = cluster.queue.keys().next_back().copied()
             && now >= cluster.yields_until
-            && cluster.take_place(Some(priority), shared)
+            && cluster.take_place(Some(priority), now, shared)
         {
             cluster.queue.pop_last();
             if let Some((request, stage)) = self.requests.get_mut(&id) {
@@ -330,12 +318,11 @@ pub fn measured_reason(namespace: &str, data: &impl SharedData) -> Option<Option
     Some(detector.reason)
 }
 
-/// What takes longer is slow.
-fn latency_threshold(cluster: &ClusterControl, thresholds: &HealthThresholds) -> Duration {
-    let absolute = thresholds.latency_ms.map(|ms| Duration::from_millis(ms.into()));
+fn is_slow(latency: Duration, cluster: &ClusterControl, thresholds: &HealthThresholds) -> bool {
+    let absolute_s = thresholds.latency_ms.map(|ms| f64::from(ms) / 1e3);
     let relative = thresholds.latency_ratio.zip(cluster.record.limit.usual());
-    let relative = relative.and_then(|(ratio, usual_s)| Duration::try_from_secs_f64(ratio * usual_s).ok());
-    absolute.into_iter().chain(relative).min().unwrap_or(Duration::MAX)
+    let relative_s = relative.map(|(ratio, usual_s)| ratio * usual_s);
+    absolute_s.into_iter().chain(relative_s).any(|bound_s| latency.as_secs_f64() > bound_s)
 }
 
 /// A caller's order among those of its priority. It changes every ten seconds.

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn entry(worker: u64, in_flight: u32, ms: u64) -> WorkerEntry {
-    WorkerEntry { worker, at: at(ms), in_flight, demand: 1.0, ..WorkerEntry::default() }
+fn entry(in_flight: u32, ms: u64) -> WorkerEntry {
+    WorkerEntry { at: at(ms), in_flight, demand: 1.0, ..WorkerEntry::default() }
 }
 
 fn gauges(in_flight: u64) -> Option<Gauges> {
@@ -23,9 +23,9 @@ fn gauges_are_decoded_and_encoded() {
 fn places_of_a_dead_worker_are_released_within_a_second() {
     let mut record = ClusterRecord::default();
     let observed = Observations::default();
-    record.update(&observed, entry(1, 5, 0), gauges(5));
+    record.update(&observed, 1, entry(5, 0), gauges(5));
     let taken_off = (1..).map(|step| step * 50).find(|ms| {
-        let excess = record.update(&observed, entry(2, 3, *ms), gauges(8));
+        let excess = record.update(&observed, 2, entry(3, *ms), gauges(8));
         excess.in_flight == 5
     });
     assert!(taken_off.is_some_and(|ms| (500..=1_000).contains(&ms)), "{taken_off:?}");
@@ -37,8 +37,7 @@ fn places_of_live_workers_are_not_released() {
     for ms in (0..10_000).step_by(25) {
         // The gauge is ahead of a worker's last entry, or behind it.
         let in_flight = if ms % 100 < 50 { 9 } else { 7 };
-        let entry = entry(ms % 50 / 25, 4, ms);
-        let excess = record.update(&Observations::default(), entry, gauges(in_flight));
+        let excess = record.update(&Observations::default(), ms % 50 / 25, entry(4, ms), gauges(in_flight));
         assert_eq!(excess, Gauges::default(), "{ms}");
     }
 }
@@ -47,8 +46,8 @@ fn places_of_live_workers_are_not_released() {
 fn without_gauges_the_shares_add_up_to_the_limit_and_follow_demand() {
     let mut record = ClusterRecord::default();
     for (worker, demand) in [(1, 6.0), (2, 3.0), (3, 1.0)] {
-        let entry = WorkerEntry { demand, ..entry(worker, 0, 0) };
-        record.update(&Observations::default(), entry, None);
+        let entry = WorkerEntry { demand, ..entry(0, 0) };
+        record.update(&Observations::default(), worker, entry, None);
     }
     record.limit.target = 5.0;
     let mut sums = [0.0; 3];

@@ -398,4 +398,21 @@ fn a_hundred_workers_with_a_queue_do_not_seem_to_have_one_of_another_priority() 
     let [in_flight, waiting] =
         [Gauge::InFlight, Gauge::Waiting].map(|gauge| workers[0].memory.read(ClusterId(0), gauge).unwrap());
     assert_eq!(Gauges::new(in_flight, waiting).highest_waiting(), Some(5));
+    workers[99].admit(9, 0);
+    let waiting = workers[0].memory.read(ClusterId(0), Gauge::Waiting).unwrap();
+    assert_eq!(
+        Gauges::new(in_flight, waiting).highest_waiting(),
+        Some(9),
+        "a more important one is published"
+    );
+}
+
+#[test]
+fn a_burst_to_a_quiet_upstream_waits() {
+    let mut worker = worker();
+    serve(&mut worker, 60_000, &[100], 50);
+    for _ in 0..200 {
+        worker.admit(2, 60_000);
+    }
+    assert!(!worker.outputs().iter().any(|output| matches!(output, Output::Shed(_))));
 }

@@ -207,6 +207,8 @@ pub fn all() -> Vec<Scenario> {
     all.push(one("spare-0.7", SMALL, &[(40.0, 35.0)]));
     all.push(one("spare-0.85", SMALL, &[(60.0, 42.5)]));
     all.push(one("rise-tenfold", LARGE, &[(12.0, 200.0), (15.0, 2_000.0), (10.0, 200.0)]));
+    let slow = Upstream { service_us: 500_000.0, ..LARGE };
+    all.push(one("rise-slow", slow, &[(30.0, 10.0), (15.0, 100.0), (10.0, 10.0)]));
     all.push(one("rise-hundredfold", LARGE, &[(12.0, 20.0), (15.0, 2_000.0), (10.0, 20.0)]));
     for load in [0.1, 0.5, 0.89] {
         let upstream = Upstream { servers: 20.0, ..SMALL };
