@@ -197,10 +197,11 @@ impl RedisLimiter {
     /// The request that waited for a command has ended: nothing is charged for it here. A change of health that was
     /// sent applies.
     pub fn cancel(&mut self, id: CommandId) {
-        let is_unsent = self.session.cancel(id);
-        let is_charge = matches!(self.purposes.get(&id), Some(Purpose::Charge { .. }));
-        let removed = (is_unsent || is_charge).then(|| self.purposes.remove(&id)).flatten();
-        if let Some(Purpose::Charge { start, charge, .. }) = removed {
+        if !matches!(self.purposes.get(&id), Some(Purpose::Charge { .. })) {
+            return;
+        }
+        self.session.cancel(id);
+        if let Some(Purpose::Charge { start, charge, .. }) = self.purposes.remove(&id) {
             self.release(&charge.owner, start.id);
         }
     }

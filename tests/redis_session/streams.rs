@@ -68,6 +68,20 @@ fn what_a_replica_refuses_is_sent_again_on_a_stream_that_may_reach_the_master() 
 }
 
 #[test]
+fn what_a_replica_refused_is_not_sent_again_for_a_request_that_has_ended() {
+    let mut test = session();
+    test.redis.is_replica = true;
+    let left = test.send(1, take(1));
+    test.start(2, take(2));
+    test.cancel(left);
+    test.redis.is_replica = false;
+    test.deliver();
+    assert_eq!(words(&test.flush()).len(), 1);
+    test.deliver();
+    assert_eq!(test.outcomes(), ok([2]));
+}
+
+#[test]
 fn replicas_alone_open_the_breaker() {
     for error in [READ_ONLY, "MASTERDOWN Link with MASTER is down"] {
         let mut test = on_a_replica(take(1));

@@ -21,6 +21,8 @@ pub(super) struct PendingReply {
 pub(super) enum Recipient {
     /// The owner, for this command.
     Owner(CommandId),
+    /// The owner, who took the command back when it was sent already.
+    Left,
     /// The session itself.
     Session,
     /// Nothing any more: its time is over.

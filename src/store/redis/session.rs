@@ -54,7 +54,7 @@ pub enum SessionOutput {
     Stream(StreamAction),
     /// What has become of Redis.
     Event(Event),
-    /// What has become of a command: once for each that was sent and not cancelled in time.
+    /// What has become of a command: once for each that was sent, unless it was cancelled before.
     Reply(CommandId, Result<ReplyValue, Failure>),
 }
 
@@ -186,9 +186,12 @@ impl Session {
         Ok(id)
     }
 
-    /// Takes back a command that still waits, for its request has ended; returns whether it did. One that was handed
-    /// over is carried out and replied to.
+    /// Takes back a [`Command::Take`], for its request has ended. Returns whether it still waited. One that was handed
+    /// over is carried out, and its reply is dropped if it is still to come.
     pub fn cancel(&mut self, id: CommandId) -> bool {
+        if let Some(sent) = self.pending.iter_mut().find(|sent| sent.recipient == Recipient::Owner(id)) {
+            sent.recipient = Recipient::Left;
+        }
         self.queue.remove(id).is_some()
     }
 
@@ -320,7 +323,7 @@ impl Session {
             }
             match std::mem::replace(recipient, Recipient::Gone) {
                 Recipient::Owner(id) => self.replies.push_back((id, Err(timeout()))),
-                Recipient::Session => {}
+                Recipient::Left | Recipient::Session => {}
                 Recipient::Gone => continue,
             }
             late += 1;
@@ -398,6 +401,8 @@ impl Session {
                 self.transmit(recipient, command, Script::Hash, wait);
             }
         }
+        // Their time goes on.
+        self.unflushed = 0;
     }
 
     /// Closes the stream and fails all that wait.

@@ -44,10 +44,13 @@ const WITH_REDIS: [Happening; 15] = [
     Happening::HealthInRedis,
 ];
 
+/// The error reply of a replica.
+pub const READONLY: &str = "READONLY You can't write against a read only replica.";
+
 /// Error replies of Redis and of Envoy's `redis_proxy`, without the dash.
 const ERRORS: [&str; 7] = [
     "LOADING Redis is loading the dataset in memory",
-    "READONLY You can't write against a read only replica.",
+    READONLY,
     "OOM command not allowed when used memory > 'maxmemory'.",
     "NOAUTH Authentication required.",
     "MOVED 3999 127.0.0.1:6381",

@@ -4,6 +4,7 @@ use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
 use harness::fake_redis::parse_words;
 
+use crate::faults::READONLY;
 use crate::redis::{Done, Took};
 use crate::report::{Happening, What};
 use crate::worker::{Stream, Worker};
@@ -24,8 +25,20 @@ impl World {
     }
 
     pub(crate) fn drop_stream(&self, worker: &Worker) {
-        if worker.stream.borrow_mut().take().is_some_and(|stream| stream.is_hole) {
+        let Some(stream) = worker.stream.borrow_mut().take() else { return };
+        if stream.is_hole {
             self.faults.touch(self.now_us.get());
+        }
+        if stream.is_replica {
+            // What still waits is sent again on the next stream, in the order in which it was sent last.
+            let mut sent: Vec<_> = stream.request_ids.into_iter().collect();
+            sent.sort_unstable();
+            let (mut unsent, pending) = (worker.unsent.borrow_mut(), worker.pending.borrow());
+            for (_, request_id) in sent.into_iter().rev().filter(|(_, id)| pending.contains_key(id)) {
+                if !unsent.contains(&request_id) {
+                    unsent.push_front(request_id);
+                }
+            }
         }
     }
 
@@ -131,7 +144,11 @@ impl World {
     }
 
     fn execute(&self, worker: &Worker, words: &[&[u8]]) -> Vec<u8> {
-        if let Some(error) = self.faults.error() {
+        let is_replica = worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_replica);
+        if let Some(error) = self.faults.error().or(is_replica.then_some(READONLY)) {
+            if let (READONLY, Some(stream)) = (error, worker.stream.borrow_mut().as_mut()) {
+                stream.is_replica = true;
+            }
             return format!("-{error}\r\n").into_bytes();
         }
         let now_us = self.now_us.get();

@@ -151,6 +151,8 @@ pub struct Stream {
     pub id: u64,
     pub is_refused: bool,
     pub is_hole: bool,
+    /// Whether it leads to a replica, which carries out nothing.
+    pub is_replica: bool,
     /// Whether a reply was lost or doubled.
     pub is_out_of_step: bool,
     pub to_redis: VecDeque<Vec<u8>>,

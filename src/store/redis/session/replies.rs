@@ -1,7 +1,7 @@
 //! What follows from the replies of Redis.
 
 use super::{Probe, Session, SessionState};
-use crate::store::redis::command::{Command, Event, Read, ReplyValue, Sent, protocol, read};
+use crate::store::redis::command::{Command, Event, Failure, Read, ReplyValue, Sent, protocol, read};
 use crate::store::redis::failure::{FailureKind, Scope};
 use crate::store::redis::pending_reply::{PendingReply, Recipient};
 use crate::store::redis::resp::Malformed;
@@ -44,7 +44,7 @@ impl Session {
     fn settle(&mut self, pending: PendingReply, read: Read, now: StoreTime) {
         match read {
             Read::Value(value) => match pending.recipient {
-                Recipient::Owner(id) => {
+                recipient @ (Recipient::Owner(_) | Recipient::Left) => {
                     match value {
                         ReplyValue::Taken(_) => {
                             self.has_taken = true;
@@ -53,7 +53,7 @@ impl Session {
                         }
                         ReplyValue::Text(_) | ReplyValue::Done => self.breaker.record_reply(),
                     }
-                    self.replies.push_back((id, Ok(value)));
+                    self.reply(recipient, Ok(value));
                 }
                 Recipient::Session => self.probe_succeeded(now),
                 Recipient::Gone => {}
@@ -71,8 +71,8 @@ impl Session {
                 if self.has_failed() { self.trip(failure, now) } else { self.leave_replica(now) }
             }
             Read::Error(failure, scope) => {
-                if let Recipient::Owner(id) = pending.recipient {
-                    self.replies.push_back((id, Err(failure.clone())));
+                if let Recipient::Owner(_) | Recipient::Left = pending.recipient {
+                    self.reply(pending.recipient, Err(failure.clone()));
                     // An error of another command, such as a missing right to read health, is no reason to stop.
                     if matches!(pending.sent, Sent::Command(Command::Take(_), _)) {
                         self.breaker.record_error(scope, now);
@@ -85,6 +85,12 @@ impl Session {
                     self.trip(failure, now);
                 }
             }
+        }
+    }
+
+    fn reply(&mut self, recipient: Recipient, reply: Result<ReplyValue, Failure>) {
+        if let Recipient::Owner(id) = recipient {
+            self.replies.push_back((id, reply));
         }
     }
 

@@ -33,7 +33,7 @@ const ERRORS: [&[u8]; 8] = [
     b"-MOVED 1 127.0.0.1:1\r\n",
     b"-NOAUTH Authentication required.\r\n",
     b"-OOM command not allowed\r\n",
-    b"-READONLY You can't write\r\n",
+    b"-BUSY Redis is busy running a script.\r\n",
     b"-upstream failure\r\n",
     b"$-1\r\n",
 ];
@@ -59,8 +59,11 @@ pub(super) fn check(bytes: &[u8]) {
                 test.tamper(garbage);
             }
             14 => test.replace_reply(ERRORS[usize::from(argument) % ERRORS.len()]),
-            _ if argument % 4 < 2 => test.fake.redis.knows_script = argument % 2 == 0,
-            _ => test.cancel(),
+            _ => match argument % 8 {
+                0 | 1 | 4 | 5 => test.fake.redis.knows_script = argument % 2 == 0,
+                2 | 3 => test.cancel(),
+                _ => test.fake.redis.is_replica = argument % 2 == 0,
+            },
         }
         test.settle();
     }
@@ -219,6 +222,7 @@ impl SessionTest {
         self.flush();
         self.pass(longest_wait_us());
         assert!(self.waiting.is_empty());
+        self.fake.redis.is_replica = false;
         self.fake.hang_up();
         for _ in 0..200 {
             self.exchange();
