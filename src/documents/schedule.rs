@@ -30,10 +30,17 @@ pub(super) struct Schedule {
     due_at: StoreTime,
     /// Until when a worker is busy with what was fetched.
     busy_until: StoreTime,
-    /// Fetches in a row in which the document could not be reached.
-    unreachable: PerDocument<u32>,
+    outage: PerDocument<Outage>,
     /// What is known of texts that are not in force.
     pub(super) known_wrong: KnownWrong,
+}
+
+/// Fetches in a row in which a document could not be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Outage {
+    fetches: u32,
+    /// Fingerprint of the reason that was reported last.
+    reported: Fingerprint,
 }
 
 /// Fingerprints of texts that are known to be wrong, so that they are not parsed again; 0 stands for none.
@@ -85,8 +92,8 @@ impl Schedule {
 
     /// Notes what became of a fetch. Returns what is to be reported of its failures.
     ///
-    /// Documents that cannot be reached are tried again soon. The second such failure in a row is reported: while Envoy
-    /// starts, the first fetch may well come before the listener that answers it.
+    /// Documents that cannot be reached are tried again soon, and the first such failure is passed over in silence:
+    /// while Envoy starts, the first fetch may well come before the listener that answers it.
     pub(super) fn finish(
         data: &impl SharedData,
         records: &SourceRecords,
@@ -97,9 +104,9 @@ impl Schedule {
         let mut complaint = None;
         Self::change(data, records, |schedule, now| {
             let mut next = Schedule { busy_until: StoreTime::default(), known_wrong, ..schedule };
-            let PerDocument { tiers, keys } = &mut next.unreachable;
-            let reasons = [note_failure(&failures.tiers, tiers), note_failure(&failures.keys, keys)];
-            let most = (*tiers).max(*keys);
+            let PerDocument { tiers, keys } = &mut next.outage;
+            let reasons = [tiers.note(&failures.tiers), keys.note(&failures.keys)];
+            let most = tiers.fetches.max(keys.fetches);
             if most > 0 {
                 let first = FIRST_RETRY_WAIT.saturating_mul(1 << (most - 1).min(8)).min(RETRY_WAIT);
                 let retry = if is_missing { first } else { RETRY_WAIT };
@@ -126,21 +133,23 @@ impl Schedule {
     fn encode(self) -> Vec<u8> {
         let KnownWrong { tiers, keys, together } = self.known_wrong;
         let mut record = Writer::default();
-        record
-            .u64(self.due_at.as_micros())
-            .u64(self.busy_until.as_micros())
-            .u32(self.unreachable.tiers)
-            .u32(self.unreachable.keys);
+        record.u64(self.due_at.as_micros()).u64(self.busy_until.as_micros());
+        for outage in [self.outage.tiers, self.outage.keys] {
+            record.u32(outage.fetches).u64(outage.reported);
+        }
         record.u64(tiers).u64(keys).u64(together).u64(version());
         record.into_bytes()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut record = Reader::new(bytes);
+        let (due_at, busy_until) = (record.u64()?, record.u64()?);
+        let mut outage = || Some(Outage { fetches: record.u32()?, reported: record.u64()? });
+        let outage = PerDocument { tiers: outage()?, keys: outage()? };
         let mut schedule = Self {
-            due_at: StoreTime::from_micros(record.u64()?),
-            busy_until: StoreTime::from_micros(record.u64()?),
-            unreachable: PerDocument { tiers: record.u32()?, keys: record.u32()? },
+            due_at: StoreTime::from_micros(due_at),
+            busy_until: StoreTime::from_micros(busy_until),
+            outage,
             known_wrong: KnownWrong { tiers: record.u64()?, keys: record.u64()?, together: record.u64()? },
         };
         if record.u64()? != version() {
@@ -150,20 +159,19 @@ impl Schedule {
     }
 }
 
-/// Counts the failures in a row to reach a document. Returns what is to be reported.
-fn note_failure(failure: &Option<DocumentFailure>, unreachable: &mut u32) -> Option<String> {
-    match failure {
-        Some(DocumentFailure::Unreachable(reason)) => {
-            *unreachable = unreachable.saturating_add(1);
-            (*unreachable == 2).then(|| reason.clone())
-        }
-        Some(DocumentFailure::Wrong(_, reason)) => {
-            *unreachable = 0;
-            reason.clone()
-        }
-        None => {
-            *unreachable = 0;
-            None
+impl Outage {
+    /// Notes what became of a fetch of the document. Returns what is to be reported.
+    fn note(&mut self, failure: &Option<DocumentFailure>) -> Option<String> {
+        let before = std::mem::take(self);
+        match failure {
+            None => None,
+            Some(DocumentFailure::Wrong(_, reason)) => reason.clone(),
+            Some(DocumentFailure::Unreachable(reason)) => {
+                let found = fingerprint(&[reason.as_bytes()]);
+                self.fetches = before.fetches.saturating_add(1);
+                self.reported = if self.fetches > 1 { found } else { 0 };
+                (self.reported != before.reported).then(|| reason.clone())
+            }
         }
     }
 }

@@ -223,13 +223,13 @@ fn a_wrong_document_and_an_outage_are_each_reported_once() {
     let steps = [
         (wrong(), Some("tiers: not valid JSON")),
         (wrong(), None),
-        (unreachable(502), None),
-        (unreachable(503), Some("tiers: found status 503")),
-        (unreachable(502), None),
         (unreachable(503), None),
+        (unreachable(503), Some("tiers: found status 503")),
+        (unreachable(503), None),
+        (unreachable(404), Some("tiers: found status 404")),
         (wrong(), None),
-        (unreachable(502), None),
-        (unreachable(502), Some("tiers: found status 502")),
+        (unreachable(404), None),
+        (unreachable(404), Some("tiers: found status 404")),
         (texts("[", r#"{"k": "gold"}"#), Some("tiers: not valid JSON")),
     ];
     for (step, (fetched, expected)) in steps.into_iter().enumerate() {
