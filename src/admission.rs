@@ -95,6 +95,7 @@ impl<D: SharedData> Decider<'_, D> {
     pub fn screen(&mut self, request: &impl Request, now: StoreTime, may_wait: bool) -> Screening {
         self.in_force.follow(self.data, self.redis.as_deref_mut(), self.metrics);
         let config = self.in_force.config().clone();
+        let limits_version = self.redis.as_ref().map_or(0, |redis| redis.limits_version());
         // CONNECT has no path, and then no endpoint or exemption to match.
         let target = request.header(":path").unwrap_or_default();
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
@@ -119,7 +120,6 @@ impl<D: SharedData> Decider<'_, D> {
             Some(caller) => BucketOwner::Key(caller),
             None => BucketOwner::Address(config.network(&request.source_address().unwrap_or_default())),
         });
-        let limits_version = self.redis.as_ref().map_or(0, |redis| redis.limits_version());
         Screening::Undecided(ScreenedRequest { tier, owner, limits_version })
     }
 

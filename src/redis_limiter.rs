@@ -336,8 +336,10 @@ impl RedisLimiter {
                     let _ = self.session.send(restore, SET_HEALTH_TIMEOUT, now);
                 }
             }
-            // The main thread cannot connect through an internal listener.
-            Err(Failure { reason: FailureKind::Disconnected, .. }) => self.health_sync.release_lease(data),
+            // This worker may never connect: the main thread cannot, through an internal listener.
+            Err(Failure { reason: FailureKind::Disconnected, .. }) if !self.session.has_stream() => {
+                self.health_sync.release_lease(data);
+            }
             Err(Failure { reason: FailureKind::Auth | FailureKind::Error, detail })
                 if self.session.is_accepting() =>
             {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dynamic_rate_limiter::admission::Screening;
 use dynamic_rate_limiter::bucket::{Outcome, Verdict};
+use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::limiter::Limiter;
 use dynamic_rate_limiter::metrics::StatUpdate;
@@ -119,14 +120,22 @@ fn a_reply_to_a_command_before_a_change_is_not_cached_after_it() {
 }
 
 #[test]
-fn a_rejection_by_a_limit_from_before_a_change_is_not_cached() {
-    let mut world = World::new(1, 2, SLOW);
+fn a_rejection_by_the_limit_of_an_older_document_is_not_cached() {
+    let mut world = World::new(1, 1, r#""config_source": {"cluster": "files", "tiers": "/tiers.json"}"#);
+    let publish = |world: &mut World, refill_rate: &str| {
+        let tiers = format!(r#"{{"free": {{"base": {{"capacity": 1, "refill_rate": {refill_rate}}}}}}}"#);
+        let Worker { limiter, data, .. } = world.worker(WORKER);
+        limiter.begin_publication(Fetched { tiers: Some(Ok(tiers.into())), api_keys: None }, &**data);
+        while limiter.is_publishing() {
+            limiter.publish(&**data);
+        }
+    };
+    publish(&mut world, "0.1");
     world.decide_with_redis(WORKER, &get());
     let Worker { limiter, data, .. } = world.worker(WORKER);
     let screening = limiter.decider(&**data).screen(&get(), data.now(), false);
     let Screening::Undecided(waiting) = screening else { panic!("it has a bucket") };
-    world.post(OTHER, "DEGRADED");
-    world.assert_health(WORKER, Health::Degraded);
+    publish(&mut world, "10");
     let Worker { limiter, data, .. } = world.worker(WORKER);
     let start = DecisionStart { id: 101, at: data.now() };
     assert_eq!(kind(&limiter.decider(&**data).charge(&waiting, start)), "AwaitsRedis");

@@ -105,7 +105,7 @@ fn queued_commands_fail_when_the_connection_is_lost() {
 fn a_queued_command_that_is_cancelled_is_never_sent_nor_answered() {
     let mut test = session();
     let commands = send_many(&mut test, 0..2 * MAX_ON_WIRE);
-    assert!(!test.cancel(commands[0]), "the first is in flight, and cannot be cancelled");
+    assert!(!test.cancel(commands[0]), "the first is on the wire already");
     (MAX_ON_WIRE..2 * MAX_ON_WIRE - 1).for_each(|id| assert!(test.cancel(commands[id as usize])));
     test.exchange();
     assert_eq!(test.outcomes(), ok((1..MAX_ON_WIRE).chain([2 * MAX_ON_WIRE - 1])));
@@ -140,8 +140,8 @@ fn the_number_of_waiting_commands_is_bounded() {
     assert!(!test.is_waiting() && test.session.has_output(), "replies that were not polled keep their place");
     assert_eq!(declined(&mut test), Some(Declined::QueueFull));
     let mut outcomes = test.outcomes();
-    outcomes.retain(|outcome| *outcome != (9, Ok(())));
-    assert_eq!(outcomes, ok((100..99 + most).chain([99])));
+    outcomes.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(outcomes, ok([9, 99].into_iter().chain(100..99 + most)));
     assert_eq!(declined(&mut test), None);
 }
 

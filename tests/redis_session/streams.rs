@@ -68,6 +68,21 @@ fn what_a_replica_refuses_is_sent_again_on_a_stream_that_may_reach_the_master() 
 }
 
 #[test]
+fn what_a_busy_worker_sends_again_does_not_time_out_at_once() {
+    let mut test = session_with(None, "canary-password");
+    test.redis.is_replica = true;
+    test.start(1, take(1));
+    test.redis.is_replica = false;
+    // The worker reads the reply late, and before it checks deadlines.
+    test.now_us += 10 * TIMEOUT;
+    test.deliver();
+    test.flush();
+    test.pass(2 * MS);
+    test.deliver();
+    assert_eq!(test.outcomes(), ok([1]));
+}
+
+#[test]
 fn what_a_replica_refused_is_not_sent_again_for_a_request_that_has_ended() {
     let mut test = session();
     test.redis.is_replica = true;

@@ -16,7 +16,8 @@
 //!
 //! The breaker opens after [`MAX_FAILURES`](super::breaker::MAX_FAILURES) failures in a row, and then no request
 //! waits: a probe, which takes a token from a bucket that no caller uses, finds out when Redis works again. Errors of
-//! one shard of a cluster fail its callers at once and leave the others alone, so it takes more of them.
+//! one shard of a cluster fail its callers at once and leave the others alone, so it takes more of them. What a replica
+//! refuses is sent again on another stream.
 
 mod replies;
 
@@ -36,9 +37,9 @@ use crate::credentials::Credentials;
 use crate::limit::Limit;
 use crate::time::StoreTime;
 
-/// Most commands of a session, without the few about health: waiting, on the wire, or with a reply that was not polled yet. Envoy holds a request
-/// for each, at tens of KiB: some 0.5 GiB in all. The session itself takes a hundredth of that. A worker needs
-/// seconds to answer so many.
+/// Most commands of a session, without the few about health: waiting, on the wire, or with a reply that was not polled
+/// yet. Envoy holds a request for each, at tens of KiB: some 0.5 GiB in all. The session itself takes a hundredth of
+/// that. A worker needs seconds to answer so many.
 pub const MAX_COMMANDS: usize = 16_384;
 
 /// How long a probe may take that has to connect first. No request waits for it.
@@ -88,7 +89,7 @@ pub struct Session {
     breaker: Breaker,
     /// Whether Redis answers, as the last event said.
     connected: Option<bool>,
-    /// Whether a token was taken on this stream: it reaches no replica.
+    /// Whether polls need no probe: a token was taken on this stream, and no read or write has failed since.
     has_taken: bool,
     sequence: u32,
     last_id: u64,
@@ -140,6 +141,10 @@ impl Session {
         Self { proxy_errors, ..self }
     }
 
+    pub fn has_stream(&self) -> bool {
+        matches!(self.state, SessionState::Open | SessionState::Probing(_))
+    }
+
     /// Whether commands are accepted.
     pub fn is_accepting(&self) -> bool {
         matches!(self.state, SessionState::Idle | SessionState::Open)
@@ -186,13 +191,16 @@ impl Session {
         Ok(id)
     }
 
-    /// Takes back a [`Command::Take`], for its request has ended. Returns whether it still waited. One that was handed
-    /// over is carried out, and its reply is dropped if it is still to come.
+    /// Takes back a [`Command::Take`], for its request has ended. Returns whether it still waited. One on the wire may be
+    /// carried out; its reply is dropped if it is still to come.
     pub fn cancel(&mut self, id: CommandId) -> bool {
+        if self.queue.remove(id).is_some() {
+            return true;
+        }
         if let Some(sent) = self.pending.iter_mut().find(|sent| sent.recipient == Recipient::Owner(id)) {
             sent.recipient = Recipient::Left;
         }
-        self.queue.remove(id).is_some()
+        false
     }
 
     /// Takes in the bytes received on the stream.
@@ -342,7 +350,7 @@ impl Session {
 
     /// Whether the bytes received belong to the stream that commands go out on, and not to one that is to be closed.
     fn is_on_stream(&self) -> bool {
-        matches!(self.state, SessionState::Open | SessionState::Probing(_)) && !self.outbox.opens_stream()
+        self.has_stream() && !self.outbox.opens_stream()
     }
 
     fn connect(&mut self, now: StoreTime) {
@@ -391,8 +399,11 @@ impl Session {
         self.breaker.must_open() || matches!(self.state, SessionState::Probing(_))
     }
 
-    /// Sends all that wait again, on a new stream that may reach the master: a replica carries out no command.
+    /// Opens another stream, which may reach the master, and sends the commands of requests that have not ended again
+    /// there: a replica carries out none.
     fn leave_replica(&mut self, now: StoreTime) {
+        // A password starts the clock again, and what was to be withheld has to be by then.
+        self.clock.check(now);
         let pending = std::mem::take(&mut self.pending);
         self.drop_stream();
         self.open_stream(now);
@@ -401,7 +412,7 @@ impl Session {
                 self.transmit(recipient, command, Script::Hash, wait);
             }
         }
-        // Their time goes on.
+        // Their deadlines stay.
         self.unflushed = 0;
     }
 

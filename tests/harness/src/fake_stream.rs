@@ -304,12 +304,10 @@ impl FakeSession {
         self.events.pop_front()
     }
 
-    /// A command was taken back: whether no reply comes.
+    /// Takes a command back: no reply may come. Returns whether it still waited.
     pub fn cancel(&mut self, command: CommandId) -> bool {
-        let is_cancelled = self.session.cancel(command);
-        if is_cancelled {
-            self.ids.remove(&command);
-        }
-        is_cancelled
+        self.poll();
+        self.ids.remove(&command);
+        self.session.cancel(command)
     }
 }

@@ -349,12 +349,10 @@ fn connecting_to_an_unreachable_address_times_out() {
 }
 
 #[test]
-fn deliveries_under_load_lose_no_request_even_if_most_nodes_are_replicas() {
-    let [first, master, last] = [(); 3].map(|()| Redis::start());
-    for replica in [&first, &last] {
-        replica.command(&["REPLICAOF", "127.0.0.1", "1"]);
-    }
-    let nodes = [&first, &master, &last].map(Redis::address);
+fn deliveries_under_load_lose_no_request_where_a_replica_is_among_the_nodes() {
+    let [replica, master] = [(); 2].map(|()| Redis::start());
+    replica.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    let nodes = [&replica, &master].map(Redis::address);
     let config = |free| in_redis(two_tiers(free, 3_000), LONG_TIMEOUT_MS, "local");
     let mut envoy = Setup::new().config(&config(10)).replica_set(&nodes).by_ecds().quiet().start();
     let address = envoy.address();
