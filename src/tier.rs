@@ -54,6 +54,13 @@ impl Tier {
         }
     }
 
+    /// Whether a caller whose order among its tier is `order` has the priority of the most important tier. Other bits
+    /// decide that than those that come first in the order: else it would come before the others of that priority.
+    pub fn is_in_min_share(&self, order: u64) -> bool {
+        let from = u64::MAX - u64::MAX / 1_000 * u64::from(self.min_share_milli);
+        self.min_share_milli > 0 && order.rotate_left(32) >= from
+    }
+
     /// Whether it admits nothing at any health.
     pub fn is_blocked(&self) -> bool {
         [Health::Normal, Health::Degraded].map(|health| self.allowance(health)) == [Allowance::Blocked; 2]

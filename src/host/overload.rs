@@ -108,9 +108,7 @@ pub(super) fn shed_wait_seconds() -> u64 {
 
 /// The tier's priority; for its `min_share` of callers that of the most important tier.
 fn priority_of(tier: &Tier, order: u64, config: &Config) -> u8 {
-    let from = u64::MAX - u64::MAX / 1_000 * u64::from(tier.min_share_milli);
-    // Not by `order` itself: those callers would come before the others of that priority.
-    if tier.min_share_milli == 0 || order.rotate_left(32) < from {
+    if !tier.is_in_min_share(order) {
         return tier.priority;
     }
     config.tiers.iter().map(|tier| tier.priority).max().unwrap_or(tier.priority)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::concurrency_limit::ConcurrencyLimit;
 use super::observations::{Observations, RequestOutcome};
 use super::parameters::*;
-use super::shared::{ClusterId, Gauge, Gauges, MAX_WAITING, Shared, change};
+use super::shared::{ClusterId, Gauge, Gauges, MAX_WORKERS_WAITING, Shared, change};
 use crate::request::RequestId;
 use crate::time::StoreTime;
 
@@ -40,7 +40,7 @@ pub struct ClusterRecord {
     /// Requests that were shed since the record began.
     pub shed: f64,
     pub workers: BTreeMap<u64, WorkerEntry>,
-    /// What the gauges hold beyond `workers`: the smallest difference of the last `flushes`.
+    /// What the gauges hold beyond `workers`: the smallest difference of so many flushes.
     excess: Gauges,
     flushes: usize,
 }
@@ -171,19 +171,19 @@ impl ClusterControl {
         }
     }
 
-    /// Publishes the most important priority that waits here, unless so many workers have done that for it that their
-    /// number would not fit.
+    /// Publishes the most important priority that waits here, unless [`MAX_WORKERS_WAITING`] workers have published it.
     pub fn publish_queue(&mut self, shared: &impl Shared) {
         let (best, before) = (self.best_priority(), self.entry.published);
-        let bit = |priority: u8| 1 << (6 * priority);
-        let mut now = best.map_or(0, bit);
-        if now != before && best.is_some_and(|best| self.workers_waiting(best, shared) >= MAX_WAITING) {
-            now = 0;
+        let mut published = best.map_or(0, |priority| 1 << (6 * priority));
+        let is_full = |priority| self.workers_waiting(priority, shared) >= MAX_WORKERS_WAITING;
+        if published != before && best.is_some_and(is_full) {
+            published = 0;
         }
-        if now != before {
-            self.entry.published = now;
-            shared.add(self.id, Gauge::Waiting, now.wrapping_sub(before) as i64);
-            shared.add(self.id, Gauge::InFlight, (i64::from(now != 0) - i64::from(before != 0)) << 32);
+        if published != before {
+            self.entry.published = published;
+            shared.add(self.id, Gauge::Waiting, published.wrapping_sub(before) as i64);
+            let queues = i64::from(published != 0) - i64::from(before != 0);
+            shared.add(self.id, Gauge::InFlight, queues << 32);
         }
     }
 

@@ -74,8 +74,8 @@ impl ConcurrencyLimit {
         self.falling.unwrap_or(target)
     }
 
-    /// The limit by which queues are bounded. A burst is no reason to shed while there is room for all, nor is a cut that
-    /// has not proved itself.
+    /// The limit by which queues are bounded. While there is room for all, a burst is no reason to shed. A cut that has
+    /// not proved itself is none either.
     pub fn queue_limit(&self) -> f64 {
         match self.state {
             LimitState::Starting | LimitState::Open => f64::INFINITY,
@@ -186,13 +186,21 @@ impl ConcurrencyLimit {
     }
 
     fn end_silence(&mut self, in_flight: f64) {
-        let silent = LimitState::Silent { queue_limit: self.queue_limit() };
+        let is_open = self.state == LimitState::Open && self.verified_at.is_some();
+        let queue_limit = if is_open { self.target } else { self.queue_limit() };
+        let silent = LimitState::Silent { queue_limit };
         self.silence = Duration::ZERO;
-        if self.any_given_up() {
-            self.begin((self.target.min(in_flight) / 2.0).max(MIN_SAMPLES), silent);
-        } else {
-            // Those in flight may hang while others would get a response.
-            self.begin(in_flight + MIN_SAMPLES, silent);
+        match self.state {
+            // Some of those in flight hang, and the lower limit cannot be measured.
+            LimitState::Trial(Trial { back, .. }) if self.falling.is_some() => {
+                self.verified_at = self.verified_at.map(|_| self.updated);
+                self.begin(back, LimitState::Limiting);
+            }
+            _ if self.any_given_up() => {
+                self.begin((self.target.min(in_flight) / 2.0).max(MIN_SAMPLES), silent);
+            }
+            // They may hang while others would get a response.
+            _ => self.begin(in_flight + MIN_SAMPLES, silent),
         }
     }
 
@@ -303,8 +311,11 @@ impl ConcurrencyLimit {
         if latency.error() > (LATENCY_TARGET - 1.0) / SIGMAS {
             return;
         }
+        // After a mistake the baseline says nothing.
+        let is_known = self.verified_at.is_some()
+            && (latency.least_s()..latency.most_s()).contains(&self.baseline.seconds);
         let has_fallen = trial.before.is_some_and(|before| latency.seconds < before.helped_s(self.target));
-        if has_fallen && self.target > 1.0 {
+        if has_fallen && !is_known && self.target > 1.0 {
             self.baseline = latency;
             let now = Measurement { limit: self.target, latency };
             self.lower(self.target / 2.0, true, Some(now), trial.back);

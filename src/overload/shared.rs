@@ -26,7 +26,7 @@ pub enum Gauge {
 }
 
 /// Most workers that publish a priority: a number of six bits has room for more that do so at the same time.
-pub const MAX_WAITING: i8 = 48;
+pub const MAX_WORKERS_WAITING: i8 = 48;
 
 /// Shared data, and gauges: each one atomic number for all workers.
 pub trait Shared: SharedData {

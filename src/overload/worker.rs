@@ -131,18 +131,20 @@ impl OverloadControl {
         // Where none is shed, none waits either.
         let needed = self.thresholds.shed.then_some(priority);
         let is_next = cluster.best_priority().is_none_or(|best| best < priority);
-        if is_next && cluster.take_place(needed, now, shared) {
-            self.requests.insert(id, (request, request.sent(now)));
-            return Some(Output::Send(id));
-        }
-        if now.since(cluster.entry.at) > 2 * FLUSH_INTERVAL {
+        let mut is_sent = is_next && cluster.take_place(needed, now, shared);
+        if !is_sent && cluster.queue.is_empty() && now.since(cluster.entry.at) > 2 * FLUSH_INTERVAL {
             // While this worker was idle, others may have changed the limit.
             cluster.flush(false, now, shared);
+            is_sent = cluster.take_place(needed, now, shared);
+        }
+        if is_sent {
+            self.requests.insert(id, (request, request.sent(now)));
+            return Some(Output::Send(id));
         }
         cluster.observations.waited += 1.0;
         cluster.queue.insert(request.rank(), now);
         self.requests.insert(id, (request, Stage::Waiting));
-        // The queues of all workers hold as many requests as may be in flight.
+        // The queues of all workers together are bounded by the limit.
         let room = cluster.record.limit.queue_limit().max(INITIAL_LIMIT) / f64::from(cluster.queues.max(1));
         let full = if cluster.queue.len() as f64 > room.max(MIN_SAMPLES) {
             Some(&*cluster)

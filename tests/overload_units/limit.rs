@@ -214,6 +214,15 @@ fn where_all_requests_time_out_the_limit_falls_although_none_waits() {
 }
 
 #[test]
+fn in_a_silence_after_a_calm_time_the_queue_is_short() {
+    let mut test = Test::learned();
+    assert_eq!(test.limit.queue_limit(), f64::INFINITY, "a burst waits");
+    test.repeat(40, &all_wait(), 20.0);
+    assert!(matches!(test.limit.state, LimitState::Silent { .. }), "{test:?}");
+    assert!(test.limit.queue_limit() < 100.0, "{test:?}");
+}
+
+#[test]
 fn where_requests_hang_and_none_is_given_up_others_are_tried() {
     let mut test = Test::learned();
     let in_flight = test.limit();

@@ -13,15 +13,20 @@ use super::health_detector::HealthDetector;
 use super::observations::{CallerCounts, CallerObservations, Observations, count};
 use super::parameters::INITIAL_LIMIT;
 use super::shared::{Gauges, change, decode, key};
-use super::{ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared};
+use super::{
+    ClusterId, DegradeReason, Gauge, Output, OverloadControl, PlaceRequest, RequestOutcome, Shared,
+    rotating_order,
+};
 use crate::config::HealthThresholds;
 use crate::control::Control;
 use crate::generation::Role;
 use crate::health::Health;
+use crate::limit::Limit;
 use crate::measured_health::put_into_force;
 use crate::metrics::Metrics;
 use crate::request::RequestId;
 use crate::store::{Conflict, SharedData};
+use crate::tier::Tier;
 use crate::time::StoreTime;
 
 mod health;
