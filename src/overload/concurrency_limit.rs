@@ -186,6 +186,7 @@ impl ConcurrencyLimit {
     }
 
     fn end_silence(&mut self, in_flight: f64) {
+        // Long queues are for bursts to an upstream that responds.
         let is_open = self.state == LimitState::Open && self.verified_at.is_some();
         let queue_limit = if is_open { self.target } else { self.queue_limit() };
         let silent = LimitState::Silent { queue_limit };

@@ -24,7 +24,7 @@ use dynamic_rate_limiter::store::redis::queue::max_on_wire;
 use dynamic_rate_limiter::store::redis::reply_clock::{MAX_TURNS, ReplyClock, TIMER_RESOLUTION};
 use dynamic_rate_limiter::store::redis::session::{MAX_COMMANDS, SessionOutput};
 use harness::SECOND;
-use harness::fake_redis::{self, parse_commands, shown};
+use harness::fake_redis::{self, READ_ONLY, parse_commands, shown};
 use harness::fake_stream::{FakeSession, Outcome, Turn, get, set, take};
 
 const MS: u64 = 1_000;
@@ -37,8 +37,6 @@ const MAX_ON_WIRE: u32 = 125;
 
 /// The timeout of a probe that has to connect first.
 const CONNECT_TIMEOUT: u64 = SECOND;
-
-const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
 
 fn session() -> FakeSession {
     FakeSession::new(Credentials::default(), TIMEOUT, 7)
@@ -82,6 +80,18 @@ fn assert_timeout(test: &mut FakeSession, after_us: u64, ids: impl IntoIterator<
     assert_eq!(test.outcomes(), [], "a tick early, at {} µs", test.now_us);
     test.pass(1);
     assert_eq!(test.outcomes(), failed(FailureKind::Timeout, ids), "on time, at {} µs", test.now_us);
+}
+
+/// Asserts that the first command, which is sent again after this reply, times out when it would have without that.
+#[track_caller]
+fn assert_sent_again_within_the_deadline(test: &mut FakeSession) {
+    test.start(1, take(1));
+    test.pass(15 * MS);
+    test.deliver();
+    test.flush();
+    test.stream.replies.clear();
+    // The second command has no timeout of its own.
+    assert_timeout(test, 5 * MS, [1]);
 }
 
 /// Opens the breaker by losing the connection.

@@ -28,13 +28,7 @@ fn the_script_is_sent_once_and_within_the_original_deadline() {
     let noscript = b"-NOSCRIPT No matching script. Please use EVAL.\r\n";
     let mut test = session();
     test.redis.knows_script = false;
-    test.start(1, take(1));
-    test.pass(15 * MS);
-    test.deliver();
-    test.flush();
-    test.stream.replies.clear();
-    // The second command has no timeout of its own.
-    assert_timeout(&mut test, 5 * MS, [1]);
+    assert_sent_again_within_the_deadline(&mut test);
 
     let mut test = session();
     test.start(1, take(1));

@@ -125,12 +125,7 @@ fn on_a_replica(command: Command) -> FakeSession {
 fn what_is_sent_again_keeps_its_deadline() {
     let mut test = session();
     test.redis.is_replica = true;
-    test.start(1, take(1));
-    test.pass(15 * MS);
-    test.deliver();
-    test.flush();
-    test.stream.replies.clear();
-    assert_timeout(&mut test, 5 * MS, [1]);
+    assert_sent_again_within_the_deadline(&mut test);
 }
 
 #[test]

@@ -8,6 +8,9 @@ use dynamic_rate_limiter::store::redis::script::{TAKE, TAKE_SHA1, Take};
 
 use crate::{SECOND, limit};
 
+/// The error by which a replica refuses a write, without the dash.
+pub const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
+
 pub type Command = Vec<Vec<u8>>;
 
 /// A command as text, for messages and comparisons. The script is replaced by its name.
@@ -163,9 +166,7 @@ impl ModelRedis {
             return b"-NOAUTH Authentication required.\r\n".to_vec();
         }
         match texts.as_slice() {
-            ["EVAL" | "EVALSHA" | "SET", ..] if self.is_replica => {
-                b"-READONLY You can't write against a read only replica.\r\n".to_vec()
-            }
+            ["EVAL" | "EVALSHA" | "SET", ..] if self.is_replica => format!("-{READ_ONLY}\r\n").into_bytes(),
             ["EVALSHA", script, "1", key, arguments @ ..] => {
                 assert_eq!(*script, TAKE_SHA1);
                 match self.knows_script {

@@ -7,6 +7,7 @@ use dynamic_rate_limiter::config::{Environment, PluginConfig};
 use dynamic_rate_limiter::documents::Fetched;
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::time::{UnixTime, WallClock};
+use harness::fake_redis::READ_ONLY;
 
 use crate::report::{Happening, What};
 use crate::shared_data::Host;
@@ -44,13 +45,10 @@ const WITH_REDIS: [Happening; 15] = [
     Happening::HealthInRedis,
 ];
 
-/// The error reply of a replica.
-pub const READONLY: &str = "READONLY You can't write against a read only replica.";
-
 /// Error replies of Redis and of Envoy's `redis_proxy`, without the dash.
 const ERRORS: [&str; 7] = [
     "LOADING Redis is loading the dataset in memory",
-    READONLY,
+    READ_ONLY,
     "OOM command not allowed when used memory > 'maxmemory'.",
     "NOAUTH Authentication required.",
     "MOVED 3999 127.0.0.1:6381",

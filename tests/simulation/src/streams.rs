@@ -2,9 +2,8 @@
 
 use dynamic_rate_limiter::request::RequestId;
 use dynamic_rate_limiter::store::redis::outbox::StreamAction;
-use harness::fake_redis::parse_words;
+use harness::fake_redis::{READ_ONLY, parse_words};
 
-use crate::faults::READONLY;
 use crate::redis::{Done, Took};
 use crate::report::{Happening, What};
 use crate::worker::{Stream, Worker};
@@ -145,8 +144,8 @@ impl World {
 
     fn execute(&self, worker: &Worker, words: &[&[u8]]) -> Vec<u8> {
         let is_replica = worker.stream.borrow().as_ref().is_some_and(|stream| stream.is_replica);
-        if let Some(error) = self.faults.error().or(is_replica.then_some(READONLY)) {
-            if let (READONLY, Some(stream)) = (error, worker.stream.borrow_mut().as_mut()) {
+        if let Some(error) = self.faults.error().or(is_replica.then_some(READ_ONLY)) {
+            if let (READ_ONLY, Some(stream)) = (error, worker.stream.borrow_mut().as_mut()) {
                 stream.is_replica = true;
             }
             return format!("-{error}\r\n").into_bytes();
