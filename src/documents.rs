@@ -22,7 +22,7 @@ pub use publication::{Finished, Publication, PublicationOutcome};
 pub use published::{Fingerprint, Published, SourceRecords};
 pub use schedule::claim_fetch;
 
-/// Longest document that is read, in bytes.
+/// Longest document that is not wrong, in bytes. One byte more is read of a longer one.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 
 /// The result of a fetch: for each requested document, its text, or the reason why there is none.

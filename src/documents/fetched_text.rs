@@ -2,8 +2,8 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
-use super::DocumentFailure;
 use super::published::Fingerprint;
+use super::{DocumentFailure, MAX_DOCUMENT_BYTES};
 use crate::json::{Batch, Json, MemberReader};
 use crate::store::Contended;
 
@@ -86,10 +86,16 @@ impl FetchedText {
         }
     }
 
-    /// Begins to parse it; returns its length.
-    pub(super) fn begin(&mut self) -> Option<usize> {
+    /// Begins to parse it; returns its length. `None`: there is nothing to parse, or it is too long.
+    pub(super) fn begin(&mut self, name: &str) -> Option<usize> {
         let FetchedText::Hashed(text, fingerprint) = self else { return None };
         let bytes = text.len();
+        if bytes > MAX_DOCUMENT_BYTES {
+            let reason =
+                format!("{name}: found more than {MAX_DOCUMENT_BYTES} bytes, wanted at most so many");
+            *self = FetchedText::Failed(DocumentFailure::Wrong(*fingerprint, Some(reason)));
+            return None;
+        }
         *self = FetchedText::Parsing(MemberReader::new(std::mem::take(text), BATCH_BYTES), *fingerprint);
         Some(bytes)
     }

@@ -159,8 +159,8 @@ impl Publication {
         })?;
         self.base = begun.unwrap_or_default();
         let is_second = self.base.keys.as_ref().is_some_and(|published| !published.table.is_second);
-        self.tiers.begin();
-        if let Some(bytes) = self.keys.begin() {
+        self.tiers.begin(TIER_DOCUMENT);
+        if let Some(bytes) = self.keys.begin(KEY_DOCUMENT) {
             let table = KeyTable::for_document(bytes, self.base.last_number, is_second, self.seed);
             self.key_builder = Some(KeyBuilder::new(table, self.records.prefix.clone()));
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use dynamic_rate_limiter::admission::Decision;
 use dynamic_rate_limiter::config::{ConfigSource, Environment, PluginConfig};
 use dynamic_rate_limiter::control::Control;
-use dynamic_rate_limiter::documents::{Fetched, Publication, PublicationOutcome, SourceRecords, claim_fetch};
+use dynamic_rate_limiter::documents::{
+    Fetched, MAX_DOCUMENT_BYTES, Publication, PublicationOutcome, SourceRecords, claim_fetch,
+};
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::in_force::DOCUMENT_WAIT;
 use dynamic_rate_limiter::limiter::Limiter;
@@ -108,6 +110,7 @@ fn bad_documents_change_nothing_and_are_reported_once() {
         texts(r#"{"free": {}}"#, r#"{"k": "gold"}"#),
         texts(TIERS, r#"{"k": "platinum"}"#),
         texts(r#"{"other": {"unlimited": true}}"#, r#"{"k": "gold"}"#),
+        texts(TIERS, &" ".repeat(MAX_DOCUMENT_BYTES + 1)),
     ];
     for (count, texts) in (1..).zip(bad) {
         publish(&mut limiter, texts.clone(), &data);
