@@ -39,8 +39,8 @@ pub(super) struct Schedule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Outage {
     fetches: u32,
-    /// Fingerprint of the reason that was reported last.
-    reported: Fingerprint,
+    /// Fingerprints of the last two reasons that were reported: two endpoints of a cluster may fail in two ways.
+    reported: [Fingerprint; 2],
 }
 
 /// Fingerprints of texts that are known to be wrong, so that they are not parsed again; 0 stands for none.
@@ -134,8 +134,8 @@ impl Schedule {
         let KnownWrong { tiers, keys, together } = self.known_wrong;
         let mut record = Writer::default();
         record.u64(self.due_at.as_micros()).u64(self.busy_until.as_micros());
-        for outage in [self.outage.tiers, self.outage.keys] {
-            record.u32(outage.fetches).u64(outage.reported);
+        for Outage { fetches, reported: [last, before] } in [self.outage.tiers, self.outage.keys] {
+            record.u32(fetches).u64(last).u64(before);
         }
         record.u64(tiers).u64(keys).u64(together).u64(version());
         record.into_bytes()
@@ -144,7 +144,7 @@ impl Schedule {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut record = Reader::new(bytes);
         let (due_at, busy_until) = (record.u64()?, record.u64()?);
-        let mut outage = || Some(Outage { fetches: record.u32()?, reported: record.u64()? });
+        let mut outage = || Some(Outage { fetches: record.u32()?, reported: [record.u64()?, record.u64()?] });
         let outage = PerDocument { tiers: outage()?, keys: outage()? };
         let mut schedule = Self {
             due_at: StoreTime::from_micros(due_at),
@@ -169,8 +169,9 @@ impl Outage {
             Some(DocumentFailure::Unreachable(reason)) => {
                 let found = fingerprint(&[reason.as_bytes()]);
                 self.fetches = before.fetches.saturating_add(1);
-                self.reported = if self.fetches > 1 { found } else { 0 };
-                (self.reported != before.reported).then(|| reason.clone())
+                let is_new = self.fetches > 1 && !before.reported.contains(&found);
+                self.reported = if is_new { [found, before.reported[0]] } else { before.reported };
+                is_new.then(|| reason.clone())
             }
         }
     }
