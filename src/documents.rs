@@ -20,7 +20,7 @@ use std::hash::{DefaultHasher, Hasher};
 pub use key_table::{KeyTable, Outdated, TableEntry};
 pub use publication::{Finished, Publication, PublicationOutcome};
 pub use published::{Fingerprint, Published, SourceRecords};
-pub use schedule::claim_fetch;
+pub use schedule::{claim_fetch, release_fetch};
 
 /// Longest document that is not wrong, in bytes. One byte more is read of a longer one.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;

@@ -10,7 +10,7 @@ use crate::callers::Callers;
 use crate::config::{Config, Documents, KnownCaller, PluginConfig};
 use crate::control::{Control, RedisStatus};
 use crate::documents::{
-    Fetched, Finished, Outdated, Publication, PublicationOutcome, Published, SourceRecords,
+    Fetched, Finished, Outdated, Publication, PublicationOutcome, Published, SourceRecords, release_fetch,
 };
 use crate::health::Health;
 use crate::identity::KeyHash;
@@ -222,9 +222,13 @@ impl InForce {
         self.publication.is_some()
     }
 
-    /// Leaves a publication unfinished: nothing of it holds.
-    pub(crate) fn drop_publication(&mut self) {
-        self.publication = None;
+    /// Leaves a publication unfinished: nothing of it holds, and its documents are fetched again.
+    pub(crate) fn drop_publication(&mut self, data: &impl SharedData) {
+        if self.publication.take().is_some()
+            && let Some(records) = &self.records
+        {
+            release_fetch(data, records);
+        }
     }
 
     /// Does a slice of the work that a publication takes, and says at its end what is wrong with documents that it

@@ -234,9 +234,9 @@ impl Limiter {
         self.in_force.is_publishing()
     }
 
-    /// Leaves a publication unfinished: nothing of it holds.
-    pub fn drop_publication(&mut self) {
-        self.in_force.drop_publication();
+    /// Leaves a publication unfinished: nothing of it holds, and its documents are fetched again.
+    pub fn drop_publication(&mut self, data: &impl SharedData) {
+        self.in_force.drop_publication(data);
     }
 
     /// Does a slice of the work that a publication takes.

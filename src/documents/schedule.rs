@@ -76,6 +76,13 @@ pub fn claim_fetch(
     claimed.is_ok_and(|updated| updated.value)
 }
 
+/// Gives a claim back that leads to no publication: a fetch is due again.
+pub fn release_fetch(data: &impl SharedData, records: &SourceRecords) {
+    Schedule::change(data, records, |schedule, now| {
+        Some(Schedule { due_at: now, busy_until: StoreTime::default(), ..schedule })
+    });
+}
+
 impl Schedule {
     pub(super) fn read(data: &impl SharedData, records: &SourceRecords) -> Self {
         let stored = data.get(&records.schedule());

@@ -16,7 +16,7 @@ use super::worker::Worker;
 use super::{metrics, random};
 use crate::config::{Environment, PluginConfig};
 use crate::credentials::Credentials;
-use crate::documents::claim_fetch;
+use crate::documents::{claim_fetch, release_fetch};
 use crate::generation::{Claimed, Generations, PluginIdentity, Role};
 use crate::limiter::Limiter;
 use crate::metrics::{CONFIG_REJECTED, StatUpdate};
@@ -105,9 +105,19 @@ impl Root {
         };
         let fetched = fetch.into_fetched();
         self.was_unreachable = [&fetched.tiers, &fetched.api_keys].into_iter().flatten().any(Result::is_err);
+        let Some(worker) = &self.worker else { return };
         // It may have been superseded since it sent the requests.
-        if let Some(worker) = self.worker.as_ref().filter(|_| self.role() == Role::Newest) {
+        if self.role() == Role::Newest {
             worker.borrow_mut().publish(fetched);
+        } else {
+            self.release_fetch();
+        }
+    }
+
+    fn release_fetch(&self) {
+        let Some(worker) = &self.worker else { return };
+        if let Some(records) = worker.borrow().limiter().records() {
+            release_fetch(&HostData, records);
         }
     }
 }
@@ -189,12 +199,17 @@ impl RootContext for Root {
     }
 }
 
-/// Hands over what was counted since the last tick.
+/// Hands over what was counted since the last tick, and the documents that were on their way.
 impl Drop for Root {
     fn drop(&mut self) {
         GENERATIONS.with_borrow_mut(|generations| generations.remove(self.id, &HostData));
+        if self.fetch.is_some() {
+            self.release_fetch();
+        }
         if let Some(worker) = &self.worker {
-            metrics::report(worker.borrow_mut().drain_metrics());
+            let mut worker = worker.borrow_mut();
+            worker.drop_publication();
+            metrics::report(worker.drain_metrics());
         }
     }
 }

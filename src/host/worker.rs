@@ -88,6 +88,11 @@ impl Worker {
         self.limiter.drain_metrics()
     }
 
+    /// Leaves a publication to another worker.
+    pub(super) fn drop_publication(&mut self) {
+        self.limiter.drop_publication(&HostData);
+    }
+
     /// Decides about the request in effect; `None`: it waits for a place in flight.
     fn decide(&mut self, id: RequestId, arrived: Arrived, now: StoreTime) -> Option<Decision> {
         let may_wait = self.requests.may_wait_for_documents();

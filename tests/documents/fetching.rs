@@ -71,6 +71,23 @@ fn a_fetch_of_a_superseded_worker_is_repeated_after_six_seconds_while_documents_
 }
 
 #[test]
+fn a_publication_that_is_dropped_makes_a_fetch_due() {
+    let (data, records) = (FakeData::at(SECOND), records("default", 86_400));
+    let mut superseded =
+        limiter(&data, &SOURCE.replace("\"cluster\"", "\"ttl_seconds\": 86400, \"cluster\""));
+    assert!(claims(&data, &records));
+    superseded.begin_publication(texts(TIERS, &many_keys(2_000, "gold")), &data);
+    superseded.publish(&data);
+    assert!(superseded.is_publishing());
+    assert!(!claims(&data, &records));
+    superseded.drop_publication(&data);
+    assert!(claims(&data, &records));
+    assert!(!claims(&data, &records), "once");
+    superseded.drop_publication(&data);
+    assert!(!claims(&data, &records), "nothing was dropped");
+}
+
+#[test]
 fn a_busy_worker_leaves_a_fetch_to_others_for_a_moment() {
     let data = FakeData::at(SECOND);
     assert!(claims(&data, &records("default", 20)));

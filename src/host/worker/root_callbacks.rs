@@ -85,7 +85,7 @@ impl Worker {
         self.give_up_bodies(now);
         self.ticks.note_tick();
         if role == Role::Superseded {
-            self.limiter.drop_publication();
+            self.drop_publication();
         }
         self.go_on_publishing(now);
         self.return_to_root();
