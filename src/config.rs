@@ -229,6 +229,12 @@ impl Config {
         Self::join(plugin, documents, true)
     }
 
+    /// The tier's priority; for its `min_share` of callers that of the most important tier.
+    pub fn priority(&self, tier: &Tier, order: u64) -> u8 {
+        let highest = self.tiers.iter().map(|tier| tier.priority).max();
+        highest.filter(|_| tier.is_in_min_share(order)).unwrap_or(tier.priority)
+    }
+
     fn join(plugin: &PluginConfig, documents: &Documents, lenient: bool) -> Result<Self, String> {
         let fetched = documents.tiers.clone().or_else(|| plugin.tiers.clone());
         let tiers: Vec<Rc<Tier>> = fetched.unwrap_or_else(built_in_tiers).into_iter().map(Rc::new).collect();

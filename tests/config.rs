@@ -1,10 +1,14 @@
 //! Configuration: its values and its errors. `tests/config/bad/` has one bad file for each rule.
 
+use std::collections::BTreeMap;
+
 use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, PluginConfig};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::limit::Limit;
+use dynamic_rate_limiter::overload::rotating_order;
 use dynamic_rate_limiter::tier::Allowance;
+use dynamic_rate_limiter::time::StoreTime;
 
 fn parse(json: &str) -> Result<PluginConfig, String> {
     PluginConfig::parse(json.as_bytes(), &Environment::default())
@@ -27,7 +31,7 @@ fn allowances(config: &Config, tier: &str) -> (Allowance, Allowance) {
 #[test]
 fn the_error_of_each_bad_file_names_the_field_the_found_and_the_wanted_value() {
     let messages = include_str!("config/bad/messages.txt");
-    let expected: std::collections::BTreeMap<_, _> =
+    let expected: BTreeMap<_, _> =
         messages.lines().map(|line| line.split_once(": ").expect("file: message")).collect();
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config/bad");
     let mut seen = 0;
@@ -271,4 +275,22 @@ fn a_leading_byte_order_mark_is_accepted() {
         parse("\u{feff}{").err().as_deref(),
         Some("not valid JSON: EOF while parsing an object at line 1 column 1")
     );
+}
+
+#[test]
+fn a_min_share_of_callers_has_the_priority_of_the_most_important_tier() {
+    let tiers = r#"{"free": {"unlimited": true, "priority": 1, "min_share": 0.1},
+        "pro": {"unlimited": true, "priority": 4}, "gold": {"unlimited": true, "priority": 8}}"#;
+    let config = config(&format!(r#"{{"tiers": {tiers}}}"#));
+    let priorities = |tier: &str| {
+        let tier = config.tiers.iter().find(|known| known.name == tier).expect("a known tier");
+        let orders = (0..10_000).map(|caller| rotating_order(&caller, StoreTime::default()));
+        let mut callers = BTreeMap::<u8, u32>::new();
+        orders.for_each(|order| *callers.entry(config.priority(tier, order)).or_default() += 1);
+        callers
+    };
+    assert_eq!(priorities("pro"), [(4, 10_000)].into());
+    let free = priorities("free");
+    assert!((900..1_100).contains(&free[&8]), "{free:?}");
+    assert_eq!(free[&1] + free[&8], 10_000, "{free:?}");
 }

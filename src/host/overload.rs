@@ -17,7 +17,6 @@ use crate::overload::{
     rotating_order,
 };
 use crate::store::{Conflict, SharedData};
-use crate::tier::Tier;
 use crate::time::StoreTime;
 
 /// `Retry-After` of a request that is shed, in seconds: at random, so that not all callers retry at once.
@@ -51,7 +50,7 @@ impl Overload {
         self.gauges.define(cluster_id, cluster);
         let caller = screened.owner.as_ref().map_or(0, hash_of);
         let order = rotating_order(&caller, now);
-        let priority = priority_of(&screened.tier, order, config);
+        let priority = config.priority(&screened.tier, order);
         let request = PlaceRequest { id, cluster: cluster_id, priority, order, caller, completes_later };
         self.control.admit(request, now, &self.gauges)
     }
@@ -104,14 +103,6 @@ impl Overload {
 pub(super) fn shed_wait_seconds() -> u64 {
     let (least, most) = SHED_WAIT_SECONDS.into_inner();
     least + random() % (most - least + 1)
-}
-
-/// The tier's priority; for its `min_share` of callers that of the most important tier.
-fn priority_of(tier: &Tier, order: u64, config: &Config) -> u8 {
-    if !tier.is_in_min_share(order) {
-        return tier.priority;
-    }
-    config.tiers.iter().map(|tier| tier.priority).max().unwrap_or(tier.priority)
 }
 
 fn hash_of(value: &impl Hash) -> u64 {
