@@ -92,25 +92,30 @@ impl HealthDetector {
 
 impl Signals {
     /// Each share is the least of three: of all requests, of all where no caller counts for more than the median
-    /// caller, and without the caller that has most of the errors (slow requests, shed requests).
+    /// caller, and without the caller that has most of the errors (slow requests, shed requests). Requests that were
+    /// shed while that caller had more places than the median one count as its own.
     fn of(window: &CallerObservations) -> Self {
         let sizes = window.values().map(CallerCounts::size).filter(|size| *size >= MIN_SIZE);
         let mut sizes: Vec<f64> = sizes.collect();
         sizes.sort_unstable_by(f64::total_cmp);
-        let median = sizes.get(sizes.len() / 2).copied().unwrap_or_default().max(1.0);
+        let median = sizes.get(sizes.len().saturating_sub(1) / 2).copied().unwrap_or_default().max(1.0);
         let (all, weighted) = (total(window, f64::INFINITY), total(window, median));
-        let least = |part: fn(&CallerCounts) -> f64, whole: fn(&CallerCounts) -> f64| {
-            let share = |counts: &CallerCounts| (part(counts) / whole(counts).max(1e-9)).clamp(0.0, 1.0);
-            let largest = window.values().max_by(|one, other| part(one).total_cmp(&part(other)));
-            let others = largest.map_or(all, |largest| all - *largest);
-            let of_others = if others.size() < MIN_SIZE { 1.0 } else { share(&others) };
-            share(&all).min(share(&weighted)).min(of_others)
+        type Count<'a> = &'a dyn Fn(&CallerCounts) -> f64;
+        let least = |part: Count, whole: Count, due_to: Count| {
+            let share = |part: f64, counts: &CallerCounts| (part / whole(counts).max(1e-9)).clamp(0.0, 1.0);
+            let largest = window.values().max_by(|one, other| due_to(one).total_cmp(&due_to(other)));
+            let largest = largest.copied().unwrap_or_default();
+            let others = all - largest;
+            let of_others = share(part(&all) - due_to(&largest), &others);
+            let of_others = if others.size() < MIN_SIZE { 1.0 } else { of_others };
+            share(part(&all), &all).min(share(part(&weighted), &weighted)).min(of_others)
         };
+        let due_to = |counts: &CallerCounts| counts.shed + (counts.requests - median).max(0.0);
         Self {
             requests: all.size(),
-            error_ratio: least(|counts| counts.errors, |counts| counts.requests),
-            slow_ratio: least(|counts| counts.slow, |counts| counts.requests),
-            shed_ratio: least(|counts| counts.shed, CallerCounts::size),
+            error_ratio: least(&|counts| counts.errors, &|counts| counts.requests, &|counts| counts.errors),
+            slow_ratio: least(&|counts| counts.slow, &|counts| counts.requests, &|counts| counts.slow),
+            shed_ratio: least(&|counts| counts.shed, &CallerCounts::size, &due_to),
         }
     }
 }

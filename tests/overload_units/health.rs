@@ -55,6 +55,19 @@ fn one_caller_among_others_cannot_turn_health_degraded() {
 }
 
 #[test]
+fn one_caller_that_takes_the_places_of_others_does_not_turn_health_degraded() {
+    // It sends three times what the upstream can do, before the others or among them.
+    for (served, shed_of_others) in [(500.0, 10.0), (440.0, 7.0)] {
+        let large = CallerCounts { shed: 1_500.0 - served, ..answered(served, 0.0) };
+        let small = CallerCounts { shed: shed_of_others, ..answered(10.0 - shed_of_others, 0.0) };
+        for others in [1, 2, 20] {
+            let callers = [vec![large], vec![small; others]].concat();
+            assert!(!turns_degraded(&callers), "{others} others, {served} served");
+        }
+    }
+}
+
+#[test]
 fn callers_who_are_slower_than_a_large_one_do_not_turn_health_degraded() {
     let slower = CallerCounts { slow: 2.5, ..answered(2.5, 0.0) };
     let callers = [vec![answered(950.0, 0.0)], vec![slower; 20]].concat();
