@@ -313,12 +313,14 @@ fn assert_shed_response(shed: &Response) {
 
 #[track_caller]
 fn assert_grpc_is_unavailable(envoy: &Envoy) {
-    let mut numbers = 0..;
-    let shed = wait::until("a gRPC call is shed", || {
+    let (mut numbers, mut waits) = (0.., BTreeSet::new());
+    let shed = wait::until("gRPC calls are shed, with different times to wait", || {
         let address = format!("198.51.100.{}", numbers.next()? % 200 + 1);
         let response =
             http2::send(envoy.address(), &http2::grpc_call("/demo.Greeter/Hello").forwarded_for(&address));
-        response.has("retry-after").then_some(response)
+        let shed = response.has("retry-after").then_some(response)?;
+        waits.insert(shed.number("retry-after"));
+        (waits.len() > 1).then_some(shed)
     });
     assert_eq!((shed.status, shed.one("grpc-status").as_str()), (200, "14"), "{shed:#?}");
     assert_shed_response(&shed);
