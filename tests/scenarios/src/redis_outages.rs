@@ -24,6 +24,8 @@ fn locked(policy: &str, password: Option<&str>) -> Setup {
 
 pub fn credentials_are_sent(host: &dyn Host) {
     let mut gateway = host.start(&locked("local", Some(PASSWORD)));
+    gateway.await_metric(FAILURES, &[("reason", "oom")], 0.0);
+    gateway.await_metric(FALLBACKS, &[("policy", "deny")], 0.0);
     for remaining in [9, 8, 7] {
         assert_eq!(gateway.send(&Request::get("/").key("pro")).remaining(), remaining);
     }
