@@ -185,7 +185,7 @@ The limiter is running. Try, in another terminal:
   for i in $(seq 15); do curl -s -o /dev/null -w '%{{http_code}} ' http://localhost:{SERVICE_PORT}/test; done; echo
   curl http://localhost:{SERVICE_PORT}/system/health -H "X-Admin-Token: {token}" -d '{{"status":"DEGRADED"}}'
 
-Save config/tiers.json with other numbers: they apply within two seconds.
+Save config/tiers.json with other numbers: they apply within about two seconds.
 Metrics: http://localhost:{ADMIN_PORT}/stats/prometheus?filter=rate_limiter"#
     );
 }
