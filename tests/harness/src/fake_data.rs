@@ -224,13 +224,9 @@ impl IntervalOracle {
 pub const TOKEN: &str = "the admin token";
 
 pub fn limiter(data: &FakeData, json: &str) -> Limiter {
-    limiter_with(data, json, (1, 2))
-}
-
-pub fn limiter_with(data: &FakeData, json: &str, hash_key: (u64, u64)) -> Limiter {
     let environment = Environment { admin_token: Some(TOKEN.into()), ..Environment::default() };
     let plugin = PluginConfig::parse(json.as_bytes(), &environment).expect("a good configuration");
-    Limiter::new(plugin, data, hash_key).expect("a limiter")
+    Limiter::new(plugin, data, (1, 2)).expect("a limiter")
 }
 
 /// Decides about a request as a worker without overload control does; the request may wait for documents.

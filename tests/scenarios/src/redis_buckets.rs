@@ -74,8 +74,9 @@ pub fn deleting_a_bucket_frees_its_caller_within_a_second(host: &dyn Host) {
     });
 }
 
-pub fn tiers_without_a_bucket_send_no_command_to_redis(host: &dyn Host) {
+pub fn tiers_without_a_bucket_and_exempt_paths_send_no_command_to_redis(host: &dyn Host) {
     let mut config = two_tiers(5, 10);
+    config["exempt_paths"] = json!(["/metrics"]);
     config["tiers"]["open"] = json!({"unlimited": true});
     config["tiers"]["closed"] = tier(0, ONE_PER_HOUR);
     config["api_keys"]["o"] = json!("open");
@@ -86,6 +87,9 @@ pub fn tiers_without_a_bucket_send_no_command_to_redis(host: &dyn Host) {
     let before = gateway.redis().scripts();
     assert_eq!(gateway.statuses(&Request::get("/").key("o"), 20), [200; 20]);
     assert_eq!(gateway.statuses(&Request::get("/").key("c"), 20), [429; 20]);
+    for path in ["/metrics", "/health"] {
+        assert_eq!(gateway.statuses(&Request::get(path), 20), [200; 20]);
+    }
     assert_eq!(gateway.redis().scripts(), before);
     assert_eq!(gateway.redis().buckets(), ["rate_limit:pro"]);
 }

@@ -16,8 +16,10 @@ pub(crate) const UNAVAILABLE: u32 = 14;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Up,
-    /// Accepts connections and commands, and replies when it is up again.
+    /// Accepts connections and commands; executes them, and replies, when it is up again.
     Frozen,
+    /// Executes commands, and replies when it is up again.
+    Silent,
     Refuses,
 }
 
@@ -29,12 +31,19 @@ pub struct Redis {
     pub piece_bytes: usize,
     /// Every received byte.
     pub received: Vec<u8>,
+    /// How far its clock is ahead of the Envoys'.
+    pub ahead_us: i64,
 }
 
 impl Redis {
     pub(crate) fn at(clock: Rc<Clock>) -> Self {
         let model = ModelRedis::at(clock.wall_ns.get() / 1_000);
-        Self { clock, model, mode: Mode::Up, piece_bytes: usize::MAX, received: Vec::new() }
+        Self { clock, model, mode: Mode::Up, piece_bytes: usize::MAX, received: Vec::new(), ahead_us: 0 }
+    }
+
+    /// How many scripts it was sent.
+    pub fn scripts(&self) -> usize {
+        self.model.commands.iter().filter(|command| command[0].starts_with(b"EVAL")).count()
     }
 }
 
@@ -49,6 +58,7 @@ pub(crate) struct Link {
     has_response: bool,
     connection: Connection,
     unanswered: Vec<u8>,
+    held_replies: Vec<u8>,
     from_bridge: Vec<u8>,
 }
 
@@ -97,17 +107,36 @@ impl World {
         self.serve(link);
     }
 
-    /// Redis reads the received commands and replies, if it is up.
+    /// Redis executes the received commands if it is up or silent, and replies if it is up.
     fn serve(&mut self, link: usize) {
-        let Link { is_open, connection, unanswered, .. } = &mut self.links[link];
-        if self.redis.mode == Mode::Up && *is_open && !unanswered.is_empty() {
-            self.redis.model.now_us = self.redis.clock.wall_ns.get() / 1_000;
-            let replies = self.redis.model.receive(connection, &std::mem::take(unanswered)).concat();
+        let Link { is_open, connection, unanswered, held_replies, .. } = &mut self.links[link];
+        if !*is_open || !matches!(self.redis.mode, Mode::Up | Mode::Silent) {
+            return;
+        }
+        self.redis.model.now_us =
+            (self.redis.clock.wall_ns.get() / 1_000).wrapping_add_signed(self.redis.ahead_us);
+        held_replies.extend(self.redis.model.receive(connection, &std::mem::take(unanswered)).concat());
+        if self.redis.mode == Mode::Up {
+            let replies = std::mem::take(held_replies);
             self.redis_sends(link, &replies);
         }
     }
 
-    /// Redis is up (again), and replies to the commands received meanwhile.
+    /// Whether a worker is connected to Redis.
+    pub fn is_connected(&self, worker: usize) -> bool {
+        self.link_of(worker).is_some()
+    }
+
+    /// Whether Redis holds replies to a worker.
+    pub fn is_owed_a_reply(&self, worker: usize) -> bool {
+        self.link_of(worker).is_some_and(|link| !link.held_replies.is_empty())
+    }
+
+    fn link_of(&self, worker: usize) -> Option<&Link> {
+        self.links.iter().find(|link| link.is_open && link.vm == self.workers[worker].vm)
+    }
+
+    /// Redis is up (again), and replies to all commands.
     pub fn redis_starts(&mut self) {
         self.redis.mode = Mode::Up;
         for link in 0..self.links.len() {

@@ -424,6 +424,11 @@ impl World {
         }
     }
 
+    /// A worker hangs: its timers stop.
+    pub fn hang(&mut self, worker: usize) {
+        self.vm(worker).state_mut().roots.values_mut().for_each(|timer| *timer = None);
+    }
+
     fn next_tick(&self) -> Option<(u64, usize, u32)> {
         let timers = self.vms.iter().enumerate().flat_map(|(vm, host)| {
             let roots = host.state().roots.iter();

@@ -8,10 +8,10 @@ use serde_json::Value;
 use wasm_host::redis::Mode;
 use wasm_host::{Id, LIMITER, World};
 
+use crate::support::HEALTH;
+
 /// The cluster that serves documents.
 const SOURCE: &str = "config_files";
-
-const HEALTH: &str = "system:health:status";
 
 /// Longer than any request takes.
 const MAX_WAIT_US: u64 = 20_000_000;
@@ -290,8 +290,7 @@ impl Redis for Running {
     }
 
     fn scripts(&mut self) -> u64 {
-        let is_script = |command: &&Vec<Vec<u8>>| command[0].starts_with(b"EVAL");
-        self.world.redis.model.commands.iter().filter(is_script).count() as u64
+        self.world.redis.scripts() as u64
     }
 
     fn freeze(&mut self) {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod costs;
+mod deny_cache;
 mod differential;
 mod documents;
 mod facts;
@@ -10,6 +11,7 @@ mod gateway;
 mod host_failures;
 mod overload;
 mod redis;
+mod redis_health;
 mod scenarios;
 mod support;
 mod token;

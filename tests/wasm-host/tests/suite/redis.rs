@@ -8,7 +8,9 @@ use wasm_host::redis::Mode;
 use wasm_host::secrets::{API_KEY, REDIS_PASSWORD, REDIS_USER};
 use wasm_host::{Setup, World};
 
-use crate::support::{configuration, keyed, redis_configuration, redis_setup, redis_world};
+use crate::support::{
+    HEALTH, change, configuration, keyed, plain_redis_setup, redis_configuration, redis_setup, redis_world,
+};
 
 fn client(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0a00_0000 + n as u32)
@@ -130,4 +132,64 @@ fn a_queue_that_comes_and_goes_does_not_put_the_next_tick_off() {
     });
     let periods = cost.calls.get("set_tick_period_milliseconds").copied().unwrap_or_default();
     assert!(periods <= 1, "{:?}", cost.calls);
+}
+
+#[test]
+fn the_command_names_bucket_limit_and_expiry() {
+    let mut world = World::start(plain_redis_setup(
+        r#", "api_keys": {"plain": "pro", "named": {"tier": "late", "id": "acme"}}, "default_tier": "free",
+        "tiers": {"free": {"base": {"capacity": 5, "refill_rate": 0.25}, "ttl": 1},
+                  "pro": {"base": {"capacity": 15, "refill_rate": 2}, "burst": {"capacity": 25},
+                          "degraded": {"capacity": 3, "refill_rate": 0.01}, "ttl": 60},
+                  "late": {"base": {"capacity": 10, "refill_rate": 1.000001}, "ttl": 120}}"#,
+    ));
+    world.redis.model.knows_script = true;
+    let get = Request::get("/");
+    let cases = [
+        (get.clone().key("named"), "rate_limit:acme 10 1000001 120000 1 10 1000001"),
+        (get.clone().key("plain"), "rate_limit:a116c9ed46d62077 25 2000000 60000 2 3 10000"),
+        (get.clone().from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 250000 1000 3 5 250000"),
+        (get.clone().from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 250000 1000 4 5 250000"),
+        (get.clone().from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 250000 1000 5 5 250000"),
+        (get.from("@"), "rate_limit:unknown 5 250000 1000 6 5 250000"),
+    ];
+    for (request, wanted) in cases {
+        world.redis.model.commands.clear();
+        world.get(0, &request);
+        assert_eq!(world.redis.model.take_commands(), [format!("EVALSHA <sha1> 1 {wanted}")]);
+    }
+}
+
+#[test]
+fn namespace_and_prefix_keep_limiters_on_one_redis_apart() {
+    // (fields of the store, other fields, prefix of buckets, key of the health)
+    let cases = [
+        ("", "", "rate_limit:", HEALTH),
+        ("", r#", "namespace": "default""#, "rate_limit:", HEALTH),
+        ("", r#", "namespace": "other""#, "rate_limit:other/", "system:health:other:status"),
+        (r#", "key_prefix": "rl/""#, r#", "namespace": "default""#, "rl/", HEALTH),
+        (r#", "key_prefix": "rl/""#, r#", "namespace": "a-b_C""#, "rl/a-b_C/", "system:health:a-b_C:status"),
+    ];
+    for (store, fields, prefix, health_key) in cases {
+        let store = format!(r#""store": {{"kind": "redis", "cluster": "redis"{store}}}"#);
+        let keys = r#""api_keys": {"k": {"tier": "pro", "id": "pro"}}"#;
+        let mut world = World::start(Setup::new(format!("{{{store}, {keys}{fields}}}")));
+        world.get(0, &Request::get("/").key("k"));
+        assert_eq!(world.get(0, &change("DEGRADED")).status, 200);
+        world.advance_ms(300);
+        let key = format!("{prefix}pro");
+        assert_eq!(world.redis.model.buckets.keys().collect::<Vec<_>>(), [&key]);
+        assert_eq!(world.redis.model.strings[health_key], b"DEGRADED");
+        let commands = world.redis.model.take_commands();
+        assert!(commands.contains(&format!("GET {health_key}")), "{commands:?}");
+        // Probes have their own bucket.
+        world.redis.mode = Mode::Refuses;
+        world.redis_disconnects();
+        world.advance_ms(2_000);
+        world.redis_starts();
+        world.advance_ms(3_000);
+        let mut keys: Vec<_> = world.redis.model.buckets.keys().cloned().collect();
+        keys.sort();
+        assert_eq!(keys, [format!("{prefix}#probe"), key]);
+    }
 }

@@ -25,6 +25,14 @@ pub(crate) fn redis_configuration(on_failure: &str) -> String {
     configuration(&store)
 }
 
+/// The key of the health that an operator sets in Redis.
+pub(crate) const HEALTH: &str = "system:health:status";
+
+/// One Envoy on a Redis without a password, with these fields beside the store.
+pub(crate) fn plain_redis_setup(more: &str) -> Setup {
+    Setup::new(format!(r#"{{"store": {{"kind": "redis", "cluster": "redis"}}{more}}}"#))
+}
+
 /// One Envoy on shared data.
 pub(crate) fn world() -> World {
     World::start(Setup::new(configuration("")))
