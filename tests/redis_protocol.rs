@@ -1,16 +1,14 @@
-//! Commands to Redis and its replies, split at any byte. The targets `resp` and `frames` of `tests/fuzz` use arbitrary
-//! bytes.
+//! Commands to Redis, and its replies at the limits of the protocol. The targets `resp` and `frames` of `tests/fuzz`
+//! compare any replies and frames, in any split, with a second parser.
 
 use dynamic_rate_limiter::bucket::PICO_PER_TOKEN;
 use dynamic_rate_limiter::limit::{MAX_CAPACITY, MAX_REFILL_MICRO_PER_SEC};
-use dynamic_rate_limiter::store::redis::frame::{Compressed, Unframer, header};
 use dynamic_rate_limiter::store::redis::resp::{Decoder, MAX_REPLY_BYTES, Malformed, Reply, push_command};
 use dynamic_rate_limiter::store::redis::script::{Script, TAKE, TAKE_SHA1, Take, TakeReply};
 use harness::fake_redis::{bulk, parse_commands, taken_reply};
 use harness::limit;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
 
 /// A reply as Redis sends it.
 type Encoded = Vec<u8>;
@@ -47,37 +45,6 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Encoded>, Resu
         }
     }
     (replies, Ok(()))
-}
-
-/// Splits at each of these places.
-fn split<'a>(bytes: &'a [u8], places: &[Index]) -> Vec<&'a [u8]> {
-    let mut places: Vec<usize> = places.iter().map(|place| place.index(bytes.len() + 1)).collect();
-    places.extend([0, bytes.len()]);
-    places.sort_unstable();
-    places.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect()
-}
-
-fn any_line() -> impl Strategy<Value = Vec<u8>> {
-    vec(any::<u8>().prop_filter("no line contains a CR", |byte| *byte != b'\r'), 0..40)
-}
-
-fn any_reply() -> impl Strategy<Value = Encoded> {
-    prop_oneof![
-        any_line().prop_map(|text| line(b'+', &text)),
-        any_line().prop_map(|text| line(b'-', &text)),
-        any::<i64>().prop_map(|number| line(b':', number.to_string().as_bytes())),
-        vec(any::<u8>(), 0..60).prop_map(|text| bulk(&text)),
-        vec(select(b"\r\n$*+-:0123456789".to_vec()), 0..30).prop_map(|text| bulk(&text)),
-        (4_000..=MAX_REPLY_BYTES).prop_map(|length| bulk(&vec![b'\r'; length])),
-        Just(line(b'$', b"-1")),
-    ]
-}
-
-/// Bytes that resemble replies.
-fn almost_replies() -> impl Strategy<Value = Vec<u8>> {
-    let tokens = ["\r\n", "\r", "\n", "$", "+", "-", ":", "*", "-1", "0", "4096", "4097", "_", ">"];
-    let token = select(tokens.to_vec()).prop_map(|text| text.as_bytes().to_vec());
-    vec(prop_oneof![any_reply(), token, vec(any::<u8>(), 0..6)], 0..20).prop_map(|parts| parts.concat())
 }
 
 #[test]
@@ -148,45 +115,8 @@ fn a_reply_of_the_script_is_accepted_in_one_form_only() {
     }
 }
 
-#[test]
-fn a_compressed_frame_is_refused() {
-    for flag in [1, 2, 0x80, 0xff] {
-        let bytes = [&header(2)[..], b"ab", &[flag, 0, 0, 0, 1], b"c"].concat();
-        for size in 1..=bytes.len() {
-            let (mut unframer, mut out) = (Unframer::default(), Vec::new());
-            let unframed: Result<(), Compressed> =
-                bytes.chunks(size).try_for_each(|chunk| unframer.unframe(chunk, &mut out));
-            assert_eq!(unframed, Err(Compressed), "flag {flag}");
-            assert_eq!(out, b"ab", "the frame before it is valid");
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
-
-    #[test]
-    fn replies_decode_the_same_split_anywhere(
-        replies in vec(any_reply(), 0..20), places in vec(any::<Index>(), 0..40),
-    ) {
-        prop_assert_eq!(decode(split(&replies.concat(), &places)), (replies, Ok(())));
-    }
-
-    #[test]
-    fn an_unfinished_reply_is_bounded(start in almost_replies(), filler in any::<u8>()) {
-        let most = 1 + "4096".len() + 2 + MAX_REPLY_BYTES + 2;
-        let mut decoder = Decoder::default();
-        let mut unread = 0;
-        for byte in start.into_iter().chain(std::iter::repeat_n(filler, 2 * most)) {
-            unread += 1;
-            decoder.push(&[byte]);
-            match decoder.next_reply() {
-                Ok(None) => prop_assert!(unread < most, "{} bytes and still waiting", unread),
-                Ok(Some(_)) => unread = 0,
-                Err(Malformed) => return Ok(()),
-            }
-        }
-    }
 
     #[test]
     fn command_arguments_may_contain_any_bytes(
