@@ -121,21 +121,6 @@ fn headers_report_limit_remaining_and_reset() {
 }
 
 #[test]
-fn header_groups_can_be_turned_off_and_the_ietf_ones_on() {
-    let off = r#"{"headers": {"rate_limit": false, "system_health": false, "processing_time": false},
-        "default_tier": "t", "tiers": {"t": {"base": {"capacity": 1, "refill_rate": 0.3}}}}"#;
-    let mut quiet = Test::new(off);
-    let [first, rejected] = [(); 2].map(|()| quiet.answer(get()));
-    assert!(quiet.headers(&first, 0).is_empty());
-    assert_eq!(quiet.headers(&rejected, 0), ["retry-after: 4"]);
-
-    let mut ietf = Test::new(&off.replace(r#""rate_limit": false"#, r#""ietf": true, "rate_limit": false"#));
-    let first = ietf.answer(get());
-    let wanted = [r#"ratelimit-policy: "t";q=1;w=4"#, r#"ratelimit: "t";r=0;t=4"#];
-    assert_eq!(ietf.headers(&first, 0), wanted);
-}
-
-#[test]
 fn a_blocked_tier_gets_a_retry_after_if_another_health_admits_it() {
     for (capacity, rate, retry_after) in [(5, 1, vec!["retry-after: 60"]), (0, 0, vec![])] {
         let mut test = Test::new(&format!(
@@ -146,27 +131,6 @@ fn a_blocked_tier_gets_a_retry_after_if_another_health_admits_it() {
         assert_eq!(test.set_health(br#"{"status": "DEGRADED"}"#).0, 200);
         let rejected = test.answer(get());
         assert_eq!(test.headers(&rejected, 0), retry_after, "{capacity}");
-    }
-}
-
-#[test]
-fn invalid_bodies_are_explained() {
-    let mut test = Test::new("{}");
-    let wanted = r#"wanted \"NORMAL\" or \"DEGRADED\""#;
-    let cases: [(&[u8], &str); 8] = [
-        (b"", "not valid JSON"),
-        (b"{", "not valid JSON"),
-        (b"\xff", "not valid JSON"),
-        (b"[]", "body: found a list, wanted an object"),
-        (b"{}", "body.status: found nothing, wanted"),
-        (br#"{"status": "degraded"}"#, wanted),
-        (br#"{"status": 1}"#, wanted),
-        (br#"{"status": "DEGRADED", "x": 1}"#, "unknown field"),
-    ];
-    for (body, expected) in cases {
-        let (status, answer) = test.set_health(body);
-        assert_eq!(status, 400, "{answer}");
-        assert!(answer.starts_with(r#"{"detail":""#) && answer.contains(expected), "{answer}");
     }
 }
 
@@ -287,16 +251,6 @@ fn tiers_beyond_the_bound_are_counted_together() {
     assert_eq!(counted.keys().filter(|name| name.starts_with(requests)).count(), (MAX_TIER_SERIES + 1) * 5);
     assert_eq!(counted[&format!("{requests}other_tiers.status.allowed")], 2);
     assert_eq!(counted[&format!("{requests}t{}.status.allowed", MAX_TIER_SERIES - 1)], 1);
-}
-
-#[test]
-fn other_methods_of_an_endpoint_get_the_allowed_ones() {
-    let mut test = Test::new("{}");
-    for (path, allow) in [("/health", "GET, HEAD"), ("/system/health", "GET, HEAD, POST")] {
-        let delete = FakeRequest { method: "DELETE".into(), ..FakeRequest::get(path) };
-        let Decision::Replied(reply) = test.decide(delete) else { panic!("not replied") };
-        assert_eq!((reply.status, reply.header), (405, Some(("allow", allow.to_owned()))));
-    }
 }
 
 #[test]

@@ -104,35 +104,36 @@ pub fn every_wrong_token_gets_the_same_403(host: &dyn Host) {
 pub fn an_invalid_body_is_a_400_and_changes_nothing(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
     gateway.set_health("DEGRADED");
+    let (no_json, unknown) = ("not valid JSON", "wanted \"NORMAL\" or \"DEGRADED\"");
     let deep = "[".repeat(1_000);
-    let bodies: [&[u8]; 19] = [
-        b"",
-        b" ",
-        b"{",
-        b"NORMAL",
-        b"null",
-        b"[]",
-        b"{}",
-        br#""NORMAL""#,
-        br#"["NORMAL"]"#,
-        br#"{"status":null}"#,
-        br#"{"status":1}"#,
-        br#"{"status":["NORMAL"]}"#,
-        br#"{"status":""}"#,
-        br#"{"status":"normal"}"#,
-        br#"{"status":"HEALTHY"}"#,
-        br#"{"health":"NORMAL"}"#,
-        br#"{"status":"NORMAL"} trailing"#,
-        b"{\"status\":\"NORMAL\xff\"}",
-        deep.as_bytes(),
+    let bodies: [(&[u8], &str); 20] = [
+        (b"", no_json),
+        (b" ", no_json),
+        (b"{", no_json),
+        (b"NORMAL", no_json),
+        (b"null", "body: found"),
+        (b"[]", "body: found a list, wanted an object"),
+        (b"{}", "body.status: found nothing, wanted"),
+        (br#""NORMAL""#, "body: found"),
+        (br#"["NORMAL"]"#, "body: found a list"),
+        (br#"{"status":null}"#, unknown),
+        (br#"{"status":1}"#, unknown),
+        (br#"{"status":["NORMAL"]}"#, unknown),
+        (br#"{"status":""}"#, unknown),
+        (br#"{"status":"normal"}"#, unknown),
+        (br#"{"status":"HEALTHY"}"#, unknown),
+        (br#"{"health":"NORMAL"}"#, "unknown field"),
+        (br#"{"status":"NORMAL","x":1}"#, "unknown field"),
+        (br#"{"status":"NORMAL"} trailing"#, no_json),
+        (b"{\"status\":\"NORMAL\xff\"}", no_json),
+        (deep.as_bytes(), no_json),
     ];
-    for body in bodies {
+    for (body, reason) in bodies {
         let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
         let reply = gateway.send(&post_to_system_health(body));
-        assert_eq!(reply.status, 400, "{shown:?}: {}", reply.text());
         assert_own_answer(&reply, 400);
-        let detail = reply.json()["detail"].as_str().map(str::len);
-        assert!(detail.is_some_and(|length| length > 5), "{shown:?} has a reason");
+        let detail = reply.json()["detail"].as_str().unwrap_or_default().to_owned();
+        assert!(detail.contains(reason), "{shown:?}: {detail}");
         assert_eq!(gateway.health(), "DEGRADED", "{shown:?}");
     }
     let without_body = Request::new("POST", "/system/health").header("X-Admin-Token", TOKEN);
@@ -156,20 +157,15 @@ pub fn a_body_over_one_kib_is_a_413_and_changes_nothing(host: &dyn Host) {
 
 pub fn another_method_is_a_405_with_the_allowed_methods(host: &dyn Host) {
     let mut gateway = host.start(&Setup::new().config(&two_tiers(5, 7)));
-    for (path, wrong, allowed) in [
-        ("/health", vec!["POST", "PUT", "DELETE", "PATCH"], vec!["GET"]),
-        ("/system/health", vec!["PUT", "DELETE", "PATCH"], vec!["GET", "POST"]),
-    ] {
-        for method in wrong {
+    let wrong: [(&str, &[&str], &str); 2] = [
+        ("/health", &["POST", "PUT", "DELETE", "PATCH"], "GET, HEAD"),
+        ("/system/health", &["PUT", "DELETE", "PATCH"], "GET, HEAD, POST"),
+    ];
+    for (path, methods, allowed) in wrong {
+        for method in methods {
             let request = Request::new(method, path).header("X-Admin-Token", TOKEN);
             let reply = gateway.send(&request);
-            assert_eq!(reply.status, 405, "{method} {path}");
-            let allow = reply.one("allow");
-            let listed: Vec<_> = allow.split(',').map(str::trim).collect();
-            for method in &allowed {
-                assert!(listed.contains(method), "{method} {path}: {allow}");
-            }
-            assert!(!listed.contains(&method), "{method}: {allow}");
+            assert_eq!((reply.status, reply.one("allow").as_str()), (405, allowed), "{method} {path}");
         }
     }
     assert_eq!(gateway.upstream_targets(), [""; 0]);

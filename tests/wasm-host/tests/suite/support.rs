@@ -59,8 +59,3 @@ pub(crate) fn change(status: &str) -> Request {
     Request::post("/system/health", format!(r#"{{"status":"{status}"}}"#))
         .header("x-admin-token", ADMIN_TOKEN)
 }
-
-/// The statuses of `count` equal requests.
-pub(crate) fn statuses(world: &mut World, worker: usize, request: &Request, count: usize) -> Vec<u16> {
-    (0..count).map(|_| world.get(worker, request).status).collect()
-}
