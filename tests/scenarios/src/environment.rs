@@ -52,6 +52,15 @@ pub fn config_ttl_is_read_from_the_environment(host: &dyn Host) {
     gateway.await_limit(12);
 }
 
+/// Every rule has its test in `tests/config.rs`.
+pub fn an_invalid_field_is_refused_by_name(host: &dyn Host) {
+    let mut config = two_tiers(5, 7);
+    config["tiers"]["free"]["base"]["refill_rate"] = json!(-1);
+    let log = host.start_refused(&Setup::new().config(&config));
+    let names_field = |line: &str| line.contains("tiers.free.base.refill_rate") && line.contains("-1");
+    assert!(log.lines().any(names_field), "{log}");
+}
+
 pub fn an_invalid_value_is_refused_by_name(host: &dyn Host) {
     let without_source = two_tiers(5, 7);
     let mut with_source = without_source.clone();

@@ -110,16 +110,6 @@ fn a_body_that_never_ends_is_a_408_and_changes_nothing() {
 }
 
 #[test]
-fn after_a_head_request_the_connection_stays_open() {
-    let envoy = start();
-    let mut connection = envoy.connect();
-    for path in ["/health", "/system/health"] {
-        assert_own_answer(&connection.send(&Request::new("HEAD", path)), 200);
-        assert_own_answer(&connection.send(&Request::get(path)), 200);
-    }
-}
-
-#[test]
 fn a_request_with_expect_100_continue_is_answered() {
     let envoy = start();
     let head = head("expect: 100-continue\r\ncontent-length: 21");
