@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dynamic_rate_limiter::config::{Config, Documents, Environment, ExemptPath, PluginConfig};
+use dynamic_rate_limiter::config::{Config, Documents, Environment, PluginConfig};
 use dynamic_rate_limiter::health::Health;
 use dynamic_rate_limiter::identity::KeyHash;
 use dynamic_rate_limiter::limit::Limit;
@@ -141,27 +141,6 @@ fn keys_are_given_in_plain_text_or_as_hashes_and_name_their_bucket() {
 }
 
 #[test]
-fn the_environment_overrides_the_json() {
-    let json = r#"{"default_tier": "pro", "admin": {"token_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
-        "config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": 7}}"#;
-    let environment = Environment {
-        admin_token: Some(b"from the environment".to_vec()),
-        default_tier: Some(b"enterprise".to_vec()),
-        config_ttl: Some(b"30".to_vec()),
-        ..Environment::default()
-    };
-    let seen = |environment: &Environment| {
-        let plugin = PluginConfig::parse(json.as_bytes(), environment).expect("a good configuration");
-        let config = Config::new(&plugin, &Documents::default()).expect("a good configuration");
-        let ttl = config.settings.config_source.as_ref().map(|source| source.ttl_seconds);
-        (config.settings.admin.token, config.default_tier.name.clone(), ttl)
-    };
-    assert_eq!(seen(&Environment::default()), (Some(KeyHash::of(b"abc")), "pro".to_owned(), Some(7)));
-    let token = Some(KeyHash::of(b"from the environment"));
-    assert_eq!(seen(&environment), (token, "enterprise".to_owned(), Some(30)));
-}
-
-#[test]
 fn a_bad_environment_variable_is_an_error_that_names_it() {
     let source = r#"{"config_source": {"cluster": "files", "tiers": "/t"}}"#;
     let bad_source = r#"{"config_source": {"cluster": "files", "tiers": "/t", "ttl_seconds": -5}}"#;
@@ -227,25 +206,6 @@ fn tier_names_are_not_checked_before_the_tier_document_arrives() {
         parse(r#"{"default_tier": "bronze", "config_source": {"cluster": "files", "api_keys": "/k"}}"#)
             .is_err()
     );
-}
-
-#[test]
-fn null_disables_an_endpoint() {
-    let config = config(r#"{"admin": {"health_path": null, "system_health_path": "/admin"}}"#);
-    assert_eq!(config.settings.admin.health_path, None);
-    assert_eq!(config.settings.admin.system_health_path.as_deref(), Some("/admin"));
-}
-
-#[test]
-fn an_exempt_path_matches_exactly_or_by_prefix() {
-    let config = config(r#"{"exempt_paths": ["/metrics", "/static/*"]}"#);
-    let exempt = |path: &[u8]| config.settings.exempt_paths.iter().any(|exempt| exempt.matches(path));
-    assert_eq!(
-        config.settings.exempt_paths,
-        [ExemptPath::Exact("/metrics".to_owned()), ExemptPath::Prefix("/static/".to_owned())]
-    );
-    assert!(exempt(b"/metrics") && exempt(b"/static/") && exempt(b"/static/a/b"));
-    assert!(!exempt(b"/metrics/") && !exempt(b"/Metrics") && !exempt(b"/static") && !exempt(b""));
 }
 
 #[test]

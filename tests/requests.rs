@@ -2,7 +2,7 @@
 
 use dynamic_rate_limiter::admin::PendingChange;
 use dynamic_rate_limiter::identity::Network;
-use dynamic_rate_limiter::requests::{Arrived, RequestState, Requests, TooManyBodies};
+use dynamic_rate_limiter::requests::{Arrived, RequestState, Requests};
 use dynamic_rate_limiter::store::redis::command::CommandId;
 use dynamic_rate_limiter::time::StoreTime;
 
@@ -66,16 +66,4 @@ fn a_body_has_ten_seconds_unless_it_has_arrived_or_the_request_has_ended() {
     let ended = requests.end(3).expect("the third waits");
     assert!(matches!(ended.state, RequestState::WaitsForBody(_, body) if body == b"{"));
     assert_eq!(requests.end_without_body(StoreTime::MAX), None);
-}
-
-#[test]
-fn at_most_64_requests_of_a_worker_wait_for_a_body() {
-    let mut requests = Requests::default();
-    for id in 0..64 {
-        assert_eq!(requests.wait_for_body(id, at(0), change()), Ok(()));
-    }
-    assert_eq!(requests.wait_for_body(64, at(0), change()), Err(TooManyBodies));
-    assert!(requests.state(64).is_none());
-    requests.end(5);
-    assert_eq!(requests.wait_for_body(64, at(0), change()), Ok(()), "a place is free again");
 }

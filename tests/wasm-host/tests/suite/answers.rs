@@ -69,6 +69,8 @@ fn admin_requests_whose_bodies_do_not_come_are_answered_and_counted() {
     assert_eq!((with(&world, 429), with(&world, 408)), (6, 0));
     world.advance_ms(3_000);
     assert_eq!((with(&world, 429), with(&world, 408)), (6, 64));
+    let later = world.begin(0, &change("DEGRADED"), false);
+    assert_eq!(world.undecided(), [later], "the worker waits for bodies again");
     let counted =
         |result: &str| world.processes[0].stat(&format!("rate_limiter_admin_requests_total.result.{result}"));
     assert_eq!((counted("throttled"), counted("invalid"), counted("ok")), (6, 64, 0));
