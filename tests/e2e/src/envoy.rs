@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use harness::bootstrap::string_value;
 use harness::envoy_version;
+use harness::process::ChildProcess;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::canary;
-use crate::child_process::ChildProcess;
 use crate::client::{Connection, Request, Response};
 use crate::prometheus::Scrape;
 use crate::setup::{CONFIG_FOLDER, ECDS_FILE, LDS_FILE, MAIN};

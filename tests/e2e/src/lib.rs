@@ -25,7 +25,6 @@ pub mod shipped_files;
 pub mod upstream;
 pub mod wire;
 
-mod child_process;
 mod http1;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -7,11 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::port;
+use harness::process::ChildProcess;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::child_process::ChildProcess;
 use crate::client::{Connection, Request, Response};
 use crate::envoy::from_env;
 

@@ -3,18 +3,19 @@
 //! The test connects through a socket file and as a separate user. So it works with any password, and all traffic on
 //! the TCP port is Envoy's.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use redis::{Client, Connection, FromRedisValue, RedisError, RedisResult, Value, from_redis_value};
 use tempfile::TempDir;
 
-use crate::{canary, port, process, wait};
+use crate::process::{self, ChildProcess};
+use crate::{canary, port, wait};
 
 /// For commands of the test. Only a test itself freezes Redis, so a timeout is a defect of the test.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -22,9 +23,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const START: Duration = Duration::from_secs(30);
 
 const SOCKET: &str = "redis.sock";
-
-/// What a failing test shows of the log.
-const LOG_TAIL_LINES: usize = 20;
 
 const USER: &str = "e2e-harness";
 
@@ -35,7 +33,7 @@ pub struct Redis {
     address: SocketAddr,
     /// For the other nodes of a cluster, and for clients that want TLS.
     second_port: u16,
-    child: Option<Child>,
+    process: Option<ChildProcess>,
 }
 
 impl Redis {
@@ -66,7 +64,7 @@ impl Redis {
         let address = port::reserve();
         let second_port = port::reserve().port();
         let mut config = format!(
-            "bind {}\nport {}\nunixsocket {}\ndir {}\nlogfile redis.log\n\
+            "bind {}\nport {}\nunixsocket {}\ndir {}\n\
              save \"\"\nappendonly no\nuser {USER} on nopass +@all ~* &*\n",
             address.ip(),
             address.port(),
@@ -78,7 +76,7 @@ impl Redis {
             config.push('\n');
         }
         fs::write(dir.path().join("redis.conf"), config).expect("a configuration written");
-        Self { dir, address, second_port, child: None }
+        Self { dir, address, second_port, process: None }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -91,7 +89,7 @@ impl Redis {
 
     #[track_caller]
     pub fn id(&self) -> u32 {
-        self.child.as_ref().expect("Redis runs").id()
+        self.process.as_ref().expect("Redis runs").id()
     }
 
     /// The port for the other nodes of its cluster.
@@ -102,30 +100,20 @@ impl Redis {
     /// Starts it again on the same port, and waits until it answers.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.launch();
-        wait::until_within(START, "Redis answers", || {
-            self.assert_runs();
-            self.try_command(&["PING"]).ok()
-        });
+        self.launch("Redis answers", |redis| redis.try_command(&["PING"]).ok());
     }
 
     /// [`Redis::restart`] without waiting until it has loaded its data; until then it replies `LOADING`.
     #[track_caller]
     pub fn restart_loading(&mut self) {
-        self.launch();
-        wait::until_within(START, "Redis listens", || {
-            self.assert_runs();
-            self.try_command(&["PING"]).map_or_else(|error| error.code().map(drop), |_| Some(()))
+        self.launch("Redis listens", |redis| {
+            redis.try_command(&["PING"]).map_or_else(|error| error.code().map(drop), |_| Some(()))
         });
     }
 
     /// Kills it as `kill -9` does.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // Both fail only for a child that has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.process = None;
     }
 
     /// Freezes it: connections stay open and the kernel accepts new ones, but there are no replies.
@@ -143,7 +131,8 @@ impl Redis {
     /// Runs one command on a connection of its own.
     #[track_caller]
     pub fn command(&self, words: &[&str]) -> Reply {
-        self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}\n{}", self.log_tail()))
+        self.try_command(words)
+            .unwrap_or_else(|error| panic!("{words:?}: {error}\n{}", process::tail(&self.log_file())))
     }
 
     pub fn try_command(&self, words: &[&str]) -> RedisResult<Reply> {
@@ -213,32 +202,22 @@ impl Redis {
     }
 
     pub fn log(&self) -> String {
-        let bytes = fs::read(self.dir.path().join("redis.log")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(&fs::read(self.log_file()).unwrap_or_default()).into_owned()
     }
 
+    fn log_file(&self) -> PathBuf {
+        self.dir.path().join("redis.log")
+    }
+
+    /// Starts it, and waits until `probe` returns a value.
     #[track_caller]
-    fn launch(&mut self) {
-        assert!(self.child.is_none(), "it already runs");
-        let output = File::create(self.dir.path().join("output.log")).expect("a log file");
+    fn launch<T>(&mut self, what: &str, probe: impl Fn(&Self) -> Option<T>) {
+        assert!(self.process.is_none(), "it already runs");
         let mut command = Command::new(redis_server());
-        command
-            .arg(self.dir.path().join("redis.conf"))
-            .stdin(std::process::Stdio::null())
-            .stdout(output.try_clone().expect("a file descriptor to spare"))
-            .stderr(output);
-        match process::spawn(command) {
-            Ok(child) => self.child = Some(child),
-            Err(error) => panic!("starting redis-server (REDIS_SERVER, or on PATH): {error}"),
-        }
-    }
-
-    #[track_caller]
-    fn assert_runs(&mut self) {
-        let child = self.child.as_mut().expect("launched");
-        if let Some(status) = child.try_wait().expect("a child to wait for") {
-            panic!("Redis ended: {status}\n{}", self.log_tail());
-        }
+        command.arg(self.dir.path().join("redis.conf"));
+        let mut process = ChildProcess::start(command, self.log_file());
+        process.await_ready(START, what, || probe(self));
+        self.process = Some(process);
     }
 
     #[track_caller]
@@ -248,14 +227,6 @@ impl Redis {
         let result = unsafe { libc::kill(pid, signal) };
         assert_eq!(result, 0, "signal {signal}: {}", io::Error::last_os_error());
     }
-
-    fn log_tail(&self) -> String {
-        let output = fs::read_to_string(self.dir.path().join("output.log")).unwrap_or_default();
-        let log = self.log() + &output;
-        let lines: Vec<_> = log.lines().collect();
-        let from = lines.len().saturating_sub(LOG_TAIL_LINES);
-        format!("--- the end of Redis' log ---\n{}", lines[from..].join("\n"))
-    }
 }
 
 impl Redis {
@@ -263,7 +234,7 @@ impl Redis {
     #[track_caller]
     pub fn secrets(&self) -> Vec<String> {
         let mut shown = String::new();
-        if self.child.is_some() {
+        if self.process.is_some() {
             // It may be frozen or still loading.
             self.signal(libc::SIGCONT);
             let keys =
