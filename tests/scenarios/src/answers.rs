@@ -17,6 +17,9 @@ pub const OURS: [&str; 6] = [
     "x-processing-time",
 ];
 
+/// How late a response may be on a busy machine.
+const SLACK_SECONDS: f64 = 0.9;
+
 pub fn an_admitted_request_is_answered_with_every_header(host: &dyn Host) {
     let mut gateway =
         host.start(&Setup::new().config(&two_tiers(3, 7)).answer("/", Answer::ok("from upstream")));
@@ -82,6 +85,34 @@ pub fn processing_time_runs_from_request_headers_to_response_headers(host: &dyn 
     let refused = gateway.send(&Request::get("/"));
     assert_eq!(refused.status, 429);
     assert!(assert_processing_time(&refused) < 0.19);
+}
+
+pub fn retry_after_and_reset_on_a_refusal_are_when_the_next_request_is_admitted(host: &dyn Host) {
+    let request = Request::get("/");
+    // Whole seconds between tokens, less than one, and a fraction to round up.
+    for (refill_rate, seconds) in [(0.5, 2), (4.0, 1), (0.4, 3)] {
+        let mut gateway = host.start(&Setup::new().config(&json!({"tiers": {"free": tier(3, refill_rate)}})));
+        let mut replies = std::iter::repeat_with(|| gateway.send(&request));
+        let refused = replies.find(|reply| reply.status == 429).expect("the bucket becomes empty");
+        assert_eq!(refused.number("retry-after"), seconds, "{refill_rate}/s");
+        let until_reset = refused.number("x-ratelimit-reset") as f64 - gateway.now();
+        assert!((until_reset - seconds as f64).abs() < 1.0 + SLACK_SECONDS, "in {until_reset} s");
+        if refill_rate < 1.0 {
+            assert_eq!(gateway.send(&request).status, 429, "{refill_rate}/s");
+        }
+        gateway.advance(Duration::from_secs(seconds));
+        assert_eq!(gateway.send(&request).status, 200, "{refill_rate}/s");
+    }
+}
+
+pub fn reset_on_an_admission_is_when_the_bucket_is_full_again(host: &dyn Host) {
+    let mut gateway = host.start(&Setup::new().config(&json!({"tiers": {"free": tier(10, 0.5)}})));
+    for spent in 1..=3 {
+        // Two seconds for each token, less what the earlier ones have refilled.
+        let full_at = gateway.now() + f64::from(spent) * 2.0;
+        let off = gateway.send(&Request::get("/")).number("x-ratelimit-reset") as f64 - full_at;
+        assert!((-SLACK_SECONDS..=1.0 + SLACK_SECONDS).contains(&off), "{off} s off");
+    }
 }
 
 pub fn header_groups_can_be_turned_off(host: &dyn Host) {

@@ -35,7 +35,6 @@ mod secrets;
 mod shipped;
 mod superseded;
 mod support;
-mod timing;
 mod tour;
 mod troubleshooting;
 mod workflows;
