@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use e2e::client::{Connection, Request};
+use e2e::prometheus_server::{api, query};
 use e2e::wait;
 use serde_json::Value;
 
@@ -23,12 +23,12 @@ pub(crate) fn check(compose: &Compose, progress: &mut Progress) {
     monitoring.await_healthy("prometheus", 1);
     assert_eq!(published(&monitoring.inspect("prometheus")[0]), ["9090/tcp=127.0.0.1:9090"]);
     wait::until_within(SCRAPED, "all three limiters are scraped", || {
-        let targets = api("targets?state=active");
+        let targets = api(PROMETHEUS, "targets?state=active");
         let targets = targets["activeTargets"].as_array()?;
         let up = targets.iter().filter(|target| target["health"] == "up").count();
         (up == 3 && targets.len() == 3).then_some(())
     });
-    let groups = api("rules");
+    let groups = api(PROMETHEUS, "rules");
     let rules: Vec<_> = groups["groups"]
         .as_array()
         .into_iter()
@@ -43,11 +43,7 @@ pub(crate) fn check(compose: &Compose, progress: &mut Progress) {
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
     let expressions: Vec<_> = targets.map(|target| text(&target["expr"])).collect();
-    let answered = expressions.iter().filter(|expression| {
-        let result = api(&format!("query?query={}", percent_encoded(expression)));
-        result["result"].as_array().is_some_and(|samples| !samples.is_empty())
-    });
-    let with_data = answered.count();
+    let with_data = expressions.iter().filter(|expression| !query(PROMETHEUS, expression).is_empty()).count();
     // Health is not measured here, and nothing was evicted: some panels are empty.
     assert!(with_data > expressions.len() / 2, "{with_data} of {} queries give data", expressions.len());
     progress.passed(format!(
@@ -55,16 +51,4 @@ pub(crate) fn check(compose: &Compose, progress: &mut Progress) {
         rules.len(),
         expressions.len()
     ));
-}
-
-/// The data of a successful call of Prometheus' API.
-#[track_caller]
-fn api(path: &str) -> Value {
-    let response = Connection::open(PROMETHEUS).send(&Request::get(&format!("/api/v1/{path}")));
-    assert_eq!(response.status, 200, "{path}: {}", response.text());
-    response.json()["data"].take()
-}
-
-fn percent_encoded(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }

@@ -45,36 +45,43 @@ impl Prometheus {
         Self { address, process, _dir: dir }
     }
 
-    /// The current result of an expression: the samples of a vector.
+    /// [`query`] of this one.
     #[track_caller]
     pub fn query(&self, expression: &str) -> Vec<(BTreeMap<String, String>, f64)> {
-        let data = self.api(&format!("query?query={}", utf8_percent_encode(expression, NON_ALPHANUMERIC)));
-        let result = data["result"].as_array().unwrap_or_else(|| panic!("{expression}: {data}"));
-        let sample = |sample: &Value| {
-            let labels = sample["metric"].as_object().expect("labels").iter();
-            let labels = labels.map(|(name, value)| (name.clone(), text(value))).collect();
-            (labels, text(&sample["value"][1]).parse().expect("a number"))
-        };
-        result.iter().map(sample).collect()
+        query(self.address, expression)
     }
 
     /// Every alert rule with its state: `inactive`, `pending` or `firing`.
     #[track_caller]
     pub fn alerts(&self) -> BTreeMap<String, String> {
-        let rules = self.api("rules?type=alert");
+        let rules = api(self.address, "rules?type=alert");
         let rules = rules["groups"].as_array().expect("groups of rules").iter();
         rules
             .flat_map(|group| group["rules"].as_array().expect("rules"))
             .map(|rule| (text(&rule["name"]), text(&rule["state"])))
             .collect()
     }
+}
 
-    #[track_caller]
-    fn api(&self, path: &str) -> Value {
-        let reply = get(self.address, &format!("/api/v1/{path}")).expect("Prometheus answers");
-        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
-        reply.json()["data"].take()
-    }
+/// The current result of an expression in the Prometheus at this address: the samples of a vector.
+#[track_caller]
+pub fn query(address: SocketAddr, expression: &str) -> Vec<(BTreeMap<String, String>, f64)> {
+    let data = api(address, &format!("query?query={}", utf8_percent_encode(expression, NON_ALPHANUMERIC)));
+    let result = data["result"].as_array().unwrap_or_else(|| panic!("{expression}: {data}"));
+    let sample = |sample: &Value| {
+        let labels = sample["metric"].as_object().expect("labels").iter();
+        let labels = labels.map(|(name, value)| (name.clone(), text(value))).collect();
+        (labels, text(&sample["value"][1]).parse().expect("a number"))
+    };
+    result.iter().map(sample).collect()
+}
+
+/// The data of a successful call of the API of the Prometheus at this address.
+#[track_caller]
+pub fn api(address: SocketAddr, path: &str) -> Value {
+    let reply = get(address, &format!("/api/v1/{path}")).expect("Prometheus answers");
+    assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+    reply.json()["data"].take()
 }
 
 impl Drop for Prometheus {

@@ -29,12 +29,12 @@ fn setup() -> Setup {
     Setup::new().config(&two_tiers(1_000, 7)).addresses()
 }
 
-fn post(path: &str) -> Request {
+pub fn post(path: &str) -> Request {
     Request::post(path, r#"{"status":"DEGRADED"}"#)
 }
 
 /// Whether this request target, without normalisation, is the endpoint.
-fn is_endpoint(target: &str) -> bool {
+pub fn is_endpoint(target: &str) -> bool {
     target.split('?').next() == Some("/system/health")
 }
 

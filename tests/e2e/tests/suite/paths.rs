@@ -5,7 +5,7 @@ use e2e::envoy::Envoy;
 use e2e::http2;
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
-use scenarios::paths::TRICKS;
+use scenarios::paths::{TRICKS, is_endpoint, post};
 use serde_json::{Value, json};
 
 use crate::support::{TOKEN, health, two_tiers};
@@ -23,15 +23,6 @@ fn start(hcm: &Value) -> (Upstream, Envoy) {
     let upstream = Upstream::start(|_| Answer::ok("upstream"));
     let envoy = Setup::new().config(&two_tiers(1_000, 7)).hcm(hcm).upstream(upstream.address()).start();
     (upstream, envoy)
-}
-
-fn post(path: &str) -> Request {
-    Request::post(path, r#"{"status":"DEGRADED"}"#)
-}
-
-/// Whether this request target, without normalisation, is the endpoint.
-fn is_endpoint(target: &str) -> bool {
-    target.split('?').next() == Some("/system/health")
 }
 
 #[test]
