@@ -1,4 +1,4 @@
-//! Buckets in shared data: races, bounds, and the guarantee of the address table.
+//! Buckets in shared data: bounds, and the guarantee of the address table. `tests/interleavings.rs` has the races.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,22 +23,6 @@ fn table(data: &FakeData, max_buckets: u32) -> AddressTable {
 
 fn take(data: &FakeData, table: &AddressTable, number: u32, limit: Limit) -> Taken {
     table.take(data, network(number), limit, TTL).expect("no contention").value
-}
-
-#[test]
-fn two_workers_that_race_for_a_bucket_share_its_tokens() {
-    let take = |data: &FakeData| {
-        let taken = take_keyed(data, "key", limit(2, 1)).expect("no contention");
-        (taken.value.verdict.outcome, taken.retries)
-    };
-    // (tokens taken before, whether one is left for the worker that loses the race)
-    for (before, ours) in [(0, Outcome::Admitted), (1, Outcome::Rejected)] {
-        let data = FakeData::at(SECOND);
-        (0..before).for_each(|_| assert_eq!(take(&data), (Outcome::Admitted, 0)));
-        data.before_next_write(move |data| assert_eq!(take(data), (Outcome::Admitted, 0)));
-        assert_eq!(take(&data), (ours, 1), "{before} taken before");
-        assert_eq!(take(&data), (Outcome::Rejected, 0));
-    }
 }
 
 #[test]
