@@ -165,12 +165,8 @@ impl Envoy {
     /// Waits until a metric has this value; workers report once a second.
     #[track_caller]
     pub fn await_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
-        let mut last = None;
-        let reached = wait::poll(wait::SOON, || {
-            last = self.metric(name, labels);
-            (last == Some(value)).then_some(())
-        });
-        assert!(reached.is_some(), "{name} {labels:?} should become {value}, is {last:?}");
+        let what = format!("{name} {labels:?} is {value}");
+        wait::for_value(wait::SOON, &what, || self.metric(name, labels), |last| *last == Some(value));
     }
 
     /// One of Envoy's own statistics, 0 if it does not exist (yet).

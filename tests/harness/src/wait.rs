@@ -1,5 +1,6 @@
 //! Waiting for a condition, with a deadline and a description.
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -41,6 +42,22 @@ pub fn until_within<T>(limit: Duration, what: &str, probe: impl FnMut() -> Optio
 #[track_caller]
 pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     until_within(SOON, what, probe)
+}
+
+/// Reads a value until it is as wanted, and returns it; panics with the last value after `limit`.
+#[track_caller]
+pub fn for_value<T: Debug>(
+    limit: Duration,
+    what: &str,
+    mut read: impl FnMut() -> T,
+    is_wanted: impl Fn(&T) -> bool,
+) -> T {
+    let mut last = None;
+    let reached = poll(limit, || is_wanted(last.insert(read())).then_some(()));
+    match (reached, last) {
+        (Some(()), Some(value)) => value,
+        (_, last) => panic!("not within {limit:?}: {what}, but {last:?}"),
+    }
 }
 
 /// Unix time in seconds.

@@ -16,15 +16,14 @@ use e2e::prometheus_server::Prometheus;
 use e2e::setup::Setup;
 use e2e::shipped_files::{promtool, yaml};
 use e2e::upstream::refusing;
+use e2e::wait;
 use loadgen::upstream::{Condition, Shape};
 use serde_json::{Value, json};
 
 use crate::manifests::changed;
 use crate::production::{self, ADMIN_TOKEN, shipped};
 use crate::shipped::{repository_root, save};
-use crate::support::{
-    ONE_PER_HOUR, await_that, await_that_within, await_value, find, limited_upstream, tier, two_tiers,
-};
+use crate::support::{ONE_PER_HOUR, await_that, await_that_within, find, limited_upstream, tier, two_tiers};
 
 const FOLDER: &str = "deploy/monitoring";
 const DASHBOARD: &str = "deploy/monitoring/grafana/dashboards/rate_limiter.json";
@@ -128,7 +127,7 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
             seen.len() == 3 && !rates.is_empty()
         });
         // A stalled machine may miss a scrape; the next one resolves the alert.
-        await_value(SCRAPED, "no alert without a fault", || firing(&prometheus), Vec::is_empty);
+        wait::for_value(SCRAPED, "no alert without a fault", || firing(&prometheus), Vec::is_empty);
 
         has_faults.store(true, Ordering::Relaxed);
         scope.spawn(|| overload(&overloaded, &is_over));
@@ -148,7 +147,7 @@ fn every_query_and_rule_returns_data_and_every_alert_fires() {
             });
             (silent.clone(), prometheus.alerts())
         };
-        await_value(SCRAPED, "every alert fires", still_silent, |(silent, _)| silent.is_empty());
+        wait::for_value(SCRAPED, "every alert fires", still_silent, |(silent, _)| silent.is_empty());
 
         for (place, expression) in expressions() {
             let server = if expression.starts_with("up{") { &gone } else { &prometheus };

@@ -19,7 +19,7 @@ use loadgen::upstream::Shape;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    ONE_PER_HOUR, TOKEN, at_once, await_that, await_value, health, limited_upstream, route, set_health,
+    ONE_PER_HOUR, TOKEN, at_once, await_that, health, limited_upstream, route, set_health,
     set_health_request, tier, two_tiers,
 };
 
@@ -91,7 +91,7 @@ fn system_health(envoy: &Envoy) -> Value {
 #[track_caller]
 pub(crate) fn await_health(envoy: &Envoy, status: &str) -> Value {
     let what = format!("{status} by itself");
-    await_value(wait::SOON, &what, || system_health(envoy), |report| report["health"] == status)
+    wait::for_value(wait::SOON, &what, || system_health(envoy), |report| report["health"] == status)
 }
 
 /// Waits until `GET /system/health` reports a degradation and its reason. A worker reports the reason only after its
@@ -99,7 +99,7 @@ pub(crate) fn await_health(envoy: &Envoy, status: &str) -> Value {
 #[track_caller]
 fn await_reason(envoy: &Envoy) -> Value {
     let has_reason = |report: &Value| report["health"] == "DEGRADED" && report["reason"].is_string();
-    await_value(wait::SOON, "DEGRADED with a reason", || system_health(envoy), has_reason)
+    wait::for_value(wait::SOON, "DEGRADED with a reason", || system_health(envoy), has_reason)
 }
 
 /// Whether the limiter has shed this request: no other 503 has a `retry-after`.
@@ -284,7 +284,7 @@ fn assert_all_admitted_requests_were_sent(envoy: &Envoy) {
         });
         (sent.iter().sum::<u64>(), admitted.iter().sum::<u64>())
     };
-    await_value(wait::SOON, "as many sent as admitted", sent_and_admitted, |(sent, admitted)| {
+    wait::for_value(wait::SOON, "as many sent as admitted", sent_and_admitted, |(sent, admitted)| {
         sent == admitted
     });
 }
@@ -357,7 +357,7 @@ fn assert_recorded_stats_of_the_live_view_exist(envoy: &Envoy) {
     let recorded = names(include_str!("../../../../xtask/src/watch/overload.stats"));
     assert!(recorded.len() > 40, "{recorded:?}");
     let missing = || &recorded - &names(&envoy.admin("/stats?filter=rate_limiter_"));
-    await_value(wait::SOON, "every recorded stat is printed", missing, BTreeSet::is_empty);
+    wait::for_value(wait::SOON, "every recorded stat is printed", missing, BTreeSet::is_empty);
 }
 
 /// A free caller that sends requests repeatedly.

@@ -81,12 +81,8 @@ fn await_redis(envoy: &Envoy, state: &str) {
 /// Waits until decisions of these Envoys follow these healths, but not longer than a change may take.
 #[track_caller]
 fn await_healths<const N: usize>(envoys: [&Envoy; N], wanted: [&str; N]) {
-    let mut last = envoys.map(health_of_a_decision);
-    let reached = wait::poll(HEALTH_PROPAGATION + SLACK, || {
-        last = envoys.map(health_of_a_decision);
-        (last == wanted).then_some(())
-    });
-    assert!(reached.is_some(), "{last:?} instead of {wanted:?}");
+    let read = || envoys.map(health_of_a_decision);
+    wait::for_value(HEALTH_PROPAGATION + SLACK, &format!("{wanted:?}"), read, |last| *last == wanted);
 }
 
 /// Checks that no health changes for as long as a change may take.
@@ -119,12 +115,8 @@ const CONNECTED: &str = "rate_limiter_redis_connected";
 /// Waits until this number of requests is counted; then everything before them is counted, too.
 #[track_caller]
 fn await_counted(envoy: &Envoy, requests: usize) {
-    let mut last = 0.0;
-    let counted = wait::poll(wait::SOON, || {
-        last = total(envoy, REQUESTS);
-        (last == requests as f64).then_some(())
-    });
-    assert!(counted.is_some(), "{requests} requests were sent, {last} are counted");
+    let what = format!("{requests} requests counted");
+    wait::for_value(wait::SOON, &what, || total(envoy, REQUESTS), |last| *last == requests as f64);
 }
 
 /// Checks that every request was answered with one of these statuses.

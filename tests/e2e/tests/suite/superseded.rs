@@ -12,7 +12,7 @@ use e2e::upstream::{Answer, Upstream};
 use e2e::wait;
 use serde_json::{Value, json};
 
-use crate::support::{at_once, await_that, await_value, health, route, set_health, two_tiers};
+use crate::support::{at_once, await_that, health, route, set_health, two_tiers};
 
 /// How long a state must not change. An active generation would change it: it polls four times a second, and measures
 /// health once a second.
@@ -170,7 +170,7 @@ fn in_redis(cluster: &str) -> Value {
 
 #[track_caller]
 fn await_health(envoy: &Envoy, wanted: &str) {
-    await_value(PROPAGATION, wanted, || health(envoy), |health| health == wanted);
+    wait::for_value(PROPAGATION, wanted, || health(envoy), |health| health == wanted);
 }
 
 /// The client connections of this Redis, without the one of this command.

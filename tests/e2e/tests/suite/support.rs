@@ -1,6 +1,5 @@
 //! Shared by several subjects: configurations and checks of responses.
 
-use std::fmt::Debug;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -63,22 +62,6 @@ pub(crate) fn await_that(what: &str, condition: impl FnMut() -> bool) {
 #[track_caller]
 pub(crate) fn await_that_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     wait::until_within(limit, what, || condition().then_some(()));
-}
-
-/// Reads a value until it is as wanted, and returns it; panics with the last value after `limit`.
-#[track_caller]
-pub(crate) fn await_value<T: Debug>(
-    limit: Duration,
-    what: &str,
-    mut read: impl FnMut() -> T,
-    is_wanted: impl Fn(&T) -> bool,
-) -> T {
-    let mut last = None;
-    let reached = wait::poll(limit, || is_wanted(last.insert(read())).then_some(()));
-    match (reached, last) {
-        (Some(()), Some(value)) => value,
-        (_, last) => panic!("not within {limit:?}: {what}, but {last:?}"),
-    }
 }
 
 /// Sends `requests` copies one after the other on one connection; returns the statuses.

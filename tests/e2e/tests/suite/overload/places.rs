@@ -14,9 +14,7 @@ use loadgen::upstream::Shape;
 use serde_json::{Value, json};
 
 use super::{CAPACITY, is_shed, system_health};
-use crate::support::{
-    ONE_PER_HOUR, await_that, await_that_within, await_value, limited_upstream, route, tier, two_tiers,
-};
+use crate::support::{ONE_PER_HOUR, await_that, await_that_within, limited_upstream, route, tier, two_tiers};
 
 /// The limit before the first response of an upstream.
 const INITIAL_LIMIT: f64 = 9.0;
@@ -78,14 +76,14 @@ fn open_and_wait(envoy: &Envoy) -> Vec<Connection> {
     let limit = limit(envoy);
     let connections = open(envoy, &Request::get("/hangs").key("pro").encode(), limit + WAITING);
     let state = || (in_flight_and_waiting(envoy), system_health(envoy));
-    await_value(SHORTLY, "requests wait", state, |((_, waiting), _)| *waiting > 0);
+    wait::for_value(SHORTLY, "requests wait", state, |((_, waiting), _)| *waiting > 0);
     connections
 }
 
 #[track_caller]
 fn await_counts(envoy: &Envoy, wanted: (u64, u64)) {
     let what = format!("(in flight, waiting) are {wanted:?}");
-    await_value(SHORTLY, &what, || in_flight_and_waiting(envoy), |last| *last == wanted);
+    wait::for_value(SHORTLY, &what, || in_flight_and_waiting(envoy), |last| *last == wanted);
 }
 
 #[track_caller]
@@ -95,7 +93,7 @@ fn assert_all_places_returned(envoy: &Envoy, after: &str) {
     for name in SHARED {
         let values =
             || -> Vec<f64> { envoy.scrape().named(name).iter().map(|sample| sample.value).collect() };
-        await_value(SHORTLY, &format!("{name} is zero after {after}"), values, |values| {
+        wait::for_value(SHORTLY, &format!("{name} is zero after {after}"), values, |values| {
             !values.is_empty() && values.iter().all(|value| *value == 0.0)
         });
     }
