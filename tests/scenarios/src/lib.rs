@@ -16,8 +16,8 @@
 //! | `brute_force` | counting, on every worker | concurrent guesses on many connections |
 //! | `metrics` | counters and gauges | timings, lost races |
 //! | `config_source` | [`documents`]: valid, invalid, late, aborted, missing | files that are saved, and Envoy that serves them |
-//! | `redis::basics` | [`redis_buckets`]: names, prefixes, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
-//! | `redis::deny_cache` | [`redis_buckets`]: refusals, and what clears them | floods, and exact seconds |
+//! | `redis::basics` | [`redis_buckets`]: namespaces, deletion | contents and expiry in a real Redis; HTTP/2; clients that disconnect |
+//! | `redis::deny_cache` | [`redis_buckets`]: refusals, and what clears them | floods |
 //! | `redis::health` | [`redis_health`] | a Redis that is a replica, full or flushed; Envoys that start later |
 //! | `redis::auth` | [`redis_outages`]: valid and wrong passwords | users, ACLs and TLS of a real Redis |
 //! | `redis::faults` | [`redis_outages`]: frozen, killed, recovered | every fault under load, with fault injection |

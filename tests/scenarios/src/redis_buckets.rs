@@ -25,28 +25,6 @@ fn assert_no_failures(gateway: &mut dyn Gateway) {
     }
 }
 
-pub fn every_kind_of_caller_has_a_bucket_with_the_documented_name(host: &dyn Host) {
-    let mut gateway = host.start(&setup_in_redis(two_tiers(5, 10)).addresses());
-    for (request, bucket) in [
-        (request(), "rate_limit:pro"),
-        (Request::get("/").from("203.0.113.9"), "rate_limit:203.0.113.9"),
-        (Request::get("/").from("2001:db8::17"), "rate_limit:2001:db8::/64"),
-        (Request::get("/").key("unknown").from("198.51.100.1"), "rate_limit:198.51.100.1"),
-    ] {
-        assert_eq!(gateway.send(&request).status, 200);
-        let buckets = gateway.redis().buckets();
-        assert!(buckets.iter().any(|name| name == bucket), "{bucket} among {buckets:?}");
-    }
-}
-
-pub fn key_prefix_is_the_prefix_of_every_bucket(host: &dyn Host) {
-    let mut config = in_redis(two_tiers(5, 10), LONG_TIMEOUT_MS, "local");
-    config["store"]["key_prefix"] = json!("other:");
-    let mut gateway = host.start(&Setup::new().config(&config).redis());
-    gateway.send(&request());
-    assert_eq!(gateway.redis().buckets(), ["other:pro"]);
-}
-
 pub fn namespaces_have_separate_buckets(host: &dyn Host) {
     let mut other = two_tiers(5, 10);
     other["namespace"] = json!("second");

@@ -149,9 +149,10 @@ fn the_command_names_bucket_limit_and_expiry() {
         (get.clone().key("named"), "rate_limit:acme 10 1000001 120000 1 10 1000001"),
         (get.clone().key("plain"), "rate_limit:a116c9ed46d62077 25 2000000 60000 2 3 10000"),
         (get.clone().from("192.0.2.7:4711"), "rate_limit:192.0.2.7 5 250000 1000 3 5 250000"),
-        (get.clone().from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 250000 1000 4 5 250000"),
-        (get.clone().from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 250000 1000 5 5 250000"),
-        (get.from("@"), "rate_limit:unknown 5 250000 1000 6 5 250000"),
+        (get.clone().key("?").from("192.0.2.7"), "rate_limit:192.0.2.7 5 250000 1000 4 5 250000"),
+        (get.clone().from("[::ffff:192.0.2.8]:1"), "rate_limit:192.0.2.8 5 250000 1000 5 5 250000"),
+        (get.clone().from("[2001:db8::1]:80"), "rate_limit:2001:db8::/64 5 250000 1000 6 5 250000"),
+        (get.from("@"), "rate_limit:unknown 5 250000 1000 7 5 250000"),
     ];
     for (request, wanted) in cases {
         world.redis.model.commands.clear();
