@@ -8,6 +8,7 @@ use e2e::envoy::Envoy;
 use e2e::load::{self, StatusCounts};
 use e2e::setup::Setup;
 use e2e::upstream::{Answer, Upstream};
+use scenarios::documents;
 use serde_json::{Value, json};
 
 use crate::support::{ONE_PER_HOUR, await_that, await_that_within, tier, two_tiers};
@@ -85,13 +86,8 @@ fn a_hundred_valid_and_invalid_documents_lose_no_request_and_no_token() {
             .to_string(),
         })
     });
-    let mut config = two_tiers(5, CAPACITY);
-    config["config_source"] = json!({
-        "cluster": "config_files",
-        "tiers": "/tiers.json",
-        "api_keys": "/api_keys.json",
-        "ttl_seconds": 1,
-    });
+    let mut config = documents::config();
+    config["tiers"]["pro"] = tier(CAPACITY, ONE_PER_HOUR);
     let envoy =
         Setup::new().config(&config).cluster("config_files", source.address()).workers(4).quiet().start();
     let reloads =

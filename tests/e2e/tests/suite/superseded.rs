@@ -332,28 +332,22 @@ fn superseded_generations_on_every_worker_are_passive() {
 fn a_draining_listener_is_passive() {
     let upstream = upstream();
     let setup = Setup::new().workers(1).config(&numbered(&measured(3), FIRST_LIMIT));
-    let mut envoy = setup.upstream(upstream.address()).trusted_hops(1).by_lds(300).quiet().start();
-    let mut drains = envoy.connect();
-    let mut callers = 0..;
-    wait::until_within(Duration::from_secs(30), "DEGRADED by errors", || {
-        drains.send(&caller("/fails", callers.next()?));
-        (health(&envoy) == "DEGRADED").then_some(())
-    });
+    let envoy = setup.upstream(upstream.address()).trusted_hops(1).by_lds(300).quiet().start();
+    let mut gateway = Gateway { envoy, limit: FIRST_LIMIT, _streams: Vec::new() };
+    let mut drains = gateway.envoy.connect();
+    drains.send(&caller("/", 0));
+    gateway.fail_until_degraded();
     let text = numbered(&plain(), FIRST_LIMIT + 1).to_string();
-    envoy.change_listeners(|listeners| {
+    gateway.envoy.change_listeners(|listeners| {
         let manager = &mut listeners[0]["filter_chains"][0]["filters"][0]["typed_config"];
         manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"] = json!(text);
     });
-    await_that("the new listener", || envoy.send(&caller("/", 0)).limit() == FIRST_LIMIT + 1);
-    await_that("NORMAL", || health(&envoy) == "NORMAL");
-    let began = Instant::now();
+    await_that("the new listener", || gateway.envoy.send(&caller("/", 0)).limit() == FIRST_LIMIT + 1);
+    await_that("NORMAL", || health(&gateway.envoy) == "NORMAL");
     // The next response on a draining listener closes the connection.
     let last = drains.send(&caller("/fails", 0));
     assert_eq!((last.limit(), last.one("connection").as_str()), (FIRST_LIMIT, "close"));
-    while began.elapsed() < STABLE {
-        assert_eq!(health(&envoy), "NORMAL", "after {:?}", began.elapsed());
-        thread::sleep(Duration::from_millis(20));
-    }
+    gateway.assert_health_stays("NORMAL");
 }
 
 #[test]
