@@ -1,5 +1,6 @@
 //! Reading and checking the YAML that we ship, with the programs that `cargo xtask test` installs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,27 +27,21 @@ pub fn yaml_documents(path: &Path) -> Vec<Value> {
     serde_json::from_str(&output).expect("Python writes JSON")
 }
 
-/// Validates a file against the JSON schema of the Compose specification: whether it is valid, and the output.
+/// Checks that a file is valid by one of the JSON schemas of check-jsonschema, and no longer after a change of its text:
+/// the error then contains `named`.
 #[track_caller]
-pub fn check_compose(path: &Path) -> (bool, String) {
-    check(path, "vendor.compose-spec")
-}
-
-/// Validates a file against Renovate's JSON schema: whether it is valid, and the output.
-#[track_caller]
-pub fn check_renovate(path: &Path) -> (bool, String) {
-    check(path, "vendor.renovate")
-}
-
-/// Validates a file against the JSON schema of GitHub's workflows: whether it is valid, and the output.
-#[track_caller]
-pub fn check_workflow(path: &Path) -> (bool, String) {
-    check(path, "vendor.github-workflows")
-}
-
-#[track_caller]
-fn check(path: &Path, schema: &str) -> (bool, String) {
-    run(Command::new(from_env("CHECK_JSONSCHEMA")).args(["--builtin-schema", schema]).arg(path))
+pub fn assert_schema(path: &Path, schema: &str, (from, to): (&str, &str), named: &str) {
+    let check = |path: &Path| {
+        run(Command::new(from_env("CHECK_JSONSCHEMA")).args(["--builtin-schema", schema]).arg(path))
+    };
+    let (is_valid, output) = check(path);
+    assert!(is_valid, "{}: {output}", path.display());
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let broken = dir.path().join(path.file_name().expect("a file"));
+    let text = fs::read_to_string(path).expect("text");
+    fs::write(&broken, text.replace(from, to)).expect("written");
+    let (is_valid, output) = check(&broken);
+    assert!(!is_valid && output.contains(named), "{}: {output}", path.display());
 }
 
 /// Runs promtool in `folder`: whether it succeeded, and its output.
