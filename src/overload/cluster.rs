@@ -62,7 +62,6 @@ pub struct ClusterControl {
     /// What this worker holds; `at` and `waiting` are those of the last flush.
     pub entry: WorkerEntry,
     pub yields_until: StoreTime,
-    pub places_in_a_row: u32,
 }
 
 impl ClusterRecord {
@@ -159,14 +158,12 @@ impl ClusterControl {
         self.entry.in_flight = self.entry.in_flight.saturating_sub(1);
     }
 
-    /// Leaves the place that was just given back to the other workers that wait, one time in ten: else those with many
-    /// requests in flight would take every place again before the others look for one.
+    /// Leaves the place that was just given back to the other workers that wait, once in a tenth of the longest wait:
+    /// else those with many requests in flight would take every place again before the others look for one.
     pub fn yield_place(&mut self, now: StoreTime, shared: &impl Shared) {
         let Some(priority) = self.best_priority() else { return };
-        let has_others = self.workers_waiting(priority, shared) > 1;
-        self.places_in_a_row = if has_others { self.places_in_a_row + 1 } else { 0 };
-        if f64::from(self.places_in_a_row) * TOLERANCE >= 1.0 {
-            self.places_in_a_row = 0;
+        let is_due = now.since(self.yields_until) >= MAX_WAIT.mul_f64(TOLERANCE);
+        if is_due && self.workers_waiting(priority, shared) > 1 {
             self.yields_until = now.after(2 * TICK);
         }
     }

@@ -7,6 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
+use harness::random::Random;
+
 use super::cluster::{ClusterRecord, Rank, WorkerEntry};
 use super::concurrency_limit::{ConcurrencyLimit, LimitState};
 use super::health_detector::HealthDetector;

@@ -416,3 +416,37 @@ fn a_burst_to_a_quiet_upstream_waits() {
     }
     assert!(!worker.outputs().iter().any(|output| matches!(output, Output::Shed(_))));
 }
+
+#[test]
+fn no_worker_waits_for_long_while_others_get_every_place() {
+    const SERVERS: usize = 5;
+    let mut workers = workers::<8>();
+    let (mut free_at, mut in_flight) = ([0; SERVERS], BTreeSet::<(u64, usize, RequestId)>::new());
+    let (mut served_at, mut longest_ms, mut random) = ([0_u64; 8], 0, Random::new(1));
+    for ms in 0..60_000 {
+        while let Some((_, index, id)) = in_flight.first().copied().filter(|(end, ..)| *end <= ms) {
+            in_flight.pop_first();
+            workers[index].finish(id, GOOD, ms);
+            longest_ms = longest_ms.max(ms - served_at[index]);
+            served_at[index] = ms;
+        }
+        let first = random.below(8) as usize;
+        for turn in 0..workers.len() {
+            // Together they send three times what the upstream can do.
+            let index = (turn + first) % workers.len();
+            let worker = &mut workers[index];
+            let admitted = (ms % 50 == index as u64).then(|| worker.admit(2, ms).1).flatten();
+            if ms % 2 == 0 {
+                worker.tick(ms);
+            }
+            for output in admitted.into_iter().chain(worker.outputs()) {
+                if let Output::Send(id) = output {
+                    let server = free_at.iter_mut().min().unwrap();
+                    *server = ms.max(*server) + 100;
+                    in_flight.insert((*server, index, id));
+                }
+            }
+        }
+    }
+    assert!(longest_ms < 5_000, "{longest_ms}");
+}
