@@ -251,6 +251,8 @@ impl ConcurrencyLimit {
         let (goal_s, is_limiting) = (self.goal_s(), self.state == LimitState::Limiting);
         let is_steady = is_limiting && self.totals.samples >= in_flight;
         let before = Some(Measurement { limit: self.target, latency: estimate.little });
+        // While demand rises to an upstream with room, Little's law shows too high a latency.
+        let latency = if is_limiting { estimate.high } else { estimate.low };
         // Under load, the baseline is measured from time to time.
         let due_s = VERIFY_INTERVAL.as_secs_f64().max(BASELINE_SAMPLES * self.baseline.seconds);
         let is_due = self.verified_at.is_none_or(|at| self.updated.since(at).as_secs_f64() > due_s);
@@ -265,9 +267,7 @@ impl ConcurrencyLimit {
             if is_steady {
                 self.lower(self.target / 2.0, true, before, self.target);
             }
-        } else if estimate.high.most_s() < goal_s
-            || self.verified_at.is_none() && estimate.mean.seconds < goal_s
-        {
+        } else if latency.most_s() < goal_s || self.verified_at.is_none() && estimate.mean.seconds < goal_s {
             // Before there ever was room for all, nothing says that there is a queue.
             let growth =
                 (goal_s - estimate.mean.seconds) / (goal_s - self.baseline.seconds).max(f64::EPSILON);

@@ -209,6 +209,9 @@ pub fn all() -> Vec<Scenario> {
     all.push(one("rise-tenfold", LARGE, &[(12.0, 200.0), (15.0, 2_000.0), (10.0, 200.0)]));
     let slow = Upstream { service_us: 500_000.0, ..LARGE };
     all.push(one("rise-slow", slow, &[(30.0, 10.0), (15.0, 100.0), (10.0, 10.0)]));
+    let slow = Upstream { service_us: 1e6, ..LARGE };
+    let rise = one("rise-1s", slow, &[(40.0, 5.0), (20.0, 50.0), (10.0, 5.0)]);
+    all.push(rise.with(|c| c.clients = long_timeout));
     all.push(one("rise-hundredfold", LARGE, &[(12.0, 20.0), (15.0, 2_000.0), (10.0, 20.0)]));
     for load in [0.1, 0.5, 0.89] {
         let upstream = Upstream { servers: 20.0, ..SMALL };
