@@ -117,3 +117,24 @@ fn pauses_are_short_again_after_ten_seconds_without_failures() {
         assert_eq!(wait_for_probe(&mut test) <= 100, is_short, "after {quiet_us} µs");
     }
 }
+
+#[test]
+fn pauses_grow_also_where_commands_take_the_place_of_probes() {
+    let mut test = session();
+    test.pass(20 * SECOND);
+    break_the_connection(&mut test);
+    for longest_ms in [100, 200, 400, 800, 1_000, 1_000] {
+        let mut pause_ms = 0;
+        while !test.session.is_accepting() {
+            test.now_us += MS;
+            test.session.release_if_idle(test.now());
+            test.stall(0);
+            pause_ms += 1;
+        }
+        let is_in_bounds = (longest_ms * 3 / 4..=longest_ms).contains(&pause_ms);
+        assert!(is_in_bounds, "{pause_ms} ms of {longest_ms} ms");
+        test.start(50, take(50));
+        test.hang_up();
+        assert!(!test.session.is_accepting(), "one failure is enough");
+    }
+}

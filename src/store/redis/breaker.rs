@@ -34,6 +34,8 @@ pub struct Breaker {
     shard_errors: u32,
     /// When a token was last given.
     token_at: StoreTime,
+    /// Whether no token was given since the last pause began.
+    is_open: bool,
     /// Pauses since the first failure.
     pauses: u32,
     closed_at: StoreTime,
@@ -49,6 +51,7 @@ impl Breaker {
             errors: 0,
             shard_errors: 0,
             token_at: StoreTime::default(),
+            is_open: false,
             pauses: 0,
             closed_at: StoreTime::default(),
             random: seed | 1,
@@ -85,8 +88,11 @@ impl Breaker {
         self.silences = 0;
     }
 
-    /// Redis has replied to a command that takes a token, which shows that it works.
+    /// Redis has replied to a command that takes a token, which shows that it works: the breaker closes.
     pub fn record_token(&mut self, now: StoreTime) {
+        if std::mem::take(&mut self.is_open) {
+            self.closed_at = now;
+        }
         self.token_at = now;
         self.silences = 0;
         self.errors = 0;
@@ -98,9 +104,9 @@ impl Breaker {
         self.silences >= MAX_FAILURES || self.errors >= MAX_FAILURES || self.shard_errors >= MAX_SHARD_ERRORS
     }
 
-    /// How long to send nothing: from now on, or for longer yet after a probe that failed.
-    pub fn open(&mut self, has_probed: bool, now: StoreTime) -> Duration {
-        if !has_probed && now.since(self.closed_at) > QUIET_TIME {
+    /// How long to send nothing from now on: longer after each pause that no token followed.
+    pub fn open(&mut self, now: StoreTime) -> Duration {
+        if !std::mem::replace(&mut self.is_open, true) && now.since(self.closed_at) > QUIET_TIME {
             self.pauses = 0;
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << self.pauses.min(16)).min(LAST_PAUSE);
@@ -108,12 +114,6 @@ impl Breaker {
         // A quarter of the longest pause is less than a second.
         let jitter_us = u64::from((pause / 4).subsec_micros());
         pause * 3 / 4 + Duration::from_micros(self.next_random() % jitter_us)
-    }
-
-    /// Redis works again.
-    pub fn close(&mut self, now: StoreTime) {
-        self.record_token(now);
-        self.closed_at = now;
     }
 
     /// Xorshift: spreads pauses, no more.

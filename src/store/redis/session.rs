@@ -431,7 +431,7 @@ impl Session {
     fn trip(&mut self, failure: Failure, now: StoreTime) {
         self.fail_all(&failure);
         self.drop_stream();
-        let pause = self.breaker.open(matches!(self.state, SessionState::Probing(_)), now);
+        let pause = self.breaker.open(now);
         self.state = SessionState::Broken { until: now.after(pause) };
         if self.connected != Some(false) {
             self.connected = Some(false);

@@ -102,7 +102,7 @@ impl Session {
             }
             SessionState::Probing(Probe::Timed) => {
                 self.state = SessionState::Open;
-                self.breaker.close(now);
+                self.breaker.record_token(now);
                 self.note_connected();
             }
             SessionState::Idle | SessionState::Open | SessionState::Broken { .. } => {}
