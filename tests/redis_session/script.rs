@@ -44,3 +44,16 @@ fn the_script_is_sent_once_and_within_the_original_deadline() {
     test.receive(noscript);
     assert!(!test.wants_turn(), "no token is taken for a command that has timed out");
 }
+
+#[test]
+fn the_script_is_not_sent_for_a_request_that_has_ended() {
+    let mut test = session();
+    test.redis.knows_script = false;
+    let left = test.send(1, take(1));
+    test.start(2, take(2));
+    test.cancel(left);
+    test.deliver();
+    assert_eq!(words(&test.flush()), ["EVAL <take> 1 bucket:2 3 1 1000 3 1 1"]);
+    test.deliver();
+    assert_eq!(test.outcomes(), ok([2]));
+}

@@ -60,7 +60,7 @@ impl Session {
             },
             Read::Authenticated => {}
             Read::UnknownScript => match (pending.recipient, pending.sent) {
-                (Recipient::Gone, _) | (_, Sent::Auth) => {}
+                (Recipient::Gone | Recipient::Left, _) | (_, Sent::Auth) => {}
                 (recipient, Sent::Command(command, _)) => {
                     self.transmit(recipient, command, Script::Text, pending.wait);
                 }
