@@ -68,7 +68,9 @@ pub enum RedisAnswer {
 #[derive(Debug)]
 enum Purpose {
     Charge {
-        start: DecisionStart,
+        /// The request that waits for the reply; `None`: it has ended.
+        request: Option<RequestId>,
+        sent_at: StoreTime,
         charge: Charge,
         limits_version: u32,
     },
@@ -165,7 +167,8 @@ impl RedisLimiter {
         let command = Command::Take(Take { key, limit: charge.limit, other_limit, ttl_ms });
         match self.session.send(command, self.session.timeout(), now) {
             Ok(id) => {
-                self.purposes.insert(id, Purpose::Charge { start, charge, limits_version });
+                let request = Some(start.id);
+                self.purposes.insert(id, Purpose::Charge { request, sent_at: now, charge, limits_version });
                 ChargeAttempt::Sent(id)
             }
             Err(declined) => {
@@ -194,15 +197,17 @@ impl RedisLimiter {
         Ok(id)
     }
 
-    /// The request that waited for a command has ended: nothing is charged for it here. A change of health that was
-    /// sent applies.
+    /// The request that waited for a command has ended. Of a charge that was sent already, only the deny cache gets the
+    /// reply: a caller whose clients leave at once must not cost Redis a command for each request. A change of health
+    /// that was sent applies.
     pub fn cancel(&mut self, id: CommandId) {
-        if !matches!(self.purposes.get(&id), Some(Purpose::Charge { .. })) {
-            return;
-        }
-        self.session.cancel(id);
-        if let Some(Purpose::Charge { start, charge, .. }) = self.purposes.remove(&id) {
-            self.release(&charge.owner, start.id);
+        let Some(Purpose::Charge { request, charge, .. }) = self.purposes.get_mut(&id) else { return };
+        let request = request.take();
+        if self.session.cancel(id) {
+            if let Some(request) = request {
+                self.deny_cache.release(&charge.owner, request);
+            }
+            self.purposes.remove(&id);
         }
     }
 
@@ -282,7 +287,9 @@ impl RedisLimiter {
                     self.publish_event(data);
                 }
                 SessionOutput::Reply(id, reply) => {
-                    if let Err(failure) = &reply {
+                    if let Err(failure) = &reply
+                        && !self.has_request_ended(id)
+                    {
                         metrics.count(metrics::store_failures(failure.reason), 1);
                         self.log_failure(failure, now);
                     }
@@ -300,6 +307,11 @@ impl RedisLimiter {
         [self.next_timeout, self.session.poll_timeout()].into_iter().flatten().min()
     }
 
+    /// Whether the request of a command has ended. A failure is then no request's.
+    fn has_request_ended(&self, id: CommandId) -> bool {
+        matches!(self.purposes.get(&id), Some(Purpose::Charge { request: None, .. }))
+    }
+
     /// Does what follows from a reply; returns the answer to the request that waits for it, if one does.
     fn settle(
         &mut self,
@@ -309,9 +321,10 @@ impl RedisLimiter {
         data: &impl SharedData,
     ) -> Option<(RequestId, RedisAnswer)> {
         match self.purposes.remove(&id)? {
-            Purpose::Charge { start, charge, limits_version } => {
+            Purpose::Charge { request, sent_at, charge, limits_version } => {
                 let is_current = limits_version == self.limits_version;
-                Some((start.id, self.answer_to_charge(charge, start.at, is_current, reply)))
+                let answer = self.answer_to_charge(charge, sent_at, is_current, reply);
+                request.map(|request| (request, answer))
             }
             Purpose::SetHealth { id, network, health_override } => {
                 Some((id, RedisAnswer::Health { network, health_override, is_stored: reply.is_ok() }))

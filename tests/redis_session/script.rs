@@ -55,5 +55,5 @@ fn the_script_is_not_sent_for_a_request_that_has_ended() {
     test.deliver();
     assert_eq!(words(&test.flush()), ["EVAL <take> 1 bucket:2 3 1 1000 3 1 1"]);
     test.deliver();
-    assert_eq!(test.outcomes(), ok([2]));
+    assert_eq!(test.outcomes(), [failed(FailureKind::Error, [1]), ok([2])].concat());
 }

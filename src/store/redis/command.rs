@@ -162,6 +162,11 @@ pub(super) fn protocol(detail: &str) -> Failure {
     Failure { reason: FailureKind::Protocol, detail: detail.to_owned() }
 }
 
+/// Redis does not know the script, and its text is not sent.
+pub(super) fn unknown_script() -> Failure {
+    Failure { reason: FailureKind::Error, detail: "the script is not known".to_owned() }
+}
+
 /// Redis has not replied in time.
 pub(super) fn timeout() -> Failure {
     Failure { reason: FailureKind::Timeout, detail: "no reply in time".to_owned() }

@@ -21,12 +21,22 @@ pub(super) struct PendingReply {
 pub(super) enum Recipient {
     /// The owner, for this command.
     Owner(CommandId),
-    /// The owner, who took the command back when it was sent already.
-    Left,
+    /// The owner, for this command, which is not sent again: its request has ended.
+    Left(CommandId),
     /// The session itself.
     Session,
     /// Nothing any more: its time is over.
     Gone,
+}
+
+impl Recipient {
+    /// The command whose owner gets the reply.
+    pub fn command(self) -> Option<CommandId> {
+        match self {
+            Recipient::Owner(id) | Recipient::Left(id) => Some(id),
+            Recipient::Session | Recipient::Gone => None,
+        }
+    }
 }
 
 /// How long a reply is waited for.

@@ -55,7 +55,7 @@ pub enum SessionOutput {
     Stream(StreamAction),
     /// What has become of Redis.
     Event(Event),
-    /// What has become of a command: once for each that was sent, unless it was cancelled before.
+    /// What has become of a command: once for each, unless it was cancelled before it was sent.
     Reply(CommandId, Result<ReplyValue, Failure>),
 }
 
@@ -191,14 +191,14 @@ impl Session {
         Ok(id)
     }
 
-    /// Takes back a [`Command::Take`], for its request has ended. Returns whether it still waited. One on the wire may be
-    /// carried out; its reply is dropped if it is still to come.
+    /// Takes back a [`Command::Take`], for its request has ended. Returns whether it still waited: then it gets no reply.
+    /// One on the wire may be carried out, and gets its reply, but is not sent again.
     pub fn cancel(&mut self, id: CommandId) -> bool {
         if self.queue.remove(id).is_some() {
             return true;
         }
         if let Some(sent) = self.pending.iter_mut().find(|sent| sent.recipient == Recipient::Owner(id)) {
-            sent.recipient = Recipient::Left;
+            sent.recipient = Recipient::Left(id);
         }
         false
     }
@@ -264,8 +264,7 @@ impl Session {
             SessionState::Broken { until } if now < until => {}
             SessionState::Broken { .. } => self.state = SessionState::Idle,
             SessionState::Open | SessionState::Probing(_) => {
-                let is_idle =
-                    !self.pending.iter().any(|pending| matches!(pending.recipient, Recipient::Owner(_)));
+                let is_idle = self.pending.iter().all(|pending| pending.recipient.command().is_none());
                 if is_idle && self.queue.is_empty() && now.since(self.sent_at) >= IDLE_TIME {
                     self.pending.clear();
                     self.drop_stream();
@@ -330,8 +329,8 @@ impl Session {
                 continue;
             }
             match std::mem::replace(recipient, Recipient::Gone) {
-                Recipient::Owner(id) => self.replies.push_back((id, Err(timeout()))),
-                Recipient::Left | Recipient::Session => {}
+                Recipient::Owner(id) | Recipient::Left(id) => self.replies.push_back((id, Err(timeout()))),
+                Recipient::Session => {}
                 Recipient::Gone => continue,
             }
             late += 1;
@@ -401,15 +400,19 @@ impl Session {
 
     /// Opens another stream, which may reach the master, and sends the commands of requests that have not ended again
     /// there: a replica carries out none.
-    fn leave_replica(&mut self, now: StoreTime) {
+    fn leave_replica(&mut self, failure: &Failure, now: StoreTime) {
         // A password starts the clock again, and what was to be withheld has to be by then.
         self.clock.check(now);
         let pending = std::mem::take(&mut self.pending);
         self.drop_stream();
         self.open_stream(now);
         for PendingReply { recipient, sent, wait, .. } in pending {
-            if let (Recipient::Owner(_), Sent::Command(command, _)) = (recipient, sent) {
-                self.transmit(recipient, command, Script::Hash, wait);
+            match (recipient, sent) {
+                (Recipient::Owner(_), Sent::Command(command, _)) => {
+                    self.transmit(recipient, command, Script::Hash, wait);
+                }
+                (Recipient::Left(_), _) => self.reply(recipient, Err(failure.clone())),
+                _ => {}
             }
         }
         // Their deadlines stay.
@@ -441,7 +444,7 @@ impl Session {
 
     fn fail_all(&mut self, failure: &Failure) {
         for pending in self.pending.drain(..) {
-            if let Recipient::Owner(id) = pending.recipient {
+            if let Some(id) = pending.recipient.command() {
                 self.replies.push_back((id, Err(failure.clone())));
             }
         }

@@ -300,10 +300,13 @@ impl FakeSession {
         self.events.pop_front()
     }
 
-    /// Takes a command back: no reply may come. Returns whether it still waited.
+    /// Takes a command back. Returns whether it still waited: then no reply may come.
     pub fn cancel(&mut self, command: CommandId) -> bool {
         self.poll();
-        self.ids.remove(&command);
-        self.session.cancel(command)
+        let has_waited = self.session.cancel(command);
+        if has_waited {
+            self.ids.remove(&command);
+        }
+        has_waited
     }
 }

@@ -1,7 +1,9 @@
 //! What follows from the replies of Redis.
 
 use super::{Probe, Session, SessionState};
-use crate::store::redis::command::{Command, Event, Failure, Read, ReplyValue, Sent, protocol, read};
+use crate::store::redis::command::{
+    Command, Event, Failure, Read, ReplyValue, Sent, protocol, read, unknown_script,
+};
 use crate::store::redis::failure::{FailureKind, Scope};
 use crate::store::redis::pending_reply::{PendingReply, Recipient};
 use crate::store::redis::resp::Malformed;
@@ -44,7 +46,7 @@ impl Session {
     fn settle(&mut self, pending: PendingReply, read: Read, now: StoreTime) {
         match read {
             Read::Value(value) => match pending.recipient {
-                recipient @ (Recipient::Owner(_) | Recipient::Left) => {
+                recipient @ (Recipient::Owner(_) | Recipient::Left(_)) => {
                     match value {
                         ReplyValue::Taken(_) => {
                             self.has_taken = true;
@@ -60,7 +62,8 @@ impl Session {
             },
             Read::Authenticated => {}
             Read::UnknownScript => match (pending.recipient, pending.sent) {
-                (Recipient::Gone | Recipient::Left, _) | (_, Sent::Auth) => {}
+                (recipient @ Recipient::Left(_), _) => self.reply(recipient, Err(unknown_script())),
+                (Recipient::Gone, _) | (_, Sent::Auth) => {}
                 (recipient, Sent::Command(command, _)) => {
                     self.transmit(recipient, command, Script::Text, pending.wait);
                 }
@@ -68,10 +71,10 @@ impl Session {
             Read::Error(failure, scope) if failure.reason == FailureKind::ReadOnly => {
                 self.breaker.record_error(scope, now);
                 self.pending.push_front(pending);
-                if self.has_failed() { self.trip(failure, now) } else { self.leave_replica(now) }
+                if self.has_failed() { self.trip(failure, now) } else { self.leave_replica(&failure, now) }
             }
             Read::Error(failure, scope) => {
-                if let Recipient::Owner(_) | Recipient::Left = pending.recipient {
+                if let Recipient::Owner(_) | Recipient::Left(_) = pending.recipient {
                     self.reply(pending.recipient, Err(failure.clone()));
                     // An error of another command, such as a missing right to read health, is no reason to stop.
                     if matches!(pending.sent, Sent::Command(Command::Take(_), _)) {
@@ -88,8 +91,8 @@ impl Session {
         }
     }
 
-    fn reply(&mut self, recipient: Recipient, reply: Result<ReplyValue, Failure>) {
-        if let Recipient::Owner(id) = recipient {
+    pub(super) fn reply(&mut self, recipient: Recipient, reply: Result<ReplyValue, Failure>) {
+        if let Some(id) = recipient.command() {
             self.replies.push_back((id, reply));
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Each command is answered once, at the latest at the tick after its deadline. Its timeout begins when it is sent, or,
 //! while it is queued, when the last one was sent. Without tampering, the answer is the one of Redis to that command. A
-//! command that is cancelled is not answered. Commands in flight and queued commands are bounded.
+//! command that is cancelled before it is sent is not answered. Commands in flight and queued commands are bounded.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -115,8 +115,9 @@ impl SessionTest {
     /// Cancels the last command that took a token.
     fn cancel(&mut self) {
         let Some((id, command)) = self.last_take.take() else { return };
-        self.fake.cancel(command);
-        self.waiting.remove(&id);
+        if self.fake.cancel(command) {
+            self.waiting.remove(&id);
+        }
     }
 
     /// Records a sent command: its timeout begins, and that of all queued commands.

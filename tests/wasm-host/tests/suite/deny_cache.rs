@@ -186,14 +186,40 @@ fn a_rejection_by_the_limit_of_an_older_document_is_not_cached() {
 }
 
 #[test]
-fn a_recheck_whose_client_leaves_is_left_to_the_next_request() {
-    let mut world = rejected(plain_redis_setup(SLOW));
-    world.advance_ms(1_000);
-    world.redis.mode = Mode::Silent;
-    let recheck = world.send(0, &get());
-    assert!(is_denied(&mut world, 0));
-    world.disconnect(recheck);
-    assert!(!is_denied(&mut world, 0));
+fn a_recheck_whose_client_leaves_is_left_to_the_next_request_only_if_it_was_not_sent() {
+    // (other commands on the wire, where there is room for 125)
+    for (others, wanted) in [(124, Some(429)), (125, None)] {
+        let mut world = rejected(plain_redis_setup(SLOW));
+        world.advance_ms(1_000);
+        world.redis.mode = Mode::Silent;
+        for n in 0..others {
+            world.send(0, &get().from(&format!("198.51.100.{n}")));
+        }
+        let ids = [(); 2].map(|()| world.send(0, &get()));
+        assert_eq!(ids.map(|id| status(&world, id)), [None, Some(429)]);
+        world.disconnect(ids[0]);
+        let next = world.send(0, &get());
+        assert_eq!(status(&world, next), wanted, "{others} others");
+    }
+}
+
+#[test]
+fn a_caller_whose_clients_leave_at_once_costs_redis_one_command_a_second() {
+    let mut world = World::start(plain_redis_setup(SLOW));
+    assert_eq!(world.get(0, &get()).status, 200);
+    // That there is no token left, the worker learns from a reply to a client that has left.
+    for requests in [1, 10, 10] {
+        let scripts = world.redis.scripts();
+        world.redis.mode = Mode::Silent;
+        for _ in 0..requests {
+            let id = world.send(0, &get());
+            world.disconnect(id);
+        }
+        world.redis_starts();
+        assert!(is_denied(&mut world, 0));
+        assert_eq!(world.redis.scripts(), scripts + 1);
+        world.advance_ms(1_000);
+    }
 }
 
 #[test]
