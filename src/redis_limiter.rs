@@ -246,6 +246,9 @@ impl RedisLimiter {
         }
         self.session.handle_timeout(now);
         if role == Role::Superseded {
+            // If it becomes the newest again, another one has published what it found since.
+            self.session.forget_status();
+            self.pending_event = None;
             return;
         }
         let is_accepting = self.session.is_accepting();

@@ -87,7 +87,7 @@ pub struct Session {
     clock: ReplyClock,
     state: SessionState,
     breaker: Breaker,
-    /// Whether Redis answers, as the last event said.
+    /// Whether Redis answers, as the last event said; `None` where none did.
     connected: Option<bool>,
     /// Whether polls need no probe: a token was taken on this stream, and no read or write has failed since.
     has_taken: bool,
@@ -272,6 +272,12 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Forgets whether Redis answers: the next token or failure that shows it is an event again.
+    pub fn forget_status(&mut self) {
+        (self.connected, self.event) = (None, None);
+        self.has_taken = false;
     }
 
     /// Lets [`Session::poll_output`] return what has gathered for the stream.

@@ -238,6 +238,20 @@ impl World {
         accepted != 0
     }
 
+    /// The root context of a worker's new requests.
+    pub fn root(&self, worker: usize) -> u32 {
+        self.workers[worker].root
+    }
+
+    /// Delivers the configuration of an older root context, which a request has kept alive: Envoy uses that root context
+    /// again, and calls nothing.
+    pub fn configure_again(&mut self, worker: usize, root: u32) {
+        let vm = self.workers[worker].vm;
+        assert!(self.vms[vm].state().roots.contains_key(&root), "{root} is deleted");
+        let gone = std::mem::replace(&mut self.workers[worker].root, root);
+        self.delete_idle_root(vm, gone);
+    }
+
     pub(crate) fn new_root(&mut self, vm: usize) -> u32 {
         self.last_context += 1;
         let root = self.last_context;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use scenarios::Request;
+use wasm_host::failures::{Act, Failure, status};
 use wasm_host::redis::Mode;
 use wasm_host::secrets::{API_KEY, REDIS_PASSWORD, REDIS_USER};
 use wasm_host::{Setup, World};
@@ -72,6 +73,37 @@ fn a_delivery_while_requests_wait_loses_none_of_them() {
     world.advance_ms(50);
     assert_eq!(world.response(waiting).map(|response| response.status), Some(200));
     assert_eq!(world.get(0, &keyed()).remaining(), 3);
+}
+
+#[test]
+fn after_a_rollback_health_reports_a_connected_redis() {
+    let old = redis_configuration("local");
+    let new = old.replace(r#""cluster": "redis""#, r#""cluster": "unreachable""#);
+    let mut setup = Setup::new(&old).workers(2);
+    setup.clusters.push("unreachable");
+    setup.refusing.push("unreachable");
+    let mut world = World::start(setup);
+    // The second worker serves no request and cannot connect, as the main thread.
+    let refused = Act::Status(status::INTERNAL_FAILURE);
+    world.vm(1).script([Failure { call: "proxy_grpc_stream", after: 0, times: u32::MAX, act: refused }]);
+    let redis = |world: &mut World| {
+        world.get(0, &keyed());
+        world.advance_ms(1_000);
+        world.get(0, &Request::get("/health")).json()["redis"].clone()
+    };
+    assert_eq!(redis(&mut world), "connected");
+    world.upstream.waits = true;
+    let root = world.root(0);
+    world.send(0, &Request::get("/websocket"));
+    world.upstream.waits = false;
+    assert!((0..2).all(|worker| world.configure(worker, new.as_bytes())));
+    world.advance_ms(2_000);
+    assert_eq!(redis(&mut world), "disconnected");
+
+    world.configure_again(0, root);
+    assert!(world.configure(1, old.as_bytes()));
+    world.advance_ms(2_000);
+    assert_eq!(redis(&mut world), "connected");
 }
 
 #[test]
