@@ -72,6 +72,11 @@ impl HealthSync {
         })
     }
 
+    /// When the next poll is due; after [`HealthSync::poll`], in the future.
+    pub fn next_poll(&self) -> StoreTime {
+        self.next_poll
+    }
+
     /// Takes over what Redis says, unless health has changed in this Envoy since the poll was sent.
     ///
     /// A Redis without a health has lost its data, or never had any: then the override of this Envoy holds, and the

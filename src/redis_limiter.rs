@@ -240,8 +240,8 @@ impl RedisLimiter {
     /// Does what is due: deadlines, and in the newest generation probes and polls of the health in Redis.
     pub fn handle_timeout(&mut self, now: StoreTime, role: Role, data: &impl SharedData) {
         self.role = role;
-        self.next_timeout = Some(now.after(POLL_INTERVAL));
         if role == Role::Superseded {
+            self.next_timeout = Some(now.after(POLL_INTERVAL));
             self.session.release_if_idle(now);
         }
         self.session.handle_timeout(now);
@@ -262,6 +262,7 @@ impl RedisLimiter {
                 self.purposes.insert(id, Purpose::PollHealth { health_changes });
             }
         }
+        self.next_timeout = Some(self.health_sync.next_poll());
     }
 
     /// Lets [`RedisLimiter::poll_output`] return what has gathered for the stream.

@@ -107,6 +107,29 @@ fn after_a_rollback_health_reports_a_connected_redis() {
 }
 
 #[test]
+fn a_request_that_waits_just_before_a_poll_does_not_put_it_off() {
+    let mut world = redis_world("deny");
+    let polls = |world: &World| {
+        let is_get = |command: &&Vec<Vec<u8>>| command[0] == b"GET";
+        world.redis.model.commands.iter().filter(is_get).count()
+    };
+    world.advance_ms(1_000);
+    let before = polls(&world);
+    while polls(&world) == before {
+        world.advance_ms(1);
+    }
+    world.advance_ms(240);
+    world.redis.mode = Mode::Frozen;
+    // While it waits, deadlines are checked each millisecond.
+    world.send(0, &keyed());
+    world.advance_ms(8);
+    world.redis_starts();
+    assert_eq!(polls(&world), before + 1);
+    world.advance_ms(10);
+    assert_eq!(polls(&world), before + 2);
+}
+
+#[test]
 fn an_upload_that_waits_arrives_complete() {
     let mut world = redis_world("local");
     world.redis.mode = Mode::Frozen;
