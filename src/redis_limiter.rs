@@ -103,7 +103,8 @@ pub struct RedisLimiter {
     /// Whether a request has come here. The main thread's VM never sees one, may not even be able to connect, and
     /// publishes nothing.
     is_used: bool,
-    was_connected: bool,
+    /// What it published last.
+    published: RedisStatus,
     /// What this generation of the plugin may do, as of the last tick. Before the first one, nothing can
     /// contradict it.
     role: Role,
@@ -130,7 +131,7 @@ impl RedisLimiter {
             health_sync: HealthSync::new(namespace, random),
             pending_event: None,
             is_used: false,
-            was_connected: false,
+            published: RedisStatus::default(),
             role: Role::Newest,
             next_timeout: None,
             next_log: [StoreTime::default(); FailureKind::COUNT],
@@ -400,25 +401,30 @@ impl RedisLimiter {
         RedisAnswer::Charge(charge, Some(verdict))
     }
 
-    /// Publishes to the other workers, and logs, that Redis is connected or lost.
+    /// Publishes to the other workers, and logs, that Redis is connected or lost. If they know already, it logs what has
+    /// become of this worker's circuit breaker.
     fn publish_event(&mut self, data: &impl SharedData) {
-        let is_known = self.is_used || self.was_connected || self.pending_event == Some(Event::Connected);
+        let has_published = self.published != RedisStatus::Unknown;
+        let is_known = self.is_used || has_published || self.pending_event == Some(Event::Connected);
         let may_publish = is_known && self.role == Role::Newest;
         let Some(event) = self.pending_event.take_if(|_| may_publish) else {
             return;
         };
         let redis = match event {
-            Event::Connected => {
-                self.was_connected = true;
-                RedisStatus::Connected
-            }
+            Event::Connected => RedisStatus::Connected,
             Event::Lost(_) => RedisStatus::Disconnected,
         };
-        if !self.health_sync.note_redis(redis, data) {
-            return;
-        }
+        let previous = std::mem::replace(&mut self.published, redis);
+        let is_news = self.health_sync.note_redis(redis, data);
         match event {
-            Event::Connected => log::info!("Redis connected"),
+            Event::Connected if is_news => log::info!("Redis connected"),
+            Event::Connected if previous == RedisStatus::Disconnected => {
+                log::info!("one worker's circuit breaker is closed");
+            }
+            Event::Connected => {}
+            Event::Lost(failure) if !is_news => {
+                log::info!("one worker's circuit breaker is open: {}", failure.detail);
+            }
             Event::Lost(failure) => {
                 let policy = self.on_failure.name();
                 log::warn!("Redis lost, on_failure {policy:?} decides until it is back: {}", failure.detail);

@@ -130,6 +130,37 @@ fn a_request_that_waits_just_before_a_poll_does_not_put_it_off() {
 }
 
 #[test]
+fn the_log_says_when_the_circuit_breaker_of_each_worker_opens_and_closes() {
+    let mut world = World::start(redis_setup("local").workers(2));
+    world.redis.model.password = Some((Some(REDIS_USER), REDIS_PASSWORD));
+    let log = |world: &World| {
+        let is_status = |line: &&str| {
+            ["Redis connected", "Redis lost", "one worker's"].iter().any(|start| line.starts_with(start))
+        };
+        let log = world.processes[0].log.borrow();
+        let lines = log.iter().filter(|(level, _)| *level >= 2).map(|(_, line)| line.as_str());
+        let start = |line: &str| line.split([',', ':']).next().unwrap_or_default().to_owned();
+        lines.filter(is_status).map(start).collect::<Vec<_>>()
+    };
+    (0..2).for_each(|worker| drop(world.get(worker, &keyed())));
+    world.redis.mode = Mode::Refuses;
+    world.redis_disconnects();
+    for worker in [0, 0, 0, 1, 1, 1] {
+        world.get(worker, &keyed());
+    }
+    world.redis_starts();
+    world.advance_ms(2_000);
+    let wanted = [
+        "Redis connected",
+        "Redis lost",
+        "one worker's circuit breaker is open",
+        "Redis connected",
+        "one worker's circuit breaker is closed",
+    ];
+    assert_eq!(log(&world), wanted);
+}
+
+#[test]
 fn an_upload_that_waits_arrives_complete() {
     let mut world = redis_world("local");
     world.redis.mode = Mode::Frozen;
